@@ -1,0 +1,1 @@
+//! The contract between command and host service.

@@ -1,0 +1,1 @@
+//! A board built from a table.

@@ -1,0 +1,288 @@
+//! The RAM of one machine.
+#![allow(unsafe_code)]
+
+use crate::{Gpa, PAGE_SIZE};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+
+/// Why guest memory could not be made or reached.
+#[derive(Debug, thiserror::Error)]
+pub enum MemError {
+    /// The range is not (wholly) RAM.
+    #[error("guest address {gpa} with {len} bytes is not memory")]
+    NotMemory {
+        /// First byte.
+        gpa: Gpa,
+        /// Length in bytes.
+        len: u64,
+    },
+    /// Regions overlap, are empty or are not whole pages.
+    #[error("the memory map is malformed at {gpa}")]
+    BadLayout {
+        /// The offending region.
+        gpa: Gpa,
+    },
+    /// The host would not give the memory.
+    #[error("the host gives no {bytes} bytes of memory")]
+    Host {
+        /// How much was asked for.
+        bytes: u64,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+/// One contiguous piece of RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// Where the guest finds it.
+    pub gpa: Gpa,
+    /// Bytes.
+    pub len: u64,
+    /// Offset in the backing file.
+    pub file_offset: u64,
+}
+
+/// A piece of host memory that backs guest RAM: for `readv`, `writev` and KVM's memory slots.
+#[derive(Clone, Copy, Debug)]
+pub struct HostRange {
+    /// First byte in this process.
+    pub ptr: *mut u8,
+    /// Bytes.
+    pub len: usize,
+}
+
+// SAFETY: the range is plain memory that stays mapped as long as the GuestMemory that gave it; whoever
+// dereferences it must uphold that, which is why doing so is unsafe.
+unsafe impl Send for HostRange {}
+
+struct Mapping {
+    regions: Vec<Region>,
+    base: NonNull<u8>,
+    len: usize,
+    file: File,
+}
+
+// SAFETY: `base` points to a shared mapping that lives until drop; all access goes through volatile or atomic
+// operations or raw copies, as shared memory demands.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: base and len are what mmap returned.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
+    }
+}
+
+/// The RAM of one machine. Cloning it is cheap and shares the memory.
+#[derive(Clone)]
+pub struct GuestMemory(Arc<Mapping>);
+
+impl GuestMemory {
+    /// Makes zeroed RAM. `layout` lists regions as (address, bytes): whole pages, ascending, disjoint.
+    /// The host gives pages as the guest touches them.
+    pub fn new(layout: &[(Gpa, u64)]) -> Result<GuestMemory, MemError> {
+        let mut regions = Vec::new();
+        let (mut total, mut end) = (0u64, 0u64);
+        for &(gpa, len) in layout {
+            let bad = MemError::BadLayout { gpa };
+            if len == 0 || len % PAGE_SIZE != 0 || gpa.0 % PAGE_SIZE != 0 || gpa.0 < end {
+                return Err(bad);
+            }
+            let Some(next) = gpa.0.checked_add(len) else { return Err(bad) };
+            let Some(sum) = total.checked_add(len) else { return Err(bad) };
+            regions.push(Region { gpa, len, file_offset: total });
+            end = next;
+            total = sum;
+        }
+        if total == 0 {
+            return Err(MemError::BadLayout { gpa: Gpa(0) });
+        }
+        let host = |source| MemError::Host { bytes: total, source };
+        let len = usize::try_from(total).map_err(|_| host(io::ErrorKind::OutOfMemory.into()))?;
+        // SAFETY: the name is a C string; the result is checked.
+        let fd = unsafe { libc::memfd_create(c"viv-guest-ram".as_ptr(), libc::MFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(host(io::Error::last_os_error()));
+        }
+        // SAFETY: fd was just opened and is owned by nobody else.
+        let file = unsafe { File::from_raw_fd(fd) };
+        file.set_len(total).map_err(host)?;
+        // SAFETY: a fresh shared mapping of a file that we own; the result is checked.
+        let ptr = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_NORESERVE,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if ptr == libc::MAP_FAILED {
+            return Err(host(io::Error::last_os_error()));
+        }
+        let base = NonNull::new(ptr.cast()).ok_or_else(|| host(io::ErrorKind::OutOfMemory.into()))?;
+        Ok(GuestMemory(Arc::new(Mapping { regions, base, len, file })))
+    }
+
+    /// The regions, ascending.
+    pub fn regions(&self) -> &[Region] {
+        &self.0.regions
+    }
+
+    /// Bytes of RAM in all regions.
+    pub fn size(&self) -> u64 {
+        self.0.len as u64
+    }
+
+    /// The memfd behind the RAM.
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.0.file.as_fd()
+    }
+
+    /// The host memory behind `len` bytes at `gpa`, which must lie in one region.
+    ///
+    /// The pointer is valid as long as any clone of this object lives. The guest may write to it at any
+    /// time: never make a Rust reference of it.
+    pub fn host_range(&self, gpa: Gpa, len: u64) -> Result<HostRange, MemError> {
+        let fail = MemError::NotMemory { gpa, len };
+        for region in &self.0.regions {
+            if let Some(offset) = gpa.0.checked_sub(region.gpa.0)
+                && offset < region.len
+            {
+                if len > region.len - offset {
+                    return Err(fail);
+                }
+                // In range: file_offset + offset + len <= self.0.len, so the casts cannot truncate.
+                let start = (region.file_offset + offset) as usize;
+                // SAFETY: start lies inside the mapping.
+                let ptr = unsafe { self.0.base.as_ptr().add(start) };
+                return Ok(HostRange { ptr, len: len as usize });
+            }
+        }
+        Err(fail)
+    }
+
+    /// The host address of the page that holds `gpa`, if the page is RAM.
+    pub fn host_page(&self, gpa: Gpa) -> Option<*mut u8> {
+        self.host_range(Gpa(gpa.0 & !(PAGE_SIZE - 1)), PAGE_SIZE).ok().map(|range| range.ptr)
+    }
+
+    /// Copies guest memory out.
+    pub fn read(&self, gpa: Gpa, data: &mut [u8]) -> Result<(), MemError> {
+        let range = self.host_range(gpa, data.len() as u64)?;
+        // SAFETY: the range is mapped and as long as `data`; they cannot overlap, since `data` is an exclusive
+        // borrow of Rust memory. A racing guest changes values only.
+        unsafe { std::ptr::copy_nonoverlapping(range.ptr, data.as_mut_ptr(), data.len()) };
+        Ok(())
+    }
+
+    /// Copies into guest memory.
+    pub fn write(&self, gpa: Gpa, data: &[u8]) -> Result<(), MemError> {
+        let range = self.host_range(gpa, data.len() as u64)?;
+        // SAFETY: as in `read`.
+        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), range.ptr, data.len()) };
+        Ok(())
+    }
+
+    /// Fills guest memory with one byte.
+    pub fn fill(&self, gpa: Gpa, len: u64, byte: u8) -> Result<(), MemError> {
+        let range = self.host_range(gpa, len)?;
+        // SAFETY: the range is mapped.
+        unsafe { std::ptr::write_bytes(range.ptr, byte, range.len) };
+        Ok(())
+    }
+
+    /// Reads a fixed-size array, for little-endian structures.
+    pub fn read_array<const N: usize>(&self, gpa: Gpa) -> Result<[u8; N], MemError> {
+        let mut data = [0; N];
+        self.read(gpa, &mut data)?;
+        Ok(data)
+    }
+
+    /// Loads an aligned `u16` with acquire order: an index that the guest published.
+    pub fn load_u16(&self, gpa: Gpa) -> Result<u16, MemError> {
+        Ok(u16::from_le(self.atomic::<AtomicU16>(gpa)?.load(Ordering::Acquire)))
+    }
+
+    /// Stores an aligned `u16` with release order: an index published to the guest.
+    pub fn store_u16(&self, gpa: Gpa, value: u16) -> Result<(), MemError> {
+        self.atomic::<AtomicU16>(gpa)?.store(value.to_le(), Ordering::Release);
+        Ok(())
+    }
+
+    /// Loads an aligned `u32` with acquire order.
+    pub fn load_u32(&self, gpa: Gpa) -> Result<u32, MemError> {
+        Ok(u32::from_le(self.atomic::<AtomicU32>(gpa)?.load(Ordering::Acquire)))
+    }
+
+    /// Stores an aligned `u32` with release order.
+    pub fn store_u32(&self, gpa: Gpa, value: u32) -> Result<(), MemError> {
+        self.atomic::<AtomicU32>(gpa)?.store(value.to_le(), Ordering::Release);
+        Ok(())
+    }
+
+    /// An aligned `u64` as an atomic, for page-table entries and the like.
+    pub fn atomic_u64(&self, gpa: Gpa) -> Result<&AtomicU64, MemError> {
+        self.atomic(gpa)
+    }
+
+    fn atomic<T>(&self, gpa: Gpa) -> Result<&T, MemError> {
+        let len = size_of::<T>() as u64;
+        let range = self.host_range(gpa, len)?;
+        if gpa.0 % len != 0 {
+            return Err(MemError::NotMemory { gpa, len });
+        }
+        // SAFETY: T is an atomic integer (the callers above); the address is mapped, aligned (regions start on
+        // pages) and lives as long as self. Shared memory is only touched through atomics or raw copies.
+        Ok(unsafe { &*range.ptr.cast::<T>() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn two_regions() -> GuestMemory {
+        GuestMemory::new(&[(Gpa(0), 0x2000), (Gpa(0x10_0000), 0x3000)]).unwrap()
+    }
+
+    #[test]
+    fn what_is_written_is_read_in_each_region() {
+        let memory = two_regions();
+        memory.write(Gpa(0x1ffc), b"tail").unwrap();
+        memory.write(Gpa(0x10_0000), b"head").unwrap();
+        assert_eq!(&memory.read_array::<4>(Gpa(0x1ffc)).unwrap(), b"tail");
+        assert_eq!(&memory.read_array::<4>(Gpa(0x10_0000)).unwrap(), b"head");
+        assert_eq!(memory.size(), 0x5000);
+    }
+
+    #[test]
+    fn no_range_leaves_its_region() {
+        let memory = two_regions();
+        for (gpa, len) in
+            [(0x1fff, 2), (0x2000, 1), (0xf_ffff, 2), (0x10_2fff, 2), (u64::MAX, 1), (0, u64::MAX)]
+        {
+            assert!(memory.host_range(Gpa(gpa), len).is_err(), "{gpa:#x}+{len:#x}");
+        }
+    }
+
+    #[test]
+    fn unaligned_atomics_are_refused() {
+        assert!(two_regions().load_u16(Gpa(1)).is_err());
+    }
+
+    #[test]
+    fn malformed_layouts_are_refused() {
+        for layout in [&[][..], &[(Gpa(0), 0)], &[(Gpa(1), 4096)], &[(Gpa(0), 8192), (Gpa(4096), 4096)]] {
+            assert!(GuestMemory::new(layout).is_err(), "{layout:?}");
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! The nouns of Vivarium: what a VM is asked to be ([`MachineSpec`]), where it is in its life
+//! ([`State`], [`next`]), how it ended ([`End`]), and errors that say what to do ([`Fault`]).
+//!
+//! No I/O, no threads, no clock: plain data that every other crate shares.
+#![forbid(unsafe_code)]
+
+mod end;
+mod fault;
+mod lifecycle;
+mod spec;
+
+pub use end::End;
+pub use fault::{Fault, Kind};
+pub use lifecycle::{Ask, Refused, State, next};
+pub use spec::{Accel, CPUS_MAX, DiskSpec, MEMORY_MIB_MIN, MachineSpec};

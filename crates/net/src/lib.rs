@@ -1,0 +1,1 @@
+//! Network and vsock ports: real I/O.

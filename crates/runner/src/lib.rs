@@ -1,0 +1,1 @@
+//! One VM's process.

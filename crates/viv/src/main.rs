@@ -1,0 +1,2 @@
+//! The `viv` command.
+fn main() {}
