@@ -1,1 +1,2 @@
 //! The contract between command and host service.
+pub mod agent;
