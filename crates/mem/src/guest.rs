@@ -1,7 +1,7 @@
 //! The RAM of one machine.
 #![allow(unsafe_code)]
 
-use crate::{Gpa, PAGE_SIZE};
+use crate::{CodeMap, Gpa, PAGE_SIZE};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
@@ -65,6 +65,7 @@ struct Mapping {
     base: NonNull<u8>,
     len: usize,
     file: File,
+    code: CodeMap,
 }
 
 // SAFETY: `base` points to a shared mapping that lives until drop; all access goes through volatile or atomic
@@ -129,7 +130,8 @@ impl GuestMemory {
             return Err(host(io::Error::last_os_error()));
         }
         let base = NonNull::new(ptr.cast()).ok_or_else(|| host(io::ErrorKind::OutOfMemory.into()))?;
-        Ok(GuestMemory(Arc::new(Mapping { regions, base, len, file })))
+        let code = CodeMap::new(total / PAGE_SIZE);
+        Ok(GuestMemory(Arc::new(Mapping { regions, base, len, file, code })))
     }
 
     /// The regions, ascending.
@@ -145,6 +147,30 @@ impl GuestMemory {
     /// The memfd behind the RAM.
     pub fn file(&self) -> BorrowedFd<'_> {
         self.0.file.as_fd()
+    }
+
+    /// What of this RAM has been decoded as instructions.
+    pub fn code(&self) -> &CodeMap {
+        &self.0.code
+    }
+
+    /// Says that `len` bytes at `gpa` were written through a [`HostRange`]: code cached from them is stale. The
+    /// writing methods of this object say so by themselves.
+    pub fn written(&self, gpa: Gpa, len: u64) {
+        if let Ok(range) = self.host_range(gpa, len) {
+            self.wrote(range);
+        }
+    }
+
+    fn wrote(&self, range: HostRange) {
+        let start = range.ptr as usize - self.0.base.as_ptr() as usize;
+        self.0.code.written(start as u64, range.len as u64);
+    }
+
+    /// Where a byte of RAM lies: its host address and its number counted through all regions.
+    pub fn locate(&self, gpa: Gpa) -> Option<(*mut u8, u64)> {
+        let range = self.host_range(gpa, 1).ok()?;
+        Some((range.ptr, (range.ptr as usize - self.0.base.as_ptr() as usize) as u64))
     }
 
     /// The host memory behind `len` bytes at `gpa`, which must lie in one region.
@@ -189,6 +215,7 @@ impl GuestMemory {
         let range = self.host_range(gpa, data.len() as u64)?;
         // SAFETY: as in `read`.
         unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), range.ptr, data.len()) };
+        self.wrote(range);
         Ok(())
     }
 
@@ -197,6 +224,7 @@ impl GuestMemory {
         let range = self.host_range(gpa, len)?;
         // SAFETY: the range is mapped.
         unsafe { std::ptr::write_bytes(range.ptr, byte, range.len) };
+        self.wrote(range);
         Ok(())
     }
 

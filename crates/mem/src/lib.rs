@@ -7,7 +7,9 @@
 //! Most of the project's `unsafe` lives here, behind safe calls that check every range.
 
 mod address;
+mod code;
 mod guest;
 
 pub use address::{Gpa, Gva, PAGE_SIZE};
+pub use code::CodeMap;
 pub use guest::{GuestMemory, HostRange, MemError, Region};
