@@ -1,0 +1,109 @@
+//! Which bytes of RAM somebody has decoded as instructions: whoever writes there tells, and cached code dies.
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// Bytes of one bit in a page's code bitmap.
+const CHUNK: u64 = 64;
+
+/// Per page of RAM (counted through all regions): a bitmap of 64-byte chunks that hold decoded code, and a
+/// version that grows with each write into such a chunk. Cached code is valid while its page's version stands.
+#[derive(Default)]
+pub struct CodeMap {
+    pages: Box<[Page]>,
+}
+
+#[derive(Default)]
+struct Page {
+    chunks: AtomicU64,
+    /// Which vCPUs may write to the page without telling (a bit each, from their software TLBs).
+    writers: AtomicU64,
+    version: AtomicU32,
+}
+
+fn bits(offset: u64, len: u64) -> u64 {
+    let first = (offset / CHUNK) as u32;
+    let last = ((offset + len.max(1) - 1) / CHUNK).min(63) as u32;
+    (u64::MAX >> (63 - last)) & (u64::MAX << first)
+}
+
+impl CodeMap {
+    pub(crate) fn new(pages: u64) -> CodeMap {
+        CodeMap { pages: (0..pages).map(|_| Page::default()).collect() }
+    }
+
+    /// The version of page `page`. Read it before the bytes are decoded.
+    pub fn version(&self, page: u32) -> u32 {
+        self.pages[page as usize].version.load(Ordering::SeqCst)
+    }
+
+    /// Where the version lives, for a cheap check before each run of cached code.
+    pub fn version_cell(&self, page: u32) -> &AtomicU32 {
+        &self.pages[page as usize].version
+    }
+
+    /// Marks `len` bytes at `offset` of the page as decoded. Returns the vCPUs that may write there unseen: their
+    /// software TLBs must forget the page's write permission before the bytes are decoded.
+    pub fn mark(&self, page: u32, offset: u64, len: u64) -> u64 {
+        let page = &self.pages[page as usize];
+        page.chunks.fetch_or(bits(offset, len), Ordering::SeqCst);
+        page.writers.swap(0, Ordering::SeqCst)
+    }
+
+    /// vCPU `cpu` wants to write to the page without telling. False: the page holds code, it must tell each time.
+    pub fn may_write_unseen(&self, page: u32, cpu: u32) -> bool {
+        let page = &self.pages[page as usize];
+        page.writers.fetch_or(1 << (cpu & 63), Ordering::SeqCst);
+        page.chunks.load(Ordering::SeqCst) == 0
+    }
+
+    /// Whether the range, inside one page, touches decoded code.
+    pub fn touches(&self, page: u32, offset: u64, len: u64) -> bool {
+        self.pages[page as usize].chunks.load(Ordering::Relaxed) & bits(offset, len) != 0
+    }
+
+    /// Every cached piece of code from this page is stale.
+    pub fn invalidate(&self, page: u32) {
+        let page = &self.pages[page as usize];
+        page.version.fetch_add(1, Ordering::SeqCst);
+        page.chunks.store(0, Ordering::SeqCst);
+    }
+
+    /// `len` bytes from byte `start` of RAM (counted through all regions) were written.
+    pub fn written(&self, start: u64, len: u64) {
+        let (mut at, end) = (start, start + len);
+        while at < end {
+            let page = (at / 4096) as u32;
+            let offset = at % 4096;
+            let part = (4096 - offset).min(end - at);
+            if self.touches(page, offset, part) {
+                self.invalidate(page);
+            }
+            at += part;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_writes_into_decoded_chunks_count() {
+        let map = CodeMap::new(3);
+        assert_eq!(map.mark(1, 100, 60), 0);
+        map.written(4096, 64);
+        assert_eq!(map.version(1), 0);
+        map.written(4096 + 159, 1);
+        assert_eq!(map.version(1), 1);
+        map.written(4096 + 100, 1);
+        assert_eq!(map.version(1), 1, "forgotten after the first write");
+    }
+
+    #[test]
+    fn writers_are_named_once() {
+        let map = CodeMap::new(1);
+        assert!(map.may_write_unseen(0, 3));
+        assert_eq!(map.mark(0, 0, 16), 1 << 3);
+        assert_eq!(map.mark(0, 16, 16), 0);
+        assert!(!map.may_write_unseen(0, 3));
+    }
+}
