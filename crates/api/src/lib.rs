@@ -1,2 +1,21 @@
-//! The contract between command and host service.
+//! The contract between command and host service, host service and runner, host and guest agent.
+//!
+//! ```text
+//! viv ──HTTP/JSON, Unix socket──► viv serve ──JSON lines──► viv runner ──vsock──► guest agent
+//!        endpoint, vm, image, info            runner                      agent
+//! ```
+//!
+//! Wire types and the table of endpoints ([`endpoint::TABLE`]), written once and used by both ends, and
+//! the blocking [`client::Client`] of the command. No policy and no state: what a request *does* is told
+//! in `host`. Start reading at [`endpoint`].
+#![forbid(unsafe_code)]
+
 pub mod agent;
+pub mod client;
+pub mod endpoint;
+pub mod image;
+pub mod info;
+pub mod runner;
+pub mod socket;
+pub mod timestamp;
+pub mod vm;

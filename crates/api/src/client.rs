@@ -1,0 +1,372 @@
+//! The command's side of the API: one blocking HTTP/1.1 request per connection (RFC 9112).
+//!
+//! The server is our own service on a Unix socket of the same user, so this knows just what that service
+//! sends; every length that it reads is bounded all the same.
+use crate::endpoint::{Route, UPGRADE};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use viv_model::{Fault, Kind};
+
+/// Most bytes of an answer's head.
+const HEAD_MAX: usize = 16 * 1024;
+/// Most header fields of an answer.
+const FIELDS_MAX: usize = 32;
+/// Most bytes of a JSON answer.
+const JSON_MAX: u64 = 64 << 20;
+
+/// The body of every answer that is not a success.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// What went wrong.
+    pub error: Fault,
+}
+
+/// Connects to the service, which it starts if it must.
+pub type Connect = dyn Fn() -> Result<UnixStream, Fault> + Send + Sync;
+
+/// Talks to a host service.
+pub struct Client {
+    connect: Box<Connect>,
+}
+
+/// What to ask for.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    /// The endpoint.
+    pub route: Route,
+    /// What goes into the places of its path.
+    pub arguments: &'a [&'a str],
+    /// The query, encoded: `force=true`.
+    pub query: String,
+    /// The body, if there is one: JSON.
+    pub body: Option<Vec<u8>>,
+}
+
+impl<'a> Request<'a> {
+    /// Asks `route` of the things named by `arguments`.
+    pub fn new(route: Route, arguments: &'a [&'a str]) -> Request<'a> {
+        Request { route, arguments, query: String::new(), body: None }
+    }
+
+    /// With a query.
+    pub fn query(mut self, query: impl Into<String>) -> Request<'a> {
+        self.query = query.into();
+        self
+    }
+
+    /// With a JSON body.
+    pub fn body(mut self, body: &impl Serialize) -> Request<'a> {
+        self.body = serde_json::to_vec(body).ok();
+        self
+    }
+}
+
+/// The body of a successful answer, as it arrives.
+pub struct Body {
+    reader: BufReader<UnixStream>,
+    left: Left,
+}
+
+/// What of a body is still to come.
+enum Left {
+    Bytes(u64),
+    Chunks { in_this: u64 },
+    UntilClosed,
+    Nothing,
+}
+
+impl Read for Body {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        let limit = match &mut self.left {
+            Left::Nothing => return Ok(0),
+            Left::UntilClosed => return self.reader.read(buffer),
+            Left::Bytes(left) => *left,
+            Left::Chunks { in_this } if *in_this > 0 => *in_this,
+            Left::Chunks { .. } => {
+                let size = self.chunk_size()?;
+                self.left = Left::Chunks { in_this: size };
+                size
+            }
+        };
+        if limit == 0 {
+            self.left = Left::Nothing;
+            return Ok(0);
+        }
+        let want = buffer.len().min(usize::try_from(limit).unwrap_or(usize::MAX));
+        let got = self.reader.read(buffer.get_mut(..want).unwrap_or_default())?;
+        if got == 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the service broke off its answer"));
+        }
+        match &mut self.left {
+            Left::Bytes(left) => *left -= got as u64,
+            Left::Chunks { in_this } => {
+                *in_this -= got as u64;
+                if *in_this == 0 {
+                    self.line()?; // the line feed after the chunk's data
+                }
+            }
+            _ => {}
+        }
+        Ok(got)
+    }
+}
+
+impl Body {
+    fn line(&mut self) -> io::Result<String> {
+        let mut line = String::new();
+        self.reader.by_ref().take(256).read_line(&mut line)?;
+        if !line.ends_with('\n') {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the service broke off its answer"));
+        }
+        Ok(line)
+    }
+
+    /// RFC 9112 §7.1; the last chunk has the size 0.
+    fn chunk_size(&mut self) -> io::Result<u64> {
+        let line = self.line()?;
+        let digits = line.trim_end().split(';').next().unwrap_or_default();
+        u64::from_str_radix(digits, 16)
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "a chunk without a size"))
+    }
+}
+
+/// The head of an answer.
+struct Head {
+    status: u16,
+    length: Option<u64>,
+    chunked: bool,
+}
+
+impl Client {
+    /// A client that reaches its service by `connect`.
+    pub fn new(connect: Box<Connect>) -> Client {
+        Client { connect }
+    }
+
+    /// Asks and gives the JSON answer.
+    pub fn json<T: DeserializeOwned>(&self, request: Request) -> Result<T, Fault> {
+        let mut text = Vec::new();
+        self.open(request)?.take(JSON_MAX).read_to_end(&mut text).map_err(lost)?;
+        serde_json::from_slice(&text).map_err(|error| not_understood(&error.to_string()))
+    }
+
+    /// Asks and gives the answer's body, as it arrives.
+    pub fn open(&self, request: Request) -> Result<Body, Fault> {
+        let (head, socket) = self.ask(&request, false)?;
+        body_of(&head, socket, request.route)
+    }
+
+    /// Asks and calls `each` for every line of the answer.
+    pub fn lines<T: DeserializeOwned>(&self, request: Request, mut each: impl FnMut(T)) -> Result<(), Fault> {
+        let mut reader = BufReader::new(self.open(request)?);
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            reader.by_ref().take(JSON_MAX).read_until(b'\n', &mut line).map_err(lost)?;
+            if line.is_empty() {
+                return Ok(());
+            }
+            each(serde_json::from_slice(&line).map_err(|error| not_understood(&error.to_string()))?);
+        }
+    }
+
+    /// Asks for a byte stream both ways.
+    pub fn stream(&self, request: Request) -> Result<UnixStream, Fault> {
+        let (head, socket) = self.ask(&request, true)?;
+        match head.status {
+            101 => Ok(socket),
+            _ => match body_of(&head, socket, request.route) {
+                Ok(_) => Err(not_understood("no stream where one was asked for")),
+                Err(fault) => Err(fault),
+            },
+        }
+    }
+
+    /// Sends the request and reads the head of the answer, and not a byte more. A service that was just
+    /// about to exit takes a connection and drops it unread: then another one is asked, once.
+    fn ask(&self, request: &Request, upgrade: bool) -> Result<(Head, UnixStream), Fault> {
+        let bytes = encode(request, upgrade);
+        let mut retried = false;
+        loop {
+            let mut socket = (self.connect)()?;
+            let answer = socket.write_all(&bytes).and_then(|()| read_head(&mut socket));
+            match answer {
+                Ok(head) => return Ok((head, socket)),
+                Err(error) if dropped(&error) && !retried => retried = true,
+                Err(error) => return Err(lost(error)),
+            }
+        }
+    }
+}
+
+fn dropped(error: &io::Error) -> bool {
+    use io::ErrorKind::*;
+    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
+}
+
+fn lost(error: io::Error) -> Fault {
+    Fault::new(
+        Kind::Error,
+        format!("the connection to the host service was lost: {error}"),
+        "VMs run on without it; see them with: viv ps",
+    )
+}
+
+fn not_understood(why: &str) -> Fault {
+    Fault::new(
+        Kind::Error,
+        format!("the host service's answer was not understood: {why}"),
+        "it may be of another version: end it (its process: viv info) and try again",
+    )
+}
+
+fn encode(request: &Request, upgrade: bool) -> Vec<u8> {
+    let method = request.route.endpoint().method;
+    let mut head = format!("{method} {}", request.route.path(request.arguments));
+    if !request.query.is_empty() {
+        head.push('?');
+        head.push_str(&request.query);
+    }
+    head.push_str(" HTTP/1.1\r\nHost: vivarium\r\n");
+    match upgrade {
+        true => head.push_str(&format!("Connection: upgrade\r\nUpgrade: {UPGRADE}\r\n")),
+        false => head.push_str("Connection: close\r\n"),
+    }
+    if let Some(body) = &request.body {
+        head.push_str(&format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len()));
+    } else if method == crate::endpoint::Method::Post {
+        head.push_str("Content-Length: 0\r\n");
+    }
+    head.push_str("\r\n");
+    let mut bytes = head.into_bytes();
+    bytes.extend_from_slice(request.body.as_deref().unwrap_or_default());
+    bytes
+}
+
+/// Reads up to the empty line, byte by byte: what follows may be a stream that is not ours to read.
+fn read_head(socket: &mut UnixStream) -> io::Result<Head> {
+    let mut bytes = Vec::new();
+    let mut byte = [0];
+    while !bytes.ends_with(b"\r\n\r\n") {
+        match socket.read(&mut byte) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => bytes.push(byte[0]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        if bytes.len() > HEAD_MAX {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a head that is too long"));
+        }
+    }
+    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
+    let mut answer = httparse::Response::new(&mut fields);
+    answer.parse(&bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+    let field = |name: &str| {
+        let found = answer.headers.iter().find(|field| field.name.eq_ignore_ascii_case(name))?;
+        std::str::from_utf8(found.value).ok()
+    };
+    Ok(Head {
+        status: answer.code.unwrap_or_default(),
+        length: field("content-length").and_then(|value| value.trim().parse().ok()),
+        chunked: field("transfer-encoding").is_some_and(|value| value.eq_ignore_ascii_case("chunked")),
+    })
+}
+
+fn body_of(head: &Head, socket: UnixStream, route: Route) -> Result<Body, Fault> {
+    let left = match head {
+        Head { chunked: true, .. } => Left::Chunks { in_this: 0 },
+        Head { length: Some(length), .. } => Left::Bytes(*length),
+        _ => Left::UntilClosed,
+    };
+    let mut body = Body { reader: BufReader::new(socket), left };
+    if (200..300).contains(&head.status) {
+        return Ok(body);
+    }
+    let mut text = Vec::new();
+    body.by_ref().take(JSON_MAX).read_to_end(&mut text).map_err(lost)?;
+    Err(match serde_json::from_slice::<ErrorBody>(&text) {
+        Ok(body) => body.error,
+        Err(_) => not_understood(&format!("status {} for {}", head.status, route.endpoint().path)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    /// A client whose service gives these answers, one for each connection.
+    fn scripted(answers: &[&'static [u8]]) -> Client {
+        let answers: Mutex<Vec<_>> = Mutex::new(answers.iter().rev().copied().collect());
+        Client::new(Box::new(move || {
+            let (here, mut there) = UnixStream::pair().unwrap();
+            let answer = answers.lock().unwrap().pop().expect("an answer is left");
+            std::thread::spawn(move || {
+                let mut head = Vec::new();
+                let mut byte = [0];
+                while !head.ends_with(b"\r\n\r\n") && there.read(&mut byte).unwrap() == 1 {
+                    head.push(byte[0]);
+                }
+                there.write_all(answer).unwrap();
+            });
+            Ok(here)
+        }))
+    }
+
+    #[test]
+    fn answers_of_all_three_lengths_are_read() {
+        for answer in [
+            &b"HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\n[1,2,3]trailing"[..],
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n[1,\r\n4\r\n2,3]\r\n0\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\n\r\n[1,2,3]",
+        ] {
+            let client = scripted(&[answer]);
+            assert_eq!(client.json::<Vec<u32>>(Request::new(Route::VmList, &[])), Ok(vec![1, 2, 3]));
+        }
+    }
+
+    #[test]
+    fn a_fault_comes_through_as_it_was_meant() {
+        let client = scripted(&[
+            b"HTTP/1.1 404 Not Found\r\n\r\n{\"error\":{\"kind\":\"not-found\",\"message\":\"no vm\",\"fix\":\"viv ps\"}}",
+        ]);
+        let fault = client.json::<u32>(Request::new(Route::VmGet, &["web"])).unwrap_err();
+        assert_eq!(fault, Fault::new(Kind::NotFound, "no vm", "viv ps"));
+    }
+
+    #[test]
+    fn a_connection_that_is_dropped_unread_is_tried_once_more() {
+        let client = scripted(&[b"", b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n1"]);
+        assert_eq!(client.json::<u32>(Request::new(Route::Info, &[])), Ok(1));
+        let client = scripted(&[b"", b""]);
+        assert!(client.json::<u32>(Request::new(Route::Info, &[])).is_err());
+    }
+
+    #[test]
+    fn broken_answers_are_faults() {
+        for answer in [
+            &b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n1"[..],
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+            b"SSH-2.0\r\n\r\n",
+            b"HTTP/1.1 500 Oops\r\n\r\nno json",
+        ] {
+            let fault = scripted(&[answer]).json::<u32>(Request::new(Route::Info, &[])).unwrap_err();
+            assert!(!fault.fix.is_empty());
+        }
+    }
+
+    #[test]
+    fn nothing_after_an_upgrade_is_eaten() {
+        let client =
+            scripted(&[b"HTTP/1.1 101 Switching Protocols\r\nupgrade: vivarium-stream\r\n\r\nhello"]);
+        let mut stream = client.stream(Request::new(Route::VmConsole, &["web"])).unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "hello");
+    }
+}

@@ -1,0 +1,336 @@
+//! Every endpoint of the host service, once: the server dispatches on [`Route`], so that one without a
+//! handler does not compile, and the client builds its requests from the same line.
+use std::fmt;
+
+/// The methods that the API uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// Reads.
+    Get,
+    /// Does.
+    Post,
+    /// Removes.
+    Delete,
+}
+
+impl Method {
+    /// The method as the request line has it (RFC 9110 §9).
+    pub fn name(self) -> &'static str {
+        match self {
+            Method::Get => "GET",
+            Method::Post => "POST",
+            Method::Delete => "DELETE",
+        }
+    }
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// What a successful answer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// One JSON document.
+    Json,
+    /// JSON documents, one a line, as they happen; the last one is the outcome.
+    Lines,
+    /// Plain bytes, as they happen.
+    Bytes,
+    /// `101 Switching Protocols`: from then on a byte stream both ways.
+    Stream,
+}
+
+/// Names an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// See [`TABLE`]; so for all of them.
+    Info,
+    /// List VMs.
+    VmList,
+    /// Create a VM.
+    VmCreate,
+    /// One VM.
+    VmGet,
+    /// Remove a VM.
+    VmRemove,
+    /// Start a VM.
+    VmStart,
+    /// Pause a VM.
+    VmPause,
+    /// Resume a VM.
+    VmResume,
+    /// Stop a VM.
+    VmStop,
+    /// Kill a VM.
+    VmKill,
+    /// Wait for a VM's end.
+    VmWait,
+    /// The serial output.
+    VmLogs,
+    /// The serial console.
+    VmConsole,
+    /// The guest agent.
+    VmAgent,
+    /// List images.
+    ImageList,
+    /// Build an image.
+    ImageBuild,
+    /// Remove an image.
+    ImageRemove,
+    /// Give up a long work.
+    JobCancel,
+}
+
+/// One line of the contract.
+#[derive(Clone, Copy, Debug)]
+pub struct Endpoint {
+    /// Its name in the code.
+    pub route: Route,
+    /// Its method.
+    pub method: Method,
+    /// Its path; `{…}` stands for one segment, which is percent-encoded.
+    pub path: &'static str,
+    /// What a successful answer is.
+    pub answer: Answer,
+    /// What it does, with the types of request and answer.
+    pub summary: &'static str,
+}
+
+const fn line(
+    route: Route,
+    method: Method,
+    path: &'static str,
+    answer: Answer,
+    summary: &'static str,
+) -> Endpoint {
+    Endpoint { route, method, path, answer, summary }
+}
+
+/// The upgrade protocol's name in `Upgrade:` (RFC 9110 §7.8).
+pub const UPGRADE: &str = "vivarium-stream";
+
+/// Every endpoint.
+pub const TABLE: &[Endpoint] = &[
+    line(Route::Info, Method::Get, "/v1/info", Answer::Json, "the service and its host (Info)"),
+    line(Route::VmList, Method::Get, "/v1/vms", Answer::Json, "all VMs, oldest first ([Vm])"),
+    line(
+        Route::VmCreate,
+        Method::Post,
+        "/v1/vms",
+        Answer::Json,
+        "describe a VM, start it if asked to (VmCreate -> Vm)",
+    ),
+    line(
+        Route::VmGet,
+        Method::Get,
+        "/v1/vms/{vm}",
+        Answer::Json,
+        "a VM by name, id or the beginning of its id (Vm)",
+    ),
+    line(
+        Route::VmRemove,
+        Method::Delete,
+        "/v1/vms/{vm}",
+        Answer::Json,
+        "forget a VM; ?force=true kills it first (Vm)",
+    ),
+    line(
+        Route::VmStart,
+        Method::Post,
+        "/v1/vms/{vm}/start",
+        Answer::Json,
+        "start a VM that does not run (VmStart -> Vm)",
+    ),
+    line(Route::VmPause, Method::Post, "/v1/vms/{vm}/pause", Answer::Json, "let its vCPUs stand still (Vm)"),
+    line(Route::VmResume, Method::Post, "/v1/vms/{vm}/resume", Answer::Json, "let its vCPUs go on (Vm)"),
+    line(
+        Route::VmStop,
+        Method::Post,
+        "/v1/vms/{vm}/stop",
+        Answer::Json,
+        "power button, then kill; answers after the end (VmStop -> Vm)",
+    ),
+    line(
+        Route::VmKill,
+        Method::Post,
+        "/v1/vms/{vm}/kill",
+        Answer::Json,
+        "end it now; answers after the end (VmKill -> Vm)",
+    ),
+    line(
+        Route::VmWait,
+        Method::Get,
+        "/v1/vms/{vm}/wait",
+        Answer::Json,
+        "answers when it does not run any more (Vm)",
+    ),
+    line(
+        Route::VmLogs,
+        Method::Get,
+        "/v1/vms/{vm}/logs",
+        Answer::Bytes,
+        "its serial output; ?follow=true goes on until it ends",
+    ),
+    line(
+        Route::VmConsole,
+        Method::Post,
+        "/v1/vms/{vm}/console",
+        Answer::Stream,
+        "its serial console: the last output, then both ways",
+    ),
+    line(
+        Route::VmAgent,
+        Method::Post,
+        "/v1/vms/{vm}/agent",
+        Answer::Stream,
+        "a connection to its agent; ?wait=SECONDS waits until it is there",
+    ),
+    line(Route::ImageList, Method::Get, "/v1/images", Answer::Json, "the images in the store ([Image])"),
+    line(
+        Route::ImageBuild,
+        Method::Post,
+        "/v1/images/{image}/build",
+        Answer::Lines,
+        "build an image; ?job=NAME lets it be cancelled (ImageBuild -> BuildLine…)",
+    ),
+    line(Route::ImageRemove, Method::Delete, "/v1/images/{image}", Answer::Json, "remove an image (Image)"),
+    line(
+        Route::JobCancel,
+        Method::Delete,
+        "/v1/jobs/{job}",
+        Answer::Json,
+        "give up a build; its own answer then ends (null)",
+    ),
+];
+
+impl Route {
+    /// Its line of [`TABLE`].
+    pub fn endpoint(self) -> &'static Endpoint {
+        TABLE.iter().find(|line| line.route == self).expect("a test finds every route in the table")
+    }
+
+    /// Its path with `arguments` in the places of `{…}`.
+    pub fn path(self, arguments: &[&str]) -> String {
+        let mut arguments = arguments.iter();
+        let mut path = String::new();
+        for segment in self.endpoint().path.split('/').skip(1) {
+            path.push('/');
+            match segment.starts_with('{') {
+                true => path.push_str(&encode(arguments.next().copied().unwrap_or_default())),
+                false => path.push_str(segment),
+            }
+        }
+        path
+    }
+}
+
+/// What no endpoint answers to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoRoute {
+    /// No endpoint has this path.
+    Path,
+    /// One has this path, with another method.
+    Method,
+}
+
+/// The endpoint for a request line, and the decoded segments in the places of `{…}`.
+pub fn find(method: &str, path: &str) -> Result<(&'static Endpoint, Vec<String>), NoRoute> {
+    let mut missed = NoRoute::Path;
+    for endpoint in TABLE {
+        if let Some(arguments) = matches(endpoint.path, path) {
+            if endpoint.method.name() == method {
+                return Ok((endpoint, arguments));
+            }
+            missed = NoRoute::Method;
+        }
+    }
+    Err(missed)
+}
+
+fn matches(pattern: &str, path: &str) -> Option<Vec<String>> {
+    let mut arguments = Vec::new();
+    let mut segments = path.split('/');
+    for expected in pattern.split('/') {
+        let segment = segments.next()?;
+        if expected.starts_with('{') {
+            if segment.is_empty() {
+                return None;
+            }
+            arguments.push(decode(segment)?);
+        } else if expected != segment {
+            return None;
+        }
+    }
+    segments.next().is_none().then_some(arguments)
+}
+
+/// `text` with everything but unreserved characters percent-encoded (RFC 3986 §2).
+pub fn encode(text: &str) -> String {
+    let mut encoded = String::new();
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => encoded.push(byte as char),
+            _ => encoded.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    encoded
+}
+
+/// The text of a percent-encoded one, unless it is malformed.
+pub fn decode(encoded: &str) -> Option<String> {
+    let mut bytes = Vec::new();
+    let mut rest = encoded.bytes();
+    while let Some(byte) = rest.next() {
+        match byte {
+            b'%' => {
+                let digits = [rest.next()?, rest.next()?];
+                bytes.push(u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?);
+            }
+            byte => bytes.push(byte),
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+/// The value of `name` in a query string.
+pub fn query_value(query: &str, name: &str) -> Option<String> {
+    query.split('&').find_map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (key == name).then(|| decode(value)).flatten()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_endpoint_is_found_by_its_own_path() {
+        for endpoint in TABLE {
+            let path = endpoint.route.path(&["a b/ü"]);
+            let (found, arguments) = find(endpoint.method.name(), &path).unwrap();
+            assert_eq!(found.route, endpoint.route, "{path}");
+            assert_eq!(arguments.len(), endpoint.path.matches('{').count());
+            assert!(arguments.iter().all(|argument| argument == "a b/ü"));
+            assert!(endpoint.path.starts_with("/v1/"));
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_is_told_from_a_wrong_method() {
+        assert_eq!(find("GET", "/v1/nothing").unwrap_err(), NoRoute::Path);
+        assert_eq!(find("GET", "/v1/vms/").unwrap_err(), NoRoute::Path);
+        assert_eq!(find("POST", "/v1/info").unwrap_err(), NoRoute::Method);
+        assert_eq!(find("GET", "/v1/vms/%zz").unwrap_err(), NoRoute::Path);
+    }
+
+    #[test]
+    fn a_query_gives_its_values() {
+        assert_eq!(query_value("a=1&wait=6%30&c", "wait").as_deref(), Some("60"));
+        assert_eq!(query_value("a=1&c", "c").as_deref(), Some(""));
+        assert_eq!(query_value("a=1", "b"), None);
+    }
+}

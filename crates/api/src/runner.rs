@@ -1,0 +1,122 @@
+//! How the host service and a VM's process talk.
+//!
+//! The runner of a VM lives in one directory. It reads [`SPEC`], holds a lock on [`LOCK`] for as long as it
+//! lives, says on its standard output in one line whether the VM has started ([`Started`]), and then
+//! serves the sockets. A connection to [`CONTROL`] carries JSON lines: an [`Ask`], then its [`Reply`], and
+//! so on. A connection to [`CONSOLE`] carries the last output of the serial line, then plain bytes both
+//! ways. [`END`] is written last.
+use crate::agent::Exec;
+use crate::info::Kvm;
+use crate::vm::{OnReboot, Process};
+use serde::{Deserialize, Serialize};
+use viv_model::{Accel, End, Fault, MachineSpec, State};
+
+/// What the VM is asked to be: a [`RunnerSpec`]. All names are relative to the VM's directory.
+pub const SPEC: &str = "spec.json";
+/// Held while the runner lives; contains its [`Process`].
+pub const LOCK: &str = "runner.lock";
+/// The control socket.
+pub const CONTROL: &str = "control.sock";
+/// The serial console's socket.
+pub const CONSOLE: &str = "console.sock";
+/// The socket for connections to the guest: `CONNECT <port>\n` is answered by `OK <n>\n`.
+pub const VSOCK: &str = "vsock.sock";
+/// The serial output. Its older part is in [`CONSOLE_LOG_OLD`].
+pub const CONSOLE_LOG: &str = "console.log";
+/// The serial output before that.
+pub const CONSOLE_LOG_OLD: &str = "console.log.1";
+/// Bytes after which [`CONSOLE_LOG`] becomes [`CONSOLE_LOG_OLD`].
+pub const CONSOLE_LOG_MAX: u64 = 4 << 20;
+/// What the runner itself had to say; empty on a good day.
+pub const RUNNER_LOG: &str = "runner.log";
+/// How the VM ended: an [`End`].
+pub const END: &str = "end.json";
+/// Most bytes of a line on [`CONTROL`].
+pub const LINE_MAX: usize = 64 * 1024;
+
+/// What a runner is asked to run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunnerSpec {
+    /// The VM's name, for messages.
+    pub name: String,
+    /// The machine.
+    pub machine: MachineSpec,
+    /// What a reset does.
+    #[serde(default)]
+    pub on_reboot: OnReboot,
+    /// The process whose end is the VM's end.
+    #[serde(default)]
+    pub attended_by: Option<Process>,
+    /// The command for which the VM exists; its output joins the console's log.
+    #[serde(default)]
+    pub command: Option<Exec>,
+}
+
+/// The one line on the runner's standard output.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Started {
+    /// The VM runs.
+    Running(Status),
+    /// It could not be started, and why; the process ends.
+    Refused(Fault),
+}
+
+/// What a runner can be asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ask {
+    /// How is it?
+    Status,
+    /// Let the vCPUs stand still.
+    Pause,
+    /// Let them go on.
+    Resume,
+    /// Press the power button. If the guest obeys, `end` is written as the VM's end.
+    PowerButton {
+        /// What to write instead of [`End::PowerOff`].
+        #[serde(default)]
+        end: Option<End>,
+    },
+    /// End now.
+    Kill {
+        /// What to write instead of [`End::Killed`].
+        #[serde(default)]
+        end: Option<End>,
+    },
+}
+
+/// What a runner answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// Done; this is how it is now.
+    Ok(Status),
+    /// Not done.
+    Refused(Fault),
+}
+
+/// How a VM's process is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Starting, running or paused.
+    pub state: State,
+    /// Its process.
+    pub process: Process,
+    /// The processor that runs it: never `auto`.
+    pub accel: Accel,
+    /// How often the guest has booted.
+    pub boots: u32,
+    /// The guest's kernel has reported a panic on the serial line.
+    pub panicked: bool,
+    /// What restricts the process, by name.
+    pub sandbox: Vec<String>,
+}
+
+/// What `viv runner --probe` prints.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    /// What KVM was found to be worth.
+    pub kvm: Kvm,
+}

@@ -1,0 +1,127 @@
+//! VMs as the host service shows and takes them.
+use crate::agent::Exec;
+use crate::timestamp::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use viv_model::{Accel, DiskSpec, End, MachineSpec, State};
+
+/// What happens when the guest asks for a reset.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnReboot {
+    /// The machine is built anew and boots again.
+    #[default]
+    Restart,
+    /// The VM ends.
+    End,
+}
+
+/// A process on this host, told from a later one with the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Its number.
+    pub pid: u32,
+    /// When it started, clock ticks since the host's boot (proc(5), `stat` field 22).
+    pub start_ticks: u64,
+}
+
+/// A VM to describe. What is left out comes from the image or is the default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VmCreate {
+    /// Its name; a pleasant one is made up if there is none.
+    pub name: Option<String>,
+    /// The image that kernel, initrd, command line and disk come from. The default guest, unless a
+    /// kernel is given.
+    pub image: Option<String>,
+    /// Number of vCPUs.
+    pub cpus: Option<u32>,
+    /// Memory, MiB.
+    pub memory_mib: Option<u64>,
+    /// Which processor.
+    pub accel: Accel,
+    /// A kernel instead of the image's. Absolute, as every path here.
+    pub kernel: Option<PathBuf>,
+    /// An initial RAM disk instead of the image's.
+    pub initrd: Option<PathBuf>,
+    /// With a kernel: the whole command line. Else added to the image's.
+    pub append: Option<String>,
+    /// Disks after the image's own.
+    pub disks: Vec<DiskSpec>,
+    /// Start it at once.
+    pub start: bool,
+    /// Forget it when it ends.
+    pub remove: bool,
+    /// What a reset does.
+    pub on_reboot: OnReboot,
+    /// The process whose end is the VM's end.
+    pub attended_by: Option<Process>,
+    /// The command for which the VM exists: it ends with it, with its status.
+    pub command: Option<Exec>,
+}
+
+/// A start of a VM that exists.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VmStart {
+    /// The process whose end is the VM's end.
+    pub attended_by: Option<Process>,
+}
+
+/// How to stop a VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VmStop {
+    /// After how long it is killed, seconds.
+    pub time_s: Option<u64>,
+    /// What its end then was, if the guest obeyed or not: the status of the command that it was for.
+    pub status: Option<u8>,
+}
+
+/// How to kill a VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VmKill {
+    /// The status of the command that it was for.
+    pub status: Option<u8>,
+}
+
+/// A VM. Its state is found out anew for each answer: from its record and its process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vm {
+    /// Its identity: 12 hexadecimal digits, for ever.
+    pub id: String,
+    /// Its name: unique on this host.
+    pub name: String,
+    /// Where it is in its life.
+    pub state: State,
+    /// The image that it was made from.
+    pub image: Option<String>,
+    /// The processor that runs it; what was asked for, if it does not run.
+    pub accel: Accel,
+    /// When it was described.
+    pub created_at: Timestamp,
+    /// When it was last started.
+    pub started_at: Option<Timestamp>,
+    /// When it last ended.
+    pub ended_at: Option<Timestamp>,
+    /// How it last ended.
+    pub end: Option<End>,
+    /// Its process.
+    pub pid: Option<u32>,
+    /// How often its guest has booted since the start.
+    pub boots: u32,
+    /// It is forgotten when it ends.
+    pub remove: bool,
+    /// What a reset does.
+    pub on_reboot: OnReboot,
+    /// The process whose end is its end.
+    pub attended_by: Option<Process>,
+    /// What restricts its process, by name; only while it runs.
+    #[serde(default)]
+    pub sandbox: Vec<String>,
+    /// Its machine.
+    pub machine: MachineSpec,
+    /// Where its files are.
+    pub dir: PathBuf,
+}
