@@ -1,1 +1,3 @@
 //! A board built from a table.
+pub mod boot;
+pub mod layout;
