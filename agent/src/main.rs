@@ -1,2 +1,52 @@
-//! The `guest agent.
-fn main() {}
+//! The guest agent: one static binary that is three things.
+//!
+//! | started as | it is | see |
+//! |---|---|---|
+//! | process 1 of an initial RAM disk | the default guest's init: mounts, modules, shell, power | [`init`] |
+//! | the same, with `viv.root=/dev/…` on the kernel's command line | the step before a disk's own init | [`stage`] |
+//! | `viv-agent serve` | only the server of commands over vsock | [`serve`] |
+//!
+//! Kernel parameters: `viv.root=DEVICE` starts that disk; `viv.task=PROGRAM` runs only that program, prints
+//! `viv-task: exit N` and switches off; `viv.hostname=NAME` names the guest.
+//!
+//! It never does what the host could do, never talks first, and needs nothing of the guest's user land.
+mod children;
+mod command;
+mod exec;
+mod init;
+mod power;
+mod serve;
+mod setup;
+mod stage;
+mod sys;
+mod users;
+
+use std::process::ExitCode;
+
+/// One line on the console.
+fn say(message: impl std::fmt::Display) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "viv-agent: {message}");
+}
+
+fn main() -> ExitCode {
+    let verb = std::env::args().nth(1);
+    match verb.as_deref() {
+        Some("serve") => match serve::main() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                say(format_args!("cannot serve on vsock port {}: {error}", viv_api::agent::PORT));
+                ExitCode::FAILURE
+            }
+        },
+        Some("--version" | "version") => {
+            println!("viv-agent {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        _ if std::process::id() == 1 => init::main(),
+        _ => {
+            say("this is Vivarium's guest agent; as a service it is started with: viv-agent serve");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Process 1 of the default guest: set up, serve commands, hold a shell on the console, switch off.
+use crate::power::{self, Last};
+use crate::setup::{self, Wishes};
+use crate::{children, exec, say, serve, stage, sys};
+use std::fs;
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::mpsc;
+
+/// Signals that process 1 acts upon: children, and what `poweroff`, `halt` and `reboot` of small user lands send.
+const SIGNALS: [i32; 6] =
+    [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGUSR1, libc::SIGUSR2, libc::SIGPWR];
+
+/// Never returns while the guest lives.
+pub(crate) fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(|info| {
+        say(format_args!("the agent failed, switching the guest off: {info}"));
+        power::end_now(Last::PowerOff);
+    }));
+    sys::block_signals(&SIGNALS);
+    sys::ignore(libc::SIGPIPE);
+    // Ctrl-Alt-Del becomes SIGINT to us.
+    let _ = sys::reboot(libc::LINUX_REBOOT_CMD_CAD_OFF);
+    setup::mount_all();
+    let wishes = Wishes::parse(&fs::read_to_string("/proc/cmdline").unwrap_or_default());
+    setup::load_modules();
+    if let Some(device) = &wishes.root {
+        let error = stage::enter(device, &wishes);
+        say(format_args!("cannot start the disk {device}: {error}"));
+        power::end_now(Last::PowerOff);
+        return ExitCode::FAILURE;
+    }
+    setup::name_guest(wishes.hostname.as_deref());
+    if let Err(error) = sys::loopback_up() {
+        say(format_args!("cannot set the loopback network up: {error}"));
+    }
+    let (send, ends) = mpsc::channel();
+    power::set_sender(send.clone());
+    power::watch_button();
+    if let Err(error) = serve::start() {
+        say(format_args!("no commands over vsock: {error}"));
+    }
+    let job = match &wishes.task {
+        Some(task) => Job { command: task_command(task), task: true },
+        None => Job { command: shell_command(), task: false },
+    };
+    let started = job.start(send);
+    let last = match started {
+        Ok(()) => wait(&ends),
+        Err(error) => {
+            say(format_args!("cannot start the guest's first program: {error}"));
+            Last::PowerOff
+        }
+    };
+    power::end(last);
+    ExitCode::SUCCESS
+}
+
+/// Buries children and obeys signals until something asks for the end.
+fn wait(ends: &mpsc::Receiver<Last>) -> Last {
+    loop {
+        if let Ok(last) = ends.try_recv() {
+            return last;
+        }
+        match sys::next_signal(&SIGNALS, 1000) {
+            Some(libc::SIGCHLD) => children::bury(),
+            Some(libc::SIGUSR1 | libc::SIGUSR2 | libc::SIGPWR) => return Last::PowerOff,
+            Some(libc::SIGTERM | libc::SIGINT) => return Last::Reboot,
+            _ => children::bury(),
+        }
+    }
+}
+
+/// What the guest exists for.
+struct Job {
+    command: std::io::Result<Command>,
+    task: bool,
+}
+
+impl Job {
+    /// Starts it; when it ends, so does the guest.
+    fn start(self, ends: mpsc::Sender<Last>) -> std::io::Result<()> {
+        let (_, event) = children::spawn(&mut self.command?)?;
+        std::thread::spawn(move || {
+            let watch = sys::Watch { fd: std::os::fd::AsRawFd::as_raw_fd(&event), read: true, write: false };
+            let watches = [watch];
+            let status = loop {
+                let _ = sys::poll(&watches, -1);
+                if let Some(status) = children::status(&event) {
+                    break status;
+                }
+            };
+            if self.task {
+                // On a line of its own, whatever the task wrote before.
+                println!("\nviv-task: exit {status}");
+            }
+            let _ = ends.send(Last::PowerOff);
+            // Wakes the main thread out of its wait for signals.
+            let _ = sys::kill(1, libc::SIGCHLD);
+        });
+        Ok(())
+    }
+}
+
+/// A login shell that has the console for itself.
+fn shell_command() -> std::io::Result<Command> {
+    use std::os::unix::process::CommandExt;
+    let console = setup::open_console()?;
+    let mut command = Command::new("/bin/sh");
+    command.arg0("-sh").env_clear().envs(exec::default_env(&crate::users::User::root()));
+    command.env("TERM", "linux");
+    command.stdin(console.try_clone()?).stdout(console.try_clone()?).stderr(console);
+    sys::as_session(&mut command, true, crate::users::User::root().identity("/root"))?;
+    Ok(command)
+}
+
+/// The only program, without a terminal.
+fn task_command(task: &str) -> std::io::Result<Command> {
+    let console = setup::open_console()?;
+    let mut command = Command::new(task);
+    command.env_clear().envs(exec::default_env(&crate::users::User::root()));
+    command.stdin(Stdio::null()).stdout(console.try_clone()?).stderr(console);
+    sys::as_session(&mut command, false, crate::users::User::root().identity("/"))?;
+    Ok(command)
+}

@@ -1,0 +1,83 @@
+//! The server of requests over vsock: a thread for each connection.
+use crate::power::{self, Last};
+use crate::{children, exec, say, sys};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use viv_api::agent::{PORT, Reply, Request, read_line, to_line};
+
+/// Most connections at the same time.
+const CONNECTIONS_MAX: usize = 256;
+static CONNECTIONS: AtomicUsize = AtomicUsize::new(0);
+
+/// `viv-agent serve`: the server alone, under somebody else's init.
+pub(crate) fn main() -> io::Result<()> {
+    let signals = [libc::SIGCHLD, libc::SIGTERM];
+    sys::block_signals(&signals);
+    sys::ignore(libc::SIGPIPE);
+    start()?;
+    power::watch_button();
+    loop {
+        match sys::next_signal(&signals, 1000) {
+            Some(libc::SIGTERM) => return Ok(()),
+            _ => children::bury(),
+        }
+    }
+}
+
+/// Listens in a thread of its own.
+pub(crate) fn start() -> io::Result<()> {
+    let listener = sys::listen_vsock(PORT)?;
+    std::thread::spawn(move || {
+        loop {
+            match sys::accept(listener.as_fd()) {
+                Ok(connection) => take(connection),
+                Err(error) => {
+                    say(format_args!("cannot accept a connection: {error}"));
+                    std::thread::sleep(std::time::Duration::from_millis(200));
+                }
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Gives a connection its thread, or closes it if there are too many.
+fn take(connection: File) {
+    if CONNECTIONS.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
+        CONNECTIONS.fetch_sub(1, Ordering::Relaxed);
+        return;
+    }
+    let started = std::thread::Builder::new().stack_size(256 * 1024).spawn(move || {
+        // A connection that breaks is its client's business.
+        let _ = handle(connection);
+        CONNECTIONS.fetch_sub(1, Ordering::Relaxed);
+    });
+    if started.is_err() {
+        CONNECTIONS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn handle(mut connection: File) -> io::Result<()> {
+    let mut reply = Reply { agent: env!("CARGO_PKG_VERSION").to_string(), error: None };
+    let asked = match read_line(&mut connection) {
+        Ok(Request::Exec(what)) => return exec::run(connection, &what),
+        Ok(Request::Ping {}) => None,
+        Ok(Request::Poweroff {}) => Some(Last::PowerOff),
+        Ok(Request::Reboot {}) => Some(Last::Reboot),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            reply.error = Some(format!("no request of this agent: {error}"));
+            None
+        }
+        Err(error) => return Err(error),
+    };
+    // First the answer: afterwards there may be nobody to give it.
+    connection.write_all(&to_line(&reply)?)?;
+    if let Some(last) = asked
+        && let Err(error) = power::ask(last)
+    {
+        say(format_args!("asked to end the guest: {error}"));
+    }
+    Ok(())
+}

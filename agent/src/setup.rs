@@ -1,0 +1,127 @@
+//! What a kernel needs before programs can run: file systems, modules, names.
+use crate::{say, sys};
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+/// The list of modules to load, in order, made when the initial RAM disk was built.
+const MODULES: &str = "/etc/viv/modules";
+
+/// What the kernel's command line asks of the agent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Wishes {
+    /// The disk to start, a device.
+    pub(crate) root: Option<String>,
+    /// Mount it read-only.
+    pub(crate) read_only: bool,
+    /// The disk's init, if not `/sbin/init`.
+    pub(crate) init: Option<String>,
+    /// The only program to run.
+    pub(crate) task: Option<String>,
+    /// The guest's name.
+    pub(crate) hostname: Option<String>,
+}
+
+impl Wishes {
+    /// Reads a kernel command line; later words win, as in the kernel.
+    pub(crate) fn parse(line: &str) -> Wishes {
+        let mut wishes = Wishes::default();
+        for word in line.split_ascii_whitespace() {
+            let (name, value) = word.split_once('=').unwrap_or((word, ""));
+            let value = (!value.is_empty()).then(|| value.to_string());
+            match name {
+                "viv.root" => wishes.root = value,
+                "viv.init" => wishes.init = value,
+                "viv.task" => wishes.task = value,
+                "viv.hostname" => wishes.hostname = value,
+                "ro" => wishes.read_only = true,
+                "rw" => wishes.read_only = false,
+                _ => {}
+            }
+        }
+        wishes
+    }
+}
+
+/// Mounts what every program expects. What is there already is left alone.
+pub(crate) fn mount_all() {
+    const NO: u64 = libc::MS_NOSUID | libc::MS_NOEXEC | libc::MS_NODEV;
+    const MOUNTS: [(&str, &str, u64, &str); 8] = [
+        ("proc", "/proc", NO, ""),
+        ("sysfs", "/sys", NO, ""),
+        ("devtmpfs", "/dev", libc::MS_NOSUID, "mode=0755"),
+        ("devpts", "/dev/pts", libc::MS_NOSUID | libc::MS_NOEXEC, "gid=5,mode=620,ptmxmode=666"),
+        ("tmpfs", "/dev/shm", libc::MS_NOSUID | libc::MS_NODEV, "mode=1777"),
+        ("tmpfs", "/run", libc::MS_NOSUID | libc::MS_NODEV, "mode=0755"),
+        ("tmpfs", "/tmp", libc::MS_NOSUID | libc::MS_NODEV, "mode=1777"),
+        ("cgroup2", "/sys/fs/cgroup", NO, ""),
+    ];
+    for (kind, target, flags, data) in MOUNTS {
+        let _ = fs::create_dir_all(target);
+        match sys::mount(kind, target, kind, flags, data) {
+            Err(error) if error.raw_os_error() != Some(libc::EBUSY) => {
+                say(format_args!("cannot mount {kind} on {target}: {error}"));
+            }
+            _ => {}
+        }
+    }
+    for (link, to) in [
+        ("/dev/fd", "/proc/self/fd"),
+        ("/dev/stdin", "/proc/self/fd/0"),
+        ("/dev/stdout", "/proc/self/fd/1"),
+        ("/dev/stderr", "/proc/self/fd/2"),
+    ] {
+        let _ = std::os::unix::fs::symlink(to, link);
+    }
+}
+
+/// Loads the modules of the list, in its order. One that finds no hardware, or is there already, is no fault.
+pub(crate) fn load_modules() {
+    let list = fs::read_to_string(MODULES).unwrap_or_default();
+    for path in list.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let result = File::open(path).and_then(|file| sys::load_module(&file));
+        match result {
+            Err(error) if !matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ENODEV)) => {
+                say(format_args!("cannot load the kernel module {path}: {error}"));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Names the guest: the kernel's command line wins over `/etc/hostname`.
+pub(crate) fn name_guest(wish: Option<&str>) {
+    let file = fs::read_to_string("/etc/hostname").unwrap_or_default();
+    let name = wish.unwrap_or(file.trim());
+    if !name.is_empty()
+        && let Err(error) = sys::set_hostname(name)
+    {
+        say(format_args!("cannot set the host name {name:?}: {error}"));
+    }
+}
+
+/// The real device behind `/dev/console`, opened: the console itself can be nobody's controlling terminal.
+pub(crate) fn open_console() -> io::Result<OwnedFd> {
+    let active = fs::read_to_string("/sys/class/tty/console/active").unwrap_or_default();
+    let name = active.split_ascii_whitespace().next_back().unwrap_or("ttyS0");
+    let device = Path::new("/dev").join(name);
+    let device = if device.exists() { device } else { "/dev/console".into() };
+    use std::os::unix::fs::OpenOptionsExt;
+    let file = File::options().read(true).write(true).custom_flags(libc::O_NOCTTY).open(device)?;
+    Ok(file.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_word_on_the_command_line_wins() {
+        let wishes =
+            Wishes::parse("console=ttyS0 ro viv.root=/dev/vda viv.task= rw viv.root=/dev/vdb quiet\n");
+        assert_eq!(wishes, Wishes { root: Some("/dev/vdb".into()), ..Wishes::default() });
+        assert_eq!(Wishes::parse("viv.task=/build").task.as_deref(), Some("/build"));
+        assert_eq!(Wishes::parse(""), Wishes::default());
+    }
+}

@@ -1,0 +1,304 @@
+//! The system calls that the standard library does not have, each behind a safe function.
+#![allow(unsafe_code)]
+use std::ffi::{CString, c_int, c_ulong};
+use std::fs::File;
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+fn check(result: c_int) -> io::Result<c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn owned(result: c_int) -> io::Result<OwnedFd> {
+    let fd = check(result)?;
+    // SAFETY: the kernel has just given us this descriptor, nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn text(value: &str) -> io::Result<CString> {
+    CString::new(value).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+}
+
+/// mount(2).
+pub(crate) fn mount(source: &str, target: &str, kind: &str, flags: c_ulong, data: &str) -> io::Result<()> {
+    let (source, target, kind, data) = (text(source)?, text(target)?, text(kind)?, text(data)?);
+    // SAFETY: four C strings that outlive the call.
+    check(unsafe {
+        libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast())
+    })?;
+    Ok(())
+}
+
+/// umount2(2); lazily, if it is busy.
+pub(crate) fn umount(target: &str) -> io::Result<()> {
+    let target = text(target)?;
+    // SAFETY: a C string that outlives the call.
+    if unsafe { libc::umount2(target.as_ptr(), 0) } == 0 {
+        return Ok(());
+    }
+    // SAFETY: as above. Read-only keeps the file system whole where it cannot be let go.
+    check(unsafe {
+        libc::mount(
+            std::ptr::null(),
+            target.as_ptr(),
+            std::ptr::null(),
+            libc::MS_REMOUNT | libc::MS_RDONLY,
+            std::ptr::null(),
+        )
+    })?;
+    Ok(())
+}
+
+/// chroot(2) to the working directory.
+pub(crate) fn chroot_here() -> io::Result<()> {
+    // SAFETY: a constant C string.
+    check(unsafe { libc::chroot(c".".as_ptr()) })?;
+    Ok(())
+}
+
+/// sync(2): all that was written is on the disks.
+pub(crate) fn sync() {
+    // SAFETY: no arguments, cannot fail.
+    unsafe { libc::sync() }
+}
+
+/// reboot(2) with one of `LINUX_REBOOT_CMD_*`.
+pub(crate) fn reboot(command: c_int) -> io::Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::reboot(command) })?;
+    Ok(())
+}
+
+/// sethostname(2).
+pub(crate) fn set_hostname(name: &str) -> io::Result<()> {
+    // SAFETY: pointer and length of one string.
+    check(unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) })?;
+    Ok(())
+}
+
+/// finit_module(2) without parameters.
+pub(crate) fn load_module(file: &File) -> io::Result<()> {
+    // SAFETY: an open descriptor, an empty C string, no flags.
+    let result = unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
+    check(result as c_int)?;
+    Ok(())
+}
+
+/// Sets the network interface `lo` up; the kernel gives it its addresses.
+pub(crate) fn loopback_up() -> io::Result<()> {
+    // SAFETY: no pointers.
+    let socket = owned(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: `ifreq` is plain data for which zero is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = b'l' as _;
+    request.ifr_name[1] = b'o' as _;
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as _;
+    // SAFETY: SIOCSIFFLAGS reads one `ifreq`.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &request) })?;
+    Ok(())
+}
+
+/// kill(2). `pid` -1: everybody but us; below -1: a process group.
+pub(crate) fn kill(pid: i32, signal: c_int) -> io::Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::kill(pid, signal) })?;
+    Ok(())
+}
+
+/// What waitpid(2) told of one dead child: its number and its status as a shell counts it.
+pub(crate) fn reap() -> Option<(i32, u8)> {
+    let mut status = 0;
+    // SAFETY: `status` is a valid place for one int.
+    let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) };
+    if pid <= 0 {
+        return None;
+    }
+    let status = if libc::WIFSIGNALED(status) {
+        128u8.wrapping_add(libc::WTERMSIG(status) as u8)
+    } else {
+        libc::WEXITSTATUS(status) as u8
+    };
+    Some((pid, status))
+}
+
+fn signal_set(signals: &[c_int]) -> libc::sigset_t {
+    // SAFETY: `sigset_t` is plain data, made valid by sigemptyset.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        for signal in signals {
+            libc::sigaddset(&mut set, *signal);
+        }
+        set
+    }
+}
+
+/// Blocks `signals` in this thread and those it starts, so that [`next_signal`] gets them.
+pub(crate) fn block_signals(signals: &[c_int]) {
+    // SAFETY: a valid set; the old one is not wanted.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &signal_set(signals), std::ptr::null_mut()) };
+}
+
+/// Blocks nothing and ignores nothing any more: for a program that takes our place.
+pub(crate) fn unblock_all() {
+    // SAFETY: a valid empty set; SIG_DFL runs no code of ours.
+    unsafe {
+        libc::pthread_sigmask(libc::SIG_SETMASK, &signal_set(&[]), std::ptr::null_mut());
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
+}
+
+/// Waits at most `ms` milliseconds for one of `signals`.
+pub(crate) fn next_signal(signals: &[c_int], ms: u64) -> Option<c_int> {
+    let timeout = libc::timespec { tv_sec: (ms / 1000) as _, tv_nsec: (ms % 1000 * 1_000_000) as _ };
+    // SAFETY: valid set and time; no information about the sender is wanted.
+    let signal = unsafe { libc::sigtimedwait(&signal_set(signals), std::ptr::null_mut(), &timeout) };
+    (signal > 0).then_some(signal)
+}
+
+/// Ignores `signal`.
+pub(crate) fn ignore(signal: c_int) {
+    // SAFETY: SIG_IGN runs no code of ours.
+    unsafe { libc::signal(signal, libc::SIG_IGN) };
+}
+
+/// Who and where a child process is.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Identity {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) groups: Vec<u32>,
+    pub(crate) cwd: String,
+}
+
+/// Makes `command` a session of its own, with its standard input as the controlling terminal if `tty`, as
+/// `identity` says, with no signal blocked or ignored.
+pub(crate) fn as_session(command: &mut Command, tty: bool, identity: Identity) -> io::Result<()> {
+    let cwd = text(&identity.cwd)?;
+    // SAFETY: between fork and exec only calls that are safe there (async-signal-safe) are made; nothing is allocated:
+    // errors are bare numbers.
+    unsafe {
+        command.pre_exec(move || {
+            let mut all = std::mem::zeroed();
+            libc::sigemptyset(&mut all);
+            libc::pthread_sigmask(libc::SIG_SETMASK, &all, std::ptr::null_mut());
+            for signal in [libc::SIGPIPE, libc::SIGHUP, libc::SIGINT, libc::SIGTTOU, libc::SIGTTIN] {
+                libc::signal(signal, libc::SIG_DFL);
+            }
+            check(libc::setsid())?;
+            if tty {
+                check(libc::ioctl(0, libc::TIOCSCTTY, 1))?;
+            }
+            check(libc::setgroups(identity.groups.len(), identity.groups.as_ptr()))?;
+            check(libc::setgid(identity.gid))?;
+            check(libc::setuid(identity.uid))?;
+            check(libc::chdir(cwd.as_ptr()))?;
+            Ok(())
+        })
+    };
+    Ok(())
+}
+
+/// A new terminal: our side and the command's side.
+pub(crate) fn open_terminal(rows: u16, cols: u16) -> io::Result<(OwnedFd, OwnedFd)> {
+    // SAFETY: no pointers.
+    let ours = owned(unsafe { libc::posix_openpt(libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) })?;
+    let unlock: c_int = 0;
+    // SAFETY: TIOCSPTLCK reads one int.
+    check(unsafe { libc::ioctl(ours.as_raw_fd(), libc::TIOCSPTLCK, &unlock) })?;
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: TIOCGPTPEER takes open(2) flags by value and gives a new descriptor.
+    let theirs = owned(unsafe { libc::ioctl(ours.as_raw_fd(), libc::TIOCGPTPEER, flags) })?;
+    resize(ours.as_fd(), rows, cols)?;
+    Ok((ours, theirs))
+}
+
+/// Tells a terminal its size.
+pub(crate) fn resize(terminal: BorrowedFd<'_>, rows: u16, cols: u16) -> io::Result<()> {
+    let size = libc::winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCSWINSZ reads one `winsize`.
+    check(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &size) })?;
+    Ok(())
+}
+
+/// The process group in the foreground of a terminal.
+pub(crate) fn foreground(terminal: BorrowedFd<'_>) -> Option<i32> {
+    let mut group: libc::pid_t = 0;
+    // SAFETY: TIOCGPGRP writes one pid_t.
+    check(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCGPGRP, &mut group) }).ok()?;
+    (group > 0).then_some(group)
+}
+
+/// Reads and writes on `fd` return at once from now on.
+pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: no pointers.
+    let flags = check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) })?;
+    // SAFETY: as above.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) })?;
+    Ok(())
+}
+
+/// A descriptor that [`signal_event`] makes readable.
+pub(crate) fn event() -> io::Result<File> {
+    // SAFETY: no pointers.
+    Ok(File::from(owned(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?))
+}
+
+/// One descriptor of [`poll`].
+pub(crate) struct Watch {
+    pub(crate) fd: RawFd,
+    pub(crate) read: bool,
+    pub(crate) write: bool,
+}
+
+/// Waits until something happens on one of `watches`, at most `ms` milliseconds (for ever if negative).
+/// Tells for each whether it wants to be read: there are bytes, an end, or an error.
+pub(crate) fn poll(watches: &[Watch], ms: c_int) -> io::Result<Vec<bool>> {
+    let mut fds: Vec<libc::pollfd> = watches
+        .iter()
+        .map(|watch| libc::pollfd {
+            // poll(2) skips negative descriptors.
+            fd: if watch.read || watch.write { watch.fd } else { -1 },
+            events: if watch.read { libc::POLLIN } else { 0 } | if watch.write { libc::POLLOUT } else { 0 },
+            revents: 0,
+        })
+        .collect();
+    // SAFETY: pointer and length of one vector.
+    match check(unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as _, ms) }) {
+        Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+        _ => {}
+    }
+    Ok(fds
+        .iter()
+        .map(|fd| fd.revents & (libc::POLLIN | libc::POLLHUP | libc::POLLERR | libc::POLLNVAL) != 0)
+        .collect())
+}
+
+/// Listens on a vsock port, for whoever is the host.
+pub(crate) fn listen_vsock(port: u32) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers.
+    let socket = owned(unsafe { libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: `sockaddr_vm` is plain data for which zero is valid.
+    let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
+    address.svm_family = libc::AF_VSOCK as _;
+    address.svm_port = port;
+    address.svm_cid = libc::VMADDR_CID_ANY;
+    let length = size_of::<libc::sockaddr_vm>() as libc::socklen_t;
+    // SAFETY: pointer and length of one address of the socket's family.
+    check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) })?;
+    // SAFETY: no pointers.
+    check(unsafe { libc::listen(socket.as_raw_fd(), 64) })?;
+    Ok(socket)
+}
+
+/// The next connection; a `File` reads and writes it.
+pub(crate) fn accept(listener: BorrowedFd<'_>) -> io::Result<File> {
+    // SAFETY: the peer's address is not wanted.
+    let result = unsafe {
+        libc::accept4(listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC)
+    };
+    Ok(File::from(owned(result)?))
+}
