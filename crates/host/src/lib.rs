@@ -1,1 +1,2 @@
 //! One host's service.
+pub mod images;
