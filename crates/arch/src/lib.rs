@@ -5,4 +5,6 @@
 //! CPU meet in [`x86::CpuState`].
 #![forbid(unsafe_code)]
 
+pub mod pci;
+pub mod virtio;
 pub mod x86;

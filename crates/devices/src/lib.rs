@@ -6,5 +6,9 @@
 #![forbid(unsafe_code)]
 
 mod bus;
+mod interrupt;
+pub mod pci;
+pub mod virtio;
 
 pub use bus::{Access, BusDevice, Ns};
+pub use interrupt::Interrupt;

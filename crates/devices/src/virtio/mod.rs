@@ -1,0 +1,82 @@
+//! Virtio devices and their transports, as pure state machines (virtio 1.2; the paragraphs are its).
+//!
+//! ```text
+//!  guest ── BAR or MMIO access ──► VirtioPci<D> | VirtioMmio<D> ──► Core (status, features, queues)
+//!                                        │                             │ activate, notified, config
+//!  machine ◄── take_interrupts() ────────┘                             ▼
+//!  machine ◄── requests, bytes, events ◄── device() ──► D: VirtioDevice + Rings (queues, memory)
+//! ```
+//!
+//! # How the machine drives a device
+//!
+//! It holds each transport in a `Mutex`. After *every* call that may change something it collects the
+//! effects, drops the lock, and only then acts on them:
+//!
+//! 1. A vCPU's access: `transport.bar_write(…)` ([`VirtioPci`], by [`crate::pci::PciFunction`]) or
+//!    `transport.write(…)` ([`VirtioMmio`]). A write to the notify register has then already processed
+//!    that queue.
+//! 2. The device's own effects: `let (device, rings) = transport.device();` then for example
+//!    [`Blk::take_requests`], [`Console::take_output`], [`Rng::demand`], [`Vsock::take_events`].
+//! 3. Answers from I/O threads: the same `transport.device()`, then for example
+//!    [`Blk::complete`]`(&mut rings, tag, …)`.
+//! 4. `transport.take_interrupts()`: [`Interrupt`](crate::Interrupt)s in order; empty most of the time.
+//!
+//! A device never sees its transport, a transport never sees what its device does. [`Rings`] is all that
+//! a device sees of the guest: packed virtqueues will come behind it.
+//!
+//! A driver that breaks the rules of its rings gets DEVICE_NEEDS_RESET (§2.1.2) and nothing more.
+
+pub mod blk;
+mod chain;
+mod console;
+mod core;
+mod queue;
+mod rng;
+mod transport;
+pub mod vsock;
+
+pub use blk::{Blk, BlkRequest, BlkSettings};
+pub use chain::{Chain, Segment, cut, total};
+pub use console::Console;
+pub use core::Rings;
+pub use queue::{CHAIN_LEN_MAX, Queue, QueueError};
+pub use rng::Rng;
+pub use transport::{NOTIFY_MULTIPLIER, NOTIFY_OFFSET, VirtioMmio, VirtioPci, VirtioTransport};
+pub use vsock::Vsock;
+
+/// A virtio device: what it is, and what it does when its driver or its host side wants something.
+pub trait VirtioDevice: Send {
+    /// Its type (§5, [`viv_arch::virtio::device_type`]).
+    fn device_type(&self) -> u16;
+    /// The PCI class code that fits it: base class, sub-class and interface in 24 bits.
+    fn pci_class(&self) -> u32 {
+        viv_arch::pci::CLASS_OTHER
+    }
+    /// The features of its type that it offers. Those of rings and transports are not its business.
+    fn features(&self) -> u64;
+    /// The largest size of each queue, powers of two.
+    fn queue_sizes(&self) -> Vec<u16>;
+    /// The guest reads the configuration space; what lies behind its end stays 0.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// The guest writes the configuration space.
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        let _ = (offset, data);
+    }
+    /// The driver is ready (DRIVER_OK); `rings` has the features that were agreed on.
+    fn activate(&mut self, rings: &mut Rings<'_>) {
+        let _ = rings;
+    }
+    /// The driver says that `queue` has new buffers.
+    fn notified(&mut self, queue: u16, rings: &mut Rings<'_>);
+    /// Back to the state after power-on. Work that is under way outside is forgotten when it comes back.
+    fn reset(&mut self);
+}
+
+/// Copies the part of `config` from `offset` that fits; for [`VirtioDevice::read_config`].
+pub(crate) fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
+    let start = usize::try_from(offset).unwrap_or(usize::MAX);
+    let Some(source) = config.get(start..) else { return };
+    for (to, from) in data.iter_mut().zip(source) {
+        *to = *from;
+    }
+}
