@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod bus;
+pub mod chips;
 mod interrupt;
 pub mod pci;
 pub mod virtio;

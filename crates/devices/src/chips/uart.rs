@@ -1,0 +1,530 @@
+//! 16550A serial port (National Semiconductor PC16550D, June 1995): bytes in, bytes out, one interrupt line.
+//!
+//! The line has no speed: a byte that the guest sends is on the wire at once, and a character timeout
+//! follows at once on any byte that is left below the trigger level. The machine drains
+//! [`Uart::transmitted`] after each write and offers input with [`Uart::receive`] while
+//! [`Uart::ready_for_input`] holds: so neither the kernel's FIFO resets nor a slow guest lose a byte.
+
+use super::{read_byte_lanes, write_byte_lanes};
+use crate::{Access, BusDevice, Ns};
+use std::collections::VecDeque;
+
+/// Registers by offset (PC16550D table II).
+mod reg {
+    /// Receiver buffer and transmitter holding register; divisor latch, low byte, when DLAB is set.
+    pub(super) const DATA: u64 = 0;
+    /// Interrupt enable; divisor latch, high byte, when DLAB is set.
+    pub(super) const IER: u64 = 1;
+    /// Interrupt identification (read), FIFO control (write).
+    pub(super) const IIR_FCR: u64 = 2;
+    /// Line control.
+    pub(super) const LCR: u64 = 3;
+    /// Modem control.
+    pub(super) const MCR: u64 = 4;
+    /// Line status.
+    pub(super) const LSR: u64 = 5;
+    /// Modem status.
+    pub(super) const MSR: u64 = 6;
+    /// Scratch.
+    pub(super) const SCR: u64 = 7;
+}
+
+/// Interrupt enable bits (PC16550D §8.6).
+mod ier {
+    pub(super) const RECEIVED_DATA: u8 = 1 << 0;
+    pub(super) const TRANSMITTER_EMPTY: u8 = 1 << 1;
+    pub(super) const LINE_STATUS: u8 = 1 << 2;
+    pub(super) const MODEM_STATUS: u8 = 1 << 3;
+    pub(super) const ALL: u8 = 0x0f;
+}
+
+/// Interrupt identification codes (PC16550D §8.5, table IV).
+mod iir {
+    pub(super) const NONE: u8 = 0x01;
+    pub(super) const MODEM_STATUS: u8 = 0x00;
+    pub(super) const TRANSMITTER_EMPTY: u8 = 0x02;
+    pub(super) const RECEIVED_DATA: u8 = 0x04;
+    pub(super) const LINE_STATUS: u8 = 0x06;
+    pub(super) const CHARACTER_TIMEOUT: u8 = 0x0c;
+    pub(super) const FIFOS_ENABLED: u8 = 0xc0;
+}
+
+/// FIFO control bits (PC16550D §8.4).
+mod fcr {
+    pub(super) const ENABLE: u8 = 1 << 0;
+    pub(super) const RESET_RECEIVER: u8 = 1 << 1;
+    /// Receiver trigger levels for bits 7 and 6.
+    pub(super) const TRIGGER_LEVELS: [usize; 4] = [1, 4, 8, 14];
+}
+
+/// Line control: divisor latch access (PC16550D §8.1).
+const LCR_DLAB: u8 = 1 << 7;
+/// Line control after reset is zero; 8 data bits when the guest asks (PC16550D §8.1).
+const LCR_RESET: u8 = 0;
+
+/// Modem control bits (PC16550D §8.7).
+mod mcr {
+    pub(super) const DTR: u8 = 1 << 0;
+    pub(super) const RTS: u8 = 1 << 1;
+    pub(super) const OUT1: u8 = 1 << 2;
+    /// On a PC this pin opens the gate between the chip's interrupt and the interrupt controller.
+    pub(super) const OUT2: u8 = 1 << 3;
+    pub(super) const LOOPBACK: u8 = 1 << 4;
+    pub(super) const ALL: u8 = 0x1f;
+}
+
+/// Line status bits (PC16550D §8.3).
+mod lsr {
+    pub(super) const DATA_READY: u8 = 1 << 0;
+    pub(super) const OVERRUN: u8 = 1 << 1;
+    pub(super) const HOLDING_EMPTY: u8 = 1 << 5;
+    pub(super) const TRANSMITTER_EMPTY: u8 = 1 << 6;
+}
+
+/// Modem status bits (PC16550D §8.8).
+mod msr {
+    pub(super) const TRAILING_RING: u8 = 1 << 2;
+    pub(super) const CTS: u8 = 1 << 4;
+    pub(super) const DSR: u8 = 1 << 5;
+    pub(super) const RING: u8 = 1 << 6;
+    pub(super) const DCD: u8 = 1 << 7;
+}
+
+/// Bytes in each FIFO (PC16550D §1.0).
+pub const FIFO_LEN: usize = 16;
+/// Most bytes on the wire that the machine has not yet collected; beyond them the transmitter is busy.
+pub const WIRE_LEN_MAX: usize = 64;
+
+/// A 16550A. One window of 8 ports.
+#[derive(Clone, Debug)]
+pub struct Uart {
+    rx: VecDeque<u8>,
+    wire: VecDeque<u8>,
+    ier: u8,
+    lcr: u8,
+    mcr: u8,
+    scratch: u8,
+    divisor: u16,
+    fifos: bool,
+    trigger: usize,
+    overrun: bool,
+    /// Input lines of the modem status, high nibble, as last seen.
+    modem_lines: u8,
+    /// Changes of them since the last read, low nibble.
+    modem_delta: u8,
+    /// The transmitter-empty interrupt has not been answered yet.
+    empty_pending: bool,
+}
+
+impl Default for Uart {
+    fn default() -> Uart {
+        Uart::new()
+    }
+}
+
+impl Uart {
+    /// A port after power-on with a terminal connected (CTS, DSR and DCD are on).
+    pub fn new() -> Uart {
+        let mut uart = Uart {
+            rx: VecDeque::with_capacity(FIFO_LEN),
+            wire: VecDeque::with_capacity(WIRE_LEN_MAX),
+            ier: 0,
+            lcr: LCR_RESET,
+            mcr: 0,
+            scratch: 0,
+            divisor: 12,
+            fifos: false,
+            trigger: 1,
+            overrun: false,
+            modem_lines: 0,
+            modem_delta: 0,
+            empty_pending: false,
+        };
+        uart.modem_lines = uart.lines_now();
+        uart
+    }
+
+    /// Takes bytes from the line into the receiver and returns how many fitted. It takes none in loopback
+    /// mode, where the input pin is disconnected (PC16550D §8.7): offer them again later.
+    pub fn receive(&mut self, bytes: &[u8]) -> usize {
+        if self.loopback() {
+            return 0;
+        }
+        let room = self.depth().saturating_sub(self.rx.len());
+        let taken = bytes.len().min(room);
+        self.rx.extend(bytes.iter().take(taken));
+        taken
+    }
+
+    /// Whether input given now reaches the guest's driver: it has enabled the receive interrupt, so its
+    /// FIFO resets are over, and there is room. Earlier input waits in the machine.
+    pub fn ready_for_input(&self) -> bool {
+        self.ier & ier::RECEIVED_DATA != 0 && !self.loopback() && self.rx.len() < self.depth()
+    }
+
+    /// Takes the bytes that the guest has sent.
+    pub fn transmitted(&mut self) -> Vec<u8> {
+        let was_full = self.wire.len() >= WIRE_LEN_MAX;
+        let bytes = self.wire.drain(..).collect();
+        if was_full {
+            self.empty_pending = true;
+        }
+        bytes
+    }
+
+    /// Whether the guest has sent bytes that [`Uart::transmitted`] has not yet given out.
+    pub fn has_transmitted(&self) -> bool {
+        !self.wire.is_empty()
+    }
+
+    fn loopback(&self) -> bool {
+        self.mcr & mcr::LOOPBACK != 0
+    }
+
+    fn depth(&self) -> usize {
+        if self.fifos { FIFO_LEN } else { 1 }
+    }
+
+    fn holding_empty(&self) -> bool {
+        self.wire.len() < WIRE_LEN_MAX
+    }
+
+    /// The modem's input lines: the peer's, or our own outputs in loopback (PC16550D §8.7).
+    fn lines_now(&self) -> u8 {
+        if !self.loopback() {
+            return msr::CTS | msr::DSR | msr::DCD;
+        }
+        [(mcr::RTS, msr::CTS), (mcr::DTR, msr::DSR), (mcr::OUT1, msr::RING), (mcr::OUT2, msr::DCD)]
+            .into_iter()
+            .filter(|(output, _)| self.mcr & output != 0)
+            .fold(0, |lines, (_, input)| lines | input)
+    }
+
+    fn update_modem_lines(&mut self) {
+        let lines = self.lines_now();
+        let changed = lines ^ self.modem_lines;
+        // The ring indicator reports only its trailing edge (PC16550D §8.8).
+        let mut delta = (changed >> 4) & !msr::TRAILING_RING;
+        if changed & msr::RING != 0 && lines & msr::RING == 0 {
+            delta |= msr::TRAILING_RING;
+        }
+        self.modem_delta |= delta;
+        self.modem_lines = lines;
+    }
+
+    /// The highest cause that is pending and enabled (PC16550D table IV).
+    fn cause(&self) -> u8 {
+        let enabled = |bit| self.ier & bit != 0;
+        if enabled(ier::LINE_STATUS) && self.overrun {
+            iir::LINE_STATUS
+        } else if enabled(ier::RECEIVED_DATA) && !self.rx.is_empty() {
+            let trigger = if self.fifos { self.trigger } else { 1 };
+            if self.rx.len() >= trigger { iir::RECEIVED_DATA } else { iir::CHARACTER_TIMEOUT }
+        } else if enabled(ier::TRANSMITTER_EMPTY) && self.empty_pending && self.holding_empty() {
+            iir::TRANSMITTER_EMPTY
+        } else if enabled(ier::MODEM_STATUS) && self.modem_delta != 0 {
+            iir::MODEM_STATUS
+        } else {
+            iir::NONE
+        }
+    }
+
+    fn send(&mut self, byte: u8) {
+        if self.loopback() {
+            if self.rx.len() < self.depth() {
+                self.rx.push_back(byte);
+            } else {
+                // Without FIFOs the new character destroys the old one, with them it is lost itself (§8.3).
+                self.overrun = true;
+                if !self.fifos {
+                    self.rx.clear();
+                    self.rx.push_back(byte);
+                }
+            }
+        } else if self.wire.len() < WIRE_LEN_MAX {
+            self.wire.push_back(byte);
+        }
+        self.empty_pending = true;
+    }
+
+    fn read_register(&mut self, offset: u64) -> u8 {
+        let dlab = self.lcr & LCR_DLAB != 0;
+        match offset {
+            reg::DATA if dlab => self.divisor as u8,
+            reg::DATA => self.rx.pop_front().unwrap_or(0),
+            reg::IER if dlab => (self.divisor >> 8) as u8,
+            reg::IER => self.ier,
+            reg::IIR_FCR => {
+                let cause = self.cause();
+                if cause == iir::TRANSMITTER_EMPTY {
+                    self.empty_pending = false;
+                }
+                cause | if self.fifos { iir::FIFOS_ENABLED } else { 0 }
+            }
+            reg::LCR => self.lcr,
+            reg::MCR => self.mcr,
+            reg::LSR => {
+                let mut status = 0;
+                if !self.rx.is_empty() {
+                    status |= lsr::DATA_READY;
+                }
+                if std::mem::take(&mut self.overrun) {
+                    status |= lsr::OVERRUN;
+                }
+                if self.holding_empty() {
+                    status |= lsr::HOLDING_EMPTY | lsr::TRANSMITTER_EMPTY;
+                }
+                status
+            }
+            reg::MSR => self.modem_lines | std::mem::take(&mut self.modem_delta),
+            reg::SCR => self.scratch,
+            _ => 0xff,
+        }
+    }
+
+    fn write_register(&mut self, offset: u64, value: u8) {
+        let dlab = self.lcr & LCR_DLAB != 0;
+        match offset {
+            reg::DATA if dlab => self.divisor = self.divisor & 0xff00 | u16::from(value),
+            reg::DATA => self.send(value),
+            reg::IER if dlab => self.divisor = self.divisor & 0x00ff | u16::from(value) << 8,
+            reg::IER => {
+                let enabled = value & !self.ier;
+                self.ier = value & ier::ALL;
+                // Enabling the interrupt with an empty holding register raises it at once (§8.6).
+                if enabled & ier::TRANSMITTER_EMPTY != 0 && self.holding_empty() {
+                    self.empty_pending = true;
+                }
+            }
+            reg::IIR_FCR => {
+                let fifos = value & fcr::ENABLE != 0;
+                // Switching FIFO mode resets both FIFOs (§8.4). What was sent is on the wire already.
+                if fifos != self.fifos || fifos && value & fcr::RESET_RECEIVER != 0 {
+                    self.rx.clear();
+                }
+                self.fifos = fifos;
+                if fifos {
+                    self.trigger = fcr::TRIGGER_LEVELS[usize::from(value >> 6)];
+                }
+            }
+            reg::LCR => self.lcr = value,
+            reg::MCR => {
+                self.mcr = value & mcr::ALL;
+                self.update_modem_lines();
+            }
+            reg::SCR => self.scratch = value,
+            // Line and modem status are for reading; the factory test writes them (§8.3, §8.8).
+            _ => {}
+        }
+    }
+}
+
+impl BusDevice for Uart {
+    fn read(&mut self, access: Access, _now: Ns) -> u64 {
+        read_byte_lanes(access, |offset| self.read_register(offset))
+    }
+
+    fn write(&mut self, access: Access, value: u64, _now: Ns) {
+        write_byte_lanes(access, value, |offset, byte| self.write_register(offset, byte));
+    }
+
+    /// High for an enabled cause while OUT2 opens the gate; loopback forces OUT2's pin inactive (§8.7).
+    fn irq(&self) -> bool {
+        self.mcr & (mcr::OUT2 | mcr::LOOPBACK) == mcr::OUT2 && self.cause() != iir::NONE
+    }
+
+    /// Master reset (PC16550D table III). Bytes on the wire have left the chip.
+    fn reset(&mut self) {
+        let wire = std::mem::take(&mut self.wire);
+        *self = Uart::new();
+        self.wire = wire;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    fn read(uart: &mut Uart, offset: u64) -> u8 {
+        uart.read(Access { window: 0, offset, size: 1 }, 0) as u8
+    }
+    fn write(uart: &mut Uart, offset: u64, value: u8) {
+        uart.write(Access { window: 0, offset, size: 1 }, value.into(), 0);
+    }
+
+    /// What a driver does before it sends and receives.
+    fn opened() -> Uart {
+        let mut uart = Uart::new();
+        write(&mut uart, reg::IIR_FCR, 0x81);
+        write(&mut uart, reg::MCR, mcr::OUT2 | mcr::RTS | mcr::DTR);
+        uart
+    }
+
+    #[test]
+    fn a_driver_finds_a_16550a() {
+        let mut uart = Uart::new();
+        for value in [0, 0x0f] {
+            write(&mut uart, reg::IER, value);
+            assert_eq!(read(&mut uart, reg::IER), value);
+        }
+        write(&mut uart, reg::IER, 0xff);
+        assert_eq!(read(&mut uart, reg::IER), 0x0f, "only four enables exist (8.6)");
+        write(&mut uart, reg::IER, 0);
+        write(&mut uart, reg::MCR, 0x1a);
+        assert_eq!(read(&mut uart, reg::MSR) & 0xf0, 0x90, "loopback shows RTS as CTS and OUT2 as DCD");
+        write(&mut uart, reg::MCR, 0);
+        write(&mut uart, reg::IIR_FCR, 0x21);
+        assert_eq!(read(&mut uart, reg::IIR_FCR), 0xc1);
+        write(&mut uart, reg::SCR, 0xa5);
+        assert_eq!(read(&mut uart, reg::SCR), 0xa5);
+        write(&mut uart, reg::LCR, 0x83);
+        write(&mut uart, reg::DATA, 0x34);
+        write(&mut uart, reg::IER, 0x12);
+        assert_eq!((read(&mut uart, reg::DATA), read(&mut uart, reg::IER)), (0x34, 0x12));
+        write(&mut uart, reg::LCR, 0x03);
+        assert_eq!(read(&mut uart, reg::IER), 0);
+        assert!(uart.transmitted().is_empty());
+    }
+
+    /// The test of the Linux 8250 driver for chips that do not raise the interrupt again.
+    #[test]
+    fn enabling_the_empty_interrupt_raises_it_each_time() {
+        let mut uart = opened();
+        for _ in 0..2 {
+            write(&mut uart, reg::IER, ier::TRANSMITTER_EMPTY);
+            assert!(uart.irq());
+            assert_eq!(read(&mut uart, reg::IIR_FCR) & 0x0f, iir::TRANSMITTER_EMPTY);
+            assert!(!uart.irq(), "reading the identification answers it (table IV)");
+            assert_eq!(read(&mut uart, reg::IIR_FCR) & 0x0f, iir::NONE);
+            write(&mut uart, reg::IER, 0);
+        }
+        write(&mut uart, reg::IER, ier::TRANSMITTER_EMPTY);
+        read(&mut uart, reg::IIR_FCR);
+        write(&mut uart, reg::DATA, b'x');
+        assert!(uart.irq(), "the byte has left, the register is empty again");
+        assert_eq!(uart.transmitted(), b"x");
+    }
+
+    #[test]
+    fn a_full_wire_makes_the_transmitter_busy_until_it_is_drained() {
+        let mut uart = opened();
+        write(&mut uart, reg::IER, ier::TRANSMITTER_EMPTY);
+        for _ in 0..WIRE_LEN_MAX {
+            write(&mut uart, reg::DATA, b'a');
+        }
+        assert_eq!(read(&mut uart, reg::LSR) & 0x60, 0);
+        assert!(!uart.irq());
+        assert_eq!(uart.transmitted().len(), WIRE_LEN_MAX);
+        assert!(uart.irq());
+        assert_eq!(read(&mut uart, reg::LSR) & 0x60, 0x60);
+    }
+
+    #[test]
+    fn input_waits_until_the_driver_can_take_it() {
+        let mut uart = Uart::new();
+        assert!(!uart.ready_for_input());
+        write(&mut uart, reg::IIR_FCR, 0x07);
+        assert!(!uart.ready_for_input());
+        write(&mut uart, reg::IIR_FCR, 0x81);
+        write(&mut uart, reg::MCR, mcr::OUT2);
+        write(&mut uart, reg::IER, ier::RECEIVED_DATA);
+        assert!(uart.ready_for_input());
+        assert_eq!(uart.receive(&[7; 64]), FIFO_LEN);
+        assert!(!uart.ready_for_input());
+        assert_eq!(read(&mut uart, reg::IIR_FCR) & 0x0f, iir::RECEIVED_DATA);
+        for _ in 0..9 {
+            assert_eq!(read(&mut uart, reg::DATA), 7);
+        }
+        assert_eq!(read(&mut uart, reg::IIR_FCR) & 0x0f, iir::CHARACTER_TIMEOUT, "below the trigger of 8");
+        assert!(uart.irq());
+    }
+
+    #[test]
+    fn loopback_returns_what_is_sent_and_overruns() {
+        let mut uart = opened();
+        write(&mut uart, reg::MCR, mcr::LOOPBACK | mcr::OUT2);
+        assert_eq!(uart.receive(b"x"), 0);
+        for byte in 0..17 {
+            write(&mut uart, reg::DATA, byte);
+        }
+        assert_eq!(read(&mut uart, reg::LSR), 0x63);
+        assert_eq!(read(&mut uart, reg::LSR), 0x61, "reading clears the overrun (8.3)");
+        for byte in 0..16 {
+            assert_eq!(read(&mut uart, reg::DATA), byte);
+        }
+        assert!(uart.transmitted().is_empty());
+        assert!(!uart.irq());
+    }
+
+    #[test]
+    fn the_ring_indicator_reports_its_trailing_edge_only() {
+        let mut uart = Uart::new();
+        write(&mut uart, reg::MCR, mcr::LOOPBACK);
+        read(&mut uart, reg::MSR);
+        write(&mut uart, reg::MCR, mcr::LOOPBACK | mcr::OUT1);
+        assert_eq!(read(&mut uart, reg::MSR), msr::RING);
+        write(&mut uart, reg::MCR, mcr::LOOPBACK);
+        assert_eq!(read(&mut uart, reg::MSR), msr::TRAILING_RING);
+        assert_eq!(read(&mut uart, reg::MSR), 0);
+    }
+
+    proptest! {
+        /// The line is high only for an enabled cause, and only through OUT2 (PC16550D 8.5, 8.7).
+        #[test]
+        fn a_masked_uart_never_interrupts(ops in vec((0u64..8, any::<u8>(), any::<bool>()), 0..200)) {
+            let mut uart = Uart::new();
+            for (offset, value, is_read) in ops {
+                if is_read {
+                    read(&mut uart, offset);
+                } else {
+                    write(&mut uart, offset, value);
+                    uart.receive(&[value]);
+                }
+                if uart.ier == 0 || uart.mcr & mcr::OUT2 == 0 {
+                    prop_assert!(!uart.irq());
+                }
+            }
+        }
+
+        /// Any access of any size is answered, and the queues keep their bounds.
+        #[test]
+        fn hostile_accesses_keep_the_bounds(
+            ops in vec((any::<u64>(), 0u8..=9, any::<u64>(), 0u8..4), 0..300),
+        ) {
+            let mut uart = Uart::new();
+            for (offset, size, value, op) in ops {
+                let offset = if op < 2 { offset % 8 } else { offset };
+                let access = Access { window: 0, offset, size };
+                if op & 1 == 0 {
+                    uart.read(access, value);
+                } else {
+                    uart.write(access, value, 0);
+                }
+                uart.receive(&value.to_le_bytes());
+                prop_assert!(uart.rx.len() <= FIFO_LEN && uart.wire.len() <= WIRE_LEN_MAX);
+            }
+        }
+
+        /// Every byte offered while the chip is ready comes out once and in order.
+        #[test]
+        fn input_is_neither_lost_nor_doubled(bytes in vec(any::<u8>(), 0..200), reads in vec(0usize..20, 1..50)) {
+            let mut uart = opened();
+            write(&mut uart, reg::IER, ier::RECEIVED_DATA);
+            let (mut offered, mut seen) = (0, Vec::new());
+            for count in reads.into_iter().cycle() {
+                if seen.len() == bytes.len() {
+                    break;
+                }
+                offered += uart.receive(&bytes[offered..]);
+                for _ in 0..=count {
+                    if read(&mut uart, reg::LSR) & lsr::DATA_READY != 0 {
+                        seen.push(read(&mut uart, reg::DATA));
+                    }
+                }
+            }
+            prop_assert_eq!(seen, bytes);
+        }
+    }
+}
