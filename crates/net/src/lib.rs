@@ -1,1 +1,10 @@
-//! Network and vsock ports: real I/O.
+//! Network and vsock ports: real I/O of a VM's process, on threads of its own.
+//!
+//! ```text
+//!  guest ◄─► devices::virtio::Vsock ◄─ machine implements vsock::VsockGuest ─► vsock::VsockMuxer ◄─► Unix sockets
+//! ```
+//! This crate knows no device: what it needs of a guest is a trait that the machine implements.
+//! Start reading at [`vsock`].
+#![forbid(unsafe_code)]
+
+pub mod vsock;

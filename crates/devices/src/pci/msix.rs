@@ -70,7 +70,7 @@ impl Msix {
 
     /// The guest writes the table: aligned 4 or 8 bytes, as PCI §6.8.2 demands; else ignored.
     pub fn write_table(&mut self, offset: u64, size: u8, value: u64) {
-        if !matches!(size, 4 | 8) || offset % u64::from(size) != 0 {
+        if !matches!(size, 4 | 8) || !offset.is_multiple_of(u64::from(size)) {
             return;
         }
         let Some(entry) = self.entries.get_mut((offset / MSIX_ENTRY_LEN) as usize) else { return };

@@ -34,7 +34,12 @@ pub enum VsockEvent {
         port: u32,
     },
     /// The guest accepted the stream that the host asked for.
-    Connected(StreamId),
+    Connected {
+        /// The stream.
+        stream: StreamId,
+        /// The port on the host's side that we chose for it.
+        host_port: u32,
+    },
     /// The guest refused it. The ID is void.
     Refused(StreamId),
     /// Bytes or an end wait: call receive until it gives nothing.
@@ -361,7 +366,7 @@ impl Connections {
             (reg::OP_RST, _) => self.gone(stream, StreamEnd::Reset),
             (reg::OP_RESPONSE, Phase::Asking) if connection.greeting.is_none() => {
                 connection.phase = Phase::Open;
-                self.events.push_back(VsockEvent::Connected(stream));
+                self.events.push_back(VsockEvent::Connected { stream, host_port: ports.host });
             }
             (reg::OP_RW, Phase::Open) => self.data(stream, payload),
             (reg::OP_SHUTDOWN, Phase::Open) => self.guest_shutdown(stream, header.flags),
