@@ -1,3 +1,4 @@
 //! A board built from a table.
+pub mod acpi;
 pub mod boot;
 pub mod layout;

@@ -50,7 +50,11 @@ pub(super) fn for_vcpu(kvm: &Kvm, index: u32, cpus: u32, level: CpuLevel) -> Res
     let mut entries = supported.as_slice().to_vec();
     if level == CpuLevel::V2 {
         // Wider state components, and leaves that describe what was cut.
-        entries.retain(|e| !(e.function == 0xd && e.index > 1) && !matches!(e.function, 0x12..=0x1e | 0x24));
+        entries.retain(|e| match e.function {
+            0xd => e.index <= 1,
+            0x12..=0x1e | 0x24 => false,
+            _ => true,
+        });
     }
     // Topology leaves are made new below.
     entries.retain(|e| !matches!(e.function, 0xb | 0x1f));

@@ -195,7 +195,7 @@ fn place_elf<'a>(
 
 /// Kernels live in RAM between 1 MiB and the devices.
 fn check_range(memory: &GuestMemory, start: u64, end: u64) -> Result<(), BootError> {
-    if start < KERNEL_MIN || start >= HIGH_RAM_START {
+    if !(KERNEL_MIN..HIGH_RAM_START).contains(&start) {
         return Err(BootError::BadAddress { gpa: start });
     }
     if end > low_memory(memory) {
