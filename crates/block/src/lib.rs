@@ -1,4 +1,20 @@
 //! Disks: bytes that outlive the VM, behind one trait.
+//!
+//! ```text
+//!  devices (virtio-blk) ──► Disk ──┬── RawDisk     a file or a block device of the host
+//!                                  └── MemoryDisk  for tests: counts, fails on demand, loses what was not flushed
+//! ```
+//! A disk never grows, never writes beyond its end and never reports as durable what is not. What it will
+//! never do: know of sectors' contents (partitions, file systems) or of the device that asks. Start reading
+//! at [`Disk`]; `tests/conformance.rs` says what every implementation must do.
+
+mod memory;
+mod open;
+mod raw;
+
+pub use memory::{Counts, MemoryDisk};
+pub use open::OpenError;
+pub use raw::RawDisk;
 
 use std::io;
 
@@ -22,4 +38,23 @@ pub trait Disk: Send + Sync {
     fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
     /// Makes the range read as zeroes; `unmap` allows to give the space back.
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()>;
+}
+
+/// Refuses a range that is not wholly within `size` bytes.
+fn check_range(size: u64, offset: u64, len: u64) -> io::Result<()> {
+    match offset.checked_add(len) {
+        Some(end) if end <= size => Ok(()),
+        _ => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{len} bytes at {offset} are beyond the end of a disk of {size} bytes"),
+        )),
+    }
+}
+
+/// Refuses to change a read-only disk.
+fn check_writable(read_only: bool) -> io::Result<()> {
+    if read_only {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the disk is read-only"));
+    }
+    Ok(())
 }
