@@ -15,6 +15,7 @@ pub mod client;
 pub mod endpoint;
 pub mod image;
 pub mod info;
+mod process;
 pub mod runner;
 pub mod socket;
 pub mod timestamp;

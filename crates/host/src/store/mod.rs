@@ -1,0 +1,163 @@
+//! What the host service remembers of its VMs.
+//!
+//! A record says what was asked for; what *is*, is found out from the VM's process. One service writes at a
+//! time (it holds a lock), so that a transaction is one record.
+mod directory;
+mod memory;
+
+pub use directory::DirectoryStore;
+pub use memory::MemoryStore;
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use viv_api::agent::Exec;
+use viv_api::timestamp::Timestamp;
+use viv_api::vm::{OnReboot, Process};
+use viv_model::{Fault, Kind, MachineSpec};
+
+/// One VM, as it was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmRecord {
+    /// Its identity.
+    pub id: String,
+    /// Its name; unique.
+    pub name: String,
+    /// When it was described.
+    pub created_at: Timestamp,
+    /// The image that it was made from.
+    pub image: Option<String>,
+    /// Its machine.
+    pub machine: MachineSpec,
+    /// What a reset does.
+    pub on_reboot: OnReboot,
+    /// It is forgotten when it ends.
+    pub remove: bool,
+    /// The command for which it exists.
+    pub command: Option<Exec>,
+    /// When it was last started.
+    pub started_at: Option<Timestamp>,
+    /// The process whose end is its end.
+    pub attended_by: Option<Process>,
+}
+
+/// Why the store did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another VM has this name.
+    #[error("a VM called {name:?} exists already")]
+    NameTaken {
+        /// The name.
+        name: String,
+    },
+    /// No VM has this identity.
+    #[error("no VM has the id {id}")]
+    Missing {
+        /// The identity.
+        id: String,
+    },
+    /// The file system refused.
+    #[error("cannot {what} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+impl From<StoreError> for Fault {
+    fn from(error: StoreError) -> Fault {
+        let message = error.to_string();
+        match error {
+            StoreError::NameTaken { name } => Fault::new(
+                Kind::Conflict,
+                message,
+                format!("choose another name, or remove that one first: viv rm -f {name}"),
+            ),
+            StoreError::Missing { .. } => Fault::new(Kind::NotFound, message, "see what there is: viv ps -a"),
+            StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+                Fault::new(Kind::NoCapacity, message, "free space on that disk, for example: viv rm, viv image rm")
+            }
+            StoreError::Io { .. } => Fault::new(
+                Kind::Error,
+                message,
+                "see that the directory is yours and writable (it is shown by: viv info)",
+            ),
+        }
+    }
+}
+
+/// Keeps records. Every call is whole or not at all, also when the host's power fails.
+pub trait Store: Send + Sync {
+    /// All records, oldest first.
+    fn all(&self) -> Result<Vec<VmRecord>, StoreError>;
+    /// Adds a record with a new identity and a name that no other has.
+    fn insert(&self, record: &VmRecord) -> Result<(), StoreError>;
+    /// Replaces the record with the same identity, and name.
+    fn update(&self, record: &VmRecord) -> Result<(), StoreError>;
+    /// Removes a record and everything that is kept for its VM.
+    fn remove(&self, id: &str) -> Result<(), StoreError>;
+}
+
+/// The order of [`Store::all`].
+fn sort(records: &mut [VmRecord]) {
+    records.sort_by(|a, b| (a.created_at, &a.name).cmp(&(b.created_at, &b.name)));
+}
+
+#[cfg(test)]
+pub(crate) mod conformance {
+    //! What every store must do.
+    use super::*;
+    use viv_model::Accel;
+
+    pub(crate) fn record(id: &str, name: &str, unix_s: u64) -> VmRecord {
+        VmRecord {
+            id: id.into(),
+            name: name.into(),
+            created_at: Timestamp { unix_s },
+            image: Some("default".into()),
+            machine: MachineSpec {
+                cpus: 1,
+                memory_mib: 64,
+                accel: Accel::Auto,
+                kernel: "/boot/vmlinuz".into(),
+                initrd: None,
+                append: String::new(),
+                disks: Vec::new(),
+            },
+            on_reboot: OnReboot::Restart,
+            remove: false,
+            command: None,
+            started_at: None,
+            attended_by: None,
+        }
+    }
+
+    /// Runs the suite on stores that `open` gives: each call opens the same store anew.
+    pub(crate) fn suite(open: &dyn Fn() -> Box<dyn Store>) {
+        let store = open();
+        assert_eq!(store.all().unwrap(), []);
+        let (web, db) = (record("b2", "web", 20), record("a1", "db", 10));
+        store.insert(&web).unwrap();
+        store.insert(&db).unwrap();
+        assert_eq!(store.all().unwrap(), [db.clone(), web.clone()], "oldest first");
+
+        let taken = store.insert(&record("c3", "web", 30)).unwrap_err();
+        assert!(matches!(&taken, StoreError::NameTaken { name } if name == "web"));
+        assert_eq!(Fault::from(taken).kind, Kind::Conflict);
+        assert_eq!(open().all().unwrap().len(), 2, "what was refused leaves nothing");
+
+        let changed = VmRecord { remove: true, started_at: Some(Timestamp { unix_s: 40 }), ..web.clone() };
+        store.update(&changed).unwrap();
+        assert_eq!(open().all().unwrap(), [db.clone(), changed]);
+        assert!(matches!(store.update(&record("c3", "x", 1)), Err(StoreError::Missing { .. })));
+
+        store.remove("b2").unwrap();
+        assert!(matches!(store.remove("b2"), Err(StoreError::Missing { .. })));
+        assert_eq!(open().all().unwrap(), [db]);
+        store.insert(&record("d4", "web", 50)).unwrap();
+        assert_eq!(open().all().unwrap().len(), 2, "the name is free again");
+    }
+}

@@ -1,0 +1,409 @@
+//! The life of one VM, from its description to its end.
+use crate::console::{Console, Log, REPLAY_MAX};
+use crate::guest::{Build, Guest};
+use crate::{command, control, sandbox, written};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+use viv_api::runner::{
+    Ask, CONSOLE, CONSOLE_LOG, CONSOLE_LOG_MAX, CONSOLE_LOG_OLD, CONTROL, END, LOCK, Reply, RunnerSpec,
+    SPEC, Started, Status, VSOCK,
+};
+use viv_api::vm::{OnReboot, Process};
+use viv_model::{Accel, End, Fault, Kind, State, next};
+
+/// How long the last output may take to reach its readers.
+const DRAIN_LIMIT: Duration = Duration::from_secs(2);
+/// How long a killed guest may take to end before its process ends without it.
+const KILL_LIMIT: Duration = Duration::from_secs(5);
+/// How long a panicked kernel that stands still is left alone, so that its last output is seen.
+const STANDSTILL: Duration = Duration::from_millis(300);
+/// A guest that asks for a reset sooner than this after its start is made to wait.
+const QUICK_REBOOT: Duration = Duration::from_secs(1);
+
+/// What the threads of the process share.
+pub(crate) struct Life {
+    process: Process,
+    pub(crate) console: Arc<Console>,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    state: State,
+    /// The guest; none while it is built anew.
+    guest: Option<Arc<dyn Guest>>,
+    accel: Accel,
+    boots: u32,
+    sandbox: Vec<String>,
+    /// It was told to end.
+    dying: bool,
+    /// What to write as its end, if that was our wish.
+    end_as: Option<End>,
+}
+
+impl Life {
+    fn new(console: Arc<Console>) -> Life {
+        let inner = Inner {
+            state: State::Starting,
+            guest: None,
+            accel: Accel::Auto,
+            boots: 0,
+            sandbox: Vec::new(),
+            dying: false,
+            end_as: None,
+        };
+        Life { process: Process::current(), console, inner: Mutex::new(inner) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        let inner = self.lock();
+        Status {
+            state: inner.state,
+            process: self.process,
+            accel: inner.accel,
+            boots: inner.boots,
+            panicked: self.console.panicked(),
+            sandbox: inner.sandbox.clone(),
+        }
+    }
+
+    /// Does what the control socket asks.
+    pub(crate) fn ask(&self, ask: Ask) -> Reply {
+        let done = match ask {
+            Ask::Status => Ok(()),
+            Ask::Pause => self.step(viv_model::Ask::Pause, |guest| guest.pause()),
+            Ask::Resume => self.step(viv_model::Ask::Resume, |guest| guest.resume()),
+            Ask::PowerButton { end } => {
+                let mut inner = self.lock();
+                inner.end_as = end.or(inner.end_as.take());
+                if let Some(guest) = &inner.guest {
+                    guest.power_button();
+                }
+                Ok(())
+            }
+            Ask::Kill { end } => {
+                self.kill(end);
+                Ok(())
+            }
+        };
+        match done {
+            Ok(()) => Reply::Ok(self.status()),
+            Err(fault) => Reply::Refused(fault),
+        }
+    }
+
+    fn step(
+        &self,
+        ask: viv_model::Ask,
+        act: impl FnOnce(&dyn Guest) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        let mut inner = self.lock();
+        let state = next(inner.state, ask).map_err(|refused| {
+            let message = format!("cannot {} a VM that is {}", ask.verb(), refused.from);
+            Fault::new(Kind::Conflict, message, refused.fix("NAME"))
+        })?;
+        let Some(guest) = inner.guest.clone() else {
+            return Err(Fault::new(Kind::Conflict, "the guest is just booting anew", "try again in a moment"));
+        };
+        act(guest.as_ref())?;
+        inner.state = state;
+        Ok(())
+    }
+
+    /// Ends the guest, and the process even if the guest does not end.
+    pub(crate) fn kill(&self, end: Option<End>) {
+        let guest = {
+            let mut inner = self.lock();
+            if end.is_some() {
+                inner.end_as = end;
+            }
+            inner.dying = true;
+            inner.guest.clone()
+        };
+        let end = self.end_of(End::Killed);
+        let _ = thread::Builder::new().name("kill".into()).spawn(move || {
+            thread::sleep(KILL_LIMIT);
+            finish(&end);
+        });
+        if let Some(guest) = guest {
+            guest.kill();
+        }
+    }
+
+    pub(crate) fn console_input(&self, bytes: &[u8]) {
+        let guest = self.lock().guest.clone();
+        if let Some(guest) = guest {
+            guest.console_input(bytes);
+        }
+    }
+
+    /// Lets a built guest run, unless the VM was told to end meanwhile.
+    fn boot(&self, guest: Arc<dyn Guest>) -> Result<(), Fault> {
+        let mut inner = self.lock();
+        inner.accel = guest.accel();
+        inner.guest = Some(guest.clone());
+        inner.boots += 1;
+        inner.state = State::Running;
+        let dying = inner.dying;
+        drop(inner);
+        guest.start()?;
+        if dying {
+            guest.kill();
+        }
+        Ok(())
+    }
+
+    /// What is written as the end of a VM whose guest ended like this.
+    fn end_of(&self, end: End) -> End {
+        let wish = self.lock().end_as.clone();
+        match (end, wish) {
+            (End::Killed | End::PowerOff | End::Reboot, Some(wish)) => wish,
+            (End::Reboot | End::TripleFault, None) if self.console.panicked() => End::Panic,
+            (end, _) => end,
+        }
+    }
+}
+
+/// Runs the VM whose directory is `dir`. The exit status says whether it could be started at all; how it
+/// ended is in its directory.
+pub fn run(dir: &Path, build: &Build) -> ExitCode {
+    let outcome = prepare(dir).and_then(|prepared| live(prepared, build));
+    match outcome {
+        Ok(end) => finish(&end),
+        Err(fault) => {
+            report(&Started::Refused(fault));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What is there before the sandbox closes.
+struct Prepared {
+    spec: RunnerSpec,
+    control: UnixListener,
+    console: UnixListener,
+    log: Log,
+    owner: Option<rustix::fd::OwnedFd>,
+    signals: signal_hook::iterator::Signals,
+    _lock: File,
+}
+
+/// A fault of the VM's own directory.
+fn broken(what: &str) -> impl Fn(std::io::Error) -> Fault {
+    move |error| {
+        Fault::new(
+            Kind::Error,
+            format!("the VM's process cannot {what}: {error}"),
+            "see that its directory is writable and its disk has space: viv info",
+        )
+    }
+}
+
+fn prepare(dir: &Path) -> Result<Prepared, Fault> {
+    std::env::set_current_dir(dir).map_err(broken("enter its directory"))?;
+    let mut lock = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(LOCK)
+        .map_err(broken("make its lock"))?;
+    lock.try_lock().map_err(|_| {
+        Fault::new(Kind::Conflict, "the VM runs already in another process", "see it with: viv ps")
+    })?;
+    let process = serde_json::to_vec(&Process::current()).unwrap_or_default();
+    lock.set_len(0).and_then(|()| lock.write_all(&process)).map_err(broken("write its lock"))?;
+    let spec = fs::read(SPEC).map_err(broken("read its description"))?;
+    let spec: RunnerSpec = serde_json::from_slice(&spec)
+        .map_err(|error| broken("understand its description")(std::io::Error::other(error)))?;
+    for name in [END, CONTROL, CONSOLE, VSOCK] {
+        if let Err(error) = fs::remove_file(name)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            return Err(broken("clear its directory")(error));
+        }
+    }
+    let owner = match &spec.attended_by {
+        Some(owner) => Some(attended(owner)?),
+        None => None,
+    };
+    Ok(Prepared {
+        control: UnixListener::bind(CONTROL).map_err(broken("make its control socket"))?,
+        console: UnixListener::bind(CONSOLE).map_err(broken("make its console socket"))?,
+        log: Log::open(CONSOLE_LOG.as_ref(), CONSOLE_LOG_OLD.as_ref(), CONSOLE_LOG_MAX)
+            .map_err(broken("open its console's log"))?,
+        owner,
+        signals: signal_hook::iterator::Signals::new([
+            signal_hook::consts::SIGTERM,
+            signal_hook::consts::SIGINT,
+        ])
+        .map_err(broken("take signals"))?,
+        spec,
+        _lock: lock,
+    })
+}
+
+/// A descriptor that becomes readable when the process ends.
+fn attended(owner: &Process) -> Result<rustix::fd::OwnedFd, Fault> {
+    let gone = || Fault::new(Kind::Conflict, "the command that wanted the VM has ended", "start it again");
+    let pid = i32::try_from(owner.pid).ok().and_then(Pid::from_raw).ok_or_else(gone)?;
+    let descriptor = pidfd_open(pid, PidfdFlags::empty()).map_err(|_| gone())?;
+    if owner.is_alive() { Ok(descriptor) } else { Err(gone()) }
+}
+
+fn live(prepared: Prepared, build: &Build) -> Result<End, Fault> {
+    let Prepared { spec, control, console: listener, mut log, owner, mut signals, _lock } = prepared;
+    let console = Arc::new(Console::new());
+    let life = Arc::new(Life::new(console.clone()));
+    // Before the first thread: these restrictions are a thread's own and pass on to the threads it makes.
+    let mut restricted = sandbox::restrict(&spec)?;
+
+    let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
+        thread::Builder::new().name(name.into()).spawn(work).map(drop).map_err(broken("make a thread"))
+    };
+    let output = console.clone();
+    spawn(
+        "console-log",
+        Box::new(move || {
+            let mut reader = output.reader(u64::MAX);
+            while let Some(piece) = reader.next() {
+                let _ = log.write(&piece); // a full disk must not stop the guest
+            }
+        }),
+    )?;
+
+    let started = Instant::now();
+    let guest = build(&spec, console.clone())?;
+    life.boot(guest.clone())?;
+    restricted.extend(sandbox::filter_calls());
+    life.lock().sandbox = restricted;
+
+    let shared = life.clone();
+    control::serve("control", control, move |connection| control::answer(&shared, connection))
+        .map_err(broken("serve its control socket"))?;
+    let shared = life.clone();
+    control::serve("console", listener, move |connection| attach(&shared, connection))
+        .map_err(broken("serve its console"))?;
+    if let Some(owner) = owner {
+        let shared = life.clone();
+        spawn(
+            "owner",
+            Box::new(move || {
+                while let Err(rustix::io::Errno::INTR) = poll(&mut [PollFd::new(&owner, PollFlags::IN)], None) {}
+                shared.kill(None);
+            }),
+        )?;
+    }
+    let shared = life.clone();
+    spawn(
+        "signals",
+        Box::new(move || {
+            signals.forever().for_each(|_| shared.kill(None));
+        }),
+    )?;
+    let shared = life.clone();
+    spawn("panic", Box::new(move || watch_for_standstill(&shared)))?;
+    if let Some(exec) = spec.command.clone() {
+        let shared = life.clone();
+        spawn("command", Box::new(move || command::run(&shared, &exec)))?;
+    }
+    report(&Started::Running(life.status()));
+    let end = until_the_end(&life, &spec, build, guest, started);
+    console.close();
+    console.drain(DRAIN_LIMIT);
+    Ok(end)
+}
+
+/// Waits for the guest's end, over its reboots.
+fn until_the_end(
+    life: &Life,
+    spec: &RunnerSpec,
+    build: &Build,
+    mut guest: Arc<dyn Guest>,
+    mut started: Instant,
+) -> End {
+    loop {
+        let end = guest.wait();
+        let again = end == End::Reboot && spec.on_reboot == OnReboot::Restart;
+        if !again || life.lock().dying || life.console.panicked() {
+            return life.end_of(end);
+        }
+        if started.elapsed() < QUICK_REBOOT {
+            thread::sleep(QUICK_REBOOT / 4);
+        }
+        life.lock().guest = None;
+        drop(guest); // its disks are locked and its sockets bound until then
+        let _ = fs::remove_file(VSOCK);
+        life.console.forget_panic();
+        started = Instant::now();
+        guest = match build(spec, life.console.clone()) {
+            Ok(guest) => guest,
+            Err(fault) => return End::Failed { message: fault.to_string() },
+        };
+        if let Err(fault) = life.boot(guest.clone()) {
+            return End::Failed { message: fault.to_string() };
+        }
+    }
+}
+
+/// A kernel that was not told to reboot after a panic stands still for ever: that is the VM's end.
+fn watch_for_standstill(life: &Life) {
+    if life.console.wait_for_standstill() {
+        thread::sleep(STANDSTILL);
+        life.kill(Some(End::Panic));
+    }
+}
+
+/// One connection to the serial console.
+fn attach(life: &Arc<Life>, mut connection: UnixStream) {
+    let Ok(mut input) = connection.try_clone() else { return };
+    let shared = life.clone();
+    let spawned = thread::Builder::new().name("console-input".into()).spawn(move || {
+        let mut piece = [0; 4096];
+        while let Ok(length @ 1..) = input.read(&mut piece) {
+            shared.console_input(piece.get(..length).unwrap_or_default());
+        }
+    });
+    if spawned.is_err() {
+        return;
+    }
+    let mut reader = life.console.reader(REPLAY_MAX);
+    while let Some(piece) = reader.next() {
+        if connection.write_all(&piece).is_err() {
+            break;
+        }
+    }
+    let _ = connection.shutdown(Shutdown::Both);
+}
+
+/// Tells the service how the start went, then lets go of its pipe.
+fn report(started: &Started) {
+    let mut line = serde_json::to_vec(started).unwrap_or_default();
+    line.push(b'\n');
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(&line).and_then(|()| out.flush());
+    sandbox::close_output();
+}
+
+/// Writes down how the VM ended and ends the process.
+fn finish(end: &End) -> ! {
+    let written = written::write_json(END.as_ref(), end);
+    for name in [CONTROL, CONSOLE, VSOCK] {
+        let _ = fs::remove_file(name);
+    }
+    if let Err(error) = &written {
+        eprintln!("viv runner: cannot write how the VM ended ({end:?}): {error}");
+    }
+    std::process::exit(if written.is_ok() { 0 } else { 1 })
+}
