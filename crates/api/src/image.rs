@@ -29,6 +29,8 @@ pub struct ImageBuild {
     pub size_mib: Option<u64>,
     /// Build it even if it is there and up to date.
     pub force: bool,
+    /// If it is there, take it as it is, without a look at newer packages.
+    pub if_missing: bool,
     /// The guest agent to put into it: the static binary on the host.
     pub agent: Option<std::path::PathBuf>,
 }

@@ -1,2 +1,29 @@
-//! One host's service.
+//! One host's service: what VMs and images there are, and the API to them.
+//!
+//! ```text
+//!   viv ── Unix socket ──► service ─► routes ─┬─► vms ──► runner processes (one per VM, detached)
+//!                          (http)             │    └────► store (what was asked for)
+//!                                             └─► images
+//! ```
+//!
+//! It never holds a VM's life: a runner is a process of its own, found again by its directory when the
+//! service starts anew. It links no CPU, device or machine code. It is started on demand ([`start`]) and
+//! ends by itself when it has nothing to do. Start reading at [`service`].
+#![forbid(unsafe_code)]
+
+mod builder;
+mod http;
 pub mod images;
+mod info;
+mod names;
+pub mod places;
+mod routes;
+mod runners;
+mod service;
+pub mod start;
+pub mod store;
+mod streams;
+mod vms;
+
+pub use places::Places;
+pub use service::serve;

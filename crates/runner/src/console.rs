@@ -73,13 +73,8 @@ pub(crate) struct Reader<'a> {
 impl Console {
     /// Nothing written yet.
     pub(crate) fn new() -> Console {
-        let inner = Inner {
-            ring: VecDeque::new(),
-            written: 0,
-            closed: false,
-            readers: 0,
-            scan: Scan::default(),
-        };
+        let inner =
+            Inner { ring: VecDeque::new(), written: 0, closed: false, readers: 0, scan: Scan::default() };
         Console { inner: Mutex::new(inner), changed: Condvar::new() }
     }
 

@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 use viv_api::runner::{
-    Ask, CONSOLE, CONSOLE_LOG, CONSOLE_LOG_MAX, CONSOLE_LOG_OLD, CONTROL, END, LOCK, Reply, RunnerSpec,
-    SPEC, Started, Status, VSOCK,
+    Ask, CONSOLE, CONSOLE_LOG, CONSOLE_LOG_MAX, CONSOLE_LOG_OLD, CONTROL, END, LOCK, Reply, RunnerSpec, SPEC,
+    Started, Status, VSOCK,
 };
 use viv_api::vm::{OnReboot, Process};
 use viv_model::{Accel, End, Fault, Kind, State, next};
@@ -115,7 +115,11 @@ impl Life {
             Fault::new(Kind::Conflict, message, refused.fix("NAME"))
         })?;
         let Some(guest) = inner.guest.clone() else {
-            return Err(Fault::new(Kind::Conflict, "the guest is just booting anew", "try again in a moment"));
+            return Err(Fault::new(
+                Kind::Conflict,
+                "the guest is just booting anew",
+                "try again in a moment",
+            ));
         };
         act(guest.as_ref())?;
         inner.state = state;
@@ -300,7 +304,9 @@ fn live(prepared: Prepared, build: &Build) -> Result<End, Fault> {
         spawn(
             "owner",
             Box::new(move || {
-                while let Err(rustix::io::Errno::INTR) = poll(&mut [PollFd::new(&owner, PollFlags::IN)], None) {}
+                while let Err(rustix::io::Errno::INTR) = poll(&mut [PollFd::new(&owner, PollFlags::IN)], None)
+                {
+                }
                 shared.kill(None);
             }),
         )?;

@@ -205,15 +205,15 @@ pub(crate) fn filter_calls() -> Vec<String> {
     if rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).is_ok() {
         in_force.push("not-dumpable".to_string());
     }
-    let installed =
-        call_filter().is_some_and(|filter| seccompiler::apply_filter_all_threads(&filter).is_ok());
-    if installed {
+    let filters = call_filters().unwrap_or_default();
+    let installed = filters.iter().all(|filter| seccompiler::apply_filter_all_threads(filter).is_ok());
+    if installed && !filters.is_empty() {
         in_force.push("seccomp".to_string());
     }
     in_force
 }
 
-fn call_filter() -> Option<BpfProgram> {
+fn call_filters() -> Option<Vec<BpfProgram>> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         FORBIDDEN.iter().map(|&number| (number, Vec::new())).collect();
     let argument = |index, op, value| SeccompCondition::new(index, SeccompCmpArgLen::Dword, op, value).ok();
@@ -230,7 +230,11 @@ fn call_filter() -> Option<BpfProgram> {
     let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
     let no_thread = argument(0, SeccompCmpOp::MaskedEq(thread), 0)?;
     rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![no_thread]).ok()?]);
-    let denied = SeccompAction::Errno(libc::EPERM as u32);
-    let arch = std::env::consts::ARCH.try_into().ok()?;
-    SeccompFilter::new(rules, SeccompAction::Allow, denied, arch).ok()?.try_into().ok()
+    let unknown = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+    let filter = |rules, errno: i32| -> Option<BpfProgram> {
+        let refused = SeccompAction::Errno(errno.unsigned_abs());
+        let arch = std::env::consts::ARCH.try_into().ok()?;
+        SeccompFilter::new(rules, SeccompAction::Allow, refused, arch).ok()?.try_into().ok()
+    };
+    Some(vec![filter(rules, libc::EPERM)?, filter(unknown, libc::ENOSYS)?])
 }

@@ -71,7 +71,8 @@ impl Store for DirectoryStore {
                     records.push(record.map_err(io_error("understand", &path))?);
                 }
                 // Just being made, or just removed.
-                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
                 Err(error) => return Err(io_error("read", &path)(error)),
             }
         }
@@ -86,7 +87,11 @@ impl Store for DirectoryStore {
         }
         let directory = self.root.join(&record.id);
         // It may be there already, with the VM's disk.
-        DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(io_error("make", &directory))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&directory)
+            .map_err(io_error("make", &directory))?;
         let path = directory.join(RECORD);
         let written = write_whole(&path, record).and_then(|()| sync_parent(&directory));
         if written.is_err() {

@@ -6,6 +6,7 @@ mod directory;
 mod memory;
 
 pub use directory::DirectoryStore;
+pub(crate) use directory::write_whole;
 pub use memory::MemoryStore;
 
 use serde::{Deserialize, Serialize};
@@ -77,9 +78,11 @@ impl From<StoreError> for Fault {
                 format!("choose another name, or remove that one first: viv rm -f {name}"),
             ),
             StoreError::Missing { .. } => Fault::new(Kind::NotFound, message, "see what there is: viv ps -a"),
-            StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
-                Fault::new(Kind::NoCapacity, message, "free space on that disk, for example: viv rm, viv image rm")
-            }
+            StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => Fault::new(
+                Kind::NoCapacity,
+                message,
+                "free space on that disk, for example: viv rm, viv image rm",
+            ),
             StoreError::Io { .. } => Fault::new(
                 Kind::Error,
                 message,

@@ -1,0 +1,98 @@
+//! A VM for the builder of images: a runner in a directory of its own, which ends with the service.
+use crate::images::RunVm;
+use crate::places::Places;
+use crate::runners::Runner;
+use crate::{names, store};
+use std::fs::{self, DirBuilder};
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
+use std::time::Duration;
+use viv_api::runner::{CONSOLE, RunnerSpec};
+use viv_api::socket;
+use viv_api::vm::{OnReboot, Process};
+use viv_model::{End, Fault, MachineSpec};
+
+/// How often it is looked whether the build was given up.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Where builder VMs live.
+fn root(places: &Places) -> PathBuf {
+    places.state.join("builders")
+}
+
+/// Clears away what builder VMs of a service that was killed left behind.
+pub(crate) fn clear(places: &Places) {
+    if let Ok(entries) = fs::read_dir(root(places)) {
+        for entry in entries.flatten() {
+            Runner::new(entry.path()).kill(None);
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// Runs builder VMs.
+pub(crate) struct BuilderVm<'a> {
+    pub(crate) places: &'a Places,
+    /// Whether the build was given up.
+    pub(crate) cancelled: &'a (dyn Fn() -> bool + Sync),
+}
+
+impl RunVm for BuilderVm<'_> {
+    fn run(&self, spec: &MachineSpec, console: &mut dyn FnMut(&[u8])) -> Result<End, Fault> {
+        let broken = |source| store::StoreError::Io { what: "make", path: root(self.places), source };
+        let dir = root(self.places).join(names::identity().map_err(broken)?);
+        DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(broken)?;
+        let runner = Runner::new(&dir);
+        let ended = self.run_in(&runner, spec, console);
+        runner.kill(None);
+        let _ = fs::remove_dir_all(&dir);
+        ended
+    }
+}
+
+impl BuilderVm<'_> {
+    fn run_in(
+        &self,
+        runner: &Runner,
+        spec: &MachineSpec,
+        console: &mut dyn FnMut(&[u8]),
+    ) -> Result<End, Fault> {
+        runner.start(&RunnerSpec {
+            name: "builder".into(),
+            machine: spec.clone(),
+            on_reboot: OnReboot::End,
+            attended_by: Some(Process::current()),
+            command: None,
+        })?;
+        let mut socket = socket::connect(&runner.dir().join(CONSOLE)).ok();
+        let mut piece = [0; 16 * 1024];
+        while let Some(stream) = &mut socket {
+            if (self.cancelled)() {
+                runner.kill(None);
+            }
+            let _ = stream.set_read_timeout(Some(LOOK));
+            match stream.read(&mut piece) {
+                Ok(0) => socket = None,
+                Ok(length) => console(piece.get(..length).unwrap_or_default()),
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                    ) => {}
+                Err(_) => socket = None,
+            }
+        }
+        while !runner.wait(Some(LOOK)) {
+            if (self.cancelled)() {
+                runner.kill(None);
+            }
+        }
+        Ok(runner.end().map_or_else(
+            || End::Failed {
+                message: format!("the builder VM's process ended without a word{}", runner.own_words()),
+            },
+            |(end, _)| end,
+        ))
+    }
+}

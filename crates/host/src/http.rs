@@ -1,0 +1,97 @@
+//! Answers as HTTP/1.1 carries them.
+use hyper::body::{Bytes, Frame};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, UPGRADE};
+use hyper::{Response, StatusCode};
+use serde::Serialize;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use tokio::sync::mpsc;
+use viv_api::client::ErrorBody;
+use viv_model::{Fault, Kind};
+
+/// An answer's body.
+pub(crate) enum Body {
+    /// All of it.
+    Whole(Option<Bytes>),
+    /// Pieces as they are made; the sender learns when nobody listens any more.
+    Pieces(mpsc::Receiver<Bytes>),
+}
+
+impl hyper::body::Body for Body {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let piece = match &mut *self {
+            Body::Whole(bytes) => Poll::Ready(bytes.take()),
+            Body::Pieces(receiver) => receiver.poll_recv(context),
+        };
+        piece.map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self, Body::Whole(None))
+    }
+
+    fn size_hint(&self) -> hyper::body::SizeHint {
+        match self {
+            Body::Whole(bytes) => {
+                hyper::body::SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
+            Body::Pieces(_) => hyper::body::SizeHint::default(),
+        }
+    }
+}
+
+fn whole(status: StatusCode, text: Vec<u8>) -> Response<Body> {
+    let mut answer = Response::new(Body::Whole(Some(text.into())));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer
+}
+
+/// A JSON document.
+pub(crate) fn json<T: Serialize>(value: &T) -> Response<Body> {
+    match serde_json::to_vec(value) {
+        Ok(text) => whole(StatusCode::OK, text),
+        Err(error) => fault(&Fault::new(
+            Kind::Error,
+            format!("cannot write the answer: {error}"),
+            "this is a defect of ours: please report it",
+        )),
+    }
+}
+
+/// A stream of pieces.
+pub(crate) fn pieces(receiver: mpsc::Receiver<Bytes>, content_type: &'static str) -> Response<Body> {
+    let mut answer = Response::new(Body::Pieces(receiver));
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    answer
+}
+
+/// The last answer of a connection that becomes a byte stream.
+pub(crate) fn switching() -> Response<Body> {
+    let mut answer = Response::new(Body::Whole(None));
+    *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    answer.headers_mut().insert(UPGRADE, HeaderValue::from_static(viv_api::endpoint::UPGRADE));
+    answer
+}
+
+/// An error.
+pub(crate) fn fault(fault: &Fault) -> Response<Body> {
+    let status = match fault.kind {
+        Kind::Error => StatusCode::INTERNAL_SERVER_ERROR,
+        Kind::Usage => StatusCode::BAD_REQUEST,
+        Kind::NotFound => StatusCode::NOT_FOUND,
+        Kind::Conflict => StatusCode::CONFLICT,
+        Kind::NoCapacity => StatusCode::INSUFFICIENT_STORAGE,
+        Kind::Denied => StatusCode::FORBIDDEN,
+        Kind::StillGoingOn => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    whole(status, serde_json::to_vec(&ErrorBody { error: fault.clone() }).unwrap_or_default())
+}

@@ -1,0 +1,57 @@
+//! What this host is and can.
+use crate::places::Places;
+use crate::runners;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use viv_api::info::{Host, Kvm, KvmState};
+use viv_api::runner::Probe;
+
+/// Processors, memory and kernel.
+pub(crate) fn host() -> Host {
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let mib = |name: &str| {
+        let line = meminfo.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+        line.split_ascii_whitespace().find_map(|word| word.parse::<u64>().ok()).unwrap_or_default() / 1024
+    };
+    Host {
+        cpus: std::thread::available_parallelism().map_or(1, |number| number.get() as u32),
+        memory_mib: mib("MemTotal:"),
+        memory_available_mib: mib("MemAvailable:"),
+        kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_string(),
+    }
+}
+
+/// What a probe's result depends on: the host's boot, and the device's number and rights.
+fn probe_key() -> String {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let device = fs::metadata("/dev/kvm").map_or_else(
+        |error| format!("{:?}", error.kind()),
+        |data| format!("{:x} {:o} {}:{}", data.rdev(), data.mode(), data.uid(), data.gid()),
+    );
+    let opens = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
+    format!("{} {} {device} {opens}", env!("CARGO_PKG_VERSION"), boot.trim())
+}
+
+/// What KVM is worth here: probed once for each boot of the host.
+pub(crate) fn kvm(places: &Places) -> Kvm {
+    let cache = places.state.join("kvm.json");
+    let key = probe_key();
+    let cached = fs::read(&cache).ok().and_then(|text| serde_json::from_slice::<(String, Probe)>(&text).ok());
+    if let Some((cached_key, probe)) = cached
+        && cached_key == key
+    {
+        return probe.kvm;
+    }
+    match runners::probe() {
+        Ok(probe) => {
+            let entry = (key, probe);
+            let _ = crate::store::write_whole(&cache, &entry); // it is only slower without
+            entry.1.kvm
+        }
+        Err(error) => Kvm {
+            state: KvmState::Unusable,
+            detail: format!("the probe of /dev/kvm broke off: {error}"),
+            fix: "use --accel soft; to see why, run: viv runner --probe".into(),
+        },
+    }
+}

@@ -1,0 +1,289 @@
+//! What each endpoint does. The match has no default: a line of the table without an arm does not compile.
+use crate::builder::BuilderVm;
+use crate::http::{self, Body};
+use crate::images::{self, Images, Options, Recipe, Watcher};
+use crate::service::{Busy, Service};
+use crate::streams;
+use http_body_util::{BodyExt, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::{Request, Response};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, UNIX_EPOCH};
+use tokio::sync::mpsc;
+use viv_api::endpoint::{self, NoRoute, Route};
+use viv_api::image::{BuildLine, Image, ImageBuild, Progress};
+use viv_api::info::{Info, KvmState, Service as ServiceInfo};
+use viv_api::timestamp::Timestamp;
+use viv_api::vm::{Vm, VmCreate};
+use viv_model::{Ask, Fault, Kind};
+
+/// Most bytes of a request's body.
+const BODY_MAX: usize = 4 << 20;
+/// Most pieces of an answer that wait for a slow reader.
+const PIECES_MAX: usize = 64;
+/// The longest that a request waits for an agent, seconds.
+const AGENT_WAIT_S_MAX: u64 = 3600;
+
+/// Answers one request.
+pub(crate) async fn answer(
+    service: Arc<Service>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Fault> {
+    let path = request.uri().path().to_string();
+    let query = request.uri().query().unwrap_or_default().to_string();
+    let (endpoint, arguments) =
+        endpoint::find(request.method().as_str(), &path).map_err(|missed| match missed {
+            NoRoute::Path => Fault::new(
+                Kind::NotFound,
+                format!("the service has no endpoint {path}"),
+                "see the table of endpoints in the API's documentation",
+            ),
+            NoRoute::Method => Fault::new(
+                Kind::Usage,
+                format!("{path} does not take {}", request.method()),
+                "see the table of endpoints in the API's documentation",
+            ),
+        })?;
+    let name = arguments.into_iter().next().unwrap_or_default();
+    let flag = |flag: &str| endpoint::query_value(&query, flag).is_some_and(|value| value != "false");
+    let vms = service.vms.clone();
+    match endpoint.route {
+        Route::Info => blocking(move || info(&service)).await,
+        Route::VmList => blocking(move || vms.list()).await,
+        Route::VmCreate => {
+            let ask: VmCreate = body(request).await?;
+            blocking(move || vms.create(ask)).await
+        }
+        Route::VmGet => blocking(move || vms.get(&name)).await,
+        Route::VmRemove => {
+            let force = flag("force");
+            blocking(move || vms.remove(&name, force)).await
+        }
+        Route::VmStart => {
+            let ask = body(request).await?;
+            blocking(move || vms.start(&name, &ask)).await
+        }
+        Route::VmPause => blocking(move || vms.step(&name, Ask::Pause)).await,
+        Route::VmResume => blocking(move || vms.step(&name, Ask::Resume)).await,
+        Route::VmStop => {
+            let ask: viv_api::vm::VmStop = body(request).await?;
+            let (_, runner) = vms.find(&name)?;
+            streams::ask_agent_to_power_off(runner);
+            blocking(move || vms.stop(&name, &ask)).await
+        }
+        Route::VmKill => {
+            let ask = body(request).await?;
+            blocking(move || vms.kill(&name, &ask)).await
+        }
+        Route::VmWait => wait(&service, &name).await,
+        Route::VmLogs => {
+            let (_, runner) = vms.find(&name)?;
+            Ok(http::pieces(streams::logs(runner, flag("follow")), "application/octet-stream"))
+        }
+        Route::VmConsole => {
+            let (record, runner) = vms.find(&name)?;
+            let there = streams::console(&record.name, &runner).await?;
+            Ok(streams::switch(&service, request, there))
+        }
+        Route::VmAgent => {
+            let (record, runner) = vms.find(&name)?;
+            let seconds = endpoint::query_value(&query, "wait").and_then(|value| value.parse().ok());
+            let limit = Duration::from_secs(seconds.unwrap_or(0u64).min(AGENT_WAIT_S_MAX));
+            let there = streams::agent(&record.name, &runner, limit).await?;
+            Ok(streams::switch(&service, request, there))
+        }
+        Route::ImageList => {
+            blocking(move || Ok(service.images.list()?.iter().map(shown).collect::<Vec<_>>())).await
+        }
+        Route::ImageBuild => {
+            let ask = body(request).await?;
+            build(service, name, ask, endpoint::query_value(&query, "job").unwrap_or_default())
+        }
+        Route::ImageRemove => {
+            blocking(move || {
+                let image = service.images.get(&name)?;
+                service.images.remove(&name)?;
+                Ok(shown(&image))
+            })
+            .await
+        }
+        Route::JobCancel => {
+            if let Some(cancelled) = service.jobs().get(&name) {
+                cancelled.store(true, Ordering::Relaxed);
+            }
+            Ok(http::json(&()))
+        }
+    }
+}
+
+/// Runs what waits for files and processes beside the requests of others.
+async fn blocking<T: Serialize + Send + 'static>(
+    act: impl FnOnce() -> Result<T, Fault> + Send + 'static,
+) -> Result<Response<Body>, Fault> {
+    match tokio::task::spawn_blocking(act).await {
+        Ok(outcome) => outcome.map(|value| http::json(&value)),
+        Err(error) => Err(defect(&error.to_string())),
+    }
+}
+
+fn defect(why: &str) -> Fault {
+    Fault::new(
+        Kind::Error,
+        format!("the service broke off: {why}"),
+        "this is a defect of ours: please report it",
+    )
+}
+
+/// The request's JSON body; an empty one is the default.
+async fn body<T: DeserializeOwned + Default>(request: Request<Incoming>) -> Result<T, Fault> {
+    let refused = |why: String| {
+        Fault::new(
+            Kind::Usage,
+            format!("the request was not understood: {why}"),
+            "use the command of this version",
+        )
+    };
+    let bytes = Limited::new(request.into_body(), BODY_MAX)
+        .collect()
+        .await
+        .map_err(|error| refused(error.to_string()))?
+        .to_bytes();
+    if bytes.is_empty() {
+        return Ok(T::default());
+    }
+    serde_json::from_slice(&bytes).map_err(|error| refused(error.to_string()))
+}
+
+fn info(service: &Service) -> Result<Info, Fault> {
+    let kvm = crate::info::kvm(&service.places);
+    let places = &service.places;
+    Ok(Info {
+        version: env!("CARGO_PKG_VERSION").to_string(),
+        service: ServiceInfo {
+            pid: std::process::id(),
+            started_at: service.started_at,
+            socket: places.socket(),
+        },
+        host: crate::info::host(),
+        accel: if kvm.state == KvmState::Good { "kvm" } else { "soft" }.to_string(),
+        kvm,
+        places: viv_api::info::Places {
+            state: places.state.clone(),
+            data: places.data.clone(),
+            runtime: places.runtime.clone(),
+        },
+        vms: service.vms.count()?,
+    })
+}
+
+/// Answers when the VM does not run any more.
+async fn wait(service: &Service, name: &str) -> Result<Response<Body>, Fault> {
+    let (record, runner) = service.vms.find(name)?;
+    let before = service.vms.get(&record.id)?;
+    if let Some(process) = runner.process() {
+        crate::service::ended(&process).await;
+    }
+    // A VM that is forgotten when it ends may be gone by now: its end is told from its files, then.
+    let after = service.vms.get(&record.id).unwrap_or_else(|_| Vm { pid: None, ..before });
+    Ok(http::json(&after))
+}
+
+/// An image of the store as the API shows it.
+fn shown(image: &images::Image) -> Image {
+    let unix_s = image.created_at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    Image {
+        name: image.name.clone(),
+        digest: image.digest.clone(),
+        size_bytes: image.size_bytes,
+        created_at: Timestamp { unix_s },
+        summary: image.summary.clone(),
+    }
+}
+
+/// Sends a build's progress to whoever asked for it; gives up when nobody listens.
+struct Reporter {
+    lines: mpsc::Sender<Bytes>,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Reporter {
+    fn send(&self, line: &BuildLine) {
+        let mut bytes = serde_json::to_vec(line).unwrap_or_default();
+        bytes.push(b'\n');
+        let _ = self.lines.blocking_send(bytes.into());
+    }
+}
+
+impl Watcher for Reporter {
+    fn progress(&self, progress: Progress) {
+        self.send(&BuildLine::Progress(progress));
+    }
+
+    fn cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed) || self.lines.is_closed()
+    }
+}
+
+fn build(service: Arc<Service>, name: String, ask: ImageBuild, job: String) -> Result<Response<Body>, Fault> {
+    let cancelled = Arc::new(AtomicBool::new(false));
+    if !job.is_empty() {
+        service.jobs().insert(job.clone(), cancelled.clone());
+    }
+    let (lines, receiver) = mpsc::channel(PIECES_MAX);
+    let busy = Busy::new(&service.work);
+    tokio::task::spawn_blocking(move || {
+        let reporter = Reporter { lines, cancelled };
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            build_now(&service, &name, &ask, &reporter)
+        }));
+        service.jobs().remove(&job);
+        reporter.send(&match outcome.unwrap_or_else(|_| Err(defect("the build panicked"))) {
+            Ok(image) => BuildLine::Done(shown(&image)),
+            Err(fault) => BuildLine::Failed(fault),
+        });
+        drop(busy);
+    });
+    Ok(http::pieces(receiver, "application/x-ndjson"))
+}
+
+fn build_now(
+    service: &Service,
+    name: &str,
+    ask: &ImageBuild,
+    reporter: &Reporter,
+) -> Result<images::Image, Fault> {
+    let images: &Images = &service.images;
+    let Some(recipe) = Recipe::ALL.into_iter().find(|recipe| recipe.name() == name) else {
+        if ask.if_missing {
+            return images.get(name);
+        }
+        let names: Vec<_> = Recipe::ALL.iter().map(|recipe| recipe.name()).collect();
+        return Err(Fault::new(
+            Kind::NotFound,
+            format!("there is no recipe for an image called {name:?}"),
+            format!("build one of these: {}", names.join(", ")),
+        ));
+    };
+    if ask.if_missing && recipe != Recipe::DefaultGuest {
+        match images.get(name) {
+            Err(fault) if fault.kind == Kind::NotFound => {}
+            outcome => return outcome,
+        }
+    }
+    let agent = match &ask.agent {
+        Some(agent) => agent.clone(),
+        None => images::find_agent()?,
+    };
+    let mut options = Options::new(agent);
+    options.force = ask.force;
+    options.disk_mib = ask.size_mib.unwrap_or(options.disk_mib);
+    if ask.if_missing && recipe == Recipe::DefaultGuest {
+        return images.ensure_default(&options, reporter);
+    }
+    let cancelled = || reporter.cancelled();
+    let vm = BuilderVm { places: &service.places, cancelled: &cancelled };
+    images.build(recipe, &options, Some(&vm), reporter)
+}

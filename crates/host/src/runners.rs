@@ -1,0 +1,250 @@
+//! The process of a VM, seen from outside: started, asked, waited for, found again.
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::OwnedFd;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, UNIX_EPOCH};
+use viv_api::runner::{
+    Ask, CONSOLE_LOG, CONTROL, END, LINE_MAX, LOCK, Probe, RUNNER_LOG, Reply, RunnerSpec, SPEC, Started,
+    Status,
+};
+use viv_api::socket;
+use viv_api::timestamp::Timestamp;
+use viv_api::vm::Process;
+use viv_model::{End, Fault, Kind};
+
+/// How long a runner may take to answer a question.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// How long it may take to end once it was killed.
+const KILL_LIMIT: Duration = Duration::from_secs(8);
+/// Lines of console or log that a message shows.
+const LAST_WORDS_LINES: usize = 12;
+/// Bytes from the end of a log that are looked at for them.
+const LAST_WORDS_BYTES: u64 = 4096;
+
+/// The command that is this program.
+fn this_program() -> Command {
+    // Not its path: that may be a newer version's by now.
+    let mut command = Command::new("/proc/self/exe");
+    command.current_dir("/").stdin(Stdio::null());
+    command
+}
+
+/// The runner of one VM, by the VM's directory.
+#[derive(Clone, Debug)]
+pub(crate) struct Runner {
+    dir: PathBuf,
+}
+
+impl Runner {
+    pub(crate) fn new(dir: impl Into<PathBuf>) -> Runner {
+        Runner { dir: dir.into() }
+    }
+
+    /// Its process, if it lives.
+    pub(crate) fn process(&self) -> Option<Process> {
+        let text = fs::read(self.dir.join(LOCK)).ok()?;
+        let process: Process = serde_json::from_slice(&text).ok()?;
+        process.is_alive().then_some(process)
+    }
+
+    /// How the VM ended the last time, and when.
+    pub(crate) fn end(&self) -> Option<(End, Timestamp)> {
+        let path = self.dir.join(END);
+        let end = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
+        let when = fs::metadata(&path).and_then(|data| data.modified()).ok()?;
+        let unix_s = when.duration_since(UNIX_EPOCH).ok()?.as_secs();
+        Some((end, Timestamp { unix_s }))
+    }
+
+    /// Writes down an end that the process could not write itself.
+    pub(crate) fn set_end(&self, end: &End) {
+        if let Err(error) = crate::store::write_whole(&self.dir.join(END), end) {
+            eprintln!("viv serve: cannot write the end of {}: {error}", self.dir.display());
+        }
+    }
+
+    /// Starts the process and waits until the VM runs.
+    pub(crate) fn start(&self, spec: &RunnerSpec) -> Result<Status, Fault> {
+        let broken = |what: &'static str| {
+            move |error: io::Error| {
+                Fault::new(
+                    Kind::Error,
+                    format!("cannot {what} of VM {:?}: {error}", spec.name),
+                    "see that there is memory and disk space for it: viv info",
+                )
+            }
+        };
+        crate::store::write_whole(&self.dir.join(SPEC), spec).map_err(broken("write the description"))?;
+        let log = OpenOptions::new()
+            .create(true)
+            .write(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(self.dir.join(RUNNER_LOG))
+            .map_err(broken("open the log"))?;
+        let mut child = this_program()
+            .arg("runner")
+            .arg(&self.dir)
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .map_err(broken("start the process"))?;
+        let mut line = Vec::new();
+        if let Some(output) = child.stdout.take() {
+            let _ = BufReader::new(output).take(LINE_MAX as u64).read_until(b'\n', &mut line);
+        }
+        match serde_json::from_slice(&line) {
+            Ok(Started::Running(status)) => Ok(status),
+            Ok(Started::Refused(fault)) => {
+                let _ = child.wait();
+                Err(fault)
+            }
+            Err(_) => {
+                let _ = child.kill();
+                let how = child.wait().map(|status| status.to_string()).unwrap_or_default();
+                let words = last_lines(&self.dir.join(RUNNER_LOG));
+                Err(Fault::new(
+                    Kind::Error,
+                    format!("the process of VM {:?} broke off while it started ({how}){words}", spec.name),
+                    "this is a defect of ours: please report it with these lines",
+                ))
+            }
+        }
+    }
+
+    /// Asks the process.
+    pub(crate) fn ask(&self, ask: &Ask) -> Result<Status, Fault> {
+        let answer = self.exchange(ask).map_err(|error| {
+            Fault::new(
+                Kind::Error,
+                format!("the VM's process does not answer: {error}"),
+                "try again in a moment, or end it: viv kill",
+            )
+        })?;
+        match answer {
+            Reply::Ok(status) => Ok(status),
+            Reply::Refused(fault) => Err(fault),
+        }
+    }
+
+    fn exchange(&self, ask: &Ask) -> io::Result<Reply> {
+        let mut socket = socket::connect(&self.dir.join(CONTROL))?;
+        socket.set_read_timeout(Some(ANSWER_LIMIT))?;
+        let mut line = serde_json::to_vec(ask)?;
+        line.push(b'\n');
+        socket.write_all(&line)?;
+        let mut answer = Vec::new();
+        BufReader::new(socket).take(LINE_MAX as u64).read_until(b'\n', &mut answer)?;
+        Ok(serde_json::from_slice(&answer)?)
+    }
+
+    /// Waits for the process to end; without a limit for ever. Whether it has ended.
+    pub(crate) fn wait(&self, limit: Option<Duration>) -> bool {
+        let Some(process) = self.process() else { return true };
+        let Ok(descriptor) = descriptor_of(&process) else { return true };
+        let limit = limit.map(|limit| Timespec {
+            tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: limit.subsec_nanos().into(),
+        });
+        match poll(&mut [PollFd::new(&descriptor, PollFlags::IN)], limit.as_ref()) {
+            Ok(0) => false,
+            Ok(_) => {
+                collect(&process);
+                true
+            }
+            Err(_) => !process.is_alive(),
+        }
+    }
+
+    /// Ends the VM now, by its own process or without its help.
+    pub(crate) fn kill(&self, end: Option<End>) {
+        let Some(process) = self.process() else { return };
+        let asked = self.ask(&Ask::Kill { end: end.clone() }).is_ok();
+        if asked && self.wait(Some(KILL_LIMIT)) {
+            return;
+        }
+        if let Ok(descriptor) = descriptor_of(&process) {
+            let _ = pidfd_send_signal(&descriptor, Signal::KILL);
+        }
+        if self.wait(Some(KILL_LIMIT)) && self.end().is_none() {
+            self.set_end(&end.unwrap_or(End::Killed));
+        }
+    }
+
+    /// The last lines of the console, for a message; what the process itself said if there are none.
+    pub(crate) fn last_words(&self) -> String {
+        let words = last_lines(&self.dir.join(CONSOLE_LOG));
+        if words.is_empty() { last_lines(&self.dir.join(RUNNER_LOG)) } else { words }
+    }
+
+    /// What the process said when it ended without a word on how the VM ended.
+    pub(crate) fn own_words(&self) -> String {
+        last_lines(&self.dir.join(RUNNER_LOG))
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+/// A descriptor that becomes readable when the process ends.
+pub(crate) fn descriptor_of(process: &Process) -> io::Result<OwnedFd> {
+    let gone = || io::Error::from(io::ErrorKind::NotFound);
+    let pid = i32::try_from(process.pid).ok().and_then(Pid::from_raw).ok_or_else(gone)?;
+    let descriptor = pidfd_open(pid, PidfdFlags::empty())?;
+    if process.is_alive() { Ok(descriptor) } else { Err(gone()) }
+}
+
+/// Collects an ended process, if it was our child.
+pub(crate) fn collect(process: &Process) {
+    let pid = i32::try_from(process.pid).ok().and_then(Pid::from_raw);
+    let _ = rustix::process::waitpid(pid, rustix::process::WaitOptions::NOHANG);
+}
+
+/// The last lines of a log, each on an indented line of its own, control characters left out.
+fn last_lines(path: &Path) -> String {
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file = File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(LAST_WORDS_BYTES)))?;
+        let mut bytes = Vec::new();
+        file.take(LAST_WORDS_BYTES).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let bytes = read().unwrap_or_default();
+    let text: String = String::from_utf8_lossy(&bytes)
+        .chars()
+        .filter(|c| *c == '\n' || *c == '\t' || !c.is_control())
+        .collect();
+    let lines: Vec<_> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+    let start = lines.len().saturating_sub(LAST_WORDS_LINES);
+    lines.get(start..).unwrap_or_default().iter().map(|line| format!("\n    {line}")).collect()
+}
+
+/// Has KVM probed in a process of its own: this one links no machine code.
+pub(crate) fn probe() -> io::Result<Probe> {
+    let output = this_program().args(["runner", "--probe"]).stderr(Stdio::null()).output()?;
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_words_are_few_and_plain() {
+        let path = std::env::temp_dir().join(format!("viv-words-{}", std::process::id()));
+        let long: String = (0..2000).map(|number| format!("line {number}\r\n\r\n")).collect();
+        fs::write(&path, long + "\x1b[31mlast\x07").unwrap();
+        let words = last_lines(&path);
+        assert_eq!(words.lines().count(), 1 + LAST_WORDS_LINES);
+        assert!(words.contains("\n    line 1999") && words.ends_with("\n    [31mlast"), "{words}");
+        fs::remove_file(&path).unwrap();
+        assert_eq!(last_lines(&path), "");
+    }
+}

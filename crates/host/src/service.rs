@@ -1,0 +1,244 @@
+//! The service's process: one at a time for each user, on a Unix socket, there only while it is needed.
+use crate::builder;
+use crate::http;
+use crate::images::Images;
+use crate::places::Places;
+use crate::routes;
+use crate::runners;
+use crate::store::{DirectoryStore, StoreError};
+use crate::vms::Vms;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::io::unix::AsyncFd;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use viv_api::socket;
+use viv_api::timestamp::Timestamp;
+use viv_api::vm::Process;
+use viv_model::{Fault, Kind};
+
+/// How long it stays when it has nothing to do.
+const IDLE_LIMIT: Duration = Duration::from_secs(2);
+/// How often it looks whether it has something to do.
+const TICK: Duration = Duration::from_millis(250);
+/// How often it looks for VMs that a vanished command wanted to be forgotten.
+const SWEEP: Duration = Duration::from_secs(2);
+/// Most connections at a time.
+const CONNECTIONS_MAX: usize = 1024;
+
+/// What all requests share.
+pub(crate) struct Service {
+    pub(crate) places: Places,
+    pub(crate) vms: Arc<Vms>,
+    pub(crate) images: Arc<Images>,
+    pub(crate) started_at: Timestamp,
+    /// Work in hand: connections, builds.
+    pub(crate) work: Arc<AtomicUsize>,
+    jobs: Mutex<HashMap<String, Arc<AtomicBool>>>,
+}
+
+/// Something that keeps the service from ending.
+pub(crate) struct Busy(Arc<AtomicUsize>);
+
+impl Busy {
+    pub(crate) fn new(work: &Arc<AtomicUsize>) -> Busy {
+        work.fetch_add(1, Ordering::Relaxed);
+        Busy(work.clone())
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Service {
+    pub(crate) fn jobs(&self) -> MutexGuard<'_, HashMap<String, Arc<AtomicBool>>> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// This program's file, to see when another version takes its place.
+struct Program {
+    path: PathBuf,
+    identity: (u64, u64, i64),
+}
+
+impl Program {
+    fn current() -> Option<Program> {
+        let path = std::env::current_exe().ok()?;
+        let identity = Program::identity(&path)?;
+        Some(Program { path, identity })
+    }
+
+    fn identity(path: &std::path::Path) -> Option<(u64, u64, i64)> {
+        let data = fs::metadata(path).ok()?;
+        Some((data.dev(), data.ino(), data.mtime_nsec() ^ data.mtime()))
+    }
+
+    fn was_replaced(&self) -> bool {
+        Program::identity(&self.path) != Some(self.identity)
+    }
+}
+
+/// Runs the service until it is not needed any more. If another one runs already, that is a conflict.
+pub fn serve(places: Places) -> Result<(), Fault> {
+    let broken = |what: &'static str, path: PathBuf| {
+        move |source| Fault::from(StoreError::Io { what, path: path.clone(), source })
+    };
+    let _ = rustix::process::setsid(); // it fails if we lead a session already
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    std::env::set_current_dir("/").map_err(broken("enter", "/".into()))?;
+    let lock = lock(&places).map_err(broken("lock", places.lock()))?;
+    let Some(_lock) = lock else {
+        return Err(Fault::new(
+            Kind::Conflict,
+            "the host service runs already",
+            "use it: every command finds it by itself; its process: viv info",
+        ));
+    };
+    let path = places.socket();
+    let _ = fs::remove_file(&path); // of a service that was killed: we hold its lock
+    let listener = socket::listen(&path).map_err(broken("listen at", path.clone()))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(broken("protect", path.clone()))?;
+    listener.set_nonblocking(true).map_err(broken("listen at", path.clone()))?;
+
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(256)
+        .build()
+        .map_err(broken("make threads in", "/".into()))?;
+    let outcome = runtime.block_on(async {
+        let listener = UnixListener::from_std(listener).map_err(broken("listen at", path.clone()))?;
+        run(places, listener).await
+    });
+    let _ = fs::remove_file(&path);
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome
+}
+
+fn lock(places: &Places) -> std::io::Result<Option<File>> {
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(places.lock())?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(fs::TryLockError::WouldBlock) => Ok(None),
+        Err(fs::TryLockError::Error(error)) => Err(error),
+    }
+}
+
+async fn run(places: Places, listener: UnixListener) -> Result<(), Fault> {
+    builder::clear(&places);
+    let images = Arc::new(Images::open(places.images())?);
+    let store = DirectoryStore::open(&places.vms())?;
+    let (watch, mut watched) = mpsc::unbounded_channel();
+    let watch = Box::new(move |process, id| {
+        let _ = watch.send((process, id));
+    });
+    let vms = Arc::new(Vms::new(Box::new(store), places.clone(), images.clone(), watch));
+    vms.adopt()?;
+    let service = Arc::new(Service {
+        places,
+        vms: vms.clone(),
+        images,
+        started_at: Timestamp::now(),
+        work: Arc::default(),
+        jobs: Mutex::default(),
+    });
+    let live = Arc::new(AtomicUsize::new(0));
+    let counter = live.clone();
+    tokio::spawn(async move {
+        while let Some((process, id)) = watched.recv().await {
+            let busy = Busy::new(&counter);
+            tokio::spawn(watch_vm(vms.clone(), process, id, busy));
+        }
+    });
+    let accepting = tokio::spawn(accept(service.clone(), listener));
+    until_idle(&service, &live).await;
+    accepting.abort();
+    Ok(())
+}
+
+/// Returns when there has been nothing to do for a while.
+async fn until_idle(service: &Service, live: &AtomicUsize) {
+    let program = Program::current();
+    let mut busy_at = Instant::now();
+    let mut swept_at = Instant::now();
+    loop {
+        tokio::time::sleep(TICK).await;
+        let working = service.work.load(Ordering::Relaxed) > 0;
+        // VMs need no service; it stays for them only to answer faster. A newer version takes over.
+        let replaced = program.as_ref().is_some_and(Program::was_replaced);
+        if working || live.load(Ordering::Relaxed) > 0 && !replaced {
+            busy_at = Instant::now();
+        }
+        if busy_at.elapsed() >= IDLE_LIMIT || replaced && !working {
+            return;
+        }
+        if swept_at.elapsed() >= SWEEP {
+            service.vms.sweep();
+            swept_at = Instant::now();
+        }
+    }
+}
+
+/// Waits for the end of one VM's process.
+async fn watch_vm(vms: Arc<Vms>, process: Process, id: String, busy: Busy) {
+    ended(&process).await;
+    let _ = tokio::task::spawn_blocking(move || vms.ended(&id)).await;
+    drop(busy);
+}
+
+/// Returns when the process has ended.
+pub(crate) async fn ended(process: &Process) {
+    let descriptor =
+        runners::descriptor_of(process).and_then(|fd| AsyncFd::register(fd).map_err(std::io::Error::from));
+    match descriptor {
+        Ok(descriptor) => {
+            let _ = descriptor.readable().await;
+        }
+        Err(_) => {
+            while process.is_alive() {
+                tokio::time::sleep(TICK).await;
+            }
+        }
+    }
+    runners::collect(process);
+}
+
+async fn accept(service: Arc<Service>, listener: UnixListener) {
+    loop {
+        match listener.accept().await {
+            Ok((socket, _)) if service.work.load(Ordering::Relaxed) < CONNECTIONS_MAX => {
+                let busy = Busy::new(&service.work);
+                tokio::spawn(converse(service.clone(), socket, busy));
+            }
+            Ok(_) => {}
+            Err(_) => tokio::time::sleep(TICK).await, // out of descriptors or memory: it passes
+        }
+    }
+}
+
+/// One connection.
+async fn converse(service: Arc<Service>, socket: UnixStream, busy: Busy) {
+    let handler = service_fn(|request: hyper::Request<Incoming>| {
+        let service = service.clone();
+        async move {
+            Ok::<_, Infallible>(routes::answer(service, request).await.unwrap_or_else(|f| http::fault(&f)))
+        }
+    });
+    let _ = hyper::server::conn::http1::Builder::new()
+        .serve_connection(TokioIo::new(socket), handler)
+        .with_upgrades()
+        .await;
+    drop(busy);
+}

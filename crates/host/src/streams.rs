@@ -1,0 +1,209 @@
+//! Byte streams between a command and a VM's process.
+use crate::http::{self, Body};
+use crate::runners::Runner;
+use crate::service::{Busy, Service};
+use hyper::body::{Bytes, Incoming};
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use viv_api::agent::{self, Request as AgentRequest};
+use viv_api::runner::{Ask, CONSOLE, CONSOLE_LOG, CONSOLE_LOG_OLD, VSOCK};
+use viv_api::socket;
+use viv_model::{Fault, Kind};
+
+/// How long to wait between two attempts to reach an agent.
+const RETRY: Duration = Duration::from_millis(30);
+/// How long one attempt may take.
+const ATTEMPT_LIMIT: Duration = Duration::from_secs(5);
+/// How often a followed log is looked at.
+const FOLLOW: Duration = Duration::from_millis(100);
+/// Bytes of a log that are sent at once.
+const PIECE: usize = 64 << 10;
+
+/// Answers with a switch of protocols, and then carries bytes between the command and `there`.
+pub(crate) fn switch(
+    service: &Arc<Service>,
+    mut request: Request<Incoming>,
+    mut there: UnixStream,
+) -> Response<Body> {
+    let upgrade = hyper::upgrade::on(&mut request);
+    let busy = Busy::new(&service.work);
+    tokio::spawn(async move {
+        if let Ok(here) = upgrade.await {
+            let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(here), &mut there).await;
+        }
+        drop(busy);
+    });
+    http::switching()
+}
+
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    let socket = socket::connect(path)?;
+    socket.set_nonblocking(true)?;
+    UnixStream::from_std(socket)
+}
+
+/// The serial console of a VM that runs.
+pub(crate) async fn console(name: &str, runner: &Runner) -> Result<UnixStream, Fault> {
+    connect(&runner.dir().join(CONSOLE)).map_err(|_| match runner.process() {
+        None => not_running(name, "has no console"),
+        Some(_) => Fault::new(
+            Kind::Conflict,
+            format!("the console of VM {name:?} does not answer"),
+            "it is just starting or ending: try again in a moment",
+        ),
+    })
+}
+
+fn not_running(name: &str, what: &str) -> Fault {
+    Fault::new(
+        Kind::Conflict,
+        format!("VM {name:?} {what}: it does not run"),
+        format!("start it first: viv start {name}, or read what it said: viv logs {name}"),
+    )
+}
+
+/// A connection to the guest's agent. Waits up to `limit` for the agent to come up, but not for a guest that
+/// has ended.
+pub(crate) async fn agent(name: &str, runner: &Runner, limit: Duration) -> Result<UnixStream, Fault> {
+    let deadline = Instant::now() + limit;
+    if runner.process().is_none() {
+        return Err(not_running(name, "has no agent"));
+    }
+    loop {
+        if let Ok(Ok(stream)) = tokio::time::timeout(ATTEMPT_LIMIT, attempt(runner)).await {
+            return Ok(stream);
+        }
+        let asked = runner.clone();
+        let status = tokio::task::spawn_blocking(move || asked.ask(&Ask::Status)).await;
+        let panicked = matches!(&status, Ok(Ok(status)) if status.panicked);
+        if runner.process().is_none() || panicked {
+            if panicked {
+                tokio::time::sleep(FOLLOW).await; // for the rest of its last words
+            }
+            let how = match (panicked, runner.end()) {
+                (true, _) => "its kernel panicked".to_string(),
+                (false, Some((end, _))) => format!("it ended: {}", told(&end)),
+                (false, None) => "its process ended".to_string(),
+            };
+            return Err(Fault::new(
+                Kind::Error,
+                format!("the agent of VM {name:?} did not come up: {how}{}", runner.last_words()),
+                "see what its kernel needs: more --memory, another --append or --kernel",
+            ));
+        }
+        if Instant::now() >= deadline {
+            let fix = match limit.is_zero() {
+                true => format!("wait until it has booted, or use its console: viv console {name}"),
+                false => format!("see what it does on its console: viv console {name}"),
+            };
+            let message = format!("the agent of VM {name:?} does not answer");
+            return Err(Fault::new(Kind::Error, message, fix));
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// Connects to the agent's port: `CONNECT <port>`, `OK <n>`.
+async fn attempt(runner: &Runner) -> io::Result<UnixStream> {
+    let mut stream = connect(&runner.dir().join(VSOCK))?;
+    stream.write_all(format!("CONNECT {}\n", agent::PORT).as_bytes()).await?;
+    let mut answer = Vec::new();
+    while answer.last() != Some(&b'\n') && answer.len() < 64 {
+        answer.push(stream.read_u8().await?);
+    }
+    match answer.starts_with(b"OK ") {
+        true => Ok(stream),
+        false => Err(io::ErrorKind::ConnectionRefused.into()),
+    }
+}
+
+/// Asks an agent, if there is one, to switch its guest off: not every guest listens to its power button.
+pub(crate) fn ask_agent_to_power_off(runner: Runner) {
+    tokio::spawn(async move {
+        let asked = async {
+            let mut stream = attempt(&runner).await?;
+            stream.write_all(&agent::to_line(&AgentRequest::Poweroff {})?).await?;
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).await
+        };
+        let _ = tokio::time::timeout(ATTEMPT_LIMIT, asked).await;
+    });
+}
+
+/// What the serial line has said, and, if that is wanted, what it goes on to say.
+pub(crate) fn logs(runner: Runner, follow: bool) -> mpsc::Receiver<Bytes> {
+    let (sender, receiver) = mpsc::channel(4);
+    tokio::spawn(async move {
+        let _ = send_logs(&runner, follow, &sender).await;
+    });
+    receiver
+}
+
+async fn send_logs(runner: &Runner, follow: bool, sender: &mpsc::Sender<Bytes>) -> io::Result<()> {
+    if let Ok(mut old) = File::open(runner.dir().join(CONSOLE_LOG_OLD)) {
+        send_rest(&mut old, sender).await?;
+    }
+    let path: PathBuf = runner.dir().join(CONSOLE_LOG);
+    let mut file = None;
+    loop {
+        // Looked at before the file, so that the last words are not missed.
+        let live = runner.process().is_some();
+        if file.is_none() {
+            file = File::open(&path).ok();
+        }
+        if let Some(open) = &mut file {
+            send_rest(open, sender).await?;
+            // The log may have become the old one, and a new one begun.
+            let same = std::fs::metadata(&path).is_ok_and(|data| {
+                open.metadata().is_ok_and(|open| (open.dev(), open.ino()) == (data.dev(), data.ino()))
+            });
+            if !same {
+                send_rest(open, sender).await?;
+                file = File::open(&path).ok();
+                continue;
+            }
+        }
+        if !follow || !live {
+            return Ok(());
+        }
+        if sender.is_closed() {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        tokio::time::sleep(FOLLOW).await;
+    }
+}
+
+async fn send_rest(file: &mut File, sender: &mpsc::Sender<Bytes>) -> io::Result<()> {
+    loop {
+        let mut piece = vec![0; PIECE];
+        let length = file.read(&mut piece)?;
+        if length == 0 {
+            return Ok(());
+        }
+        piece.truncate(length);
+        sender.send(piece.into()).await.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+    }
+}
+
+/// How a VM ended, in words.
+fn told(end: &viv_model::End) -> &'static str {
+    use viv_model::End::*;
+    match end {
+        PowerOff => "it switched itself off",
+        Reboot => "it asked for a reset",
+        Panic => "its kernel panicked",
+        TripleFault => "a triple fault",
+        Command { .. } => "its command ended",
+        Killed => "it was killed",
+        Failed { .. } => "its process failed",
+    }
+}

@@ -1,0 +1,413 @@
+//! What may be done with VMs, and how.
+use crate::images::Images;
+use crate::names;
+use crate::places::Places;
+use crate::runners::Runner;
+use crate::store::{Store, VmRecord};
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use viv_api::runner::{Ask as RunnerAsk, RunnerSpec};
+use viv_api::timestamp::Timestamp;
+use viv_api::vm::{Process, Vm, VmCreate, VmKill, VmStart, VmStop};
+use viv_model::{Ask, End, Fault, Kind, MachineSpec, State, next};
+
+/// The kernel's command line for an image.
+const APPEND_IMAGE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=k";
+/// The kernel's command line for a user's own kernel, unless the user gives one.
+const APPEND_OWN: &str = "console=ttyS0 panic=-1 reboot=k";
+/// Memory unless the user says how much, MiB.
+const MEMORY_MIB: u64 = 512;
+/// How long a guest may take to switch itself off, seconds.
+const STOP_S: u64 = 30;
+/// The longest that a user may let it take, seconds.
+const STOP_S_MAX: u64 = 24 * 3600;
+/// Fewest digits of an identity that name a VM.
+const ID_DIGITS_MIN: usize = 4;
+
+/// All VMs of this host.
+pub(crate) struct Vms {
+    store: Box<dyn Store>,
+    places: Places,
+    images: Arc<Images>,
+    /// One change at a time for each VM.
+    changing: Mutex<HashMap<String, Arc<Mutex<()>>>>,
+    /// Whose process has been started and has not yet said whether it runs.
+    starting: Mutex<HashSet<String>>,
+    /// Told the identity of each VM that has a process, once.
+    watch: Box<dyn Fn(Process, String) + Send + Sync>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Vms {
+    pub(crate) fn new(
+        store: Box<dyn Store>,
+        places: Places,
+        images: Arc<Images>,
+        watch: Box<dyn Fn(Process, String) + Send + Sync>,
+    ) -> Vms {
+        Vms { store, places, images, changing: Mutex::default(), starting: Mutex::default(), watch }
+    }
+
+    /// Finds the VMs that live on from an earlier service, and forgets those that were to be.
+    pub(crate) fn adopt(&self) -> Result<(), Fault> {
+        for record in self.store.all()? {
+            match self.runner(&record).process() {
+                Some(process) => (self.watch)(process, record.id),
+                None => self.ended(&record.id),
+            }
+        }
+        Ok(())
+    }
+
+    /// Does what is left to do after a VM's process has ended.
+    pub(crate) fn ended(&self, id: &str) {
+        let Ok(records) = self.store.all() else { return };
+        let Some(record) = records.into_iter().find(|record| record.id == id) else { return };
+        let attended = record.attended_by.is_some_and(|owner| owner.is_alive());
+        // A command in the foreground still wants to know how it ended, and removes it then.
+        if record.remove && record.started_at.is_some() && !attended {
+            let _ = self.remove(id, false);
+        }
+    }
+
+    /// Forgets ended VMs that were to be forgotten by a command that is gone.
+    pub(crate) fn sweep(&self) {
+        for record in self.store.all().unwrap_or_default() {
+            if record.remove
+                && self.runner(&record).process().is_none()
+                && !lock(&self.starting).contains(&record.id)
+            {
+                self.ended(&record.id);
+            }
+        }
+    }
+
+    fn runner(&self, record: &VmRecord) -> Runner {
+        Runner::new(self.places.vms().join(&record.id))
+    }
+
+    /// The runner and the record of the VM called `name`.
+    pub(crate) fn find(&self, name: &str) -> Result<(VmRecord, Runner), Fault> {
+        let records = self.store.all()?;
+        let exact = records.iter().find(|record| record.name == name || record.id == name);
+        let record = match exact {
+            Some(record) => record.clone(),
+            None => {
+                let mut matching = records
+                    .iter()
+                    .filter(|record| name.len() >= ID_DIGITS_MIN && record.id.starts_with(name));
+                match (matching.next(), matching.next()) {
+                    (Some(record), None) => record.clone(),
+                    (Some(_), Some(_)) => {
+                        return Err(Fault::new(
+                            Kind::Usage,
+                            format!("the ids of several VMs begin with {name:?}"),
+                            "write more digits, or the name: viv ps -a",
+                        ));
+                    }
+                    (None, _) => {
+                        return Err(Fault::new(
+                            Kind::NotFound,
+                            format!("no VM is called {name:?}"),
+                            "see what there is: viv ps -a",
+                        ));
+                    }
+                }
+            }
+        };
+        let runner = self.runner(&record);
+        Ok((record, runner))
+    }
+
+    /// One change of a VM at a time.
+    fn change<T>(
+        &self,
+        name: &str,
+        act: impl FnOnce(VmRecord, Runner) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        let (record, _) = self.find(name)?;
+        let turn = lock(&self.changing).entry(record.id.clone()).or_default().clone();
+        let _turn = lock(&turn);
+        let (record, runner) = self.find(&record.id)?; // as it is now that it is our turn
+        act(record, runner)
+    }
+
+    /// The VM as it is now.
+    pub(crate) fn get(&self, name: &str) -> Result<Vm, Fault> {
+        let (record, runner) = self.find(name)?;
+        Ok(self.view(record, &runner))
+    }
+
+    /// All VMs as they are now, oldest first.
+    pub(crate) fn list(&self) -> Result<Vec<Vm>, Fault> {
+        let records = self.store.all()?;
+        Ok(records
+            .into_iter()
+            .map(|record| {
+                let runner = self.runner(&record);
+                self.view(record, &runner)
+            })
+            .collect())
+    }
+
+    fn view(&self, record: VmRecord, runner: &Runner) -> Vm {
+        let process = runner.process();
+        let status = process.and_then(|_| runner.ask(&RunnerAsk::Status).ok());
+        let is_starting = process.is_some() || lock(&self.starting).contains(&record.id);
+        let last = if is_starting { None } else { self.last_end(&record, runner) };
+        let state = match (&status, is_starting, &last) {
+            (Some(status), ..) => status.state,
+            (None, true, _) => State::Starting,
+            (None, false, None) => State::Defined,
+            (None, false, Some((End::Panic | End::TripleFault | End::Failed { .. }, _))) => State::Failed,
+            (None, false, Some(_)) => State::Stopped,
+        };
+        let status = status.as_ref();
+        Vm {
+            state,
+            accel: status.map_or(record.machine.accel, |status| status.accel),
+            pid: process.map(|process| process.pid),
+            boots: status.map_or(0, |status| status.boots),
+            sandbox: status.map(|status| status.sandbox.clone()).unwrap_or_default(),
+            ended_at: last.as_ref().and_then(|(_, when)| *when),
+            end: last.map(|(end, _)| end),
+            dir: runner.dir().to_path_buf(),
+            id: record.id,
+            name: record.name,
+            image: record.image,
+            created_at: record.created_at,
+            started_at: record.started_at,
+            remove: record.remove,
+            on_reboot: record.on_reboot,
+            attended_by: record.attended_by,
+            machine: record.machine,
+        }
+    }
+
+    /// How a VM without a process ended; nothing if it was never started.
+    fn last_end(&self, record: &VmRecord, runner: &Runner) -> Option<(End, Option<Timestamp>)> {
+        record.started_at?;
+        if let Some((end, when)) = runner.end() {
+            return Some((end, Some(when)));
+        }
+        let message = format!("the VM's process ended without a word{}", runner.own_words());
+        Some((End::Failed { message }, None))
+    }
+
+    /// Describes a VM, and starts it if that is asked.
+    pub(crate) fn create(&self, ask: VmCreate) -> Result<Vm, Fault> {
+        let taken: HashSet<String> = self.store.all()?.into_iter().map(|record| record.name).collect();
+        let name = match &ask.name {
+            Some(name) => {
+                names::check(name)?;
+                if taken.contains(name) {
+                    return Err(crate::store::StoreError::NameTaken { name: name.clone() }.into());
+                }
+                name.clone()
+            }
+            None => names::pleasant(&|name| taken.contains(name)).map_err(no_random)?,
+        };
+        let id = names::identity().map_err(no_random)?;
+        let dir = self.places.vms().join(&id);
+        let made = self.machine_of(&ask, &dir).and_then(|(image, machine)| {
+            let record = VmRecord {
+                id: id.clone(),
+                name,
+                created_at: Timestamp::now(),
+                image,
+                machine,
+                on_reboot: ask.on_reboot,
+                remove: ask.remove,
+                command: ask.command.clone(),
+                started_at: None,
+                attended_by: None,
+            };
+            self.store.insert(&record)?;
+            Ok(())
+        });
+        if let Err(fault) = made {
+            let _ = fs::remove_dir_all(&dir);
+            return Err(fault);
+        }
+        if !ask.start {
+            return self.get(&id);
+        }
+        self.start(&id, &VmStart { attended_by: ask.attended_by }).inspect_err(|_| {
+            let _ = self.store.remove(&id);
+        })
+    }
+
+    /// The image's name and the machine for what was asked. Copies of the image's disks go into `dir`.
+    fn machine_of(&self, ask: &VmCreate, dir: &Path) -> Result<(Option<String>, MachineSpec), Fault> {
+        let mut machine = MachineSpec {
+            cpus: ask.cpus.unwrap_or(1),
+            memory_mib: ask.memory_mib.unwrap_or(MEMORY_MIB),
+            accel: ask.accel,
+            kernel: ask.kernel.clone().unwrap_or_default(),
+            initrd: ask.initrd.clone(),
+            append: ask.append.clone().unwrap_or_else(|| APPEND_OWN.to_string()),
+            disks: Vec::new(),
+        };
+        machine.check()?;
+        fits(machine.memory_mib)?;
+        for path in [ask.kernel.as_ref(), ask.initrd.as_ref()]
+            .into_iter()
+            .flatten()
+            .chain(ask.disks.iter().map(|d| &d.path))
+        {
+            if !path.is_absolute() {
+                return Err(Fault::new(
+                    Kind::Usage,
+                    format!("{} is not an absolute path", path.display()),
+                    "name files from the root: the service does not know your directory",
+                ));
+            }
+        }
+        if ask.image.is_none() && ask.kernel.is_some() {
+            machine.disks = ask.disks.clone();
+            return Ok((None, machine));
+        }
+        let name = ask.image.as_deref().unwrap_or(viv_api::image::DEFAULT);
+        let image = self.images.get(name)?;
+        fs::DirBuilder::new().recursive(true).create(dir).map_err(|source| crate::store::StoreError::Io {
+            what: "make",
+            path: dir.to_path_buf(),
+            source,
+        })?;
+        let instance = self.images.instantiate(&image, dir)?;
+        if ask.kernel.is_none() {
+            machine.kernel = instance.kernel;
+        }
+        machine.initrd = machine.initrd.or(instance.initrd);
+        let words = [APPEND_IMAGE, &instance.append, ask.append.as_deref().unwrap_or_default()];
+        machine.append = words.into_iter().filter(|words| !words.is_empty()).collect::<Vec<_>>().join(" ");
+        machine.disks = instance.disks.into_iter().chain(ask.disks.iter().cloned()).collect();
+        Ok((Some(name.to_string()), machine))
+    }
+
+    /// Starts a VM that has no process.
+    pub(crate) fn start(&self, name: &str, ask: &VmStart) -> Result<Vm, Fault> {
+        self.change(name, |record, runner| {
+            let state = self.view(record.clone(), &runner).state;
+            refuse(state, Ask::Start, &record.name)?;
+            let spec = RunnerSpec {
+                name: record.name.clone(),
+                machine: record.machine.clone(),
+                on_reboot: record.on_reboot,
+                attended_by: ask.attended_by,
+                command: record.command.clone(),
+            };
+            let record =
+                VmRecord { started_at: Some(Timestamp::now()), attended_by: ask.attended_by, ..record };
+            self.store.update(&record)?;
+            lock(&self.starting).insert(record.id.clone());
+            let started = runner.start(&spec);
+            lock(&self.starting).remove(&record.id);
+            match started {
+                Ok(status) => {
+                    (self.watch)(status.process, record.id.clone());
+                    Ok(self.view(record, &runner))
+                }
+                Err(fault) => {
+                    runner.set_end(&End::Failed { message: fault.message.clone() });
+                    Err(fault)
+                }
+            }
+        })
+    }
+
+    /// Lets its vCPUs stand still or go on.
+    pub(crate) fn step(&self, name: &str, ask: Ask) -> Result<Vm, Fault> {
+        self.change(name, |record, runner| {
+            let state = self.view(record.clone(), &runner).state;
+            refuse(state, ask, &record.name)?;
+            runner.ask(&if ask == Ask::Pause { RunnerAsk::Pause } else { RunnerAsk::Resume })?;
+            Ok(self.view(record, &runner))
+        })
+    }
+
+    /// Presses the power button, and kills a guest that does not obey.
+    pub(crate) fn stop(&self, name: &str, ask: &VmStop) -> Result<Vm, Fault> {
+        let limit = Duration::from_secs(ask.time_s.unwrap_or(STOP_S).min(STOP_S_MAX));
+        let end = ask.status.map(|status| End::Command { status });
+        let (record, runner) = self.change(name, |record, runner| {
+            let state = self.view(record.clone(), &runner).state;
+            refuse(state, Ask::Stop, &record.name)?;
+            if state == State::Paused {
+                runner.ask(&RunnerAsk::Resume)?;
+            }
+            let _ = runner.ask(&RunnerAsk::PowerButton { end: end.clone() });
+            Ok((record, runner))
+        })?;
+        // Not in our turn any more: an impatient user may still kill it.
+        if !runner.wait(Some(limit)) {
+            runner.kill(end);
+        }
+        Ok(self.view(record, &runner))
+    }
+
+    /// Ends it now.
+    pub(crate) fn kill(&self, name: &str, ask: &VmKill) -> Result<Vm, Fault> {
+        self.change(name, |record, runner| {
+            let state = self.view(record.clone(), &runner).state;
+            refuse(state, Ask::Kill, &record.name)?;
+            runner.kill(ask.status.map(|status| End::Command { status }));
+            Ok(self.view(record, &runner))
+        })
+    }
+
+    /// Forgets it, with all its files.
+    pub(crate) fn remove(&self, name: &str, force: bool) -> Result<Vm, Fault> {
+        self.change(name, |record, runner| {
+            if force {
+                runner.kill(None);
+            }
+            let view = self.view(record.clone(), &runner);
+            refuse(view.state, Ask::Remove, &record.name)?;
+            self.store.remove(&record.id)?;
+            lock(&self.changing).remove(&record.id);
+            Ok(view)
+        })
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> Result<viv_api::info::VmCount, Fault> {
+        let records = self.store.all()?;
+        let live = records.iter().filter(|record| self.runner(record).process().is_some()).count();
+        Ok(viv_api::info::VmCount { live, all: records.len() })
+    }
+}
+
+fn refuse(state: State, ask: Ask, name: &str) -> Result<(), Fault> {
+    next(state, ask).map(drop).map_err(|refused| {
+        let verb = if ask == Ask::Remove { "remove" } else { ask.verb() };
+        Fault::new(Kind::Conflict, format!("cannot {verb} VM {name:?}: it is {state}"), refused.fix(name))
+    })
+}
+
+fn no_random(error: std::io::Error) -> Fault {
+    Fault::new(
+        Kind::Error,
+        format!("cannot make up a name: /dev/urandom: {error}"),
+        "see that /dev/urandom can be read",
+    )
+}
+
+/// Whether the host has that much memory at all.
+fn fits(memory_mib: u64) -> Result<(), Fault> {
+    let host = crate::info::host();
+    if memory_mib <= host.memory_mib {
+        return Ok(());
+    }
+    Err(Fault::new(
+        Kind::NoCapacity,
+        format!("the VM would have {memory_mib} MiB of memory, and this host has {} MiB", host.memory_mib),
+        format!("use --memory with less: {} MiB are free now", host.memory_available_mib),
+    ))
+}
