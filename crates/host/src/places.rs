@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn a_runtime_directory_that_is_not_ours_is_not_used() {
-        let places = from(&[("HOME", "/h"), ("XDG_RUNTIME_DIR", "/proc")]).unwrap();
+        let places = from(&[("HOME", "/h"), ("XDG_RUNTIME_DIR", "/proc/version")]).unwrap();
         assert_eq!(places.runtime, Path::new("/h/.local/state/vivarium/run"));
     }
 }

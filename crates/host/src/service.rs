@@ -200,8 +200,9 @@ async fn watch_vm(vms: Arc<Vms>, process: Process, id: String, busy: Busy) {
 
 /// Returns when the process has ended.
 pub(crate) async fn ended(process: &Process) {
-    let descriptor =
-        runners::descriptor_of(process).and_then(|fd| AsyncFd::register(fd).map_err(std::io::Error::from));
+    // Its successor is unsafe because of types whose descriptor may change; an OwnedFd's does not.
+    #[allow(deprecated)]
+    let descriptor = runners::descriptor_of(process).and_then(AsyncFd::new);
     match descriptor {
         Ok(descriptor) => {
             let _ = descriptor.readable().await;
