@@ -631,7 +631,7 @@ impl BusDevice for Lapic {
     /// Registers are 32 bits wide, 16 bytes apart (SDM §11.4.1); in x2APIC mode the window is closed.
     fn read(&mut self, access: Access, now: Ns) -> u64 {
         if !self.hardware_enabled() || self.x2apic() || access.offset >= WINDOW_LEN {
-            return u64::MAX;
+            return u64::MAX >> (64 - 8 * u32::from(access.size.clamp(1, 8)));
         }
         let Some(value) = self.read_register((access.offset >> 4) as u32, now) else {
             self.error(esr::ILLEGAL_REGISTER);

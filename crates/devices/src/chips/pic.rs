@@ -66,7 +66,8 @@ struct Chip {
     vector_base: u8,
     expect: Expect,
     icw1: u8,
-    icw3: u8,
+    /// The input that another controller drives, as a bit; 0 for the second.
+    cascade: u8,
     auto_eoi: bool,
     rotate_on_auto_eoi: bool,
     special_fully_nested: bool,
@@ -76,7 +77,7 @@ struct Chip {
 }
 
 impl Chip {
-    fn new() -> Chip {
+    fn new(cascade: u8) -> Chip {
         Chip {
             lines: 0,
             irr: 0,
@@ -87,7 +88,7 @@ impl Chip {
             vector_base: 0,
             expect: Expect::Operation,
             icw1: 0,
-            icw3: 0,
+            cascade,
             auto_eoi: false,
             rotate_on_auto_eoi: false,
             special_fully_nested: false,
@@ -119,23 +120,20 @@ impl Chip {
             .find(|(input, _)| set & (1 << input) != 0)
     }
 
-    /// The request that interrupts now (8259A "Fully nested mode", "Special mask mode").
+    /// The request that interrupts now (8259A "Fully nested mode").
     fn request(&self) -> Option<u8> {
         let (input, rank) = self.highest(self.irr & !self.imr)?;
         let mut in_service = self.isr;
         if self.special_mask {
-            // A masked level in service inhibits nothing, and each level inhibits only itself.
+            // What is in service but masked inhibits nothing (8259A "Special mask mode").
             in_service &= !self.imr;
-            return (in_service & (1 << input) == 0)
-                .then_some(input)
-                .or_else(|| self.highest(self.irr & !self.imr & !in_service).map(|(input, _)| input));
         }
-        if self.special_fully_nested {
-            // More requests of the cascade's own level are let through.
-            in_service &= !self.icw3;
-            if self.isr & self.icw3 != 0
-                && rank > self.highest(self.isr & self.icw3).map_or(8, |(_, rank)| rank)
-            {
+        if self.special_fully_nested
+            && let Some((_, cascade)) = self.highest(in_service & self.cascade)
+        {
+            // Further requests of the cascade's own level are let through (8259A "Special fully nested mode").
+            in_service &= !self.cascade;
+            if cascade < rank {
                 return None;
             }
         }
@@ -198,10 +196,8 @@ impl Chip {
                 self.vector_base = value & 0xf8;
                 if self.icw1 & icw1::SINGLE == 0 { Expect::Icw3 } else { self.after_icw3() }
             }
-            Expect::Icw3 => {
-                self.icw3 = value;
-                self.after_icw3()
-            }
+            // The wiring is fixed: there is nothing to configure.
+            Expect::Icw3 => self.after_icw3(),
             Expect::Icw4 => {
                 self.auto_eoi = value & icw4::AUTO_EOI != 0;
                 self.special_fully_nested = value & icw4::SPECIAL_FULLY_NESTED != 0;
@@ -217,7 +213,7 @@ impl Chip {
     /// ICW1 clears the edge circuit, the mask, the priorities and the special modes (8259A "ICW1").
     fn initialize(&mut self, value: u8) {
         let (lines, elcr) = (self.lines, self.elcr);
-        *self = Chip { lines, elcr, icw1: value, expect: Expect::Icw2, ..Chip::new() };
+        *self = Chip { lines, elcr, icw1: value, expect: Expect::Icw2, ..Chip::new(self.cascade) };
         self.irr = lines & self.level_triggered();
     }
 
@@ -281,7 +277,7 @@ impl Default for Pic {
 impl Pic {
     /// Both controllers after power-on: not initialized, nothing masked, nothing pending.
     pub fn new() -> Pic {
-        Pic { first: Chip::new(), second: Chip::new() }
+        Pic { first: Chip::new(1 << CASCADE), second: Chip::new(0) }
     }
 
     /// Sets the level of input `irq` (0 to 15; the cascade and numbers beyond have no input).
@@ -366,8 +362,12 @@ impl BusDevice for Pic {
         self.output()
     }
 
+    /// The lines are the devices': they keep their levels.
     fn reset(&mut self) {
+        let lines = [self.first.lines & !(1 << CASCADE), self.second.lines];
         *self = Pic::new();
+        self.first.lines = lines[0];
+        self.second.lines = lines[1];
     }
 }
 
@@ -502,6 +502,19 @@ mod tests {
         write(&mut pic, FIRST_WINDOW, 0, 0x20);
         write(&mut pic, FIRST_WINDOW, 0, 0x0b);
         assert_eq!(read(&mut pic, FIRST_WINDOW, 0), 0x08, "the masked level is ended only by name");
+    }
+
+    #[test]
+    fn special_fully_nested_mode_lets_the_second_controller_nest() {
+        let mut pic = initialized(0x11);
+        pic.set_line(12, true);
+        assert_eq!(pic.acknowledge(), 0x3c);
+        pic.set_line(3, true);
+        assert!(!pic.output(), "below the cascade");
+        pic.set_line(8, true);
+        assert_eq!(pic.acknowledge(), 0x38);
+        pic.set_line(1, true);
+        assert_eq!(pic.acknowledge(), 0x31);
     }
 
     #[test]
