@@ -5,88 +5,15 @@
 //! asks [`Lapic::pending`] and takes with [`Lapic::acknowledge`]. The timer counts nanoseconds: the bus
 //! clock and the TSC both run at 1 GHz here.
 
+mod registers_by_msr;
+mod spec;
+mod timer;
+
+pub use spec::{BASE, BUS_HZ, PERIOD_NS_MIN, WINDOW_LEN};
+
 use super::message::{DeliveryMode, Ipi, LapicView, LogicalModel, Message, Shorthand};
 use crate::{Access, BusDevice, Ns};
-use viv_arch::x86::msr;
-
-/// Where it is after reset (SDM §11.4.1).
-pub const BASE: u64 = 0xfee0_0000;
-/// Bytes of its window.
-pub const WINDOW_LEN: u64 = 0x1000;
-/// Bus clock that drives the timer, Hz: one count is 1 ns when dividing by 1.
-pub const BUS_HZ: u64 = 1_000_000_000;
-/// A periodic timer does not ask for the host more often than this; faster periods are coalesced.
-pub const PERIOD_NS_MIN: Ns = 20_000;
-
-/// Register offsets divided by 16, which are the x2APIC's MSR numbers too (SDM tables 11-1 and 11-6).
-mod reg {
-    pub(super) const ID: u32 = 0x02;
-    pub(super) const VERSION: u32 = 0x03;
-    pub(super) const TPR: u32 = 0x08;
-    pub(super) const PPR: u32 = 0x0a;
-    pub(super) const EOI: u32 = 0x0b;
-    pub(super) const LDR: u32 = 0x0d;
-    pub(super) const DFR: u32 = 0x0e;
-    pub(super) const SVR: u32 = 0x0f;
-    pub(super) const ISR: u32 = 0x10;
-    pub(super) const TMR: u32 = 0x18;
-    pub(super) const IRR: u32 = 0x20;
-    pub(super) const ESR: u32 = 0x28;
-    pub(super) const ICR: u32 = 0x30;
-    pub(super) const ICR_HIGH: u32 = 0x31;
-    pub(super) const LVT_TIMER: u32 = 0x32;
-    pub(super) const LVT_ERROR: u32 = 0x37;
-    pub(super) const TIMER_INITIAL: u32 = 0x38;
-    pub(super) const TIMER_CURRENT: u32 = 0x39;
-    pub(super) const TIMER_DIVIDE: u32 = 0x3e;
-    pub(super) const SELF_IPI: u32 = 0x3f;
-}
-
-/// Integrated APIC, version 0x14, six LVT entries (SDM §11.4.8).
-const VERSION: u32 = 0x14 | 5 << 16;
-
-/// IA32_APIC_BASE bits (SDM §11.4.4, §11.12.1).
-mod base {
-    pub(super) const BSP: u64 = 1 << 8;
-    pub(super) const X2APIC: u64 = 1 << 10;
-    pub(super) const ENABLE: u64 = 1 << 11;
-    /// Base address, 40 physical address bits.
-    pub(super) const ADDRESS: u64 = 0xff_ffff_f000;
-}
-
-/// Local vector table entries in register order: timer, thermal, performance, LINT0, LINT1, error (SDM §11.5.1).
-const LVTS: usize = 6;
-const TIMER: usize = 0;
-const LINT0: usize = 3;
-const LINT1: usize = 4;
-const ERROR: usize = 5;
-/// The bits of each that can be written (SDM figure 11-8).
-const LVT_WRITABLE: [u32; LVTS] = [0x7_00ff, 0x1_07ff, 0x1_07ff, 0x1_a7ff, 0x1_a7ff, 0x1_00ff];
-const LVT_MASKED: u32 = 1 << 16;
-
-/// Spurious-interrupt vector register: vector and software enable (SDM §11.9).
-const SVR_ENABLE: u32 = 1 << 8;
-const SVR_WRITABLE: u32 = 0x1ff;
-
-/// Error status bits (SDM §11.5.3).
-mod esr {
-    pub(super) const SEND_ILLEGAL_VECTOR: u32 = 1 << 5;
-    pub(super) const RECEIVED_ILLEGAL_VECTOR: u32 = 1 << 6;
-    pub(super) const ILLEGAL_REGISTER: u32 = 1 << 7;
-}
-
-/// Interrupt command register (SDM figure 11-12).
-mod icr {
-    pub(super) const LOGICAL: u32 = 1 << 11;
-    pub(super) const ASSERT: u32 = 1 << 14;
-    pub(super) const LEVEL: u32 = 1 << 15;
-    pub(super) const WRITABLE: u32 = 0x000c_cfff;
-}
-
-/// Vectors below this are illegal for the APIC (SDM §11.5.2).
-const VECTOR_MIN: u8 = 16;
-/// Messages that may wait for the machine; it collects them after each access.
-const OUTPUTS_MAX: usize = 64;
+use spec::*;
 
 /// 256 bits, one per vector.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -106,15 +33,6 @@ impl Vectors {
         let (word, bits) = self.0.iter().enumerate().rev().find(|(_, bits)| **bits != 0)?;
         Some((word as u8) << 5 | (31 - bits.leading_zeros()) as u8)
     }
-}
-
-/// How the timer counts (SDM table 11-2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum TimerMode {
-    OneShot,
-    Periodic,
-    TscDeadline,
-    Reserved,
 }
 
 /// A local APIC. One window of [`WINDOW_LEN`] bytes, and the MSRs of [`Lapic::read_msr`].
@@ -146,8 +64,11 @@ pub struct Lapic {
 impl Lapic {
     /// The local APIC of vCPU `id` after power-on, in xAPIC mode and software-disabled (SDM §11.4.7.1).
     pub fn new(id: u32, bootstrap: bool) -> Lapic {
-        let base = BASE | base::ENABLE | if bootstrap { base::BSP } else { 0 };
-        let mut lapic = Lapic {
+        Lapic::with_base(id, BASE | base::ENABLE | if bootstrap { base::BSP } else { 0 })
+    }
+
+    fn with_base(id: u32, base: u64) -> Lapic {
+        Lapic {
             id,
             base,
             tpr: 0,
@@ -167,34 +88,16 @@ impl Lapic {
             coalesced: 0,
             ipis: Vec::new(),
             eois: Vec::new(),
-        };
-        lapic.init();
-        lapic
+        }
     }
 
     /// INIT: everything but the ID, the base register and what is on its way out (SDM §11.4.7.3).
     pub fn init(&mut self) {
-        let (ipis, eois) = (std::mem::take(&mut self.ipis), std::mem::take(&mut self.eois));
         *self = Lapic {
-            id: self.id,
-            base: self.base,
-            tpr: 0,
-            ldr: 0,
-            dfr: u32::MAX,
-            svr: 0xff,
-            irr: Vectors::default(),
-            isr: Vectors::default(),
-            tmr: Vectors::default(),
-            esr: 0,
-            errors: 0,
-            icr: 0,
-            lvt: [LVT_MASKED; LVTS],
-            initial: 0,
-            divide: 0,
-            due: None,
             coalesced: self.coalesced,
-            ipis,
-            eois,
+            ipis: std::mem::take(&mut self.ipis),
+            eois: std::mem::take(&mut self.eois),
+            ..Lapic::with_base(self.id, self.base)
         };
     }
 
@@ -390,75 +293,6 @@ impl Lapic {
         }
     }
 
-    fn timer_mode(&self) -> TimerMode {
-        match self.lvt[TIMER] >> 17 & 3 {
-            0 => TimerMode::OneShot,
-            1 => TimerMode::Periodic,
-            2 => TimerMode::TscDeadline,
-            _ => TimerMode::Reserved,
-        }
-    }
-
-    /// Nanoseconds per count (SDM figure 11-10).
-    fn divisor(&self) -> u64 {
-        let code = self.divide & 3 | (self.divide & 8) >> 1;
-        if code == 7 { 1 } else { 2 << code }
-    }
-
-    fn period(&self) -> Ns {
-        u64::from(self.initial) * self.divisor()
-    }
-
-    /// Lets the timer fire as often as it should have until `now`; several firings are one interrupt.
-    fn advance(&mut self, now: Ns) {
-        let Some(due) = self.due else { return };
-        if now < due {
-            return;
-        }
-        self.due = None;
-        if self.timer_mode() == TimerMode::Periodic && self.initial != 0 {
-            let period = self.period();
-            let late = (now - due) / period;
-            self.coalesced = self.coalesced.saturating_add(late);
-            self.due = due.checked_add(period.saturating_mul(late + 1));
-        }
-        let entry = self.lvt[TIMER];
-        if entry & LVT_MASKED == 0 && self.hardware_enabled() {
-            if (entry as u8) < VECTOR_MIN {
-                self.error(esr::RECEIVED_ILLEGAL_VECTOR);
-            } else {
-                self.request(entry as u8, false);
-            }
-        }
-    }
-
-    fn start_timer(&mut self, now: Ns) {
-        self.due = match self.timer_mode() {
-            TimerMode::OneShot | TimerMode::Periodic if self.initial != 0 => now.checked_add(self.period()),
-            _ => None,
-        };
-    }
-
-    fn current_count(&self, now: Ns) -> u32 {
-        if !matches!(self.timer_mode(), TimerMode::OneShot | TimerMode::Periodic) {
-            return 0;
-        }
-        let left = self.due.map_or(0, |due| due.saturating_sub(now));
-        u32::try_from(left.div_ceil(self.divisor())).unwrap_or(u32::MAX).min(self.initial)
-    }
-
-    fn tsc_deadline(&self) -> u64 {
-        if self.timer_mode() == TimerMode::TscDeadline { self.due.unwrap_or(0) } else { 0 }
-    }
-
-    /// Arms the TSC deadline (SDM §11.5.4.1); the TSC counts the guest's nanoseconds.
-    fn set_tsc_deadline(&mut self, value: u64, now: Ns) {
-        if self.timer_mode() == TimerMode::TscDeadline {
-            self.due = (value != 0).then_some(value);
-            self.advance(now);
-        }
-    }
-
     fn write_lvt(&mut self, entry: usize, value: u32, now: Ns) {
         let mut value = value & LVT_WRITABLE.get(entry).copied().unwrap_or(0);
         if !self.software_enabled() {
@@ -541,90 +375,6 @@ impl Lapic {
         }
         true
     }
-
-    /// RDMSR of IA32_APIC_BASE, IA32_TSC_DEADLINE or an x2APIC register; `None` is #GP (SDM §11.12.1.2).
-    pub fn read_msr(&mut self, index: u32, now: Ns) -> Option<u64> {
-        match index {
-            msr::APIC_BASE => Some(self.base),
-            msr::TSC_DEADLINE => {
-                self.advance(now);
-                Some(self.tsc_deadline())
-            }
-            msr::X2APIC_FIRST..=msr::X2APIC_LAST if self.x2apic() => match index - msr::X2APIC_FIRST {
-                reg::ICR => Some(self.icr),
-                reg::ICR_HIGH | reg::DFR | reg::EOI | 0x09 | 0x0c => None,
-                register => self.read_register(register, now).map(u64::from),
-            },
-            _ => None,
-        }
-    }
-
-    /// WRMSR likewise; reserved bits and read-only registers are #GP.
-    pub fn write_msr(&mut self, index: u32, value: u64, now: Ns) -> Option<()> {
-        match index {
-            msr::APIC_BASE => self.write_base(value),
-            msr::TSC_DEADLINE => {
-                self.set_tsc_deadline(value, now);
-                Some(())
-            }
-            msr::X2APIC_FIRST..=msr::X2APIC_LAST if self.x2apic() => {
-                self.write_x2apic(index - msr::X2APIC_FIRST, value, now)
-            }
-            _ => None,
-        }
-    }
-
-    fn write_x2apic(&mut self, register: u32, value: u64, now: Ns) -> Option<()> {
-        let writable = match register {
-            reg::TPR => 0xff,
-            reg::EOI | reg::ESR => 0,
-            reg::SVR => u64::from(SVR_WRITABLE),
-            reg::ICR => 0xffff_ffff_0000_0000 | u64::from(icr::WRITABLE) | 1 << 12,
-            reg::LVT_TIMER..=reg::LVT_ERROR => {
-                u64::from(LVT_WRITABLE.get((register - reg::LVT_TIMER) as usize)? | 1 << 12)
-            }
-            reg::TIMER_INITIAL => 0xffff_ffff,
-            reg::TIMER_DIVIDE => 0xb,
-            reg::SELF_IPI => 0xff,
-            _ => return None,
-        };
-        if value & !writable != 0 {
-            return None;
-        }
-        match register {
-            reg::ICR => {
-                self.icr = value & (0xffff_ffff_0000_0000 | u64::from(icr::WRITABLE));
-                self.send();
-            }
-            reg::SELF_IPI if (value as u8) < VECTOR_MIN => self.error(esr::SEND_ILLEGAL_VECTOR),
-            reg::SELF_IPI => self.accept(value as u8, false),
-            _ => return self.write_register(register, value as u32, now).then_some(()),
-        }
-        Some(())
-    }
-
-    /// Mode changes allowed by SDM figure 11-27; others are #GP.
-    fn write_base(&mut self, value: u64) -> Option<()> {
-        let writable = base::ADDRESS | base::BSP | base::X2APIC | base::ENABLE;
-        let mode = |value: u64| (value & base::ENABLE != 0, value & base::X2APIC != 0);
-        let forbidden = matches!(
-            (mode(self.base), mode(value)),
-            (_, (false, true)) | ((false, _), (true, true)) | ((true, true), (true, false))
-        );
-        if value & !writable != 0 || forbidden {
-            return None;
-        }
-        let (was_enabled, was_x2apic) = mode(self.base);
-        self.base = value;
-        if was_enabled && !self.hardware_enabled() {
-            // Switched off: the state is lost (SDM §11.4.3).
-            self.init();
-        } else if !was_x2apic && self.x2apic() {
-            // The destination's high half has a new meaning (SDM §11.12.5.1).
-            self.icr &= 0xffff_ffff;
-        }
-        Some(())
-    }
 }
 
 impl BusDevice for Lapic {
@@ -697,5 +447,4 @@ impl BusDevice for Lapic {
 }
 
 #[cfg(test)]
-#[path = "lapic_tests.rs"]
 mod tests;

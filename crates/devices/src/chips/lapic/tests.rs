@@ -2,6 +2,7 @@
 use super::*;
 use proptest::collection::vec;
 use proptest::prelude::*;
+use viv_arch::x86::msr;
 
 fn at(register: u32) -> Access {
     Access { window: 0, offset: u64::from(register) << 4, size: 4 }
