@@ -105,6 +105,8 @@ impl Job {
 fn shell_command() -> std::io::Result<Command> {
     use std::os::unix::process::CommandExt;
     let console = setup::open_console()?;
+    // A serial port knows no size, and a shell that does not know it asks: noise for whoever drives it by script.
+    let _ = sys::resize(std::os::fd::AsFd::as_fd(&console), 24, 80);
     let mut command = Command::new("/bin/sh");
     command.arg0("-sh").env_clear().envs(exec::default_env(&crate::users::User::root()));
     command.env("TERM", "linux");

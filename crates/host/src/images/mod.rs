@@ -8,13 +8,39 @@
 //!
 //! It never talks to a network itself, never names a mirror, needs no root, and never shows an image that is
 //! not whole. Start reading at [`Images::build`].
-use std::path::{Path, PathBuf};
-use viv_api::image::Progress;
-use viv_model::{DiskSpec, End, Fault, MachineSpec};
-
+mod agent;
+#[allow(dead_code)] // Debian's builder, which comes next, uses the rest of it
+mod apt;
+mod cpio;
+#[allow(dead_code)] // as above
+mod deb;
+mod default_guest;
+mod fault;
+mod instance;
+mod kmod;
 mod manifest;
+mod store;
+mod tar;
 
+pub use agent::find_agent;
 pub use manifest::{Image, Manifest, Package, Part};
+
+use apt::{Apt, FetchFault, Wanted};
+use fault::io_fault;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+use store::{Lock, Scratch, Store};
+use viv_api::image::Progress;
+use viv_model::{DiskSpec, End, Fault, Kind, MachineSpec};
+
+/// Media types of our parts.
+const KERNEL: &str = "application/vnd.vivarium.kernel";
+const INITRD: &str = "application/vnd.vivarium.initrd";
+/// The label that says which agent is in an image.
+const AGENT_LABEL: &str = "vivarium.agent.sha256";
+/// The label that says which revision of its recipe made an image.
+const REVISION_LABEL: &str = "vivarium.recipe.revision";
 
 /// What can be built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,24 +124,24 @@ pub struct Instance {
 /// The store of images in one directory.
 #[derive(Debug)]
 pub struct Images {
-    dir: PathBuf,
+    store: Store,
 }
 
 impl Images {
     /// Opens the store in `dir` (`$XDG_DATA_HOME/vivarium/images`), making it if it is not there, and clears away
     /// what interrupted builds left.
     pub fn open(dir: impl Into<PathBuf>) -> Result<Images, Fault> {
-        Ok(Images { dir: dir.into() })
+        Ok(Images { store: Store::open(dir.into())? })
     }
 
     /// Every image, by name.
     pub fn list(&self) -> Result<Vec<Image>, Fault> {
-        todo!("{}", self.dir.display())
+        self.store.list()
     }
 
     /// The image called `name`.
     pub fn get(&self, name: &str) -> Result<Image, Fault> {
-        todo!("{name}")
+        self.store.get(name)?.ok_or_else(|| not_found(name))
     }
 
     /// Builds `recipe`'s image, or finds that it is there already. `vm` is needed for [`Recipe::Debian`].
@@ -126,31 +152,158 @@ impl Images {
         vm: Option<&dyn RunVm>,
         watcher: &dyn Watcher,
     ) -> Result<Image, Fault> {
-        let _ = (recipe, options, vm, watcher);
-        todo!()
+        agent::check(&options.agent)?;
+        let lock = self.store.lock(watcher)?;
+        let scratch = self.store.scratch(&lock)?;
+        let job = Job { store: &self.store, lock: &lock, scratch: &scratch, recipe, options, vm, watcher };
+        job.run()
     }
 
     /// The default guest: builds it if it is not there or has another agent. Does not look for newer packages, so
     /// it needs no network once the image is there.
     pub fn ensure_default(&self, options: &Options, watcher: &dyn Watcher) -> Result<Image, Fault> {
-        let _ = (options, watcher);
-        todo!()
+        let recipe = Recipe::DefaultGuest;
+        if !options.force
+            && !options.update
+            && let Some(image) = self.store.get(recipe.name())?
+            && image.manifest.labels.get(AGENT_LABEL) == Some(&agent_digest(&options.agent)?)
+            && image.manifest.labels.get(REVISION_LABEL) == Some(&recipe.revision().to_string())
+        {
+            return Ok(image);
+        }
+        self.build(recipe, options, None, watcher)
     }
 
     /// Forgets the image called `name`; VMs made from it live on.
     pub fn remove(&self, name: &str) -> Result<(), Fault> {
-        todo!("{name}")
+        let lock = self.store.lock(&Unwatched)?;
+        if self.store.remove(name, &lock)? { Ok(()) } else { Err(not_found(name)) }
     }
 
     /// Gives the VM that lives in `vm_dir` its own copy of `image`: links to kernel and initrd, and sparse or
     /// shared copies of the disks.
     pub fn instantiate(&self, image: &Image, vm_dir: &Path) -> Result<Instance, Fault> {
-        let _ = (image, vm_dir);
-        todo!()
+        instance::instantiate(&self.store, image, vm_dir)
     }
 }
 
-/// The guest agent's static binary: `$VIV_AGENT`, or beside the running executable, or where cargo built it.
-pub fn find_agent() -> Result<PathBuf, Fault> {
-    todo!()
+impl Recipe {
+    fn revision(self) -> u32 {
+        match self {
+            Recipe::DefaultGuest | Recipe::Debian => default_guest::REVISION,
+        }
+    }
+}
+
+fn not_found(name: &str) -> Fault {
+    let fix = if Recipe::ALL.iter().any(|recipe| recipe.name() == name) {
+        format!("build it: viv build {name}")
+    } else {
+        "see what is there: viv images".to_string()
+    };
+    Fault::new(Kind::NotFound, format!("no image is called {name:?}"), fix)
+}
+
+fn agent_digest(path: &Path) -> Result<String, Fault> {
+    Ok(store::sha256_file(path).map_err(io_fault("read the guest agent", path))?.0)
+}
+
+/// Tells of a step that has no measure.
+fn step(watcher: &dyn Watcher, what: &str) {
+    watcher.progress(Progress { step: what.to_string(), done: 0, total: None, bytes: false });
+}
+
+/// Refuses work for which there is no room on the file system of `dir`.
+fn need_space(dir: &Path, bytes: u64) -> Result<(), Fault> {
+    let Ok(found) = rustix::fs::statvfs(dir) else { return Ok(()) };
+    let free = found.f_bavail.saturating_mul(found.f_frsize);
+    // What is full to the last block troubles everybody else.
+    let wanted = bytes.saturating_add(64 << 20);
+    if free >= wanted {
+        return Ok(());
+    }
+    Err(Fault::new(
+        Kind::NoCapacity,
+        format!("{} needs {} MiB and has {} MiB free", dir.display(), wanted >> 20, free >> 20),
+        "free some space there, or set XDG_DATA_HOME to a larger disk",
+    ))
+}
+
+/// One build.
+struct Job<'a> {
+    store: &'a Store,
+    lock: &'a Lock,
+    scratch: &'a Scratch,
+    recipe: Recipe,
+    options: &'a Options,
+    #[allow(dead_code)] // for Debian's builder, which comes next
+    vm: Option<&'a dyn RunVm>,
+    watcher: &'a dyn Watcher,
+}
+
+impl Job<'_> {
+    fn run(&self) -> Result<Image, Fault> {
+        step(self.watcher, "looking for the newest packages");
+        let cache = self.store.cache_dir();
+        let mut apt =
+            Apt::open(&cache.join("apt"), default_guest::probe(), self.options.update, self.watcher)?;
+        let agent = agent_digest(&self.options.agent)?;
+        loop {
+            let wanted = default_guest::resolve(&apt)?;
+            let key = self.key(&wanted, &agent);
+            if !self.options.force
+                && let Some(image) = self.store.get(self.recipe.name())?
+                && image.manifest.key == key
+            {
+                return Ok(image);
+            }
+            match apt.fetch(&wanted, &cache.join("debs"), self.scratch.path(), self.watcher) {
+                Ok(debs) => return self.make(&wanted, &debs, key, agent),
+                Err(FetchFault::Fault(fault)) => return Err(fault),
+                // Lists of our own are fresh: this happens once.
+                Err(FetchFault::Stale(fault)) => {
+                    step(self.watcher, &format!("the package lists are old ({})", fault.message));
+                    apt.update(self.watcher)?;
+                }
+            }
+        }
+    }
+
+    /// What decides whether an image must be built again.
+    fn key(&self, wanted: &[Wanted], agent: &str) -> String {
+        let recipe = format!("{} {} {}", self.recipe.name(), self.recipe.revision(), self.options.disk_mib);
+        store::sha256(format!("{recipe}\n{}\n{agent}\n", apt::digest(wanted)).as_bytes())
+    }
+
+    fn make(&self, wanted: &[Wanted], debs: &[PathBuf], key: String, agent: String) -> Result<Image, Fault> {
+        let dir = self.scratch.path();
+        need_space(dir, 128 << 20)?;
+        let built = default_guest::build(wanted, debs, &self.options.agent, dir, self.watcher)?;
+        step(self.watcher, "storing the image");
+        let packages = wanted
+            .iter()
+            .map(|package| Package { name: package.name.clone(), version: package.version.clone() })
+            .collect();
+        let created = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let manifest = Manifest {
+            schema_version: 2,
+            media_type: Manifest::MEDIA_TYPE.to_string(),
+            key,
+            created,
+            summary: format!("Linux {}, small user land in memory", built.version),
+            kernel: self.store.add_blob(&built.kernel, KERNEL, self.lock)?,
+            initrd: Some(self.store.add_blob(&built.initrd, INITRD, self.lock)?),
+            disks: Vec::new(),
+            append: String::new(),
+            packages,
+            labels: BTreeMap::from([
+                (AGENT_LABEL.to_string(), agent),
+                (REVISION_LABEL.to_string(), self.recipe.revision().to_string()),
+            ]),
+        };
+        if self.watcher.cancelled() {
+            return Err(fault::cancelled());
+        }
+        self.store.publish(self.recipe.name(), &manifest, self.lock)
+    }
 }

@@ -1,0 +1,127 @@
+//! Images built from the real archive and booted by an independent machine: QEMU's TCG.
+//!
+//! Needs apt, a network, `qemu-system-x86_64` and the agent (`cargo xtask agent`):
+//! `cargo test -p viv-host --release --test images -- --ignored --nocapture`
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+use viv_api::image::Progress;
+use viv_host::images::{Images, Options, Recipe, Watcher, find_agent};
+
+/// Prints each step once.
+struct Steps;
+
+impl Watcher for Steps {
+    fn progress(&self, progress: Progress) {
+        eprintln!("{} {:?}/{:?}", progress.step, progress.done, progress.total);
+    }
+}
+
+/// A machine with its serial port in our hands.
+struct Qemu {
+    child: Child,
+    stdin: ChildStdin,
+    output: Receiver<Vec<u8>>,
+    seen: String,
+}
+
+impl Qemu {
+    fn start(kernel: &Path, initrd: Option<&Path>, append: &str, disks: &[PathBuf]) -> Qemu {
+        let mut command = Command::new("qemu-system-x86_64");
+        command.args(["-machine", "q35,accel=tcg", "-cpu", "max", "-m", "512", "-nographic", "-no-reboot"]);
+        command.args(["-nic", "none", "-device", "virtio-rng-pci"]);
+        command.arg("-kernel").arg(kernel);
+        if let Some(initrd) = initrd {
+            command.arg("-initrd").arg(initrd);
+        }
+        command.arg("-append").arg(format!("console=ttyS0 quiet loglevel=4 panic=-1 reboot=k {append}"));
+        for disk in disks {
+            command.arg("-drive").arg(format!("file={},if=virtio,format=raw,cache=unsafe", disk.display()));
+        }
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("qemu-system-x86_64");
+        let (send, output) = channel();
+        let mut stdout = child.stdout.take().unwrap();
+        std::thread::spawn(move || {
+            let mut piece = [0; 4096];
+            while let Ok(length @ 1..) = stdout.read(&mut piece) {
+                let _ = std::io::stderr().write_all(&piece[..length]);
+                if send.send(piece[..length].to_vec()).is_err() {
+                    return;
+                }
+            }
+        });
+        Qemu { stdin: child.stdin.take().unwrap(), child, output, seen: String::new() }
+    }
+
+    /// Waits until the serial port has said `what` since the last call.
+    fn expect(&mut self, what: &str, seconds: u64) -> String {
+        let deadline = Instant::now() + Duration::from_secs(seconds);
+        loop {
+            if let Some(at) = self.seen.find(what) {
+                let rest = self.seen.split_off(at + what.len());
+                return std::mem::replace(&mut self.seen, rest);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.output.recv_timeout(left) {
+                Ok(bytes) => self.seen.push_str(&String::from_utf8_lossy(&bytes)),
+                Err(error) => panic!("no {what:?} ({error}) in {:?}", self.seen),
+            }
+        }
+    }
+
+    fn type_line(&mut self, line: &str) {
+        writeln!(self.stdin, "{line}").unwrap();
+    }
+
+    fn wait(mut self, seconds: u64) {
+        let deadline = Instant::now() + Duration::from_secs(seconds);
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                assert!(status.success(), "{status}");
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("the machine is still on");
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A directory that stays between runs, so that downloads are made once.
+fn place() -> PathBuf {
+    let dir = std::env::var_os("CARGO_TARGET_TMPDIR").map(PathBuf::from);
+    dir.unwrap_or_else(|| env!("CARGO_TARGET_TMPDIR").into()).join("viv-images")
+}
+
+#[test]
+#[ignore = "downloads a kernel and boots it in QEMU"]
+fn the_default_guest_is_built_and_boots_to_its_shell() {
+    let images = Images::open(place()).unwrap();
+    let options = Options::new(find_agent().unwrap());
+    let begun = Instant::now();
+    let image = images.build(Recipe::DefaultGuest, &options, None, &Steps).unwrap();
+    eprintln!("{} in {:?}", image.summary, begun.elapsed());
+    assert_eq!(images.build(Recipe::DefaultGuest, &options, None, &Steps).unwrap(), image, "it is cached");
+    assert_eq!(images.ensure_default(&options, &Steps).unwrap(), image);
+    assert!(image.size_bytes < 64 << 20, "{}", image.size_bytes);
+
+    let vm = place().join("vm-default");
+    std::fs::create_dir_all(&vm).unwrap();
+    let instance = images.instantiate(&image, &vm).unwrap();
+    let mut qemu = Qemu::start(&instance.kernel, instance.initrd.as_deref(), &instance.append, &[]);
+    qemu.expect("viv:/root# ", 120);
+    qemu.type_line("echo a$((6*7))b; tty; cat /proc/1/comm; lsmod | grep -c virtio; mount | grep -c tmpfs");
+    let said = qemu.expect("viv:/root# ", 20);
+    assert!(said.contains("a42b") && said.contains("/dev/ttyS0") && said.contains("init"), "{said}");
+    qemu.type_line("sleep 100 & exit");
+    qemu.wait(30);
+}
