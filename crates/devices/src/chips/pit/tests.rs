@@ -156,6 +156,27 @@ proptest! {
         prop_assert_eq!(often.channels[0].edges, once.channels[0].edges);
     }
 
+    /// The edges that are counted are those that a probe on the output sees (8254 "Mode definitions").
+    #[test]
+    fn edges_are_those_of_the_output(mode in 0u8..6, count in 2u16..40, bcd: bool, length in 1u64..300) {
+        let mut pit = Pit::new();
+        let digits = count / 10 * 16 + count % 10;
+        program(&mut pit, 0x30 | mode << 1 | u8::from(bcd), if bcd { digits } else { count }, 0);
+        let (mut before, mut rises) = (mode != 0, 0);
+        for tick in 1..=length {
+            let due = pit.deadline();
+            pit.write(port(3), 0xe2, at(tick));
+            let output = pit.read(port(0), at(tick)) & 0x80 != 0;
+            let rise = output && !before;
+            rises += u64::from(rise);
+            before = output;
+            prop_assert_eq!(pit.channels[0].edges, rises, "at tick {}", tick);
+            if rise && !matches!(mode, 2 | 3) {
+                prop_assert_eq!(due, Some(at(tick)));
+            }
+        }
+    }
+
     /// Whatever is written, time goes on and deadlines lie ahead.
     #[test]
     fn hostile_programming_never_stops_the_clock(
