@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Rings, VirtioDevice, read_config_bytes};
+use super::{Chain, Rings, VirtioDevice, read_config_bytes};
 use viv_arch::pci::CLASS_COMMUNICATION;
 use viv_arch::virtio::{console as reg, device_type};
 
@@ -23,15 +23,18 @@ pub struct Console {
     input: VecDeque<u8>,
     /// The transmit queue was left alone because the output was full.
     stalled: bool,
+    /// A chain whose rest, from this byte on, did not fit into the output.
+    partial: Option<(Chain, u64)>,
 }
 
 impl Console {
     /// A console of this size in characters.
     pub fn new(cols: u16, rows: u16) -> Console {
-        Console { cols, rows, output: Vec::new(), input: VecDeque::new(), stalled: false }
+        Console { cols, rows, output: Vec::new(), input: VecDeque::new(), stalled: false, partial: None }
     }
 
-    /// Takes what the guest wrote since the last call.
+    /// Takes what the guest wrote since the last call. Call it until it gives nothing: there may be more
+    /// than is handed out at once.
     pub fn take_output(&mut self, rings: &mut Rings<'_>) -> Vec<u8> {
         let output = std::mem::take(&mut self.output);
         if std::mem::take(&mut self.stalled) {
@@ -87,19 +90,20 @@ impl Console {
         // A guest that refills the queue as fast as we empty it is stopped by the bound on output; one that
         // sends empty buffers only, by the count.
         for _ in 0..QUEUE_SIZE {
-            if self.output.len() >= OUTPUT_MAX {
-                break;
-            }
-            let Some(chain) = rings.pop(reg::QUEUE_TRANSMIT) else { return };
-            let mut offset = 0;
+            let next = self.partial.take().or_else(|| rings.pop(reg::QUEUE_TRANSMIT).map(|chain| (chain, 0)));
+            let Some((chain, mut offset)) = next else { return };
             let mut piece = [0; PIECE];
-            while self.output.len() < 2 * OUTPUT_MAX {
+            while self.output.len() < OUTPUT_MAX {
                 let done = chain.read_at(rings.memory(), offset, &mut piece);
                 if done == 0 {
                     break;
                 }
                 self.output.extend_from_slice(piece.get(..done).unwrap_or_default());
                 offset += done as u64;
+            }
+            if offset < chain.readable_len() {
+                self.partial = Some((chain, offset));
+                break;
             }
             rings.push(reg::QUEUE_TRANSMIT, chain.head(), 0);
         }
@@ -148,5 +152,6 @@ impl VirtioDevice for Console {
         self.output.clear();
         self.input.clear();
         self.stalled = false;
+        self.partial = None;
     }
 }

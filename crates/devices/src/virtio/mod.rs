@@ -30,12 +30,16 @@ pub mod blk;
 mod chain;
 mod console;
 mod core;
+#[cfg(any(test, feature = "mock"))]
+pub mod mock;
 mod queue;
 mod rng;
+#[cfg(test)]
+mod tests;
 mod transport;
 pub mod vsock;
 
-pub use blk::{Blk, BlkRequest, BlkSettings};
+pub use blk::{Blk, BlkKind, BlkOutcome, BlkRequest, BlkSettings};
 pub use chain::{Chain, Segment, cut, total};
 pub use console::Console;
 pub use core::Rings;
