@@ -2,3 +2,4 @@
 pub mod acpi;
 pub mod boot;
 pub mod layout;
+pub mod vsock;

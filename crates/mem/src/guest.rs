@@ -265,7 +265,7 @@ impl GuestMemory {
     fn atomic<T>(&self, gpa: Gpa) -> Result<&T, MemError> {
         let len = size_of::<T>() as u64;
         let range = self.host_range(gpa, len)?;
-        if gpa.0 % len != 0 {
+        if !gpa.0.is_multiple_of(len) {
             return Err(MemError::NotMemory { gpa, len });
         }
         // SAFETY: T is an atomic integer (the callers above); the address is mapped, aligned (regions start on

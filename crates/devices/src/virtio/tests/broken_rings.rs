@@ -182,7 +182,7 @@ proptest! {
             for request in blk.take_requests() {
                 let bytes = total(&request.segments);
                 if matches!(request.kind, BlkKind::Read | BlkKind::Write { .. }) {
-                    assert!(request.sector + bytes / 512 <= 2048 && bytes % 512 == 0);
+                    assert!(request.sector + bytes / 512 <= 2048 && bytes.is_multiple_of(512));
                 }
                 for segment in &request.segments {
                     assert!(rings.memory().host_range(segment.gpa, segment.len.into()).is_ok());
