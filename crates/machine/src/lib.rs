@@ -12,7 +12,6 @@
 pub mod acpi;
 pub mod boot;
 pub mod layout;
-pub mod vsock;
 
 mod board;
 mod bus;
