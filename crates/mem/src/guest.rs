@@ -173,6 +173,17 @@ impl GuestMemory {
         Some((range.ptr, (range.ptr as usize - self.0.base.as_ptr() as usize) as u64))
     }
 
+    /// The number of the byte at `host`, counted through all regions. `host` must point into this RAM.
+    pub fn ram_offset(&self, host: *const u8) -> u64 {
+        (host as usize).wrapping_sub(self.0.base.as_ptr() as usize) as u64
+    }
+
+    /// The host address of byte `offset`, counted through all regions.
+    pub fn ram_host(&self, offset: u64) -> Option<*mut u8> {
+        // SAFETY: inside the mapping.
+        (offset < self.size()).then(|| unsafe { self.0.base.as_ptr().add(offset as usize) })
+    }
+
     /// The host memory behind `len` bytes at `gpa`, which must lie in one region.
     ///
     /// The pointer is valid as long as any clone of this object lives. The guest may write to it at any

@@ -1,3 +1,175 @@
-//! The software CPU.
+//! The software CPU: x86-64 system mode, level x86-64-v2, without any help of the host's virtualization.
+//!
+//! ```text
+//!  run: attention? ── interrupts, events, kicks (bus)
+//!    │
+//!    ├─ block ── RIP → jump cache → blocks by physical address → [decode: iced → Op]
+//!    │             │
+//!    │             └─ each Op's code: integer, control, vector → fpu, system, transfer
+//!    │                                   └─ memory through mmu (software TLB → page walk → RAM or bus)
+//!    └─ fault? ── deliver (transfer) ── double fault ── shutdown
+//! ```
+//! Tier 1, the interpreter: the reference for everything else. Arithmetic runs on the host's own instructions
+//! ([`native`]), so that results and flags are the hardware's.
+//!
+//! Start reading at [`SoftCpu::run`]. What is deliberately not as on hardware stands in `docs/software-cpu.md`.
 
+mod block;
+mod control;
+mod cpu;
+mod cpuid;
+mod decode;
+mod flags;
 pub mod fpu;
+mod integer;
+mod mmu;
+mod msr;
+mod native;
+mod op;
+mod run;
+mod state;
+mod system;
+mod transfer;
+mod vector;
+
+pub use cpu::Exception;
+pub use decode::supports;
+pub use run::SoftCpu;
+
+use crate::{CpuBus, CpuEvent};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use viv_mem::{Gpa, GuestMemory};
+
+/// What the vCPUs of one machine have in common.
+pub struct Shared {
+    memory: GuestMemory,
+    attention: Vec<std::sync::Arc<Attention>>,
+    /// Held by locked accesses that no host atomic covers.
+    split_lock: Mutex<()>,
+}
+
+impl Shared {
+    /// For `cpus` vCPUs on `memory`.
+    pub fn new(memory: &GuestMemory, cpus: u32) -> std::sync::Arc<Shared> {
+        std::sync::Arc::new(Shared {
+            memory: memory.clone(),
+            attention: (0..cpus.max(1)).map(|_| std::sync::Arc::default()).collect(),
+            split_lock: Mutex::new(()),
+        })
+    }
+
+    fn cpus(&self) -> u32 {
+        self.attention.len() as u32
+    }
+
+    fn attention(&self, index: u32) -> &std::sync::Arc<Attention> {
+        &self.attention[index as usize % self.attention.len()]
+    }
+}
+
+/// Why a vCPU should look up at its next block.
+#[derive(Default)]
+pub(crate) struct Attention {
+    bits: AtomicU32,
+    /// Whether it executes guest code now.
+    running: AtomicBool,
+    flush_asked: AtomicU64,
+    flush_done: AtomicU64,
+}
+
+impl Attention {
+    /// Leave `run`.
+    const KICK: u32 = 1;
+    /// Ask the bus for interrupts and events.
+    const POKE: u32 = 2;
+    /// Forget unseen write permissions.
+    const FLUSH: u32 = 4;
+    /// An NMI that was masked can be taken.
+    const NMI: u32 = 8;
+
+    fn set(&self, bits: u32) {
+        self.bits.fetch_or(bits, Ordering::SeqCst);
+    }
+    #[inline(always)]
+    fn any(&self) -> bool {
+        self.bits.load(Ordering::Relaxed) != 0
+    }
+    fn take(&self) -> u32 {
+        self.bits.swap(0, Ordering::SeqCst)
+    }
+    fn request_flush(&self) -> u64 {
+        let ticket = self.flush_asked.fetch_add(1, Ordering::SeqCst) + 1;
+        self.set(Attention::FLUSH);
+        ticket
+    }
+    fn flush_wanted(&self) -> Option<u64> {
+        let asked = self.flush_asked.load(Ordering::SeqCst);
+        (asked != self.flush_done.load(Ordering::SeqCst)).then_some(asked)
+    }
+    fn answer(&self, ticket: u64) {
+        self.flush_done.store(ticket, Ordering::SeqCst);
+    }
+    fn flushed(&self, ticket: u64) -> bool {
+        self.flush_done.load(Ordering::SeqCst) >= ticket
+    }
+}
+
+impl crate::Kick for Attention {
+    fn kick(&self) {
+        self.set(Attention::KICK);
+    }
+    fn poke(&self) {
+        self.set(Attention::POKE);
+    }
+}
+
+/// Whether the host is an AMD processor, whose corner cases our CPUID promises.
+fn host_is_amd() -> bool {
+    true
+}
+
+/// BSF and BSR of a zero source leave a 32-bit destination as this.
+fn zero_source_keeps(old: u64) -> u64 {
+    old
+}
+
+/// The bus outside `run`: nothing is there.
+struct NoBus;
+static NO_BUS: NoBus = NoBus;
+
+impl CpuBus for NoBus {
+    fn port_read(&self, _: u16, _: u8) -> u32 {
+        u32::MAX
+    }
+    fn port_write(&self, _: u16, _: u8, _: u32) {}
+    fn mmio_read(&self, _: Gpa, _: u8) -> u64 {
+        u64::MAX
+    }
+    fn mmio_write(&self, _: Gpa, _: u8, _: u64) {}
+    fn interrupt_pending(&self) -> bool {
+        false
+    }
+    fn acknowledge_interrupt(&self) -> Option<u8> {
+        None
+    }
+    fn take_event(&self) -> Option<CpuEvent> {
+        None
+    }
+    fn msr_read(&self, _: u32) -> Option<u64> {
+        None
+    }
+    fn msr_write(&self, _: u32, _: u64) -> Option<()> {
+        None
+    }
+    fn cr8(&self) -> u64 {
+        0
+    }
+    fn set_cr8(&self, _: u64) {}
+    fn now_ns(&self) -> u64 {
+        0
+    }
+    fn wall_ns(&self) -> u64 {
+        0
+    }
+}

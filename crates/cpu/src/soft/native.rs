@@ -257,7 +257,7 @@ scan!(imul32, u32, ":e", "imul");
 scan!(imul64, u64, ":r", "imul");
 
 macro_rules! wide_multiply {
-    ($name:ident, $t:ty, $a:literal, $d:literal, $r:literal, $ins:literal) => {
+    ($name:ident, $t:ty, $a:tt, $d:tt, $r:literal, $ins:literal) => {
         /// (low, high, flags)
         #[inline(always)]
         pub(crate) fn $name(a: $t, b: $t) -> ($t, $t, Flags) {
@@ -302,7 +302,11 @@ macro_rules! divide {
     ($name:ident, $t:ty, $wide:ty, $unsigned:ty) => {
         /// (quotient, remainder), or `None` for #DE. The flags are undefined and stay.
         #[inline(always)]
-        pub(crate) fn $name(high: $unsigned, low: $unsigned, divisor: $unsigned) -> Option<($unsigned, $unsigned)> {
+        pub(crate) fn $name(
+            high: $unsigned,
+            low: $unsigned,
+            divisor: $unsigned,
+        ) -> Option<($unsigned, $unsigned)> {
             if divisor == 0 {
                 return None;
             }
@@ -339,4 +343,54 @@ pub(crate) fn crc32c(crc: u32, data: u64, bytes: u64) -> u32 {
 /// Flags of a POPCNT result: all cleared but ZF.
 pub(crate) fn zero_only(result: u64) -> Flags {
     if result == 0 { bit::ZF } else { 0 }
+}
+
+/// Atomic compare-and-exchange in guest memory, at any alignment: `Err` has the value found.
+///
+/// # Safety
+/// `host` is mapped and writable for the operand's size.
+pub(crate) unsafe fn compare_exchange<W: Width>(host: *mut W, old: W, new: W) -> Result<(), W> {
+    let expected = old.wide();
+    let new = new.wide();
+    // SAFETY: the caller's promise; LOCK CMPXCHG works at any alignment.
+    let found = unsafe {
+        match W::BYTES {
+            1 => {
+                let mut al = expected as u8;
+                asm!("lock cmpxchg byte ptr [{p}], {n}", p = in(reg) host, n = in(reg_byte) new as u8, inout("al") al, options(nostack));
+                u64::from(al)
+            }
+            2 => {
+                let mut ax = expected as u16;
+                asm!("lock cmpxchg word ptr [{p}], {n:x}", p = in(reg) host, n = in(reg) new as u16, inout("ax") ax, options(nostack));
+                u64::from(ax)
+            }
+            4 => {
+                let mut eax = expected as u32;
+                asm!("lock cmpxchg dword ptr [{p}], {n:e}", p = in(reg) host, n = in(reg) new as u32, inout("eax") eax, options(nostack));
+                u64::from(eax)
+            }
+            _ => {
+                let mut rax = expected;
+                asm!("lock cmpxchg qword ptr [{p}], {n}", p = in(reg) host, n = in(reg) new, inout("rax") rax, options(nostack));
+                rax
+            }
+        }
+    };
+    if found == expected { Ok(()) } else { Err(W::of(found)) }
+}
+
+/// LOCK CMPXCHG16B in guest memory: the value found.
+///
+/// # Safety
+/// `host` is mapped, writable for 16 bytes and aligned to 16.
+pub(crate) unsafe fn compare_exchange_16(host: *mut u8, old: (u64, u64), new: (u64, u64)) -> (u64, u64) {
+    let (mut low, mut high) = old;
+    // SAFETY: the caller's promise. RBX belongs to the compiler: it is swapped in and out.
+    unsafe {
+        asm!("xchg rbx, {b}", "lock cmpxchg16b xmmword ptr [{p}]", "xchg rbx, {b}",
+            p = in(reg) host, b = inout(reg) new.0 => _, in("rcx") new.1, inout("rax") low, inout("rdx") high,
+            options(nostack));
+    }
+    (low, high)
 }

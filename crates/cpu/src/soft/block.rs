@@ -1,0 +1,336 @@
+//! Blocks: straight runs of pre-decoded instructions, kept by physical address.
+//!
+//! A block is valid while the version of its page (and of the next one, for an instruction across the
+//! border) stands: see [`viv_mem::CodeMap`]. The jump cache in front maps RIP to a block directly; it is
+//! emptied whenever a translation may have changed.
+#![allow(unsafe_code)]
+
+use super::cpu::{Cpu, Mode, R, RIP};
+use super::decode::decode;
+use super::fpu::FpOp;
+use super::mmu::Place;
+use super::op::Op;
+use iced_x86::{Decoder, DecoderError, DecoderOptions};
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::atomic::Ordering;
+use viv_arch::x86::{seg, vector};
+use viv_mem::PAGE_SIZE;
+
+/// Most instructions in a block: an interrupt waits no longer than that.
+const OPS_MAX: usize = 64;
+/// Longest instruction (SDM vol. 2 §2.3.11).
+const INSTRUCTION_MAX: usize = 15;
+const JUMPS: usize = 4096;
+/// Blocks kept before all are dropped and decoding starts afresh.
+const BLOCKS_MAX: usize = 200_000;
+
+/// A run of instructions.
+pub(crate) struct Block {
+    pub(crate) ops: Box<[Op]>,
+    /// Decoded vector instructions that `ops` point to.
+    _fp: Vec<Box<FpOp>>,
+    page: u32,
+    version: u32,
+    /// The second page of an instruction across a page border, and its version.
+    next: Option<(u32, u32)>,
+}
+
+#[derive(Clone, Copy)]
+struct Jump {
+    rip: u64,
+    context: u32,
+    block: *const Block,
+}
+
+const NO_JUMP: Jump = Jump { rip: 0, context: u32::MAX, block: std::ptr::null() };
+
+/// Multiplies and folds: keys are page numbers and offsets that we made.
+#[derive(Default)]
+struct KeyHasher(u64);
+impl Hasher for KeyHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64((*byte).into());
+        }
+    }
+    fn write_u64(&mut self, value: u64) {
+        let x = (self.0 ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = x ^ x >> 32;
+    }
+}
+
+/// All blocks of one vCPU.
+pub(crate) struct Blocks {
+    /// By address in RAM (counted through all regions) and context.
+    map: HashMap<u64, Box<Block>, BuildHasherDefault<KeyHasher>>,
+    jumps: Box<[Jump; JUMPS]>,
+    /// Replaced blocks that the jump cache may still name; freed with its next flush.
+    retired: Vec<Box<Block>>,
+    pub(crate) decoded: u64,
+}
+
+// SAFETY: the raw pointers of the jump cache point into `map` or `retired`, which move with it.
+unsafe impl Send for Blocks {}
+
+impl Blocks {
+    pub(crate) fn new() -> Blocks {
+        Blocks { map: HashMap::default(), jumps: Box::new([NO_JUMP; JUMPS]), retired: Vec::new(), decoded: 0 }
+    }
+
+    pub(crate) fn flush_jumps(&mut self) {
+        self.jumps.fill(NO_JUMP);
+        self.retired.clear();
+    }
+
+    fn slot(rip: u64) -> usize {
+        (rip ^ rip >> 12) as usize % JUMPS
+    }
+
+    /// The block at RIP, decoded if need be. It stays valid until the next call.
+    pub(crate) fn find(&mut self, cpu: &mut Cpu) -> R<*const Block> {
+        if cpu.flush_jumps {
+            cpu.flush_jumps = false;
+            self.flush_jumps();
+        }
+        let rip = cpu.rip();
+        let context = context(cpu);
+        let jump = self.jumps[Self::slot(rip)];
+        if jump.rip == rip && jump.context == context {
+            // SAFETY: the jump cache only names blocks in `map` or `retired`; both keep them until it is flushed.
+            let block = unsafe { &*jump.block };
+            if block.next.is_none() && cpu.shared.memory.code().version(block.page) == block.version {
+                return Ok(jump.block);
+            }
+        }
+        self.find_slow(cpu, rip, context)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn find_slow(&mut self, cpu: &mut Cpu, rip: u64, context: u32) -> R<*const Block> {
+        let linear = cpu.code_linear(rip)?;
+        let Place::Ram(host) = cpu.fetch_place(linear)? else {
+            cpu.failed = Some(format!("the guest jumped to {rip:#x}, where there is no memory"));
+            return cpu.raise(vector::MC, None);
+        };
+        let ram = cpu.shared.memory.ram_offset(host);
+        let key = ram << 8 | u64::from(context & 0xff);
+        let memory = cpu.shared.memory.clone();
+        if let Some(block) = self.map.get(&key)
+            && memory.code().version(block.page) == block.version
+        {
+            let fits = match block.next {
+                None => true,
+                Some(second) => next_page(cpu, linear)? == Some(second),
+            };
+            if fits {
+                let block: *const Block = &**block;
+                self.jumps[Self::slot(rip)] = Jump { rip, context, block };
+                return Ok(block);
+            }
+        }
+        if self.map.len() >= BLOCKS_MAX {
+            self.map.clear();
+            self.flush_jumps();
+        }
+        let block = Box::new(build(cpu, linear, rip, host, ram)?);
+        self.decoded += block.ops.len() as u64;
+        let pointer: *const Block = &*block;
+        self.retired.extend(self.map.insert(key, block));
+        if self.retired.len() > 4096 {
+            self.flush_jumps();
+        }
+        self.jumps[Self::slot(rip)] = Jump { rip, context, block: pointer };
+        Ok(pointer)
+    }
+}
+
+/// What a block's decoding and its right to run depend on: code size and privilege.
+fn context(cpu: &Cpu) -> u32 {
+    cpu.mode as u32 | u32::from(cpu.cpl == 3) << 7
+}
+
+/// Number and version of the page after the one of `linear`.
+fn next_page(cpu: &mut Cpu, linear: u64) -> R<Option<(u32, u32)>> {
+    let next = cpu.wrap_linear((linear & !(PAGE_SIZE - 1)).wrapping_add(PAGE_SIZE));
+    match cpu.fetch_place(next)? {
+        Place::Ram(host) => {
+            let page = (cpu.shared.memory.ram_offset(host) / PAGE_SIZE) as u32;
+            Ok(Some((page, cpu.shared.memory.code().version(page))))
+        }
+        Place::Device(_) => Ok(None),
+    }
+}
+
+fn build(cpu: &mut Cpu, linear: u64, rip: u64, host: *const u8, ram: u64) -> R<Block> {
+    let memory = cpu.shared.memory.clone();
+    let page = (ram / PAGE_SIZE) as u32;
+    let in_page = (PAGE_SIZE - ram % PAGE_SIZE) as usize;
+    loop {
+        let version = memory.code().version(page);
+        let mut bytes = [0u8; OPS_MAX * INSTRUCTION_MAX];
+        let have = in_page.min(bytes.len());
+        // SAFETY: `host` is guest RAM, mapped to the end of its page.
+        unsafe { std::ptr::copy_nonoverlapping(host, bytes.as_mut_ptr(), have) };
+        let (ops, fp, used, short) = decode_run(cpu.mode, rip, &bytes[..have]);
+        if ops.is_empty() && short {
+            return build_across(cpu, linear, rip, &bytes[..have], page, version);
+        }
+        // Whoever can write here unseen must stop that before the bytes are trusted.
+        let writers = memory.code().mark(page, ram % PAGE_SIZE, used as u64);
+        if writers != 0 {
+            cpu.forbid_writes(page, writers);
+        }
+        let mut again = [0u8; OPS_MAX * INSTRUCTION_MAX];
+        // SAFETY: as above.
+        unsafe { std::ptr::copy_nonoverlapping(host, again.as_mut_ptr(), used) };
+        if again[..used] == bytes[..used] && memory.code().version(page) == version {
+            return Ok(Block { ops: ops.into(), _fp: fp, page, version, next: None });
+        }
+    }
+}
+
+/// One instruction that begins in one page and ends in the next.
+fn build_across(cpu: &mut Cpu, linear: u64, rip: u64, head: &[u8], page: u32, version: u32) -> R<Block> {
+    let memory = cpu.shared.memory.clone();
+    let mut bytes = [0u8; 2 * INSTRUCTION_MAX];
+    let head = &head[..head.len().min(INSTRUCTION_MAX)];
+    bytes[..head.len()].copy_from_slice(head);
+    let next = cpu.wrap_linear((linear & !(PAGE_SIZE - 1)).wrapping_add(PAGE_SIZE));
+    let Place::Ram(host) = cpu.fetch_place(next)? else {
+        cpu.failed = Some(format!("the guest ran into {next:#x}, where there is no memory"));
+        return cpu.raise(vector::MC, None);
+    };
+    let second = (memory.ram_offset(host) / PAGE_SIZE) as u32;
+    let writers = memory.code().mark(page, PAGE_SIZE - head.len() as u64, head.len() as u64);
+    if writers != 0 {
+        cpu.forbid_writes(page, writers);
+    }
+    let second_version = memory.code().version(second);
+    let writers = memory.code().mark(second, 0, INSTRUCTION_MAX as u64);
+    if writers != 0 {
+        cpu.forbid_writes(second, writers);
+    }
+    // SAFETY: `host` is the start of a page of guest RAM.
+    unsafe { std::ptr::copy_nonoverlapping(host, bytes[head.len()..].as_mut_ptr(), INSTRUCTION_MAX) };
+    let mut decoder = Decoder::with_ip(cpu.mode as u32, &bytes, rip, DecoderOptions::NONE);
+    let instruction = decoder.decode();
+    let mut decoded = decode(&instruction, cpu.mode);
+    decoded.op.len = instruction.len().max(1) as u8;
+    let fp: Vec<Box<FpOp>> = decoded.fp.map(Box::new).into_iter().collect();
+    if let Some(fp) = fp.first() {
+        decoded.op.imm = std::ptr::from_ref::<FpOp>(fp) as u64;
+    }
+    Ok(Block { ops: Box::new([decoded.op]), _fp: fp, page, version, next: Some((second, second_version)) })
+}
+
+type Run = (Vec<Op>, Vec<Box<FpOp>>, usize, bool);
+
+/// Decodes up to the end of a block: its instructions, the bytes they take, and whether bytes ran out.
+fn decode_run(mode: Mode, rip: u64, bytes: &[u8]) -> Run {
+    let mut decoder = Decoder::with_ip(mode as u32, bytes, rip, DecoderOptions::NONE);
+    let (mut ops, mut fp, mut used) = (Vec::with_capacity(16), Vec::new(), 0);
+    while ops.len() < OPS_MAX {
+        if !decoder.can_decode() {
+            return (ops, fp, used, true);
+        }
+        let instruction = decoder.decode();
+        if decoder.last_error() == DecoderError::NoMoreBytes {
+            return (ops, fp, used, true);
+        }
+        let mut decoded = decode(&instruction, mode);
+        if let Some(unit) = decoded.fp {
+            let unit = Box::new(unit);
+            decoded.op.imm = std::ptr::from_ref::<FpOp>(&unit) as u64;
+            fp.push(unit);
+        }
+        used = decoder.position();
+        ops.push(decoded.op);
+        if decoded.ends {
+            break;
+        }
+    }
+    (ops, fp, used, false)
+}
+
+impl Cpu {
+    /// Linear address of RIP, with the segment's limit outside 64-bit mode.
+    pub(crate) fn code_linear(&mut self, rip: u64) -> R<u64> {
+        if self.code64() {
+            return Ok(rip);
+        }
+        let cs = self.segs[seg::CS];
+        if rip > u64::from(cs.limit) {
+            return self.gp(0);
+        }
+        Ok(cs.base.wrapping_add(rip) & 0xffff_ffff)
+    }
+
+    /// Runs the instructions of a block until its end, a stop or a fault. Returns how many were begun.
+    #[inline(always)]
+    pub(crate) fn execute(&mut self, ops: &[Op]) -> R<()> {
+        self.stop = false;
+        for op in ops {
+            let start = self.regs[RIP];
+            self.start = start;
+            self.regs[RIP] = start.wrapping_add(op.len.into());
+            self.instructions += 1;
+            if (op.run)(self, op).is_err() {
+                self.regs[RIP] = start;
+                self.stack_fault(op);
+                return Err(super::cpu::Trap);
+            }
+            if self.stop {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// A non-canonical address in a stack reference is #SS, not #GP.
+    fn stack_fault(&mut self, op: &Op) {
+        let fault = &mut self.fault;
+        if fault.vector == vector::GP && fault.address == super::mmu::NOT_CANONICAL && op.seg == seg::SS as u8
+        {
+            fault.vector = vector::SS;
+        }
+    }
+
+    /// Makes vCPUs forget their unseen write permission to `page` and waits until they have: ours at once, others
+    /// at their next block.
+    pub(crate) fn forbid_writes(&mut self, page: u32, writers: u64) {
+        let shared = self.shared.clone();
+        if writers & 1 << (self.index & 63) != 0
+            && let Some(host) = shared.memory.ram_host(u64::from(page) * PAGE_SIZE)
+        {
+            self.tlb.forbid_writes(Some(host as u64));
+        }
+        for other in 0..shared.cpus() {
+            if other == self.index || writers & 1 << (other & 63) == 0 {
+                continue;
+            }
+            let slot = shared.attention(other);
+            let ticket = slot.request_flush();
+            while !slot.flushed(ticket) && slot.running.load(Ordering::SeqCst) {
+                // It may be waiting for us in the same way.
+                self.answer_flush();
+                std::hint::spin_loop();
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    /// Answers other vCPUs' wish that we forget unseen write permissions.
+    pub(crate) fn answer_flush(&mut self) {
+        let shared = self.shared.clone();
+        let slot = shared.attention(self.index);
+        if let Some(ticket) = slot.flush_wanted() {
+            self.tlb.forbid_writes(None);
+            slot.answer(ticket);
+        }
+    }
+}

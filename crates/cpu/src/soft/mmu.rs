@@ -1,0 +1,725 @@
+//! Linear addresses to memory: the software TLB, the page walker (SDM vol. 3 ch. 4) and every access of
+//! the guest's instructions.
+//!
+//! There are three TLBs: for user accesses, for supervisor accesses under SMAP, and for supervisor accesses
+//! that may touch user pages. An entry's tag says what may go the fast way, straight to host memory: never
+//! MMIO, never writes into pages with decoded code, never pages under a data breakpoint.
+#![allow(unsafe_code)]
+
+use super::cpu::{Cpu, R};
+use super::native::Width;
+use viv_arch::x86::{cr0, cr4, efer, rflags, seg, vector};
+use viv_mem::{Gpa, PAGE_SIZE};
+
+const ENTRIES: usize = 1024;
+const PAGE_MASK: u64 = !(PAGE_SIZE - 1);
+/// `Exception::address` of a #GP for a non-canonical address.
+pub(crate) const NOT_CANONICAL: u64 = 1;
+/// A tag that no address has.
+const NO: u64 = 1;
+
+/// Physical address bits that CPUID reports.
+pub(crate) const PHYSICAL_BITS: u32 = 46;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Entry {
+    read: u64,
+    write: u64,
+    execute: u64,
+    /// Host address minus linear address.
+    addend: u64,
+}
+
+const EMPTY: Entry = Entry { read: NO, write: NO, execute: NO, addend: 0 };
+
+/// The software TLBs of one vCPU.
+pub(crate) struct Tlb {
+    entries: [[Entry; ENTRIES]; 3],
+    global: [[bool; ENTRIES]; 3],
+}
+
+impl Tlb {
+    /// Supervisor accesses under SMAP.
+    pub(crate) const SUPERVISOR: usize = 0;
+    /// User accesses.
+    pub(crate) const USER: usize = 1;
+    /// Supervisor accesses that may touch user pages (SMAP off, or EFLAGS.AC set).
+    pub(crate) const SUPERVISOR_ANY: usize = 2;
+
+    pub(crate) fn new() -> Box<Tlb> {
+        Box::new(Tlb { entries: [[EMPTY; ENTRIES]; 3], global: [[false; ENTRIES]; 3] })
+    }
+
+    pub(crate) fn flush(&mut self, globals_too: bool) {
+        for (entries, global) in self.entries.iter_mut().zip(&self.global) {
+            for (entry, global) in entries.iter_mut().zip(global) {
+                if globals_too || !global {
+                    *entry = EMPTY;
+                }
+            }
+        }
+    }
+
+    pub(crate) fn flush_page(&mut self, linear: u64) {
+        for entries in &mut self.entries {
+            // A large page fills one entry for each of its small ones; INVLPG must forget all of them.
+            entries[slot(linear)] = EMPTY;
+        }
+    }
+
+    /// Forgets all write permission for the host page `page` (or for every page).
+    pub(crate) fn forbid_writes(&mut self, page: Option<u64>) {
+        for entry in self.entries.iter_mut().flatten() {
+            if entry.write != NO && page.is_none_or(|host| entry.write.wrapping_add(entry.addend) == host) {
+                entry.write = NO;
+            }
+        }
+    }
+}
+
+fn slot(linear: u64) -> usize {
+    (linear >> 12) as usize % ENTRIES
+}
+
+/// What an access wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Want {
+    Read,
+    Write,
+    Execute,
+}
+
+/// Where a linear address leads.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Place {
+    /// RAM at this host address; code in it may have been decoded if so marked.
+    Ram(*mut u8),
+    /// No RAM there: a device, or nothing.
+    Device(u64),
+}
+
+/// Page-table entry bits (SDM vol. 3 §4.5).
+mod pte {
+    pub(super) const P: u64 = 1;
+    pub(super) const W: u64 = 1 << 1;
+    pub(super) const U: u64 = 1 << 2;
+    pub(super) const A: u64 = 1 << 5;
+    pub(super) const D: u64 = 1 << 6;
+    pub(super) const PS: u64 = 1 << 7;
+    pub(super) const G: u64 = 1 << 8;
+    pub(super) const NX: u64 = 1 << 63;
+}
+
+/// Page-fault error code bits (SDM vol. 3 §4.7).
+mod code {
+    pub(super) const P: u32 = 1;
+    pub(super) const W: u32 = 2;
+    pub(super) const U: u32 = 4;
+    pub(super) const RSVD: u32 = 8;
+    pub(super) const I: u32 = 16;
+}
+
+struct Translation {
+    gpa: u64,
+    user: bool,
+    /// Both W bits of the walk and, for supervisors, CR0.WP.
+    writable: bool,
+    executable: bool,
+    global: bool,
+    dirty: bool,
+}
+
+impl Cpu {
+    pub(crate) fn canonical(&self, linear: u64) -> bool {
+        ((linear as i64) << 16 >> 16) as u64 == linear
+    }
+
+    // ---- the fast way ---------------------------------------------------------------------------
+
+    /// Loads from a linear address with the current privilege.
+    #[inline(always)]
+    pub(crate) fn load<W: Width>(&mut self, linear: u64) -> R<W> {
+        self.load_as(self.mmu, linear)
+    }
+
+    #[inline(always)]
+    pub(crate) fn load_as<W: Width>(&mut self, mmu: usize, linear: u64) -> R<W> {
+        let entry = &self.tlb.entries[mmu][slot(linear)];
+        if entry.read == linear & PAGE_MASK && linear & 0xfff <= PAGE_SIZE - W::BYTES {
+            let host = linear.wrapping_add(entry.addend) as *const W;
+            // SAFETY: the entry maps this page to guest RAM, which stays mapped; the access stays in the page.
+            return Ok(unsafe { host.read_unaligned() });
+        }
+        self.load_slow(mmu, linear)
+    }
+
+    /// Stores to a linear address with the current privilege.
+    #[inline(always)]
+    pub(crate) fn store<W: Width>(&mut self, linear: u64, value: W) -> R<()> {
+        self.store_as(self.mmu, linear, value)
+    }
+
+    #[inline(always)]
+    pub(crate) fn store_as<W: Width>(&mut self, mmu: usize, linear: u64, value: W) -> R<()> {
+        let entry = &self.tlb.entries[mmu][slot(linear)];
+        if entry.write == linear & PAGE_MASK && linear & 0xfff <= PAGE_SIZE - W::BYTES {
+            let host = linear.wrapping_add(entry.addend) as *mut W;
+            // SAFETY: as in `load_as`.
+            unsafe { host.write_unaligned(value) };
+            return Ok(());
+        }
+        self.store_slow(mmu, linear, value)
+    }
+
+    /// The host address for a read-modify-write of `W`, if it is RAM and lies in one page; else `None` after
+    /// the write permission was checked for all of it.
+    #[inline(always)]
+    pub(crate) fn modify<W: Width>(&mut self, linear: u64) -> R<Option<*mut W>> {
+        let entry = &self.tlb.entries[self.mmu][slot(linear)];
+        if entry.write == linear & PAGE_MASK && linear & 0xfff <= PAGE_SIZE - W::BYTES {
+            return Ok(Some(linear.wrapping_add(entry.addend) as *mut W));
+        }
+        self.modify_slow(linear, W::BYTES).map(|host| host.map(<*mut u8>::cast))
+    }
+
+    /// `load` with the alignment check of CPL 3.
+    #[inline(always)]
+    pub(crate) fn load_checked<W: Width>(&mut self, linear: u64) -> R<W> {
+        self.check_aligned::<W>(linear)?;
+        self.load(linear)
+    }
+
+    /// `store` with the alignment check of CPL 3.
+    #[inline(always)]
+    pub(crate) fn store_checked<W: Width>(&mut self, linear: u64, value: W) -> R<()> {
+        self.check_aligned::<W>(linear)?;
+        self.store(linear, value)
+    }
+
+    #[inline(always)]
+    pub(crate) fn check_aligned<W: Width>(&mut self, linear: u64) -> R<()> {
+        if W::BYTES > 1 && linear & (W::BYTES - 1) != 0 && self.rflags & rflags::AC != 0 {
+            return self.check_alignment(linear, W::BYTES);
+        }
+        Ok(())
+    }
+
+    // ---- the slow way ---------------------------------------------------------------------------
+
+    #[cold]
+    #[inline(never)]
+    fn load_slow<W: Width>(&mut self, mmu: usize, linear: u64) -> R<W> {
+        let mut bytes = [0; 8];
+        self.read_bytes(mmu, linear, &mut bytes[..W::BYTES as usize])?;
+        Ok(W::of(u64::from_le_bytes(bytes)))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn store_slow<W: Width>(&mut self, mmu: usize, linear: u64, value: W) -> R<()> {
+        self.write_bytes(mmu, linear, &value.wide().to_le_bytes()[..W::BYTES as usize])
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn modify_slow(&mut self, linear: u64, len: u64) -> R<Option<*mut u8>> {
+        let first = self.place(self.mmu, linear, Want::Write, len)?;
+        if linear & 0xfff > PAGE_SIZE - len {
+            let next = (linear & PAGE_MASK).wrapping_add(PAGE_SIZE);
+            self.place(self.mmu, next, Want::Write, 1)?;
+            return Ok(None);
+        }
+        match first {
+            Place::Ram(host) => Ok(Some(host)),
+            Place::Device(_) => Ok(None),
+        }
+    }
+
+    /// Reads any number of bytes, page by page; nothing is read before all of it is known to be readable.
+    pub(crate) fn read_bytes(&mut self, mmu: usize, linear: u64, data: &mut [u8]) -> R<()> {
+        let first = self.place(mmu, linear, Want::Read, data.len() as u64)?;
+        let in_page = ((PAGE_SIZE - (linear & 0xfff)) as usize).min(data.len());
+        let (head, tail) = data.split_at_mut(in_page);
+        let second = if tail.is_empty() {
+            None
+        } else {
+            let next = self.wrap_linear(linear.wrapping_add(in_page as u64));
+            Some(self.place(mmu, next, Want::Read, tail.len() as u64)?)
+        };
+        self.copy_out(first, head);
+        if let Some(second) = second {
+            self.copy_out(second, tail);
+        }
+        Ok(())
+    }
+
+    /// Writes any number of bytes up to a page; nothing is written before all of it is known to be writable.
+    pub(crate) fn write_bytes(&mut self, mmu: usize, linear: u64, data: &[u8]) -> R<()> {
+        let first = self.place(mmu, linear, Want::Write, data.len() as u64)?;
+        let in_page = ((PAGE_SIZE - (linear & 0xfff)) as usize).min(data.len());
+        let (head, tail) = data.split_at(in_page);
+        let second = if tail.is_empty() {
+            None
+        } else {
+            let next = self.wrap_linear(linear.wrapping_add(in_page as u64));
+            Some(self.place(mmu, next, Want::Write, tail.len() as u64)?)
+        };
+        self.copy_in(first, head);
+        if let Some(second) = second {
+            self.copy_in(second, tail);
+        }
+        Ok(())
+    }
+
+    /// Checks that all of a range may be written, without writing.
+    pub(crate) fn probe_write(&mut self, mmu: usize, linear: u64, len: u64) -> R<()> {
+        self.place(mmu, linear, Want::Write, len)?;
+        if linear & 0xfff > PAGE_SIZE - len {
+            let next = self.wrap_linear((linear & PAGE_MASK).wrapping_add(PAGE_SIZE));
+            self.place(mmu, next, Want::Write, 1)?;
+        }
+        Ok(())
+    }
+
+    /// Linear addresses have 32 bits outside 64-bit mode.
+    pub(crate) fn wrap_linear(&self, linear: u64) -> u64 {
+        if self.code64() { linear } else { linear & 0xffff_ffff }
+    }
+
+    fn copy_out(&mut self, place: Place, data: &mut [u8]) {
+        match place {
+            // SAFETY: `place` checked the page; the callers stay inside it.
+            Place::Ram(host) => unsafe { copy(host, data.as_mut_ptr(), data.len()) },
+            Place::Device(gpa) => {
+                let mut gpa = gpa;
+                for part in parts(data.len(), gpa) {
+                    let value = self.bus().mmio_read(Gpa(gpa), part as u8);
+                    let offset = data.len().min((gpa - place_gpa(place)) as usize);
+                    data[offset..offset + part].copy_from_slice(&value.to_le_bytes()[..part]);
+                    gpa += part as u64;
+                }
+                self.look_again();
+            }
+        }
+    }
+
+    fn copy_in(&mut self, place: Place, data: &[u8]) {
+        match place {
+            // SAFETY: as above.
+            Place::Ram(host) => unsafe { copy(data.as_ptr(), host, data.len()) },
+            Place::Device(gpa) => {
+                let mut offset = 0;
+                for part in parts(data.len(), gpa) {
+                    let mut bytes = [0; 8];
+                    bytes[..part].copy_from_slice(&data[offset..offset + part]);
+                    self.bus().mmio_write(Gpa(gpa + offset as u64), part as u8, u64::from_le_bytes(bytes));
+                    offset += part;
+                }
+                self.look_again();
+            }
+        }
+    }
+
+    /// Translates one address for an access of `len` bytes (that may go on in the next page), fills the TLB,
+    /// and checks permission. A write into decoded code makes that code stale here.
+    pub(crate) fn place(&mut self, mmu: usize, linear: u64, want: Want, len: u64) -> R<Place> {
+        let len = len.min(PAGE_SIZE - (linear & 0xfff)).max(1);
+        if self.dr[5] & 0xff != 0 && want != Want::Execute {
+            self.check_breakpoints(linear, len, want);
+        }
+        let hit = self.tlb.entries[mmu][slot(linear)];
+        let tag = match want {
+            Want::Read => hit.read,
+            Want::Write => hit.write,
+            Want::Execute => hit.execute,
+        };
+        if tag == linear & PAGE_MASK {
+            return Ok(Place::Ram(linear.wrapping_add(hit.addend) as *mut u8));
+        }
+        let translation = self.translate(mmu, linear, want)?;
+        let gpa = translation.gpa | linear & 0xfff;
+        let Some((host, ram)) = self.shared.memory.locate(Gpa(gpa)) else { return Ok(Place::Device(gpa)) };
+        let page = (ram / PAGE_SIZE) as u32;
+        let shared = self.shared.clone();
+        let code = shared.memory.code();
+        if want == Want::Write && code.touches(page, linear & 0xfff, len) {
+            code.invalidate(page);
+            self.wrote_code = Some(page);
+            self.stop = true;
+        }
+        let watched = self.watched(linear);
+        let tag = linear & PAGE_MASK;
+        let pick = |yes: bool| if yes { tag } else { NO };
+        // Write permission is cached with the first write only, so that the dirty bit is set by then.
+        let unseen =
+            translation.writable && translation.dirty && !watched && code.may_write_unseen(page, self.index);
+        let entry = Entry {
+            read: pick(!watched),
+            write: pick(unseen),
+            execute: pick(translation.executable),
+            addend: (host as u64 & PAGE_MASK).wrapping_sub(tag),
+        };
+        self.tlb.entries[mmu][slot(linear)] = entry;
+        self.tlb.global[mmu][slot(linear)] = translation.global;
+        Ok(Place::Ram(host))
+    }
+
+    /// The RAM page (counted through all regions) and host address of the code at `linear`.
+    pub(crate) fn fetch_place(&mut self, linear: u64) -> R<Place> {
+        let mmu = if self.cpl == 3 { Tlb::USER } else { self.mmu };
+        self.place(mmu, linear, Want::Execute, 1)
+    }
+
+    // ---- translation ------------------------------------------------------------------------------
+
+    fn translate(&mut self, mmu: usize, linear: u64, want: Want) -> R<Translation> {
+        if self.cr0 & cr0::PG == 0 {
+            let gpa = linear & 0xffff_ffff & PAGE_MASK;
+            return Ok(Translation {
+                gpa,
+                user: true,
+                writable: true,
+                executable: true,
+                global: false,
+                dirty: true,
+            });
+        }
+        if self.long_mode() && !self.canonical(linear) {
+            let fault = self.gp(0);
+            self.fault.address = NOT_CANONICAL;
+            return fault;
+        }
+        let user = mmu == Tlb::USER;
+        let mut error = if want == Want::Write { code::W } else { 0 };
+        if user {
+            error |= code::U;
+        }
+        if want == Want::Execute && (self.efer & efer::NXE != 0 || self.cr4 & cr4::SMEP != 0) {
+            error |= code::I;
+        }
+        let found = if self.long_mode() {
+            self.walk(linear, self.cr3 & 0x000f_ffff_ffff_f000, 4, want, user, mmu)
+        } else if self.cr4 & cr4::PAE != 0 {
+            self.walk_pae(linear, want, user, mmu)
+        } else {
+            self.walk32(linear, want, user, mmu)
+        };
+        match found {
+            Ok(translation) => Ok(translation),
+            Err(bits) => self.page_fault(linear, error | bits),
+        }
+    }
+
+    /// Whether the rights of a finished walk allow the access; the error code's P bit is the answer if not.
+    fn allowed(&self, t: &Translation, want: Want, user: bool, mmu: usize) -> bool {
+        if user {
+            return t.user && (want != Want::Write || t.writable) && (want != Want::Execute || t.executable);
+        }
+        match want {
+            Want::Execute => t.executable && !(t.user && self.cr4 & cr4::SMEP != 0),
+            _ if t.user && mmu == Tlb::SUPERVISOR => false,
+            Want::Write => t.writable,
+            Want::Read => true,
+        }
+    }
+
+    /// Walks 8-byte tables from `level` down (4-level paging, or the last two levels of PAE).
+    fn walk(
+        &mut self,
+        linear: u64,
+        root: u64,
+        levels: u32,
+        want: Want,
+        user: bool,
+        mmu: usize,
+    ) -> Result<Translation, u32> {
+        let memory = self.shared.memory.clone();
+        'again: loop {
+            let (mut table, mut rights, mut nx) = (root, pte::W | pte::U, false);
+            let mut level = levels;
+            loop {
+                let shift = 12 + 9 * (level - 1);
+                let address = table + (linear >> shift & 0x1ff) * 8;
+                // Tables outside RAM read as absent.
+                let Ok(cell) = memory.atomic_u64(Gpa(address)) else { return Err(0) };
+                let entry = cell.load(std::sync::atomic::Ordering::Acquire);
+                if entry & pte::P == 0 {
+                    return Err(0);
+                }
+                let leaf = level == 1 || (level <= 3 && entry & pte::PS != 0);
+                if self.reserved(entry, level, leaf, levels) {
+                    return Err(code::P | code::RSVD);
+                }
+                rights &= entry;
+                nx |= entry & pte::NX != 0;
+                if !leaf {
+                    if entry & pte::A == 0 && !swap(cell, entry, entry | pte::A) {
+                        continue 'again;
+                    }
+                    table = entry & 0x000f_ffff_ffff_f000;
+                    level -= 1;
+                    continue;
+                }
+                let size = 1u64 << shift;
+                let frame = entry & 0x000f_ffff_ffff_f000 & !(size - 1);
+                let supervisor_writes = !user && self.cr0 & cr0::WP == 0;
+                let translation = Translation {
+                    gpa: frame | linear & (size - 1) & PAGE_MASK,
+                    user: rights & pte::U != 0,
+                    writable: rights & pte::W != 0 || supervisor_writes,
+                    executable: !nx || self.efer & efer::NXE == 0,
+                    global: entry & pte::G != 0 && self.cr4 & cr4::PGE != 0,
+                    dirty: entry & pte::D != 0 || want == Want::Write,
+                };
+                if !self.allowed(&translation, want, user, mmu) {
+                    return Err(code::P);
+                }
+                let marked = entry | pte::A | if want == Want::Write { pte::D } else { 0 };
+                if marked != entry && !swap(cell, entry, marked) {
+                    continue 'again;
+                }
+                return Ok(Translation {
+                    executable: translation.executable
+                        && self.allowed(&translation, Want::Execute, user, mmu),
+                    ..translation
+                });
+            }
+        }
+    }
+
+    /// Reserved bits (SDM vol. 3 §4.5.4, tables 4-14 to 4-20).
+    fn reserved(&self, entry: u64, level: u32, leaf: bool, levels: u32) -> bool {
+        let high = !((1u64 << PHYSICAL_BITS) - 1) & 0x000f_ffff_ffff_ffff;
+        let mut reserved = high;
+        if levels < 4 {
+            // PAE has no ignored bits above the physical address.
+            reserved |= 0x7ff0_0000_0000_0000;
+        }
+        if self.efer & efer::NXE == 0 {
+            reserved |= pte::NX;
+        }
+        if level == 4 {
+            reserved |= pte::PS;
+        }
+        if leaf && level > 1 {
+            reserved |= ((1u64 << (12 + 9 * (level - 1))) - 1) & !0x1fff;
+        }
+        entry & reserved != 0
+    }
+
+    fn walk_pae(&mut self, linear: u64, want: Want, user: bool, mmu: usize) -> Result<Translation, u32> {
+        let address = (self.cr3 & 0xffff_ffe0) + (linear >> 30 & 3) * 8;
+        let Ok(cell) = self.shared.memory.atomic_u64(Gpa(address)) else { return Err(0) };
+        let entry = cell.load(std::sync::atomic::Ordering::Acquire);
+        if entry & pte::P == 0 {
+            return Err(0);
+        }
+        self.walk(linear, entry & 0x000f_ffff_ffff_f000, 2, want, user, mmu)
+    }
+
+    fn walk32(&mut self, linear: u64, want: Want, user: bool, mmu: usize) -> Result<Translation, u32> {
+        let memory = self.shared.memory.clone();
+        let directory = (self.cr3 & 0xffff_f000) + (linear >> 22 & 0x3ff) * 4;
+        let Ok(pde) = memory.load_u32(Gpa(directory)) else { return Err(0) };
+        if u64::from(pde) & pte::P == 0 {
+            return Err(0);
+        }
+        let large = u64::from(pde) & pte::PS != 0 && self.cr4 & cr4::PSE != 0;
+        let (address, entry, frame, rights) = if large {
+            let high = u64::from(pde) >> 13 & 0xff;
+            let frame = u64::from(pde) & 0xffc0_0000 | high << 32 | linear & 0x3f_f000;
+            if pde & 1 << 21 != 0 {
+                return Err(code::P | code::RSVD);
+            }
+            (directory, pde, frame, u64::from(pde))
+        } else {
+            let address = u64::from(pde & 0xffff_f000) + (linear >> 12 & 0x3ff) * 4;
+            let Ok(pte) = memory.load_u32(Gpa(address)) else { return Err(0) };
+            if u64::from(pte) & pte::P == 0 {
+                return Err(0);
+            }
+            if u64::from(pde) & pte::A == 0 {
+                let _ = memory.store_u32(Gpa(directory), pde | pte::A as u32);
+            }
+            (address, pte, u64::from(pte & 0xffff_f000), u64::from(pte & pde))
+        };
+        let supervisor_writes = !user && self.cr0 & cr0::WP == 0;
+        let translation = Translation {
+            gpa: frame,
+            user: rights & pte::U != 0,
+            writable: rights & pte::W != 0 || supervisor_writes,
+            executable: true,
+            global: u64::from(entry) & pte::G != 0 && self.cr4 & cr4::PGE != 0,
+            dirty: u64::from(entry) & pte::D != 0 || want == Want::Write,
+        };
+        if !self.allowed(&translation, want, user, mmu) {
+            return Err(code::P);
+        }
+        let marked = entry | pte::A as u32 | if want == Want::Write { pte::D as u32 } else { 0 };
+        if marked != entry {
+            let _ = memory.store_u32(Gpa(address), marked);
+        }
+        Ok(Translation { executable: self.allowed(&translation, Want::Execute, user, mmu), ..translation })
+    }
+
+    // ---- data breakpoints (SDM vol. 3 §17.2) --------------------------------------------------------
+
+    /// Linear range and kind of breakpoint `n`, if DR7 enables it.
+    pub(crate) fn breakpoint(&self, n: usize) -> Option<(u64, u64, u64)> {
+        let dr7 = self.dr[5];
+        if dr7 >> (2 * n) & 3 == 0 {
+            return None;
+        }
+        let kind = dr7 >> (16 + 4 * n) & 3;
+        let len = [1, 2, 8, 4][(dr7 >> (18 + 4 * n) & 3) as usize];
+        Some((self.dr[n] & !(len - 1), len, kind))
+    }
+
+    fn watched(&self, linear: u64) -> bool {
+        self.dr[5] & 0xff != 0
+            && (0..4).any(|n| {
+                self.breakpoint(n).is_some_and(|(at, _, kind)| {
+                    kind != 0 && (at & PAGE_MASK).abs_diff(linear & PAGE_MASK) <= PAGE_SIZE
+                })
+            })
+    }
+
+    fn check_breakpoints(&mut self, linear: u64, len: u64, want: Want) {
+        for n in 0..4 {
+            let Some((at, size, kind)) = self.breakpoint(n) else { continue };
+            let matches = match kind {
+                1 => want == Want::Write,
+                3 => true,
+                _ => false,
+            };
+            if matches && linear < at.wrapping_add(size) && at < linear.wrapping_add(len) {
+                self.breakpoint_hits |= 1 << n;
+                self.stop = true;
+            }
+        }
+    }
+
+    /// Port breakpoints (CR4.DE and kind 2).
+    pub(crate) fn check_port_breakpoints(&mut self, port: u16, size: u64) {
+        if self.dr[5] & 0xff == 0 || self.cr4 & cr4::DE == 0 {
+            return;
+        }
+        for n in 0..4 {
+            let Some((at, len, 2)) = self.breakpoint(n) else { continue };
+            if u64::from(port) < at + len && at < u64::from(port) + size {
+                self.breakpoint_hits |= 1 << n;
+                self.stop = true;
+            }
+        }
+    }
+
+    // ---- alignment and descriptors --------------------------------------------------------------------
+
+    /// #AC where CR0.AM and EFLAGS.AC ask for it at CPL 3.
+    pub(crate) fn check_alignment(&mut self, linear: u64, bytes: u64) -> R<()> {
+        if self.cpl == 3
+            && linear & (bytes - 1) != 0
+            && self.cr0 & cr0::AM != 0
+            && self.rflags & rflags::AC != 0
+        {
+            return self.raise(vector::AC, Some(0));
+        }
+        Ok(())
+    }
+
+    /// Reads of descriptor tables and task states: supervisor accesses whatever the CPL.
+    pub(crate) fn load_system<W: Width>(&mut self, linear: u64) -> R<W> {
+        self.load_as(Tlb::SUPERVISOR, linear)
+    }
+    pub(crate) fn store_system<W: Width>(&mut self, linear: u64, value: W) -> R<()> {
+        self.store_as(Tlb::SUPERVISOR, linear, value)
+    }
+
+    /// The linear address of `offset` in a segment, with the checks of the mode (SDM vol. 3 §5.3, §5.5).
+    pub(crate) fn segment_address(&mut self, segment: usize, offset: u64, len: u64, want: Want) -> R<u64> {
+        if self.code64() {
+            let base = if segment >= seg::FS { self.segs[segment].base } else { 0 };
+            let linear = base.wrapping_add(offset);
+            if !self.canonical(linear) {
+                return if segment == seg::SS { self.raise(vector::SS, Some(0)) } else { self.gp(0) };
+            }
+            return Ok(linear);
+        }
+        let s = self.segs[segment];
+        let bad = if self.real_like() {
+            false
+        } else {
+            // Code segments are never writable, and readable only with bit 1; data are writable with bit 1.
+            s.rights & 0x80 == 0
+                || match want {
+                    Want::Read => s.rights & 0xa == 0x8,
+                    Want::Write => s.rights & 0xa != 0x2,
+                    Want::Execute => false,
+                }
+        };
+        let last = offset.wrapping_add(len - 1);
+        let inside = if s.rights & 0xc == 0x4 && !self.real_like() {
+            // Expand-down: valid offsets lie above the limit.
+            let top = if s.big() { 0xffff_ffff } else { 0xffff };
+            offset > u64::from(s.limit) && last <= top
+        } else {
+            last <= u64::from(s.limit)
+        };
+        if bad || !inside {
+            return if segment == seg::SS { self.raise(vector::SS, Some(0)) } else { self.gp(0) };
+        }
+        Ok(s.base.wrapping_add(offset) & 0xffff_ffff)
+    }
+
+    /// Empties the TLBs after a change of the translation.
+    pub(crate) fn flush_tlb(&mut self, globals_too: bool) {
+        self.tlb.flush(globals_too);
+        self.flush_jumps = true;
+        self.stop = true;
+    }
+}
+
+fn swap(cell: &std::sync::atomic::AtomicU64, old: u64, new: u64) -> bool {
+    use std::sync::atomic::Ordering::{AcqRel, Acquire};
+    cell.compare_exchange(old, new, AcqRel, Acquire).is_ok()
+}
+
+fn place_gpa(place: Place) -> u64 {
+    match place {
+        Place::Device(gpa) => gpa,
+        Place::Ram(_) => 0,
+    }
+}
+
+/// Splits a device access into naturally aligned parts of 1, 2, 4 or 8 bytes.
+fn parts(len: usize, gpa: u64) -> impl Iterator<Item = usize> {
+    let (mut left, mut at) = (len, gpa);
+    std::iter::from_fn(move || {
+        if left == 0 {
+            return None;
+        }
+        let mut part = 8;
+        while part > left || (at & (part as u64 - 1) != 0) {
+            part /= 2;
+        }
+        left -= part;
+        at += part as u64;
+        Some(part)
+    })
+}
+
+/// Copies between guest RAM and ours: up to 8 bytes in one access if aligned so, as the hardware does.
+///
+/// # Safety
+/// Both ranges are mapped and do not overlap.
+unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match len {
+            8 => to.cast::<u64>().write_unaligned(from.cast::<u64>().read_unaligned()),
+            4 => to.cast::<u32>().write_unaligned(from.cast::<u32>().read_unaligned()),
+            2 => to.cast::<u16>().write_unaligned(from.cast::<u16>().read_unaligned()),
+            _ => std::ptr::copy_nonoverlapping(from, to, len),
+        }
+    }
+}

@@ -1,0 +1,429 @@
+//! The loop of one software vCPU: blocks, interrupts, exceptions, single steps.
+#![allow(unsafe_code)]
+
+use super::block::Blocks;
+use super::cpu::{Cpu, Exception, Mode, Msrs, RIP};
+use super::fpu::FpuState;
+use super::mmu::Tlb;
+use super::transfer::Origin;
+use super::{Attention, Shared};
+use crate::{CpuBus, CpuError, CpuEvent, Exit, Kick, Vcpu};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use viv_arch::x86::{Activity, CpuState, Segment, TableRegister, rflags, seg, vector};
+
+/// A virtual processor in software.
+pub struct SoftCpu {
+    pub(crate) cpu: Cpu,
+    blocks: Blocks,
+}
+
+// SAFETY: the bus pointer is only set inside `run`, which the borrow of the bus outlives; everything else is owned.
+unsafe impl Send for SoftCpu {}
+
+impl SoftCpu {
+    /// vCPU `index` of the machine. vCPU 0 is in its reset state, the others wait for a start-up IPI.
+    pub fn new(index: u32, shared: Arc<Shared>) -> SoftCpu {
+        let cpu = Cpu {
+            regs: [0; 18],
+            flags: 0,
+            stop: false,
+            interrupt_waits: false,
+            shadow: false,
+            mode: Mode::Code16,
+            cpl: 0,
+            mmu: Tlb::SUPERVISOR_ANY,
+            rflags: rflags::FIXED,
+            start: 0,
+            tlb: Tlb::new(),
+            segs: [Segment::default(); 6],
+            fault: Exception { vector: 0, error: None, address: 0 },
+            fpu: Box::new(FpuState::new()),
+            fpu_memory: Box::new([0; 512]),
+            ldtr: Segment::default(),
+            tr: Segment::default(),
+            gdtr: TableRegister::default(),
+            idtr: TableRegister::default(),
+            cr0: 0,
+            cr2: 0,
+            cr3: 0,
+            cr4: 0,
+            cr8: 0,
+            efer: 0,
+            dr: [0, 0, 0, 0, 0xffff_0ff0, 0x400],
+            breakpoint_hits: 0,
+            xcr0: 1,
+            msrs: Msrs::default(),
+            activity: Activity::Running,
+            nmi_masked: false,
+            nmi_waits: false,
+            loaded_rf: false,
+            wrote_code: None,
+            failed: None,
+            index,
+            shared,
+            bus: None,
+            flush_jumps: true,
+            instructions: 0,
+            pauses: 0,
+        };
+        let mut soft = SoftCpu { cpu, blocks: Blocks::new() };
+        soft.reset();
+        if index != 0 {
+            soft.cpu.activity = Activity::WaitForSipi;
+        }
+        soft
+    }
+
+    fn reset(&mut self) {
+        // The reset state is one that this processor can take.
+        let _ = self.load(&CpuState::default());
+    }
+
+    /// Instructions executed, and instructions decoded, since the start.
+    pub fn counts(&self) -> (u64, u64) {
+        (self.cpu.instructions, self.blocks.decoded)
+    }
+
+    /// Executes one instruction and nothing else: no interrupt, no delivery of its exception. For tests that hold the
+    /// processor against another one.
+    pub fn step(&mut self, bus: &dyn CpuBus) -> Result<(), Exception> {
+        self.enter(bus);
+        let cpu = &mut self.cpu;
+        let done = self.blocks.find(cpu).and_then(|block| {
+            // SAFETY: `find` keeps the block until it is called again.
+            let block = unsafe { &*block };
+            cpu.execute(&block.ops[..1])
+        });
+        self.finish_code_write();
+        self.leave();
+        done.map_err(|_| self.cpu.fault)
+    }
+
+    fn enter(&mut self, bus: &dyn CpuBus) {
+        let bus = NonNull::from(bus);
+        // SAFETY: only the lifetime changes; `leave` forgets the pointer before the borrow ends.
+        self.cpu.bus =
+            Some(unsafe { std::mem::transmute::<NonNull<dyn CpuBus + '_>, NonNull<dyn CpuBus>>(bus) });
+        self.cpu.shared.attention(self.cpu.index).running.store(true, Ordering::SeqCst);
+        self.cpu.answer_flush();
+    }
+
+    fn leave(&mut self) {
+        self.cpu.bus = None;
+        let slot = self.cpu.shared.attention(self.cpu.index).clone();
+        slot.running.store(false, Ordering::SeqCst);
+    }
+
+    /// A write into decoded code took effect: whoever decoded the old bytes meanwhile is stale too.
+    fn finish_code_write(&mut self) {
+        if let Some(page) = self.cpu.wrote_code.take() {
+            self.cpu.shared.memory.code().invalidate(page);
+        }
+    }
+
+    fn execute(&mut self) -> Exit {
+        let slot = self.cpu.shared.attention(self.cpu.index).clone();
+        slot.set(Attention::POKE);
+        loop {
+            if slot.any()
+                && let Some(exit) = self.attend(&slot)
+            {
+                return exit;
+            }
+            let cpu = &mut self.cpu;
+            if cpu.shadow || cpu.rflags & (rflags::TF | rflags::RF) != 0 || cpu.dr[5] & 0xff != 0 {
+                if let Some(exit) = self.careful_step() {
+                    return exit;
+                }
+                continue;
+            }
+            let done = match self.blocks.find(cpu) {
+                // SAFETY: `find` keeps the block until it is called again.
+                Ok(block) => cpu.execute(unsafe { &(*block).ops }),
+                Err(trap) => {
+                    cpu.start = cpu.rip();
+                    Err(trap)
+                }
+            };
+            if let Some(exit) = self.after(done.is_err()) {
+                return exit;
+            }
+        }
+    }
+
+    /// What a block or a step left behind: faults, code writes, halts.
+    #[inline(always)]
+    fn after(&mut self, faulted: bool) -> Option<Exit> {
+        if !faulted && !self.cpu.stop {
+            return None;
+        }
+        self.after_slow(faulted)
+    }
+
+    #[inline(never)]
+    fn after_slow(&mut self, faulted: bool) -> Option<Exit> {
+        self.finish_code_write();
+        if let Some(reason) = self.cpu.failed.take() {
+            return Some(Exit::Failed(reason));
+        }
+        if faulted {
+            let fault = self.cpu.fault;
+            // Faults restart their instruction: RF keeps its breakpoint from hitting twice. Traps do not.
+            if fault.vector != vector::DB {
+                self.cpu.rflags |= rflags::RF;
+            }
+            if !self.raise(fault) {
+                return Some(self.shut_down());
+            }
+        } else if self.cpu.breakpoint_hits != 0 {
+            let hits = std::mem::take(&mut self.cpu.breakpoint_hits);
+            if !self.debug_trap(hits) {
+                return Some(self.shut_down());
+            }
+        }
+        match self.cpu.activity {
+            Activity::Running => None,
+            Activity::Shutdown => Some(Exit::Shutdown),
+            _ => {
+                // An interrupt that came meanwhile is taken before the wait.
+                self.cpu.look_again();
+                None
+            }
+        }
+    }
+
+    fn shut_down(&mut self) -> Exit {
+        self.cpu.activity = Activity::Shutdown;
+        Exit::Shutdown
+    }
+
+    /// One instruction with everything that may happen around it: interrupt shadow, RF, TF, code breakpoints.
+    fn careful_step(&mut self) -> Option<Exit> {
+        let cpu = &mut self.cpu;
+        let shadow = std::mem::take(&mut cpu.shadow);
+        let trap = cpu.rflags & rflags::TF != 0;
+        let resume = cpu.rflags & rflags::RF != 0;
+        if !resume && !shadow {
+            let hits = code_breakpoints(cpu);
+            if hits != 0 {
+                cpu.dr[4] |= hits;
+                cpu.rflags |= rflags::RF;
+                let fault = Exception { vector: vector::DB, error: None, address: 0 };
+                return if self.raise(fault) { None } else { Some(self.shut_down()) };
+            }
+        }
+        let rip = cpu.rip();
+        let done = match self.blocks.find(cpu) {
+            Ok(block) => {
+                // SAFETY: `find` keeps the block until it is called again.
+                let block = unsafe { &*block };
+                cpu.execute(&block.ops[..block.ops.len().min(1)])
+            }
+            Err(trap) => {
+                cpu.start = rip;
+                Err(trap)
+            }
+        };
+        if done.is_err() {
+            return self.after(true);
+        }
+        if resume && !cpu.rf_loaded() {
+            cpu.rflags &= !rflags::RF;
+        }
+        // TF is looked at before the instruction; a repeated string instruction traps after each element.
+        if trap {
+            cpu.breakpoint_hits |= 1 << 14;
+        }
+        cpu.stop = true;
+        let exit = self.after(false);
+        if exit.is_none() && self.cpu.shadow {
+            return None;
+        }
+        if shadow {
+            self.cpu.look_again();
+        }
+        exit
+    }
+
+    /// #DB after an instruction: `hits` are DR6 bits.
+    fn debug_trap(&mut self, hits: u64) -> bool {
+        self.cpu.dr[4] |= hits;
+        self.raise(Exception { vector: vector::DB, error: None, address: 0 })
+    }
+
+    /// Interrupts, events, kicks and flushes.
+    #[inline(never)]
+    fn attend(&mut self, slot: &Attention) -> Option<Exit> {
+        let bits = slot.take();
+        self.cpu.answer_flush();
+        if bits & Attention::NMI != 0 {
+            self.event(CpuEvent::Nmi);
+        }
+        if bits & Attention::POKE != 0 {
+            while let Some(event) = self.cpu.bus().take_event() {
+                self.event(event);
+            }
+            let cpu = &mut self.cpu;
+            if cpu.activity != Activity::WaitForSipi && !cpu.shadow && cpu.activity != Activity::Shutdown {
+                if cpu.rflags & rflags::IF == 0 {
+                    cpu.interrupt_waits = cpu.bus().interrupt_pending();
+                } else if let Some(vector) = cpu.bus().acknowledge_interrupt() {
+                    cpu.activity = Activity::Running;
+                    // Another may wait behind it.
+                    cpu.interrupt_waits = true;
+                    if !self.raise_interrupt(vector) {
+                        return Some(self.shut_down());
+                    }
+                } else {
+                    cpu.interrupt_waits = false;
+                }
+            } else if cpu.shadow {
+                cpu.interrupt_waits = true;
+            }
+        }
+        if bits & Attention::KICK != 0 {
+            return Some(Exit::Kicked);
+        }
+        match self.cpu.activity {
+            Activity::Running => None,
+            Activity::Shutdown => Some(Exit::Shutdown),
+            Activity::Halted | Activity::WaitForSipi => Some(Exit::Halted),
+        }
+    }
+
+    fn event(&mut self, event: CpuEvent) {
+        match event {
+            CpuEvent::Nmi => {
+                if self.cpu.activity == Activity::WaitForSipi {
+                    return;
+                }
+                self.cpu.activity = Activity::Running;
+                if self.cpu.nmi_masked {
+                    self.cpu.nmi_waits = true;
+                    return;
+                }
+                self.cpu.nmi_masked = true;
+                if !self.raise(Exception { vector: vector::NMI, error: None, address: 0 }) {
+                    self.shut_down();
+                }
+            }
+            CpuEvent::Init => {
+                // INIT keeps the FPU and most MSRs (SDM vol. 3 table 9-1).
+                let fpu = self.cpu.fpu.clone();
+                let msrs = self.cpu.msrs.clone();
+                self.reset();
+                self.cpu.fpu = fpu;
+                self.cpu.msrs = msrs;
+                self.cpu.activity = Activity::WaitForSipi;
+            }
+            CpuEvent::Sipi(page) => {
+                if self.cpu.activity == Activity::WaitForSipi {
+                    let cs = &mut self.cpu.segs[seg::CS];
+                    cs.selector = u16::from(page) << 8;
+                    cs.base = u64::from(page) << 12;
+                    self.cpu.regs[RIP] = 0;
+                    self.cpu.activity = Activity::Running;
+                    self.cpu.update_mode();
+                }
+            }
+        }
+    }
+
+    fn raise_interrupt(&mut self, vector: u8) -> bool {
+        self.raise(Exception { vector, error: None, address: u64::MAX })
+    }
+
+    /// Delivers an exception or interrupt with its follow-ups (SDM vol. 3 table 6-5). False: triple fault.
+    fn raise(&mut self, first: Exception) -> bool {
+        let mut current = first;
+        // Interrupts are marked by an address that no page fault has.
+        let mut class = if first.address == u64::MAX { Class::Benign } else { class(first.vector) };
+        loop {
+            let cpu = &mut self.cpu;
+            if current.vector == vector::PF && class != Class::Benign {
+                cpu.cr2 = current.address;
+            }
+            let (rip, rsp) = (cpu.rip(), cpu.rsp());
+            let (segs, flags) = (cpu.segs, cpu.rflags);
+            if cpu.deliver(current.vector, current.error, Origin::Hardware).is_ok() {
+                return true;
+            }
+            cpu.regs[RIP] = rip;
+            cpu.regs[viv_arch::x86::gpr::RSP] = rsp;
+            cpu.segs = segs;
+            cpu.rflags = flags;
+            cpu.update_mode();
+            let second = cpu.fault;
+            let second_class = self::class(second.vector);
+            if class == Class::DoubleFault {
+                return second_class == Class::Benign && self.raise_benign(second);
+            }
+            let doubles = match class {
+                Class::Contributory => second_class == Class::Contributory,
+                Class::PageFault => second_class != Class::Benign,
+                _ => false,
+            };
+            (current, class) = if doubles {
+                if second.vector == vector::PF {
+                    self.cpu.cr2 = second.address;
+                }
+                (Exception { vector: vector::DF, error: Some(0), address: 0 }, Class::DoubleFault)
+            } else {
+                (second, second_class)
+            };
+        }
+    }
+
+    fn raise_benign(&mut self, exception: Exception) -> bool {
+        self.cpu.deliver(exception.vector, exception.error, Origin::Hardware).is_ok()
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Benign,
+    Contributory,
+    PageFault,
+    DoubleFault,
+}
+
+fn class(event: u8) -> Class {
+    match event {
+        vector::DE | vector::TS | vector::NP | vector::SS | vector::GP => Class::Contributory,
+        vector::PF => Class::PageFault,
+        vector::DF => Class::DoubleFault,
+        _ => Class::Benign,
+    }
+}
+
+/// DR6 bits of the code breakpoints at RIP.
+fn code_breakpoints(cpu: &Cpu) -> u64 {
+    let linear =
+        if cpu.code64() { cpu.rip() } else { cpu.segs[seg::CS].base.wrapping_add(cpu.rip()) & 0xffff_ffff };
+    (0..4)
+        .filter(|n| cpu.breakpoint(*n).is_some_and(|(at, _, kind)| kind == 0 && at == linear))
+        .fold(0, |hits, n| hits | 1 << n)
+}
+
+impl Vcpu for SoftCpu {
+    fn run(&mut self, bus: &dyn CpuBus) -> Exit {
+        self.enter(bus);
+        let exit = self.execute();
+        self.leave();
+        exit
+    }
+
+    fn save(&self) -> Result<CpuState, CpuError> {
+        Ok(super::state::save(&self.cpu))
+    }
+
+    fn load(&mut self, state: &CpuState) -> Result<(), CpuError> {
+        super::state::load(&mut self.cpu, state)
+    }
+
+    fn kicker(&self) -> Arc<dyn Kick> {
+        self.cpu.shared.attention(self.cpu.index).clone()
+    }
+}

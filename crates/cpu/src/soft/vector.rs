@@ -1,0 +1,131 @@
+//! Between the core and the floating-point and vector unit: operands in memory, faults, XSAVE.
+#![allow(unsafe_code)]
+
+use super::cpu::{Cpu, R};
+use super::flags;
+use super::fpu::{self, Effect, Env, FpFault, FpOp, MemUse};
+use super::mmu::Want;
+use super::op::Op;
+use viv_arch::x86::{cr0, cr4, gpr, rflags, vector};
+
+/// Runs the instruction whose decoded form `op.imm` points to.
+pub(crate) fn run(cpu: &mut Cpu, op: &Op) -> R<()> {
+    // SAFETY: the block that holds `op` owns the decoded form and lives while it runs.
+    let fp = unsafe { &*(op.imm as *const FpOp) };
+    if let Err(fault) = fp.check(cpu.cr0, cpu.cr4, &cpu.fpu) {
+        return raise(cpu, fault);
+    }
+    let Some(memory) = fp.memory() else { return execute(cpu, fp).map(|_| ()) };
+    let want = if memory.store { Want::Write } else { Want::Read };
+    let linear = op.linear(cpu, memory.bytes.into(), want)?;
+    if memory.align > 1 && linear & u64::from(memory.align - 1) != 0 {
+        return cpu.gp(0);
+    }
+    if memory.load {
+        load(cpu, linear, memory)?;
+    }
+    if memory.store {
+        cpu.probe_write(cpu.mmu, linear, memory.bytes.into())?;
+    }
+    if execute(cpu, fp)? == Effect::Done && memory.store {
+        store(cpu, linear, memory)?;
+    }
+    Ok(())
+}
+
+fn load(cpu: &mut Cpu, linear: u64, memory: MemUse) -> R<()> {
+    match memory.bytes {
+        4 => {
+            let value: u32 = cpu.load(linear)?;
+            cpu.fpu_memory[..4].copy_from_slice(&value.to_le_bytes());
+        }
+        8 => {
+            let value: u64 = cpu.load(linear)?;
+            cpu.fpu_memory[..8].copy_from_slice(&value.to_le_bytes());
+        }
+        bytes => {
+            let mut data = [0; 512];
+            let data = &mut data[..usize::from(bytes).min(512)];
+            cpu.read_bytes(cpu.mmu, linear, data)?;
+            cpu.fpu_memory[..data.len()].copy_from_slice(data);
+        }
+    }
+    Ok(())
+}
+
+fn store(cpu: &mut Cpu, linear: u64, memory: MemUse) -> R<()> {
+    let data = *cpu.fpu_memory;
+    cpu.write_bytes(cpu.mmu, linear, &data[..usize::from(memory.bytes).min(512)])
+}
+
+fn execute(cpu: &mut Cpu, fp: &FpOp) -> R<Effect> {
+    let mut status = flags::to_rflags(cpu.flags);
+    let Some(gprs) = cpu.regs.first_chunk_mut::<16>() else { return Ok(Effect::Done) };
+    let mut env = Env {
+        fpu: &mut cpu.fpu,
+        gprs,
+        flags: &mut status,
+        cr0: cpu.cr0,
+        cr4: cpu.cr4,
+        rip: cpu.start,
+        mem: &mut cpu.fpu_memory,
+    };
+    let done = fp.execute(&mut env);
+    cpu.flags = flags::from_rflags(status & rflags::STATUS);
+    match done {
+        Ok(effect) => Ok(effect),
+        Err(fault) => raise(cpu, fault),
+    }
+}
+
+fn raise<T>(cpu: &mut Cpu, fault: FpFault) -> R<T> {
+    match fault {
+        FpFault::Ud => cpu.ud(),
+        FpFault::Nm => cpu.raise(vector::NM, None),
+        FpFault::Mf => cpu.raise(vector::MF, None),
+        FpFault::Xm => cpu.raise(vector::XM, None),
+        FpFault::Gp => cpu.gp(0),
+    }
+}
+
+// ---- XSAVE and XRSTOR: the two components x87 and SSE ----------------------------------------------------
+
+fn xsave_checks(cpu: &mut Cpu, op: &Op, want: Want) -> R<(u64, u64)> {
+    if cpu.cr4 & cr4::OSXSAVE == 0 {
+        return cpu.ud();
+    }
+    if cpu.cr0 & cr0::TS != 0 {
+        return cpu.raise(vector::NM, None);
+    }
+    let linear = op.linear(cpu, 576, want)?;
+    if linear & 63 != 0 {
+        return cpu.gp(0);
+    }
+    let asked = cpu.regs[gpr::RDX] << 32 | cpu.regs[gpr::RAX] & 0xffff_ffff;
+    Ok((linear, asked & cpu.xcr0))
+}
+
+/// With REX.W or not (`op.dst`), in 64-bit mode or not.
+fn form(cpu: &Cpu, op: &Op) -> fpu::SaveForm {
+    fpu::SaveForm { wide: op.dst == 1, long: cpu.code64() }
+}
+
+pub(crate) fn xsave(cpu: &mut Cpu, op: &Op) -> R<()> {
+    let (linear, components) = xsave_checks(cpu, op, Want::Write)?;
+    let mut area = [0; 576];
+    cpu.read_bytes(cpu.mmu, linear, &mut area)?;
+    cpu.probe_write(cpu.mmu, linear, 576)?;
+    fpu::xsave(&cpu.fpu, components, &mut area, form(cpu, op));
+    cpu.write_bytes(cpu.mmu, linear, &area)
+}
+
+pub(crate) fn xrstor(cpu: &mut Cpu, op: &Op) -> R<()> {
+    let (linear, components) = xsave_checks(cpu, op, Want::Read)?;
+    let mut area = [0; 576];
+    cpu.read_bytes(cpu.mmu, linear, &mut area)?;
+    let (form, xcr0) = (form(cpu, op), cpu.xcr0);
+    match fpu::xrstor(&mut cpu.fpu, xcr0, components, &area, form) {
+        Ok(()) => Ok(()),
+        Err(fault) => raise(cpu, fault),
+    }
+}
