@@ -27,3 +27,8 @@ pub trait Guest: Send + Sync {
 /// Builds a guest whose serial output goes to the console. Called again for each reboot; everything that
 /// the guest before had open is closed by then.
 pub type Build = dyn Fn(&RunnerSpec, Arc<Console>) -> Result<Arc<dyn Guest>, Fault> + Send + Sync;
+
+/// Builds a whole computer.
+pub(crate) fn machine(_spec: &RunnerSpec, _console: Arc<Console>) -> Result<Arc<dyn Guest>, Fault> {
+    Err(Fault::new(viv_model::Kind::Error, "there is no machine yet", "wait for it"))
+}

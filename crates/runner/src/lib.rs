@@ -20,5 +20,11 @@ pub mod sandbox;
 mod written;
 
 pub use guest::{Build, Guest};
-pub use life::run;
+pub use life::run_with;
 pub use probe::probe;
+
+/// Runs the VM whose directory is `dir` as a machine. The exit status says whether it could be started at
+/// all; how it ended is in its directory.
+pub fn run(dir: &std::path::Path) -> u8 {
+    run_with(dir, &guest::machine)
+}

@@ -9,7 +9,6 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -182,13 +181,13 @@ impl Life {
 
 /// Runs the VM whose directory is `dir`. The exit status says whether it could be started at all; how it
 /// ended is in its directory.
-pub fn run(dir: &Path, build: &Build) -> ExitCode {
+pub fn run_with(dir: &Path, build: &Build) -> u8 {
     let outcome = prepare(dir).and_then(|prepared| live(prepared, build));
     match outcome {
         Ok(end) => finish(&end),
         Err(fault) => {
             report(&Started::Refused(fault));
-            ExitCode::FAILURE
+            1
         }
     }
 }

@@ -1,0 +1,65 @@
+//! The command line's grammar. Each verb's own part is in the verb's file.
+use crate::verbs;
+use clap::{Parser, Subcommand};
+
+/// Virtual machines in seconds, with KVM or without.
+#[derive(Parser, Debug)]
+#[command(
+    name = "viv",
+    version,
+    subcommand_required = true,
+    disable_help_subcommand = true,
+    after_help = "Start here:  viv run           a shell in a small Linux\n             \
+                  viv run -- uname -a    one command in it\n\n\
+                  Exit status: that of the guest's command from run and exec; else 0, 1 error, 2 usage,\n\
+                  3 not found, 4 conflict, 5 no capacity, 6 denied, 7 still going on."
+)]
+pub(crate) struct Cli {
+    /// Print JSON on standard output, and errors as JSON on standard error
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Verb {
+    /// Create and start a VM; without -d it ends with its shell, command or console
+    Run(verbs::run::Args),
+    /// List VMs
+    Ps(verbs::ps::Args),
+    /// Run a command in a VM
+    Exec(verbs::exec::Args),
+    /// Start VMs that do not run
+    Start(verbs::lifecycle::Names),
+    /// Press the power button of VMs; kill those that do not obey in time
+    Stop(verbs::lifecycle::Stop),
+    /// End VMs now
+    Kill(verbs::lifecycle::Names),
+    /// Let the processors of VMs stand still
+    Pause(verbs::lifecycle::Names),
+    /// Let them go on
+    Resume(verbs::lifecycle::Names),
+    /// Forget VMs, with their disks and logs
+    Rm(verbs::lifecycle::Rm),
+    /// Print what a VM's serial console said
+    Logs(verbs::logs::Args),
+    /// Attach to a VM's serial console
+    Console(verbs::console::Args),
+    /// Show all about VMs, as JSON
+    Inspect(verbs::inspect::Args),
+    /// List images
+    Images(verbs::images::Args),
+    /// List and remove images
+    Image(verbs::images::Image),
+    /// Build an image from the packages of this host's apt
+    Build(verbs::build::Args),
+    /// Show the service, the host and what its KVM is worth
+    Info(verbs::info::Args),
+    /// The host service; commands start it when they need it
+    #[command(hide = true)]
+    Serve(verbs::serve::Args),
+    /// One VM's process; the service starts it
+    #[command(hide = true)]
+    Runner(verbs::runner::Args),
+}

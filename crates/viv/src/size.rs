@@ -1,0 +1,60 @@
+//! Sizes as people write them.
+
+/// Mebibytes of `512M`, `2G`, `1T` or a bare number of MiB.
+pub(crate) fn mib(text: &str) -> Result<u64, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(split);
+    let factor = match unit.to_ascii_uppercase().as_str() {
+        "" | "M" | "MB" | "MIB" => 1,
+        "G" | "GB" | "GIB" => 1024,
+        "T" | "TB" | "TIB" => 1024 * 1024,
+        _ => return Err("write it as 512M or 2G".to_string()),
+    };
+    let number: u64 = digits.parse().map_err(|_| "write it as 512M or 2G".to_string())?;
+    number.checked_mul(factor).ok_or_else(|| "that is more than any host has".to_string())
+}
+
+/// Bytes as people read them: `45.3 MB`.
+pub(crate) fn bytes(number: u64) -> String {
+    let mut value = number as f64;
+    for unit in ["B", "kB", "MB", "GB"] {
+        if value < 999.5 {
+            return match value < 99.95 && unit != "B" {
+                true => format!("{value:.1} {unit}"),
+                false => format!("{value:.0} {unit}"),
+            };
+        }
+        value /= 1000.0;
+    }
+    format!("{value:.1} TB")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_written() {
+        assert_eq!(mib("512M"), Ok(512));
+        assert_eq!(mib("2g"), Ok(2048));
+        assert_eq!(mib("64"), Ok(64));
+        assert_eq!(mib("1TiB"), Ok(1 << 20));
+        assert_eq!(mib("0"), Ok(0));
+        for wrong in ["", "M", "1.5G", "-1M", "512k", "99999999999999999999", "18446744073709551615T"] {
+            assert!(mib(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_short() {
+        for (number, text) in [
+            (0, "0 B"),
+            (999, "999 B"),
+            (45_300_000, "45.3 MB"),
+            (999_999, "1.0 MB"),
+            (123_456_789_012, "123 GB"),
+        ] {
+            assert_eq!(bytes(number), text);
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! `viv build`: makes an image.
+use super::Context;
+use crate::interrupt::{Interrupt, Stage};
+use crate::progress::Bar;
+use crate::{output, size};
+use std::path::PathBuf;
+use viv_api::client::{Client, Request};
+use viv_api::endpoint::Route;
+use viv_api::image::{BuildLine, DEFAULT, Image, ImageBuild};
+use viv_model::{Fault, Kind};
+
+#[derive(clap::Args, Debug)]
+#[command(
+    after_help = "Images:\n  default  a small Linux that boots in a moment: Debian's kernel, busybox, our agent\n  \
+                  debian   a full Debian with systemd and apt on a disk"
+)]
+pub(crate) struct Args {
+    /// What to build
+    #[arg(default_value = DEFAULT)]
+    image: String,
+    /// The size of its disk: 4G
+    #[arg(long, value_parser = size::mib)]
+    size: Option<u64>,
+    /// Build it even if it is there and up to date
+    #[arg(long)]
+    force: bool,
+    /// Print the image's name only
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
+    let interrupt = Interrupt::new(context.client.clone());
+    let ask = ImageBuild { size_mib: args.size, force: args.force, ..ImageBuild::default() };
+    let built = build(&context.client, &interrupt, &args.image, ask);
+    if let Some(status) = interrupt.status() {
+        output::note("the build was given up; nothing is left of it");
+        return Ok(status);
+    }
+    let image = built?;
+    if context.json {
+        output::json(&image);
+    } else if args.quiet {
+        output::print(&(image.name + "\n"));
+    } else {
+        output::print(&format!("{}  {}  {}\n", image.name, size::bytes(image.size_bytes), image.summary));
+    }
+    Ok(0)
+}
+
+/// Has the service build an image, and shows how it goes on.
+pub(crate) fn build(
+    client: &Client,
+    interrupt: &Interrupt,
+    name: &str,
+    mut ask: ImageBuild,
+) -> Result<Image, Fault> {
+    // The service may have been started with another environment.
+    ask.agent = match std::env::var_os("VIV_AGENT").filter(|path| !path.is_empty()) {
+        Some(path) => Some(std::path::absolute(PathBuf::from(&path)).map_err(|error| {
+            Fault::new(Kind::Usage, format!("VIV_AGENT: {error}"), "let it name the agent's static binary")
+        })?),
+        None => None,
+    };
+    let job = format!("build-{}", std::process::id());
+    interrupt.enter(Stage::Building { job: job.clone() });
+    let mut outcome = None;
+    let mut bar = Bar::new();
+    let request =
+        Request::new(Route::ImageBuild, std::slice::from_ref(&name)).query(format!("job={job}")).body(&ask);
+    let read = client.lines(request, |line: BuildLine| match line {
+        BuildLine::Progress(progress) => bar.show(&progress),
+        BuildLine::Done(image) => outcome = Some(Ok(image)),
+        BuildLine::Failed(fault) => outcome = Some(Err(fault)),
+    });
+    bar.clear();
+    interrupt.enter(Stage::Plain);
+    read?;
+    outcome.unwrap_or_else(|| {
+        Err(Fault::new(
+            Kind::Error,
+            format!("the build of image {name:?} broke off: the service ended"),
+            "nothing is left of it; build it again: viv build",
+        ))
+    })
+}

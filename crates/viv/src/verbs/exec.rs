@@ -1,0 +1,115 @@
+//! `viv exec`: a command in a VM that runs.
+use super::Context;
+use crate::interrupt::Interrupt;
+use crate::session::{self, Outcome};
+use crate::{output, terminal};
+use std::io::IsTerminal;
+use viv_api::agent::Exec;
+use viv_api::client::Request;
+use viv_api::endpoint::Route;
+use viv_model::{Fault, Kind};
+
+/// How long an agent may take to answer in a VM that runs, seconds.
+const AGENT_WAIT_S: u64 = 30;
+
+/// What a command in a guest gets. `run` has it, too.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Command {
+    /// Keep standard input connected (it always is; for those used to docker)
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// Set a variable for the command: K=V, or K with this environment's value
+    #[arg(short, long, value_name = "K=V")]
+    env: Vec<String>,
+    /// Start the command in this directory
+    #[arg(short, long, value_name = "DIR")]
+    workdir: Option<String>,
+    /// Run the command as this user: name or number, with :group if need be
+    #[arg(short, long)]
+    user: Option<String>,
+}
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    command: Command,
+    /// Its name or id
+    vm: String,
+    /// The command and its arguments; a login shell if there is none
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    argv: Vec<String>,
+}
+
+impl Command {
+    /// What the agent is asked to run. A shell on a terminal if `argv` is empty.
+    pub(crate) fn to_exec(&self, argv: &[String]) -> Result<Exec, Fault> {
+        let interactive = terminal::is_interactive();
+        if self.tty && !std::io::stdin().is_terminal() {
+            return Err(Fault::new(
+                Kind::Usage,
+                "the command cannot have a terminal: standard input is none",
+                "leave out -t, or run it from a terminal",
+            ));
+        }
+        let mut exec = match argv {
+            [] => Exec::new(["/bin/sh", "-l"]),
+            argv => Exec::new(argv),
+        };
+        exec.tty = self.tty || argv.is_empty() && interactive;
+        if exec.tty {
+            if let Some((rows, cols)) = terminal::size() {
+                (exec.rows, exec.cols) = (rows, cols);
+            }
+            if let Ok(term) = std::env::var("TERM") {
+                exec.env.push(("TERM".into(), term));
+            }
+        }
+        for variable in &self.env {
+            let pair = match variable.split_once('=') {
+                Some((name, value)) => Some((name.to_string(), value.to_string())),
+                None => std::env::var(variable).ok().map(|value| (variable.clone(), value)),
+            };
+            match pair {
+                Some((name, _)) if name.is_empty() => {
+                    return Err(Fault::new(
+                        Kind::Usage,
+                        format!("{variable:?} is no variable"),
+                        "write it as -e NAME=VALUE",
+                    ));
+                }
+                Some(pair) => exec.env.push(pair),
+                None => {} // as docker: a name that is not set here is not set there
+            }
+        }
+        exec.cwd.clone_from(&self.workdir);
+        exec.user.clone_from(&self.user);
+        Ok(exec)
+    }
+}
+
+pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
+    let argv = match args.argv.split_first() {
+        Some((dashes, rest)) if dashes == "--" => rest,
+        _ => &args.argv,
+    };
+    let exec = args.command.to_exec(argv)?;
+    let names = [args.vm.as_str()];
+    let request = Request::new(Route::VmAgent, &names).query(format!("wait={AGENT_WAIT_S}"));
+    let stream = context.client.stream(request)?;
+    let interrupt = Interrupt::new(context.client.clone());
+    match session::run(stream, &exec, &interrupt)? {
+        Outcome::Exited(status) => Ok(status),
+        Outcome::Left => {
+            output::note("left; the VM runs on");
+            Ok(0)
+        }
+        Outcome::Gone => Err(Fault::new(
+            Kind::Error,
+            format!("the guest of VM {:?} went away before the command ended", args.vm),
+            format!("see how it ended: viv ps -a, viv logs {}", args.vm),
+        )),
+    }
+}

@@ -1,0 +1,61 @@
+//! The verbs, a file each.
+pub(crate) mod build;
+pub(crate) mod console;
+pub(crate) mod exec;
+pub(crate) mod images;
+pub(crate) mod info;
+pub(crate) mod inspect;
+pub(crate) mod lifecycle;
+pub(crate) mod logs;
+pub(crate) mod ps;
+pub(crate) mod run;
+pub(crate) mod runner;
+pub(crate) mod serve;
+
+use crate::cli::{Cli, Verb};
+use std::sync::Arc;
+use viv_api::client::Client;
+use viv_api::endpoint::Route;
+use viv_host::Places;
+use viv_model::Fault;
+
+/// What every verb that asks the service has.
+pub(crate) struct Context {
+    pub(crate) client: Arc<Client>,
+    pub(crate) json: bool,
+}
+
+impl Context {
+    fn new(json: bool) -> Result<Context, Fault> {
+        Ok(Context { client: Arc::new(viv_host::start::client(&Places::find()?)), json })
+    }
+}
+
+/// Does what the command line says; gives the exit status.
+pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
+    match cli.verb {
+        Verb::Serve(args) => return serve::run(args),
+        Verb::Runner(args) => return runner::run(args),
+        _ => {}
+    }
+    let context = Context::new(cli.json)?;
+    match cli.verb {
+        Verb::Run(args) => run::run(&context, args),
+        Verb::Ps(args) => ps::run(&context, args),
+        Verb::Exec(args) => exec::run(&context, args),
+        Verb::Start(args) => lifecycle::start(&context, args),
+        Verb::Stop(args) => lifecycle::stop(&context, args),
+        Verb::Kill(args) => lifecycle::each(&context, &args.vms, Route::VmKill),
+        Verb::Pause(args) => lifecycle::each(&context, &args.vms, Route::VmPause),
+        Verb::Resume(args) => lifecycle::each(&context, &args.vms, Route::VmResume),
+        Verb::Rm(args) => lifecycle::rm(&context, args),
+        Verb::Logs(args) => logs::run(&context, args),
+        Verb::Console(args) => console::run(&context, args),
+        Verb::Inspect(args) => inspect::run(&context, args),
+        Verb::Images(args) => images::list(&context, args),
+        Verb::Image(args) => images::image(&context, args),
+        Verb::Build(args) => build::run(&context, args),
+        Verb::Info(args) => info::run(&context, args),
+        Verb::Serve(_) | Verb::Runner(_) => Ok(0),
+    }
+}

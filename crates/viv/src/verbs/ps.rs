@@ -1,0 +1,51 @@
+//! `viv ps`: the list of VMs.
+use super::Context;
+use crate::output;
+use viv_api::client::Request;
+use viv_api::endpoint::Route;
+use viv_api::vm::Vm;
+use viv_model::{End, Fault, State};
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Args {
+    /// Show those that do not run, too
+    #[arg(short, long)]
+    all: bool,
+    /// Print names only
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
+    let mut vms: Vec<Vm> = context.client.json(Request::new(Route::VmList, &[]))?;
+    vms.retain(|vm| args.all || vm.state.is_live());
+    if context.json {
+        output::json(&vms);
+    } else if args.quiet {
+        output::print(&vms.iter().map(|vm| vm.name.clone() + "\n").collect::<String>());
+    } else {
+        let rows: Vec<_> = vms.iter().map(row).collect();
+        output::table(&["NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "ACCEL", "CREATED", "ID"], &rows);
+    }
+    Ok(0)
+}
+
+fn row(vm: &Vm) -> Vec<String> {
+    let state = match (&vm.end, vm.state) {
+        (Some(End::Command { status }), State::Stopped) => format!("stopped ({status})"),
+        (Some(End::Killed), State::Stopped) => "stopped (killed)".to_string(),
+        (Some(End::Panic), State::Failed) => "failed (panic)".to_string(),
+        (Some(End::TripleFault), State::Failed) => "failed (triple fault)".to_string(),
+        (_, state) => state.to_string(),
+    };
+    vec![
+        vm.name.clone(),
+        state,
+        vm.image.clone().unwrap_or_else(|| "-".to_string()),
+        vm.machine.cpus.to_string(),
+        format!("{}M", vm.machine.memory_mib),
+        vm.accel.to_string(),
+        vm.created_at.ago(),
+        vm.id.clone(),
+    ]
+}

@@ -1,0 +1,320 @@
+//! `viv run`: creates a VM and starts it.
+//!
+//! In the foreground the VM is there for a shell, a command or its console, and ends with it: whatever
+//! ends this command, also SIGKILL, ends the VM, because its process watches ours.
+use super::Context;
+use super::build;
+use super::exec::Command;
+use crate::interrupt::{Interrupt, Stage, end_vm};
+use crate::progress::Waiting;
+use crate::session::{self, Outcome};
+use crate::{ending, output, serial, size, terminal};
+use std::path::{Path, PathBuf};
+use viv_api::agent::Exec;
+use viv_api::client::Request;
+use viv_api::endpoint::Route;
+use viv_api::image::{DEFAULT, ImageBuild};
+use viv_api::vm::{OnReboot, Process, Vm, VmCreate, VmKill, VmStop};
+use viv_model::{Accel, DiskSpec, Fault, Kind};
+
+/// How long a guest may take until its agent answers, seconds: a big one on the software CPU takes minutes.
+const AGENT_WAIT_S: u64 = 600;
+/// How long a guest with a disk may take to switch itself off after its command, seconds.
+const STOP_S: u64 = 30;
+/// 128 + SIGPIPE.
+const READER_GONE: u8 = 141;
+
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Without a command: a shell on a terminal, else the serial console as plain bytes.\n\
+                  With --kernel and without a command: the serial console.\n\n\
+                  viv run                                      a shell in the default guest\n\
+                  viv run -- uname -a                          one command in it\n\
+                  viv run -d --name web debian                 a Debian in the background\n\
+                  viv run --kernel F --disk F --append \"…\"     anything that boots")]
+pub(crate) struct Args {
+    /// Its name; one is made up if there is none
+    #[arg(long)]
+    name: Option<String>,
+    /// Forget the VM when it ends
+    #[arg(long)]
+    rm: bool,
+    /// Let it run in the background, and print its name
+    #[arg(short, long)]
+    detach: bool,
+    #[command(flatten)]
+    command: Command,
+    /// Which processor: auto, kvm, or soft (our own, which needs no KVM)
+    #[arg(long, default_value = "auto", value_parser = accel)]
+    accel: Accel,
+    /// Number of processors
+    #[arg(long, value_name = "N")]
+    cpus: Option<u32>,
+    /// Memory: 512M, 2G
+    #[arg(short, long, value_parser = size::mib)]
+    memory: Option<u64>,
+    /// Boot this kernel: a bzImage or an ELF file
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// Its initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// Its command line; without --kernel, words added to the image's
+    #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
+    append: Option<String>,
+    /// A raw disk file; ",ro" lets the guest only read it
+    #[arg(long = "disk", value_name = "FILE[,ro]")]
+    disks: Vec<String>,
+    /// What a reset by the guest does; "end" with --rm and in the foreground
+    #[arg(long, value_name = "restart|end", value_parser = on_reboot)]
+    reboot: Option<OnReboot>,
+    /// The image; the default guest if there is none and no kernel
+    image: Option<String>,
+    /// The command to run in the guest, after --
+    #[arg(last = true, value_name = "COMMAND")]
+    argv: Vec<String>,
+}
+
+fn accel(text: &str) -> Result<Accel, String> {
+    text.parse().map_err(|fault: Fault| fault.fix)
+}
+
+fn on_reboot(text: &str) -> Result<OnReboot, String> {
+    match text {
+        "restart" => Ok(OnReboot::Restart),
+        "end" => Ok(OnReboot::End),
+        _ => Err("use restart or end".into()),
+    }
+}
+
+/// What the VM is there for.
+enum Purpose {
+    /// It runs in the background, for this command if there is one.
+    Background(Option<Exec>),
+    /// It runs this command, or shell, and ends with it.
+    Command(Exec),
+    /// Its serial console is our standard input and output.
+    Console,
+}
+
+fn purpose(args: &Args) -> Result<Purpose, Fault> {
+    let bare = args.argv.is_empty();
+    let exec = args.command.to_exec(&args.argv)?;
+    let own_guest = args.kernel.is_some() && args.image.is_none();
+    let wants_shell = args.command.interactive || args.command.tty;
+    Ok(match () {
+        () if args.detach && args.command.tty => {
+            return Err(Fault::new(
+                Kind::Usage,
+                "a VM in the background has no terminal",
+                "leave out -d or -t; a shell in it later: viv exec -it VM /bin/sh",
+            ));
+        }
+        () if args.detach => Purpose::Background((!bare).then_some(exec)),
+        () if !bare => Purpose::Command(exec),
+        () if wants_shell || terminal::is_interactive() && !own_guest => Purpose::Command(exec),
+        () => Purpose::Console,
+    })
+}
+
+pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
+    let purpose = purpose(&args)?;
+    let mut ask = to_create(&args, &purpose)?;
+    let client = &context.client;
+    let interrupt = Interrupt::new(client.clone());
+    if ask.kernel.is_none() || ask.image.is_some() {
+        let name = ask.image.get_or_insert_with(|| DEFAULT.to_string()).clone();
+        let missing = ImageBuild { if_missing: true, ..ImageBuild::default() };
+        let built = build::build(client, &interrupt, &name, missing);
+        if let Some(status) = interrupt.status() {
+            return Ok(status);
+        }
+        built?;
+    }
+    interrupt.enter(Stage::Creating);
+    let created = client.json::<Vm>(Request::new(Route::VmCreate, &[]).body(&ask));
+    if let Some(status) = interrupt.status() {
+        if let Ok(vm) = &created {
+            end_vm(client, &vm.id, true);
+        }
+        return Ok(status);
+    }
+    let vm = created?;
+    let exec = match purpose {
+        Purpose::Background(_) => {
+            interrupt.enter(Stage::Plain);
+            match context.json {
+                true => output::json(&vm),
+                false => output::print(&format!("{}\n", vm.name)),
+            }
+            return Ok(0);
+        }
+        Purpose::Command(exec) => Some(exec),
+        Purpose::Console => None,
+    };
+    interrupt.enter(Stage::Attending { id: vm.id.clone(), remove: args.rm });
+    if let Some(status) = interrupt.status() {
+        // It came between the two lines above.
+        end_vm(client, &vm.id, args.rm);
+        return Ok(status);
+    }
+    let status = match exec {
+        Some(exec) => attend_command(context, &interrupt, &vm, &exec),
+        None => attend_console(context, &interrupt, &vm),
+    };
+    if status.is_err() {
+        interrupt.give_way();
+        end_vm(client, &vm.id, args.rm);
+    } else if args.rm {
+        let _ = client.json::<Vm>(Request::new(Route::VmRemove, &[&vm.id]).query("force=true"));
+    }
+    status
+}
+
+fn attend_command(context: &Context, interrupt: &Interrupt, vm: &Vm, exec: &Exec) -> Result<u8, Fault> {
+    let waiting = Waiting::new(format!("{} boots ({} CPU)", vm.name, vm.accel));
+    let names = [vm.id.as_str()];
+    let request = Request::new(Route::VmAgent, &names).query(format!("wait={AGENT_WAIT_S}"));
+    let stream = context.client.stream(request);
+    drop(waiting);
+    let stream = match stream {
+        Ok(stream) => stream,
+        Err(fault) => {
+            interrupt.give_way();
+            return Err(fault);
+        }
+    };
+    if exec.tty {
+        output::note(&format!(
+            "{} runs on the {} CPU; its end is the shell's end, or {}",
+            vm.name,
+            vm.accel,
+            terminal::HOW_TO_LEAVE
+        ));
+    }
+    match session::run(stream, exec, interrupt)? {
+        Outcome::Exited(status) => {
+            end_with(context, vm, status);
+            Ok(status)
+        }
+        Outcome::Left => {
+            end_with(context, vm, 0);
+            output::note("left; the VM was stopped");
+            Ok(0)
+        }
+        Outcome::Gone => {
+            interrupt.give_way();
+            Ok(ending::status(&ending::wait(&context.client, &vm.id)?))
+        }
+    }
+}
+
+/// Ends a VM whose command has ended. One with a disk to write to is switched off, not killed.
+fn end_with(context: &Context, vm: &Vm, status: u8) {
+    let writes = vm.machine.disks.iter().any(|disk| !disk.read_only);
+    let ended = match writes {
+        true => {
+            let stop = VmStop { time_s: Some(STOP_S), status: Some(status) };
+            let _waiting = Waiting::new(format!("{} shuts down", vm.name));
+            context.client.json::<Vm>(Request::new(Route::VmStop, &[&vm.id]).body(&stop))
+        }
+        false => {
+            let kill = VmKill { status: Some(status) };
+            context.client.json::<Vm>(Request::new(Route::VmKill, &[&vm.id]).body(&kill))
+        }
+    };
+    drop(ended); // it has ended by itself, then
+}
+
+fn attend_console(context: &Context, interrupt: &Interrupt, vm: &Vm) -> Result<u8, Fault> {
+    if terminal::is_interactive() {
+        output::note(&format!("the console of {}; end it with {}", vm.name, terminal::HOW_TO_LEAVE));
+    }
+    match context.client.stream(Request::new(Route::VmConsole, &[&vm.id])).map(serial::run) {
+        Ok(serial::Outcome::Left) => {
+            end_vm(&context.client, &vm.id, false);
+            output::note("left; the VM was stopped");
+            Ok(0)
+        }
+        Ok(serial::Outcome::ReaderGone) => {
+            end_vm(&context.client, &vm.id, false);
+            Ok(READER_GONE)
+        }
+        Ok(serial::Outcome::Closed) => {
+            interrupt.give_way();
+            Ok(ending::status(&ending::wait(&context.client, &vm.id)?))
+        }
+        Err(fault) => {
+            interrupt.give_way();
+            // A guest that ends at once has a log and an end, but no console any more.
+            let vm: Vm = context.client.json(Request::new(Route::VmGet, &[&vm.id]))?;
+            if vm.state.is_live() {
+                return Err(fault);
+            }
+            let mut log = context.client.open(Request::new(Route::VmLogs, &[&vm.id]))?;
+            let _ = std::io::copy(&mut log, &mut std::io::stdout());
+            Ok(ending::status(&vm))
+        }
+    }
+}
+
+fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Fault> {
+    let foreground = !matches!(purpose, Purpose::Background(_));
+    let command = match purpose {
+        Purpose::Background(command) => command.clone(),
+        _ => None,
+    };
+    let ends = foreground || args.rm || command.is_some();
+    let disks = args.disks.iter().map(|text| disk(text)).collect::<Result<_, _>>()?;
+    let file = |path: &Option<PathBuf>| path.as_deref().map(absolute).transpose();
+    Ok(VmCreate {
+        name: args.name.clone(),
+        image: args.image.clone(),
+        cpus: args.cpus,
+        memory_mib: args.memory,
+        accel: args.accel,
+        kernel: file(&args.kernel)?,
+        initrd: file(&args.initrd)?,
+        append: args.append.clone(),
+        disks,
+        start: true,
+        remove: args.rm,
+        on_reboot: args.reboot.unwrap_or(if ends { OnReboot::End } else { OnReboot::Restart }),
+        attended_by: foreground.then(Process::current),
+        command,
+    })
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, Fault> {
+    std::path::absolute(path).map_err(|error| {
+        Fault::new(
+            Kind::Usage,
+            format!("{:?} names no file: {error}", path.display().to_string()),
+            "name the file: --kernel FILE, --initrd FILE, --disk FILE",
+        )
+    })
+}
+
+/// `FILE`, `FILE,ro` or `FILE,rw`.
+fn disk(text: &str) -> Result<DiskSpec, Fault> {
+    let (path, read_only) = match text.rsplit_once(',') {
+        Some((path, "ro")) => (path, true),
+        Some((path, "rw")) => (path, false),
+        _ => (text, false),
+    };
+    Ok(DiskSpec { path: absolute(Path::new(path))?, read_only })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_are_writable_unless_told() {
+        assert!(!disk("/a,b").unwrap().read_only);
+        assert_eq!(disk("/a,b").unwrap().path, Path::new("/a,b"));
+        assert_eq!(disk("/a,ro").unwrap(), DiskSpec { path: "/a".into(), read_only: true });
+        assert!(!disk("/a,rw").unwrap().read_only);
+        assert_eq!(disk("").unwrap_err().kind, Kind::Usage);
+        assert!(disk("b").unwrap().path.is_absolute());
+    }
+}
