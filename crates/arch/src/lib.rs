@@ -5,6 +5,7 @@
 //! CPU meet in [`x86::CpuState`].
 #![forbid(unsafe_code)]
 
+pub mod chips;
 pub mod pci;
 pub mod virtio;
 pub mod x86;

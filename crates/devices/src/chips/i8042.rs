@@ -7,6 +7,7 @@
 use super::{read_byte_lanes, write_byte_lanes};
 use crate::{Access, BusDevice, Ns};
 use std::collections::VecDeque;
+use viv_arch::chips::I8042Saved;
 
 /// The window of the data port, 0x60.
 pub const DATA_WINDOW: u8 = 0;
@@ -208,6 +209,44 @@ impl I8042 {
             self.last = byte;
         }
         self.last
+    }
+
+    /// The whole state. A reset request must have been taken before.
+    pub fn save(&self) -> I8042Saved {
+        let command = match self.expect {
+            Expect::Keyboard => 0,
+            Expect::Ram(index) => command::WRITE_RAM_FIRST | index,
+            Expect::OutputPort => command::WRITE_OUTPUT_PORT,
+            Expect::KeyboardBuffer => command::WRITE_KEYBOARD_BUFFER,
+            Expect::MouseBuffer => command::WRITE_MOUSE_BUFFER,
+            Expect::Mouse => command::WRITE_MOUSE,
+        };
+        I8042Saved {
+            ram: self.ram.to_vec(),
+            output_port: self.output_port,
+            command,
+            status: self.read_status() & (status::SYSTEM | status::COMMAND),
+            answers: self.answers.iter().copied().collect(),
+            last: self.last,
+        }
+    }
+
+    /// Replaces the whole state; what no chip can hold is cut off.
+    pub fn load(&mut self, saved: &I8042Saved) {
+        *self = I8042::new();
+        match saved.command {
+            0 => {}
+            // Only commands that wait for a byte: others would act again.
+            command::WRITE_RAM_FIRST..=command::WRITE_RAM_LAST
+            | command::WRITE_OUTPUT_PORT..=command::WRITE_MOUSE => self.write_command(saved.command),
+            _ => {}
+        }
+        self.ram.iter_mut().zip(&saved.ram).for_each(|(byte, saved)| *byte = *saved);
+        self.output_port = saved.output_port;
+        self.passed_self_test = saved.status & status::SYSTEM != 0;
+        self.command_last = saved.status & status::COMMAND != 0;
+        self.answers = saved.answers.iter().copied().take(ANSWERS_MAX).collect();
+        self.last = saved.last;
     }
 }
 

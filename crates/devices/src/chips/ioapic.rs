@@ -6,6 +6,7 @@
 
 use super::message::{DeliveryMode, Message};
 use crate::{Access, BusDevice, Ns};
+use viv_arch::chips::IoapicSaved;
 
 /// Where it is on a PC (82093AA §3.1).
 pub const BASE: u64 = 0xfec0_0000;
@@ -32,6 +33,9 @@ mod index {
 
 /// Version 0x20, with the index of the last redirection entry (82093AA §3.2.2).
 const VERSION: u32 = 0x20 | (PINS as u32 - 1) << 16;
+
+/// The bits of the ID register (82093AA §3.2.1).
+const ID_WRITABLE: u32 = 0x0f00_0000;
 
 /// Redirection entry (82093AA §3.2.4).
 mod entry {
@@ -160,7 +164,7 @@ impl Ioapic {
 
     fn write_index(&mut self, value: u32) {
         match self.select {
-            index::ID => self.id = value & 0x0f00_0000,
+            index::ID => self.id = value & ID_WRITABLE,
             index::REDIRECTION..=index::REDIRECTION_LAST => {
                 let pin = (self.select - index::REDIRECTION) / 2;
                 let old = self.entry(pin);
@@ -178,6 +182,24 @@ impl Ioapic {
                 self.send_level(pin);
             }
             _ => {}
+        }
+    }
+
+    /// The whole state. The messages must have been taken before.
+    pub fn save(&self) -> IoapicSaved {
+        IoapicSaved { select: self.select, id: self.id, lines: self.lines, entries: self.entries.to_vec() }
+    }
+
+    /// Replaces the whole state; entries that are missing are masked.
+    pub fn load(&mut self, saved: &IoapicSaved) {
+        *self = Ioapic {
+            select: saved.select,
+            id: saved.id & ID_WRITABLE,
+            lines: saved.lines & ((1 << PINS) - 1),
+            ..Ioapic::new()
+        };
+        for (entry, saved) in self.entries.iter_mut().zip(&saved.entries) {
+            *entry = saved & (entry::WRITABLE | entry::REMOTE_IRR);
         }
     }
 }

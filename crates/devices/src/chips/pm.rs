@@ -5,6 +5,7 @@
 
 use super::{NS_PER_S, read_byte_lanes, write_byte_lanes};
 use crate::{Access, BusDevice, Ns};
+use viv_arch::chips::PmSaved;
 
 /// PM1a event block: status, then enable, 2 bytes each (FADT `PM1a_EVT_BLK`, length 4).
 pub const PM1A_EVENT_OFFSET: u16 = 0x00;
@@ -144,6 +145,32 @@ impl Pm {
             0x22..=0x23 => self.gpe_enable = self.gpe_enable & !mask | shifted,
             _ => {}
         }
+    }
+
+    /// The whole state. Requests of the guest must have been taken before.
+    pub fn save(&self) -> PmSaved {
+        PmSaved {
+            status: self.status,
+            enable: self.enable,
+            control: self.control,
+            gpe_status: self.gpe_status,
+            gpe_enable: self.gpe_enable,
+            watched: self.watched,
+        }
+    }
+
+    /// Replaces the whole state; bits that do not exist are cut off.
+    pub fn load(&mut self, saved: &PmSaved) {
+        *self = Pm {
+            status: saved.status & pm1::STATUS_ALL,
+            enable: saved.enable & pm1::ENABLE_ALL,
+            control: saved.control & (control::BM_RLD | control::SLP_TYP),
+            gpe_status: saved.gpe_status,
+            gpe_enable: saved.gpe_enable,
+            watched: saved.watched,
+            sleep: None,
+            reset: false,
+        };
     }
 }
 

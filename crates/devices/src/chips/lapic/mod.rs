@@ -5,10 +5,12 @@
 //! asks [`Lapic::pending`] and takes with [`Lapic::acknowledge`]. The timer counts nanoseconds: the bus
 //! clock and the TSC both run at 1 GHz here.
 
+mod register_page;
 mod registers_by_msr;
 mod spec;
 mod timer;
 
+pub use register_page::PAGE_REGISTERS;
 pub use spec::{BASE, BUS_HZ, PERIOD_NS_MIN, WINDOW_LEN};
 
 use super::message::{DeliveryMode, Ipi, LapicView, LogicalModel, Message, Shorthand};

@@ -3,6 +3,7 @@
 use super::CLOCK_HZ;
 use crate::Ns;
 use crate::chips::NS_PER_S;
+use viv_arch::chips::PitChannelSaved;
 
 /// Ticks of the clock since power-on.
 pub(super) type Ticks = u64;
@@ -15,6 +16,9 @@ pub(super) fn ticks(now: Ns) -> Ticks {
 pub(super) fn ns_of(at: Ticks) -> Ns {
     Ns::try_from((u128::from(at) * u128::from(NS_PER_S)).div_ceil(u128::from(CLOCK_HZ))).unwrap_or(Ns::MAX)
 }
+
+/// More than the ticks of 500 years: a bound for saved ones.
+const TICKS_MAX: Ticks = 1 << 55;
 
 /// Whether and since when a channel counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -300,5 +304,46 @@ impl Channel {
             self.latched = None;
         }
         if high { (value >> 8) as u8 } else { value as u8 }
+    }
+
+    pub(super) fn save(&self) -> PitChannelSaved {
+        PitChannelSaved {
+            mode: self.mode,
+            bcd: self.bcd,
+            access: self.access,
+            low_written: self.low_written,
+            high_next: self.high_next,
+            latched: self.latched,
+            status: self.status,
+            count: self.count,
+            next: self.next,
+            since: if let Run::Since(start) = self.run { Some(start) } else { None },
+            held: if let Run::Held(elapsed) = self.run { Some(elapsed) } else { None },
+            gate: self.gate,
+            watched: self.watched,
+            edges: self.edges,
+        }
+    }
+
+    pub(super) fn load(&mut self, saved: &PitChannelSaved) {
+        *self = Channel {
+            mode: saved.mode.min(5),
+            bcd: saved.bcd,
+            access: saved.access & 3,
+            low_written: saved.low_written,
+            high_next: saved.high_next,
+            latched: saved.latched,
+            status: saved.status,
+            count: saved.count,
+            next: saved.next,
+            run: match (saved.since, saved.held) {
+                (Some(start), _) => Run::Since(start.min(TICKS_MAX)),
+                (None, Some(elapsed)) => Run::Held(elapsed.min(TICKS_MAX)),
+                (None, None) => Run::Idle,
+            },
+            gate: saved.gate,
+            watched: saved.watched.min(TICKS_MAX),
+            edges: saved.edges.min(TICKS_MAX),
+        };
     }
 }

@@ -9,6 +9,7 @@ mod channel;
 use super::{read_byte_lanes, write_byte_lanes};
 use crate::{Access, BusDevice, Ns};
 use channel::{Channel, Ticks, ns_of, ticks};
+use viv_arch::chips::PitSaved;
 
 /// The window of ports 0x40 to 0x43.
 pub const TIMER_WINDOW: u8 = 0;
@@ -120,6 +121,24 @@ impl Pit {
             value |= port_b::OUTPUT2;
         }
         value
+    }
+
+    /// The whole state.
+    pub fn save(&self) -> PitSaved {
+        PitSaved {
+            channels: [self.channels[0].save(), self.channels[1].save(), self.channels[2].save()],
+            port_b: self.port_b,
+            taken: self.taken,
+            missed: self.missed,
+        }
+    }
+
+    /// Replaces the whole state; what no chip can hold is cut off.
+    pub fn load(&mut self, saved: &PitSaved) {
+        self.channels.iter_mut().zip(&saved.channels).for_each(|(channel, saved)| channel.load(saved));
+        self.port_b = saved.port_b & port_b::WRITABLE;
+        self.taken = saved.taken.min(self.channels[0].edges);
+        self.missed = saved.missed;
     }
 }
 

@@ -1,9 +1,14 @@
 //! Seconds since 1970 and the Gregorian calendar.
 
+use viv_arch::chips::CalendarSaved;
+
 /// Seconds in a day.
 pub(super) const DAY_S: i64 = 86_400;
 /// A bound for times: about 30,000 years on both sides of 1970.
 pub(super) const UNIX_S_MAX: i64 = 1 << 40;
+
+/// A bound for saved years.
+const YEAR_MAX: i64 = 30_000;
 
 /// A moment on the calendar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +58,16 @@ impl Calendar {
         let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
         let days = era * 146_097 + day_of_era - 719_468;
         days * DAY_S + i64::from(self.hour) * 3600 + i64::from(self.minute) * 60 + i64::from(self.second)
+    }
+
+    pub(super) fn save(self) -> CalendarSaved {
+        let Calendar { year, month, day, weekday, hour, minute, second } = self;
+        CalendarSaved { year, month, day, weekday, hour, minute, second }
+    }
+
+    pub(super) fn load(saved: CalendarSaved) -> Calendar {
+        let CalendarSaved { year, month, day, weekday, hour, minute, second } = saved;
+        Calendar { year: year.clamp(-YEAR_MAX, YEAR_MAX), month, day, weekday, hour, minute, second }
     }
 }
 

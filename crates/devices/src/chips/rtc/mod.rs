@@ -9,6 +9,7 @@ mod calendar;
 use super::{NS_PER_S, read_byte_lanes, write_byte_lanes};
 use crate::{Access, BusDevice, Ns};
 use calendar::{Calendar, DAY_S, UNIX_S_MAX};
+use viv_arch::chips::RtcSaved;
 
 /// Registers (MC146818A figure 12).
 mod reg {
@@ -350,6 +351,33 @@ impl Rtc {
         {
             self.set_calendar(time, now);
         }
+        self.plan_alarm();
+    }
+
+    /// The whole state.
+    pub fn save(&self) -> RtcSaved {
+        let second = i128::from(NS_PER_S);
+        RtcSaved {
+            index: self.index,
+            cmos: self.cmos.to_vec(),
+            start_s: i64::try_from(self.start.div_euclid(second)).unwrap_or(0),
+            start_ns: self.start.rem_euclid(second) as u32,
+            stopped: self.stopped.map(Calendar::save),
+            flags: self.flags,
+            watched: self.watched,
+        }
+    }
+
+    /// Replaces the whole state; what no chip can hold is cut off.
+    pub fn load(&mut self, saved: &RtcSaved) {
+        *self = Rtc::new(saved.start_s);
+        self.start += i128::from(saved.start_ns.min(NS_PER_S as u32 - 1));
+        self.index = saved.index & 0x7f;
+        self.cmos.iter_mut().zip(&saved.cmos).for_each(|(byte, saved)| *byte = *saved);
+        self.cmos[usize::from(reg::A)] &= !a::UPDATE_IN_PROGRESS;
+        self.stopped = if self.updates() { None } else { saved.stopped.map(Calendar::load) };
+        self.flags = saved.flags & FLAGS;
+        self.watched = saved.watched;
         self.plan_alarm();
     }
 }
