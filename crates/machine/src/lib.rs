@@ -1,5 +1,25 @@
-//! A board built from a table.
+//! A whole computer: a board built from a table, its memory map, its boot, and its threads.
+//!
+//! ```text
+//!  MachineSpec ─► Machine::build ─► files ─► boot (kernel, initrd, zero page) ─► memory, CpuState
+//!                     │                       acpi (tables) ─────────────────────┘
+//!                     ├─► board (table ─► parts on buses) ◄─ bus (CpuView: what a vCPU sees)
+//!                     └─► threads (vCPUs, timekeeper, disk queues, console)   core (clock, lines, control)
+//! ```
+//! What it will never do: talk to a user, keep state on disk, know of other machines. Start reading at
+//! [`Machine::build`].
+
 pub mod acpi;
 pub mod boot;
 pub mod layout;
-pub mod vsock;
+
+mod board;
+mod bus;
+mod core;
+mod files;
+mod machine;
+mod parts;
+mod threads;
+
+pub use machine::{ConsoleWriter, Machine, MachineIo, MachineStats};
+pub use viv_cpu::kvm::{KvmReport, KvmWorth, probe_kvm};

@@ -11,6 +11,8 @@ const QUEUE_SIZE: u16 = 128;
 const OUTPUT_MAX: usize = 256 << 10;
 /// Input that waits for the guest; beyond it [`Console::input`] takes no more.
 const INPUT_MAX: usize = 64 << 10;
+/// Most times that [`Console::take_output`] empties the output.
+const TAKE_MAX: usize = 16;
 /// Bytes of a chain that are copied at once.
 const PIECE: usize = 4096;
 
@@ -33,19 +35,22 @@ impl Console {
         Console { cols, rows, output: Vec::new(), input: VecDeque::new(), stalled: false, partial: None }
     }
 
-    /// Takes what the guest wrote since the last call. Call it until it gives nothing: there may be more
-    /// than is handed out at once.
+    /// Takes what the guest wrote since the last call; more may wait, see [`Console::has_output`].
     pub fn take_output(&mut self, rings: &mut Rings<'_>) -> Vec<u8> {
-        let output = std::mem::take(&mut self.output);
-        if std::mem::take(&mut self.stalled) {
+        let mut output = std::mem::take(&mut self.output);
+        for _ in 0..TAKE_MAX {
+            if !std::mem::take(&mut self.stalled) {
+                break;
+            }
             self.transmit(rings);
+            output.append(&mut self.output);
         }
         output
     }
 
     /// Whether the guest wrote something that was not taken.
     pub fn has_output(&self) -> bool {
-        !self.output.is_empty()
+        self.stalled || !self.output.is_empty()
     }
 
     /// Bytes for the guest; returns how many were taken. The rest waits for the guest to read.

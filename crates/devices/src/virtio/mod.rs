@@ -10,7 +10,8 @@
 //! # How the machine drives a device
 //!
 //! It holds each transport in a `Mutex`. After *every* call that may change something it collects the
-//! effects, drops the lock, and only then acts on them:
+//! effects. Interrupts are delivered before the lock is free, or line levels might arrive in the wrong
+//! order; real I/O waits until it is:
 //!
 //! 1. A vCPU's access: `transport.bar_write(…)` ([`VirtioPci`], by [`crate::pci::PciFunction`]) or
 //!    `transport.write(…)` ([`VirtioMmio`]). A write to the notify register has then already processed

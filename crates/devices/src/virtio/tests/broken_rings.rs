@@ -197,7 +197,7 @@ proptest! {
         run_wild(Console::new(80, 25), &descriptors, &heads, &writes, |function| {
             let (console, mut rings) = function.device();
             console.input(&mut rings, b"some input");
-            assert!(console.take_output(&mut rings).len() <= 1 << 20);
+            assert!(console.take_output(&mut rings).len() <= 8 << 20);
         });
     }
 

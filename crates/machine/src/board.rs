@@ -1,0 +1,459 @@
+//! The board as data: one table says which chips there are, where and with which line; a second one is made from
+//! the machine's description and says which virtio devices there are. One loop builds each.
+use crate::acpi::{AcpiSpec, MmioDevice, intx_gsi};
+use crate::bus::Ranges;
+use crate::core::{SoftWires, World, wall_ns};
+use crate::layout::{ECAM, PCI_WINDOW, VIRTIO_MMIO, VIRTIO_MMIO_SIZE, pci_window64};
+use crate::parts::{
+    Chip, ConsoleHost, ConsoleSink, DiskHost, DiskThreads, DiskWork, Hosted, Part, Pci, PciSlot,
+    PlainFunction, RngHost, Serial, VirtioPart, VsockHost, VsockSide,
+};
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use viv_arch::pci::Bdf;
+use viv_block::Disk;
+use viv_devices::Access;
+use viv_devices::chips::i8042::I8042;
+use viv_devices::chips::pit::Pit;
+use viv_devices::chips::pm::{self, Pm};
+use viv_devices::chips::pvpanic::{self, PvPanic};
+use viv_devices::chips::rtc::Rtc;
+use viv_devices::pci::{Allocator, HostBridge, PciFunction, PciRoot};
+use viv_devices::virtio::blk::{Blk, BlkSettings};
+use viv_devices::virtio::{Console, Rng, VirtioDevice, VirtioMmio, VirtioPci, Vsock};
+use viv_mem::{Gpa, GuestMemory};
+use viv_model::End;
+use viv_net::vsock::{VsockGuest, Waker};
+
+/// The chips of the board.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    Serial,
+    Rtc,
+    Keyboard,
+    Power,
+    Panic,
+    Pic,
+    Timer,
+}
+
+/// With which processor a chip is ours to model; KVM has some in the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum With {
+    Both,
+    SoftOnly,
+}
+
+struct Entry {
+    what: What,
+    /// Windows of ports in the chip's own order: first port and number.
+    ports: &'static [(u16, u16)],
+    /// Global system interrupt.
+    line: Option<u32>,
+    with: With,
+}
+
+/// First port of the ACPI fixed hardware.
+const PM_BASE: u16 = 0x600;
+/// The ACPI interrupt.
+const SCI: u8 = 9;
+
+/// The board.
+const BOARD: &[Entry] = &[
+    Entry { what: What::Serial, ports: &[(0x3f8, 8)], line: Some(4), with: With::Both },
+    Entry { what: What::Rtc, ports: &[(0x70, 2)], line: Some(8), with: With::Both },
+    Entry { what: What::Keyboard, ports: &[(0x60, 1), (0x64, 1)], line: None, with: With::Both },
+    Entry {
+        what: What::Power,
+        ports: &[(PM_BASE, pm::WINDOW_LEN)],
+        line: Some(SCI as u32),
+        with: With::Both,
+    },
+    Entry { what: What::Panic, ports: &[(pvpanic::PORT, 1)], line: None, with: With::Both },
+    Entry { what: What::Pic, ports: &[(0x20, 2), (0xa0, 2), (0x4d0, 2)], line: None, with: With::SoftOnly },
+    Entry { what: What::Timer, ports: &[(0x40, 4), (0x61, 1)], line: None, with: With::SoftOnly },
+];
+
+/// A virtio device of this machine.
+enum Virtio {
+    Rng,
+    Vsock,
+    Console,
+    Disk(Arc<dyn Disk>),
+}
+
+/// How the guest reaches it.
+#[derive(Clone, Copy)]
+enum Transport {
+    Pci,
+    /// With this interrupt line.
+    Mmio(u32),
+}
+
+/// The context ID of every guest: each VM has its own socket, so they need not differ.
+const GUEST_CID: u64 = 3;
+/// Queues of a disk: one for each vCPU up to this many.
+const DISK_QUEUES_MAX: u32 = 4;
+/// Block size that guests are told, bytes.
+const DISK_BLOCK_SIZE: u32 = 512;
+
+/// What the board is built from.
+pub(crate) struct Plan {
+    pub(crate) world: Arc<World>,
+    /// Our own interrupt chips, or `None` with KVM.
+    pub(crate) soft: Option<Arc<SoftWires>>,
+    pub(crate) memory: GuestMemory,
+    pub(crate) cpus: u32,
+    pub(crate) disks: Vec<Arc<dyn Disk>>,
+    pub(crate) vsock: Option<Waker>,
+    pub(crate) sink: Arc<ConsoleSink>,
+}
+
+/// Everything on the board but vCPUs and memory.
+pub(crate) struct Board {
+    pub(crate) world: Arc<World>,
+    pub(crate) soft: Option<Arc<SoftWires>>,
+    pub(crate) ports: Ranges,
+    pub(crate) mmio: Ranges,
+    pub(crate) pci: Pci,
+    /// Parts with deadlines.
+    parts: Vec<Arc<dyn Part>>,
+    serial: Arc<Serial>,
+    power: Arc<Chip<Pm>>,
+    clock: Arc<Chip<Rtc>>,
+    console: Arc<dyn Hosted<Console>>,
+    console_used: Arc<AtomicBool>,
+    sink: Arc<ConsoleSink>,
+}
+
+/// What comes out of building besides the board.
+pub(crate) struct Built {
+    pub(crate) board: Arc<Board>,
+    pub(crate) acpi: AcpiSpec,
+    pub(crate) disk_work: Vec<DiskWork>,
+    pub(crate) vsock: Arc<dyn VsockGuest>,
+}
+
+/// The 8259A pair of the software CPU as a part.
+struct PicPart(Arc<SoftWires>, Arc<World>);
+
+impl Part for PicPart {
+    fn read(&self, access: Access) -> u64 {
+        self.0.read_pic(access, self.1.clock.now())
+    }
+    fn write(&self, access: Access, value: u64) {
+        self.0.write_pic(access, value, self.1.clock.now());
+    }
+}
+
+/// A reset: the end of a machine that does not restart, or a panic's.
+fn reset(world: &World, sink: &ConsoleSink) {
+    world.end(if sink.saw_panic() { End::Panic } else { End::Reboot });
+}
+
+impl Plan {
+    /// Builds the board.
+    pub(crate) fn build(self) -> io::Result<Built> {
+        let world = &self.world;
+        let (mut ports, mut parts) = (Ranges::default(), Vec::<Arc<dyn Part>>::new());
+        let serial_line = BOARD.iter().find(|entry| entry.what == What::Serial).and_then(|entry| entry.line);
+        let serial = Serial::new(serial_line.unwrap_or(4), world, self.sink.clone());
+        let power = self.power();
+        let mut clock = Rtc::new((wall_ns() / 1_000_000_000) as i64);
+        let low = self.memory.regions().first().map_or(0, |region| region.len);
+        clock.set_memory_size(low, self.memory.size() - low);
+        let clock = Chip::new(clock, Some(8), world, |_, _| ());
+        for entry in BOARD {
+            let part: Arc<dyn Part> = match (entry.what, &self.soft) {
+                (_, None) if entry.with == With::SoftOnly => continue,
+                (What::Serial, _) => serial.clone(),
+                (What::Rtc, _) => clock.clone(),
+                (What::Power, _) => power.clone(),
+                (What::Keyboard, _) => self.keyboard(),
+                (What::Panic, _) => self.panic(),
+                (What::Pic, Some(soft)) => Arc::new(PicPart(soft.clone(), world.clone())),
+                (What::Timer, _) => Chip::new(Pit::new(), None, world, |pit, world| {
+                    if pit.take_edges() > 0 {
+                        world.lines.pulse(0);
+                    }
+                }),
+                (What::Pic, None) => continue,
+            };
+            for (window, (port, len)) in (0u8..).zip(entry.ports) {
+                ports.add(u64::from(*port), u64::from(*len), window, part.clone());
+            }
+            parts.push(part);
+        }
+        let mut attach = Attach::new(&self);
+        let (mut disk_work, mut vsock, mut console) = (Vec::new(), None, None);
+        let console_used = Arc::new(AtomicBool::new(false));
+        for (device, transport) in self.virtio_devices() {
+            match device {
+                Virtio::Rng => drop(attach.add(Rng::new(), RngHost::new()?, transport)?),
+                Virtio::Vsock => {
+                    vsock =
+                        Some(attach.add(Vsock::new(GUEST_CID), VsockHost(self.vsock.clone()), transport)?);
+                }
+                Virtio::Console => {
+                    let host = ConsoleHost { sink: self.sink.clone(), used: console_used.clone() };
+                    console = Some(attach.add(Console::new(80, 25), host, transport)?);
+                }
+                Virtio::Disk(disk) => disk_work.extend(self.add_disk(&mut attach, disk, transport)?),
+            }
+        }
+        let Attached { mmio, pci, virtio_mmio } = attach.finish();
+        let missing = || io::Error::other("the board's table lacks a device");
+        let board = Board {
+            world: world.clone(),
+            soft: self.soft.clone(),
+            ports,
+            mmio,
+            pci,
+            parts,
+            serial,
+            power,
+            clock,
+            console: console.ok_or_else(missing)?,
+            console_used,
+            sink: self.sink.clone(),
+        };
+        let acpi = AcpiSpec {
+            cpus: self.cpus,
+            pm_base: PM_BASE,
+            sci: SCI,
+            pci_window: PCI_WINDOW,
+            pci_window64: self.pci_window64(),
+            virtio_mmio,
+        };
+        let vsock = Arc::new(VsockSide(vsock.ok_or_else(missing)?));
+        Ok(Built { board: Arc::new(board), acpi, disk_work, vsock })
+    }
+
+    /// The second table: what this machine has besides the chips.
+    fn virtio_devices(&self) -> Vec<(Virtio, Transport)> {
+        let mut devices = vec![
+            (Virtio::Rng, Transport::Mmio(5)),
+            (Virtio::Vsock, Transport::Pci),
+            (Virtio::Console, Transport::Pci),
+        ];
+        devices.extend(self.disks.iter().map(|disk| (Virtio::Disk(disk.clone()), Transport::Pci)));
+        devices
+    }
+
+    fn pci_window64(&self) -> Range<u64> {
+        let end = self.memory.regions().last().map_or(0, |region| region.gpa.0 + region.len);
+        pci_window64(end)
+    }
+
+    fn power(&self) -> Arc<Chip<Pm>> {
+        let sink = self.sink.clone();
+        Chip::new(Pm::new(), Some(u32::from(SCI)), &self.world, move |pm, world| {
+            if pm.sleep_requested() == Some(pm::SLEEP_TYPE_S5) {
+                world.end(End::PowerOff);
+            }
+            if pm.reset_requested() {
+                reset(world, &sink);
+            }
+        })
+    }
+
+    fn keyboard(&self) -> Arc<dyn Part> {
+        let sink = self.sink.clone();
+        Chip::new(I8042::new(), None, &self.world, move |i8042, world| {
+            if i8042.reset_requested() {
+                reset(world, &sink);
+            }
+        })
+    }
+
+    fn panic(&self) -> Arc<dyn Part> {
+        Chip::new(PvPanic::new(), None, &self.world, |device, world| {
+            if device.panicked() && !device.crash_loaded() {
+                world.end(End::Panic);
+            }
+        })
+    }
+
+    fn add_disk(
+        &self,
+        attach: &mut Attach,
+        disk: Arc<dyn Disk>,
+        transport: Transport,
+    ) -> io::Result<Vec<DiskWork>> {
+        let queues = self.cpus.clamp(1, DISK_QUEUES_MAX) as u16;
+        let settings = BlkSettings {
+            bytes: disk.size(),
+            read_only: disk.read_only(),
+            block_size: DISK_BLOCK_SIZE,
+            queues,
+            id: format!("viv-disk-{}", attach.disks),
+        };
+        attach.disks += 1;
+        let (host, threads): (DiskHost, DiskThreads) = DiskHost::new(disk, queues);
+        let device = attach.add(Blk::new(settings), host, transport)?;
+        let world = self.world.clone();
+        Ok(threads.work(&device, &self.memory, move || world.control.ended()))
+    }
+}
+
+/// Collects virtio devices on their buses.
+struct Attach {
+    world: Arc<World>,
+    memory: GuestMemory,
+    windows: Allocator,
+    functions: BTreeMap<Bdf, Arc<dyn PciSlot>>,
+    next_slot: u8,
+    mmio: Ranges,
+    virtio_mmio: Vec<MmioDevice>,
+    disks: usize,
+}
+
+struct Attached {
+    mmio: Ranges,
+    pci: Pci,
+    virtio_mmio: Vec<MmioDevice>,
+}
+
+impl Attach {
+    fn new(plan: &Plan) -> Attach {
+        let high = plan.pci_window64();
+        let windows = Allocator::new(
+            (Gpa(PCI_WINDOW.start), PCI_WINDOW.end - PCI_WINDOW.start),
+            (Gpa(high.start), high.end - high.start),
+        );
+        let bridge: Arc<dyn PciSlot> = PlainFunction::new(HostBridge::new());
+        Attach {
+            world: plan.world.clone(),
+            memory: plan.memory.clone(),
+            windows,
+            functions: BTreeMap::from([(Bdf::root(0), bridge)]),
+            next_slot: 1,
+            mmio: Ranges::default(),
+            virtio_mmio: Vec::new(),
+            disks: 0,
+        }
+    }
+
+    fn add<D, H>(&mut self, device: D, host: H, transport: Transport) -> io::Result<Arc<dyn Hosted<D>>>
+    where
+        D: VirtioDevice + 'static,
+        H: crate::parts::HostSide<D> + 'static,
+    {
+        match transport {
+            Transport::Pci => {
+                let slot = self.next_slot;
+                if slot >= viv_arch::pci::DEVICES_PER_BUS {
+                    return Err(io::Error::other("the PCI bus has no slot left; use fewer disks"));
+                }
+                self.next_slot += 1;
+                let line = intx_gsi(slot, 0);
+                let mut function = VirtioPci::new(device, self.memory.clone(), line as u8);
+                if !function.place_bars(&mut self.windows) {
+                    return Err(io::Error::other("the PCI windows have no room left"));
+                }
+                let part = VirtioPart::new(function, host, line, &self.world);
+                self.functions.insert(Bdf::root(slot), part.clone());
+                Ok(part)
+            }
+            Transport::Mmio(line) => {
+                let gpa = Gpa(VIRTIO_MMIO + VIRTIO_MMIO_SIZE * self.virtio_mmio.len() as u64);
+                let transport = VirtioMmio::new(device, self.memory.clone());
+                let part = VirtioPart::new(transport, host, line, &self.world);
+                self.mmio.add(gpa.0, VIRTIO_MMIO_SIZE, 0, part.clone());
+                self.virtio_mmio.push(MmioDevice { gpa, len: VIRTIO_MMIO_SIZE as u32, gsi: line });
+                Ok(part)
+            }
+        }
+    }
+
+    fn finish(self) -> Attached {
+        let pci = Pci::new(PciRoot::new(Gpa(ECAM), 256), self.functions);
+        Attached { mmio: self.mmio, pci, virtio_mmio: self.virtio_mmio }
+    }
+}
+
+impl Board {
+    /// The guest asked for a reset by a way that is nobody's device.
+    pub(crate) fn reset(&self) {
+        reset(&self.world, &self.sink);
+    }
+
+    /// Bytes from the user.
+    pub(crate) fn input(&self, bytes: &[u8]) {
+        if self.console_used.load(Ordering::Relaxed) {
+            self.console.with_device(&mut |console, rings| {
+                // What does not fit is dropped, as on any serial line.
+                console.input(rings, bytes);
+            });
+        } else {
+            self.serial.input(bytes);
+        }
+    }
+
+    /// Somebody presses the power button.
+    pub(crate) fn press_power_button(&self) {
+        self.power.with(|pm, _| pm.press_power_button());
+    }
+
+    /// The machine goes on after a pause: the real-time clock shows the real time again.
+    pub(crate) fn resumed(&self) {
+        self.clock.with(|rtc, now| rtc.set_unix_s((wall_ns() / 1_000_000_000) as i64, now));
+    }
+
+    /// The local APIC of vCPU `index` has another deadline now.
+    pub(crate) fn publish_deadline(&self, index: usize, deadline: Option<u64>) {
+        let Some(cpu) = self.world.cpus.get(index) else { return };
+        cpu.deadline.store(deadline.unwrap_or(u64::MAX), Ordering::SeqCst);
+        if let Some(deadline) = deadline {
+            self.world.alarm.consider(deadline);
+        }
+    }
+
+    /// The thread that serves deadlines: those of the chips here, those of local APICs by poking their vCPUs.
+    pub(crate) fn keep_time(&self) {
+        let world = &self.world;
+        while !world.control.ended() {
+            world.alarm.begin();
+            let now = world.clock.now();
+            let mut next = u64::MAX;
+            for part in &self.parts {
+                if part.deadline().is_some_and(|deadline| deadline <= now) {
+                    part.tick(now);
+                }
+                next = next.min(part.deadline().unwrap_or(u64::MAX));
+            }
+            for cpu in world.cpus.iter() {
+                let deadline = cpu.deadline.load(Ordering::SeqCst);
+                if deadline <= now {
+                    // Once only: the vCPU publishes its next deadline itself.
+                    let _ =
+                        cpu.deadline.compare_exchange(deadline, u64::MAX, Ordering::SeqCst, Ordering::SeqCst);
+                    cpu.poke();
+                } else {
+                    next = next.min(deadline);
+                }
+            }
+            world.alarm.aim(next);
+            let timeout = if next == u64::MAX { None } else { world.clock.until(next) };
+            world.alarm.sleep(timeout);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_chips_answer_at_one_port() {
+        let mut windows: Vec<(u16, u16)> = BOARD.iter().flat_map(|entry| entry.ports).copied().collect();
+        windows.push((0xcf8, 8));
+        windows.sort_unstable();
+        for pair in windows.windows(2) {
+            assert!(pair[0].0 + pair[0].1 <= pair[1].0, "{pair:x?}");
+        }
+    }
+}

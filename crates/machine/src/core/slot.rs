@@ -1,0 +1,122 @@
+//! What the machine keeps of each vCPU: its local APIC (for the software CPU), events on their way, and how to
+//! wake it.
+use super::lock;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+use viv_cpu::{CpuEvent, Kick};
+use viv_devices::BusDevice;
+use viv_devices::chips::lapic::Lapic;
+
+/// INIT and SIPI follow each other; more than this waiting means that nobody takes them.
+const EVENTS_MAX: usize = 16;
+
+/// See the module.
+pub(crate) struct CpuSlot {
+    lapic: Mutex<Lapic>,
+    events: Mutex<VecDeque<CpuEvent>>,
+    has_events: AtomicBool,
+    /// An ExtINT message has come: the vector is the 8259A's.
+    pub(crate) extint: AtomicBool,
+    /// When the local APIC's timer is due, for the timekeeper; `u64::MAX` when it need not care.
+    pub(crate) deadline: AtomicU64,
+    kick: OnceLock<Arc<dyn Kick>>,
+    woken: Mutex<bool>,
+    wake: Condvar,
+    /// Kernel thread ID, 0 before the start.
+    pub(crate) thread: AtomicU64,
+}
+
+impl CpuSlot {
+    /// The slot of vCPU `index`; the first one's local APIC is wired as firmware leaves it.
+    pub(crate) fn new(index: u32) -> CpuSlot {
+        let mut lapic = Lapic::new(index, index == 0);
+        if index == 0 {
+            lapic.set_virtual_wire();
+        }
+        CpuSlot {
+            lapic: Mutex::new(lapic),
+            events: Mutex::new(VecDeque::new()),
+            has_events: AtomicBool::new(false),
+            extint: AtomicBool::new(false),
+            deadline: AtomicU64::new(u64::MAX),
+            kick: OnceLock::new(),
+            woken: Mutex::new(false),
+            wake: Condvar::new(),
+            thread: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn set_kick(&self, kick: Arc<dyn Kick>) {
+        // Set once, when the vCPU is made.
+        let _ = self.kick.set(kick);
+    }
+
+    /// Whoever calls holds no other local APIC.
+    pub(crate) fn lapic<R>(&self, act: impl FnOnce(&mut Lapic) -> R) -> R {
+        act(&mut lock(&self.lapic))
+    }
+
+    /// Takes the local APIC's timer to `now`: whether it fired, and when it is due next.
+    pub(crate) fn tick(&self, now: u64) -> (bool, Option<u64>) {
+        self.lapic(|lapic| {
+            let fired = lapic.deadline().is_some_and(|deadline| deadline <= now);
+            lapic.tick(now);
+            (fired, lapic.deadline())
+        })
+    }
+
+    pub(crate) fn push_event(&self, event: CpuEvent) {
+        let mut events = lock(&self.events);
+        if events.len() < EVENTS_MAX {
+            events.push_back(event);
+        }
+        self.has_events.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn take_event(&self) -> Option<CpuEvent> {
+        if !self.has_events.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut events = lock(&self.events);
+        let event = events.pop_front();
+        self.has_events.store(!events.is_empty(), Ordering::Release);
+        event
+    }
+
+    /// There is something new to look at: an interrupt or an event.
+    pub(crate) fn poke(&self) {
+        if let Some(kick) = self.kick.get() {
+            kick.poke();
+        }
+        self.rouse();
+    }
+
+    /// Makes `run` return.
+    pub(crate) fn kick(&self) {
+        if let Some(kick) = self.kick.get() {
+            kick.kick();
+        }
+        self.rouse();
+    }
+
+    fn rouse(&self) {
+        *lock(&self.woken) = true;
+        self.wake.notify_one();
+    }
+
+    /// The halted vCPU's thread sleeps until it is roused, or for `timeout`. What came since it was last asleep counts.
+    pub(crate) fn sleep(&self, timeout: Option<Duration>) {
+        let mut woken = lock(&self.woken);
+        if !*woken {
+            woken = match timeout {
+                Some(timeout) => {
+                    self.wake.wait_timeout(woken, timeout).unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self.wake.wait(woken).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+        *woken = false;
+    }
+}

@@ -1,0 +1,72 @@
+//! What the machine reads from the host before it starts: kernel, initrd, and how much memory there is.
+use crate::layout::MIB;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+use viv_model::{Fault, Kind};
+
+/// Largest file that is taken as a kernel or an initrd.
+const FILE_MAX: u64 = 4 << 30;
+
+/// Reads the file that the user named as the machine's `what`.
+pub(crate) fn read(path: &Path, what: &str) -> Result<Vec<u8>, Fault> {
+    let failed = |error: io::Error| {
+        let name = path.display();
+        match error.kind() {
+            io::ErrorKind::NotFound => Fault::new(
+                Kind::NotFound,
+                format!("the {what} {name} does not exist"),
+                format!("check the path given with --{what}"),
+            ),
+            io::ErrorKind::PermissionDenied => Fault::new(
+                Kind::Denied,
+                format!("the {what} {name} may not be read by this user"),
+                format!("make it readable: sudo chmod a+r {name}"),
+            ),
+            _ => Fault::new(
+                Kind::Error,
+                format!("cannot read the {what} {name}: {error}"),
+                format!("use --{what} with a readable file"),
+            ),
+        }
+    };
+    let meta = std::fs::metadata(path).map_err(failed)?;
+    if !meta.is_file() {
+        let is = if meta.is_dir() { "a directory" } else { "not a regular file" };
+        return Err(Fault::new(
+            Kind::Usage,
+            format!("the {what} {} is {is}", path.display()),
+            format!("use --{what} with a file"),
+        ));
+    }
+    if meta.len() > FILE_MAX {
+        return Err(Fault::new(
+            Kind::Usage,
+            format!("the {what} {} has {} MiB, more than any", path.display(), meta.len() / MIB),
+            format!("use --{what} with the right file"),
+        ));
+    }
+    let mut bytes = Vec::with_capacity(meta.len() as usize);
+    File::open(path).and_then(|file| file.take(FILE_MAX).read_to_end(&mut bytes)).map_err(failed)?;
+    Ok(bytes)
+}
+
+/// MiB of memory that the host can give, or `None` if it does not say.
+fn available_mib() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kib / 1024)
+}
+
+/// Refuses a machine with more memory than the host has.
+pub(crate) fn check_memory(mib: u64) -> Result<(), Fault> {
+    match available_mib() {
+        Some(available) if mib > available => Err(Fault::new(
+            Kind::NoCapacity,
+            format!("the machine wants {mib} MiB of memory and this host has {available} MiB free"),
+            format!("use --memory with at most {}M, or end other programs", available / 16 * 15),
+        )),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,374 @@
+//! A machine from its description to its end.
+use crate::acpi;
+use crate::board::{Board, Built, Plan};
+use crate::boot::{self, BootFiles};
+use crate::core::{Alarm, Clock, Control, CpuSlot, KvmWires, Lines, Phase, SoftWires, Wires, World, lock};
+use crate::files;
+use crate::layout::{self, ACPI_TABLES};
+use crate::parts::{ConsoleSink, DiskWork};
+use crate::threads::{self, Engine};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use viv_arch::x86::{Activity, CpuState};
+use viv_block::{Disk, RawDisk};
+use viv_cpu::CpuError;
+use viv_cpu::kvm::{CpuLevel, KvmPlaces, KvmVm, KvmWorth, probe_kvm};
+use viv_mem::{Gpa, GuestMemory};
+use viv_model::{Accel, End, Fault, Kind, MachineSpec};
+use viv_net::vsock::{VsockGuest, VsockMuxer, Waker};
+
+/// How long vCPUs may take to stand still.
+const PAUSE_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Takes what the guest writes to its console.
+pub type ConsoleWriter = Box<dyn Fn(&[u8]) + Send + Sync>;
+
+/// The machine's ends towards its process.
+pub struct MachineIo {
+    /// Takes what the guest writes to its console. Called from one thread of the machine; while it blocks, the
+    /// guest is slowed down.
+    pub console: ConsoleWriter,
+    /// The Unix socket to serve the guest's vsock on.
+    pub vsock: Option<PathBuf>,
+}
+
+/// What a machine has used so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MachineStats {
+    /// Guest time since the first start, nanoseconds; pauses do not count.
+    pub uptime_ns: u64,
+    /// Processor time of the host that each vCPU has used.
+    pub vcpu_time: Vec<Duration>,
+}
+
+/// What waits for the start.
+struct Parked {
+    engines: Vec<Engine>,
+    disk_work: Vec<DiskWork>,
+    console: ConsoleWriter,
+}
+
+/// A whole computer.
+pub struct Machine {
+    board: Arc<Board>,
+    world: Arc<World>,
+    accel: Accel,
+    kvm: Option<Arc<KvmVm>>,
+    /// kvmclock's value at the last pause.
+    kvm_clock: Mutex<Option<u64>>,
+    sink: Arc<ConsoleSink>,
+    parked: Mutex<Option<Parked>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    console_thread: Mutex<Option<JoinHandle<()>>>,
+    muxer: Mutex<Option<VsockMuxer>>,
+    _memory: GuestMemory,
+}
+
+fn cpu_fault(error: CpuError) -> Fault {
+    let cause = std::error::Error::source(&error).map_or(String::new(), |source| format!(": {source}"));
+    Fault::new(
+        Kind::Error,
+        format!("cannot make the machine's processors: {error}{cause}"),
+        "use --accel soft, which needs nothing from the host",
+    )
+}
+
+fn io_fault(what: &str, error: &std::io::Error) -> Fault {
+    Fault::new(
+        Kind::Error,
+        format!("cannot {what}: {error}"),
+        "end programs that use many files, threads or much memory, and try again",
+    )
+}
+
+/// Which processor the machine gets.
+fn resolve(accel: Accel) -> Result<Accel, Fault> {
+    if accel == Accel::Soft {
+        return Ok(Accel::Soft);
+    }
+    let report = probe_kvm();
+    match (accel, report.worth) {
+        (_, KvmWorth::Good) => Ok(Accel::Kvm),
+        (Accel::Auto, _) => Ok(Accel::Soft),
+        (_, worth) => {
+            let kind = if worth == KvmWorth::Denied { Kind::Denied } else { Kind::Error };
+            Err(Fault::new(kind, format!("cannot use KVM: {}", report.sentence), report.fix))
+        }
+    }
+}
+
+impl Machine {
+    /// Builds the machine that `spec` describes: opens and locks its disks, loads its kernel, makes its vCPUs. It
+    /// runs nothing yet.
+    pub fn build(spec: &MachineSpec, io: MachineIo) -> Result<Machine, Fault> {
+        spec.check()?;
+        let kernel = files::read(&spec.kernel, "kernel")?;
+        let initrd = spec.initrd.as_deref().map(|path| files::read(path, "initrd")).transpose()?;
+        files::check_memory(spec.memory_mib)?;
+        let mut disks: Vec<Arc<dyn Disk>> = Vec::new();
+        for disk in &spec.disks {
+            disks.push(Arc::new(RawDisk::open(&disk.path, disk.read_only)?));
+        }
+        let accel = resolve(spec.accel)?;
+        let memory = GuestMemory::new(&layout::ram(spec.memory_mib)).map_err(|error| {
+            Fault::new(
+                Kind::NoCapacity,
+                format!("the host gives no {} MiB of memory: {error}", spec.memory_mib),
+                "use a smaller --memory, or end other programs",
+            )
+        })?;
+        let cpus: Arc<[CpuSlot]> = (0..spec.cpus).map(CpuSlot::new).collect();
+        let kvm =
+            (accel == Accel::Kvm).then(|| make_kvm(&memory, spec.cpus)).transpose().map_err(cpu_fault)?;
+        let soft = kvm.is_none().then(|| Arc::new(SoftWires::new(cpus.clone())));
+        let wires: Arc<dyn Wires> = match (&kvm, &soft) {
+            (Some(kvm), _) => Arc::new(KvmWires(kvm.clone())),
+            (None, Some(soft)) => soft.clone(),
+            (None, None) => unreachable!("a machine without KVM has its own interrupt chips"),
+        };
+        let world = Arc::new(World {
+            clock: Clock::new(),
+            lines: Lines::new(wires),
+            control: Control::new(),
+            alarm: Alarm::new(),
+            cpus,
+        });
+        let sink = ConsoleSink::new();
+        let waker = io.vsock.as_ref().map(|_| Waker::new()).transpose();
+        let waker = waker.map_err(|error| io_fault("make an event file", &error))?;
+        let plan = Plan {
+            world: world.clone(),
+            soft,
+            memory: memory.clone(),
+            cpus: spec.cpus,
+            disks,
+            vsock: waker.clone(),
+            sink: sink.clone(),
+        };
+        let Built { board, acpi, disk_work, vsock } =
+            plan.build().map_err(|error| io_fault("build the machine's devices", &error))?;
+        let state = load(spec, &memory, &kernel, initrd.as_deref(), &acpi)?;
+        let engines = make_engines(&memory, kvm.as_deref(), &world, state).map_err(cpu_fault)?;
+        let muxer = match (&io.vsock, waker) {
+            (Some(path), Some(waker)) => Some(start_muxer(path, vsock, waker)?),
+            _ => None,
+        };
+        Ok(Machine {
+            board,
+            world,
+            accel,
+            kvm,
+            kvm_clock: Mutex::new(None),
+            sink,
+            parked: Mutex::new(Some(Parked { engines, disk_work, console: io.console })),
+            threads: Mutex::new(Vec::new()),
+            console_thread: Mutex::new(None),
+            muxer: Mutex::new(muxer),
+            _memory: memory,
+        })
+    }
+
+    /// Which processor it has: [`Accel::Kvm`] or [`Accel::Soft`].
+    pub fn accel(&self) -> Accel {
+        self.accel
+    }
+
+    /// Begins to run.
+    pub fn start(&self) -> Result<(), Fault> {
+        let Some(parked) = lock(&self.parked).take() else {
+            return Err(refused("start", self.world.control.phase()));
+        };
+        let fault = |error: std::io::Error| io_fault("start the machine's threads", &error);
+        let sink = self.sink.clone();
+        let console =
+            threads::spawn("console".to_string(), &self.world, move || sink.serve(&*parked.console));
+        *lock(&self.console_thread) = Some(console.map_err(fault)?);
+        let mut handles = lock(&self.threads);
+        for (index, work) in parked.disk_work.into_iter().enumerate() {
+            // They end when the machine is dropped, and are not waited for: a disk may hang.
+            drop(threads::spawn(format!("disk-{index}"), &self.world, work).map_err(fault)?);
+        }
+        let board = self.board.clone();
+        let keeper = threads::spawn("timekeeper".to_string(), &self.world, move || {
+            threads::sleep_accurately();
+            board.keep_time();
+        });
+        handles.push(keeper.map_err(fault)?);
+        for (index, engine) in parked.engines.into_iter().enumerate() {
+            let board = self.board.clone();
+            let thread = threads::spawn(format!("vcpu-{index}"), &self.world, move || {
+                threads::run_vcpu(engine, board, index);
+            });
+            handles.push(thread.map_err(fault)?);
+        }
+        self.world.clock.thaw();
+        // A kill may have come first: then the threads end at once.
+        let _ = self.world.control.go(&[Phase::Ready], Phase::Running);
+        self.world.alarm.wake();
+        Ok(())
+    }
+
+    /// Stands still: vCPUs and the guest's clock.
+    pub fn pause(&self) -> Result<(), Fault> {
+        let control = &self.world.control;
+        control.go(&[Phase::Running], Phase::Paused).map_err(|phase| refused("pause", phase))?;
+        self.world.interrupt_all();
+        if !control.wait_standing(self.world.cpus.len(), PAUSE_TIME_MAX) {
+            // Back to where it was; a kill meanwhile stands.
+            let _ = control.go(&[Phase::Paused], Phase::Running);
+            return Err(Fault::new(
+                Kind::Error,
+                "the machine's processors do not come to a stop",
+                "try again; if that does not help, end it with: viv kill",
+            ));
+        }
+        if let Some(kvm) = &self.kvm {
+            *lock(&self.kvm_clock) = kvm.clock_ns().ok();
+        }
+        self.world.clock.freeze();
+        self.world.alarm.wake();
+        Ok(())
+    }
+
+    /// Goes on after a pause.
+    pub fn resume(&self) -> Result<(), Fault> {
+        let control = &self.world.control;
+        if control.phase() != Phase::Paused {
+            return Err(refused("resume", control.phase()));
+        }
+        if let (Some(kvm), Some(clock)) = (&self.kvm, lock(&self.kvm_clock).take()) {
+            kvm.set_clock_ns(clock).map_err(cpu_fault)?;
+        }
+        self.world.clock.thaw();
+        self.board.resumed();
+        // A kill may have come first.
+        let _ = control.go(&[Phase::Paused], Phase::Running);
+        self.world.alarm.wake();
+        Ok(())
+    }
+
+    /// Presses the power button: the guest shuts itself down, if it listens.
+    pub fn power_button(&self) {
+        self.board.press_power_button();
+    }
+
+    /// Ends it now.
+    pub fn kill(&self) {
+        self.world.end(End::Killed);
+    }
+
+    /// Bytes from the user. They wait in the machine until the guest takes them.
+    pub fn console_input(&self, bytes: &[u8]) {
+        self.board.input(bytes);
+    }
+
+    /// Blocks until the end; all console output has been handed over then.
+    pub fn wait(&self) -> End {
+        let end = self.world.control.wait_end();
+        self.sink.set_free();
+        self.world.interrupt_all();
+        let threads: Vec<JoinHandle<()>> = lock(&self.threads).drain(..).collect();
+        for thread in threads {
+            // Its panic has been told as the machine's end.
+            let _ = thread.join();
+        }
+        drop(lock(&self.muxer).take());
+        self.sink.close();
+        if let Some(thread) = lock(&self.console_thread).take() {
+            let _ = thread.join();
+        }
+        end
+    }
+
+    /// What it has used so far.
+    pub fn stats(&self) -> MachineStats {
+        let times = self.world.cpus.iter().map(|cpu| threads::cpu_time(cpu.thread.load(Ordering::Relaxed)));
+        MachineStats {
+            uptime_ns: self.world.clock.now(),
+            vcpu_time: times.map(Option::unwrap_or_default).collect(),
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.kill();
+        self.wait();
+    }
+}
+
+fn refused(what: &str, phase: Phase) -> Fault {
+    let (is, fix) = match phase {
+        Phase::Ready => ("not started", "start it first"),
+        Phase::Running => ("running", "nothing needs to be done"),
+        Phase::Paused => ("paused", "resume it first"),
+        Phase::Ended => ("at its end", "start it again"),
+    };
+    Fault::new(Kind::Conflict, format!("cannot {what} the machine: it is {is}"), fix)
+}
+
+fn make_kvm(memory: &GuestMemory, cpus: u32) -> Result<Arc<KvmVm>, CpuError> {
+    let places = KvmPlaces { tss: Gpa(layout::KVM_TSS), identity_map: Gpa(layout::KVM_IDENTITY_MAP) };
+    KvmVm::new(memory, cpus, CpuLevel::V2, places).map(Arc::new)
+}
+
+fn load(
+    spec: &MachineSpec,
+    memory: &GuestMemory,
+    kernel: &[u8],
+    initrd: Option<&[u8]>,
+    acpi: &acpi::AcpiSpec,
+) -> Result<CpuState, Fault> {
+    let boot_files = BootFiles { kernel, initrd, cmdline: &spec.append };
+    let map = layout::e820(spec.memory_mib);
+    let state = boot::load(memory, &map, ACPI_TABLES, &boot_files)
+        .map_err(|error| error.fault(&spec.kernel, spec.initrd.as_deref()))?;
+    memory.write(ACPI_TABLES, &acpi::tables(acpi)).map_err(|error| {
+        Fault::new(
+            Kind::NoCapacity,
+            format!("no room for the ACPI tables: {error}"),
+            "use --memory with at least 16M",
+        )
+    })?;
+    Ok(state)
+}
+
+fn make_engines(
+    memory: &GuestMemory,
+    kvm: Option<&KvmVm>,
+    world: &World,
+    boot_state: CpuState,
+) -> Result<Vec<Engine>, CpuError> {
+    let _ = memory;
+    let mut boot_state = Some(boot_state);
+    let mut engines = Vec::new();
+    for (index, slot) in (0u32..).zip(world.cpus.iter()) {
+        let mut engine = match kvm {
+            Some(kvm) => Engine::Kvm(kvm.vcpu(index)?),
+            None => return Err(CpuError::Missing { what: "the software CPU, which comes next".to_string() }),
+        };
+        match boot_state.take() {
+            Some(state) => engine.vcpu().load(&state)?,
+            None => {
+                engine.vcpu().load(&CpuState { activity: Activity::WaitForSipi, ..CpuState::default() })?;
+            }
+        }
+        slot.set_kick(engine.vcpu().kicker());
+        engines.push(engine);
+    }
+    Ok(engines)
+}
+
+fn start_muxer(path: &Path, guest: Arc<dyn VsockGuest>, waker: Waker) -> Result<VsockMuxer, Fault> {
+    VsockMuxer::start(path, guest, waker).map_err(|error| {
+        let cause = std::error::Error::source(&error).map_or(String::new(), |source| format!(": {source}"));
+        Fault::new(
+            Kind::Error,
+            format!("{error}{cause}"),
+            "remove what is in its way, or use another directory",
+        )
+    })
+}

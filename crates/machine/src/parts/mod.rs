@@ -1,0 +1,35 @@
+//! Devices with what they lack as pure state machines: a lock, a way to the world, and threads for real I/O.
+
+mod chip;
+mod console;
+mod disk;
+mod pci;
+mod serial;
+mod virtio;
+mod vsock;
+
+pub(crate) use chip::Chip;
+pub(crate) use console::ConsoleHost;
+pub(crate) use disk::{DiskHost, DiskThreads, DiskWork};
+pub(crate) use pci::{Pci, PciSlot, PlainFunction};
+pub(crate) use serial::{ConsoleSink, Serial};
+pub(crate) use virtio::{HostSide, Hosted, RngHost, VirtioPart};
+pub(crate) use vsock::{VsockHost, VsockSide};
+
+use viv_devices::Access;
+
+/// A device on the port or MMIO bus. Calls come from every vCPU's thread.
+pub(crate) trait Part: Send + Sync {
+    /// The guest reads.
+    fn read(&self, access: Access) -> u64;
+    /// The guest writes.
+    fn write(&self, access: Access, value: u64);
+    /// When [`Part::tick`] is due, in guest time.
+    fn deadline(&self) -> Option<u64> {
+        None
+    }
+    /// Time has come to `now`.
+    fn tick(&self, now: u64) {
+        let _ = now;
+    }
+}

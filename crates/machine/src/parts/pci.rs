@@ -1,0 +1,133 @@
+//! PCI: which function an access belongs to, and the functions behind their locks.
+use crate::core::{World, lock};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use viv_arch::pci::{Bdf, CONFIG_ADDRESS_PORT};
+use viv_devices::Interrupt;
+use viv_devices::pci::{PciFunction, PciRoot, Target};
+use viv_mem::Gpa;
+
+/// A function behind its lock.
+pub(crate) trait PciSlot: Send + Sync {
+    /// Does something to the function, then tells the world what followed.
+    fn with_function(&self, act: &mut dyn FnMut(&mut dyn PciFunction));
+}
+
+/// Delivers the interrupts of a device that shares line `gsi`.
+pub(crate) fn deliver(world: &World, gsi: u32, interrupts: Vec<Interrupt>) {
+    for interrupt in interrupts {
+        match interrupt {
+            Interrupt::Line(level) => world.lines.drive(gsi, level),
+            Interrupt::Message { address, data } => world.lines.message(address, data),
+        }
+    }
+}
+
+/// A function without a host side.
+pub(crate) struct PlainFunction<F>(Mutex<F>);
+
+impl<F: PciFunction> PlainFunction<F> {
+    pub(crate) fn new(function: F) -> Arc<PlainFunction<F>> {
+        Arc::new(PlainFunction(Mutex::new(function)))
+    }
+}
+
+impl<F: PciFunction> PciSlot for PlainFunction<F> {
+    fn with_function(&self, act: &mut dyn FnMut(&mut dyn PciFunction)) {
+        act(&mut *lock(&self.0));
+    }
+}
+
+/// The root with all functions.
+pub(crate) struct Pci {
+    root: Mutex<PciRoot>,
+    functions: BTreeMap<Bdf, Arc<dyn PciSlot>>,
+}
+
+/// Last port of the configuration mechanism.
+const CONFIG_PORT_LAST: u16 = CONFIG_ADDRESS_PORT + 7;
+
+impl Pci {
+    /// The functions have their BARs placed already.
+    pub(crate) fn new(mut root: PciRoot, functions: BTreeMap<Bdf, Arc<dyn PciSlot>>) -> Pci {
+        for (bdf, slot) in &functions {
+            slot.with_function(&mut |function| root.set_bars(*bdf, function.bars()));
+        }
+        Pci { root: Mutex::new(root), functions }
+    }
+
+    /// Whether `port` is one of CONFIG_ADDRESS and CONFIG_DATA.
+    pub(crate) fn has_port(port: u16) -> bool {
+        (CONFIG_ADDRESS_PORT..=CONFIG_PORT_LAST).contains(&port)
+    }
+
+    pub(crate) fn port_read(&self, port: u16, size: u8) -> u32 {
+        let root = lock(&self.root);
+        if port < CONFIG_ADDRESS_PORT + 4 {
+            return root.read_address(port, size);
+        }
+        let target = root.route_port(port);
+        drop(root);
+        target.map_or(u32::MAX, |target| self.read(target, size) as u32)
+    }
+
+    pub(crate) fn port_write(&self, port: u16, size: u8, value: u32) {
+        let mut root = lock(&self.root);
+        if port < CONFIG_ADDRESS_PORT + 4 {
+            root.write_address(port, size, value);
+            return;
+        }
+        let target = root.route_port(port);
+        drop(root);
+        if let Some(target) = target {
+            self.write(target, size, u64::from(value));
+        }
+    }
+
+    /// A read of `gpa`, if PCI answers there.
+    pub(crate) fn mmio_read(&self, gpa: Gpa, size: u8) -> Option<u64> {
+        let target = lock(&self.root).route(gpa)?;
+        Some(self.read(target, size))
+    }
+
+    /// A write to `gpa`; whether PCI answers there.
+    pub(crate) fn mmio_write(&self, gpa: Gpa, size: u8, value: u64) -> bool {
+        let target = lock(&self.root).route(gpa);
+        if let Some(target) = target {
+            self.write(target, size, value);
+        }
+        target.is_some()
+    }
+
+    fn read(&self, target: Target, size: u8) -> u64 {
+        let (Target::Config { bdf, .. } | Target::Bar { bdf, .. }) = target;
+        let mut value = u64::MAX;
+        if let Some(slot) = self.functions.get(&bdf) {
+            slot.with_function(&mut |function| {
+                value = match target {
+                    // Wider accesses do not exist in configuration space.
+                    Target::Config { offset, .. } => u64::from(function.config_read(offset, size.min(4))),
+                    Target::Bar { bar, offset, .. } => function.bar_read(bar, offset, size),
+                }
+            });
+        }
+        value
+    }
+
+    fn write(&self, target: Target, size: u8, value: u64) {
+        let (Target::Config { bdf, .. } | Target::Bar { bdf, .. }) = target;
+        let Some(slot) = self.functions.get(&bdf) else { return };
+        let mut moved = None;
+        slot.with_function(&mut |function| match target {
+            Target::Config { offset, .. } => {
+                if function.config_write(offset, size.min(4), value as u32) {
+                    moved = Some(function.bars());
+                }
+            }
+            Target::Bar { bar, offset, .. } => function.bar_write(bar, offset, size, value),
+        });
+        if let Some(bars) = moved {
+            lock(&self.root).set_bars(bdf, bars);
+        }
+    }
+}
