@@ -1,7 +1,8 @@
 //! The seam to whatever computer the process runs.
 use crate::console::Console;
 use std::sync::Arc;
-use viv_api::runner::RunnerSpec;
+use viv_api::runner::{RunnerSpec, VSOCK};
+use viv_machine::{Machine, MachineIo};
 use viv_model::{Accel, End, Fault};
 
 /// A guest that has been built. Every call may come from any thread.
@@ -28,7 +29,36 @@ pub trait Guest: Send + Sync {
 /// the guest before had open is closed by then.
 pub type Build = dyn Fn(&RunnerSpec, Arc<Console>) -> Result<Arc<dyn Guest>, Fault> + Send + Sync;
 
-/// Builds a whole computer.
-pub(crate) fn machine(_spec: &RunnerSpec, _console: Arc<Console>) -> Result<Arc<dyn Guest>, Fault> {
-    Err(Fault::new(viv_model::Kind::Error, "there is no machine yet", "wait for it"))
+impl Guest for Machine {
+    fn start(&self) -> Result<(), Fault> {
+        Machine::start(self)
+    }
+    fn pause(&self) -> Result<(), Fault> {
+        Machine::pause(self)
+    }
+    fn resume(&self) -> Result<(), Fault> {
+        Machine::resume(self)
+    }
+    fn power_button(&self) {
+        Machine::power_button(self);
+    }
+    fn kill(&self) {
+        Machine::kill(self);
+    }
+    fn console_input(&self, bytes: &[u8]) {
+        Machine::console_input(self, bytes);
+    }
+    fn wait(&self) -> End {
+        Machine::wait(self)
+    }
+    fn accel(&self) -> Accel {
+        Machine::accel(self)
+    }
+}
+
+/// Builds a whole computer. Its sockets are in the working directory, which is the VM's own.
+pub(crate) fn machine(spec: &RunnerSpec, console: Arc<Console>) -> Result<Arc<dyn Guest>, Fault> {
+    let output = Box::new(move |bytes: &[u8]| console.write(bytes));
+    let machine = Machine::build(&spec.machine, MachineIo { console: output, vsock: Some(VSOCK.into()) })?;
+    Ok(Arc::new(machine))
 }
