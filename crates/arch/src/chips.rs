@@ -31,6 +31,10 @@ pub struct UartSaved {
     pub msr: u8,
     /// The transmitter-empty interrupt has not been answered.
     pub empty_pending: bool,
+    /// Input has come since the guest last found no interrupt pending.
+    pub burst: bool,
+    /// Since when the receiver FIFO has been empty after it, ns.
+    pub emptied: Option<u64>,
 }
 
 /// MC146818 with its CMOS memory.

@@ -138,6 +138,8 @@ proptest! {
             receiver: bytes.clone(), wire: bytes.clone(), ier: small[0], fcr: small[1], lcr: small[2],
             mcr: small[3], scr: small[4], divisor: large[0] as u16, overrun: flag(0), msr: small[5],
             empty_pending: flag(1),
+            burst: flag(0),
+            emptied: flag(2).then_some(large[1]),
         });
         let stopped = CalendarSaved {
             year: large[1] as i64, month: small[6], day: small[7], weekday: small[8], hour: small[9],

@@ -3,7 +3,9 @@
 //! The line has no speed: a byte that the guest sends is on the wire at once, and a character timeout
 //! follows at once on any byte that is left below the trigger level. The machine drains
 //! [`Uart::transmitted`] after each write and offers input with [`Uart::receive`] while
-//! [`Uart::ready_for_input`] holds: so neither the kernel's FIFO resets nor a slow guest lose a byte.
+//! [`Uart::ready_for_input`] holds: so neither the kernel's FIFO resets nor a slow guest lose a byte, and
+//! each burst of input is an interrupt of its own. On an endless line an interrupt handler would never find
+//! the FIFO empty, give up in the end, and then wait for an edge that has already been.
 
 use super::{read_byte_lanes, write_byte_lanes};
 use crate::{Access, BusDevice, Ns};
@@ -96,6 +98,10 @@ pub const FIFO_LEN: usize = 16;
 /// Most bytes on the wire that the machine has not yet collected; beyond them the transmitter is busy.
 pub const WIRE_LEN_MAX: usize = 64;
 
+/// A driver that has emptied the FIFO and does not ask for the cause of the interrupt gets more input after
+/// this time (that of 11 characters at 115,200 bit/s).
+const QUIET_NS: Ns = 1_000_000;
+
 /// A 16550A. One window of 8 ports.
 #[derive(Clone, Debug)]
 pub struct Uart {
@@ -115,6 +121,10 @@ pub struct Uart {
     modem_delta: u8,
     /// The transmitter-empty interrupt has not been answered yet.
     empty_pending: bool,
+    /// Input has come since the guest last found no interrupt pending.
+    burst: bool,
+    /// Since when the FIFO has been empty after it.
+    emptied: Option<Ns>,
 }
 
 impl Default for Uart {
@@ -140,6 +150,8 @@ impl Uart {
             modem_lines: 0,
             modem_delta: 0,
             empty_pending: false,
+            burst: false,
+            emptied: None,
         };
         uart.modem_lines = uart.lines_now();
         uart
@@ -154,13 +166,17 @@ impl Uart {
         let room = self.depth().saturating_sub(self.rx.len());
         let taken = bytes.len().min(room);
         self.rx.extend(bytes.iter().take(taken));
+        if taken > 0 {
+            (self.burst, self.emptied) = (true, None);
+        }
         taken
     }
 
-    /// Whether input given now reaches the guest's driver: it has enabled the receive interrupt, so its
-    /// FIFO resets are over, and there is room. Earlier input waits in the machine.
+    /// Whether input given now reaches the guest's driver as an interrupt: it has enabled that, so its FIFO
+    /// resets are over, there is room, and it is done with the last burst. Earlier input waits in the machine.
     pub fn ready_for_input(&self) -> bool {
-        self.ier & ier::RECEIVED_DATA != 0 && !self.loopback() && self.rx.len() < self.depth()
+        let listens = self.ier & ier::RECEIVED_DATA != 0 && !self.loopback();
+        listens && !self.burst && self.rx.len() < self.depth()
     }
 
     /// Takes the bytes that the guest has sent.
@@ -248,6 +264,15 @@ impl Uart {
         self.empty_pending = true;
     }
 
+    /// Notes when the guest has taken all of a burst.
+    fn watch_fifo(&mut self, now: Ns) {
+        if !self.burst || !self.rx.is_empty() {
+            self.emptied = None;
+        } else if self.emptied.is_none() {
+            self.emptied = Some(now);
+        }
+    }
+
     fn read_register(&mut self, offset: u64) -> u8 {
         let dlab = self.lcr & LCR_DLAB != 0;
         match offset {
@@ -257,8 +282,10 @@ impl Uart {
             reg::IER => self.ier,
             reg::IIR_FCR => {
                 let cause = self.cause();
-                if cause == iir::TRANSMITTER_EMPTY {
-                    self.empty_pending = false;
+                match cause {
+                    iir::TRANSMITTER_EMPTY => self.empty_pending = false,
+                    iir::NONE => self.burst = false,
+                    _ => {}
                 }
                 cause | if self.fifos { iir::FIFOS_ENABLED } else { 0 }
             }
@@ -334,6 +361,8 @@ impl Uart {
             overrun: self.overrun,
             msr: self.modem_lines | self.modem_delta,
             empty_pending: self.empty_pending,
+            burst: self.burst,
+            emptied: self.emptied,
         }
     }
 
@@ -352,21 +381,37 @@ impl Uart {
         self.modem_lines = self.lines_now();
         self.modem_delta = saved.msr & 0x0f;
         self.empty_pending = saved.empty_pending;
+        self.burst = saved.burst;
+        self.emptied = saved.emptied;
     }
 }
 
 impl BusDevice for Uart {
-    fn read(&mut self, access: Access, _now: Ns) -> u64 {
-        read_byte_lanes(access, |offset| self.read_register(offset))
+    fn read(&mut self, access: Access, now: Ns) -> u64 {
+        let value = read_byte_lanes(access, |offset| self.read_register(offset));
+        self.watch_fifo(now);
+        value
     }
 
-    fn write(&mut self, access: Access, value: u64, _now: Ns) {
+    fn write(&mut self, access: Access, value: u64, now: Ns) {
         write_byte_lanes(access, value, |offset, byte| self.write_register(offset, byte));
+        self.watch_fifo(now);
     }
 
     /// High for an enabled cause while OUT2 opens the gate; loopback forces OUT2's pin inactive (§8.7).
     fn irq(&self) -> bool {
         self.mcr & (mcr::OUT2 | mcr::LOOPBACK) == mcr::OUT2 && self.cause() != iir::NONE
+    }
+
+    fn deadline(&self) -> Option<Ns> {
+        self.emptied?.checked_add(QUIET_NS)
+    }
+
+    fn tick(&mut self, now: Ns) {
+        if self.deadline().is_some_and(|due| due <= now) {
+            self.burst = false;
+        }
+        self.watch_fifo(now);
     }
 
     /// Master reset (PC16550D table III). Bytes on the wire have left the chip.

@@ -97,6 +97,41 @@ fn input_waits_until_the_driver_can_take_it() {
     assert!(uart.irq());
 }
 
+/// Input without end comes as one interrupt after another, never as one that does not end.
+#[test]
+fn each_burst_of_input_is_an_edge() {
+    let mut uart = opened();
+    write(&mut uart, reg::IER, ier::RECEIVED_DATA);
+    for _ in 0..3 {
+        assert!(uart.ready_for_input() && !uart.irq());
+        assert_eq!(uart.receive(&[1; 20]), FIFO_LEN);
+        assert!(uart.irq());
+        for _ in 0..FIFO_LEN {
+            assert!(!uart.ready_for_input());
+            read(&mut uart, reg::DATA);
+        }
+        assert!(!uart.irq() && !uart.ready_for_input());
+        assert_eq!(read(&mut uart, reg::LSR) & lsr::DATA_READY, 0);
+        assert_eq!(read(&mut uart, reg::IIR_FCR) & 0x0f, iir::NONE);
+    }
+    assert_eq!(uart.deadline(), None);
+}
+
+#[test]
+fn a_driver_that_only_polls_gets_the_next_burst_after_a_while() {
+    let mut uart = opened();
+    write(&mut uart, reg::IER, ier::RECEIVED_DATA);
+    uart.receive(b"x");
+    assert_eq!(uart.deadline(), None);
+    uart.read(Access { window: 0, offset: reg::DATA, size: 1 }, 5000);
+    assert_eq!(uart.deadline(), Some(5000 + QUIET_NS));
+    uart.tick(5000 + QUIET_NS - 1);
+    assert!(!uart.ready_for_input());
+    uart.tick(5000 + QUIET_NS);
+    assert!(uart.ready_for_input());
+    assert_eq!(uart.deadline(), None);
+}
+
 #[test]
 fn loopback_returns_what_is_sent_and_overruns() {
     let mut uart = opened();
