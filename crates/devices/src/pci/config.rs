@@ -2,10 +2,10 @@
 
 use super::{Allocator, BarRange};
 use viv_arch::pci::{
-    BAR_COUNT, BAR_MEMORY_64, BAR0, CACHE_LINE_SIZE, CAPABILITIES_POINTER, CLASS_CODE, COMMAND,
-    COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_MEMORY, COMMAND_PARITY, COMMAND_SERR, CONFIG_SPACE_LEN,
-    DEVICE_ID, HEADER_LEN, INTERRUPT_LINE, INTERRUPT_PIN, REVISION_ID, STATUS, STATUS_CAPABILITIES,
-    STATUS_INTERRUPT, SUBSYSTEM_ID, SUBSYSTEM_VENDOR_ID, VENDOR_ID,
+    BAR_COUNT, BAR_MEMORY_64, BAR_PREFETCHABLE, BAR0, CACHE_LINE_SIZE, CAPABILITIES_POINTER, CLASS_CODE,
+    COMMAND, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_MEMORY, COMMAND_PARITY, COMMAND_SERR,
+    CONFIG_SPACE_LEN, DEVICE_ID, HEADER_LEN, INTERRUPT_LINE, INTERRUPT_PIN, REVISION_ID, STATUS,
+    STATUS_CAPABILITIES, STATUS_INTERRUPT, SUBSYSTEM_ID, SUBSYSTEM_VENDOR_ID, VENDOR_ID,
 };
 use viv_mem::Gpa;
 
@@ -31,9 +31,12 @@ pub struct Identity {
 pub enum BarKind {
     /// Below 4 GiB.
     Memory32,
-    /// Anywhere; takes two registers.
+    /// Anywhere; takes two registers. Marked prefetchable, since only then a guest leaves it in a window above
+    /// 4 GiB (PCIe §7.5.1.2.1 allows that for 64-bit BARs without harm from merged reads).
     Memory64,
 }
+
+const MEMORY_64_FLAGS: u32 = BAR_MEMORY_64 | BAR_PREFETCHABLE;
 
 #[derive(Clone, Copy, Debug)]
 struct Bar {
@@ -129,7 +132,7 @@ impl ConfigSpace {
             BarKind::Memory32 => self.allow(register, &(mask as u32).to_le_bytes()),
             BarKind::Memory64 => {
                 self.allow(register, &mask.to_le_bytes());
-                self.set(register, &BAR_MEMORY_64.to_le_bytes());
+                self.set(register, &MEMORY_64_FLAGS.to_le_bytes());
             }
         }
         self.bars.push(Bar { index, kind, len });
@@ -200,7 +203,7 @@ impl ConfigSpace {
             match bar.kind {
                 BarKind::Memory32 => self.set(register, &(gpa.0 as u32).to_le_bytes()),
                 BarKind::Memory64 => {
-                    self.set(register, &(gpa.0 | u64::from(BAR_MEMORY_64)).to_le_bytes());
+                    self.set(register, &(gpa.0 | u64::from(MEMORY_64_FLAGS)).to_le_bytes());
                 }
             }
         }
@@ -241,7 +244,7 @@ mod tests {
         for register in [0x10, 0x14, 0x18] {
             assert!(space.write(register, 4, 0xffff_ffff));
         }
-        assert_eq!(space.read(0x10, 4), 0xffff_8004);
+        assert_eq!(space.read(0x10, 4), 0xffff_800c);
         assert_eq!(space.read(0x14, 4), 0xffff_ffff);
         assert_eq!(space.read(0x18, 4), 0xffff_ff00);
         assert_eq!(space.read(0x1c, 4), 0);

@@ -172,8 +172,6 @@ fn actions() -> impl Strategy<Value = (Heads, Writes)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
-
     #[test]
     fn a_wild_driver_never_breaks_blk(descriptors in noise(), (heads, writes) in actions()) {
         let settings = BlkSettings { bytes: 1 << 20, read_only: false, block_size: 512, queues: 2, id: String::new() };

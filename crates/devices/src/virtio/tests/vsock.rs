@@ -291,8 +291,6 @@ fn a_reset_of_the_driver_ends_every_stream() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(100))]
-
     /// Any packets and any calls: no panic, no more streams than the bound, no lost turn.
     #[test]
     fn a_wild_guest_never_breaks_the_table(
