@@ -204,6 +204,9 @@ fn range(offset: u64, len: u64) -> Option<std::ops::Range<usize>> {
 }
 
 proptest! {
+    // Each case flushes a real file to the host's disk.
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     /// A disk is an array of bytes; a discarded one is unknown until it is written again (virtio 1.2 5.2.6.2).
     #[test]
     fn a_disk_is_an_array_of_bytes(ops in vec(op(), 1..60)) {
