@@ -6,8 +6,9 @@ use crate::core::{SoftWires, World, wall_ns};
 use crate::layout::{ECAM, PCI_WINDOW, VIRTIO_MMIO, VIRTIO_MMIO_SIZE, pci_window64};
 use crate::parts::{
     Chip, ConsoleHost, ConsoleSink, DiskHost, DiskThreads, DiskWork, Hosted, Part, Pci, PciSlot,
-    PlainFunction, RngHost, Serial, VirtioPart, VsockHost, VsockSide,
+    PlainFunction, RngHost, Serial, VirtioPart,
 };
+use crate::vsock::{GuestSockets, VsockHost};
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
@@ -228,7 +229,7 @@ impl Plan {
             pci_window64: self.pci_window64(),
             virtio_mmio,
         };
-        let vsock = Arc::new(VsockSide(vsock.ok_or_else(missing)?));
+        let vsock = Arc::new(GuestSockets(vsock.ok_or_else(missing)?));
         Ok(Built { board: Arc::new(board), acpi, disk_work, vsock })
     }
 

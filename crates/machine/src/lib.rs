@@ -12,6 +12,7 @@
 pub mod acpi;
 pub mod boot;
 pub mod layout;
+pub mod vsock;
 
 mod board;
 mod bus;

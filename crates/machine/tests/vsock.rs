@@ -1,117 +1,48 @@
 //! Programs of the host and a guest's driver talk through the whole vsock path: Unix socket, muxer, device,
-//! rings. What joins device and muxer is a few lines here, as it is in the board.
+//! rings.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use viv_arch::virtio::vsock as op;
-use viv_devices::Interrupt;
 use viv_devices::pci::{Allocator, PciFunction};
 use viv_devices::virtio::mock::MockVsock;
-use viv_devices::virtio::vsock::{Header, StreamEnd, StreamId, VsockEvent};
-use viv_devices::virtio::{Rings, VirtioPci, VirtioTransport, Vsock};
+use viv_devices::virtio::{Rings, VirtioPci, VirtioTransport, Vsock, vsock::Header};
+use viv_machine::vsock::{GuestSockets, SocketDevice};
 use viv_mem::{Gpa, GuestMemory};
-use viv_net::vsock::{GuestEvent, Stream, VsockGuest, VsockMuxer, Waker};
+use viv_net::vsock::{VsockMuxer, Waker};
 
-/// Delivers the interrupts of one device.
-type Deliver = Box<dyn Fn(Vec<Interrupt>) + Send + Sync>;
+type Device = Arc<Mutex<VirtioPci<Vsock>>>;
 
-/// The device as the muxer sees it, with the device's lock taken for each call.
-struct GuestSockets<T> {
-    transport: Arc<Mutex<T>>,
-    deliver: Deliver,
+/// The device as the board holds it: its interrupts are counted.
+struct Counted {
+    device: Device,
+    interrupts: Arc<AtomicU32>,
     waker: Waker,
 }
 
-/// Wakes the muxer if the device has something for it: after each access of the guest to the device.
-fn wake_if_needed<T: VirtioTransport<Vsock>>(transport: &mut T, waker: &Waker) {
+impl SocketDevice for Counted {
+    fn with(&self, act: &mut dyn FnMut(&mut Vsock, &mut Rings<'_>)) {
+        let mut transport = self.device.lock().unwrap();
+        let (device, mut rings) = transport.device();
+        act(device, &mut rings);
+        let list = VirtioTransport::take_interrupts(&mut *transport);
+        self.interrupts.fetch_add(list.len() as u32, Ordering::Relaxed);
+        wake_if_needed(&mut transport, &self.waker);
+    }
+}
+
+/// What the board does after each access of the guest.
+fn wake_if_needed(transport: &mut VirtioPci<Vsock>, waker: &Waker) {
     if transport.device().0.wants_host() {
         waker.wake();
     }
 }
-
-impl<T: VirtioTransport<Vsock>> GuestSockets<T> {
-    /// The device, how its interrupts are delivered, and its muxer's waker.
-    fn new(transport: Arc<Mutex<T>>, deliver: Deliver, waker: Waker) -> GuestSockets<T> {
-        GuestSockets { transport, deliver, waker }
-    }
-
-    fn with<R>(&self, act: impl FnOnce(&mut Vsock, &mut Rings<'_>) -> R) -> R {
-        let mut transport = self.transport.lock().unwrap_or_else(PoisonError::into_inner);
-        let (device, mut rings) = transport.device();
-        let result = act(device, &mut rings);
-        let interrupts = transport.take_interrupts();
-        drop(transport);
-        if !interrupts.is_empty() {
-            (self.deliver)(interrupts);
-        }
-        result
-    }
-}
-
-impl<T: VirtioTransport<Vsock>> VsockGuest for GuestSockets<T> {
-    fn connect(&self, port: u32) -> Option<Stream> {
-        self.with(|device, rings| device.connect(rings, port)).map(|stream| stream.0)
-    }
-
-    fn accept(&self, stream: Stream) {
-        self.with(|device, rings| device.accept(rings, StreamId(stream)));
-    }
-
-    fn send(&self, stream: Stream, bytes: &[u8]) -> usize {
-        self.with(|device, rings| device.send(rings, StreamId(stream), bytes))
-    }
-
-    fn receive(&self, stream: Stream, max: usize) -> (Vec<u8>, Option<viv_net::vsock::StreamEnd>) {
-        let received = self.with(|device, rings| device.receive(rings, StreamId(stream), max));
-        let end = received.end.map(|end| match end {
-            StreamEnd::Finished => viv_net::vsock::StreamEnd::Finished,
-            StreamEnd::Closed | StreamEnd::Reset => viv_net::vsock::StreamEnd::Closed,
-        });
-        (received.bytes, end)
-    }
-
-    fn finish(&self, stream: Stream) {
-        self.with(|device, rings| device.finish(rings, StreamId(stream)));
-    }
-
-    fn close(&self, stream: Stream) {
-        self.with(|device, rings| device.close(rings, StreamId(stream)));
-    }
-
-    fn reset(&self, stream: Stream) {
-        self.with(|device, rings| device.reset_stream(rings, StreamId(stream)));
-    }
-
-    fn events(&self) -> Vec<GuestEvent> {
-        let (events, more) = self.with(|device, rings| {
-            device.resume(rings);
-            (device.take_events(), device.wants_host())
-        });
-        if more {
-            self.waker.wake();
-        }
-        events
-            .into_iter()
-            .map(|event| match event {
-                VsockEvent::Incoming { stream, port } => GuestEvent::Incoming { stream: stream.0, port },
-                VsockEvent::Connected { stream, host_port } => {
-                    GuestEvent::Connected { stream: stream.0, host_port }
-                }
-                VsockEvent::Refused(stream) => GuestEvent::Refused(stream.0),
-                VsockEvent::Readable(stream) => GuestEvent::Readable(stream.0),
-                VsockEvent::Writable(stream) => GuestEvent::Writable(stream.0),
-            })
-            .collect()
-    }
-}
-
-type Device = Arc<Mutex<VirtioPci<Vsock>>>;
 
 struct Bench {
     guest: MockVsock<Device>,
@@ -139,10 +70,8 @@ impl Bench {
         let waker = Waker::new().unwrap();
         let interrupts = Arc::new(AtomicU32::new(0));
         let counter = interrupts.clone();
-        let deliver = move |list: Vec<_>| {
-            counter.fetch_add(list.len() as u32, Ordering::Relaxed);
-        };
-        let sockets = GuestSockets::new(device.clone(), Box::new(deliver), waker.clone());
+        let sockets =
+            GuestSockets(Counted { device: device.clone(), interrupts: counter, waker: waker.clone() });
         let guest = MockVsock::new(device.clone(), memory, 3, 16);
         let muxer = Some(VsockMuxer::start(&path, Arc::new(sockets), waker.clone()).unwrap());
         Bench { guest, device, waker, path, muxer, interrupts }
@@ -406,7 +335,8 @@ fn a_dead_process_socket_is_replaced_but_a_live_one_is_not() {
     let device = Arc::new(Mutex::new(VirtioPci::new(Vsock::new(3), memory, 10)));
     let start = |path: &PathBuf| {
         let waker = Waker::new().unwrap();
-        let sockets = GuestSockets::new(device.clone(), Box::new(|_| ()), waker.clone());
+        let interrupts = Arc::default();
+        let sockets = GuestSockets(Counted { device: device.clone(), interrupts, waker: waker.clone() });
         VsockMuxer::start(path, Arc::new(sockets), waker)
     };
     let error = start(&bench.path).unwrap_err();

@@ -6,7 +6,6 @@ mod disk;
 mod pci;
 mod serial;
 mod virtio;
-mod vsock;
 
 pub(crate) use chip::Chip;
 pub(crate) use console::ConsoleHost;
@@ -14,7 +13,6 @@ pub(crate) use disk::{DiskHost, DiskThreads, DiskWork};
 pub(crate) use pci::{Pci, PciSlot, PlainFunction};
 pub(crate) use serial::{ConsoleSink, Serial};
 pub(crate) use virtio::{HostSide, Hosted, RngHost, VirtioPart};
-pub(crate) use vsock::{VsockHost, VsockSide};
 
 use viv_devices::Access;
 
