@@ -16,6 +16,7 @@ use viv_arch::x86::{Activity, CpuState};
 use viv_block::{Disk, RawDisk};
 use viv_cpu::CpuError;
 use viv_cpu::kvm::{CpuLevel, KvmPlaces, KvmVm, KvmWorth, probe_kvm};
+use viv_cpu::soft;
 use viv_mem::{Gpa, GuestMemory};
 use viv_model::{Accel, End, Fault, Kind, MachineSpec};
 use viv_net::vsock::{VsockGuest, VsockMuxer, Waker};
@@ -342,13 +343,14 @@ fn make_engines(
     world: &World,
     boot_state: CpuState,
 ) -> Result<Vec<Engine>, CpuError> {
-    let _ = memory;
+    let shared = kvm.is_none().then(|| soft::Shared::new(memory, world.cpus.len() as u32));
     let mut boot_state = Some(boot_state);
     let mut engines = Vec::new();
     for (index, slot) in (0u32..).zip(world.cpus.iter()) {
-        let mut engine = match kvm {
-            Some(kvm) => Engine::Kvm(kvm.vcpu(index)?),
-            None => return Err(CpuError::Missing { what: "the software CPU, which comes next".to_string() }),
+        let mut engine = match (kvm, &shared) {
+            (Some(kvm), _) => Engine::Kvm(kvm.vcpu(index)?),
+            (None, Some(shared)) => Engine::Soft(Box::new(soft::SoftCpu::new(index, shared.clone()))),
+            (None, None) => unreachable!("without KVM there is the software CPU"),
         };
         match boot_state.take() {
             Some(state) => engine.vcpu().load(&state)?,

@@ -19,7 +19,6 @@ use viv_model::End;
 /// A vCPU of either kind.
 pub(crate) enum Engine {
     Kvm(KvmVcpu),
-    #[allow(dead_code)]
     Soft(Box<dyn Vcpu>),
 }
 
