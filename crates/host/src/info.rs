@@ -21,7 +21,7 @@ pub(crate) fn host() -> Host {
     }
 }
 
-/// What a probe's result depends on: the host's boot, and the device's number and rights.
+/// What a probe's result depends on: this program, the host's boot, and the device's number and rights.
 fn probe_key() -> String {
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let device = fs::metadata("/dev/kvm").map_or_else(
@@ -29,7 +29,9 @@ fn probe_key() -> String {
         |data| format!("{:x} {:o} {}:{}", data.rdev(), data.mode(), data.uid(), data.gid()),
     );
     let opens = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
-    format!("{} {} {device} {opens}", env!("CARGO_PKG_VERSION"), boot.trim())
+    let program = fs::metadata("/proc/self/exe")
+        .map_or_else(|_| String::new(), |data| format!("{} {}", data.ino(), data.mtime()));
+    format!("{program} {} {device} {opens}", boot.trim())
 }
 
 /// What KVM is worth here: probed once for each boot of the host.

@@ -19,6 +19,7 @@ mod probe;
 pub mod sandbox;
 mod written;
 
+pub use console::Console;
 pub use guest::{Build, Guest};
 pub use life::run_with;
 pub use probe::probe;

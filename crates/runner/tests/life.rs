@@ -1,0 +1,337 @@
+//! A VM's process from outside: its directory, its sockets, its end. The guest is a puppet that does what its
+//! serial line tells it, so that this needs no kernel and takes no time.
+//!
+//! The runner is a process of its own, which is this same program with other arguments: so it has its own
+//! `main` and no test harness.
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use viv_api::runner::{Ask, CONSOLE, CONSOLE_LOG, CONTROL, END, Reply, RunnerSpec, SPEC, Started, Status};
+use viv_api::vm::{OnReboot, Process};
+use viv_model::{Accel, End, Fault, Kind, MachineSpec, State};
+use viv_runner::{Console, Guest};
+
+/// What the puppet does with its lines.
+struct Puppet {
+    console: Arc<Console>,
+    line: Mutex<Vec<u8>>,
+    end: Sender<End>,
+    ended: Mutex<Receiver<End>>,
+}
+
+impl Puppet {
+    fn obey(&self, line: &str) {
+        let say = |text: String| self.console.write(text.as_bytes());
+        let end = |end| self.end.send(end).unwrap();
+        match line {
+            "off" => end(End::PowerOff),
+            "reset" => end(End::Reboot),
+            "panic" => {
+                say("[    0.1] Kernel panic - not syncing: oops\r\n".into());
+                end(End::Reboot);
+            }
+            "stand" => say("Kernel panic - not syncing: oops\n---[ end Kernel panic ]---\n".into()),
+            "escape" => {
+                let read = fs::read("/etc/passwd").is_ok();
+                let process = Command::new("/bin/true").status().is_ok();
+                let network = TcpListener::bind("127.0.0.1:0").is_ok();
+                let thread = std::thread::spawn(|| true).join().unwrap();
+                let own = fs::write("own", "x").is_ok();
+                say(format!("read={read} process={process} network={network} thread={thread} own={own}\n"));
+            }
+            other => say(format!("heard {other}\n")),
+        }
+    }
+}
+
+impl Guest for Puppet {
+    fn start(&self) -> Result<(), Fault> {
+        self.console.write(b"booted\n");
+        Ok(())
+    }
+    fn pause(&self) -> Result<(), Fault> {
+        Ok(())
+    }
+    fn resume(&self) -> Result<(), Fault> {
+        Ok(())
+    }
+    fn power_button(&self) {
+        self.obey("off");
+    }
+    fn kill(&self) {
+        self.end.send(End::Killed).unwrap();
+    }
+    fn console_input(&self, bytes: &[u8]) {
+        let mut line = self.line.lock().unwrap();
+        for &byte in bytes {
+            match byte {
+                b'\n' => self.obey(&String::from_utf8(std::mem::take(&mut line)).unwrap()),
+                byte => line.push(byte),
+            }
+        }
+    }
+    fn wait(&self) -> End {
+        self.ended.lock().unwrap().recv().unwrap()
+    }
+    fn accel(&self) -> Accel {
+        Accel::Soft
+    }
+}
+
+fn build(spec: &RunnerSpec, console: Arc<Console>) -> Result<Arc<dyn Guest>, Fault> {
+    if spec.name == "broken" {
+        return Err(Fault::new(Kind::NoCapacity, "no puppet fits", "buy a bigger theatre"));
+    }
+    let (end, ended) = channel();
+    Ok(Arc::new(Puppet { console, line: Mutex::default(), end, ended: Mutex::new(ended) }))
+}
+
+/// One runner process, in a directory of its own.
+struct Stage {
+    dir: PathBuf,
+    child: Child,
+    output: BufReader<ChildStdout>,
+}
+
+fn spawn(dir: &Path) -> (Child, BufReader<ChildStdout>) {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .arg("as-runner")
+        .arg(dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let output = BufReader::new(child.stdout.take().unwrap());
+    (child, output)
+}
+
+fn started(output: &mut impl BufRead) -> Started {
+    let mut line = String::new();
+    output.read_line(&mut line).unwrap();
+    serde_json::from_str(&line).unwrap()
+}
+
+impl Stage {
+    fn new(test: &str, change: impl FnOnce(&mut RunnerSpec)) -> Stage {
+        let dir = std::env::temp_dir().join(format!("viv-runner-{test}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(&dir).unwrap();
+        let machine = MachineSpec {
+            cpus: 1,
+            memory_mib: 64,
+            accel: Accel::Auto,
+            kernel: "/vmlinuz".into(),
+            initrd: None,
+            append: String::new(),
+            disks: Vec::new(),
+        };
+        let mut spec = RunnerSpec {
+            name: test.into(),
+            machine,
+            on_reboot: OnReboot::End,
+            attended_by: None,
+            command: None,
+        };
+        change(&mut spec);
+        fs::write(dir.join(SPEC), serde_json::to_vec(&spec).unwrap()).unwrap();
+        let (child, output) = spawn(&dir);
+        Stage { dir, child, output }
+    }
+
+    fn running(test: &str, change: impl FnOnce(&mut RunnerSpec)) -> (Stage, Status) {
+        let mut stage = Stage::new(test, change);
+        match started(&mut stage.output) {
+            Started::Running(status) => (stage, status),
+            Started::Refused(fault) => panic!("{fault}"),
+        }
+    }
+
+    fn console(&self) -> UnixStream {
+        UnixStream::connect(self.dir.join(CONSOLE)).unwrap()
+    }
+
+    fn tell(&self, line: &str) {
+        writeln!(self.console(), "{line}").unwrap();
+    }
+
+    fn ask(&self, ask: &Ask) -> Reply {
+        let mut socket = UnixStream::connect(self.dir.join(CONTROL)).unwrap();
+        socket.write_all(&serde_json::to_vec(ask).unwrap()).unwrap();
+        socket.write_all(b"\n").unwrap();
+        let mut line = String::new();
+        BufReader::new(socket).read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap()
+    }
+
+    fn status(&self) -> Status {
+        match self.ask(&Ask::Status) {
+            Reply::Ok(status) => status,
+            Reply::Refused(fault) => panic!("{fault}"),
+        }
+    }
+
+    /// Waits for the end of the process; gives how the VM ended.
+    fn end(mut self) -> End {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.child.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < deadline, "the runner does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(!self.dir.join(CONTROL).exists() && !self.dir.join(CONSOLE).exists(), "sockets are left");
+        let end = serde_json::from_slice(&fs::read(self.dir.join(END)).unwrap()).unwrap();
+        fs::remove_dir_all(&self.dir).unwrap();
+        end
+    }
+}
+
+fn a_console_is_replayed_and_closed_after_the_last_word() {
+    let (mut stage, status) = Stage::running("console", |_| {});
+    assert_eq!((status.state, status.accel, status.boots), (State::Running, Accel::Soft, 1));
+    let mut one = stage.console();
+    writeln!(one, "hello").unwrap();
+    let mut heard = [0; 19];
+    one.read_exact(&mut heard).unwrap();
+    assert_eq!(&heard, b"booted\nheard hello\n");
+    let mut two = stage.console();
+    two.read_exact(&mut heard).unwrap();
+    assert_eq!(&heard, b"booted\nheard hello\n");
+    writeln!(two, "bye\noff").unwrap();
+    let mut rest = String::new();
+    one.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "heard bye\n");
+    let mut output = String::new();
+    stage.output.read_to_string(&mut output).unwrap();
+    assert_eq!(output, "", "one line on standard output, then its end");
+    let log = fs::read_to_string(stage.dir.join(CONSOLE_LOG)).unwrap();
+    assert_eq!(log, "booted\nheard hello\nheard bye\n");
+    assert_eq!(stage.end(), End::PowerOff);
+}
+
+fn a_reset_restarts_or_ends() {
+    let (stage, _) = Stage::running("ends", |_| {});
+    stage.tell("reset");
+    assert_eq!(stage.end(), End::Reboot);
+    let (stage, _) = Stage::running("restarts", |spec| spec.on_reboot = OnReboot::Restart);
+    stage.tell("reset");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while stage.status().boots < 2 {
+        assert!(Instant::now() < deadline, "no second boot");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    stage.tell("off");
+    assert_eq!(stage.end(), End::PowerOff);
+}
+
+fn a_panic_ends_it_whether_the_kernel_resets_or_stands_still() {
+    for line in ["panic", "stand"] {
+        let (stage, _) = Stage::running(line, |spec| spec.on_reboot = OnReboot::Restart);
+        stage.tell(line);
+        assert_eq!(stage.end(), End::Panic, "{line}");
+    }
+}
+
+fn the_control_socket_knows_the_lifecycle() {
+    let (stage, _) = Stage::running("control", |_| {});
+    let state = |reply| match reply {
+        Reply::Ok(Status { state, .. }) => Ok(state),
+        Reply::Refused(fault) => Err(fault.kind),
+    };
+    assert_eq!(state(stage.ask(&Ask::Resume)), Err(Kind::Conflict));
+    assert_eq!(state(stage.ask(&Ask::Pause)), Ok(State::Paused));
+    assert_eq!(state(stage.ask(&Ask::Pause)), Err(Kind::Conflict));
+    assert_eq!(state(stage.ask(&Ask::Resume)), Ok(State::Running));
+    let mut noise = UnixStream::connect(stage.dir.join(CONTROL)).unwrap();
+    noise.write_all(b"noise\n").unwrap();
+    let mut answer = String::new();
+    BufReader::new(noise).read_line(&mut answer).unwrap();
+    assert!(answer.contains("refused"), "{answer}");
+    stage.ask(&Ask::Kill { end: Some(End::Command { status: 7 }) });
+    assert_eq!(stage.end(), End::Command { status: 7 });
+    let (stage, _) = Stage::running("button", |_| {});
+    stage.ask(&Ask::PowerButton { end: None });
+    assert_eq!(stage.end(), End::PowerOff);
+}
+
+fn a_refusal_reaches_whoever_started_it() {
+    let mut stage = Stage::new("broken", |_| {});
+    let Started::Refused(fault) = started(&mut stage.output) else { panic!("it runs") };
+    assert_eq!((fault.kind, fault.fix.as_str()), (Kind::NoCapacity, "buy a bigger theatre"));
+    assert!(!stage.child.wait().unwrap().success());
+    fs::remove_dir_all(&stage.dir).unwrap();
+}
+
+fn a_vm_has_one_process() {
+    let (stage, _) = Stage::running("twice", |_| {});
+    let (mut other, mut output) = spawn(&stage.dir);
+    let Started::Refused(fault) = started(&mut output) else { panic!("it runs twice") };
+    assert_eq!(fault.kind, Kind::Conflict);
+    other.wait().unwrap();
+    stage.tell("off");
+    assert_eq!(stage.end(), End::PowerOff);
+}
+
+fn it_ends_with_the_process_that_it_is_for() {
+    let mut owner = Command::new("sleep").arg("60").spawn().unwrap();
+    let (stage, _) = Stage::running("owner", |spec| spec.attended_by = Process::of(owner.id()));
+    owner.kill().unwrap();
+    owner.wait().unwrap();
+    assert_eq!(stage.end(), End::Killed);
+}
+
+fn a_signal_ends_it_in_order() {
+    let (stage, status) = Stage::running("signal", |_| {});
+    let pid = rustix::process::Pid::from_raw(status.process.pid as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(stage.end(), End::Killed);
+}
+
+/// Only what the status claims to be in force is demanded: the host's kernel may lack some of it.
+fn there_is_nothing_outside() {
+    let (stage, status) = Stage::running("sandbox", |_| {});
+    let console = stage.console();
+    stage.tell("escape");
+    let answer = BufReader::new(console).lines().map(Result::unwrap).find(|line| line.starts_with("read="));
+    let answer = answer.unwrap();
+    let has = |name: &str| status.sandbox.iter().any(|other| other == name);
+    assert!(has("no-new-privileges"), "{:?}", status.sandbox);
+    if has("landlock") {
+        assert!(answer.contains("read=false"), "{answer}");
+    }
+    if has("seccomp") {
+        assert!(answer.contains("process=false network=false"), "{answer}");
+    }
+    assert!(answer.contains("thread=true own=true"), "{answer}");
+    println!("     in force: {}", status.sandbox.join(", "));
+    stage.tell("off");
+    assert_eq!(stage.end(), End::PowerOff);
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    if let [_, mode, dir] = arguments.as_slice()
+        && mode == "as-runner"
+    {
+        std::process::exit(viv_runner::run_with(Path::new(dir), &build).into());
+    }
+    let tests: &[(&str, fn())] = &[
+        ("console", a_console_is_replayed_and_closed_after_the_last_word),
+        ("reset", a_reset_restarts_or_ends),
+        ("panic", a_panic_ends_it_whether_the_kernel_resets_or_stands_still),
+        ("control", the_control_socket_knows_the_lifecycle),
+        ("refusal", a_refusal_reaches_whoever_started_it),
+        ("one process", a_vm_has_one_process),
+        ("owner", it_ends_with_the_process_that_it_is_for),
+        ("signal", a_signal_ends_it_in_order),
+        ("sandbox", there_is_nothing_outside),
+    ];
+    for (name, test) in tests {
+        test();
+        println!("test {name} ... ok");
+    }
+}
