@@ -24,10 +24,12 @@ pub(crate) fn main() -> ExitCode {
     let wishes = Wishes::parse(&fs::read_to_string("/proc/cmdline").unwrap_or_default());
     setup::load_modules();
     if let Some(device) = &wishes.root {
-        let error = stage::enter(device, &wishes);
-        say(format_args!("cannot start the disk {device}: {error}"));
-        power::end_now(Last::PowerOff);
-        return ExitCode::FAILURE;
+        if let Err(error) = stage::enter(device, &wishes) {
+            say(format_args!("cannot start the disk {device}: {error}"));
+            power::end_now(Last::PowerOff);
+            return ExitCode::FAILURE;
+        }
+        setup::mount_all();
     }
     setup::name_guest(wishes.hostname.as_deref());
     if let Err(error) = sys::loopback_up() {

@@ -1,7 +1,6 @@
 //! The step before a disk's own init: mount the disk, leave the agent and its service in `/run`, and make way.
 use crate::setup::Wishes;
 use crate::{say, sys};
-use std::convert::Infallible;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -33,21 +32,15 @@ KillMode=mixed
 OOMScoreAdjust=-900
 ";
 
-/// Starts the disk's init in our place. Returns only if it cannot.
-pub(crate) fn enter(device: &str, wishes: &Wishes) -> io::Error {
-    match try_enter(device, wishes) {
-        Ok(never) => match never {},
-        Err(error) => error,
-    }
-}
-
-fn try_enter(device: &str, wishes: &Wishes) -> io::Result<Infallible> {
+/// Makes the disk the root and starts its init in our place. Returns only if it cannot, or if there is a task to
+/// run on the disk instead.
+pub(crate) fn enter(device: &str, wishes: &Wishes) -> io::Result<()> {
     wait_for(device)?;
     fs::create_dir_all(NEW_ROOT)?;
-    mount_root(device, wishes.read_only)?;
+    mount_root(device, wishes)?;
     let init = wishes.init.as_deref().unwrap_or("/sbin/init");
-    // Follows links inside the new root only after the chroot; here only its presence counts.
-    if fs::symlink_metadata(format!("{NEW_ROOT}{init}")).is_err() {
+    // Links are followed only inside the new root; here only its presence counts.
+    if wishes.task.is_none() && fs::symlink_metadata(format!("{NEW_ROOT}{init}")).is_err() {
         return Err(io::Error::new(io::ErrorKind::NotFound, format!("it has no {init}")));
     }
     if let Err(error) = leave_agent() {
@@ -68,9 +61,12 @@ fn try_enter(device: &str, wishes: &Wishes) -> io::Result<Infallible> {
     sys::mount(".", "/", "", libc::MS_MOVE, "")?;
     sys::chroot_here()?;
     std::env::set_current_dir("/")?;
-    // A child inherits blocked signals; init must not.
+    if wishes.task.is_some() {
+        return Ok(());
+    }
     let mut command = Command::new(init);
     command.env_clear().env("HOME", "/").env("TERM", "linux").env("PATH", crate::exec::DEFAULT_PATH);
+    // What replaces us inherits blocked signals; init must not.
     sys::unblock_all();
     Err(command.exec())
 }
@@ -88,14 +84,17 @@ fn wait_for(device: &str) -> io::Result<()> {
 }
 
 /// Mounts the disk with the first file system that knows it, read-only if it allows no more.
-fn mount_root(device: &str, read_only: bool) -> io::Result<()> {
+fn mount_root(device: &str, wishes: &Wishes) -> io::Result<()> {
     let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    let disk_kinds = known.lines().filter_map(|line| line.strip_prefix('\t'));
+    // ext4 is the usual one; older kinds of the same family would complain about it.
+    let disk_kinds = known.lines().filter_map(|line| line.strip_prefix('\t')).filter(|kind| *kind != "ext4");
     let mut last = io::Error::new(io::ErrorKind::InvalidData, "no file system of this kernel knows it");
-    for kind in disk_kinds {
-        let wanted: &[u64] = if read_only { &[libc::MS_RDONLY] } else { &[0, libc::MS_RDONLY] };
+    for kind in ["ext4"].into_iter().chain(disk_kinds) {
+        // A task's disk is thrown away if the task does not end well: nothing need be safe before that.
+        let data = if kind == "ext4" && wishes.task.is_some() { "barrier=0,commit=300" } else { "" };
+        let wanted: &[u64] = if wishes.read_only { &[libc::MS_RDONLY] } else { &[0, libc::MS_RDONLY] };
         for flags in wanted {
-            match sys::mount(device, NEW_ROOT, kind, *flags, "") {
+            match sys::mount(device, NEW_ROOT, kind, *flags, data) {
                 Ok(()) => return Ok(()),
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EINVAL) => break,

@@ -8,7 +8,8 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 use viv_api::image::Progress;
-use viv_host::images::{Images, Options, Recipe, Watcher, find_agent};
+use viv_host::images::{Images, Options, Recipe, RunVm, Watcher, find_agent};
+use viv_model::{End, Fault, MachineSpec};
 
 /// Prints each step once.
 struct Steps;
@@ -96,6 +97,21 @@ impl Drop for Qemu {
     }
 }
 
+/// Has QEMU play the host's runner.
+struct QemuVm;
+
+impl RunVm for QemuVm {
+    fn run(&self, spec: &MachineSpec, console: &mut dyn FnMut(&[u8])) -> Result<End, Fault> {
+        let disks: Vec<PathBuf> = spec.disks.iter().map(|disk| disk.path.clone()).collect();
+        let qemu = Qemu::start(&spec.kernel, spec.initrd.as_deref(), &spec.append, &disks);
+        while let Ok(bytes) = qemu.output.recv() {
+            console(&bytes);
+        }
+        qemu.wait(10);
+        Ok(End::PowerOff)
+    }
+}
+
 /// A directory that stays between runs, so that downloads are made once.
 fn place() -> PathBuf {
     let dir = std::env::var_os("CARGO_TARGET_TMPDIR").map(PathBuf::from);
@@ -124,4 +140,36 @@ fn the_default_guest_is_built_and_boots_to_its_shell() {
     assert!(said.contains("a42b") && said.contains("/dev/ttyS0") && said.contains("init"), "{said}");
     qemu.type_line("sleep 100 & exit");
     qemu.wait(30);
+}
+
+#[test]
+#[ignore = "downloads a Debian, configures it in QEMU and boots it"]
+fn a_full_debian_is_built_boots_to_its_prompt_and_remembers() {
+    let images = Images::open(place()).unwrap();
+    let options = Options::new(find_agent().unwrap());
+    let begun = Instant::now();
+    let image = images.build(Recipe::Debian, &options, Some(&QemuVm), &Steps).unwrap();
+    eprintln!("{} in {:?}, {} MiB", image.summary, begun.elapsed(), image.size_bytes >> 20);
+    assert_eq!(images.build(Recipe::Debian, &options, None, &Steps).unwrap(), image, "it is cached");
+
+    let vm = place().join("vm-debian");
+    std::fs::create_dir_all(&vm).unwrap();
+    let instance = images.instantiate(&image, &vm).unwrap();
+    let disks: Vec<PathBuf> = instance.disks.iter().map(|disk| disk.path.clone()).collect();
+    let boot = || Qemu::start(&instance.kernel, instance.initrd.as_deref(), &instance.append, &disks);
+    let mut qemu = boot();
+    qemu.expect("root@debian:~# ", 300);
+    qemu.type_line("systemctl is-system-running --wait; systemctl --failed --no-legend; dpkg --audit; apt-get --version | head -1; ls -l /usr/bin/su /etc/shadow; systemctl is-active viv-agent");
+    let said = qemu.expect("root@debian:~# ", 120);
+    assert!(said.contains("running") && said.contains("apt 2"), "{said}");
+    assert!(said.contains("-rwsr-xr-x 1 root root") && said.contains("-rw-r----- 1 root shadow"), "{said}");
+    qemu.type_line(
+        "systemd-analyze; systemd-analyze blame | head -15; echo kept > /root/note; sync; poweroff",
+    );
+    qemu.wait(120);
+    let mut qemu = boot();
+    qemu.expect("root@debian:~# ", 300);
+    qemu.type_line("cat /root/note; poweroff");
+    qemu.expect("kept\r\n", 20);
+    qemu.wait(120);
 }

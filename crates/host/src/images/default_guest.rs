@@ -38,6 +38,9 @@ const LOADED: [&str; 9] = [
 const INCLUDED: [&str; 8] =
     ["virtio_net", "virtio_balloon", "virtio_scsi", "overlay", "virtiofs", "isofs", "squashfs", "loop"];
 
+/// What depmod(8) reads besides the modules.
+const LISTS: [&str; 3] = ["modules.order", "modules.builtin", "modules.builtin.modinfo"];
+
 /// Most bytes of a kernel module that we believe, and of a kernel.
 const MODULE_LEN_MAX: u64 = 64 << 20;
 
@@ -131,13 +134,20 @@ pub(super) struct Kernel {
     pub(super) version: String,
     /// By normal name: path below `/lib/modules/VERSION`, and content.
     pub(super) modules: BTreeMap<String, Module>,
+    /// Lists that depmod(8) wants: what is built in, and the order.
+    pub(super) lists: Vec<Module>,
     /// What each needs.
     needs: BTreeMap<String, Vec<String>>,
 }
 
 /// Reads the kernel's packages: the kernel itself goes to the file `kernel`.
 pub(super) fn unpack_kernel(debs: &[&Path], kernel: &Path, watcher: &dyn Watcher) -> Result<Kernel, Fault> {
-    let mut found = Kernel { version: String::new(), modules: BTreeMap::new(), needs: BTreeMap::new() };
+    let mut found = Kernel {
+        version: String::new(),
+        modules: BTreeMap::new(),
+        lists: Vec::new(),
+        needs: BTreeMap::new(),
+    };
     let mut has_kernel = false;
     for path in debs {
         let package = Deb::new(*path);
@@ -158,11 +168,14 @@ pub(super) fn unpack_kernel(debs: &[&Path], kernel: &Path, watcher: &dyn Watcher
                 has_kernel = true;
             } else if let Some((version, module)) =
                 path.strip_prefix("lib/modules/").and_then(|rest| rest.split_once('/'))
-                && module.starts_with("kernel/")
-                && module.contains(".ko")
+                && (module.starts_with("kernel/") && module.contains(".ko") || LISTS.contains(&module))
             {
                 let mut bytes = Vec::new();
                 data.read_to_end(&mut bytes).map_err(damaged)?;
+                if LISTS.contains(&module) {
+                    found.lists.push((module.to_string(), bytes));
+                    continue;
+                }
                 found.version = version.to_string();
                 let name = kmod::normal(kmod::name_of(module));
                 found.modules.insert(name, (module.to_string(), bytes));
@@ -324,7 +337,8 @@ fn read_from_deb(path: &Path, wanted: &str) -> Result<Vec<u8>, Fault> {
 pub(super) struct Built {
     pub(super) kernel: PathBuf,
     pub(super) initrd: PathBuf,
-    pub(super) version: String,
+    /// What the kernel's packages had besides.
+    pub(super) modules: Kernel,
 }
 
 /// Builds kernel and initial RAM disk in `dir` from packages in the order of [`resolve`].
@@ -348,7 +362,7 @@ pub(super) fn build(
     let (kernel_path, initrd) = (dir.join("kernel"), dir.join("initrd"));
     let mut kernel = unpack_kernel(&kernels, &kernel_path, watcher)?;
     write_initrd(&mut kernel, busybox, agent, &initrd, watcher)?;
-    Ok(Built { kernel: kernel_path, initrd, version: kernel.version })
+    Ok(Built { kernel: kernel_path, initrd, modules: kernel })
 }
 
 #[cfg(test)]

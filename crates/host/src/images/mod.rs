@@ -9,11 +9,10 @@
 //! It never talks to a network itself, never names a mirror, needs no root, and never shows an image that is
 //! not whole. Start reading at [`Images::build`].
 mod agent;
-#[allow(dead_code)] // Debian's builder, which comes next, uses the rest of it
 mod apt;
 mod cpio;
-#[allow(dead_code)] // as above
 mod deb;
+mod debian;
 mod default_guest;
 mod fault;
 mod instance;
@@ -29,7 +28,7 @@ use apt::{Apt, FetchFault, Wanted};
 use fault::io_fault;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use store::{Lock, Scratch, Store};
 use viv_api::image::Progress;
 use viv_model::{DiskSpec, End, Fault, Kind, MachineSpec};
@@ -37,10 +36,13 @@ use viv_model::{DiskSpec, End, Fault, Kind, MachineSpec};
 /// Media types of our parts.
 const KERNEL: &str = "application/vnd.vivarium.kernel";
 const INITRD: &str = "application/vnd.vivarium.initrd";
+const DISK: &str = "application/vnd.vivarium.disk.raw";
 /// The label that says which agent is in an image.
 const AGENT_LABEL: &str = "vivarium.agent.sha256";
 /// The label that says which revision of its recipe made an image.
 const REVISION_LABEL: &str = "vivarium.recipe.revision";
+/// The label that says what a disk was made from: a new agent needs no new disk.
+const DISK_LABEL: &str = "vivarium.disk.key";
 
 /// What can be built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,7 +192,8 @@ impl Images {
 impl Recipe {
     fn revision(self) -> u32 {
         match self {
-            Recipe::DefaultGuest | Recipe::Debian => default_guest::REVISION,
+            Recipe::DefaultGuest => default_guest::REVISION,
+            Recipe::Debian => default_guest::REVISION * 1000 + debian::REVISION,
         }
     }
 }
@@ -236,29 +239,62 @@ struct Job<'a> {
     scratch: &'a Scratch,
     recipe: Recipe,
     options: &'a Options,
-    #[allow(dead_code)] // for Debian's builder, which comes next
     vm: Option<&'a dyn RunVm>,
     watcher: &'a dyn Watcher,
 }
 
+/// What a build is made from.
+struct Sources {
+    /// For kernel and initial RAM disk; their files.
+    guest: Vec<Wanted>,
+    guest_debs: Vec<PathBuf>,
+    /// For the disk, where there is one; their files.
+    disk: Vec<Wanted>,
+    disk_debs: Vec<PathBuf>,
+    /// Lines for the guest's sources.list(5).
+    repositories: Vec<String>,
+    agent: String,
+    key: String,
+    disk_key: String,
+}
+
 impl Job<'_> {
     fn run(&self) -> Result<Image, Fault> {
+        let is_debian = self.recipe == Recipe::Debian;
+        if is_debian {
+            debian::check_size(self.options.disk_mib)?;
+        }
         step(self.watcher, "looking for the newest packages");
         let cache = self.store.cache_dir();
+        let debs = cache.join("debs");
         let mut apt =
             Apt::open(&cache.join("apt"), default_guest::probe(), self.options.update, self.watcher)?;
-        let agent = agent_digest(&self.options.agent)?;
+        let before = self.store.get(self.recipe.name())?.filter(|_| !self.options.force);
         loop {
-            let wanted = default_guest::resolve(&apt)?;
-            let key = self.key(&wanted, &agent);
-            if !self.options.force
-                && let Some(image) = self.store.get(self.recipe.name())?
-                && image.manifest.key == key
+            let mut sources = self.resolve(&apt)?;
+            if let Some(image) = &before
+                && image.manifest.key == sources.key
             {
-                return Ok(image);
+                return Ok(image.clone());
             }
-            match apt.fetch(&wanted, &cache.join("debs"), self.scratch.path(), self.watcher) {
-                Ok(debs) => return self.make(&wanted, &debs, key, agent),
+            let old_disk = before.as_ref().filter(|image| {
+                image.manifest.labels.get(DISK_LABEL) == Some(&sources.disk_key)
+                    && image.manifest.disks.iter().all(|part| self.store.part(image, part).is_ok())
+            });
+            let needs_disk = is_debian && old_disk.is_none();
+            let mut all = sources.guest.clone();
+            if needs_disk {
+                all.extend(sources.disk.iter().cloned());
+            }
+            match apt.fetch(&all, &debs, self.scratch.path(), self.watcher) {
+                Ok(mut paths) => {
+                    sources.disk_debs = paths.split_off(sources.guest.len());
+                    sources.guest_debs = paths;
+                    let old_disks = old_disk.map(|image| image.manifest.disks.clone());
+                    let image = self.make(sources, old_disks)?;
+                    self.clear_downloads(&debs, &all);
+                    return Ok(image);
+                }
                 Err(FetchFault::Fault(fault)) => return Err(fault),
                 // Lists of our own are fresh: this happens once.
                 Err(FetchFault::Stale(fault)) => {
@@ -269,41 +305,108 @@ impl Job<'_> {
         }
     }
 
-    /// What decides whether an image must be built again.
-    fn key(&self, wanted: &[Wanted], agent: &str) -> String {
-        let recipe = format!("{} {} {}", self.recipe.name(), self.recipe.revision(), self.options.disk_mib);
-        store::sha256(format!("{recipe}\n{}\n{agent}\n", apt::digest(wanted)).as_bytes())
+    fn resolve(&self, apt: &Apt) -> Result<Sources, Fault> {
+        let guest = default_guest::resolve(apt)?;
+        let (disk, repositories) = match self.recipe {
+            Recipe::DefaultGuest => (Vec::new(), Vec::new()),
+            Recipe::Debian => (debian::resolve(apt)?, apt.sources()?),
+        };
+        let agent = agent_digest(&self.options.agent)?;
+        let recipe = format!("{} {}", self.recipe.name(), self.recipe.revision());
+        let packages = format!("{}\n{}", apt::digest(&guest), apt::digest(&disk));
+        let disk_key = format!("{recipe} {}\n{packages}\n{}", self.options.disk_mib, repositories.join("\n"));
+        let disk_key = store::sha256(disk_key.as_bytes());
+        let key = store::sha256(format!("{recipe}\n{packages}\n{agent}\n{disk_key}").as_bytes());
+        let (guest_debs, disk_debs) = (Vec::new(), Vec::new());
+        Ok(Sources { guest, guest_debs, disk, disk_debs, repositories, agent, key, disk_key })
     }
 
-    fn make(&self, wanted: &[Wanted], debs: &[PathBuf], key: String, agent: String) -> Result<Image, Fault> {
+    /// Deletes downloads that this build did not need and that are a month old.
+    fn clear_downloads(&self, debs: &Path, wanted: &[Wanted]) {
+        const AGE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+        for entry in std::fs::read_dir(debs).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let is_wanted = wanted.iter().any(|package| name.strip_suffix(".deb") == Some(&package.sha256));
+            let age = entry.metadata().and_then(|found| found.modified()).map(|time| time.elapsed());
+            if !is_wanted && matches!(age, Ok(Ok(age)) if age > AGE_MAX) {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+    }
+
+    fn make(&self, sources: Sources, old_disks: Option<Vec<Part>>) -> Result<Image, Fault> {
         let dir = self.scratch.path();
         need_space(dir, 128 << 20)?;
-        let built = default_guest::build(wanted, debs, &self.options.agent, dir, self.watcher)?;
+        let mut built = default_guest::build(
+            &sources.guest,
+            &sources.guest_debs,
+            &self.options.agent,
+            dir,
+            self.watcher,
+        )?;
+        let disks = match (self.recipe, old_disks) {
+            (Recipe::DefaultGuest, _) => Vec::new(),
+            (Recipe::Debian, Some(disks)) => disks,
+            (Recipe::Debian, None) => {
+                let disk = self.make_disk(&sources, &mut built)?;
+                step(self.watcher, "storing the disk");
+                vec![self.store.add_blob(&disk, DISK, self.lock)?]
+            }
+        };
         step(self.watcher, "storing the image");
-        let packages = wanted
-            .iter()
+        let packages = sources.guest.iter().chain(&sources.disk);
+        let packages = packages
             .map(|package| Package { name: package.name.clone(), version: package.version.clone() })
             .collect();
+        let version = &built.modules.version;
+        let (summary, append) = match self.recipe {
+            Recipe::DefaultGuest => (format!("Linux {version}, small user land in memory"), ""),
+            Recipe::Debian => {
+                (format!("Debian, {} packages, Linux {version}", sources.disk.len()), debian::APPEND)
+            }
+        };
         let created = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let manifest = Manifest {
             schema_version: 2,
             media_type: Manifest::MEDIA_TYPE.to_string(),
-            key,
+            key: sources.key,
             created,
-            summary: format!("Linux {}, small user land in memory", built.version),
+            summary,
             kernel: self.store.add_blob(&built.kernel, KERNEL, self.lock)?,
             initrd: Some(self.store.add_blob(&built.initrd, INITRD, self.lock)?),
-            disks: Vec::new(),
-            append: String::new(),
+            disks,
+            append: append.to_string(),
             packages,
             labels: BTreeMap::from([
-                (AGENT_LABEL.to_string(), agent),
+                (AGENT_LABEL.to_string(), sources.agent),
                 (REVISION_LABEL.to_string(), self.recipe.revision().to_string()),
+                (DISK_LABEL.to_string(), sources.disk_key),
             ]),
         };
         if self.watcher.cancelled() {
             return Err(fault::cancelled());
         }
         self.store.publish(self.recipe.name(), &manifest, self.lock)
+    }
+
+    fn make_disk(&self, sources: &Sources, built: &mut default_guest::Built) -> Result<PathBuf, Fault> {
+        let vm = self.vm.ok_or_else(|| {
+            Fault::new(
+                Kind::Usage,
+                format!("the image {:?} needs a VM to be built", self.recipe.name()),
+                "build it through the command: viv build",
+            )
+        })?;
+        let inputs = debian::Inputs {
+            debs: &sources.disk_debs,
+            sources: &sources.repositories,
+            modules: &mut built.modules,
+            kernel: &built.kernel,
+            initrd: &built.initrd,
+            disk_mib: self.options.disk_mib,
+            dir: self.scratch.path(),
+            log: &self.store.cache_dir().join("builder.log"),
+        };
+        debian::build(inputs, vm, self.watcher)
     }
 }
