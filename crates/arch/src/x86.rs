@@ -75,6 +75,7 @@ pub mod efer {
     pub const LME: u64 = 1 << 8;
     pub const LMA: u64 = 1 << 10;
     pub const NXE: u64 = 1 << 11;
+    pub const AUTO_IBRS: u64 = 1 << 21;
 }
 
 /// Model-specific registers (SDM vol. 4; KVM's from Linux Documentation/virt/kvm/x86/msr.rst).

@@ -21,6 +21,9 @@ use viv_mem::PAGE_SIZE;
 const OPS_MAX: usize = 64;
 /// Longest instruction (SDM vol. 2 §2.3.11).
 const INSTRUCTION_MAX: usize = 15;
+/// Without BMI1 and ABM, TZCNT and LZCNT run as BSF and BSR; WBNOINVD as WBINVD.
+const OPTIONS: u32 =
+    DecoderOptions::NO_MPFX_0FBC | DecoderOptions::NO_MPFX_0FBD | DecoderOptions::NO_WBNOINVD;
 const JUMPS: usize = 4096;
 /// Blocks kept before all are dropped and decoding starts afresh.
 const BLOCKS_MAX: usize = 200_000;
@@ -217,7 +220,7 @@ fn build_across(cpu: &mut Cpu, linear: u64, rip: u64, head: &[u8], page: u32, ve
     }
     // SAFETY: `host` is the start of a page of guest RAM.
     unsafe { std::ptr::copy_nonoverlapping(host, bytes[head.len()..].as_mut_ptr(), INSTRUCTION_MAX) };
-    let mut decoder = Decoder::with_ip(cpu.mode as u32, &bytes, rip, DecoderOptions::NONE);
+    let mut decoder = Decoder::with_ip(cpu.mode as u32, &bytes, rip, OPTIONS);
     let instruction = decoder.decode();
     let mut decoded = decode(&instruction, cpu.mode);
     decoded.op.len = instruction.len().max(1) as u8;
@@ -232,7 +235,7 @@ type Run = (Vec<Op>, Vec<Box<FpOp>>, usize, bool);
 
 /// Decodes up to the end of a block: its instructions, the bytes they take, and whether bytes ran out.
 fn decode_run(mode: Mode, rip: u64, bytes: &[u8]) -> Run {
-    let mut decoder = Decoder::with_ip(mode as u32, bytes, rip, DecoderOptions::NONE);
+    let mut decoder = Decoder::with_ip(mode as u32, bytes, rip, OPTIONS);
     let (mut ops, mut fp, mut used) = (Vec::with_capacity(16), Vec::new(), 0);
     while ops.len() < OPS_MAX {
         if !decoder.can_decode() {

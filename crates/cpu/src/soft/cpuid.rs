@@ -8,8 +8,9 @@ use viv_arch::x86::cr4;
 
 const VENDOR: &[u8; 12] = b"AuthenticAMD";
 const NAME: &[u8; 48] = b"Vivarium software CPU, level x86-64-v2\0\0\0\0\0\0\0\0\0\0";
-/// Family 0x17, model 1, stepping 2: the first Zen, whose feature set is the nearest.
-const SIGNATURE: u32 = 0x0080_0f12;
+/// Family 0x1a, model 2, stepping 1. Nothing is speculated here, and kernels know the newest family to need the
+/// fewest workarounds for what older ones got wrong.
+const SIGNATURE: u32 = 0x00b0_0f21;
 
 fn word(text: &[u8], at: usize) -> u32 {
     text.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_le_bytes)
@@ -54,7 +55,7 @@ pub(crate) fn leaf(cpu: &Cpu, leaf: u32, subleaf: u32) -> [u32; 4] {
         0x4000_0001 => [bits(&[1, 3, 24]), 0, 0, 0],
         // TSC and APIC bus frequency in kHz.
         0x4000_0010 => [1_000_000, 1_000_000, 0, 0],
-        0x8000_0000 => [0x8000_0008, word(VENDOR, 0), word(VENDOR, 8), word(VENDOR, 4)],
+        0x8000_0000 => [0x8000_0021, word(VENDOR, 0), word(VENDOR, 8), word(VENDOR, 4)],
         // LAHF CMP_LEGACY CR8_LEGACY; SYSCALL NX 1GB pages RDTSCP LM
         0x8000_0001 => {
             let common = bits(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 15, 16, 17, 23, 24]);
@@ -69,7 +70,10 @@ pub(crate) fn leaf(cpu: &Cpu, leaf: u32, subleaf: u32) -> [u32; 4] {
         0x8000_0006 => [0, 0x4200_4200, 0x0200_6140, 0],
         // Invariant TSC.
         0x8000_0007 => [0, 0, 0, 1 << 8],
-        0x8000_0008 => [PHYSICAL_BITS | 48 << 8, 0, cpus - 1, 0],
+        // SSB_NO, BTC_NO: no speculative store bypass, no branch type confusion.
+        0x8000_0008 => [PHYSICAL_BITS | 48 << 8, bits(&[26, 29]), cpus - 1, 0],
+        // LFENCE serializes, null selectors clear the base, AutoIBRS, SRSO_NO.
+        0x8000_0021 => [bits(&[2, 6, 8, 29]), 0, 0, 0],
         _ => [0; 4],
     }
 }

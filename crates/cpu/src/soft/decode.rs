@@ -72,6 +72,7 @@ fn number(register: Register) -> u8 {
         Register::CH => 0x81,
         Register::DH => 0x82,
         Register::BH => 0x83,
+        byte if byte.is_gpr8() => byte.full_register().number() as u8,
         other => other.number() as u8,
     }
 }

@@ -13,6 +13,8 @@ const MTRR_VARIABLE_LAST: u32 = 0x20f;
 const MTRR_FIXED: [u32; 11] = [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f];
 /// AMD's hardware configuration and northbridge registers that Linux touches (APM vol. 2 appendix A).
 const HWCR: u32 = 0xc001_0015;
+/// The TSC counts at the P0 frequency.
+pub(crate) const HWCR_TSC_FREQ_SEL: u64 = 1 << 24;
 const PATCH_LEVEL: u32 = 0x8b;
 const SYSCFG: u32 = 0xc001_0010;
 const VM_CR: u32 = 0xc001_0114;

@@ -45,7 +45,7 @@ pub(crate) fn load(cpu: &mut Cpu, state: &CpuState) -> Result<(), CpuError> {
     if state.xcr0 & !3 != 0 {
         return missing(format!("the vector registers of XCR0 {:#x}", state.xcr0));
     }
-    if state.efer & !(efer::SCE | efer::LME | efer::LMA | efer::NXE) != 0 {
+    if state.efer & !(efer::SCE | efer::LME | efer::LMA | efer::NXE | efer::AUTO_IBRS) != 0 {
         return missing(format!("EFER {:#x}", state.efer));
     }
     let Some(image) = state.xsave.first_chunk::<512>() else {
@@ -63,7 +63,12 @@ pub(crate) fn load(cpu: &mut Cpu, state: &CpuState) -> Result<(), CpuError> {
     cpu.dr = state.debug;
     cpu.xcr0 = state.xcr0 | 1;
     cpu.fpu.set_image(image);
-    cpu.msrs = super::cpu::Msrs { pat: 0x0007_0406_0007_0406, misc_enable: 1, ..Default::default() };
+    cpu.msrs = super::cpu::Msrs {
+        pat: 0x0007_0406_0007_0406,
+        misc_enable: 1,
+        hwcr: msr::HWCR_TSC_FREQ_SEL,
+        ..Default::default()
+    };
     for msr in &state.msrs {
         cpu.set_kept_msr(msr.index, msr.value);
     }

@@ -165,7 +165,7 @@ impl Cpu {
     }
 
     pub(crate) fn set_efer(&mut self, value: u64) -> R<()> {
-        let known = efer::SCE | efer::LME | efer::LMA | efer::NXE;
+        let known = efer::SCE | efer::LME | efer::LMA | efer::NXE | efer::AUTO_IBRS;
         let paging = self.cr0 & cr0::PG != 0;
         if value & !known != 0 || (paging && (value ^ self.efer) & efer::LME != 0) {
             return self.gp(0);
