@@ -107,17 +107,17 @@ fn restrict_files(spec: &RunnerSpec) -> Result<bool, Fault> {
     };
     allow(Path::new("."), all & !AccessFs::Execute)?;
     for path in READABLE {
-        allow(Path::new(path), read.into())?;
+        allow(Path::new(path), read)?;
     }
     for path in ["/dev/kvm", "/dev/null"] {
         allow(Path::new(path), device)?;
     }
     let machine = &spec.machine;
     for path in [Some(&machine.kernel), machine.initrd.as_ref()].into_iter().flatten() {
-        allow(path, read.into())?;
+        allow(path, read)?;
     }
     for disk in &machine.disks {
-        allow(&disk.path, if disk.read_only { read.into() } else { write })?;
+        allow(&disk.path, if disk.read_only { read } else { write })?;
     }
     let status = rules.restrict_self().map_err(|error| failed(&error))?;
     Ok(status.ruleset != RulesetStatus::NotEnforced)
