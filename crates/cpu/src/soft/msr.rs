@@ -18,6 +18,8 @@ pub(crate) const HWCR_TSC_FREQ_SEL: u64 = 1 << 24;
 const PATCH_LEVEL: u32 = 0x8b;
 const SYSCFG: u32 = 0xc001_0010;
 const VM_CR: u32 = 0xc001_0114;
+/// Northbridge configuration: where Linux enables extended configuration cycles.
+const NB_CFG: u32 = 0xc001_001f;
 const DE_CFG: u32 = 0xc001_1029;
 
 /// What a saved state keeps, besides the registers that have fields of their own.
@@ -116,7 +118,7 @@ impl Cpu {
             PATCH_LEVEL => 0x0100_0065,
             // LFENCE serializes.
             DE_CFG => 2,
-            SYSCFG | VM_CR => 0,
+            SYSCFG | VM_CR | NB_CFG => 0,
             _ => match MTRR_FIXED.iter().position(|fixed| *fixed == index) {
                 Some(n) => m.mtrr_fixed[n],
                 None => return self.gp(0),
@@ -189,7 +191,7 @@ impl Cpu {
                 self.write_system_time();
             }
             HWCR => self.msrs.hwcr = value,
-            PATCH_LEVEL | SYSCFG | VM_CR | DE_CFG => {}
+            PATCH_LEVEL | SYSCFG | VM_CR | NB_CFG | DE_CFG => {}
             _ => match MTRR_FIXED.iter().position(|fixed| *fixed == index) {
                 Some(n) => self.msrs.mtrr_fixed[n] = value,
                 None => return self.gp(0),
