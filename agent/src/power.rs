@@ -112,12 +112,13 @@ fn read_key(device: &mut File) -> std::io::Result<bool> {
 
 /// Ends every program, writes everything to the disks and switches off. Only process 1 may call it.
 pub(crate) fn end(last: Last) {
-    if sys::kill(-1, libc::SIGTERM).is_ok() {
+    if programs_left() {
+        let _ = sys::kill(-1, libc::SIGTERM);
         let _ = sys::kill(-1, libc::SIGCONT);
-        let deadline = Instant::now() + GRACE;
-        // Signal 0 asks whether anybody is left. A shell at its prompt ignores SIGTERM, and only hangs up.
+        // A shell at its prompt ignores SIGTERM and only hangs up.
         let _ = sys::kill(-1, libc::SIGHUP);
-        while sys::kill(-1, 0).is_ok() && Instant::now() < deadline {
+        let deadline = Instant::now() + GRACE;
+        while programs_left() && Instant::now() < deadline {
             sys::next_signal(&[libc::SIGCHLD], 20);
             children::bury();
         }
@@ -127,6 +128,15 @@ pub(crate) fn end(last: Last) {
     }
     unmount_all();
     end_now(last);
+}
+
+/// Whether a program but us still runs. Kernel threads and the dead have no `exe`.
+fn programs_left() -> bool {
+    let Ok(entries) = fs::read_dir("/proc") else { return true };
+    entries.flatten().any(|entry| {
+        let pid = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
+        pid.is_some_and(|pid| pid != 1) && fs::read_link(entry.path().join("exe")).is_ok()
+    })
 }
 
 /// Unmounts every file system that has a disk behind it, the last mounted first.

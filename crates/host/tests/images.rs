@@ -140,15 +140,34 @@ fn the_default_guest_is_built_and_boots_to_its_shell() {
     assert!(said.contains("a42b") && said.contains("/dev/ttyS0") && said.contains("init"), "{said}");
     qemu.type_line("sleep 100 & exit");
     qemu.wait(30);
+
+    let mut qemu = Qemu::start(&instance.kernel, instance.initrd.as_deref(), &instance.append, &[]);
+    qemu.expect("viv:/root# ", 120);
+    qemu.type_line("sleep 100");
+    // Ctrl-A c: from the serial port to QEMU's monitor.
+    qemu.type_line("\x01csystem_powerdown");
+    qemu.wait(30);
+
+    let append = "viv.task=/bin/nproc";
+    let mut qemu = Qemu::start(&instance.kernel, instance.initrd.as_deref(), append, &[]);
+    qemu.expect("viv-task: exit 0", 120);
+    qemu.wait(30);
+
+    let append = "viv.root=/dev/vda";
+    let mut qemu = Qemu::start(&instance.kernel, instance.initrd.as_deref(), append, &[]);
+    qemu.expect("cannot start the disk /dev/vda", 120);
+    qemu.wait(30);
 }
 
 #[test]
 #[ignore = "downloads a Debian, configures it in QEMU and boots it"]
 fn a_full_debian_is_built_boots_to_its_prompt_and_remembers() {
     let images = Images::open(place()).unwrap();
-    let options = Options::new(find_agent().unwrap());
+    let mut options = Options::new(find_agent().unwrap());
     let begun = Instant::now();
+    options.force = std::env::var_os("VIV_TEST_FORCE").is_some();
     let image = images.build(Recipe::Debian, &options, Some(&QemuVm), &Steps).unwrap();
+    options.force = false;
     eprintln!("{} in {:?}, {} MiB", image.summary, begun.elapsed(), image.size_bytes >> 20);
     assert_eq!(images.build(Recipe::Debian, &options, None, &Steps).unwrap(), image, "it is cached");
 
