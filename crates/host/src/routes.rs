@@ -187,7 +187,8 @@ async fn wait(service: &Service, name: &str) -> Result<Response<Body>, Fault> {
         crate::service::ended(&process).await;
     }
     // A VM that is forgotten when it ends may be gone by now: its end is told from its files, then.
-    let after = service.vms.get(&record.id).unwrap_or(Vm { pid: None, state: viv_model::State::Stopped, ..before });
+    let after =
+        service.vms.get(&record.id).unwrap_or(Vm { pid: None, state: viv_model::State::Stopped, ..before });
     Ok(http::json(&after))
 }
 

@@ -9,10 +9,11 @@ use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use viv_api::info::KvmState;
 use viv_api::runner::{Ask as RunnerAsk, RunnerSpec};
 use viv_api::timestamp::Timestamp;
 use viv_api::vm::{Process, Vm, VmCreate, VmKill, VmStart, VmStop};
-use viv_model::{Ask, End, Fault, Kind, MachineSpec, State, next};
+use viv_model::{Accel, Ask, End, Fault, Kind, MachineSpec, State, next};
 
 /// The kernel's command line for an image.
 const APPEND_IMAGE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=k";
@@ -296,9 +297,14 @@ impl Vms {
         self.change(name, |record, runner| {
             let state = self.view(record.clone(), &runner).state;
             refuse(state, Ask::Start, &record.name)?;
+            let mut machine = record.machine.clone();
+            // Known for as long as the host is up: the VM's process need not find it out again.
+            if machine.accel == Accel::Auto && crate::info::kvm(&self.places).state != KvmState::Good {
+                machine.accel = Accel::Soft;
+            }
             let spec = RunnerSpec {
                 name: record.name.clone(),
-                machine: record.machine.clone(),
+                machine,
                 on_reboot: record.on_reboot,
                 attended_by: ask.attended_by,
                 command: record.command.clone(),

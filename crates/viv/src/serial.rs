@@ -44,6 +44,9 @@ pub(crate) fn run(mut stream: UnixStream) -> Outcome {
         }
     }
     drop(raw);
+    if left.load(Ordering::Relaxed) {
+        eprintln!(); // the guest's prompt stands on this line
+    }
     if left.load(Ordering::Relaxed) { Outcome::Left } else { outcome }
 }
 

@@ -31,6 +31,9 @@ pub(crate) fn run(stream: UnixStream, exec: &Exec, interrupt: &Interrupt) -> Res
     let outcome = converse(stream, exec, interrupt, &left);
     interrupt.set_session(None, false);
     drop(raw);
+    if left.load(Ordering::Relaxed) {
+        eprintln!(); // the guest's prompt stands on this line
+    }
     match outcome {
         _ if left.load(Ordering::Relaxed) => Ok(Outcome::Left),
         Ok(outcome) => Ok(outcome),
