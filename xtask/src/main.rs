@@ -1,2 +1,62 @@
-//! Chores: `cargo xtask NAME`.
-fn main() {}
+//! Chores: `cargo xtask NAME`. No dependencies, so that it builds in a second.
+mod agent;
+mod bench;
+mod floors;
+mod install;
+mod steps;
+mod tidy;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+const HELP: &str = "\
+cargo xtask run [ARGUMENTS]   build viv and its guest agent, then `viv run ARGUMENTS`: a Linux shell
+cargo xtask viv VERB …        build both, then any other verb of viv
+cargo xtask test              everything CI checks: format, lints, floors, tidy, unit and whole-product tests
+cargo xtask test --quick      the same without the whole-product tests
+cargo xtask nightly           the long forms: millions of instruction cases, every fuzz target
+cargo xtask lab               real KVM inside a software-emulated machine: the same guests there
+cargo xtask bench [NAME …]    our software CPU beside Debian's QEMU, as ratios (NAME: boot, idle, or a load)
+cargo xtask agent             build the guest agent alone
+cargo xtask floors            check that imports between crates go down only
+cargo xtask tidy              check links in documents, module docs, names and file lengths
+";
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let name = args.next().unwrap_or_default();
+    let rest: Vec<String> = args.collect();
+    let done = match name.as_str() {
+        "run" => steps::viv(&[vec!["run".to_string()], rest].concat()),
+        "viv" => steps::viv(&rest),
+        "test" => steps::test(rest.iter().any(|arg| arg == "--quick")),
+        "nightly" => steps::nightly(),
+        "lab" => steps::lab(),
+        "bench" => bench::run(&rest),
+        "agent" => agent::build(&target_dir()).map(|path| println!("{}", path.display())),
+        "floors" => floors::check(&root()),
+        "tidy" => tidy::check(&root()),
+        "" | "help" | "--help" | "-h" => {
+            print!("{HELP}");
+            Ok(())
+        }
+        other => Err(format!("no chore is called {other:?}; see: cargo xtask help")),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("xtask: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The workspace's directory.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(PathBuf::new, Path::to_path_buf)
+}
+
+/// Where cargo builds.
+fn target_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}

@@ -1,0 +1,89 @@
+//! The chores that run cargo and our own binary.
+use crate::{agent, floors, install, root, target_dir, tidy};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}
+
+/// Runs a step and says how long it took.
+fn step(name: &str, command: &mut Command) -> Result<(), String> {
+    eprintln!("xtask: {name}");
+    let start = Instant::now();
+    let status = command.status().map_err(|error| format!("cannot start {name}: {error}"))?;
+    eprintln!("xtask: {name}: {:.0} s", start.elapsed().as_secs_f64());
+    if status.success() { Ok(()) } else { Err(format!("{name} failed")) }
+}
+
+/// Builds `viv` and the agent for release.
+pub(crate) fn build() -> Result<(), String> {
+    let status = cargo()
+        .args(["build", "--release", "--package", "viv"])
+        .stdin(Stdio::null())
+        .status()
+        .map_err(|error| format!("cannot start cargo: {error}"))?;
+    if !status.success() {
+        return Err("viv was not built; see the messages above".to_string());
+    }
+    agent::build(&target_dir()).map(|_| ())
+}
+
+/// Builds, then becomes `viv ARGS`.
+pub(crate) fn viv(args: &[String]) -> Result<(), String> {
+    use std::os::unix::process::CommandExt;
+    build()?;
+    let error = Command::new(target_dir().join("release/viv")).args(args).exec();
+    Err(format!("cannot start viv: {error}"))
+}
+
+/// The README's test command.
+pub(crate) fn test(quick: bool) -> Result<(), String> {
+    install::need("cc", "gcc")?;
+    floors::check(&root())?;
+    tidy::check(&root())?;
+    step("format", cargo().args(["fmt", "--all", "--check"]))?;
+    step(
+        "lints",
+        cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+    )?;
+    eprintln!("xtask: build");
+    build()?;
+    step("unit tests", cargo().args(["test", "--quiet", "--workspace", "--exclude", "viv-e2e"]))?;
+    if quick {
+        return Ok(());
+    }
+    step(
+        "whole-product tests",
+        cargo().args(["test", "--release", "--package", "viv-e2e", "--", "--test-threads=1"]),
+    )
+}
+
+/// The long forms of the tests.
+pub(crate) fn nightly() -> Result<(), String> {
+    step(
+        "2,000,000 instruction cases",
+        cargo().env("VIV_CASES", "2000000").args(["test", "--release", "--package", "viv-cpu", "--tests"]),
+    )?;
+    step(
+        "long property tests",
+        cargo().env("PROPTEST_CASES", "20000").args([
+            "test",
+            "--release",
+            "--workspace",
+            "--exclude",
+            "viv-e2e",
+        ]),
+    )
+}
+
+/// The same guests on real KVM, in the lab.
+pub(crate) fn lab() -> Result<(), String> {
+    install::need("qemu-system-x86_64", "qemu-system-x86")?;
+    install::need("busybox", "busybox-static")?;
+    install::need("cpio", "cpio")?;
+    build()?;
+    step("KVM lab", Command::new("sh").arg(root().join("e2e/kvm-lab/all")).current_dir(root()))
+}
