@@ -297,6 +297,23 @@ fn a_slow_guest_stops_the_program_and_loses_nothing() {
 }
 
 #[test]
+fn a_guest_that_finishes_and_then_closes_is_noticed() {
+    let mut bench = Bench::new();
+    let (mut client, port) = bench.client();
+    bench.send(port, 1024, op::OP_SHUTDOWN, op::SHUTDOWN_SEND, &[]);
+    assert_eq!(rest(&mut client), b"");
+    client.write_all(b"still for the guest").unwrap();
+    assert_eq!(bench.expect(op::OP_RW).1, b"still for the guest");
+    bench.send(port, 1024, op::OP_SHUTDOWN, 3, &[]);
+    bench.expect(op::OP_RST);
+    let start = Instant::now();
+    while client.write_all(b"to nobody").is_ok() {
+        assert!(start.elapsed() < PATIENCE, "the program is never told");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
 fn many_programs_at_a_time() {
     let mut bench = Bench::new();
     let mut clients: Vec<_> = (0..100).map(|_| bench.client()).collect();

@@ -6,7 +6,7 @@
 //! ```
 //! What the device can answer itself (identify, malformed, out of range, unsupported) never leaves it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Chain, Rings, Segment, VirtioDevice, cut, read_config_bytes};
 use viv_arch::pci::CLASS_STORAGE;
@@ -105,6 +105,8 @@ pub struct Blk {
     settings: BlkSettings,
     requests: Vec<BlkRequest>,
     in_flight: BTreeMap<u64, InFlight>,
+    /// Requests from before a reset that I/O threads still work on: their memory is not the driver's yet.
+    orphans: BTreeSet<u64>,
     next_tag: u64,
     write_cache: bool,
 }
@@ -112,7 +114,14 @@ pub struct Blk {
 impl Blk {
     /// A disk of this kind.
     pub fn new(settings: BlkSettings) -> Blk {
-        Blk { settings, requests: Vec::new(), in_flight: BTreeMap::new(), next_tag: 0, write_cache: true }
+        Blk {
+            settings,
+            requests: Vec::new(),
+            in_flight: BTreeMap::new(),
+            orphans: BTreeSet::new(),
+            next_tag: 0,
+            write_cache: true,
+        }
     }
 
     /// Takes the requests that came in since the last call, in order.
@@ -125,8 +134,9 @@ impl Blk {
         self.in_flight.len()
     }
 
-    /// Answers a request. A tag from before a reset is ignored.
+    /// Answers a request: every one that was taken, also after a reset, which is complete only then.
     pub fn complete(&mut self, rings: &mut Rings<'_>, tag: u64, outcome: BlkOutcome) {
+        self.orphans.remove(&tag);
         if let Some(request) = self.in_flight.remove(&tag) {
             let status = match outcome {
                 BlkOutcome::Ok => reg::S_OK,
@@ -323,9 +333,15 @@ impl VirtioDevice for Blk {
         rings.fail();
     }
 
+    fn busy(&self) -> bool {
+        !self.orphans.is_empty()
+    }
+
     fn reset(&mut self) {
-        self.requests.clear();
-        self.in_flight.clear();
+        for request in std::mem::take(&mut self.requests) {
+            self.in_flight.remove(&request.tag);
+        }
+        self.orphans.extend(std::mem::take(&mut self.in_flight).into_keys());
         self.write_cache = true;
     }
 }

@@ -69,6 +69,8 @@ pub(super) struct State {
     device_feature_select: u32,
     driver_feature_select: u32,
     status: u8,
+    /// The status before the last reset: what the driver sees until the device has let go of its memory.
+    status_before_reset: u8,
     config_generation: u8,
     config_interrupt: bool,
 }
@@ -109,10 +111,6 @@ impl State {
         self.config_generation = self.config_generation.wrapping_add(1);
         // Before DRIVER_OK nobody may be interrupted (§2.1.2, §3.1.1).
         self.config_interrupt |= self.status & status::DRIVER_OK != 0;
-    }
-
-    pub(super) fn status(&self) -> u8 {
-        self.status
     }
 
     pub(super) fn config_generation(&self) -> u8 {
@@ -211,6 +209,7 @@ impl<D: VirtioDevice> Core<D> {
             device_feature_select: 0,
             driver_feature_select: 0,
             status: 0,
+            status_before_reset: 0,
             config_generation: 0,
             config_interrupt: false,
         };
@@ -219,6 +218,15 @@ impl<D: VirtioDevice> Core<D> {
 
     pub(super) fn parts(&mut self) -> (&mut D, Rings<'_>) {
         (&mut self.device, Rings { state: &mut self.state })
+    }
+
+    /// The driver reads the status register. A reset is complete, and reads as 0, when nobody outside uses the
+    /// driver's memory any more (§2.4.2): drivers wait for that before they use it for something else.
+    pub(super) fn status(&self) -> u8 {
+        if self.state.status == 0 && self.device.busy() {
+            return self.state.status_before_reset;
+        }
+        self.state.status
     }
 
     /// The driver writes the status register (§2.1). Returns whether that was a reset.
@@ -254,6 +262,9 @@ impl<D: VirtioDevice> Core<D> {
         let state = &mut self.state;
         for queue in &mut state.queues {
             queue.reset();
+        }
+        if state.status != 0 {
+            state.status_before_reset = state.status;
         }
         state.status = 0;
         state.chosen = 0;

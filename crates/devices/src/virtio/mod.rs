@@ -73,6 +73,10 @@ pub trait VirtioDevice: Send {
     }
     /// The driver says that `queue` has new buffers.
     fn notified(&mut self, queue: u16, rings: &mut Rings<'_>);
+    /// Whether somebody outside still works on memory that a driver gave before the last reset.
+    fn busy(&self) -> bool {
+        false
+    }
     /// Back to the state after power-on. Work that is under way outside is forgotten when it comes back.
     fn reset(&mut self);
 }

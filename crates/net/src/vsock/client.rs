@@ -227,8 +227,14 @@ impl Client {
             }
             self.to_socket.clear();
             self.written = 0;
-            if self.guest_end.is_some() {
-                return Ok(false);
+            match self.guest_end {
+                Some(StreamEnd::Closed) => return Ok(false),
+                Some(StreamEnd::Finished) => {
+                    // It sends no more, but may have closed the other direction since.
+                    self.guest_end = guest.receive(stream, 0).1;
+                    return Ok(false);
+                }
+                None => {}
             }
             (self.to_socket, self.guest_end) = guest.receive(stream, PIECE);
             if self.to_socket.is_empty() {

@@ -183,6 +183,21 @@ fn a_request_without_header_or_status_needs_a_reset() {
 }
 
 #[test]
+fn a_reset_is_complete_when_no_io_thread_has_the_drivers_memory() {
+    let mut driver = on_pci(disk(false));
+    send(&mut driver, 0, header(reg::T_IN, 0), &[], 512);
+    let tag = driver.transport.device().0.take_requests()[0].tag;
+    // This one has not left the device.
+    send(&mut driver, 0, header(reg::T_IN, 1), &[], 512);
+    driver.transport.set_status(0);
+    assert_eq!(driver.transport.status(), 15, "as before the reset");
+    assert_eq!(driver.transport.device().0.take_requests(), []);
+    let (blk, mut rings) = driver.transport.device();
+    blk.complete(&mut rings, tag, BlkOutcome::Ok);
+    assert_eq!(driver.transport.status(), 0);
+}
+
+#[test]
 fn an_answer_from_before_a_reset_is_forgotten() {
     let mut driver = on_pci(disk(false));
     send(&mut driver, 0, header(reg::T_IN, 0), &[], 512);

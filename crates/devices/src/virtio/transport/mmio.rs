@@ -44,7 +44,7 @@ impl<D: VirtioDevice> VirtioMmio<D> {
             mmio::QUEUE_NUM_MAX => state.queue().map_or(0, Queue::size_max).into(),
             mmio::QUEUE_READY => state.queue().is_some_and(Queue::ready).into(),
             mmio::INTERRUPT_STATUS => self.interrupt_status,
-            mmio::STATUS => state.status().into(),
+            mmio::STATUS => self.core.status().into(),
             mmio::SHM_LEN_LOW..=mmio::SHM_BASE_HIGH => u32::MAX,
             mmio::CONFIG_GENERATION => state.config_generation().into(),
             _ => 0,

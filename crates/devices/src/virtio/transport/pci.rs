@@ -131,7 +131,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
         put(reg::DRIVER_FEATURE, &state.driver_features().to_le_bytes());
         put(reg::CONFIG_MSIX_VECTOR, &self.config_vector.to_le_bytes());
         put(reg::NUM_QUEUES, &(state.queues.len() as u16).to_le_bytes());
-        put(reg::DEVICE_STATUS, &[state.status()]);
+        put(reg::DEVICE_STATUS, &[self.core.status()]);
         put(reg::CONFIG_GENERATION, &[state.config_generation()]);
         put(reg::QUEUE_SELECT, &state.queue_select.to_le_bytes());
         put(reg::QUEUE_SIZE, &queue.map_or(0, Queue::size).to_le_bytes());
