@@ -161,6 +161,8 @@ Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled \"false\";
 
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
+        // In a place of ours: apt does not speak of packages that lie in the working directory.
+        command.current_dir(self.dir.join("state"));
         command.arg("-c").arg(self.dir.join("apt.conf")).env("LC_ALL", "C.UTF-8").env("LANGUAGE", "");
         command.env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null());
         command

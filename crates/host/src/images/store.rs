@@ -80,6 +80,8 @@ impl Drop for Scratch {
 impl Store {
     /// Opens the store, making it if need be; clears what interrupted builds left unless a build goes on.
     pub(super) fn open(dir: PathBuf) -> Result<Store, Fault> {
+        // Other programs are given our paths, in directories of their own.
+        let dir = std::path::absolute(&dir).map_err(io_fault("find", &dir))?;
         for part in ["blobs/sha256", "work", "cache"] {
             let path = dir.join(part);
             fs::create_dir_all(&path).map_err(io_fault("make the directory", &path))?;
