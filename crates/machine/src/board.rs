@@ -150,9 +150,9 @@ impl Part for PicPart {
     }
 }
 
-/// A reset: the end of a machine that does not restart, or a panic's.
-fn reset(world: &World, sink: &ConsoleSink) {
-    world.end(if sink.saw_panic() { End::Panic } else { End::Reboot });
+/// A reset or a triple fault: the end that it looks like, or that of the panic which it followed.
+fn end(world: &World, sink: &ConsoleSink, end: End) {
+    world.end(if sink.saw_panic() { End::Panic } else { end });
 }
 
 impl Plan {
@@ -256,7 +256,7 @@ impl Plan {
                 world.end(End::PowerOff);
             }
             if pm.reset_requested() {
-                reset(world, &sink);
+                end(world, &sink, End::Reboot);
             }
         })
     }
@@ -265,7 +265,7 @@ impl Plan {
         let sink = self.sink.clone();
         Chip::new(I8042::new(), None, &self.world, move |i8042, world| {
             if i8042.reset_requested() {
-                reset(world, &sink);
+                end(world, &sink, End::Reboot);
             }
         })
     }
@@ -379,7 +379,12 @@ impl Attach {
 impl Board {
     /// The guest asked for a reset by a way that is nobody's device.
     pub(crate) fn reset(&self) {
-        reset(&self.world, &self.sink);
+        end(&self.world, &self.sink, End::Reboot);
+    }
+
+    /// A processor shut down.
+    pub(crate) fn triple_fault(&self) {
+        end(&self.world, &self.sink, End::TripleFault);
     }
 
     /// Bytes from the user.

@@ -8,7 +8,6 @@ use crate::layout::{self, ACPI_TABLES};
 use crate::parts::{ConsoleSink, DiskWork};
 use crate::threads::{self, Engine};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -286,10 +285,9 @@ impl Machine {
 
     /// What it has used so far.
     pub fn stats(&self) -> MachineStats {
-        let times = self.world.cpus.iter().map(|cpu| threads::cpu_time(cpu.thread.load(Ordering::Relaxed)));
         MachineStats {
             uptime_ns: self.world.clock.now(),
-            vcpu_time: times.map(Option::unwrap_or_default).collect(),
+            vcpu_time: self.world.cpus.iter().map(threads::cpu_time).collect(),
         }
     }
 }

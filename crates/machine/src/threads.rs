@@ -3,10 +3,10 @@
 
 use crate::board::Board;
 use crate::bus::CpuView;
-use crate::core::World;
+use crate::core::{CpuSlot, World};
 use std::any::Any;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::{Builder, JoinHandle};
@@ -83,25 +83,36 @@ fn thread_id() -> u64 {
     unsafe { libc::gettid() as u64 }
 }
 
-/// Processor time that thread `id` of this process has used.
-pub(crate) fn cpu_time(id: u64) -> Option<Duration> {
+/// Processor time that a vCPU's thread has used so far.
+pub(crate) fn cpu_time(slot: &CpuSlot) -> Duration {
+    let id = slot.thread.load(Ordering::Relaxed);
     if id == 0 {
-        return None;
+        return Duration::from_nanos(slot.used_ns.load(Ordering::Relaxed));
     }
     // The clock of a thread by its ID: CPUCLOCK_PERTHREAD_MASK | CPUCLOCK_SCHED (Linux include/linux/posix-timers.h).
     let clock = (!(id as libc::clockid_t) << 3) | 4 | 2;
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is ours; a clock that does not exist is an error.
-    let result = unsafe { libc::clock_gettime(clock, &mut time) };
-    (result == 0).then(|| Duration::new(time.tv_sec as u64, time.tv_nsec as u32))
+    // SAFETY: `time` is ours; a clock that does not exist is an error and leaves it alone.
+    unsafe { libc::clock_gettime(clock, &mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// The life of a vCPU.
-pub(crate) fn run_vcpu(mut engine: Engine, board: Arc<Board>, index: usize) {
+pub(crate) fn run_vcpu(engine: Engine, board: Arc<Board>, index: usize) {
+    let Some(slot) = board.world.cpus.get(index) else { return };
+    slot.thread.store(thread_id(), Ordering::Relaxed);
+    let result = catch_unwind(AssertUnwindSafe(|| run_until_end(engine, &board, index)));
+    slot.used_ns.store(cpu_time(slot).as_nanos() as u64, Ordering::Relaxed);
+    slot.thread.store(0, Ordering::Relaxed);
+    if let Err(panic) = result {
+        resume_unwind(panic);
+    }
+}
+
+fn run_until_end(mut engine: Engine, board: &Arc<Board>, index: usize) {
     sleep_accurately();
     let world = board.world.clone();
     let Some(slot) = world.cpus.get(index) else { return };
-    slot.thread.store(thread_id(), Ordering::Relaxed);
     let view = CpuView { board: board.clone(), index };
     loop {
         let mut tsc = None;
@@ -122,7 +133,7 @@ pub(crate) fn run_vcpu(mut engine: Engine, board: Arc<Board>, index: usize) {
                 let (_, deadline) = slot.tick(world.clock.now());
                 board.publish_deadline(index, deadline);
             }
-            Exit::Shutdown => return world.end(End::TripleFault),
+            Exit::Shutdown => return board.triple_fault(),
             Exit::Failed(message) => return world.end(End::Failed { message }),
         }
     }

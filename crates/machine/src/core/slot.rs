@@ -24,8 +24,10 @@ pub(crate) struct CpuSlot {
     kick: OnceLock<Arc<dyn Kick>>,
     woken: Mutex<bool>,
     wake: Condvar,
-    /// Kernel thread ID, 0 before the start.
+    /// Kernel thread ID while the thread runs, else 0.
     pub(crate) thread: AtomicU64,
+    /// Processor time that the thread had used when it ended, nanoseconds.
+    pub(crate) used_ns: AtomicU64,
 }
 
 impl CpuSlot {
@@ -45,6 +47,7 @@ impl CpuSlot {
             woken: Mutex::new(false),
             wake: Condvar::new(),
             thread: AtomicU64::new(0),
+            used_ns: AtomicU64::new(0),
         }
     }
 
