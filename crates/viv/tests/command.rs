@@ -1,0 +1,143 @@
+//! The command line: help, exit statuses, what bad input is told, and the shapes of JSON.
+mod kit;
+
+use kit::Home;
+use std::fs;
+use std::path::Path;
+
+/// Compares with a file of the repository; VIV_GOLDEN=1 writes it anew.
+fn golden(name: &str, text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    if std::env::var_os("VIV_GOLDEN").is_some() {
+        fs::write(&path, text).unwrap();
+    }
+    let expected = fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(text, expected, "{} differs; if it should: VIV_GOLDEN=1 cargo test -p viv", path.display());
+}
+
+#[test]
+fn help_is_as_it_was() {
+    let home = Home::new("help");
+    golden("help.txt", &home.viv(&["--help"]).ok().out);
+    for verb in [
+        "run", "ps", "exec", "start", "stop", "kill", "pause", "resume", "rm", "logs", "console", "inspect",
+        "images", "image", "build", "info",
+    ] {
+        let outcome = home.viv(&[verb, "--help"]).ok();
+        golden(&format!("{verb}.txt"), &outcome.out);
+    }
+    assert!(!home.dir.join("home/run/viv.sock").exists(), "help needs no service");
+}
+
+#[test]
+fn a_command_line_that_is_wrong_is_told_how() {
+    let home = Home::new("usage");
+    home.viv(&[]).fails(2, &["no verb", "viv --help"]);
+    home.viv(&["fly"]).fails(2, &["fly"]);
+    home.viv(&["stp", "web"]).fails(2, &["stp", "stop"]);
+    home.viv(&["ps", "--wrong"]).fails(2, &["--wrong", "usage: viv ps"]);
+    home.viv(&["run", "--name"]).fails(2, &["--name"]);
+    home.viv(&["run", "--memory", "much"]).fails(2, &["'much'", "512M"]);
+    home.viv(&["run", "--accel", "fast"]).fails(2, &["'fast'", "auto, kvm or soft"]);
+    home.viv(&["run", "-t", "--", "ls"]).fails(2, &["no terminal", "-t"]);
+    home.viv(&["run", "-d", "-t"]).fails(2, &["terminal"]);
+    let outcome = home.viv(&["rm", "--json"]);
+    let error: serde_json::Value = serde_json::from_str(&outcome.err).unwrap();
+    assert_eq!((outcome.status, error["error"]["kind"].as_str()), (2, Some("usage")));
+}
+
+#[test]
+fn bad_input_is_told_what_to_do() {
+    let home = Home::new("input");
+    let kernel = home.kernel();
+    let dir = home.dir.to_str().unwrap().to_string();
+    let empty = home.file("empty", b"");
+    let text = home.file("text", &b"this is no kernel at all\n".repeat(100));
+    let cut = home.file("cut", &fs::read(&kernel).unwrap()[..70]);
+    let mut foreign = fs::read(&kernel).unwrap();
+    foreign[18] = 183; // aarch64
+    let foreign = home.file("foreign", &foreign);
+    let big = home.file("big", b"");
+    fs::File::options().write(true).open(&big).unwrap().set_len(100 << 20).unwrap();
+    let odd = home.file("odd", &[0; 1000]);
+    let with = |words: &[&str]| {
+        let mut all = vec!["run", "--rm", "--accel", "soft", "--kernel", &kernel];
+        all.extend(words);
+        home.viv(&all)
+    };
+    home.viv(&["run", "--kernel", "/nowhere"]).fails(3, &["/nowhere", "--kernel"]);
+    for (file, words) in [
+        (&empty, "it is empty"),
+        (&text, "neither a bzImage nor an ELF"),
+        (&cut, "cut"),
+        (&foreign, "aarch64"),
+        (&dir, "is a directory"),
+    ] {
+        home.viv(&["run", "--accel", "soft", "--kernel", file]).fails(2, &[file, words]);
+    }
+    with(&["--initrd", "/nowhere"]).fails(3, &["/nowhere", "--initrd"]);
+    with(&["--initrd", &big, "--memory", "64M"]).fails(2, &["initrd", "--memory"]);
+    with(&["--memory", "0"]).fails(2, &["0 MiB", "512M"]);
+    with(&["--memory", "1M"]).fails(2, &["1 MiB", "at least 16M"]);
+    with(&["--memory", "1000T"]).fails(5, &["this host has", "--memory"]);
+    with(&["--cpus", "0"]).fails(2, &["0 CPUs", "--cpus"]);
+    with(&["--cpus", "300"]).fails(2, &["300 CPUs", "--cpus"]);
+    with(&["--disk", "/nowhere"]).fails(3, &["/nowhere"]);
+    with(&["--disk", &dir]).fails(2, &["is a directory"]);
+    with(&["--disk", &odd]).fails(2, &["odd", "512"]);
+    with(&["--name", "a b"]).fails(2, &["\"a b\"", "letters"]);
+    home.viv(&["run", "nosuchimage"]).fails(3, &["nosuchimage", "viv images"]);
+    home.viv(&["build", "nosuchimage"]).fails(3, &["nosuchimage", "default, debian"]);
+    home.viv(&["image", "rm", "nosuchimage"]).fails(3, &["nosuchimage"]);
+    for verb in ["stop", "kill", "pause", "resume", "rm", "start", "inspect", "logs", "console"] {
+        home.viv(&[verb, "nobody"]).fails(3, &["\"nobody\"", "viv ps -a"]);
+    }
+    home.viv(&["exec", "nobody", "ls"]).fails(3, &["\"nobody\""]);
+    assert_eq!(home.names(), [""; 0], "nothing is kept of what did not start");
+    assert_eq!(home.vm_files(), [""; 0]);
+    let error = home.viv(&["--json", "logs", "nobody"]).err;
+    let error: serde_json::Value = serde_json::from_str(&error).unwrap();
+    assert_eq!(error["error"]["kind"], "not-found");
+    assert!(error["error"]["fix"].as_str().unwrap().contains("viv ps"));
+}
+
+#[test]
+fn json_has_its_shape() {
+    let home = Home::new("json");
+    let info = home.viv(&["info", "--json"]).ok().json();
+    assert!(info["service"]["pid"].is_u64());
+    assert!(info["host"]["cpus"].as_u64().unwrap() >= 1);
+    assert!(["missing", "denied", "unusable", "good"].contains(&info["kvm"]["state"].as_str().unwrap()));
+    assert!(!info["kvm"]["detail"].as_str().unwrap().is_empty());
+    assert!(info["places"]["state"].as_str().unwrap().ends_with("home/state"));
+    assert_eq!(home.viv(&["ps", "--json"]).ok().json(), serde_json::json!([]));
+    assert_eq!(home.viv(&["images", "--json"]).ok().json(), serde_json::json!([]));
+    let text = home.viv(&["info"]).ok().out;
+    for word in ["version", "service", "kvm", "accel", "state"] {
+        assert!(text.lines().any(|line| line.starts_with(word)), "{text}");
+    }
+}
+
+#[test]
+fn a_home_with_a_very_long_path_is_no_problem() {
+    let home = Home::new("long");
+    let long = home.dir.join("x".repeat(120)).join("y".repeat(120));
+    let kernel = home.kernel();
+    let viv = |words: &[&str]| {
+        let output = home.command(words).env("VIV_HOME", &long).output().unwrap();
+        kit::Outcome::of(output)
+    };
+    viv(&["run", "-d", "--name", "far", "--accel", "soft", "--kernel", &kernel]).ok();
+    kit::until("its first word", || viv(&["logs", "far"]).ok().out == "ready\n");
+    viv(&["rm", "-f", "far"]).ok();
+    let pid = viv(&["info", "--json"]).ok().json()["service"]["pid"].as_u64().unwrap();
+    kit::signal(pid as u32, rustix::process::Signal::KILL);
+}
+
+#[test]
+fn a_place_that_cannot_be_made_is_told() {
+    let home = Home::new("place");
+    let file = home.file("file", b"");
+    let output = home.command(&["ps"]).env("VIV_HOME", format!("{file}/x")).output().unwrap();
+    kit::Outcome::of(output).fails(1, &["cannot make the directory", "VIV_HOME"]);
+}
