@@ -39,7 +39,7 @@ fn a_command_line_that_is_wrong_is_told_how() {
     home.viv(&["run", "--name"]).fails(2, &["--name"]);
     home.viv(&["run", "--memory", "much"]).fails(2, &["'much'", "512M"]);
     home.viv(&["run", "--accel", "fast"]).fails(2, &["'fast'", "auto, kvm or soft"]);
-    home.viv(&["run", "-t", "--", "ls"]).fails(2, &["no terminal", "-t"]);
+    home.viv(&["run", "-t", "--", "ls"]).fails(2, &["cannot have a terminal", "leave out -t"]);
     home.viv(&["run", "-d", "-t"]).fails(2, &["terminal"]);
     let outcome = home.viv(&["rm", "--json"]);
     let error: serde_json::Value = serde_json::from_str(&outcome.err).unwrap();
@@ -69,14 +69,14 @@ fn bad_input_is_told_what_to_do() {
     for (file, words) in [
         (&empty, "it is empty"),
         (&text, "neither a bzImage nor an ELF"),
-        (&cut, "cut"),
         (&foreign, "aarch64"),
         (&dir, "is a directory"),
     ] {
         home.viv(&["run", "--accel", "soft", "--kernel", file]).fails(2, &[file, words]);
     }
+    home.viv(&["run", "--accel", "soft", "--kernel", &cut]).fails(1, &[&cut, "cut short", "again"]);
     with(&["--initrd", "/nowhere"]).fails(3, &["/nowhere", "--initrd"]);
-    with(&["--initrd", &big, "--memory", "64M"]).fails(2, &["initrd", "--memory"]);
+    with(&["--initrd", &big, "--memory", "64M"]).fails(5, &["initrd", "--memory"]);
     with(&["--memory", "0"]).fails(2, &["0 MiB", "512M"]);
     with(&["--memory", "1M"]).fails(2, &["1 MiB", "at least 16M"]);
     with(&["--memory", "1000T"]).fails(5, &["this host has", "--memory"]);

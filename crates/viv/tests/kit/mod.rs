@@ -1,5 +1,5 @@
 //! A home of its own for each test, the built command in it, and a kernel of a hundred bytes.
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub)]
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::io::Write;
@@ -76,8 +76,9 @@ impl Home {
     }
 
     /// Files and directories of VMs.
-    pub fn vm_files(&self) -> Vec<PathBuf> {
-        fs::read_dir(self.dir.join("home/state/vms")).unwrap().map(|entry| entry.unwrap().path()).collect()
+    pub fn vm_files(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.dir.join("home/state/vms")).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
     }
 
     /// The service's process, if there is one.
@@ -187,7 +188,7 @@ pub fn kernel(hello: &str) -> Vec<u8> {
         0x3c, b'q', 0x74, 0x0a, //  cmp al, 'q'; je off
         0x3c, b'r', 0x74, 0x10, //  cmp al, 'r'; je reset
         0x3c, b't', 0x74, 0x10, //  cmp al, 't'; je shutdown
-        0xeb, 0xdf, //              jmp wait
+        0xeb, 0xe1, //              jmp wait
         0x66, 0xba, 0x04, 0x06, // off: mov dx, 0x604: PM1a control
         0x66, 0xb8, 0x00, 0x34, //      mov ax, S5 | SLP_EN
         0x66, 0xef, //                  out dx, ax
