@@ -1,9 +1,9 @@
 //! Near branches, the stack, and string instructions.
 #![allow(unsafe_code)]
 
-use super::cpu::{Cpu, R, RIP};
+use super::cpu::{Cpu, R, RIP, Trap};
 use super::flags::{self, bit};
-use super::mmu::{Place, Want};
+use super::mmu::{NOT_CANONICAL, Place, Want};
 use super::native::{self, Width};
 use super::op::{Op, Source, Target, ea};
 use viv_arch::x86::{gpr, rflags, seg, vector};
@@ -39,9 +39,21 @@ impl Cpu {
         let mask = self.stack_mask();
         let offset = self.rsp().wrapping_sub(W::BYTES) & mask;
         let linear = self.stack_linear(offset, W::BYTES, Want::Write)?;
-        self.store_checked(linear, value)?;
+        if self.store_checked(linear, value).is_err() {
+            return self.stack_trap();
+        }
         self.set_rsp(offset);
         Ok(())
+    }
+
+    /// The stack itself faulted, whatever segment the instruction's other operand is in: a
+    /// non-canonical address is #SS.
+    #[cold]
+    fn stack_trap<T>(&mut self) -> R<T> {
+        if self.fault.vector == vector::GP && self.fault.address == NOT_CANONICAL {
+            self.fault.vector = vector::SS;
+        }
+        Err(Trap)
     }
 
     #[inline(always)]
@@ -56,7 +68,8 @@ impl Cpu {
     pub(crate) fn peek<W: Width>(&mut self, n: u64) -> R<W> {
         let offset = self.rsp().wrapping_add(n) & self.stack_mask();
         let linear = self.stack_linear(offset, W::BYTES, Want::Read)?;
-        self.load_checked(linear)
+        let value = self.load_checked(linear);
+        if value.is_err() { self.stack_trap() } else { value }
     }
 }
 

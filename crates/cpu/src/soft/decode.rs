@@ -14,7 +14,7 @@ use super::system as s;
 use super::transfer as t;
 use super::vector;
 use iced_x86::{Code, ConditionCode, FlowControl, Instruction, Mnemonic as M, OpKind, Register};
-use viv_arch::x86::seg;
+use viv_arch::x86::{gpr, seg};
 
 /// An instruction ready to run.
 pub(crate) struct Decoded {
@@ -101,6 +101,11 @@ fn memory(x: &Instruction, mode: Mode, op: &mut Op) {
         return;
     }
     op.seg = segment_number(x.memory_segment());
+    if mode == Mode::Code64 && op.seg < seg::FS as u8 {
+        // Overrides but FS and GS are ignored; the base decides between #SS and #GP.
+        let stack = matches!(x.memory_base().full_register(), Register::RSP | Register::RBP);
+        op.seg = if stack { seg::SS as u8 } else { seg::DS as u8 };
+    }
     let string = (0..x.op_count()).any(|n| is_memory(x.op_kind(n)) && x.op_kind(n) != OpKind::Memory);
     let address_bits = if string { string_address_bits(x) } else { memory_address_bits(x, mode) };
     op.ea = match (mode, address_bits) {
@@ -111,6 +116,8 @@ fn memory(x: &Instruction, mode: Mode, op: &mut Op) {
         _ => ea::LEGACY32,
     };
     if string {
+        // MASKMOVQ and MASKMOVDQU take their address from here, string instructions have their own.
+        op.base = gpr::RDI as u8;
         return;
     }
     let address_register = |register: Register| match register {
@@ -748,8 +755,8 @@ fn pick(x: &Instruction, mode: Mode, op: &mut Op) -> Option<Run> {
             }
         }
         M::Wbinvd | M::Invd => s::privileged_nop,
-        M::Clflush
-        | M::Prefetchw
+        M::Clflush => s::clflush,
+        M::Prefetchw
         | M::Prefetch
         | M::Prefetchwt1
         | M::Endbr64

@@ -129,18 +129,18 @@ pub(crate) fn xadd<T: Target, W: Width>(cpu: &mut Cpu, op: &Op) -> R<()> {
 pub(crate) fn cmpxchg<T: Target, W: Width>(cpu: &mut Cpu, op: &Op) -> R<()> {
     let expected: W = cpu.reg(RAX);
     let new: W = cpu.reg(op.src);
+    let before = cpu.regs[usize::from(op.dst & 15)];
     let (old, fl) = T::update(cpu, op, |cpu, a: W| {
         let fl = W::alu::<native::Cmp>(expected, a, cpu.flags).1;
         (if a == expected { new } else { a }, (a, fl))
     })?;
     cpu.flags = fl;
     if old != expected {
-        cpu.set_reg(RAX, old);
-        if T::IS_REGISTER && W::BYTES == 4 {
-            // A failed register form still writes its destination: the upper half is cleared.
-            let value: W = cpu.reg(op.dst);
-            cpu.set_reg(op.dst, value);
+        if T::IS_REGISTER {
+            // A failed register form keeps the upper half, too.
+            cpu.regs[usize::from(op.dst & 15)] = before;
         }
+        cpu.set_reg(RAX, old);
     }
     Ok(())
 }

@@ -560,6 +560,12 @@ pub(crate) fn privileged_nop(cpu: &mut Cpu, _: &Op) -> R<()> {
     cpu.privileged()
 }
 
+/// CLFLUSH: memory is always coherent here, but the address must be readable.
+pub(crate) fn clflush(cpu: &mut Cpu, op: &Op) -> R<()> {
+    let linear = op.linear(cpu, 1, Want::Read)?;
+    cpu.place(cpu.mmu, linear, Want::Read, 1).map(|_| ())
+}
+
 pub(crate) fn nop(_: &mut Cpu, _: &Op) -> R<()> {
     Ok(())
 }

@@ -18,14 +18,17 @@ pub(crate) fn run(cpu: &mut Cpu, op: &Op) -> R<()> {
     let Some(memory) = fp.memory() else { return execute(cpu, fp).map(|_| ()) };
     let want = if memory.store { Want::Write } else { Want::Read };
     let linear = op.linear(cpu, memory.bytes.into(), want)?;
-    if memory.align > 1 && linear & u64::from(memory.align - 1) != 0 {
+    // Of two mistakes, FXSAVE and FXRSTOR find the non-canonical address first, the others the alignment.
+    let misaligned = linear & u64::from(memory.align.saturating_sub(1)) != 0;
+    if misaligned && (memory.bytes <= 16 || cpu.canonical(linear)) {
         return cpu.gp(0);
+    }
+    // A masked store reads what it does not write, but faults as a write.
+    if memory.store {
+        cpu.probe_write(cpu.mmu, linear, memory.bytes.into())?;
     }
     if memory.load {
         load(cpu, linear, memory)?;
-    }
-    if memory.store {
-        cpu.probe_write(cpu.mmu, linear, memory.bytes.into())?;
     }
     if execute(cpu, fp)? == Effect::Done && memory.store {
         store(cpu, linear, memory)?;

@@ -232,6 +232,8 @@ from_mmx! { cvtpi2ps cvtpi2pd }
 macro_rules! to_mmx {
     ($($name:ident)*) => {$(
         pub(super) fn $name(op: &FpOp, env: &mut Env<'_>) -> Outcome {
+            // Also if the conversion then raises #XM.
+            env.fpu.enter_mmx();
             let source = op.vector_source(env);
             let value: u64 = under_mxcsr(env, |status| {
                 let value;
@@ -252,7 +254,6 @@ macro_rules! to_mmx {
                 }
                 value
             })?;
-            env.fpu.enter_mmx();
             env.fpu.set_mm(op.dst, value);
             Ok(Effect::Done)
         }

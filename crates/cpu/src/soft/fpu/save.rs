@@ -28,20 +28,15 @@ fn narrow_pointers(image: &mut [u8; 512]) {
     image[20..24].fill(0);
 }
 
-/// FXSAVE, FXSAVE64.
+/// FXSAVE, FXSAVE64: the whole area must be writable, though the end of it stays as it was.
 pub(super) fn fxsave(op: &FpOp, env: &mut Env<'_>) -> Outcome {
     let mut image = *env.fpu.image();
     if op.bits & WIDE == 0 {
         narrow_pointers(&mut image);
     }
-    let end = usize::from(op.bytes).min(IMAGE_USED);
+    let end = if op.bits & LONG != 0 { IMAGE_USED } else { XMM8 };
     env.mem[..end].copy_from_slice(&image[..end]);
     Ok(Effect::Done)
-}
-
-/// Bytes that FXSAVE writes in the mode it was decoded in.
-pub(super) fn fxsave_bytes(long: bool) -> u16 {
-    if long { IMAGE_USED as u16 } else { XMM8 as u16 }
 }
 
 /// FXRSTOR, FXRSTOR64.

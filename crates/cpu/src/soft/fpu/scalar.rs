@@ -174,7 +174,7 @@ pub(super) fn pextrq(op: &FpOp, env: &mut Env<'_>) -> Outcome {
 /// Replaces the `bits`-wide lane `lane` of an XMM register.
 fn insert(op: &FpOp, env: &mut Env<'_>, bits: u32, lane: u32, value: u64) -> Outcome {
     let per_half = 64 / bits;
-    let half = (lane / per_half & 1) as usize;
+    let half = ((lane / per_half) & 1) as usize;
     let shift = lane % per_half * bits;
     let field = (u64::MAX >> (64 - bits)) << shift;
     let old = env.fpu.xmm_u64(op.dst, half);

@@ -568,12 +568,10 @@ pub fn decode(instruction: &Instruction) -> Option<FpOp> {
             op.dst = registers[1];
             op.src = instruction.op_register(2).number() as u8;
         }
-        Mnemonic::Fxsave | Mnemonic::Fxsave64 => {
-            op.bits |= ALIGN16;
-            op.bytes = save::fxsave_bytes(instruction.code_size() == CodeSize::Code64);
-        }
-        Mnemonic::Fxrstor | Mnemonic::Fxrstor64 => op.bits |= ALIGN16,
+        Mnemonic::Fxsave | Mnemonic::Fxsave64 | Mnemonic::Fxrstor | Mnemonic::Fxrstor64 => op.bits |= ALIGN16,
         Mnemonic::Pcmpestrm64 | Mnemonic::Pcmpestri64 => op.bits |= WIDE,
+        // From memory these do not touch the MMX state.
+        Mnemonic::Cvtpi2ps | Mnemonic::Cvtpi2pd if op.in_memory() => op.unit = Unit::Sse,
         _ => {}
     }
     if matches!(instruction.mnemonic(), Mnemonic::Fxsave64 | Mnemonic::Fxrstor64) {
@@ -589,7 +587,7 @@ pub fn decode(instruction: &Instruction) -> Option<FpOp> {
 /// Whether the memory operand is read, written or (masked stores) both.
 fn direction(instruction: &Instruction, index: u32, x87: bool) -> u8 {
     match instruction.mnemonic() {
-        Mnemonic::Maskmovq | Mnemonic::Maskmovdqu => LOAD | STORE,
+        Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Fxsave | Mnemonic::Fxsave64 => LOAD | STORE,
         Mnemonic::Prefetchnta
         | Mnemonic::Prefetcht0
         | Mnemonic::Prefetcht1
@@ -606,8 +604,6 @@ fn direction(instruction: &Instruction, index: u32, x87: bool) -> u8 {
         | Mnemonic::Fnsave
         | Mnemonic::Fnstcw
         | Mnemonic::Fnstsw
-        | Mnemonic::Fxsave
-        | Mnemonic::Fxsave64
         | Mnemonic::Stmxcsr => STORE,
         Mnemonic::Fxrstor | Mnemonic::Fxrstor64 | Mnemonic::Ldmxcsr => LOAD,
         _ if x87 || index != 0 => LOAD,
