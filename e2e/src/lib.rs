@@ -1,1 +1,87 @@
-//! Whole-product tests through the command.
+//! Whole-product tests: the built command with real guests. This crate has only what they share.
+//!
+//! The tests stand in `tests/`; `cargo xtask test` builds the release binaries first and runs them one at a time.
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// Where cargo puts release binaries: beside our own test binary's directory.
+fn target_dir() -> PathBuf {
+    let exe = std::env::current_exe().unwrap_or_default();
+    let dir = exe.ancestors().find(|dir| dir.join("release").is_dir()).map(Path::to_path_buf);
+    dir.expect("the tests run from cargo's target directory")
+}
+
+/// The command with `words`, in a home that all whole-product tests share: images are built once.
+pub fn viv(words: &[&str]) -> Command {
+    let target = target_dir();
+    let viv = target.join("release/viv");
+    assert!(viv.is_file(), "{} is not built; run: cargo xtask test", viv.display());
+    let mut command = Command::new(viv);
+    command.args(words).env("VIV_HOME", target.join("e2e-home")).stdin(Stdio::null());
+    command
+}
+
+/// What a finished command left.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Exit status; -1 for a signal.
+    pub status: i32,
+    /// Standard output.
+    pub out: String,
+    /// Standard error.
+    pub err: String,
+    /// Wall time.
+    pub took: Duration,
+}
+
+/// Runs `viv` with `words` and `input` to its end.
+pub fn run(words: &[&str], input: &str) -> Outcome {
+    let start = Instant::now();
+    let mut child = viv(words)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("viv starts");
+    if let Some(mut stdin) = child.stdin.take() {
+        // A guest that ends early closes the pipe.
+        let _ = stdin.write_all(input.as_bytes());
+    }
+    let output: Output = child.wait_with_output().expect("viv ends");
+    Outcome {
+        status: output.status.code().unwrap_or(-1),
+        out: String::from_utf8_lossy(&output.stdout).into_owned(),
+        err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        took: start.elapsed(),
+    }
+}
+
+impl Outcome {
+    /// Demands success.
+    #[track_caller]
+    pub fn ok(self) -> Outcome {
+        assert_eq!(self.status, 0, "{self:?}");
+        self
+    }
+}
+
+/// Waits until `done` says so, at most `limit`.
+#[track_caller]
+pub fn until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < limit, "{what} did not come within {limit:?}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// Removes a VM when the test ends, however it ends.
+pub struct Vm(pub &'static str);
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        let _ = run(&["rm", "-f", self.0], "");
+    }
+}

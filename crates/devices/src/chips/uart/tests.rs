@@ -87,6 +87,11 @@ fn input_waits_until_the_driver_can_take_it() {
     write(&mut uart, reg::MCR, mcr::OUT2);
     write(&mut uart, reg::IER, ier::RECEIVED_DATA);
     assert!(uart.ready_for_input());
+    write(&mut uart, reg::IIR_FCR, 0);
+    write(&mut uart, reg::IER, ier::ALL);
+    assert!(!uart.ready_for_input(), "Linux's autoconfig");
+    write(&mut uart, reg::IER, ier::RECEIVED_DATA);
+    write(&mut uart, reg::IIR_FCR, 0x81);
     assert_eq!(uart.receive(&[7; 64]), FIFO_LEN);
     assert!(!uart.ready_for_input());
     assert_eq!(read(&mut uart, reg::IIR_FCR) & 0x0f, iir::RECEIVED_DATA);
