@@ -23,6 +23,9 @@ pub mod table;
 mod vector;
 mod x87;
 
+#[cfg(test)]
+mod tests;
+
 pub use save::{SaveForm, xrstor, xsave};
 pub use state::{FpuState, MXCSR_MASK, MXCSR_RESET};
 pub use table::decode;

@@ -9,7 +9,7 @@ use iced_x86::{Code, CodeSize, Instruction, Mnemonic, OpKind};
 
 /// Unit, function and argument of an instruction; `None` if it is none of ours.
 #[rustfmt::skip]
-fn row(code: Code) -> Option<(Unit, Run, u16)> {
+pub(super) fn row(code: Code) -> Option<(Unit, Run, u16)> {
     use Code::*;
     use Unit::{Fxsr, Mmx, Plain, Sse, SseMmx, X87, X87NoWait};
     let row: (Unit, Run, u16) = match code {
