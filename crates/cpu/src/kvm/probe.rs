@@ -2,7 +2,7 @@
 //!
 //! Some hosts have a /dev/kvm whose guests run kernel code hundreds of times too slowly (a nested hypervisor that
 //! emulates it). So a tiny guest runs a loop in ring 0, and the same loop runs here in ring 3: KVM is good when
-//! the guest's is at least a quarter as fast. Absolute numbers would call every emulated test machine bad.
+//! the guest's is at least a sixteenth as fast. Absolute numbers would call every emulated test machine bad.
 use super::kick::KvmKick;
 use super::{create_vm, os};
 use crate::{CpuError, Kick};
@@ -54,7 +54,7 @@ pub struct KvmReport {
 }
 
 /// The guest's loop must be at least this part of the host's.
-const WORTH_PART: u64 = 4;
+const WORTH_PART: u64 = 16;
 /// Iterations between two reports of the guest, and of the same loop on the host.
 const ITERATIONS: u32 = 1_000_000;
 /// Reports that are taken: the best counts, since other programs may hold up the processor in between.
@@ -250,7 +250,7 @@ mod tests {
     #[test]
     fn the_verdict_is_a_ratio_and_a_bad_one_has_a_fix() {
         assert_eq!(judge(3_000_000_000, 4_000_000_000).worth, KvmWorth::Good);
-        assert_eq!(judge(80_000_000, 100_000_000).worth, KvmWorth::Good);
+        assert_eq!(judge(8_000_000, 100_000_000).worth, KvmWorth::Good);
         let bad = judge(2_000_000, 4_000_000_000);
         assert_eq!(bad.worth, KvmWorth::Unusable);
         assert!(bad.sentence.contains("only 2.0 million") && bad.sentence.contains("2000 times"), "{bad:?}");
