@@ -15,6 +15,8 @@ use viv_api::agent::{Decoder, Exec, Input, Message, Output, STATUS_NOT_EXECUTABL
 
 /// Where programs are looked for if the client does not say.
 pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// What interactive shells of the default guest read.
+const SHELL_FILE: &str = "/etc/viv/shell";
 /// Bytes held for a command or a client that does not read, before the other side is no longer read.
 const PENDING_MAX: usize = 256 * 1024;
 /// Bytes of one read.
@@ -22,6 +24,8 @@ const PIECE_LEN: usize = 16 * 1024;
 
 /// The environment of a new login.
 pub(crate) fn default_env(user: &User) -> impl Iterator<Item = (String, String)> + use<> {
+    // The default guest's prompt, for shells that are no login shells.
+    let shell_file = Some(SHELL_FILE).filter(|path| std::path::Path::new(path).exists());
     [
         ("PATH", DEFAULT_PATH.to_string()),
         ("HOME", user.home.clone()),
@@ -30,6 +34,7 @@ pub(crate) fn default_env(user: &User) -> impl Iterator<Item = (String, String)>
         ("SHELL", user.shell.clone()),
     ]
     .into_iter()
+    .chain(shell_file.map(|path| ("ENV", path.to_string())))
     .map(|(name, value)| (name.to_string(), value))
 }
 
