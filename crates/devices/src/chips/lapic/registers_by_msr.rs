@@ -44,8 +44,10 @@ impl Lapic {
             reg::EOI | reg::ESR => 0,
             reg::SVR => u64::from(SVR_WRITABLE),
             reg::ICR => 0xffff_ffff_0000_0000 | u64::from(icr::WRITABLE) | 1 << 12,
+            // Delivery status and remote IRR are read-only, not reserved: Linux writes both back when it hands the
+            // interrupts over to the 8259 on its way down.
             reg::LVT_TIMER..=reg::LVT_ERROR => {
-                u64::from(LVT_WRITABLE.get((register - reg::LVT_TIMER) as usize)? | 1 << 12)
+                u64::from(LVT_WRITABLE.get((register - reg::LVT_TIMER) as usize)? | 1 << 12 | 1 << 14)
             }
             reg::TIMER_INITIAL => 0xffff_ffff,
             reg::TIMER_DIVIDE => 0xb,

@@ -157,6 +157,8 @@ fn x2apic_registers_are_msrs_with_reserved_bits() {
     }
     assert_eq!(lapic.write_msr(0x80b, 1, 0), None);
     assert_eq!(lapic.write_msr(0x808, 0x100, 0), None);
+    lapic.write_msr(0x835, 0x5700, 0).unwrap();
+    assert_eq!(lapic.read_msr(0x835, 0), Some(0x0700), "read-only bits may be written and do not stick");
     lapic.write_msr(0x830, 0x1234_5678_0000_08f0, 0).unwrap();
     let ipi = lapic.ipis()[0];
     assert!(ipi.message.wide && ipi.message.logical);
