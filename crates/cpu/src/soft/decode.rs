@@ -501,6 +501,7 @@ fn pick(x: &Instruction, mode: Mode, op: &mut Op) -> Option<Run> {
             Form::Reg => sized!(w, mul_helpers::idiv, Dst),
             _ => sized!(w, mul_helpers::idiv, Mem),
         },
+        M::Salc => i::salc,
         M::Daa => i::decimal_adjust::<false>,
         M::Das => i::decimal_adjust::<true>,
         M::Aaa => i::ascii_adjust::<false>,

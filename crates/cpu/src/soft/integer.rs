@@ -199,6 +199,13 @@ pub(crate) fn bswap<W: Width>(cpu: &mut Cpu, op: &Op) -> R<()> {
     Ok(())
 }
 
+/// SALC (undocumented, everywhere, not in 64-bit mode): AL becomes CF in all bits.
+pub(crate) fn salc(cpu: &mut Cpu, _: &Op) -> R<()> {
+    let carry = cpu.flags & bit::CF != 0;
+    cpu.set_reg(RAX, if carry { 0xffu8 } else { 0 });
+    Ok(())
+}
+
 /// CBW, CWDE, CDQE: `F` to `W` in the accumulator.
 pub(crate) fn extend_accumulator<F: Width, W: Width>(cpu: &mut Cpu, _: &Op) -> R<()> {
     let value: F = cpu.reg(RAX);

@@ -435,12 +435,16 @@ fn inspect(cpu: &mut Cpu, selector: u16, what: u64) -> R<Option<u64>> {
 }
 
 /// ARPL (not in 64-bit mode).
-pub(crate) fn arpl<T: Target>(cpu: &mut Cpu, op: &Op) -> R<()> {
+pub(crate) fn arpl<T: Source + Target>(cpu: &mut Cpu, op: &Op) -> R<()> {
     if cpu.real_like() {
         return cpu.ud();
     }
     let rpl = cpu.reg::<u16>(op.src) & 3;
-    let raised = T::update(cpu, op, |_, a: u16| if a & 3 < rpl { (a & !3 | rpl, true) } else { (a, false) })?;
+    let selector: u16 = T::get(cpu, op)?;
+    let raised = selector & 3 < rpl;
+    if raised {
+        T::set(cpu, op, selector & !3 | rpl)?;
+    }
     cpu.flags = cpu.flags & !bit::ZF | if raised { bit::ZF } else { 0 };
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! One case: an instruction with random operands, and everything that it will find.
 
+use crate::forms::Form;
 use crate::random::Random;
 use crate::window::{CODE, DATA, DATA_SIZE, Fx, START, State};
 use iced_x86::{
@@ -10,6 +11,8 @@ use iced_x86::{
 /// One case.
 pub(crate) struct Case {
     pub(crate) seed: u64,
+    /// 64, or 32: compatibility mode.
+    pub(crate) bits: u32,
     pub(crate) instruction: Instruction,
     pub(crate) bytes: Vec<u8>,
     pub(crate) before: State,
@@ -45,6 +48,7 @@ const GPR8: [Register; 20] = [
 
 struct Builder {
     random: Random,
+    bits: u32,
     instruction: Instruction,
     before: State,
     /// Bytes of the memory operand.
@@ -52,12 +56,14 @@ struct Builder {
 }
 
 impl Case {
-    /// The case of `seed` for `code`; `None` if the operands drawn cannot be encoded together.
-    pub(crate) fn new(seed: u64, code: Code) -> Option<Case> {
+    /// The case of `seed` for `form`; `None` if the operands drawn cannot be encoded together.
+    pub(crate) fn new(seed: u64, form: Form) -> Option<Case> {
+        let Form { code, bits } = form;
         let mut instruction = Instruction::default();
         instruction.set_code(code);
         let mut builder = Builder {
             random: Random::new(seed),
+            bits,
             instruction,
             before: State {
                 gprs: [0; 16],
@@ -72,11 +78,11 @@ impl Case {
         builder.memory_noise();
         builder.operands(code)?;
         builder.implicit(code);
-        let mut encoder = Encoder::new(64);
+        let mut encoder = Encoder::new(bits);
         encoder.encode(&builder.instruction, START).ok()?;
         let mut bytes = encoder.take_buffer();
         builder.prefixes(code, &mut bytes);
-        let instruction = Decoder::with_ip(64, &bytes, START, DecoderOptions::NONE).decode();
+        let instruction = Decoder::with_ip(bits, &bytes, START, DecoderOptions::NONE).decode();
         if instruction.len() != bytes.len() || instruction.mnemonic() != code.mnemonic() {
             return None;
         }
@@ -107,13 +113,22 @@ impl Case {
         {
             return None;
         }
-        Some(Case { seed, instruction, bytes, before: builder.before })
+        if bits == 32 {
+            for value in &mut builder.before.gprs {
+                *value &= 0xffff_ffff;
+            }
+        }
+        Some(Case { seed, bits, instruction, bytes, before: builder.before })
     }
 }
 
 /// What an address register contributes.
-fn narrow(value: u64, register: Register) -> u64 {
-    if register.is_gpr32() { value & 0xffff_ffff } else { value }
+pub(crate) fn narrow(value: u64, register: Register) -> u64 {
+    match register.size() {
+        2 => value & 0xffff,
+        4 => value & 0xffff_ffff,
+        _ => value,
+    }
 }
 
 fn sign_extend(value: u64, register: Register) -> i64 {
@@ -209,6 +224,7 @@ impl Builder {
             91..94 => DATA + 0x3000 - across(random),
             94..96 => DATA - across(random),
             96..98 => 0x4000_0000 + random.below(0x1000_0000),
+            _ if self.bits == 32 => 0xf000_0000 + random.below(0x0fff_0000),
             _ => 0x8000_0000_0000 + random.below(1 << 40),
         }
     }
@@ -258,12 +274,14 @@ impl Builder {
         for (index, kind) in kinds.iter().enumerate() {
             let index = index as u32;
             let memory = self.random.percent(60);
-            let number = self.random.below(16) as u32;
+            let number =
+                self.random.below(self.bits as u64 / 4) as u32 & if self.bits == 32 { 7 } else { 15 };
             let small = self.random.below(8) as u32;
             let value = self.random.integer();
+            let byte = self.random.pick(if self.bits == 32 { &GPR8[..8] } else { &GPR8 });
             let register = match kind {
-                Kind::r8_reg | Kind::r8_opcode => self.random.pick(&GPR8),
-                Kind::r8_or_mem if !memory => self.random.pick(&GPR8),
+                Kind::r8_reg | Kind::r8_opcode => byte,
+                Kind::r8_or_mem if !memory => byte,
                 Kind::r16_reg | Kind::r16_rm | Kind::r16_opcode => Register::AX + number,
                 Kind::r16_or_mem if !memory => Register::AX + number,
                 Kind::r32_reg | Kind::r32_rm | Kind::r32_opcode => Register::EAX + number,
@@ -311,7 +329,7 @@ impl Builder {
                 }
                 Kind::mem_offs => {
                     instruction.set_op_kind(index, OpKind::Memory);
-                    instruction.set_memory_displ_size(8);
+                    instruction.set_memory_displ_size(self.bits / 8);
                     self.size = instruction.memory_size().size() as u64;
                     let address = self.address(self.size);
                     self.instruction.set_memory_displacement64(address);
@@ -360,37 +378,68 @@ impl Builder {
                     instruction.set_op_kind(index, OpKind::Immediate64);
                     instruction.set_immediate64(value);
                 }
-                Kind::seg_rSI if short => instruction.set_op_kind(index, OpKind::MemorySegESI),
-                Kind::es_rDI if short => instruction.set_op_kind(index, OpKind::MemoryESEDI),
-                Kind::seg_rDI if short => instruction.set_op_kind(index, OpKind::MemorySegEDI),
+                Kind::seg_rSI if short && self.bits == 32 => {
+                    instruction.set_op_kind(index, OpKind::MemorySegSI)
+                }
+                Kind::es_rDI if short && self.bits == 32 => {
+                    instruction.set_op_kind(index, OpKind::MemoryESDI)
+                }
+                Kind::seg_rDI if short && self.bits == 32 => {
+                    instruction.set_op_kind(index, OpKind::MemorySegDI)
+                }
+                Kind::seg_rSI if short || self.bits == 32 => {
+                    instruction.set_op_kind(index, OpKind::MemorySegESI)
+                }
+                Kind::es_rDI if short || self.bits == 32 => {
+                    instruction.set_op_kind(index, OpKind::MemoryESEDI)
+                }
+                Kind::seg_rDI if short || self.bits == 32 => {
+                    instruction.set_op_kind(index, OpKind::MemorySegEDI)
+                }
                 Kind::seg_rSI => instruction.set_op_kind(index, OpKind::MemorySegRSI),
                 Kind::es_rDI => instruction.set_op_kind(index, OpKind::MemoryESRDI),
                 Kind::seg_rDI => instruction.set_op_kind(index, OpKind::MemorySegRDI),
                 Kind::seg_rBX_al => {
                     instruction.set_op_kind(index, OpKind::Memory);
-                    instruction.set_memory_base(Register::RBX);
+                    instruction.set_memory_base(if self.bits == 32 { Register::EBX } else { Register::RBX });
                     instruction.set_memory_index(Register::AL);
                     let address = self.address(1);
                     let al = self.before.gprs[0] & 0xff;
                     self.set_gpr(Register::RBX, address.wrapping_sub(al));
                 }
-                Kind::br64_1 => {
+                Kind::br16_1 | Kind::br32_1 | Kind::br64_1 => {
                     // Not into the instruction itself.
                     let target = START + 16 + self.random.below(96);
                     let target =
                         if self.random.percent(50) { target } else { START - 1 - self.random.below(100) };
-                    self.instruction.set_op_kind(index, OpKind::NearBranch64);
-                    self.instruction.set_near_branch64(target);
+                    self.near_branch(index, *kind, target);
                 }
-                Kind::br64_4 => {
+                Kind::br16_2 | Kind::br32_4 | Kind::br64_4 => {
                     let target = self.branch_target() & 0x7fff_ffff;
-                    self.instruction.set_op_kind(index, OpKind::NearBranch64);
-                    self.instruction.set_near_branch64(target);
+                    self.near_branch(index, *kind, target);
                 }
                 other => panic!("{code:?}: no generator for an operand of kind {other:?}"),
             }
         }
         Some(())
+    }
+
+    fn near_branch(&mut self, operand: u32, kind: Kind, target: u64) {
+        let instruction = &mut self.instruction;
+        match kind {
+            Kind::br16_1 | Kind::br16_2 => {
+                instruction.set_op_kind(operand, OpKind::NearBranch16);
+                instruction.set_near_branch16(target as u16);
+            }
+            Kind::br32_1 | Kind::br32_4 => {
+                instruction.set_op_kind(operand, OpKind::NearBranch32);
+                instruction.set_near_branch32(target as u32);
+            }
+            _ => {
+                instruction.set_op_kind(operand, OpKind::NearBranch64);
+                instruction.set_near_branch64(target);
+            }
+        }
     }
 
     /// Mostly INT3s of the code page; sometimes pages that cannot be fetched from.
@@ -417,10 +466,14 @@ impl Builder {
         }
         self.fill(address, size);
         self.contents(code, address);
-        let wide = self.random.percent(90) || address > u64::from(u32::MAX);
+        if self.bits == 32 && self.random.percent(5) {
+            return self.memory16();
+        }
+        let wide = self.bits == 64 && (self.random.percent(90) || address > u64::from(u32::MAX));
         let first = if wide { Register::RAX } else { Register::EAX };
-        let base = first + self.random.below(16) as u32;
-        let index = first + self.random.below(16) as u32;
+        let registers = if self.bits == 32 { 8 } else { 16 };
+        let base = first + self.random.below(registers) as u32;
+        let index = first + self.random.below(registers) as u32;
         let displacement = match self.random.below(3) {
             0 => i64::from(self.random.word() as i8),
             _ => i64::from(self.random.word() as i32),
@@ -433,8 +486,8 @@ impl Builder {
         match self.random.below(10) {
             // Absolute or relative to RIP.
             0 if address < 0x7000_0000 => {
-                self.instruction.set_memory_displ_size(8);
-                if self.random.percent(50) {
+                self.instruction.set_memory_displ_size(self.bits / 8);
+                if self.bits == 64 && self.random.percent(50) {
                     self.instruction.set_memory_base(Register::RIP);
                 }
                 self.instruction.set_memory_displacement64(address);
@@ -461,7 +514,7 @@ impl Builder {
                 self.set_gpr(base, address);
             }
         }
-        if !wide {
+        if !wide && self.bits == 64 {
             // The upper halves do not count.
             let noise = self.random.word() << 32;
             for register in [self.instruction.memory_base(), self.instruction.memory_index()] {
@@ -470,6 +523,26 @@ impl Builder {
                 }
             }
         }
+    }
+
+    /// 16-bit addressing: nothing is mapped so low, but the page fault shows the address.
+    fn memory16(&mut self) {
+        const FORMS: [(Register, Register); 8] = [
+            (Register::BX, Register::SI),
+            (Register::BX, Register::DI),
+            (Register::BP, Register::SI),
+            (Register::BP, Register::DI),
+            (Register::SI, Register::None),
+            (Register::DI, Register::None),
+            (Register::BP, Register::None),
+            (Register::BX, Register::None),
+        ];
+        let (base, index) = self.random.pick(&FORMS);
+        let displacement = self.random.word() & 0xffff;
+        self.instruction.set_memory_base(base);
+        self.instruction.set_memory_index(index);
+        self.instruction.set_memory_displ_size(2);
+        self.instruction.set_memory_displacement64(displacement);
     }
 
     fn displacement(&mut self, displacement: i64, wide: bool) {
@@ -549,22 +622,34 @@ impl Builder {
                 self.set_gpr(register, value);
             }
         }
-        let size = 8;
+        let size = self.bits as u64 / 8;
         match mnemonic {
-            Mnemonic::Push | Mnemonic::Pushf | Mnemonic::Pushfq | Mnemonic::Call => {
+            Mnemonic::Push
+            | Mnemonic::Pushf
+            | Mnemonic::Pushfd
+            | Mnemonic::Pushfq
+            | Mnemonic::Pusha
+            | Mnemonic::Pushad
+            | Mnemonic::Call => {
                 if !self.addressed_by(Register::RSP)
                     && self.instruction.op0_register().full_register() != Register::RSP
                 {
                     self.before.gprs[RSP] = self.address(size).wrapping_add(size);
                 }
             }
-            Mnemonic::Pop | Mnemonic::Popf | Mnemonic::Popfq | Mnemonic::Ret => {
+            Mnemonic::Pop
+            | Mnemonic::Popf
+            | Mnemonic::Popfd
+            | Mnemonic::Popfq
+            | Mnemonic::Popa
+            | Mnemonic::Popad
+            | Mnemonic::Ret => {
                 if !self.addressed_by(Register::RSP) {
                     self.before.gprs[RSP] = self.address(size);
                 }
                 let top = self.before.gprs[RSP];
                 let value = match mnemonic {
-                    Mnemonic::Ret if self.random.percent(10) => 1 << 63,
+                    Mnemonic::Ret if self.bits == 64 && self.random.percent(10) => 1 << 63,
                     Mnemonic::Ret => self.branch_target(),
                     Mnemonic::Pop => self.random.integer(),
                     // Not TF and AC: they would strike the signal handler; NT belongs to the kernel.
@@ -593,7 +678,12 @@ impl Builder {
         }
         if matches!(
             mnemonic,
-            Mnemonic::Loop | Mnemonic::Loope | Mnemonic::Loopne | Mnemonic::Jecxz | Mnemonic::Jrcxz
+            Mnemonic::Loop
+                | Mnemonic::Loope
+                | Mnemonic::Loopne
+                | Mnemonic::Jcxz
+                | Mnemonic::Jecxz
+                | Mnemonic::Jrcxz
         ) && self.random.percent(50)
         {
             self.before.gprs[1] = self.random.below(3) | self.random.below(2) << 32;

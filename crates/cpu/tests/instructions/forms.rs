@@ -1,7 +1,23 @@
 //! Which instruction forms are tested, and why the others are not.
 
+use crate::cases::Case;
 use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpCodeOperandKind};
 use viv_cpu::soft;
+
+/// A form: an encoding in a mode.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Form {
+    pub(crate) code: Code,
+    /// 64, or 32: compatibility mode.
+    pub(crate) bits: u32,
+}
+
+impl std::fmt::Debug for Form {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mode = if self.bits == 32 { "@32" } else { "" };
+        write!(f, "{:?}{mode}", self.code)
+    }
+}
 
 /// Why a form is left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -10,7 +26,7 @@ pub(crate) enum Excluded {
     Level,
     /// Enters the kernel: SYSCALL, INT n and the like.
     Kernel,
-    /// Changes or shows descriptor tables or segment registers: the host's differ from the guest's.
+    /// Far transfers, and what changes or shows descriptor tables or segment registers: the host's differ from the guest's.
     Descriptors,
     /// Its result depends on the machine: time, randomness, CPUID, extended state in use.
     Machine,
@@ -19,11 +35,12 @@ pub(crate) enum Excluded {
     Vendor,
 }
 
-/// Whether `code` is one of our level in 64-bit mode.
-fn of_our_level(code: Code) -> bool {
+/// Whether `code` is one of our level in the mode.
+fn of_our_level(code: Code, bits: u32) -> bool {
     use CpuidFeature::*;
     let info = code.op_code();
-    let names = info.is_instruction() && info.mode64() && code.encoding() == EncodingKind::Legacy;
+    let mode = if bits == 32 { info.mode32() } else { info.mode64() };
+    let names = info.is_instruction() && mode && code.encoding() == EncodingKind::Legacy;
     names
         && code.cpuid_features().iter().all(|feature| {
             matches!(
@@ -39,10 +56,11 @@ fn of_our_level(code: Code) -> bool {
         && !info.fwait()
 }
 
-/// Why `code` is not tested, if it is not.
-pub(crate) fn excluded(code: Code) -> Option<Excluded> {
+/// Why the form is not tested, if it is not.
+pub(crate) fn excluded(form: Form) -> Option<Excluded> {
     use Mnemonic::*;
-    if !of_our_level(code) {
+    let Form { code, bits } = form;
+    if !of_our_level(code, bits) {
         return Some(Excluded::Level);
     }
     let name = format!("{code:?}");
@@ -52,7 +70,7 @@ pub(crate) fn excluded(code: Code) -> Option<Excluded> {
         | Iretd | Iretq => {
             return Some(Excluded::Kernel);
         }
-        Sgdt | Sidt | Sldt | Str | Smsw | Lar | Lsl | Verr | Verw | Lfs | Lgs | Lss | Retf => {
+        Sgdt | Sidt | Sldt | Str | Smsw | Lar | Lsl | Verr | Verw | Lds | Les | Lfs | Lgs | Lss | Retf => {
             return Some(Excluded::Descriptors);
         }
         Rdtsc | Rdtscp | Rdpmc | Cpuid | Xgetbv | Xsetbv | Monitor | Mwait | Xsave | Xsave64 | Xsaveopt
@@ -60,21 +78,26 @@ pub(crate) fn excluded(code: Code) -> Option<Excluded> {
         _ => {}
     }
     let segment = |kind: &OpCodeOperandKind| {
-        use OpCodeOperandKind::{es, fs, gs, seg_reg};
-        matches!(kind, es | fs | gs | seg_reg)
+        use OpCodeOperandKind::{cs, ds, es, fs, gs, seg_reg, ss};
+        matches!(kind, es | cs | ss | ds | fs | gs | seg_reg)
     };
-    if name.contains("m1616") || name.contains("m1632") || name.contains("m1664") || name.contains("Sreg") {
+    if name.contains("m1616")
+        || name.contains("m1632")
+        || name.contains("m1664")
+        || name.contains("ptr16")
+        || name.contains("Sreg")
+    {
         return Some(Excluded::Descriptors);
     }
     if info.op_kinds().iter().any(segment) && code.mnemonic() != Push {
         return Some(Excluded::Descriptors);
     }
-    if info
-        .op_kinds()
-        .iter()
-        .any(|kind| matches!(kind, OpCodeOperandKind::br16_1 | OpCodeOperandKind::br16_2))
-        || matches!(name.as_str(), "Jmp_rm16" | "Call_rm16" | "Retnw" | "Retnw_imm16")
-        || name.ends_with("_0F0D")
+    let short_branch =
+        |kind: &OpCodeOperandKind| matches!(kind, OpCodeOperandKind::br16_1 | OpCodeOperandKind::br16_2);
+    if name.ends_with("_0F0D")
+        || bits == 64
+            && (info.op_kinds().iter().any(short_branch)
+                || matches!(name.as_str(), "Jmp_rm16" | "Call_rm16" | "Retnw" | "Retnw_imm16"))
     {
         return Some(Excluded::Vendor);
     }
@@ -83,20 +106,19 @@ pub(crate) fn excluded(code: Code) -> Option<Excluded> {
 }
 
 /// The forms to test, in a fixed order.
-pub(crate) fn covered() -> Vec<Code> {
-    Code::values().filter(|code| excluded(*code).is_none()).collect()
+pub(crate) fn covered() -> Vec<Form> {
+    all().filter(|form| excluded(*form).is_none()).collect()
 }
 
-/// Forms that the software CPU does not know though they are of its level.
-pub(crate) fn unsupported() -> Vec<Code> {
-    covered()
-        .into_iter()
-        .filter(|code| {
-            (0..40)
-                .filter_map(|seed| crate::cases::Case::new(seed, *code))
-                .any(|case| !knows(&case.instruction))
-        })
-        .collect()
+fn all() -> impl Iterator<Item = Form> {
+    [64, 32].into_iter().flat_map(|bits| Code::values().map(move |code| Form { code, bits }))
+}
+
+/// Forms that the software CPU does not know in 64-bit mode though they are of its level.
+pub(crate) fn unsupported() -> Vec<Form> {
+    let known =
+        |form: &Form| (0..40).filter_map(|seed| Case::new(seed, *form)).all(|case| knows(&case.instruction));
+    covered().into_iter().filter(|form| form.bits == 64 && !known(form)).collect()
 }
 
 fn knows(instruction: &Instruction) -> bool {
@@ -108,12 +130,10 @@ fn knows(instruction: &Instruction) -> bool {
 pub(crate) fn print() {
     let covered = covered();
     println!("covered, {} forms:", covered.len());
-    println!("{}", covered.iter().map(|code| format!("{code:?}")).collect::<Vec<_>>().join(" "));
+    println!("{}", covered.iter().map(|form| format!("{form:?}")).collect::<Vec<_>>().join(" "));
     for reason in [Excluded::Kernel, Excluded::Descriptors, Excluded::Machine, Excluded::Vendor] {
-        let forms: Vec<_> = Code::values()
-            .filter(|code| excluded(*code) == Some(reason))
-            .map(|code| format!("{code:?}"))
-            .collect();
+        let forms: Vec<_> =
+            all().filter(|form| excluded(*form) == Some(reason)).map(|form| format!("{form:?}")).collect();
         println!("excluded ({reason:?}), {} forms: {}", forms.len(), forms.join(" "));
     }
 }

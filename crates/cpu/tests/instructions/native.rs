@@ -18,6 +18,7 @@ struct Shared {
     gprs: [u64; 16],
     rip: u64,
     rflags: u64,
+    code_selector: i64,
     fx: Fx,
     fault: Option<Fault>,
 }
@@ -33,6 +34,7 @@ static SHARED: Cell = Cell(UnsafeCell::new(Shared {
     gprs: [0; 16],
     rip: 0,
     rflags: 0,
+    code_selector: 0,
     fx: Fx([0; 512]),
     fault: None,
 }));
@@ -95,6 +97,8 @@ extern "C" fn handler(signal: i32, _info: *mut libc::siginfo_t, context: *mut li
             }
             registers[libc::REG_RIP as usize] = shared.rip as i64;
             registers[libc::REG_EFL as usize] = shared.rflags as i64;
+            let selectors = &mut registers[libc::REG_CSGSFS as usize];
+            *selectors = (*selectors & !0xffff) | shared.code_selector;
             image[..416].copy_from_slice(&shared.fx.0[..416]);
             shared.inside = true;
         } else {
@@ -177,6 +181,9 @@ impl Native {
                 assert_eq!(libc::sigaction(signal, &action, std::ptr::null_mut()), 0);
             }
         }
+        // Compatibility mode needs data segments; 64-bit mode does not look at them.
+        // SAFETY: 0x2b is Linux's flat user data segment.
+        unsafe { std::arch::asm!("mov ds, {s:e}", "mov es, {s:e}", s = in(reg) 0x2b) };
         Self { code, read_only, stack }
     }
 
@@ -197,6 +204,8 @@ impl Native {
                 shared.gprs = before.gprs;
                 shared.rip = before.rip;
                 shared.rflags = before.rflags;
+                // Linux's user code segments: 64-bit mode, compatibility mode.
+                shared.code_selector = if case.bits == 64 { 0x33 } else { 0x23 };
                 shared.fx = before.fx.clone();
             }
             std::arch::asm!("int3");

@@ -2,7 +2,7 @@
 
 use crate::cases::Case;
 use crate::window::{CODE, DATA, DATA_SIZE, Fault, Fx, Outcome, START, State};
-use viv_arch::x86::{Activity, CpuState, Segment, cr0, cr4, efer, rflags};
+use viv_arch::x86::{Activity, CpuState, Segment, cr0, cr4, efer, rflags, seg};
 use viv_cpu::soft::{Shared, SoftCpu};
 use viv_cpu::{CpuBus, CpuEvent, Vcpu};
 use viv_mem::{Gpa, GuestMemory};
@@ -65,6 +65,9 @@ const PML4: u64 = 0x1000;
 /// Page of the task state segment.
 const TASK: u64 = 0x21_0000;
 
+const CODE64: Segment = Segment { selector: 0x33, base: 0, limit: u32::MAX, rights: 0xa0fb };
+const CODE32: Segment = Segment { selector: 0x23, base: 0, limit: u32::MAX, rights: 0xc0fb };
+
 impl Soft {
     pub(crate) fn new() -> Self {
         let memory = GuestMemory::new(&[(Gpa(0), 4 << 20)]).expect("4 MiB of guest memory");
@@ -89,9 +92,8 @@ impl Soft {
         let mut state = CpuState::default();
         let data = Segment { selector: 0x2b, base: 0, limit: u32::MAX, rights: 0xc0f3 };
         let null = Segment { selector: 0, base: 0, limit: 0, rights: 0 };
-        let code = Segment { selector: 0x33, base: 0, limit: u32::MAX, rights: 0xa0fb };
-        // ES, CS, SS, DS, FS, GS as Linux has them in a 64-bit process.
-        state.segments = [null, code, data, null, null, null];
+        // ES, CS, SS, DS, FS, GS as in the test's own process.
+        state.segments = [data, CODE64, data, data, null, null];
         state.tr = Segment { selector: 0x40, base: TASK, limit: 0x67, rights: 0x8b };
         state.cr0 = cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::PG;
         state.cr3 = PML4;
@@ -111,6 +113,7 @@ impl Soft {
         self.memory.write(Gpa(START), &case.bytes).expect("the code page is in RAM");
         self.memory.written(Gpa(START), length as u64);
         self.memory.write(Gpa(DATA), &before.data[..]).expect("the data pages are in RAM");
+        self.state.segments[seg::CS] = if case.bits == 64 { CODE64 } else { CODE32 };
         self.state.gprs = before.gprs;
         self.state.rip = before.rip;
         self.state.rflags = before.rflags;
