@@ -36,6 +36,10 @@ const EMPTY: Entry = Entry { read: NO, write: NO, execute: NO, addend: 0 };
 pub(crate) struct Tlb {
     entries: [[Entry; ENTRIES]; 3],
     global: [[bool; ENTRIES]; 3],
+    /// Binary logarithm of the page size behind each entry.
+    shift: [[u8; ENTRIES]; 3],
+    /// Whether a page larger than 4 KiB was entered in the lower and in the upper half of the address space.
+    large: [bool; 2],
 }
 
 impl Tlb {
@@ -47,7 +51,12 @@ impl Tlb {
     pub(crate) const SUPERVISOR_ANY: usize = 2;
 
     pub(crate) fn new() -> Box<Tlb> {
-        Box::new(Tlb { entries: [[EMPTY; ENTRIES]; 3], global: [[false; ENTRIES]; 3] })
+        Box::new(Tlb {
+            entries: [[EMPTY; ENTRIES]; 3],
+            global: [[false; ENTRIES]; 3],
+            shift: [[12; ENTRIES]; 3],
+            large: [false; 2],
+        })
     }
 
     pub(crate) fn flush(&mut self, globals_too: bool) {
@@ -58,12 +67,33 @@ impl Tlb {
                 }
             }
         }
+        if globals_too {
+            self.large = [false; 2];
+        }
     }
 
     pub(crate) fn flush_page(&mut self, linear: u64) {
         for entries in &mut self.entries {
-            // A large page fills one entry for each of its small ones; INVLPG must forget all of them.
             entries[slot(linear)] = EMPTY;
+        }
+        if !self.large[usize::from(linear >> 63 != 0)] {
+            return;
+        }
+        // A large page has an entry for each 4 KiB of it that was used: INVLPG forgets all of them (SDM vol. 3 §4.10.4.1).
+        for (entries, shifts) in self.entries.iter_mut().zip(&self.shift) {
+            for (entry, shift) in entries.iter_mut().zip(shifts) {
+                let tag = [entry.read, entry.write, entry.execute].into_iter().find(|tag| *tag != NO);
+                if *shift > 12 && tag.is_some_and(|tag| (tag ^ linear) >> shift == 0) {
+                    *entry = EMPTY;
+                }
+            }
+        }
+    }
+
+    fn note_size(&mut self, mmu: usize, linear: u64, shift: u8) {
+        self.shift[mmu][slot(linear)] = shift;
+        if shift > 12 {
+            self.large[usize::from(linear >> 63 != 0)] = true;
         }
     }
 
@@ -127,6 +157,8 @@ struct Translation {
     executable: bool,
     global: bool,
     dirty: bool,
+    /// Binary logarithm of the page's size.
+    shift: u8,
 }
 
 impl Cpu {
@@ -225,7 +257,7 @@ impl Cpu {
     pub(crate) fn modify_slow(&mut self, linear: u64, len: u64) -> R<Option<*mut u8>> {
         let first = self.place(self.mmu, linear, Want::Write, len)?;
         if linear & 0xfff > PAGE_SIZE - len {
-            let next = (linear & PAGE_MASK).wrapping_add(PAGE_SIZE);
+            let next = self.wrap_linear((linear & PAGE_MASK).wrapping_add(PAGE_SIZE));
             self.place(self.mmu, next, Want::Write, 1)?;
             return Ok(None);
         }
@@ -348,19 +380,23 @@ impl Cpu {
             self.stop = true;
         }
         let watched = self.watched(linear);
+        // Under SMAP a page may be executed that data accesses must not touch.
+        let smap = mmu == Tlb::SUPERVISOR && translation.user && self.cr4 & cr4::SMAP != 0;
+        let data = !watched && !smap;
         let tag = linear & PAGE_MASK;
         let pick = |yes: bool| if yes { tag } else { NO };
         // Write permission is cached with the first write only, so that the dirty bit is set by then.
         let unseen =
-            translation.writable && translation.dirty && !watched && code.may_write_unseen(page, self.index);
+            translation.writable && translation.dirty && data && code.may_write_unseen(page, self.index);
         let entry = Entry {
-            read: pick(!watched),
+            read: pick(data),
             write: pick(unseen),
             execute: pick(translation.executable),
             addend: (host as u64 & PAGE_MASK).wrapping_sub(tag),
         };
         self.tlb.entries[mmu][slot(linear)] = entry;
         self.tlb.global[mmu][slot(linear)] = translation.global;
+        self.tlb.note_size(mmu, linear, translation.shift);
         Ok(Place::Ram(host))
     }
 
@@ -377,11 +413,12 @@ impl Cpu {
             let gpa = linear & 0xffff_ffff & PAGE_MASK;
             return Ok(Translation {
                 gpa,
-                user: true,
+                user: false,
                 writable: true,
                 executable: true,
                 global: false,
                 dirty: true,
+                shift: 12,
             });
         }
         if self.long_mode() && !self.canonical(linear) {
@@ -394,7 +431,8 @@ impl Cpu {
         if user {
             error |= code::U;
         }
-        if want == Want::Execute && (self.efer & efer::NXE != 0 || self.cr4 & cr4::SMEP != 0) {
+        let nx = self.cr4 & cr4::PAE != 0 && self.efer & efer::NXE != 0;
+        if want == Want::Execute && (nx || self.cr4 & cr4::SMEP != 0) {
             error |= code::I;
         }
         let found = if self.long_mode() {
@@ -417,7 +455,7 @@ impl Cpu {
         }
         match want {
             Want::Execute => t.executable && !(t.user && self.cr4 & cr4::SMEP != 0),
-            _ if t.user && mmu == Tlb::SUPERVISOR => false,
+            _ if t.user && mmu == Tlb::SUPERVISOR && self.cr4 & cr4::SMAP != 0 => false,
             Want::Write => t.writable,
             Want::Read => true,
         }
@@ -470,6 +508,7 @@ impl Cpu {
                     executable: !nx || self.efer & efer::NXE == 0,
                     global: entry & pte::G != 0 && self.cr4 & cr4::PGE != 0,
                     dirty: entry & pte::D != 0 || want == Want::Write,
+                    shift: shift as u8,
                 };
                 if !self.allowed(&translation, want, user, mmu) {
                     return Err(code::P);
@@ -551,6 +590,7 @@ impl Cpu {
             executable: true,
             global: u64::from(entry) & pte::G != 0 && self.cr4 & cr4::PGE != 0,
             dirty: u64::from(entry) & pte::D != 0 || want == Want::Write,
+            shift: if large { 22 } else { 12 },
         };
         if !self.allowed(&translation, want, user, mmu) {
             return Err(code::P);
