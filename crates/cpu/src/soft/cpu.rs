@@ -79,6 +79,10 @@ pub(crate) struct Cpu {
     pub(crate) interrupt_waits: bool,
     /// The current instruction (STI, MOV SS, POP SS) opened an interrupt shadow over the next one.
     pub(crate) shadow: bool,
+    /// That shadow is of MOV SS or POP SS: it holds back debug exceptions too.
+    pub(crate) stack_shadow: bool,
+    /// The current instruction looks at TF when it is complete, not before it (SYSCALL, SYSRET, INT n).
+    pub(crate) late_trap: bool,
     pub(crate) mode: Mode,
     pub(crate) cpl: u8,
     /// Which of the TLBs serves plain accesses (see [`super::mmu`]).
@@ -300,6 +304,15 @@ impl Cpu {
     /// After the guest touched a device, an interrupt may have become deliverable.
     pub(crate) fn look_again(&self) {
         self.shared.attention(self.index).set(Attention::POKE);
+    }
+
+    /// Single-stepping as SYSCALL, SYSRET and INT n do it: TF counts as they leave it.
+    pub(crate) fn trap_late(&mut self) {
+        self.late_trap = true;
+        self.stop = true;
+        if self.rflags & rflags::TF != 0 {
+            self.breakpoint_hits |= 1 << 14;
+        }
     }
 
     /// The guest's time-stamp counter.

@@ -46,11 +46,17 @@ fn empty(len: u8) -> Op {
     }
 }
 
+/// Longest instruction; a longer one is #GP, not #UD (SDM vol. 2 §2.3.11).
+const INSTRUCTION_MAX: usize = 15;
+
 /// Decodes for a code segment of `mode`. What is not known runs as #UD.
 pub(crate) fn decode(instruction: &Instruction, mode: Mode) -> Decoded {
     let mut op = empty(instruction.len() as u8);
     let ends = instruction.flow_control() != FlowControl::Next;
     if instruction.is_invalid() {
+        if usize::from(op.len) >= INSTRUCTION_MAX {
+            op.run = s::too_long;
+        }
         return Decoded { op, fp: None, ends: true };
     }
     memory(instruction, mode, &mut op);

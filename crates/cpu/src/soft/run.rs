@@ -31,6 +31,8 @@ impl SoftCpu {
             stop: false,
             interrupt_waits: false,
             shadow: false,
+            stack_shadow: false,
+            late_trap: false,
             mode: Mode::Code16,
             cpl: 0,
             mmu: Tlb::SUPERVISOR_ANY,
@@ -169,6 +171,7 @@ impl SoftCpu {
             return Some(Exit::Failed(reason));
         }
         if faulted {
+            self.cpu.breakpoint_hits = 0;
             let fault = self.cpu.fault;
             // Faults restart their instruction: RF keeps its breakpoint from hitting twice. Traps do not.
             if fault.vector != vector::DB {
@@ -177,7 +180,7 @@ impl SoftCpu {
             if !self.raise(fault) {
                 return Some(self.shut_down());
             }
-        } else if self.cpu.breakpoint_hits != 0 {
+        } else if self.cpu.breakpoint_hits != 0 && !self.cpu.stack_shadow {
             let hits = std::mem::take(&mut self.cpu.breakpoint_hits);
             if !self.debug_trap(hits) {
                 return Some(self.shut_down());
@@ -203,13 +206,16 @@ impl SoftCpu {
     fn careful_step(&mut self) -> Option<Exit> {
         let cpu = &mut self.cpu;
         let shadow = std::mem::take(&mut cpu.shadow);
+        cpu.stack_shadow = false;
+        cpu.late_trap = false;
+        cpu.loaded_rf = false;
         let trap = cpu.rflags & rflags::TF != 0;
         let resume = cpu.rflags & rflags::RF != 0;
         if !resume && !shadow {
             let hits = code_breakpoints(cpu);
             if hits != 0 {
+                // The handler sets RF itself, or meets the breakpoint again (APM vol. 2 §13.1.3.1).
                 cpu.dr[4] |= hits;
-                cpu.rflags |= rflags::RF;
                 let fault = Exception { vector: vector::DB, error: None, address: 0 };
                 return if self.raise(fault) { None } else { Some(self.shut_down()) };
             }
@@ -233,7 +239,7 @@ impl SoftCpu {
             cpu.rflags &= !rflags::RF;
         }
         // TF is looked at before the instruction; a repeated string instruction traps after each element.
-        if trap {
+        if trap && !cpu.late_trap && !cpu.stack_shadow {
             cpu.breakpoint_hits |= 1 << 14;
         }
         cpu.stop = true;
@@ -249,6 +255,8 @@ impl SoftCpu {
 
     /// #DB after an instruction: `hits` are DR6 bits.
     fn debug_trap(&mut self, hits: u64) -> bool {
+        // A trap after HLT ends the wait.
+        self.cpu.activity = Activity::Running;
         self.cpu.dr[4] |= hits;
         self.raise(Exception { vector: vector::DB, error: None, address: 0 })
     }

@@ -232,7 +232,7 @@ pub(crate) fn sti(cpu: &mut Cpu, _: &Op) -> R<()> {
 
 /// CLAC and STAC: `op.imm` is AC.
 pub(crate) fn set_ac(cpu: &mut Cpu, op: &Op) -> R<()> {
-    if cpu.cpl != 0 || cpu.cr4 & cr4::SMAP == 0 && !cpu.protected() {
+    if cpu.cpl != 0 {
         return cpu.ud();
     }
     cpu.rflags = cpu.rflags & !rflags::AC | if op.imm != 0 { rflags::AC } else { 0 };
@@ -255,6 +255,7 @@ pub(crate) fn mov_to_segment<S: Source>(cpu: &mut Cpu, op: &Op) -> R<()> {
     cpu.load_segment(index, selector)?;
     if index == seg::SS {
         cpu.shadow = true;
+        cpu.stack_shadow = true;
         cpu.stop = true;
     }
     Ok(())
@@ -276,6 +277,7 @@ pub(crate) fn pop_segment<W: Width>(cpu: &mut Cpu, op: &Op) -> R<()> {
         if mask_before == 0xffff { rsp & !0xffff | next & 0xffff } else { next & mask_before };
     if index == seg::SS {
         cpu.shadow = true;
+        cpu.stack_shadow = true;
         cpu.stop = true;
     }
     Ok(())
@@ -592,6 +594,11 @@ pub(crate) fn pause(cpu: &mut Cpu, _: &Op) -> R<()> {
 
 pub(crate) fn ud(cpu: &mut Cpu, _: &Op) -> R<()> {
     cpu.ud()
+}
+
+/// More than 15 bytes.
+pub(crate) fn too_long(cpu: &mut Cpu, _: &Op) -> R<()> {
+    cpu.gp(0)
 }
 
 // ---- identification, time, model-specific registers ---------------------------------------------------------------

@@ -808,6 +808,7 @@ impl Cpu {
         self.set_rflags(kept, !0x2);
         self.segs[seg::SS] = flat(selector.wrapping_add(8), 0, false);
         self.enter_code(flat_code(selector, 0, true), 0, target);
+        self.trap_late();
         Ok(())
     }
 
@@ -828,6 +829,7 @@ impl Cpu {
         let code = if long { base.wrapping_add(16) } else { base } | 3;
         self.segs[seg::SS] = flat(base.wrapping_add(8) | 3, 3, false);
         self.enter_code(flat_code(code, 3, long), 3, target);
+        self.trap_late();
         Ok(())
     }
 
@@ -1137,7 +1139,9 @@ pub(crate) fn int(cpu: &mut Cpu, op: &Op) -> R<()> {
         return Ok(());
     }
     let (start, sp) = (cpu.start, cpu.rsp());
+    cpu.rflags &= !rflags::RF;
     let done = cpu.deliver(vector, None, Origin::Software);
+    cpu.trap_late();
     if done.is_err() {
         cpu.regs[RIP] = start;
         cpu.regs[gpr::RSP] = sp;
@@ -1148,7 +1152,9 @@ pub(crate) fn int(cpu: &mut Cpu, op: &Op) -> R<()> {
 /// INT1 is a hardware-like trap.
 pub(crate) fn int1(cpu: &mut Cpu, _: &Op) -> R<()> {
     cpu.fault = Exception { vector: vector::DB, error: None, address: 0 };
-    cpu.deliver(vector::DB, None, Origin::Hardware)
+    cpu.deliver(vector::DB, None, Origin::Hardware)?;
+    cpu.trap_late();
+    Ok(())
 }
 
 pub(crate) fn syscall(cpu: &mut Cpu, _: &Op) -> R<()> {
