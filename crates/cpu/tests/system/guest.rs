@@ -1,0 +1,376 @@
+//! Builds a guest from probes and runs it on each backend.
+use crate::image;
+use crate::trace::{ALIAS, Board, Frame, On, Probe, port};
+use iced_x86::code_asm::*;
+use iced_x86::{BlockEncoderOptions, IcedError};
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use viv_arch::x86::CpuState;
+use viv_cpu::kvm::{CpuLevel, KvmPlaces, KvmVm};
+use viv_cpu::soft::{Shared, SoftCpu};
+use viv_cpu::{Exit, Vcpu};
+use viv_mem::{Gpa, GuestMemory};
+
+pub type Done = Result<(), IcedError>;
+
+/// An assembler with marks for the trace.
+pub struct Asm {
+    code: CodeAssembler,
+    marks: Vec<(&'static str, CodeLabel)>,
+}
+
+impl Deref for Asm {
+    type Target = CodeAssembler;
+    fn deref(&self) -> &CodeAssembler {
+        &self.code
+    }
+}
+impl DerefMut for Asm {
+    fn deref_mut(&mut self) -> &mut CodeAssembler {
+        &mut self.code
+    }
+}
+
+impl Asm {
+    /// The trace calls this place `@name`.
+    pub fn at(&mut self, name: &'static str) -> Done {
+        let mut label = self.code.create_label();
+        self.here(&mut label)?;
+        self.marks.push((name, label));
+        Ok(())
+    }
+
+    /// Sets a label that may share its place with others.
+    pub fn here(&mut self, label: &mut CodeLabel) -> Done {
+        self.code.set_label(label)?;
+        self.code.zero_bytes()
+    }
+
+    /// A 32-bit register into the trace; EAX is lost.
+    pub fn show32(&mut self, from: AsmRegister32) -> Done {
+        if from != eax {
+            self.mov(eax, from)?;
+        }
+        self.out(port::VALUE, eax)
+    }
+
+    /// A 64-bit register into the trace; RAX is lost.
+    pub fn show(&mut self, from: AsmRegister64) -> Done {
+        if from != rax {
+            self.mov(rax, from)?;
+        }
+        self.out(port::LOW, eax)?;
+        self.shr(rax, 32)?;
+        self.out(port::HIGH, eax)
+    }
+
+    pub fn value(&mut self, value: u32) -> Done {
+        self.mov(eax, value)?;
+        self.out(port::VALUE, eax)
+    }
+
+    /// Goes on in ring 3 with `flags`, in the alias. RAX is lost.
+    pub fn user(&mut self, flags: u32) -> Done {
+        let mut there = self.create_label();
+        self.push(i32::from(image::sel::USER_DATA))?;
+        self.mov(rax, ALIAS + image::USER_STACK)?;
+        self.push(rax)?;
+        self.push(flags as i32 | 2)?;
+        self.push(i32::from(image::sel::USER_CODE))?;
+        self.lea(rax, qword_ptr(there))?;
+        self.btc(rax, 31)?;
+        self.push(rax)?;
+        self.iretq()?;
+        self.here(&mut there)
+    }
+
+    /// The same in 32-bit protected mode, without an alias.
+    pub fn user32(&mut self, flags: u32) -> Done {
+        let mut there = self.create_label();
+        self.push(0x23)?;
+        self.push(image::USER_STACK as i32)?;
+        self.push(flags as i32 | 2)?;
+        self.push(0x1b)?;
+        self.lea(eax, dword_ptr(there))?;
+        self.push(eax)?;
+        self.iretd()?;
+        self.here(&mut there)
+    }
+
+    pub fn wrmsr_value(&mut self, index: u32, value: u64) -> Done {
+        self.mov(ecx, index)?;
+        self.mov(eax, value as u32)?;
+        self.mov(edx, (value >> 32) as u32)?;
+        self.wrmsr()
+    }
+}
+
+/// A guest under construction.
+pub struct Guest {
+    name: &'static str,
+    bits: u32,
+    base: u64,
+    memory: GuestMemory,
+    pub state: CpuState,
+    asm: Asm,
+    probes: Vec<Draft>,
+    /// Expected last line instead of the guest's own end.
+    soft_only: Option<&'static str>,
+}
+
+struct Draft {
+    probe: Probe,
+    start: CodeLabel,
+    recover: CodeLabel,
+    marks: Vec<(&'static str, CodeLabel)>,
+}
+
+/// Options of a probe.
+#[derive(Default)]
+pub struct How {
+    pub on: Option<On>,
+    pub full: bool,
+    pub kvm: Option<(&'static [&'static str], &'static str)>,
+}
+
+impl Guest {
+    fn new(name: &'static str, bits: u32, base: u64, start: fn(&GuestMemory) -> CpuState) -> Guest {
+        let memory = GuestMemory::new(&[(Gpa(0), image::RAM)]).expect("guest memory");
+        let state = start(&memory);
+        let code = CodeAssembler::new(bits).expect("assembler");
+        Guest {
+            name,
+            bits,
+            base,
+            memory,
+            state,
+            asm: Asm { code, marks: Vec::new() },
+            probes: Vec::new(),
+            soft_only: None,
+        }
+    }
+
+    /// A guest that begins in long mode.
+    pub fn long(name: &'static str) -> Guest {
+        Guest::new(name, 64, image::CODE, image::long)
+    }
+    /// In 32-bit protected mode.
+    pub fn protected(name: &'static str) -> Guest {
+        Guest::new(name, 32, image::CODE, image::protected)
+    }
+    /// In real mode.
+    pub fn real(name: &'static str) -> Guest {
+        Guest::new(name, 16, image::REAL_CODE, image::real)
+    }
+
+    /// Not for KVM, for this reason.
+    pub fn soft_only(&mut self, reason: &'static str) {
+        self.soft_only = Some(reason);
+    }
+
+    pub fn put(&self, at: u64, value: u64) {
+        image::put(&self.memory, at, value);
+    }
+    pub fn write(&self, at: u64, bytes: &[u8]) {
+        self.memory.write(Gpa(at), bytes).expect("guest memory");
+    }
+
+    /// Other code, at a fixed address.
+    pub fn blob(&self, bits: u32, at: u64, code: impl FnOnce(&mut Asm) -> Done) {
+        let mut asm = Asm { code: CodeAssembler::new(bits).expect("assembler"), marks: Vec::new() };
+        code(&mut asm).expect("code");
+        let bytes = asm.code.assemble(at).expect("code");
+        self.memory.write(Gpa(at), &bytes).expect("guest memory");
+    }
+
+    /// Code between probes.
+    pub fn code(&mut self, code: impl FnOnce(&mut Asm) -> Done) {
+        code(&mut self.asm).expect("code");
+    }
+
+    pub fn probe(
+        &mut self,
+        name: &'static str,
+        expected: &[&'static str],
+        code: impl FnOnce(&mut Asm) -> Done,
+    ) {
+        self.probe_with(name, How::default(), expected, code);
+    }
+
+    pub fn probe_with(
+        &mut self,
+        name: &'static str,
+        how: How,
+        expected: &[&'static str],
+        code: impl FnOnce(&mut Asm) -> Done,
+    ) {
+        let (start, recover) = (self.asm.create_label(), self.asm.create_label());
+        let mut draft = Draft {
+            probe: Probe {
+                name,
+                expected: expected.to_vec(),
+                on_kvm: how.kvm.map(|(lines, why)| (lines.to_vec(), why)),
+                on: how.on,
+                full: how.full,
+                start: 0,
+                recover: 0,
+                marks: Vec::new(),
+            },
+            start,
+            recover,
+            marks: Vec::new(),
+        };
+        let index = self.probes.len() as u32;
+        let a = &mut self.asm;
+        (|| {
+            a.mov(eax, index)?;
+            a.out(port::PROBE, eax)?;
+            a.here(&mut draft.start)?;
+            code(a)?;
+            a.here(&mut draft.recover)
+        })()
+        .unwrap_or_else(|error: IcedError| panic!("{name}: {error}"));
+        draft.marks = std::mem::take(&mut self.asm.marks);
+        self.probes.push(draft);
+    }
+
+    /// Ends the guest and runs it everywhere.
+    pub fn run(mut self) {
+        let a = &mut self.asm;
+        a.out(port::DONE, eax).expect("code");
+        a.cli().expect("code");
+        a.hlt().expect("code");
+        let done = a
+            .assemble_options(self.base, BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)
+            .expect("the guest's code");
+        self.memory.write(Gpa(self.base), &done.inner.code_buffer).expect("memory");
+        let probes: Vec<Probe> = self
+            .probes
+            .into_iter()
+            .map(|draft| {
+                let ip = |label: &CodeLabel| done.label_ip(label).expect("label");
+                let marks = draft.marks.iter().map(|(name, label)| (*name, ip(label))).collect();
+                Probe { start: ip(&draft.start), recover: ip(&draft.recover), marks, ..draft.probe }
+            })
+            .collect();
+        let guest =
+            Ready { name: self.name, image: copy(&self.memory), state: self.state, probes: Arc::new(probes) };
+        guest.check("soft", false, soft);
+        guest.check("soft, saved and loaded at each probe", true, soft);
+        if on_kvm() && self.soft_only.is_none() {
+            guest.check("KVM", false, kvm);
+        }
+        let _ = self.bits;
+    }
+}
+
+/// Set by the lab: KVM is there and must be used.
+pub fn on_kvm() -> bool {
+    std::env::var_os("VIVARIUM_LAB").is_some()
+}
+
+struct Ready {
+    name: &'static str,
+    image: Vec<u8>,
+    state: CpuState,
+    probes: Arc<Vec<Probe>>,
+}
+
+fn copy(memory: &GuestMemory) -> Vec<u8> {
+    let mut image = vec![0; 16 << 20];
+    memory.read(Gpa(0), &mut image).expect("memory");
+    image
+}
+
+type Maker = fn(&GuestMemory, &Board, u32) -> Vec<Box<dyn Vcpu>>;
+
+pub fn soft(memory: &GuestMemory, _: &Board, cpus: u32) -> Vec<Box<dyn Vcpu>> {
+    let shared = Shared::new(memory, cpus);
+    (0..cpus).map(|index| Box::new(SoftCpu::new(index, shared.clone())) as Box<dyn Vcpu>).collect()
+}
+
+pub fn kvm(memory: &GuestMemory, board: &Board, cpus: u32) -> Vec<Box<dyn Vcpu>> {
+    let places = KvmPlaces { tss: Gpa(0xfeff_d000), identity_map: Gpa(0xfeff_c000) };
+    let vm = Arc::new(KvmVm::new(memory, cpus, CpuLevel::V2, places).expect("KVM"));
+    let vcpus = (0..cpus).map(|index| Box::new(vm.vcpu(index).expect("vCPU")) as Box<dyn Vcpu>).collect();
+    let _ = board.raise.set(Box::new(move |vector| {
+        // A fixed or an NMI message to local APIC 0 (SDM vol. 3 §11.11).
+        let data = vector.map_or(4 << 8, u32::from);
+        vm.signal_msi(0xfee0_0000, data).expect("MSI");
+    }));
+    vcpus
+}
+
+impl Ready {
+    fn check(&self, backend: &str, interrupting: bool, make: Maker) {
+        let memory = GuestMemory::new(&[(Gpa(0), image::RAM)]).expect("guest memory");
+        memory.write(Gpa(0), &self.image).expect("memory");
+        let board = Arc::new(Board::new(memory.clone(), self.probes.clone(), interrupting));
+        let mut vcpu = make(&memory, &board, 1).remove(0);
+        vcpu.load(&self.state).expect("load");
+        drive(&mut vcpu, &board, || make(&memory, &board, 1).remove(0));
+        let mut wrong = String::new();
+        let mut points = 0;
+        for (probe, got) in self.probes.iter().zip(board.traces()) {
+            points += got.len();
+            let expected = match &probe.on_kvm {
+                Some((lines, _)) if backend == "KVM" => lines,
+                _ => &probe.expected,
+            };
+            if got != *expected {
+                wrong += &format!("  {}:\n    expected {expected:?}\n    got      {got:?}\n", probe.name);
+            }
+        }
+        assert!(wrong.is_empty(), "{} on {backend}:\n{wrong}", self.name);
+        println!("{} on {backend}: {} probes, {points} trace points", self.name, self.probes.len());
+    }
+}
+
+/// Runs a vCPU until its guest ends; `fresh` makes another to go on with a saved state.
+pub fn drive(vcpu: &mut Box<dyn Vcpu>, board: &Arc<Board>, fresh: impl Fn() -> Box<dyn Vcpu>) {
+    let kick = vcpu.kicker();
+    let _ = board.kick.set(kick.clone());
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    let late = std::thread::spawn({
+        let board = board.clone();
+        move || {
+            if ended.recv_timeout(Duration::from_secs(60)) == Err(std::sync::mpsc::RecvTimeoutError::Timeout)
+            {
+                board.done.store(true, Ordering::SeqCst);
+                board.note("too late".to_string());
+                kick.kick();
+            }
+        }
+    });
+    loop {
+        match vcpu.run(&**board) {
+            Exit::Kicked if board.done.load(Ordering::SeqCst) => break,
+            Exit::Kicked => {
+                let state = vcpu.save().expect("save");
+                if board.interrupting && board.raise.get().is_none() {
+                    // A new vCPU has the old one's kick handle no more: it only ever stops at the guest's end.
+                    let mut next = fresh();
+                    next.load(&state).expect("load");
+                    let again = next.save().expect("save");
+                    assert_eq!(state, again, "a state changes by being loaded");
+                    vcpu.load(&CpuState::default()).expect("load");
+                }
+                vcpu.load(&state).expect("load");
+            }
+            Exit::Halted if board.has_pending() => {}
+            other => {
+                board.note(format!("{other:?}"));
+                break;
+            }
+        }
+    }
+    drop(end);
+    let _ = late.join();
+}
+
+/// A handler's decision for `How::on` that always resumes.
+pub fn resume(_: &mut Frame) -> Option<crate::trace::Act> {
+    Some(crate::trace::Act::Resume)
+}
