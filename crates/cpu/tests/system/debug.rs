@@ -1,6 +1,6 @@
 //! Single steps, breakpoints and what holds them back (SDM vol. 3 ch. 18, APM vol. 2 §13.1).
 use crate::guest::{Asm, Done, Guest, How};
-use crate::image::{self, TEST};
+use crate::image::TEST;
 use crate::trace::{Act, Frame};
 use iced_x86::code_asm::*;
 
@@ -78,6 +78,10 @@ fn single_steps_come_after_each_instruction() {
             a.cli()?;
             a.at("c")
         },
+    );
+    g.in_lab(
+        &["#DB dr6=4000 @b", "#DB dr6=4000 @c", "#DB dr6=4000 @push", "#DB dr6=4000 @off"],
+        "TCG's STI holds a trap back",
     );
     steps(&mut g, "MOV SS holds one trap back", &["#DB dr6=4000 @a", "#DB dr6=4000 @c"], |a| {
         a.mov(eax, ss)?;
@@ -270,6 +274,7 @@ fn breakpoints_hit_code_data_and_ports() {
         a.at("a")?;
         breakpoints(a, 0x400)
     });
+    g.in_lab(&["#DB dr6=2 @a"], "TCG reports one breakpoint at a time");
     g.probe("a write by PUSH", &["#DB dr6=1 @a"], |a| {
         a.lea(rax, qword_ptr(rsp - 8))?;
         a.mov(dr0, rax)?;
@@ -301,6 +306,7 @@ fn breakpoints_hit_code_data_and_ports() {
         a.at("a")?;
         breakpoints(a, 0x400)
     });
+    g.in_lab(&[], "KVM reads the port and looks at no breakpoint");
     g.probe("MOV SS holds a data breakpoint back by one instruction", &["#DB dr6=1 @b"], |a| {
         a.mov(rbx, at)?;
         a.mov(word_ptr(rbx), 0x10)?;
@@ -308,19 +314,23 @@ fn breakpoints_hit_code_data_and_ports() {
         a.mov(dr0, rax)?;
         breakpoints(a, 0x401 | 0x7_0000)?;
         a.mov(ss, word_ptr(rbx))?;
+        a.at("ss")?;
         a.nop()?;
         a.at("b")?;
         breakpoints(a, 0x400)
     });
+    g.in_lab(&["#DB dr6=1 @ss"], "TCG holds nothing back");
     g.probe("DR7.GD", &["#DB dr6=2000 @a"], |a| {
         breakpoints(a, 0x2400)?;
         a.at("a")?;
         a.mov(rax, dr0)
     });
+    g.in_lab(&[], "TCG has no DR7.GD");
     g.probe("GD is off in the handler and after it", &["=400"], |a| {
         a.mov(rax, dr7)?;
         a.show32(eax)
     });
+    g.in_lab(&["=2400"], "TCG has no DR7.GD");
     g.probe("DR4 with CR4.DE", &["#UD @a"], |a| {
         a.at("a")?;
         a.db(&[0x0f, 0x21, 0xe0])
@@ -346,11 +356,11 @@ fn breakpoints_hit_code_data_and_ports() {
         }
         breakpoints(a, 0x400)
     });
+    g.in_lab(&["=ffff0ff0", "=ffffffff", "=400", "=ffffd7ff"], "TCG stores reserved bits");
     g.probe("high halves of DR6 and DR7", &["#GP(0) @a"], |a| {
         a.mov(rax, 1u64 << 32)?;
         a.at("a")?;
         a.mov(dr7, rax)
     });
-    let _ = image::STACK;
     g.run();
 }

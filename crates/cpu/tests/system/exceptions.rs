@@ -38,6 +38,7 @@ fn every_exception_has_its_vector_error_code_and_address() {
         a.int1()?;
         a.at("")
     });
+    g.in_lab(&["#UD +0"], "TCG has no INT1 in a guest of its SVM");
     g.probe("UD2", &["#UD @"], |a| {
         a.at("")?;
         a.ud2()
@@ -59,6 +60,7 @@ fn every_exception_has_its_vector_error_code_and_address() {
         a.at("")?;
         a.db(&[0xf0, 0x8b, 0x03])
     });
+    g.in_lab(&[], "TCG ignores this LOCK");
     g.probe("MOV to CS", &["#UD @"], |a| {
         a.at("")?;
         a.db(&[0x8e, 0xc8])
@@ -87,17 +89,20 @@ fn every_exception_has_its_vector_error_code_and_address() {
         a.at("")?;
         a.mov(rax, qword_ptr(rsp))
     });
+    g.in_lab(&["#GP(0) @"], "TCG knows no non-canonical #SS");
     g.probe("#SS through RBP", &["#SS(0) @"], |a| {
         a.mov(rbp, 0x8000_0000_0000u64)?;
         a.at("")?;
         a.mov(rax, qword_ptr(rbp))
     });
+    g.in_lab(&["#GP(0) @"], "TCG knows no non-canonical #SS");
     g.probe("#SS through RBP whatever the prefix says", &["#SS(0) @"], |a| {
         // In 64-bit mode a DS prefix is ignored, the default segment stays SS.
         a.mov(rbp, 0x8000_0000_0000u64)?;
         a.at("")?;
         a.db(&[0x3e, 0x48, 0x8b, 0x45, 0x00])
     });
+    g.in_lab(&["#GP(0) @"], "TCG knows no non-canonical #SS");
     g.probe("#GP through RSP with GS", &["#GP(0) @"], |a| {
         a.mov(rsp, 0x8000_0000_0000u64)?;
         a.at("")?;
@@ -108,27 +113,32 @@ fn every_exception_has_its_vector_error_code_and_address() {
         a.at("")?;
         a.push(rax)
     });
+    g.in_lab(&["#GP(0) @"], "TCG knows no non-canonical #SS");
     g.probe("POP from a non-canonical stack", &["#SS(0) @"], |a| {
         a.mov(rsp, 0x8000_0000_0008u64)?;
         a.at("")?;
         a.pop(rax)
     });
+    g.in_lab(&["#GP(0) @"], "TCG knows no non-canonical #SS");
     g.probe("CALL on a non-canonical stack", &["#SS(0) @"], |a| {
         a.mov(rsp, 0x8000_0000_0008u64)?;
         a.mov(rbx, image::CODE)?;
         a.at("")?;
         a.call(rbx)
     });
+    g.in_lab(&["#GP(0) @"], "TCG knows no non-canonical #SS");
     g.probe("ENTER on a non-canonical stack", &["#SS(0) @"], |a| {
         a.mov(rsp, 0x8000_0000_0008u64)?;
         a.at("")?;
         a.enter(16, 0)
     });
+    g.in_lab(&["#GP(0) @"], "TCG knows no non-canonical #SS");
     g.probe("LEAVE to a non-canonical stack", &["#SS(0) @"], |a| {
         a.mov(rbp, 0x8000_0000_0008u64)?;
         a.at("")?;
         a.leave()
     });
+    g.in_lab(&["#GP(0) @"], "TCG knows no non-canonical #SS");
     g.probe("JMP to a non-canonical address", &["#GP(0) @"], |a| {
         a.mov(rbx, 0x8000_0000_0000u64)?;
         a.at("")?;

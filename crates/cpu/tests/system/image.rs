@@ -12,58 +12,58 @@ use iced_x86::code_asm::*;
 use viv_arch::x86::{CpuState, Segment, TableRegister, seg};
 use viv_mem::{Gpa, GuestMemory};
 
-pub const GDT: u64 = 0x1000;
-pub const IDT: u64 = 0x2000;
-pub const TSS: u64 = 0x3000;
-pub const LDT: u64 = 0x4000;
-pub const HANDLERS: u64 = 0x10000;
-pub const PML4: u64 = 0x20000;
-pub const PDPT: u64 = 0x21000;
-pub const PD: u64 = 0x22000;
+pub(crate) const GDT: u64 = 0x1000;
+pub(crate) const IDT: u64 = 0x2000;
+pub(crate) const TSS: u64 = 0x3000;
+pub(crate) const LDT: u64 = 0x4000;
+pub(crate) const HANDLERS: u64 = 0x10000;
+pub(crate) const PML4: u64 = 0x20000;
+pub(crate) const PDPT: u64 = 0x21000;
+pub(crate) const PD: u64 = 0x22000;
 /// Page directory and table of the test pages at [`TEST`].
-pub const TEST_PD: u64 = 0x23000;
-pub const TEST_PT: u64 = 0x24000;
-pub const TEST: u64 = 0x4000_0000;
+pub(crate) const TEST_PD: u64 = 0x23000;
+pub(crate) const TEST_PT: u64 = 0x24000;
+pub(crate) const TEST: u64 = 0x4000_0000;
 /// RAM behind the test pages.
-pub const TEST_RAM: u64 = 0x40_0000;
-pub const STACK0: u64 = 0x90000;
-pub const IST1: u64 = 0x94000;
-pub const STACK: u64 = 0x9c000;
-pub const USER_STACK: u64 = 0x70_0000;
-pub const CODE: u64 = 0x10_0000;
-pub const RAM: u64 = 64 << 20;
+pub(crate) const TEST_RAM: u64 = 0x40_0000;
+pub(crate) const STACK0: u64 = 0x90000;
+pub(crate) const IST1: u64 = 0x94000;
+pub(crate) const STACK: u64 = 0x9c000;
+pub(crate) const USER_STACK: u64 = 0x70_0000;
+pub(crate) const CODE: u64 = 0x10_0000;
+pub(crate) const RAM: u64 = 64 << 20;
 
 /// Selectors of the long-mode GDT.
-pub mod sel {
-    pub const CODE: u16 = 0x08;
-    pub const DATA: u16 = 0x10;
-    pub const USER_CODE32: u16 = 0x1b;
-    pub const USER_DATA: u16 = 0x23;
-    pub const USER_CODE: u16 = 0x2b;
-    pub const CODE32: u16 = 0x30;
-    pub const TSS: u16 = 0x38;
-    pub const LDT: u16 = 0x48;
+pub(crate) mod sel {
+    pub(crate) const CODE: u16 = 0x08;
+    pub(crate) const DATA: u16 = 0x10;
+    pub(crate) const USER_CODE32: u16 = 0x1b;
+    pub(crate) const USER_DATA: u16 = 0x23;
+    pub(crate) const USER_CODE: u16 = 0x2b;
+    pub(crate) const CODE32: u16 = 0x30;
+    pub(crate) const TSS: u16 = 0x38;
+    pub(crate) const LDT: u16 = 0x48;
     /// Call gate to 0x08, DPL 3.
-    pub const GATE: u16 = 0x58;
-    pub const CONFORMING: u16 = 0x68;
-    pub const ABSENT_DATA: u16 = 0x70;
-    pub const ABSENT_CODE: u16 = 0x78;
-    pub const READ_ONLY: u16 = 0x80;
-    pub const EXECUTE_ONLY: u16 = 0x88;
+    pub(crate) const GATE: u16 = 0x58;
+    pub(crate) const CONFORMING: u16 = 0x68;
+    pub(crate) const ABSENT_DATA: u16 = 0x70;
+    pub(crate) const ABSENT_CODE: u16 = 0x78;
+    pub(crate) const READ_ONLY: u16 = 0x80;
+    pub(crate) const EXECUTE_ONLY: u16 = 0x88;
     /// L and D both set.
-    pub const BAD_CODE: u16 = 0x90;
+    pub(crate) const BAD_CODE: u16 = 0x90;
     /// Call gate whose target is the data segment.
-    pub const BAD_GATE: u16 = 0x98;
-    pub const ABSENT_GATE: u16 = 0xa8;
-    pub const LAST: u16 = 0xb8;
+    pub(crate) const BAD_GATE: u16 = 0x98;
+    pub(crate) const ABSENT_GATE: u16 = 0xa8;
+    pub(crate) const LAST: u16 = 0xb8;
 }
 
-pub fn put(memory: &GuestMemory, at: u64, value: u64) {
+pub(crate) fn put(memory: &GuestMemory, at: u64, value: u64) {
     memory.write(Gpa(at), &value.to_le_bytes()).expect("guest memory");
 }
 
 /// A segment descriptor: base, limit (bytes, or pages with G set in `rights`) and rights as in [`Segment`].
-pub fn descriptor(base: u64, limit: u64, rights: u64) -> u64 {
+pub(crate) fn descriptor(base: u64, limit: u64, rights: u64) -> u64 {
     limit & 0xffff
         | (base & 0xff_ffff) << 16
         | (rights & 0xf0ff) << 40
@@ -72,14 +72,14 @@ pub fn descriptor(base: u64, limit: u64, rights: u64) -> u64 {
 }
 
 /// A gate of 8 bytes; `high` of a long-mode gate goes after it.
-pub fn gate(selector: u16, offset: u64, rights: u64, low: u64) -> u64 {
+pub(crate) fn gate(selector: u16, offset: u64, rights: u64, low: u64) -> u64 {
     offset & 0xffff | u64::from(selector) << 16 | low << 32 | rights << 40 | (offset >> 16 & 0xffff) << 48
 }
 
 const ERRORS: [u64; 8] = [8, 10, 11, 12, 13, 14, 17, 21];
 
 /// Handlers for all vectors: each stub 16 bytes, then the common part.
-pub fn handlers64() -> Result<Vec<u8>, IcedError> {
+pub(crate) fn handlers64() -> Result<Vec<u8>, IcedError> {
     let mut a = CodeAssembler::new(64)?;
     let (mut common, mut debug, mut tail, mut recover) =
         (a.create_label(), a.create_label(), a.create_label(), a.create_label());
@@ -146,7 +146,7 @@ fn finish_handlers(
     Ok(bytes)
 }
 
-pub fn handlers32() -> Result<Vec<u8>, IcedError> {
+pub(crate) fn handlers32() -> Result<Vec<u8>, IcedError> {
     let mut a = CodeAssembler::new(32)?;
     let (mut common, mut debug, mut tail, mut recover) =
         (a.create_label(), a.create_label(), a.create_label(), a.create_label());
@@ -187,7 +187,7 @@ pub fn handlers32() -> Result<Vec<u8>, IcedError> {
 }
 
 /// Real-mode handlers lie at the same place, in segment 0x1000.
-pub fn handlers16() -> Result<Vec<u8>, IcedError> {
+pub(crate) fn handlers16() -> Result<Vec<u8>, IcedError> {
     let mut a = CodeAssembler::new(16)?;
     let (mut common, mut recover) = (a.create_label(), a.create_label());
     a.set_label(&mut common)?;
@@ -218,7 +218,7 @@ fn segment(selector: u16, limit: u32, rights: u16) -> Segment {
 }
 
 /// Long mode, ring 0, interrupts off.
-pub fn long(memory: &GuestMemory) -> CpuState {
+pub(crate) fn long(memory: &GuestMemory) -> CpuState {
     let flat = |rights: u64| descriptor(0, 0xf_ffff, rights | 0x8000);
     let gdt = [
         (0x00, 0),
@@ -321,10 +321,10 @@ fn long_tables(memory: &GuestMemory) {
 }
 
 /// Where [`long`] maps the local APIC.
-pub const APIC: u64 = 0x80_0000_0000;
+pub(crate) const APIC: u64 = 0x80_0000_0000;
 
 /// Protected mode, 32-bit, paging off, ring 0. The GDT's first entries have the places of `sel`.
-pub fn protected(memory: &GuestMemory) -> CpuState {
+pub(crate) fn protected(memory: &GuestMemory) -> CpuState {
     let flat = |rights: u64| descriptor(0, 0xf_ffff, rights | 0x8000);
     let gdt = [
         (0x00, 0),
@@ -397,7 +397,7 @@ pub fn protected(memory: &GuestMemory) -> CpuState {
 }
 
 /// Real mode: code in segment 0 at 0x7000, stack below 0xf000.
-pub fn real(memory: &GuestMemory) -> CpuState {
+pub(crate) fn real(memory: &GuestMemory) -> CpuState {
     memory.write(Gpa(HANDLERS), &handlers16().expect("handlers")).expect("memory");
     for vector in 0..256u32 {
         let entry = 0x1000 << 16 | vector * 16;
@@ -414,7 +414,7 @@ pub fn real(memory: &GuestMemory) -> CpuState {
     }
 }
 
-pub const REAL_CODE: u64 = 0x7000;
+pub(crate) const REAL_CODE: u64 = 0x7000;
 
 /// Segment index for tests that look at a saved state.
-pub const CS: usize = seg::CS;
+pub(crate) const CS: usize = seg::CS;

@@ -6,6 +6,8 @@
 //!
 //! Start reading at [`exceptions`]; how to write a probe is in [`guest`].
 
+#![allow(dead_code)]
+
 mod debug;
 mod exceptions;
 mod guest;

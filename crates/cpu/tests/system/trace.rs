@@ -9,32 +9,32 @@ use viv_cpu::{CpuBus, CpuEvent, Kick};
 use viv_mem::{Gpa, GuestMemory};
 
 /// Ports of the board.
-pub mod port {
+pub(crate) mod port {
     /// OUT: number of the probe that begins.
-    pub const PROBE: u32 = 0xe0;
+    pub(crate) const PROBE: u32 = 0xe0;
     /// OUT: a value for the trace.
-    pub const VALUE: u32 = 0xe1;
+    pub(crate) const VALUE: u32 = 0xe1;
     /// OUT: the low half of a 64-bit value.
-    pub const LOW: u32 = 0xe2;
+    pub(crate) const LOW: u32 = 0xe2;
     /// OUT: its high half; the value goes to the trace.
-    pub const HIGH: u32 = 0xe3;
+    pub(crate) const HIGH: u32 = 0xe3;
     /// OUT: linear address of a frame of 64-bit, 32-bit and 16-bit handlers.
-    pub const FRAME64: u32 = 0xe4;
-    pub const FRAME32: u32 = 0xe5;
-    pub const FRAME16: u32 = 0xe6;
+    pub(crate) const FRAME64: u32 = 0xe4;
+    pub(crate) const FRAME32: u32 = 0xe5;
+    pub(crate) const FRAME16: u32 = 0xe6;
     /// IN: where the handler goes on; 0 means IRET.
-    pub const RESUME: u32 = 0xe7;
+    pub(crate) const RESUME: u32 = 0xe7;
     /// OUT: the guest has ended.
-    pub const DONE: u32 = 0xe8;
+    pub(crate) const DONE: u32 = 0xe8;
     /// OUT: raise interrupt `value & 0xff`; bit 8 an NMI instead.
-    pub const RAISE: u32 = 0xe9;
+    pub(crate) const RAISE: u32 = 0xe9;
     /// OUT: kick this vCPU.
-    pub const KICK: u32 = 0xea;
+    pub(crate) const KICK: u32 = 0xea;
 }
 
 /// What a handler does after its event.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Act {
+pub(crate) enum Act {
     /// Goes on after the probe, in the kernel, with a fresh stack.
     Recover,
     /// Returns with IRET, to the frame as the test left it.
@@ -43,37 +43,36 @@ pub enum Act {
 
 /// The part of a handler's frame that tests look at and change.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Frame {
-    pub vector: u64,
-    pub error: u64,
-    pub rip: u64,
-    pub cs: u64,
-    pub flags: u64,
-    pub rsp: u64,
-    pub ss: u64,
-    pub cr2: u64,
-    pub dr6: u64,
-    pub rax: u64,
+pub(crate) struct Frame {
+    pub(crate) vector: u64,
+    pub(crate) error: u64,
+    pub(crate) rip: u64,
+    pub(crate) cs: u64,
+    pub(crate) flags: u64,
+    pub(crate) rsp: u64,
+    pub(crate) ss: u64,
+    pub(crate) cr2: u64,
+    pub(crate) dr6: u64,
+    pub(crate) rax: u64,
     /// Its order among the probe's events, from 0.
-    pub n: usize,
+    pub(crate) n: usize,
 }
 
 /// Decides on an event; `None` is the default of its vector.
-pub type On = fn(&mut Frame) -> Option<Act>;
+pub(crate) type On = fn(&mut Frame) -> Option<Act>;
 
 /// One probe: what is expected, and where its code lies.
-pub struct Probe {
-    pub name: &'static str,
-    pub expected: Vec<&'static str>,
-    /// Another trace that is right on KVM in the lab, and why.
-    pub on_kvm: Option<(Vec<&'static str>, &'static str)>,
-    pub on: Option<On>,
+pub(crate) struct Probe {
+    pub(crate) name: &'static str,
+    pub(crate) expected: Vec<&'static str>,
+    /// Another trace in the lab, and why.
+    pub(crate) in_lab: Option<(Vec<&'static str>, &'static str)>,
+    pub(crate) on: Option<On>,
     /// Frames are printed whole.
-    pub full: bool,
-    /// CPUID bit that the backend must have, or the probe is skipped.
-    pub start: u64,
-    pub recover: u64,
-    pub marks: Vec<(&'static str, u64)>,
+    pub(crate) full: bool,
+    pub(crate) start: u64,
+    pub(crate) recover: u64,
+    pub(crate) marks: Vec<(&'static str, u64)>,
 }
 
 struct State {
@@ -88,23 +87,23 @@ struct State {
 }
 
 /// How interrupts reach the guest on KVM: vector, or NMI if `None`.
-pub type Raise = Box<dyn Fn(Option<u8>) + Send + Sync>;
+pub(crate) type Raise = Box<dyn Fn(Option<u8>) + Send + Sync>;
 
 /// The test's machine: one for all vCPUs of a guest.
-pub struct Board {
-    pub memory: GuestMemory,
-    pub probes: Arc<Vec<Probe>>,
-    pub kick: OnceLock<Arc<dyn Kick>>,
-    pub raise: OnceLock<Raise>,
-    pub done: AtomicBool,
+pub(crate) struct Board {
+    pub(crate) memory: GuestMemory,
+    pub(crate) probes: Arc<Vec<Probe>>,
+    pub(crate) kick: OnceLock<Arc<dyn Kick>>,
+    pub(crate) raise: OnceLock<Raise>,
+    pub(crate) done: AtomicBool,
     /// Kick at every probe, so that the runner can save and load.
-    pub interrupting: bool,
+    pub(crate) interrupting: bool,
     ticks: AtomicU64,
     state: Mutex<State>,
 }
 
 /// The user half of memory: an alias of low memory for ring 3 (see `image`).
-pub const ALIAS: u64 = 0x8000_0000;
+pub(crate) const ALIAS: u64 = 0x8000_0000;
 
 const NAMES: [&str; 20] = [
     "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "#9", "#TS", "#NP", "#SS", "#GP", "#PF",
@@ -115,7 +114,7 @@ const WITH_ERROR: [u64; 8] = [8, 10, 11, 12, 13, 14, 17, 21];
 const FAULTS: [u64; 13] = [0, 5, 6, 7, 10, 11, 12, 13, 14, 16, 17, 19, 21];
 
 impl Board {
-    pub fn new(memory: GuestMemory, probes: Arc<Vec<Probe>>, interrupting: bool) -> Board {
+    pub(crate) fn new(memory: GuestMemory, probes: Arc<Vec<Probe>>, interrupting: bool) -> Board {
         Board {
             memory,
             probes,
@@ -142,14 +141,14 @@ impl Board {
     }
 
     /// A line of the trace from outside the guest.
-    pub fn note(&self, line: String) {
+    pub(crate) fn note(&self, line: String) {
         let mut state = self.state();
         let probe = state.probe;
         state.trace.push((probe, line));
     }
 
     /// The trace of each probe.
-    pub fn traces(&self) -> Vec<Vec<String>> {
+    pub(crate) fn traces(&self) -> Vec<Vec<String>> {
         let mut all = vec![Vec::new(); self.probes.len()];
         for (probe, line) in &self.state().trace {
             if let Some(lines) = all.get_mut(*probe) {
@@ -159,7 +158,7 @@ impl Board {
         all
     }
 
-    pub fn has_pending(&self) -> bool {
+    pub(crate) fn has_pending(&self) -> bool {
         let state = self.state();
         !state.nmis.is_empty() || !state.pending.is_empty()
     }
