@@ -16,7 +16,7 @@ use viv_api::vm::{Process, Vm, VmCreate, VmKill, VmStart, VmStop};
 use viv_model::{Accel, Ask, End, Fault, Kind, MachineSpec, State, next};
 
 /// The kernel's command line for an image.
-const APPEND_IMAGE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=k";
+const APPEND_IMAGE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=k cryptomgr.notests";
 /// The kernel's command line for a user's own kernel, unless the user gives one.
 const APPEND_OWN: &str = "console=ttyS0 panic=-1 reboot=k";
 /// Memory unless the user says how much, MiB.
