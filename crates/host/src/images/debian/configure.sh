@@ -36,6 +36,8 @@ for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub
     fstrim.timer getty@tty1.service; do
     systemctl disable $unit || :
 done
+# The virtio console shows the same as the serial port: one login prompt is enough.
+systemctl mask serial-getty@hvc0.service
 
 : > /etc/machine-id
 rm -f /usr/sbin/policy-rc.d /viv-configure /var/lib/dbus/machine-id /var/log/dpkg.log /var/log/bootstrap.log \

@@ -16,13 +16,15 @@ use super::default_guest::Kernel;
 use super::fault::cancelled;
 use super::{RunVm, Watcher, step};
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use tree::Tree;
 use viv_api::image::Progress;
 use viv_model::{Accel, DiskSpec, End, Fault, Kind, MachineSpec};
 
 /// Raise it when what this folder makes changes: disks are then built again.
-pub(super) const REVISION: u32 = 1;
+pub(super) const REVISION: u32 = 2;
 /// What the image adds to the kernel's command line.
 pub(super) const APPEND: &str = "viv.root=/dev/vda rw";
 /// Least size of the disk, MiB: what the packages take, and room to work.
@@ -211,9 +213,16 @@ fn configure(
     };
     let mut console = Console { total, watcher, done: 0, line: Vec::new(), lines: Vec::new() };
     console.report();
-    let end = vm.run(&spec, &mut |bytes| console.take(bytes));
-    let log = console.lines.join("\n");
-    let _ = std::fs::write(inputs.log, &log);
+    // A build that hangs is understood by what was said last.
+    let mut log = File::create(inputs.log).ok();
+    let end = vm.run(&spec, &mut |bytes| {
+        console.take(bytes);
+        if console.lines.len() < Console::LINES_MAX
+            && let Some(log) = &mut log
+        {
+            let _ = log.write_all(bytes);
+        }
+    });
     if watcher.cancelled() {
         return Err(cancelled());
     }
