@@ -192,7 +192,7 @@ pub(crate) fn enter<W: Width>(cpu: &mut Cpu, op: &Op) -> R<()> {
         for n in 1..u64::from(level) {
             let offset = old_bp.wrapping_sub(n * W::BYTES) & mask;
             let linear = cpu.stack_linear(offset, W::BYTES, Want::Read)?;
-            let link: W = cpu.load(linear)?;
+            let link: W = cpu.load_checked(linear)?;
             cpu.push(link)?;
         }
         if level > 0 {
@@ -200,6 +200,7 @@ pub(crate) fn enter<W: Width>(cpu: &mut Cpu, op: &Op) -> R<()> {
         }
         let top = cpu.rsp().wrapping_sub(op.imm);
         let linear = cpu.stack_linear(top & mask, 1, Want::Write)?;
+        cpu.check_aligned::<W>(linear)?;
         cpu.probe_write(cpu.mmu, linear, 1)?;
         cpu.set_rsp(top);
         cpu.set_reg(gpr::RBP as u8, W::of(frame));
@@ -230,8 +231,8 @@ pub(crate) fn leave<W: Width>(cpu: &mut Cpu, _: &Op) -> R<()> {
 /// BOUND (not in 64-bit mode).
 pub(crate) fn bound<W: Width>(cpu: &mut Cpu, op: &Op) -> R<()> {
     let linear = op.linear(cpu, 2 * W::BYTES, Want::Read)?;
-    let low = cpu.load::<W>(linear)?.signed();
-    let high = cpu.load::<W>(linear.wrapping_add(W::BYTES))?.signed();
+    let low = cpu.load_checked::<W>(linear)?.signed();
+    let high = cpu.load_checked::<W>(linear.wrapping_add(W::BYTES))?.signed();
     let index = cpu.reg::<W>(op.dst).signed();
     if index < low || index > high {
         return cpu.raise(vector::BR, None);
@@ -308,7 +309,8 @@ impl Cpu {
     /// Host memory for as many elements of `W` from `linear` as lie in its page, at most `count`.
     fn run_of<W: Width>(&mut self, linear: u64, count: u64, want: Want) -> R<Option<(*mut u8, u64)>> {
         let fit = (PAGE_SIZE - (linear & 0xfff)) / W::BYTES;
-        if fit == 0 || self.dr[5] & 0xff != 0 {
+        let checked = self.rflags & rflags::AC != 0 && linear & (W::BYTES - 1) != 0;
+        if fit == 0 || checked || self.dr[5] & 0xff != 0 {
             return Ok(None);
         }
         let count = fit.min(count);

@@ -661,6 +661,7 @@ impl Cpu {
             && linear & (bytes - 1) != 0
             && self.cr0 & cr0::AM != 0
             && self.rflags & rflags::AC != 0
+            && (!self.long_mode() || self.canonical(linear))
         {
             return self.raise(vector::AC, Some(0));
         }

@@ -18,6 +18,9 @@ pub(crate) fn run(cpu: &mut Cpu, op: &Op) -> R<()> {
     let Some(memory) = fp.memory() else { return execute(cpu, fp).map(|_| ()) };
     let want = if memory.store { Want::Write } else { Want::Read };
     let linear = op.linear(cpu, memory.bytes.into(), want)?;
+    if cpu.rflags & rflags::AC != 0 && (memory.align == 1 || memory.bytes > 16) {
+        cpu.check_alignment(linear, natural_alignment(memory))?;
+    }
     // Of two mistakes, FXSAVE and FXRSTOR find the non-canonical address first, the others the alignment.
     let misaligned = linear & u64::from(memory.align.saturating_sub(1)) != 0;
     if misaligned && (memory.bytes <= 16 || cpu.canonical(linear)) {
@@ -34,6 +37,19 @@ pub(crate) fn run(cpu: &mut Cpu, op: &Op) -> R<()> {
         store(cpu, linear, memory)?;
     }
     Ok(())
+}
+
+/// What RFLAGS.AC asks of an operand (SDM vol. 3, table 6-7): environments are arrays of their fields.
+fn natural_alignment(memory: MemUse) -> u64 {
+    match memory.bytes {
+        // MASKMOVDQU stores two halves.
+        16 if memory.load && memory.store => 8,
+        10 => 8,
+        14 | 94 => 2,
+        28 | 108 => 4,
+        512 => 4,
+        bytes => bytes.into(),
+    }
 }
 
 fn load(cpu: &mut Cpu, linear: u64, memory: MemUse) -> R<()> {

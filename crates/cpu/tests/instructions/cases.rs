@@ -113,6 +113,10 @@ impl Case {
         {
             return None;
         }
+        if code == Code::Movsxd_r16_rm16 {
+            // Reads two bytes, but wants them aligned to four here.
+            builder.before.rflags &= !0x4_0000;
+        }
         if bits == 32 {
             for value in &mut builder.before.gprs {
                 *value &= 0xffff_ffff;
@@ -148,7 +152,9 @@ impl Builder {
         self.before.gprs[RSP] = DATA + 0x1000 + 8 * random.below(32);
         // Status flags and, seldom, DF; IF is always set in ring 3 here, bit 1 always.
         let direction = if random.percent(20) { 0x400 } else { 0 };
-        self.before.rflags = random.word() & 0x8d5 | direction | 0x202;
+        // AC: unaligned accesses are #AC (the kernel has set CR0.AM).
+        let alignment = if random.percent(8) { 0x4_0000 } else { 0 };
+        self.before.rflags = random.word() & 0x8d5 | direction | alignment | 0x202;
         let fx = &mut self.before.fx.0;
         for register in 0..16 {
             fx[160 + 16 * register..176 + 16 * register].copy_from_slice(&random.vector());
@@ -652,8 +658,8 @@ impl Builder {
                     Mnemonic::Ret if self.bits == 64 && self.random.percent(10) => 1 << 63,
                     Mnemonic::Ret => self.branch_target(),
                     Mnemonic::Pop => self.random.integer(),
-                    // Not TF and AC: they would strike the signal handler; NT belongs to the kernel.
-                    _ => self.random.word() & !0x4_4100,
+                    // Not TF: it would strike before the end; NT belongs to the kernel.
+                    _ => self.random.word() & !0x4100,
                 };
                 self.poke(top, &value.to_le_bytes());
             }

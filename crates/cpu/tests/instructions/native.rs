@@ -61,6 +61,9 @@ const GREGS: [i32; 16] = [
 ];
 
 extern "C" fn handler(signal: i32, _info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // The kernel leaves the case's AC flag set, and this code may access memory unaligned.
+    // SAFETY: only AC changes.
+    unsafe { std::arch::asm!("pushfq", "and dword ptr [rsp], 0xfffbffff", "popfq") };
     // SAFETY: the kernel passes a valid frame; `SHARED` belongs to this thread (see `Cell`). The FXSAVE
     // image and the XSAVE header behind it are part of the frame.
     unsafe {
