@@ -23,8 +23,10 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 const KILL_LIMIT: Duration = Duration::from_secs(8);
 /// Lines of console or log that a message shows.
 const LAST_WORDS_LINES: usize = 12;
+/// Lines that it shows from before a kernel's panic.
+const LAST_WORDS_BEFORE: usize = 4;
 /// Bytes from the end of a log that are looked at for them.
-const LAST_WORDS_BYTES: u64 = 4096;
+const LAST_WORDS_BYTES: u64 = 16 << 10;
 
 /// The command that is this program.
 fn this_program() -> Command {
@@ -222,8 +224,16 @@ fn last_lines(path: &Path) -> String {
         .filter(|c| *c == '\n' || *c == '\t' || !c.is_control())
         .collect();
     let lines: Vec<_> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
-    let start = lines.len().saturating_sub(LAST_WORDS_LINES);
-    lines.get(start..).unwrap_or_default().iter().map(|line| format!("\n    {line}")).collect()
+    // A kernel says first why it panics, and then where.
+    let panic = lines
+        .iter()
+        .rposition(|line| line.contains("Kernel panic - not syncing") && !line.contains("end Kernel"));
+    let start = match panic {
+        Some(panic) => panic.saturating_sub(LAST_WORDS_BEFORE),
+        None => lines.len().saturating_sub(LAST_WORDS_LINES),
+    };
+    let words = lines.get(start..).unwrap_or_default().iter().take(LAST_WORDS_LINES);
+    words.map(|line| format!("\n    {line}")).collect()
 }
 
 /// Has KVM probed in a process of its own: this one links no machine code.

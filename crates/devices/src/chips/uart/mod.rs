@@ -330,8 +330,10 @@ impl Uart {
             }
             reg::IIR_FCR => {
                 let fifos = value & fcr::ENABLE != 0;
-                // Switching FIFO mode resets both FIFOs (§8.4). What was sent is on the wire already.
-                if fifos != self.fifos || fifos && value & fcr::RESET_RECEIVER != 0 {
+                // Switching FIFO mode resets both FIFOs (§8.4). What was sent is on the wire already. Bytes that came
+                // while the FIFOs were off stay, other than on the chip: Linux enables the interrupt just before it
+                // switches them on, and our input does not come at a person's pace, so that the two would meet.
+                if self.fifos && !fifos || fifos && value & fcr::RESET_RECEIVER != 0 {
                     self.rx.clear();
                 }
                 self.fifos = fifos;

@@ -78,6 +78,19 @@ fn a_full_wire_makes_the_transmitter_busy_until_it_is_drained() {
 }
 
 #[test]
+fn input_between_the_interrupt_enable_and_the_fifos_is_kept() {
+    let mut uart = Uart::new();
+    write(&mut uart, reg::MCR, mcr::OUT2);
+    write(&mut uart, reg::IER, ier::RECEIVED_DATA);
+    assert_eq!(uart.receive(b"exit"), 1);
+    write(&mut uart, reg::IIR_FCR, 0x81);
+    assert_eq!(read(&mut uart, reg::DATA), b'e');
+    assert_eq!(uart.receive(b"xit"), 3);
+    write(&mut uart, reg::IIR_FCR, 0x83);
+    assert_eq!(read(&mut uart, reg::LSR) & 1, 0, "a reset that is asked for is one");
+}
+
+#[test]
 fn input_waits_until_the_driver_can_take_it() {
     let mut uart = Uart::new();
     assert!(!uart.ready_for_input());

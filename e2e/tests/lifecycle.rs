@@ -1,0 +1,88 @@
+//! What a user does to a VM between its start and its end, with the default guest.
+use std::fs;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+use viv_e2e::{Outcome, Vm, run, until, viv};
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+fn inspect(name: &str) -> serde_json::Value {
+    let text = run(&["inspect", name], "").ok().out;
+    let vms: serde_json::Value = serde_json::from_str(&text).unwrap();
+    vms[0].clone()
+}
+
+#[track_caller]
+fn start(name: &'static str, words: &[&str]) -> Vm {
+    run(&["rm", "-f", name], "").ok();
+    let vm = Vm(name);
+    run(&[&["run", "-d", "--accel", "soft", "--name", name], words].concat(), "").ok();
+    vm
+}
+
+fn exec(name: &str, argv: &[&str]) -> Outcome {
+    run(&[&["exec", name, "--"], argv].concat(), "")
+}
+
+#[test]
+fn a_vm_in_the_background_runs_commands_pauses_stops_and_starts_again() {
+    let _vm = start("e2e-web", &[]);
+    assert_eq!(exec("e2e-web", &["sh", "-c", "kill -9 $$"]).status, 128 + 9);
+
+    // A signal for `viv exec` is one for the command.
+    let child = viv(&["exec", "e2e-web", "--", "sleep", "100"]).stdout(Stdio::null()).spawn().unwrap();
+    until("the command", LIMIT, || exec("e2e-web", &["pidof", "sleep"]).status == 0);
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(128 + 2));
+
+    run(&["pause", "e2e-web"], "").ok();
+    assert_eq!(inspect("e2e-web")["state"], "paused");
+    run(&["resume", "e2e-web"], "").ok();
+    assert_eq!(exec("e2e-web", &["echo", "on"]).ok().out, "on\n");
+
+    run(&["stop", "--time", "100", "e2e-web"], "").ok();
+    assert_eq!(inspect("e2e-web")["end"]["reason"], "power-off");
+    run(&["start", "e2e-web"], "").ok();
+    assert_eq!(exec("e2e-web", &["echo", "again"]).ok().out, "again\n");
+
+    // In the background a reset is a boot.
+    exec("e2e-web", &["reboot"]);
+    until("the second boot", LIMIT, || inspect("e2e-web")["boots"] == 2);
+    assert_eq!(exec("e2e-web", &["echo", "back"]).ok().out, "back\n");
+}
+
+#[test]
+fn a_command_in_the_background_ends_its_vm_with_its_status() {
+    let _vm = start("e2e-job", &["--", "sh", "-c", "echo from the job; exit 3"]);
+    until("the job's end", LIMIT, || inspect("e2e-job")["state"] == "stopped");
+    assert_eq!(inspect("e2e-job")["end"]["status"], 3);
+    assert!(run(&["logs", "e2e-job"], "").ok().out.contains("from the job"));
+}
+
+#[test]
+fn a_kernel_boots_with_words_and_disks_of_the_users() {
+    let _vm = start("e2e-files", &[]);
+    let machine = inspect("e2e-files")["machine"].clone();
+    let (kernel, initrd) = (machine["kernel"].as_str().unwrap(), machine["initrd"].as_str().unwrap());
+    let disk = std::env::temp_dir().join(format!("viv-e2e-disk-{}", std::process::id()));
+    fs::write(&disk, vec![0; 1 << 20]).unwrap();
+    let path = disk.to_str().unwrap();
+    let own = ["run", "--rm", "--accel", "soft", "--kernel", kernel, "--initrd", initrd, "--disk", path];
+    let own = [&own[..], &["--append", "console=ttyS0 panic=-1"]].concat();
+    let script = "printf hello | dd of=/dev/vda conv=fsync,notrunc; dd if=/dev/vda bs=5 count=1";
+    let outcome = run(&[&own[..], &["--", "sh", "-c", script]].concat(), "").ok();
+    assert_eq!(outcome.out, "hello");
+    assert!(fs::read(&disk).unwrap().starts_with(b"hello"));
+    // Its console from the first word on, and input that waits for the guest to listen.
+    let outcome = run(&own, "exit\n").ok();
+    assert!(outcome.out.contains("Linux version"), "{outcome:?}");
+    fs::remove_file(disk).unwrap();
+}
+
+#[test]
+fn a_wait_for_the_agent_of_a_panicked_kernel_ends_and_shows_why() {
+    let outcome = run(&["run", "--rm", "--accel", "soft", "--append", "rdinit=/nowhere", "--", "true"], "");
+    assert_eq!(outcome.status, 1, "{outcome:?}");
+    assert!(outcome.err.contains("its kernel panicked"), "{outcome:?}");
+    assert!(outcome.err.contains("Kernel panic - not syncing"), "{outcome:?}");
+}
