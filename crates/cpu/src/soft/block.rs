@@ -31,7 +31,8 @@ const BLOCKS_MAX: usize = 200_000;
 /// A run of instructions.
 pub(crate) struct Block {
     pub(crate) ops: Box<[Op]>,
-    /// Decoded vector instructions that `ops` point to.
+    /// Decoded vector instructions that `ops` point to: each in a box, so that it stays where it is.
+    #[allow(clippy::vec_box)]
     _fp: Vec<Box<FpOp>>,
     page: u32,
     version: u32,
@@ -72,6 +73,7 @@ pub(crate) struct Blocks {
     map: HashMap<u64, Box<Block>, BuildHasherDefault<KeyHasher>>,
     jumps: Box<[Jump; JUMPS]>,
     /// Replaced blocks that the jump cache may still name; freed with its next flush.
+    #[allow(clippy::vec_box)]
     retired: Vec<Box<Block>>,
     pub(crate) decoded: u64,
 }

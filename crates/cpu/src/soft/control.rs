@@ -287,10 +287,7 @@ impl Cpu {
         let single = self.rflags & rflags::TF != 0 || self.dr[5] & 0xff != 0;
         let mut budget = if single { 1 } else { BATCH };
         while left != 0 {
-            let (done, more) = match elements(self, left.min(budget)) {
-                Ok(step) => step,
-                Err(trap) => return Err(trap),
-            };
+            let (done, more) = elements(self, left.min(budget))?;
             left -= done;
             self.step_index(gpr::RCX, done.wrapping_neg(), mask);
             if !more {

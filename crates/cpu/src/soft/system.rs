@@ -585,7 +585,7 @@ pub(crate) fn fence(_: &mut Cpu, _: &Op) -> R<()> {
 /// PAUSE: on a host with fewer processors than vCPUs, spinning alone would starve the lock's holder.
 pub(crate) fn pause(cpu: &mut Cpu, _: &Op) -> R<()> {
     cpu.pauses = cpu.pauses.wrapping_add(1);
-    if cpu.pauses % 64 == 0 && cpu.shared.cpus() > 1 {
+    if cpu.pauses.is_multiple_of(64) && cpu.shared.cpus() > 1 {
         std::thread::yield_now();
     }
     std::hint::spin_loop();

@@ -1048,11 +1048,10 @@ impl Cpu {
         self.segs[seg::SS] = ss;
         self.enter_code(cs, cpl, eip.into());
         for index in [seg::ES, seg::DS, seg::FS, seg::GS] {
-            self.load_segment(index, selectors[index]).map_err(|trap| {
+            self.load_segment(index, selectors[index]).inspect_err(|_| {
                 if self.fault.vector == vector::GP {
                     self.fault.vector = vector::TS;
                 }
-                trap
             })?;
         }
         Ok(())

@@ -16,6 +16,7 @@ mod cases;
 mod compare;
 mod forms;
 mod native;
+mod operands;
 mod random;
 mod soft;
 mod window;

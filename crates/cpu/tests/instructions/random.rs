@@ -165,7 +165,7 @@ impl Random {
             1 | 2 => (self.pick(&EXPONENTS), self.pick(&SIGNIFICANDS)),
             3 => (0x3ff0 + self.below(40) as u16, self.word() | INTEGER_BIT),
             4 => (0x3fff + self.below(12) as u16, (self.word() | INTEGER_BIT) & !((1 << 53) - 1)),
-            _ => (self.word() as u16 & 0x7fff, self.word() | INTEGER_BIT * self.below(2)),
+            _ => (self.word() as u16 & 0x7fff, self.word() | (INTEGER_BIT * self.below(2))),
         };
         let mut bytes = [0; 10];
         bytes[..8].copy_from_slice(&significand.to_le_bytes());

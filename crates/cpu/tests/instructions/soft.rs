@@ -81,9 +81,9 @@ impl Soft {
         let page = |address: u64| address >> 12 & 511;
         entry(0x4000, page(CODE), CODE | PRESENT | USER);
         for index in 0..2 {
-            entry(0x4000, page(DATA) + index, DATA + 0x1000 * index | all | NO_EXECUTE);
+            entry(0x4000, page(DATA) + index, (DATA + 0x1000 * index) | all | NO_EXECUTE);
         }
-        entry(0x4000, page(DATA) + 2, DATA + 0x2000 | PRESENT | USER | NO_EXECUTE);
+        entry(0x4000, page(DATA) + 2, (DATA + 0x2000) | PRESENT | USER | NO_EXECUTE);
         // A task state segment whose I/O permission map is beyond its limit: no ports in ring 3.
         entry(0x4000, page(TASK), TASK | PRESENT | NO_EXECUTE);
         memory.write(Gpa(TASK + 0x66), &0x68u16.to_le_bytes()).expect("the task state segment is in RAM");
