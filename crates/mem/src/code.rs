@@ -1,4 +1,6 @@
 //! Which bytes of RAM somebody has decoded as instructions: whoever writes there tells, and cached code dies.
+#![allow(unsafe_code)]
+
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Bytes of one bit in a page's code bitmap.
@@ -27,7 +29,10 @@ fn bits(offset: u64, len: u64) -> u64 {
 
 impl CodeMap {
     pub(crate) fn new(pages: u64) -> CodeMap {
-        CodeMap { pages: (0..pages).map(|_| Page::default()).collect() }
+        // Zeroed by the host as pages are touched: a guest of many gigabytes costs nothing before it runs code.
+        let zeroed = Box::<[Page]>::new_zeroed_slice(usize::try_from(pages).unwrap_or(0));
+        // SAFETY: a Page is three atomic integers, for which all zeroes are a value.
+        CodeMap { pages: unsafe { zeroed.assume_init() } }
     }
 
     /// The version of page `page`. Read it before the bytes are decoded.

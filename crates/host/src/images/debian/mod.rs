@@ -208,7 +208,9 @@ fn configure(
         accel: Accel::Auto,
         kernel: inputs.kernel.to_path_buf(),
         initrd: Some(inputs.initrd.to_path_buf()),
-        append: format!("console=ttyS0 quiet loglevel=4 panic=-1 reboot=k cryptomgr.notests {APPEND} viv.task=/viv-configure"),
+        append: format!(
+            "console=ttyS0 quiet loglevel=4 panic=-1 reboot=k cryptomgr.notests {APPEND} viv.task=/viv-configure"
+        ),
         disks: vec![DiskSpec { path: disk.to_path_buf(), read_only: false }],
     };
     let mut console = Console { total, watcher, done: 0, line: Vec::new(), lines: Vec::new() };
