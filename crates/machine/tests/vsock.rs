@@ -79,7 +79,7 @@ impl Bench {
 
     fn send(&mut self, host_port: u32, port: u32, op: u16, flags: u32, payload: &[u8]) {
         self.guest.send(host_port, port, op, flags, payload);
-        wake_if_needed(&mut *self.device.lock().unwrap(), &self.waker);
+        wake_if_needed(&mut self.device.lock().unwrap(), &self.waker);
     }
 
     /// The next packet, as a guest would wait for its interrupt.
@@ -87,7 +87,7 @@ impl Bench {
         let start = Instant::now();
         loop {
             if let Some(packet) = self.guest.receive() {
-                wake_if_needed(&mut *self.device.lock().unwrap(), &self.waker);
+                wake_if_needed(&mut self.device.lock().unwrap(), &self.waker);
                 return packet;
             }
             assert!(start.elapsed() < PATIENCE, "no packet");
@@ -340,7 +340,7 @@ fn the_end_of_the_guest_is_the_end_of_file() {
     {
         let mut device = bench.device.lock().unwrap();
         PciFunction::reset(&mut *device);
-        wake_if_needed(&mut *device, &bench.waker);
+        wake_if_needed(&mut device, &bench.waker);
     }
     assert_eq!(rest(&mut client), b"last words");
 }

@@ -211,3 +211,112 @@ impl Vcpu for KvmVcpu {
         self.kick.clone()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kvm::{CpuLevel, KvmPlaces, KvmVm};
+    use viv_arch::x86::{Activity, Segment, cr0, rflags, seg};
+
+    /// Needs a /dev/kvm that opens; that it runs guests too slowly does not matter.
+    fn vm() -> Option<KvmVm> {
+        let memory = GuestMemory::new(&[(Gpa(0), 0x10_0000)]).unwrap();
+        let places = KvmPlaces { tss: Gpa(0xfffb_d000), identity_map: Gpa(0xfffb_c000) };
+        match KvmVm::new(&memory, 2, CpuLevel::V2, places) {
+            Ok(vm) => Some(vm),
+            Err(error) => {
+                println!("no KVM here, not checked: {error}");
+                None
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_loaded_is_saved_again() {
+        let Some(vm) = vm() else { return };
+        let (mut first, second) = (vm.vcpu(0).unwrap(), vm.vcpu(1).unwrap());
+        assert_eq!(second.save().unwrap().activity, Activity::WaitForSipi);
+        let mut state = first.save().unwrap();
+        assert_eq!(state.activity, Activity::Running);
+        state.gprs = std::array::from_fn(|index| 0x1111_1111_1111_1111 * index as u64);
+        (state.rip, state.rflags) = (0x1_0000, rflags::FIXED | rflags::CF | rflags::IF);
+        state.cr0 = cr0::PE | cr0::ET | cr0::NE;
+        state.cr2 = 0xdead_b000;
+        let flat = |selector, rights| Segment { selector, base: 0, limit: u32::MAX, rights };
+        state.segments = [flat(0x18, 0xc093); 6];
+        state.segments[seg::CS] = flat(0x10, 0xc09b);
+        state.debug[0] = 0x4000;
+        // An SSE register and MXCSR in the FXSAVE image.
+        state.xsave[160..176].copy_from_slice(&[0x5a; 16]);
+        for entry in &mut state.msrs {
+            match entry.index {
+                msr::LSTAR | msr::KERNEL_GS_BASE => entry.value = 0xffff_8000_1234_5678,
+                msr::STAR => entry.value = 0x0023_0010_0000_0000,
+                _ => {}
+            }
+        }
+        state.interrupt_shadow = true;
+        first.load(&state).unwrap();
+        let mut saved = first.save().unwrap();
+        // The time goes on meanwhile, and KVM says which state components are in use.
+        saved.msrs.retain(|entry| entry.index != msr::TSC);
+        state.msrs.retain(|entry| entry.index != msr::TSC);
+        saved.xsave[512..520].copy_from_slice(&state.xsave[512..520].to_vec());
+        assert_eq!(saved, state);
+    }
+
+    #[test]
+    fn a_kick_counts_before_and_during_a_run() {
+        struct NoBus;
+        impl CpuBus for NoBus {
+            fn port_read(&self, _: u16, _: u8) -> u32 {
+                0
+            }
+            fn port_write(&self, _: u16, _: u8, _: u32) {}
+            fn mmio_read(&self, _: Gpa, _: u8) -> u64 {
+                0
+            }
+            fn mmio_write(&self, _: Gpa, _: u8, _: u64) {}
+            fn interrupt_pending(&self) -> bool {
+                false
+            }
+            fn acknowledge_interrupt(&self) -> Option<u8> {
+                None
+            }
+            fn take_event(&self) -> Option<crate::CpuEvent> {
+                None
+            }
+            fn msr_read(&self, _: u32) -> Option<u64> {
+                None
+            }
+            fn msr_write(&self, _: u32, _: u64) -> Option<()> {
+                None
+            }
+            fn cr8(&self) -> u64 {
+                0
+            }
+            fn set_cr8(&self, _: u64) {}
+            fn now_ns(&self) -> u64 {
+                0
+            }
+            fn wall_ns(&self) -> u64 {
+                0
+            }
+        }
+        let Some(vm) = vm() else { return };
+        // vCPU 1 waits for a start-up IPI in the kernel.
+        let mut vcpu = vm.vcpu(1).unwrap();
+        let kick = vcpu.kicker();
+        kick.kick();
+        assert_eq!(vcpu.run(&NoBus), Exit::Kicked);
+        let later = kick.clone();
+        let thread = std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(30));
+            later.kick();
+        });
+        assert_eq!(vcpu.run(&NoBus), Exit::Kicked);
+        thread.join().unwrap();
+        drop(vcpu);
+        kick.kick();
+    }
+}
