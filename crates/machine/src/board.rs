@@ -5,7 +5,7 @@ use crate::bus::Ranges;
 use crate::core::{SoftWires, World, wall_ns};
 use crate::layout::{ECAM, PCI_WINDOW, VIRTIO_MMIO, VIRTIO_MMIO_SIZE, pci_window64};
 use crate::parts::{
-    Chip, ConsoleHost, ConsoleSink, DiskHost, DiskThreads, DiskWork, Hosted, Part, Pci, PciSlot,
+    Chip, ConsoleHost, ConsoleSink, DiskHost, DiskThreads, DiskWork, Doorbells, Hosted, Part, Pci, PciSlot,
     PlainFunction, RngHost, Serial, VirtioPart,
 };
 use crate::vsock::{GuestSockets, VsockHost};
@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use viv_arch::pci::Bdf;
 use viv_block::Disk;
+use viv_cpu::kvm::KvmVm;
 use viv_devices::Access;
 use viv_devices::chips::i8042::I8042;
 use viv_devices::chips::pit::Pit;
@@ -106,6 +107,7 @@ pub(crate) struct Plan {
     pub(crate) world: Arc<World>,
     /// Our own interrupt chips, or `None` with KVM.
     pub(crate) soft: Option<Arc<SoftWires>>,
+    pub(crate) kvm: Option<Arc<KvmVm>>,
     pub(crate) memory: GuestMemory,
     pub(crate) cpus: u32,
     pub(crate) disks: Vec<Arc<dyn Disk>>,
@@ -136,6 +138,8 @@ pub(crate) struct Built {
     pub(crate) acpi: AcpiSpec,
     pub(crate) disk_work: Vec<DiskWork>,
     pub(crate) vsock: Arc<dyn VsockGuest>,
+    /// With KVM.
+    pub(crate) bells: Option<Arc<Doorbells>>,
 }
 
 /// The 8259A pair of the software CPU as a part.
@@ -205,7 +209,7 @@ impl Plan {
                 Virtio::Disk(disk) => disk_work.extend(self.add_disk(&mut attach, disk, transport)?),
             }
         }
-        let Attached { mmio, pci, virtio_mmio } = attach.finish();
+        let Attached { mmio, pci, virtio_mmio, bells } = attach.finish(self.kvm.as_ref())?;
         let missing = || io::Error::other("the board's table lacks a device");
         let board = Board {
             world: world.clone(),
@@ -230,7 +234,7 @@ impl Plan {
             virtio_mmio,
         };
         let vsock = Arc::new(GuestSockets(vsock.ok_or_else(missing)?));
-        Ok(Built { board: Arc::new(board), acpi, disk_work, vsock })
+        Ok(Built { board: Arc::new(board), acpi, disk_work, vsock, bells })
     }
 
     /// The second table: what this machine has besides the chips.
@@ -316,6 +320,7 @@ struct Attached {
     mmio: Ranges,
     pci: Pci,
     virtio_mmio: Vec<MmioDevice>,
+    bells: Option<Arc<Doorbells>>,
 }
 
 impl Attach {
@@ -370,9 +375,13 @@ impl Attach {
         }
     }
 
-    fn finish(self) -> Attached {
-        let pci = Pci::new(PciRoot::new(Gpa(ECAM), 256), self.functions);
-        Attached { mmio: self.mmio, pci, virtio_mmio: self.virtio_mmio }
+    fn finish(self, kvm: Option<&Arc<KvmVm>>) -> io::Result<Attached> {
+        let bells = match kvm {
+            Some(kvm) => Some(Arc::new(Doorbells::new(kvm.clone(), &self.functions)?)),
+            None => None,
+        };
+        let pci = Pci::new(PciRoot::new(Gpa(ECAM), 256), self.functions, bells.clone());
+        Ok(Attached { mmio: self.mmio, pci, virtio_mmio: self.virtio_mmio, bells })
     }
 }
 

@@ -5,7 +5,7 @@ use crate::boot::{self, BootFiles};
 use crate::core::{Alarm, Clock, Control, CpuSlot, KvmWires, Lines, Phase, SoftWires, Wires, World, lock};
 use crate::files;
 use crate::layout::{self, ACPI_TABLES};
-use crate::parts::{ConsoleSink, DiskWork};
+use crate::parts::{ConsoleSink, DiskWork, Doorbells};
 use crate::threads::{self, Engine};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -57,6 +57,7 @@ pub struct Machine {
     world: Arc<World>,
     accel: Accel,
     kvm: Option<Arc<KvmVm>>,
+    bells: Option<Arc<Doorbells>>,
     /// kvmclock's value at the last pause.
     kvm_clock: Mutex<Option<u64>>,
     sink: Arc<ConsoleSink>,
@@ -142,13 +143,14 @@ impl Machine {
         let plan = Plan {
             world: world.clone(),
             soft,
+            kvm: kvm.clone(),
             memory: memory.clone(),
             cpus: spec.cpus,
             disks,
             vsock: waker.clone(),
             sink: sink.clone(),
         };
-        let Built { board, acpi, disk_work, vsock } =
+        let Built { board, acpi, disk_work, vsock, bells } =
             plan.build().map_err(|error| io_fault("build the machine's devices", &error))?;
         let state = load(spec, &memory, &kernel, initrd.as_deref(), &acpi)?;
         let engines = make_engines(&memory, kvm.as_deref(), &world, state).map_err(cpu_fault)?;
@@ -161,6 +163,7 @@ impl Machine {
             world,
             accel,
             kvm,
+            bells,
             kvm_clock: Mutex::new(None),
             sink,
             parked: Mutex::new(Some(Parked { engines, disk_work, console: io.console })),
@@ -197,6 +200,10 @@ impl Machine {
             board.keep_time();
         });
         handles.push(keeper.map_err(fault)?);
+        if let Some(bells) = self.bells.clone() {
+            let doorbells = threads::spawn("doorbells".to_string(), &self.world, move || bells.answer());
+            handles.push(doorbells.map_err(fault)?);
+        }
         for (index, engine) in parked.engines.into_iter().enumerate() {
             let board = self.board.clone();
             let thread = threads::spawn(format!("vcpu-{index}"), &self.world, move || {
@@ -270,6 +277,9 @@ impl Machine {
         let end = self.world.control.wait_end();
         self.sink.set_free();
         self.world.interrupt_all();
+        if let Some(bells) = &self.bells {
+            bells.stop();
+        }
         let threads: Vec<JoinHandle<()>> = lock(&self.threads).drain(..).collect();
         for thread in threads {
             // Its panic has been told as the machine's end.

@@ -3,6 +3,7 @@
 mod chip;
 mod console;
 mod disk;
+mod doorbell;
 mod pci;
 mod serial;
 mod virtio;
@@ -10,6 +11,7 @@ mod virtio;
 pub(crate) use chip::Chip;
 pub(crate) use console::ConsoleHost;
 pub(crate) use disk::{DiskHost, DiskThreads, DiskWork};
+pub(crate) use doorbell::Doorbells;
 pub(crate) use pci::{Pci, PciSlot, PlainFunction};
 pub(crate) use serial::{ConsoleSink, Serial};
 pub(crate) use virtio::{HostSide, Hosted, RngHost, VirtioPart};

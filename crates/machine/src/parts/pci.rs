@@ -1,16 +1,21 @@
 //! PCI: which function an access belongs to, and the functions behind their locks.
+use super::Doorbells;
 use crate::core::{World, lock};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use viv_arch::pci::{Bdf, CONFIG_ADDRESS_PORT};
 use viv_devices::Interrupt;
-use viv_devices::pci::{PciFunction, PciRoot, Target};
+use viv_devices::pci::{BarRange, PciFunction, PciRoot, Target};
 use viv_mem::Gpa;
 
 /// A function behind its lock.
 pub(crate) trait PciSlot: Send + Sync {
     /// Does something to the function, then tells the world what followed.
     fn with_function(&self, act: &mut dyn FnMut(&mut dyn PciFunction));
+    /// Virtqueues of a virtio function.
+    fn queues(&self) -> u16 {
+        0
+    }
 }
 
 /// Delivers the interrupts of a device that shares line `gsi`.
@@ -42,6 +47,8 @@ impl<F: PciFunction> PciSlot for PlainFunction<F> {
 pub(crate) struct Pci {
     root: Mutex<PciRoot>,
     functions: BTreeMap<Bdf, Arc<dyn PciSlot>>,
+    /// With KVM.
+    bells: Option<Arc<Doorbells>>,
 }
 
 /// Last port of the configuration mechanism.
@@ -49,11 +56,23 @@ const CONFIG_PORT_LAST: u16 = CONFIG_ADDRESS_PORT + 7;
 
 impl Pci {
     /// The functions have their BARs placed already.
-    pub(crate) fn new(mut root: PciRoot, functions: BTreeMap<Bdf, Arc<dyn PciSlot>>) -> Pci {
-        for (bdf, slot) in &functions {
-            slot.with_function(&mut |function| root.set_bars(*bdf, function.bars()));
+    pub(crate) fn new(
+        root: PciRoot,
+        functions: BTreeMap<Bdf, Arc<dyn PciSlot>>,
+        bells: Option<Arc<Doorbells>>,
+    ) -> Pci {
+        let pci = Pci { root: Mutex::new(root), functions, bells };
+        for (bdf, slot) in &pci.functions {
+            slot.with_function(&mut |function| pci.set_bars(*bdf, function.bars()));
         }
-        Pci { root: Mutex::new(root), functions }
+        pci
+    }
+
+    fn set_bars(&self, bdf: Bdf, bars: Vec<BarRange>) {
+        if let Some(bells) = &self.bells {
+            bells.place(bdf, &bars);
+        }
+        lock(&self.root).set_bars(bdf, bars);
     }
 
     /// Whether `port` is one of CONFIG_ADDRESS and CONFIG_DATA.
@@ -127,7 +146,7 @@ impl Pci {
             Target::Bar { bar, offset, .. } => function.bar_write(bar, offset, size, value),
         });
         if let Some(bars) = moved {
-            lock(&self.root).set_bars(bdf, bars);
+            self.set_bars(bdf, bars);
         }
     }
 }

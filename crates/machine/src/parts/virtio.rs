@@ -27,15 +27,18 @@ pub(crate) struct VirtioPart<T, D, H> {
     transport: Mutex<T>,
     host: H,
     line: u32,
+    queues: u16,
     world: Arc<World>,
     device: PhantomData<fn() -> D>,
 }
 
 impl<T: VirtioTransport<D>, D: VirtioDevice, H: HostSide<D>> VirtioPart<T, D, H> {
     /// `line` is the device's interrupt line, for the times without MSI-X.
-    pub(crate) fn new(transport: T, host: H, line: u32, world: &Arc<World>) -> Arc<VirtioPart<T, D, H>> {
+    pub(crate) fn new(mut transport: T, host: H, line: u32, world: &Arc<World>) -> Arc<VirtioPart<T, D, H>> {
         let world = world.clone();
-        Arc::new(VirtioPart { transport: Mutex::new(transport), host, line, world, device: PhantomData })
+        let queues = transport.device().0.queue_sizes().len() as u16;
+        let transport = Mutex::new(transport);
+        Arc::new(VirtioPart { transport, host, line, queues, world, device: PhantomData })
     }
 
     fn with<R>(&self, act: impl FnOnce(&mut T) -> R) -> R {
@@ -62,6 +65,9 @@ impl<T: VirtioTransport<D>, D: VirtioDevice, H: HostSide<D>> Hosted<D> for Virti
 impl<D: VirtioDevice, H: HostSide<D>> PciSlot for VirtioPart<VirtioPci<D>, D, H> {
     fn with_function(&self, act: &mut dyn FnMut(&mut dyn PciFunction)) {
         self.with(|transport| act(transport));
+    }
+    fn queues(&self) -> u16 {
+        self.queues
     }
 }
 
