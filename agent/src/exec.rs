@@ -19,6 +19,9 @@ pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:
 const SHELL_FILE: &str = "/etc/viv/shell";
 /// Bytes held for a command or a client that does not read, before the other side is no longer read.
 const PENDING_MAX: usize = 256 * 1024;
+/// How often what a command left in its pipes is looked for after its end: a pipe holds at most a mebibyte
+/// (pipe(7)), and a child that lives on may fill it for ever.
+const LOOKS_AFTER_END: u32 = 128;
 /// Bytes of one read.
 const PIECE_LEN: usize = 16 * 1024;
 
@@ -149,6 +152,7 @@ impl Session {
     fn pump(&mut self, connection: &mut File) -> io::Result<()> {
         let mut decoder = Decoder::new();
         let mut status = None;
+        let mut looks_left = LOOKS_AFTER_END;
         loop {
             let room = self.to_client.len() < PENDING_MAX;
             let mut watches = vec![
@@ -185,12 +189,13 @@ impl Session {
             }
             self.feed_client(connection)?;
             if let Some(status) = status
-                && self.to_client.len() < PENDING_MAX
-                && (room && !self.take_output())
+                && room
+                && (!self.take_output() || looks_left == 0)
             {
                 self.to_client.extend(Output::Exit(status).to_bytes());
                 return self.finish(connection);
             }
+            looks_left -= u32::from(status.is_some() && room).min(looks_left);
         }
     }
 
@@ -443,6 +448,27 @@ mod tests {
         let (out, _, status) = start(shell("sleep 30 & echo done")).finish();
         assert_eq!((out.as_str(), status), ("done\n", 0));
         assert!(begun.elapsed() < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_child_that_writes_for_ever_does_not_either() {
+        if !is_root() {
+            return;
+        }
+        let mut client = start(shell("yes & echo $! >&2; exit 3"));
+        let (mut pid, mut seen) = (String::new(), 0);
+        let status = loop {
+            match client.next() {
+                Output::Stdout(bytes) => seen += bytes.len(),
+                Output::Stderr(bytes) => pid.push_str(&String::from_utf8_lossy(&bytes)),
+                Output::Exit(status) => break status,
+                other => panic!("{other:?}"),
+            }
+        };
+        // Its pipe is closed by now, so it is gone or will be.
+        let _ = sys::kill(pid.trim().parse().unwrap(), libc::SIGKILL);
+        assert_eq!(status, 3);
+        assert!(seen < 64 << 20, "{seen} bytes");
     }
 
     #[test]

@@ -93,7 +93,8 @@ impl Job {
             };
             if self.task {
                 // On a line of its own, whatever the task wrote before.
-                println!("\nviv-task: exit {status}");
+                use std::io::Write;
+                let _ = writeln!(std::io::stdout(), "\nviv-task: exit {status}");
             }
             let _ = ends.send(Last::PowerOff);
             // Wakes the main thread out of its wait for signals.
