@@ -314,3 +314,46 @@ proptest! {
         prop_assert!(!ours, "{:?}", end);
     }
 }
+
+/// A guest that lets the local APIC's timer interrupt it in 20 ms and meanwhile does nothing but run; the interrupt
+/// switches it off.
+fn interrupted_in_a_loop() -> Vec<u8> {
+    let with_handler_at = |handler: u32| {
+        let mut code = Vec::new();
+        // The gate of vector 0x40 at 0x104400: mov eax, gate; mov ecx, cs; shl ecx, 16; or ecx, low; mov [rax], ecx
+        code.extend([0xb8, 0x00, 0x44, 0x10, 0x00, 0x8c, 0xc9, 0xc1, 0xe1, 0x10, 0x81, 0xc9]);
+        code.extend((handler & 0xffff).to_le_bytes());
+        code.extend([0x89, 0x08]);
+        // mov dword [rax + 4], high | present interrupt gate
+        code.extend([0xc7, 0x40, 0x04]);
+        code.extend((handler & 0xffff_0000 | 0x8e00).to_le_bytes());
+        // The table's register at 0x103ff0: mov eax, …; mov word [rax], 0xfff; mov dword [rax + 2], 0x104000; lidt [rax]
+        code.extend([0xb8, 0xf0, 0x3f, 0x10, 0x00, 0x66, 0xc7, 0x00, 0xff, 0x0f]);
+        code.extend([0xc7, 0x40, 0x02, 0x00, 0x40, 0x10, 0x00, 0x0f, 0x01, 0x18]);
+        // mov esp, 0x108000
+        code.extend([0xbc, 0x00, 0x80, 0x10, 0x00]);
+        // x2APIC on, software enable, divide by 1, one shot on vector 0x40, 20 ms.
+        let registers: [(u32, u32); 5] =
+            [(0x1b, 0xfee0_0d00), (0x80f, 0x1ff), (0x83e, 0xb), (0x832, 0x40), (0x838, 20_000_000)];
+        for (register, value) in registers {
+            code.push(0xb9);
+            code.extend(register.to_le_bytes());
+            code.push(0xb8);
+            code.extend(value.to_le_bytes());
+            // xor edx, edx; wrmsr
+            code.extend([0x31, 0xd2, 0x0f, 0x30]);
+        }
+        // sti; jmp to itself
+        code.extend([0xfb, 0xeb, 0xfe]);
+        code
+    };
+    let mut code = with_handler_at(0);
+    code = with_handler_at(0x10_0000 + code.len() as u32);
+    code.extend(POWER_OFF);
+    code
+}
+
+#[test]
+fn a_guest_that_never_rests_has_its_timer() {
+    assert_eq!(Life::start(&interrupted_in_a_loop()).end(), End::PowerOff);
+}
