@@ -646,7 +646,7 @@ impl Cpu {
         }
         for n in 0..4 {
             let Some((at, len, 2)) = self.breakpoint(n) else { continue };
-            if u64::from(port) < at + len && at < u64::from(port) + size {
+            if u64::from(port) < at.saturating_add(len) && at < u64::from(port) + size {
                 self.breakpoint_hits |= 1 << n;
                 self.stop = true;
             }

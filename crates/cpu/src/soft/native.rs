@@ -386,10 +386,11 @@ pub(crate) unsafe fn compare_exchange<W: Width>(host: *mut W, old: W, new: W) ->
 /// `host` is mapped, writable for 16 bytes and aligned to 16.
 pub(crate) unsafe fn compare_exchange_16(host: *mut u8, old: (u64, u64), new: (u64, u64)) -> (u64, u64) {
     let (mut low, mut high) = old;
-    // SAFETY: the caller's promise. RBX belongs to the compiler: it is swapped in and out.
+    // SAFETY: the caller's promise. RBX belongs to the compiler: it is swapped in and out. The address has a
+    // register of its own, since the compiler's choice for it could be RBX.
     unsafe {
-        asm!("xchg rbx, {b}", "lock cmpxchg16b xmmword ptr [{p}]", "xchg rbx, {b}",
-            p = in(reg) host, b = inout(reg) new.0 => _, in("rcx") new.1, inout("rax") low, inout("rdx") high,
+        asm!("xchg rbx, {b}", "lock cmpxchg16b xmmword ptr [rdi]", "xchg rbx, {b}",
+            in("rdi") host, b = inout(reg) new.0 => _, in("rcx") new.1, inout("rax") low, inout("rdx") high,
             options(nostack));
     }
     (low, high)

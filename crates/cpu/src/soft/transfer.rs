@@ -965,62 +965,63 @@ impl Cpu {
     }
 
     fn save_task(&mut self, tss: &Segment, eflags: u64) -> R<()> {
-        let base = tss.base;
+        // A base from long mode may lie at the end of the address space.
+        let at = |offset: u64| tss.base.wrapping_add(offset);
         if tss.rights & 8 != 0 {
-            self.store_system(base + 0x20, self.rip() as u32)?;
-            self.store_system(base + 0x24, eflags as u32)?;
+            self.store_system(at(0x20), self.rip() as u32)?;
+            self.store_system(at(0x24), eflags as u32)?;
             for n in 0..8 {
-                self.store_system(base + 0x28 + 4 * n, self.regs[n as usize] as u32)?;
+                self.store_system(at(0x28 + 4 * n), self.regs[n as usize] as u32)?;
             }
             for n in 0..6 {
-                self.store_system(base + 0x48 + 4 * n, self.segs[n as usize].selector)?;
+                self.store_system(at(0x48 + 4 * n), self.segs[n as usize].selector)?;
             }
         } else {
-            self.store_system(base + 0xe, self.rip() as u16)?;
-            self.store_system(base + 0x10, eflags as u16)?;
+            self.store_system(at(0xe), self.rip() as u16)?;
+            self.store_system(at(0x10), eflags as u16)?;
             for n in 0..8 {
-                self.store_system(base + 0x12 + 2 * n, self.regs[n as usize] as u16)?;
+                self.store_system(at(0x12 + 2 * n), self.regs[n as usize] as u16)?;
             }
             for n in 0..4 {
-                self.store_system(base + 0x22 + 2 * n, self.segs[n as usize].selector)?;
+                self.store_system(at(0x22 + 2 * n), self.segs[n as usize].selector)?;
             }
         }
         Ok(())
     }
 
     fn load_task(&mut self, tss: Segment, wide: bool, nested: bool) -> R<()> {
-        let base = tss.base;
+        // A base from long mode may lie at the end of the address space.
+        let at = |offset: u64| tss.base.wrapping_add(offset);
         let mut selectors = [0u16; 6];
         let (eip, mut eflags, ldt);
         if wide {
             if self.cr0 & cr0::PG != 0 {
-                self.cr3 = self.load_system::<u32>(base + 0x1c)?.into();
+                self.cr3 = self.load_system::<u32>(at(0x1c))?.into();
                 self.flush_tlb(false);
             }
-            eip = self.load_system::<u32>(base + 0x20)?;
-            eflags = u64::from(self.load_system::<u32>(base + 0x24)?);
+            eip = self.load_system::<u32>(at(0x20))?;
+            eflags = u64::from(self.load_system::<u32>(at(0x24))?);
             for n in 0..8 {
-                self.regs[n as usize] = self.load_system::<u32>(base + 0x28 + 4 * n)?.into();
+                self.regs[n as usize] = self.load_system::<u32>(at(0x28 + 4 * n))?.into();
             }
             for n in 0..6 {
-                selectors[n as usize] = self.load_system(base + 0x48 + 4 * n)?;
+                selectors[n as usize] = self.load_system(at(0x48 + 4 * n))?;
             }
-            ldt = self.load_system::<u16>(base + 0x60)?;
-            let trap: u16 = self.load_system(base + 0x64)?;
+            ldt = self.load_system::<u16>(at(0x60))?;
+            let trap: u16 = self.load_system(at(0x64))?;
             if trap & 1 != 0 {
                 self.breakpoint_hits |= 1 << 15;
             }
         } else {
-            eip = self.load_system::<u16>(base + 0xe)?.into();
-            eflags = u64::from(self.load_system::<u16>(base + 0x10)?);
+            eip = self.load_system::<u16>(at(0xe))?.into();
+            eflags = u64::from(self.load_system::<u16>(at(0x10))?);
             for n in 0..8 {
-                self.regs[n as usize] =
-                    u64::from(self.load_system::<u16>(base + 0x12 + 2 * n)?) | 0xffff_0000;
+                self.regs[n as usize] = u64::from(self.load_system::<u16>(at(0x12 + 2 * n))?) | 0xffff_0000;
             }
             for n in 0..4 {
-                selectors[n as usize] = self.load_system(base + 0x22 + 2 * n)?;
+                selectors[n as usize] = self.load_system(at(0x22 + 2 * n))?;
             }
-            ldt = self.load_system::<u16>(base + 0x2a)?;
+            ldt = self.load_system::<u16>(at(0x2a))?;
         }
         if nested {
             eflags |= rflags::NT;

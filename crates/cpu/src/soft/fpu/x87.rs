@@ -44,6 +44,8 @@ pub(super) fn register(op: &FpOp, env: &mut Env<'_>) -> Outcome {
             mxcsr = in(reg) &MXCSR_RESET,
             inout("rdx") slot => _,
             inout("rsi") flags,
+            // Written before the image is used again: no operand may share it.
+            out("rcx") _,
             clobber_abi("C"),
         );
     }
@@ -87,6 +89,8 @@ fn memory(op: &FpOp, env: &mut Env<'_>) {
             mxcsr = in(reg) &MXCSR_RESET,
             inout("rdx") slot => _,
             in("rdi") env.mem.as_mut_ptr(),
+            // Written before the image is used again: no operand may share it.
+            out("rcx") _,
             clobber_abi("C"),
         );
     }
