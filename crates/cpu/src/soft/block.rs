@@ -27,6 +27,8 @@ const OPTIONS: u32 =
 const JUMPS: usize = 4096;
 /// Blocks kept before all are dropped and decoding starts afresh.
 const BLOCKS_MAX: usize = 200_000;
+/// Instructions kept likewise: a guest that runs through data makes long blocks, and may not eat the host's memory.
+const HELD_MAX: usize = 3_000_000;
 
 /// A run of instructions.
 pub(crate) struct Block {
@@ -75,6 +77,8 @@ pub(crate) struct Blocks {
     /// Replaced blocks that the jump cache may still name; freed with its next flush.
     #[allow(clippy::vec_box)]
     retired: Vec<Box<Block>>,
+    /// Instructions in `map`.
+    held: usize,
     pub(crate) decoded: u64,
 }
 
@@ -83,7 +87,8 @@ unsafe impl Send for Blocks {}
 
 impl Blocks {
     pub(crate) fn new() -> Blocks {
-        Blocks { map: HashMap::default(), jumps: Box::new([NO_JUMP; JUMPS]), retired: Vec::new(), decoded: 0 }
+        let jumps = Box::new([NO_JUMP; JUMPS]);
+        Blocks { map: HashMap::default(), jumps, retired: Vec::new(), held: 0, decoded: 0 }
     }
 
     pub(crate) fn flush_jumps(&mut self) {
@@ -138,14 +143,19 @@ impl Blocks {
                 return Ok(block);
             }
         }
-        if self.map.len() >= BLOCKS_MAX {
+        if self.map.len() >= BLOCKS_MAX || self.held >= HELD_MAX {
             self.map.clear();
+            self.held = 0;
             self.flush_jumps();
         }
         let block = Box::new(build(cpu, linear, rip, host, ram)?);
         self.decoded += block.ops.len() as u64;
         let pointer: *const Block = &*block;
-        self.retired.extend(self.map.insert(key, block));
+        self.held += block.ops.len();
+        if let Some(old) = self.map.insert(key, block) {
+            self.held -= old.ops.len();
+            self.retired.push(old);
+        }
         if self.retired.len() > 4096 {
             self.flush_jumps();
         }
