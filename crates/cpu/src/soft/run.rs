@@ -125,10 +125,26 @@ impl SoftCpu {
         }
     }
 
-    fn execute(&mut self) -> Exit {
+    /// Like [`Vcpu::run`], but also comes back, as [`Exit::Kicked`], after so many blocks and exceptions: for tests
+    /// that must end, whatever the guest does, and always at the same place.
+    pub fn run_for(&mut self, bus: &dyn CpuBus, rounds: u64) -> Exit {
+        self.enter(bus);
+        let exit = self.execute::<true>(rounds);
+        self.leave();
+        exit
+    }
+
+    fn execute<const LIMITED: bool>(&mut self, rounds: u64) -> Exit {
         let slot = self.cpu.shared.attention(self.cpu.index).clone();
         slot.set(Attention::POKE);
+        let mut left = rounds;
         loop {
+            if LIMITED {
+                if left == 0 {
+                    return Exit::Kicked;
+                }
+                left -= 1;
+            }
             if slot.any()
                 && let Some(exit) = self.attend(&slot)
             {
@@ -340,15 +356,21 @@ impl SoftCpu {
     }
 
     fn raise_interrupt(&mut self, vector: u8) -> bool {
-        self.raise(Exception { vector, error: None, address: u64::MAX })
+        self.raise_as(Exception { vector, error: None, address: 0 }, Class::Benign)
     }
 
     /// Delivers an exception or interrupt with its follow-ups (SDM vol. 3 table 6-5). False: triple fault.
-    fn raise(&mut self, first: Exception) -> bool {
-        let mut current = first;
-        // Interrupts are marked by an address that no page fault has.
-        let mut class = if first.address == u64::MAX { Class::Benign } else { class(first.vector) };
-        loop {
+    ///
+    /// A benign fault of the delivery itself (#AC for a misaligned stack of CPL 3) meets itself again and again. Real
+    /// processors hang in that; here the guest goes back to the instruction, where a kick or an interrupt finds it.
+    fn raise(&mut self, exception: Exception) -> bool {
+        self.raise_as(exception, class(exception.vector))
+    }
+
+    /// The same for an event whose class its vector does not say: interrupts are benign.
+    fn raise_as(&mut self, first: Exception, class: Class) -> bool {
+        let (mut current, mut class) = (first, class);
+        for _ in 0..DELIVERIES_MAX {
             let cpu = &mut self.cpu;
             if current.vector == vector::PF && class != Class::Benign {
                 cpu.cr2 = current.address;
@@ -382,12 +404,16 @@ impl SoftCpu {
                 (second, second_class)
             };
         }
+        true
     }
 
     fn raise_benign(&mut self, exception: Exception) -> bool {
         self.cpu.deliver(exception.vector, exception.error, Origin::Hardware).is_ok()
     }
 }
+
+/// Faults in faults that are followed at once; contributory ones and page faults end in a triple fault sooner.
+const DELIVERIES_MAX: usize = 8;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Class {
@@ -418,7 +444,7 @@ fn code_breakpoints(cpu: &Cpu) -> u64 {
 impl Vcpu for SoftCpu {
     fn run(&mut self, bus: &dyn CpuBus) -> Exit {
         self.enter(bus);
-        let exit = self.execute();
+        let exit = self.execute::<false>(0);
         self.leave();
         exit
     }
