@@ -9,6 +9,10 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
+/// Bytes without access before and behind the RAM: whoever errs over its border is stopped there, and does not
+/// change the process's own memory.
+const GUARD: usize = 1 << 20;
+
 /// Why guest memory could not be made or reached.
 #[derive(Debug, thiserror::Error)]
 pub enum MemError {
@@ -76,8 +80,8 @@ unsafe impl Sync for Mapping {}
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: base and len are what mmap returned.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
+        // SAFETY: the RAM and its guards are one reservation that nobody else knows of.
+        unsafe { libc::munmap(self.base.as_ptr().sub(GUARD).cast(), self.len + 2 * GUARD) };
     }
 }
 
@@ -115,19 +119,28 @@ impl GuestMemory {
         // SAFETY: fd was just opened and is owned by nobody else.
         let file = unsafe { File::from_raw_fd(fd) };
         file.set_len(total).map_err(host)?;
-        // SAFETY: a fresh shared mapping of a file that we own; the result is checked.
+        let reserved = len.checked_add(2 * GUARD).ok_or_else(|| host(io::ErrorKind::OutOfMemory.into()))?;
+        // SAFETY: a fresh reservation without access; the result is checked.
+        let start = unsafe {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+            libc::mmap(std::ptr::null_mut(), reserved, libc::PROT_NONE, flags, -1, 0)
+        };
+        if start == libc::MAP_FAILED {
+            return Err(host(io::Error::last_os_error()));
+        }
+        // SAFETY: inside the reservation: a shared mapping of a file that we own takes the place of its middle.
         let ptr = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                len,
+            let (access, flags) = (
                 libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_NORESERVE,
-                file.as_raw_fd(),
-                0,
-            )
+                libc::MAP_SHARED | libc::MAP_NORESERVE | libc::MAP_FIXED,
+            );
+            libc::mmap(start.cast::<u8>().add(GUARD).cast(), len, access, flags, file.as_raw_fd(), 0)
         };
         if ptr == libc::MAP_FAILED {
-            return Err(host(io::Error::last_os_error()));
+            let error = io::Error::last_os_error();
+            // SAFETY: the reservation, which nobody knows of.
+            unsafe { libc::munmap(start, reserved) };
+            return Err(host(error));
         }
         let base = NonNull::new(ptr.cast()).ok_or_else(|| host(io::ErrorKind::OutOfMemory.into()))?;
         let code = CodeMap::new(total / PAGE_SIZE);
