@@ -445,7 +445,7 @@ fn system_lists() -> Result<String, Fault> {
 }
 
 /// `'URI' file size SHA256:hash`
-fn parse_uri_line(line: &str) -> Result<Wanted, Fault> {
+pub(super) fn parse_uri_line(line: &str) -> Result<Wanted, Fault> {
     let words: Vec<&str> = line.split_ascii_whitespace().collect();
     let unknown = || broken("apt's list of files", format_args!("{line:?}"));
     let [_, file, size, hash, ..] = words[..] else { return Err(unknown()) };

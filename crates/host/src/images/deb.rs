@@ -49,7 +49,12 @@ fn bad(why: &str) -> io::Error {
 }
 
 fn open_member(path: &Path, prefix: &str) -> io::Result<Box<dyn Read>> {
-    let (name, member) = find_member(File::open(path)?, prefix)?;
+    member_of(File::open(path)?, prefix)
+}
+
+/// The decompressed member of `file` whose name begins with `prefix`.
+pub(super) fn member_of(file: impl Read + Seek + 'static, prefix: &str) -> io::Result<Box<dyn Read>> {
+    let (name, member) = find_member(file, prefix)?;
     let member = BufReader::with_capacity(256 * 1024, member);
     match name.strip_prefix(prefix) {
         Some(".xz") => Ok(Box::new(lzma_rust2::XzReader::new(member, true))),
@@ -64,7 +69,7 @@ fn open_member(path: &Path, prefix: &str) -> io::Result<Box<dyn Read>> {
 }
 
 /// The member whose name begins with `prefix`.
-fn find_member(mut file: File, prefix: &str) -> io::Result<(String, Take<File>)> {
+fn find_member<F: Read + Seek>(mut file: F, prefix: &str) -> io::Result<(String, Take<F>)> {
     let mut magic = [0; AR_MAGIC.len()];
     file.read_exact(&mut magic)?;
     if &magic != AR_MAGIC {

@@ -20,6 +20,8 @@ mod kmod;
 mod manifest;
 mod store;
 mod tar;
+#[cfg(feature = "trial")]
+pub mod trial;
 
 pub use agent::find_agent;
 pub use manifest::{Image, Manifest, Package, Part};

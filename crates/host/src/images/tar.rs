@@ -69,7 +69,7 @@ impl<R: Read> Archive<R> {
             let field = |from: usize, length: usize| header.get(from..from + length).unwrap_or_default();
             let size = pax_size.take().map_or_else(|| number(field(124, 12)), Ok)?;
             self.left = size;
-            self.padding = size.next_multiple_of(BLOCK as u64) - size;
+            self.padding = size.wrapping_neg() % BLOCK as u64;
             match header[156] {
                 b'L' => long_path = Some(self.text(size)?),
                 b'K' => long_link = Some(self.text(size)?),
@@ -116,7 +116,8 @@ impl<R: Read> Archive<R> {
 
     /// Skips what is left of the present entry.
     fn skip(&mut self) -> io::Result<()> {
-        let wanted = self.left + self.padding;
+        // No archive has so many bytes: then it ends inside the entry.
+        let wanted = self.left.saturating_add(self.padding);
         let skipped = io::copy(&mut self.source.by_ref().take(wanted), &mut io::sink())?;
         (self.left, self.padding) = (0, 0);
         if skipped < wanted { Err(bad("it ends inside an entry")) } else { Ok(()) }
