@@ -418,6 +418,14 @@ impl Board {
         self.clock.with(|rtc, now| rtc.set_unix_s((wall_ns() / 1_000_000_000) as i64, now));
     }
 
+    /// Time has come to `now`.
+    #[cfg(feature = "trial")]
+    pub(crate) fn tick(&self, now: u64) {
+        for part in &self.parts {
+            part.tick(now);
+        }
+    }
+
     /// The local APIC of vCPU `index` has another deadline now.
     pub(crate) fn publish_deadline(&self, index: usize, deadline: Option<u64>) {
         let Some(cpu) = self.world.cpus.get(index) else { return };

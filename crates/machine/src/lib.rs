@@ -12,6 +12,8 @@
 pub mod acpi;
 pub mod boot;
 pub mod layout;
+#[cfg(feature = "trial")]
+pub mod trial;
 pub mod vsock;
 
 mod board;

@@ -80,6 +80,12 @@ impl ConsoleSink {
         }
     }
 
+    /// Takes the output that waits.
+    #[cfg(feature = "trial")]
+    pub(crate) fn take(&self) -> Vec<u8> {
+        std::mem::take(&mut lock(&self.sink).bytes)
+    }
+
     /// Whether the guest's kernel said that it panicked.
     pub(crate) fn saw_panic(&self) -> bool {
         lock(&self.sink).panicked
