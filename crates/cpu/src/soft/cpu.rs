@@ -208,6 +208,7 @@ impl Cpu {
         }
         if changed & self.rflags & rflags::IF != 0 && self.interrupt_waits {
             self.shared.attention(self.index).set(Attention::POKE);
+            self.stop = true;
         }
         if changed & (rflags::TF | rflags::RF | rflags::VM) != 0 {
             self.stop = true;

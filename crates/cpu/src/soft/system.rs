@@ -42,6 +42,7 @@ impl Cpu {
         self.check_port_breakpoints(port, bytes);
         let value = self.bus().port_read(port, bytes as u8);
         self.look_again();
+        self.stop = true;
         value
     }
 
@@ -49,6 +50,8 @@ impl Cpu {
         self.check_port_breakpoints(port, bytes);
         self.bus().port_write(port, bytes as u8, value);
         self.look_again();
+        // An interrupt that the device raised at once comes before the next instruction.
+        self.stop = true;
     }
 
     // ---- control registers --------------------------------------------------------------------------------
@@ -484,6 +487,7 @@ pub(crate) fn mov_to_cr<W: Width>(cpu: &mut Cpu, op: &Op) -> R<()> {
             }
             cpu.bus().set_cr8(value);
             cpu.look_again();
+            cpu.stop = true;
             Ok(())
         }
         _ => cpu.ud(),

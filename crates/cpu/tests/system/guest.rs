@@ -118,6 +118,7 @@ pub(crate) struct Guest {
     probes: Vec<Draft>,
     /// Why it is not for KVM.
     soft_only: Option<&'static str>,
+    skip_next: bool,
 }
 
 struct Draft {
@@ -148,6 +149,7 @@ impl Guest {
             asm: Asm { code, marks: Vec::new() },
             probes: Vec::new(),
             soft_only: None,
+            skip_next: false,
         }
     }
 
@@ -205,6 +207,9 @@ impl Guest {
         expected: &[&'static str],
         code: impl FnOnce(&mut Asm) -> Done,
     ) {
+        if std::mem::take(&mut self.skip_next) {
+            return;
+        }
         let (start, recover) = (self.asm.create_label(), self.asm.create_label());
         let mut draft = Draft {
             probe: Probe {
@@ -235,11 +240,22 @@ impl Guest {
         self.probes.push(draft);
     }
 
+    /// Leaves the next probe out in the lab, for this reason.
+    pub(crate) fn not_in_lab(&mut self, _why: &'static str) {
+        self.skip_next = on_kvm();
+    }
+
     /// In the lab the last probe has another trace, for this reason.
     pub(crate) fn in_lab(&mut self, expected: &[&'static str], why: &'static str) {
         if let Some(draft) = self.probes.last_mut() {
             draft.probe.in_lab = Some((expected.to_vec(), why));
         }
+    }
+
+    /// The same for the probe of this name.
+    pub(crate) fn in_lab_at(&mut self, name: &str, expected: &[&'static str], why: &'static str) {
+        let found = self.probes.iter_mut().find(|draft| draft.probe.name == name);
+        found.expect("a probe's name").probe.in_lab = Some((expected.to_vec(), why));
     }
 
     /// Ends the guest and runs it everywhere.

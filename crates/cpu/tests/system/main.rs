@@ -9,8 +9,11 @@
 #![allow(dead_code)]
 
 mod debug;
+mod events;
 mod exceptions;
 mod guest;
 mod image;
 mod paging;
+mod protected;
 mod trace;
+mod transfers;
