@@ -1,7 +1,7 @@
 //! Blocks: straight runs of pre-decoded instructions, kept by physical address.
 //!
 //! A block is valid while the version of its page (and of the next one, for an instruction across the
-//! border) stands: see [`viv_mem::CodeMap`]. The jump cache in front maps RIP to a block directly; it is
+//! border) stands: see [`viv_mem::CodeMap`]. The jump cache in front maps linear addresses to blocks directly; it is
 //! emptied whenever a translation may have changed.
 #![allow(unsafe_code)]
 
@@ -44,12 +44,12 @@ pub(crate) struct Block {
 
 #[derive(Clone, Copy)]
 struct Jump {
-    rip: u64,
+    linear: u64,
     context: u32,
     block: *const Block,
 }
 
-const NO_JUMP: Jump = Jump { rip: 0, context: u32::MAX, block: std::ptr::null() };
+const NO_JUMP: Jump = Jump { linear: 0, context: u32::MAX, block: std::ptr::null() };
 
 /// Multiplies and folds: keys are page numbers and offsets that we made.
 #[derive(Default)]
@@ -96,8 +96,8 @@ impl Blocks {
         self.retired.clear();
     }
 
-    fn slot(rip: u64) -> usize {
-        (rip ^ rip >> 12) as usize % JUMPS
+    fn slot(linear: u64) -> usize {
+        (linear ^ linear >> 12) as usize % JUMPS
     }
 
     /// The block at RIP, decoded if need be. It stays valid until the next call.
@@ -108,20 +108,22 @@ impl Blocks {
         }
         let rip = cpu.rip();
         let context = context(cpu);
-        let jump = self.jumps[Self::slot(rip)];
-        if jump.rip == rip && jump.context == context {
+        // Code segments differ in their bases outside 64-bit mode.
+        let linear = rip.wrapping_add(cpu.code_base);
+        let jump = self.jumps[Self::slot(linear)];
+        if jump.linear == linear && jump.context == context {
             // SAFETY: the jump cache only names blocks in `map` or `retired`; both keep them until it is flushed.
             let block = unsafe { &*jump.block };
             if block.next.is_none() && cpu.shared.memory.code().version(block.page) == block.version {
                 return Ok(jump.block);
             }
         }
-        self.find_slow(cpu, rip, context)
+        self.find_slow(cpu, rip, linear, context)
     }
 
     #[cold]
     #[inline(never)]
-    fn find_slow(&mut self, cpu: &mut Cpu, rip: u64, context: u32) -> R<*const Block> {
+    fn find_slow(&mut self, cpu: &mut Cpu, rip: u64, at: u64, context: u32) -> R<*const Block> {
         let linear = cpu.code_linear(rip)?;
         let Place::Ram(host) = cpu.fetch_place(linear)? else {
             cpu.failed = Some(format!("the guest jumped to {rip:#x}, where there is no memory"));
@@ -139,7 +141,7 @@ impl Blocks {
             };
             if fits {
                 let block: *const Block = &**block;
-                self.jumps[Self::slot(rip)] = Jump { rip, context, block };
+                self.jumps[Self::slot(at)] = Jump { linear: at, context, block };
                 return Ok(block);
             }
         }
@@ -159,7 +161,7 @@ impl Blocks {
         if self.retired.len() > 4096 {
             self.flush_jumps();
         }
-        self.jumps[Self::slot(rip)] = Jump { rip, context, block: pointer };
+        self.jumps[Self::slot(at)] = Jump { linear: at, context, block: pointer };
         Ok(pointer)
     }
 }

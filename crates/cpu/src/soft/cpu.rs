@@ -84,6 +84,8 @@ pub(crate) struct Cpu {
     /// The current instruction looks at TF when it is complete, not before it (SYSCALL, SYSRET, INT n).
     pub(crate) late_trap: bool,
     pub(crate) mode: Mode,
+    /// Base of the code segment; 0 in 64-bit mode.
+    pub(crate) code_base: u64,
     pub(crate) cpl: u8,
     /// Which of the TLBs serves plain accesses (see [`super::mmu`]).
     pub(crate) mmu: usize,
@@ -256,6 +258,7 @@ impl Cpu {
         } else {
             Mode::Code16
         };
+        self.code_base = if self.mode == Mode::Code64 { 0 } else { cs.base };
         self.cpl = if !self.protected() {
             0
         } else if self.v86() {

@@ -34,6 +34,7 @@ impl SoftCpu {
             stack_shadow: false,
             late_trap: false,
             mode: Mode::Code16,
+            code_base: 0,
             cpl: 0,
             mmu: Tlb::SUPERVISOR_ANY,
             rflags: rflags::FIXED,
