@@ -42,11 +42,15 @@ fn faults_nest_into_double_faults() {
 fn a_page_fault_in_delivery_becomes_a_double_fault_or_not() {
     let mut g = Guest::long("faults on the stack");
     g.put(image::TSS + 4, TEST + 0x4000 + 0x800);
-    g.probe("#UD from ring 3 with an absent stack: #PF, on that stack again: #DF", &["#DF(0) @ cs=2b"], |a| {
-        a.user(0)?;
-        a.at("")?;
-        a.ud2()
-    });
+    g.probe(
+        "#UD from ring 3 with an absent stack: #PF, on that stack again: #DF",
+        &["#DF(0) @ cs=2b"],
+        |a| {
+            a.user(0)?;
+            a.at("")?;
+            a.ud2()
+        },
+    );
     g.probe("#PF from ring 3 with an absent stack: #DF; CR2 is the last address", &["#DF(0) @ cs=2b"], |a| {
         a.user(0)?;
         a.mov(rbx, TEST)?;
@@ -88,9 +92,7 @@ fn interrupt_stacks_and_gate_kinds() {
     g.put(gate(0x52), image::gate(sel::CODE, show_rsp, 0x8f, 0));
     g.put(gate(0x53), image::gate(sel::CODE, show_rsp, 0x8e, 0));
     g.put(gate(0x54), image::gate(sel::CONFORMING, show_rsp, 0xee, 0));
-    g.probe("IST in ring 0: aligned to 16 bytes", &["=93fd8", "=0"], |a| {
-        a.int(0x51)
-    });
+    g.probe("IST in ring 0: aligned to 16 bytes", &["=93fd8", "=0"], |a| a.int(0x51));
     g.probe("the same stack is aligned to 16 bytes without IST", &["=9bfb8", "=0"], |a| {
         a.mov(rsp, image::STACK - 0x20 + 7)?;
         a.int(0x53)?;
@@ -243,7 +245,11 @@ fn interrupts_wait_for_their_flag_and_priority() {
         a.int(0x80)
     });
     g.code(end_of_interrupt);
-    g.in_lab_at("MOV SS has a shadow as well", &["int62 +c"], "TCG's shadow covers one instruction of two in a row");
+    g.in_lab_at(
+        "MOV SS has a shadow as well",
+        &["int62 +c"],
+        "TCG's shadow covers one instruction of two in a row",
+    );
     g.in_lab_at("CR8 has four bits", &[], "TCG ignores the others");
     g.run();
 }

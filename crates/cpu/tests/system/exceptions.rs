@@ -252,13 +252,37 @@ fn every_exception_has_its_vector_error_code_and_address() {
             a.db(bytes)
         });
     }
-    g.in_lab_at("JMP to a non-canonical address", &["#GP(0) at=800000000000"], "TCG faults behind the jump, not on it");
-    g.in_lab_at("RET to a non-canonical address", &["#GP(0) at=800000000000"], "TCG faults behind the jump, not on it");
-    g.in_lab_at("CALL to a non-canonical address pushes nothing", &["#GP(0) at=800000000000"], "TCG faults behind the jump, not on it");
-    g.in_lab_at("INT through a gate beyond the IDT", &["#GP(802) @"], "TCG counts 16 bytes for an IDT entry in error codes");
+    g.in_lab_at(
+        "JMP to a non-canonical address",
+        &["#GP(0) at=800000000000"],
+        "TCG faults behind the jump, not on it",
+    );
+    g.in_lab_at(
+        "RET to a non-canonical address",
+        &["#GP(0) at=800000000000"],
+        "TCG faults behind the jump, not on it",
+    );
+    g.in_lab_at(
+        "CALL to a non-canonical address pushes nothing",
+        &["#GP(0) at=800000000000"],
+        "TCG faults behind the jump, not on it",
+    );
+    g.in_lab_at(
+        "INT through a gate beyond the IDT",
+        &["#GP(802) @"],
+        "TCG counts 16 bytes for an IDT entry in error codes",
+    );
     g.in_lab_at("no gate", &["#GP(212) @"], "TCG counts 16 bytes for an IDT entry in error codes");
-    g.in_lab_at("a gate to a non-canonical address", &["#GP(0) at=800000010290"], "TCG faults behind the jump, not on it");
-    g.in_lab_at("INT n from ring 3 through a ring 0 gate", &["#GP(302) @ cs=2b"], "TCG counts 16 bytes for an IDT entry in error codes");
+    g.in_lab_at(
+        "a gate to a non-canonical address",
+        &["#GP(0) at=800000010290"],
+        "TCG faults behind the jump, not on it",
+    );
+    g.in_lab_at(
+        "INT n from ring 3 through a ring 0 gate",
+        &["#GP(302) @ cs=2b"],
+        "TCG counts 16 bytes for an IDT entry in error codes",
+    );
     g.run();
 }
 

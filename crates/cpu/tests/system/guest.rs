@@ -93,10 +93,19 @@ impl Asm {
         self.push(image::USER_STACK as i32)?;
         self.push(flags as i32 | 2)?;
         self.push(0x1b)?;
-        self.lea(eax, dword_ptr(there))?;
+        self.address(eax, there)?;
         self.push(eax)?;
         self.iretd()?;
         self.here(&mut there)
+    }
+
+    /// An address in 32-bit code from which `label` is reached: that of a jump to it.
+    pub(crate) fn address(&mut self, into: AsmRegister32, label: CodeLabel) -> Done {
+        let mut over = self.create_label();
+        self.call(over)?;
+        self.jmp(label)?;
+        self.here(&mut over)?;
+        self.pop(into)
     }
 
     pub(crate) fn wrmsr_value(&mut self, index: u32, value: u64) -> Done {

@@ -206,10 +206,11 @@ pub(crate) fn handlers16() -> Result<Vec<u8>, IcedError> {
     a.mov(es, ecx)?;
     a.mov(ss, ecx)?;
     a.mov(sp, 0xf000)?;
+    a.push(0)?;
     a.push(ax)?;
     a.push(2)?;
     a.popf()?;
-    a.ret()?;
+    a.retf()?;
     finish_handlers(a, common, common)
 }
 

@@ -13,6 +13,7 @@ mod events;
 mod exceptions;
 mod guest;
 mod image;
+mod modes;
 mod paging;
 mod protected;
 mod trace;

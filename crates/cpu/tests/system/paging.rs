@@ -199,11 +199,31 @@ fn four_level_paging_protects_and_reports() {
     g.probe("NXE on again", &[], |a| a.wrmsr_value(0xc000_0080, 0xd01));
     g.in_lab_at("reserved bit 51", &["#PF(8) cr2=40007000 @"], "TCG leaves P out of reserved-bit faults");
     g.in_lab_at("a write to it", &["#PF(a) cr2=40007000 @"], "TCG leaves P out of reserved-bit faults");
-    g.in_lab_at("reserved from ring 3", &["#PF(c) cr2=40007000 @ cs=2b"], "TCG leaves P out of reserved-bit faults");
-    g.in_lab_at("bit 7 of a PML4 entry is reserved", &["#PF(8) cr2=8000000000 @"], "TCG leaves P out of reserved-bit faults");
-    g.in_lab_at("a misaligned 2 MiB page", &["#PF(8) cr2=40200000 @"], "TCG leaves P out of reserved-bit faults");
-    g.in_lab_at("a misaligned 1 GiB page", &["#PF(8) cr2=c0000000 @"], "TCG leaves P out of reserved-bit faults");
-    g.in_lab_at("with EFER.NXE off, bit 63 is reserved", &["#PF(8) cr2=40006000 @"], "TCG leaves P out of reserved-bit faults");
+    g.in_lab_at(
+        "reserved from ring 3",
+        &["#PF(c) cr2=40007000 @ cs=2b"],
+        "TCG leaves P out of reserved-bit faults",
+    );
+    g.in_lab_at(
+        "bit 7 of a PML4 entry is reserved",
+        &["#PF(8) cr2=8000000000 @"],
+        "TCG leaves P out of reserved-bit faults",
+    );
+    g.in_lab_at(
+        "a misaligned 2 MiB page",
+        &["#PF(8) cr2=40200000 @"],
+        "TCG leaves P out of reserved-bit faults",
+    );
+    g.in_lab_at(
+        "a misaligned 1 GiB page",
+        &["#PF(8) cr2=c0000000 @"],
+        "TCG leaves P out of reserved-bit faults",
+    );
+    g.in_lab_at(
+        "with EFER.NXE off, bit 63 is reserved",
+        &["#PF(8) cr2=40006000 @"],
+        "TCG leaves P out of reserved-bit faults",
+    );
     g.run();
 }
 

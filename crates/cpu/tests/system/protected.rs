@@ -15,7 +15,7 @@ fn selector_into(a: &mut Asm, into: AsmRegisterSegment, selector: u32) -> Done {
 fn segments_have_limits_and_types() {
     let mut g = Guest::protected("segments");
     g.put(LDT + 0x10, descriptor(DATA, 0xfff, 0x40f3));
-    g.put(LDT + 0x18, descriptor(0, 0xfff, 0x40f7));
+    g.put(LDT + 0x18, descriptor(0x42_0000, 0xfff, 0x40f7));
     g.put(LDT + 0x20, gate(0xb8, 0x11_0000, 0xec, 0));
     g.code(|a| {
         a.mov(eax, 0x48)?;
@@ -184,7 +184,7 @@ fn segments_have_limits_and_types() {
         let (mut to, mut back) = (a.create_label(), a.create_label());
         a.wrmsr_value(0x174, 8)?;
         a.wrmsr_value(0x175, 0x9_b000)?;
-        a.lea(eax, dword_ptr(to))?;
+        a.address(eax, to)?;
         a.mov(edx, 0)?;
         a.mov(ecx, 0x176)?;
         a.wrmsr()?;
@@ -196,7 +196,7 @@ fn segments_have_limits_and_types() {
         a.mov(eax, ss)?;
         a.show32(eax)?;
         a.show32(esp)?;
-        a.lea(edx, dword_ptr(back))?;
+        a.address(edx, back)?;
         a.mov(ecx, image::USER_STACK as u32)?;
         a.sysexit()?;
         a.here(&mut back)?;
@@ -211,7 +211,7 @@ fn call_gates_copy_parameters_and_switch_stacks() {
     let mut g = Guest::protected("call gates");
     let entry = 0x11_0000;
     let show = |a: &mut Asm, words: i32, pop: u32| {
-        for n in 0..words {
+        for n in 1..words {
             a.mov(eax, dword_ptr(esp + 4 * n))?;
             a.out(port::VALUE, eax)?;
         }
@@ -230,7 +230,7 @@ fn call_gates_copy_parameters_and_switch_stacks() {
     });
     g.probe(
         "two parameters from ring 3",
-        &["=100000", "=1b", "=2222", "=1111", "=6ffff8", "=23", "=8ffe8", "=700000", "int80 @ cs=1b"],
+        &["=1b", "=2222", "=1111", "=6ffff8", "=23", "=8ffe8", "=700000", "int80 @ cs=1b"],
         |a| {
             a.user32(0x3000)?;
             a.push(0x1111)?;
@@ -242,7 +242,7 @@ fn call_gates_copy_parameters_and_switch_stacks() {
             a.at("")
         },
     );
-    g.probe("no switch in ring 0: nothing is copied", &["=100000", "=8", "=9bff0", "=9c000"], |a| {
+    g.probe("no switch in ring 0: nothing is copied", &["=8", "=9bff0", "=9c000"], |a| {
         a.push(0x1111)?;
         a.push(0x2222)?;
         a.db(&[0x9a, 0, 0, 0, 0, 0x58, 0])?;
@@ -250,7 +250,7 @@ fn call_gates_copy_parameters_and_switch_stacks() {
     });
     for (name, bytes, expected) in [
         ("an absent gate", [0xc8u8, 0], "#NP(c8) @"),
-        ("a gate to data", [0xf0, 0], "#GP(f0) @"),
+        ("a gate to data", [0xf0, 0], "#GP(10) @"),
         ("ring 1 code from ring 0", [0xb8, 0], "#GP(b8) @"),
         ("null", [0, 0], "#GP(0) @"),
         ("absent code", [0x70, 0], "#NP(70) @"),
@@ -284,7 +284,7 @@ fn call_gates_copy_parameters_and_switch_stacks() {
         a.push((image::STACK - 0x3000) as i32)?;
         a.push(2)?;
         a.push(0xb9)?;
-        a.lea(eax, dword_ptr(there))?;
+        a.address(eax, there)?;
         a.push(eax)?;
         a.iretd()?;
         a.here(&mut there)?;
@@ -298,10 +298,11 @@ fn call_gates_copy_parameters_and_switch_stacks() {
         a.push(0x77)?;
         a.push(0x66)?;
         a.push(0x1b)?;
-        a.lea(eax, dword_ptr(there))?;
+        a.address(eax, there)?;
         a.push(eax)?;
         a.retf_1(8)?;
         a.here(&mut there)?;
+        selector_into(a, ds, 0x23)?;
         a.mov(dword_ptr(DATA), esp)?;
         a.int(0x80)?;
         a.at("")
@@ -473,7 +474,12 @@ fn virtual_8086_mode_is_real_mode_at_ring_3() {
             &["int80 at=e cs=6000", "=6000", "=4100"],
         ),
         // mov bx, 0xffff; mov ax, [bx]
-        ("a word across the segment's end", &[0xbb, 0xff, 0xff, 0x8b, 0x07], 0x3000, &["#GP(0) at=3 cs=6000"]),
+        (
+            "a word across the segment's end",
+            &[0xbb, 0xff, 0xff, 0x8b, 0x07],
+            0x3000,
+            &["#GP(0) at=3 cs=6000"],
+        ),
     ];
     for (n, (name, bytes, flags, expected)) in snippets.into_iter().enumerate() {
         let at = 0x6_1000 + 0x40 * n as u64;
@@ -483,7 +489,15 @@ fn virtual_8086_mode_is_real_mode_at_ring_3() {
         let lines: Vec<&'static str> = expected
             .iter()
             .map(|line| &*Box::leak(line.replace("cs=6000", &format!("cs={paragraph:x}")).into_boxed_str()))
-            .map(|line: &str| if line == "=6000" { &*Box::leak(format!("={paragraph:x}").into_boxed_str()) } else { line })
+            .map(
+                |line: &str| {
+                    if line == "=6000" {
+                        &*Box::leak(format!("={paragraph:x}").into_boxed_str())
+                    } else {
+                        line
+                    }
+                },
+            )
             .collect();
         g.probe(name, &lines, |a| {
             a.mov(esp, image::STACK as u32)?;
@@ -507,9 +521,11 @@ fn virtual_8086_mode_is_real_mode_at_ring_3() {
         }
     }
     g.write(0x6_0000, &[0xf4]);
-    g.probe("its segments are saved on ring 0's stack and nulled", &["#GP(0) at=0 cs=6000", "=4000", "=0"], |a| {
-        v86(a, 0, 0)
-    });
+    g.probe(
+        "its segments are saved on ring 0's stack and nulled",
+        &["#GP(0) at=0 cs=6000", "=4000", "=0"],
+        |a| v86(a, 0, 0),
+    );
     g.code(|a| {
         // Above the frame on the inner stack: ES, DS, FS, GS.
         a.movzx(eax, word_ptr(image::STACK0 - 4))?;

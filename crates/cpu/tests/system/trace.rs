@@ -28,6 +28,8 @@ pub(crate) mod port {
     pub(crate) const DONE: u32 = 0xe8;
     /// OUT: raise interrupt `value & 0xff`; bit 8 an NMI instead.
     pub(crate) const RAISE: u32 = 0xe9;
+    /// IN: where the probe ends.
+    pub(crate) const END: u32 = 0xeb;
     /// OUT: kick this vCPU.
     pub(crate) const KICK: u32 = 0xea;
 }
@@ -277,6 +279,7 @@ impl CpuBus for Board {
     fn port_read(&self, port: u16, _size: u8) -> u32 {
         match u32::from(port) {
             port::RESUME => self.state().resume as u32,
+            port::END => self.probes.get(self.state().probe).map_or(0, |probe| probe.recover as u32),
             _ => 0xa5a5_0000 | u32::from(port),
         }
     }

@@ -126,19 +126,23 @@ fn syscall_and_sysret_take_selectors_from_star_and_flags_from_r11() {
         a.mov(rsp, rbp)?;
         a.value(1)
     });
-    g.probe("SYSRET that sets TF traps at once", &["#DB dr6=4000 @a cs=2b", "#DB dr6=4000 @b cs=2b", "int80 @c cs=2b"], |a| {
-        let mut to = a.create_label();
-        a.lea(rcx, qword_ptr(to))?;
-        a.btc(rcx, 31)?;
-        a.mov(r11d, 0x102)?;
-        a.sysretq()?;
-        a.here(&mut to)?;
-        a.at("a")?;
-        a.nop()?;
-        a.at("b")?;
-        a.int(0x80)?;
-        a.at("c")
-    });
+    g.probe(
+        "SYSRET that sets TF traps at once",
+        &["#DB dr6=4000 @a cs=2b", "#DB dr6=4000 @b cs=2b", "int80 @c cs=2b"],
+        |a| {
+            let mut to = a.create_label();
+            a.lea(rcx, qword_ptr(to))?;
+            a.btc(rcx, 31)?;
+            a.mov(r11d, 0x102)?;
+            a.sysretq()?;
+            a.here(&mut to)?;
+            a.at("a")?;
+            a.nop()?;
+            a.at("b")?;
+            a.int(0x80)?;
+            a.at("c")
+        },
+    );
     g.probe("SYSENTER in long mode, on AMD", &["#UD @"], |a| {
         a.at("")?;
         a.sysenter()
