@@ -48,6 +48,7 @@ impl Trial {
         let sink = ConsoleSink::new();
         sink.set_free();
         let plan = Plan {
+            kvm: None,
             world: world.clone(),
             soft: Some(soft),
             memory: memory.clone(),
