@@ -61,7 +61,7 @@ pub(crate) fn decode(instruction: &Instruction, mode: Mode) -> Decoded {
     }
     memory(instruction, mode, &mut op);
     if let Some(fp) = fpu::decode(instruction) {
-        op.run = vector::run;
+        op.run = vector::pick(&fp);
         return Decoded { op, fp: Some(fp), ends: false };
     }
     match pick(instruction, mode, &mut op) {

@@ -5,8 +5,123 @@ use super::cpu::{Cpu, R};
 use super::flags;
 use super::fpu::{self, Effect, Env, FpFault, FpOp, MemUse};
 use super::mmu::Want;
-use super::op::Op;
+use super::op::{Op, Run};
 use viv_arch::x86::{cr0, cr4, gpr, rflags, vector};
+
+/// The fastest code that runs `fp`: the common moves and arithmetic have their own.
+pub(crate) fn pick(fp: &FpOp) -> Run {
+    let plain = !fp.uses_flags();
+    match fp.memory() {
+        None if plain => register,
+        Some(MemUse { bytes: 4, load: true, store: false, .. }) if plain => load_4,
+        Some(MemUse { bytes: 8, load: true, store: false, .. }) if plain => load_8,
+        Some(MemUse { bytes: 16, load: true, store: false, .. }) if plain => load_16,
+        Some(MemUse { bytes: 4, load: false, .. }) if fp.store_can_restart() => store_4,
+        Some(MemUse { bytes: 8, load: false, .. }) if fp.store_can_restart() => store_8,
+        Some(MemUse { bytes: 16, load: false, .. }) if fp.store_can_restart() => store_16,
+        _ => run,
+    }
+}
+
+/// The decoded form that `op.imm` points to, after its checks.
+#[inline(always)]
+fn checked<'a>(cpu: &mut Cpu, op: &Op) -> R<&'a FpOp> {
+    // SAFETY: the block that holds `op` owns the decoded form and lives while it runs.
+    let fp = unsafe { &*(op.imm as *const FpOp) };
+    match fp.check(cpu.cr0, cpu.cr4, &cpu.fpu) {
+        Ok(()) => Ok(fp),
+        Err(fault) => raise(cpu, fault),
+    }
+}
+
+/// Runs an instruction that has passed its checks and does not look at the status flags.
+#[inline(always)]
+fn execute_plain(cpu: &mut Cpu, fp: &FpOp) -> R<()> {
+    let Some(gprs) = cpu.regs.first_chunk_mut::<16>() else { return Ok(()) };
+    let mut env = Env {
+        fpu: &mut cpu.fpu,
+        gprs,
+        flags: &mut 0,
+        cr0: cpu.cr0,
+        cr4: cpu.cr4,
+        rip: cpu.start,
+        mem: &mut cpu.fpu_memory,
+    };
+    match fp.execute_checked(&mut env) {
+        Ok(_) => Ok(()),
+        Err(fault) => raise(cpu, fault),
+    }
+}
+
+fn register(cpu: &mut Cpu, op: &Op) -> R<()> {
+    let fp = checked(cpu, op)?;
+    execute_plain(cpu, fp)
+}
+
+fn load_4(cpu: &mut Cpu, op: &Op) -> R<()> {
+    let fp = checked(cpu, op)?;
+    let linear = op.linear(cpu, 4, Want::Read)?;
+    let value: u32 = cpu.load_checked(linear)?;
+    fpu::put_operand(&mut cpu.fpu_memory, value.into(), 0);
+    execute_plain(cpu, fp)
+}
+
+fn load_8(cpu: &mut Cpu, op: &Op) -> R<()> {
+    let fp = checked(cpu, op)?;
+    let linear = op.linear(cpu, 8, Want::Read)?;
+    let value: u64 = cpu.load_checked(linear)?;
+    fpu::put_operand(&mut cpu.fpu_memory, value, 0);
+    execute_plain(cpu, fp)
+}
+
+/// Sixteen bytes that the common code must see to: aligned as they must be, in one page, no alignment check.
+#[inline(always)]
+fn in_one_page(cpu: &Cpu, fp: &FpOp, linear: u64) -> bool {
+    let align = fp.memory().map_or(1, |memory| u64::from(memory.align));
+    linear & (align - 1) == 0 && linear & 0xfff <= 0xff0 && cpu.rflags & rflags::AC == 0
+}
+
+fn load_16(cpu: &mut Cpu, op: &Op) -> R<()> {
+    let fp = checked(cpu, op)?;
+    let linear = op.linear(cpu, 16, Want::Read)?;
+    if !in_one_page(cpu, fp, linear) {
+        return run(cpu, op);
+    }
+    let (low, high): (u64, u64) = (cpu.load(linear)?, cpu.load(linear + 8)?);
+    fpu::put_operand(&mut cpu.fpu_memory, low, high);
+    execute_plain(cpu, fp)
+}
+
+/// `N` bytes of the operand from `at`.
+#[inline(always)]
+fn stored<const N: usize>(cpu: &Cpu, at: usize) -> [u8; N] {
+    cpu.fpu_memory[at..].first_chunk().copied().unwrap_or([0; N])
+}
+
+fn store_4(cpu: &mut Cpu, op: &Op) -> R<()> {
+    let fp = checked(cpu, op)?;
+    let linear = op.linear(cpu, 4, Want::Write)?;
+    execute_plain(cpu, fp)?;
+    cpu.store_checked(linear, u32::from_le_bytes(stored(cpu, 0)))
+}
+
+fn store_8(cpu: &mut Cpu, op: &Op) -> R<()> {
+    let fp = checked(cpu, op)?;
+    let linear = op.linear(cpu, 8, Want::Write)?;
+    execute_plain(cpu, fp)?;
+    cpu.store_checked(linear, u64::from_le_bytes(stored(cpu, 0)))
+}
+
+fn store_16(cpu: &mut Cpu, op: &Op) -> R<()> {
+    let fp = checked(cpu, op)?;
+    let linear = op.linear(cpu, 16, Want::Write)?;
+    if !in_one_page(cpu, fp, linear) {
+        return run(cpu, op);
+    }
+    execute_plain(cpu, fp)?;
+    cpu.store(linear, u64::from_le_bytes(stored(cpu, 0)))?;
+    cpu.store(linear + 8, u64::from_le_bytes(stored(cpu, 8)))
+}
 
 /// Runs the instruction whose decoded form `op.imm` points to.
 pub(crate) fn run(cpu: &mut Cpu, op: &Op) -> R<()> {

@@ -200,18 +200,15 @@ macro_rules! from_mmx {
             }
             let source = source(op, env);
             let target = env.fpu.xmm(op.dst);
-            let value = under_mxcsr(env, |status| {
+            let value = under_mxcsr(env, || {
                 let mut value = target;
                 // SAFETY: one conversion on declared registers under a valid MXCSR with all exceptions
                 // masked; EMMS gives the x87 back empty, the caller puts the control bits back.
                 unsafe {
                     asm!(
                         "movq mm0, {s}",
-                        "ldmxcsr [{m}]",
                         concat!(stringify!($name), " {d}, mm0"),
-                        "stmxcsr [{m}]",
                         "emms",
-                        m = in(reg) status,
                         d = inout(xmm_reg) value,
                         s = in(reg) source,
                         out("mm0") _, out("st(0)") _,
@@ -235,17 +232,14 @@ macro_rules! to_mmx {
             // Also if the conversion then raises #XM.
             env.fpu.enter_mmx();
             let source = op.vector_source(env);
-            let value: u64 = under_mxcsr(env, |status| {
+            let value: u64 = under_mxcsr(env, || {
                 let value;
                 // SAFETY: as in `from_mmx`.
                 unsafe {
                     asm!(
-                        "ldmxcsr [{m}]",
                         concat!(stringify!($name), " mm0, {s}"),
-                        "stmxcsr [{m}]",
                         "movq {d}, mm0",
                         "emms",
-                        m = in(reg) status,
                         d = out(reg) value,
                         s = in(xmm_reg) source,
                         out("mm0") _, out("st(0)") _,

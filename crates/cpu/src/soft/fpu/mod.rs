@@ -30,7 +30,7 @@ pub use save::{SaveForm, xrstor, xsave};
 pub use state::{FpuState, MXCSR_MASK, MXCSR_RESET};
 pub use table::decode;
 
-use core::arch::x86_64::__m128i;
+use core::arch::x86_64::{__m128i, _mm_set_epi64x};
 
 /// Everything that an instruction may read or change.
 pub struct Env<'a> {
@@ -138,6 +138,8 @@ const ALIGN16: u8 = 8;
 const WIDE: u8 = 16;
 /// Decoded in 64-bit mode: sixteen XMM registers.
 const LONG: u8 = 32;
+/// Status flags are read or written.
+const FLAGS: u8 = 64;
 
 const CR0_MP: u64 = 1 << 1;
 const CR0_EM: u64 = 1 << 2;
@@ -162,6 +164,16 @@ impl FpOp {
     /// The unit that the instruction belongs to.
     pub fn unit(&self) -> Unit {
         self.unit
+    }
+
+    /// Whether the instruction reads or writes status flags: else `Env::flags` may be anything.
+    pub fn uses_flags(&self) -> bool {
+        self.bits & FLAGS != 0
+    }
+
+    /// Whether a store leaves all registers as they are, so that it may fault after [`FpOp::execute`].
+    pub fn store_can_restart(&self) -> bool {
+        matches!(self.unit, Unit::Sse | Unit::Plain) && self.bits & LOAD == 0
     }
 
     /// The checks that come before the memory operand is touched: is the unit there (#UD), does the
@@ -203,6 +215,12 @@ impl FpOp {
     #[inline]
     pub fn execute(&self, env: &mut Env<'_>) -> Result<Effect, FpFault> {
         self.check(env.cr0, env.cr4, env.fpu)?;
+        (self.run)(self, env)
+    }
+
+    /// Runs the instruction after [`FpOp::check`] has passed.
+    #[inline]
+    pub fn execute_checked(&self, env: &mut Env<'_>) -> Result<Effect, FpFault> {
         (self.run)(self, env)
     }
 
@@ -249,6 +267,13 @@ impl FpOp {
             env.gprs[usize::from(self.dst & 15)] = value;
         }
     }
+}
+
+/// Fills the memory operand with 16 bytes in one piece: the host forwards a store only to loads that it covers.
+#[inline]
+pub fn put_operand(mem: &mut [u8; 512], low: u64, high: u64) {
+    // SAFETY: SSE2 is part of x86-64.
+    state::store_vector(mem, unsafe { _mm_set_epi64x(high as i64, low as i64) });
 }
 
 /// The first 4 bytes of the memory operand.

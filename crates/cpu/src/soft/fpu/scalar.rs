@@ -12,20 +12,16 @@ macro_rules! from_integer {
             let target = env.fpu.xmm(op.dst);
             let source = op.general_source(env);
             let wide = op.bits & WIDE != 0;
-            let value = under_mxcsr(env, |status| {
+            let value = under_mxcsr(env, || {
                 let mut value = target;
                 // SAFETY: one conversion on declared registers under a valid MXCSR with all
                 // exceptions masked; the caller puts the host's control bits back.
                 unsafe {
                     if wide {
-                        asm!(
-                            "ldmxcsr [{m}]", concat!(stringify!($name), " {d}, {s}"), "stmxcsr [{m}]",
-                            m = in(reg) status, d = inout(xmm_reg) value, s = in(reg) source, options(nostack),
+                        asm!( concat!(stringify!($name), " {d}, {s}"), d = inout(xmm_reg) value, s = in(reg) source, options(nostack),
                         );
                     } else {
-                        asm!(
-                            "ldmxcsr [{m}]", concat!(stringify!($name), " {d}, {s:e}"), "stmxcsr [{m}]",
-                            m = in(reg) status, d = inout(xmm_reg) value, s = in(reg) source, options(nostack),
+                        asm!( concat!(stringify!($name), " {d}, {s:e}"), d = inout(xmm_reg) value, s = in(reg) source, options(nostack),
                         );
                     }
                 }
@@ -45,20 +41,16 @@ macro_rules! to_integer {
         pub(super) fn $name(op: &FpOp, env: &mut Env<'_>) -> Outcome {
             let source = op.vector_source(env);
             let wide = op.bits & WIDE != 0;
-            let value: u64 = under_mxcsr(env, |status| {
+            let value: u64 = under_mxcsr(env, || {
                 let value;
                 // SAFETY: one conversion on declared registers under a valid MXCSR with all
                 // exceptions masked; the caller puts the host's control bits back.
                 unsafe {
                     if wide {
-                        asm!(
-                            "ldmxcsr [{m}]", concat!(stringify!($name), " {d}, {s}"), "stmxcsr [{m}]",
-                            m = in(reg) status, d = out(reg) value, s = in(xmm_reg) source, options(nostack),
+                        asm!( concat!(stringify!($name), " {d}, {s}"), d = out(reg) value, s = in(xmm_reg) source, options(nostack),
                         );
                     } else {
-                        asm!(
-                            "ldmxcsr [{m}]", concat!(stringify!($name), " {d:e}, {s}"), "stmxcsr [{m}]",
-                            m = in(reg) status, d = out(reg) value, s = in(xmm_reg) source, options(nostack),
+                        asm!( concat!(stringify!($name), " {d:e}, {s}"), d = out(reg) value, s = in(xmm_reg) source, options(nostack),
                         );
                     }
                 }
@@ -78,18 +70,15 @@ macro_rules! compare {
         pub(super) fn $name(op: &FpOp, env: &mut Env<'_>) -> Outcome {
             let left = env.fpu.xmm(op.dst);
             let right = op.vector_source(env);
-            let flags: u64 = under_mxcsr(env, |status| {
+            let flags: u64 = under_mxcsr(env, || {
                 let flags;
                 // SAFETY: one comparison of declared registers under a valid MXCSR with all
                 // exceptions masked; the caller puts the host's control bits back.
                 unsafe {
                     asm!(
-                        "ldmxcsr [{m}]",
                         concat!(stringify!($name), " {a}, {b}"),
                         "pushfq",
                         "pop {f}",
-                        "stmxcsr [{m}]",
-                        m = in(reg) status,
                         a = in(xmm_reg) left,
                         b = in(xmm_reg) right,
                         f = out(reg) flags,

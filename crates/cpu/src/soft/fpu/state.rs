@@ -1,5 +1,6 @@
 //! The register file: an FXSAVE64 image.
 
+use core::arch::asm;
 use core::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_storeu_si128};
 
 /// The registers of the x87, MMX and SSE units as the 512-byte image that FXSAVE64 writes
@@ -141,6 +142,23 @@ impl FpuState {
     #[inline]
     pub fn set_mxcsr(&mut self, value: u32) {
         self.write(MXCSR, value.to_le_bytes());
+    }
+
+    /// Makes the guest's MXCSR the host's. The caller has seen that it masks all exceptions, and puts the
+    /// host's control bits back.
+    #[inline(always)]
+    pub(super) fn load_mxcsr(&self) {
+        // SAFETY: the image has it at this offset, and no reserved bit is ever set there.
+        unsafe {
+            asm!("ldmxcsr [{} + 24]", in(reg) self.0.as_ptr(), options(nostack, preserves_flags, readonly))
+        }
+    }
+
+    /// Takes the host's MXCSR with its new flags as the guest's.
+    #[inline(always)]
+    pub(super) fn store_mxcsr(&mut self) {
+        // SAFETY: writes the four bytes of the image's MXCSR.
+        unsafe { asm!("stmxcsr [{} + 24]", in(reg) self.0.as_mut_ptr(), options(nostack, preserves_flags)) }
     }
 
     /// XMM register `index` (0 to 15).

@@ -3,7 +3,7 @@
 //! Operand kinds, sizes and directions come from the decoder. The third column of an x87 row is the
 //! place of its encoding in the tables of [`super::x87`]; the tests check it against the decoder's.
 
-use super::{ALIGN16, FpOp, LOAD, LONG, MEM, Run, STORE, Unit, WIDE};
+use super::{ALIGN16, FLAGS, FpOp, LOAD, LONG, MEM, Run, STORE, Unit, WIDE};
 use super::{mmx, moves, save, scalar, strings, vector, x87};
 use iced_x86::{Code, CodeSize, Instruction, Mnemonic, OpKind};
 
@@ -579,6 +579,23 @@ pub fn decode(instruction: &Instruction) -> Option<FpOp> {
     }
     if instruction.code_size() == CodeSize::Code64 {
         op.bits |= LONG;
+    }
+    let flags = matches!(
+        instruction.mnemonic(),
+        Mnemonic::Comiss
+            | Mnemonic::Comisd
+            | Mnemonic::Ucomiss
+            | Mnemonic::Ucomisd
+            | Mnemonic::Ptest
+            | Mnemonic::Pcmpestri
+            | Mnemonic::Pcmpestri64
+            | Mnemonic::Pcmpestrm
+            | Mnemonic::Pcmpestrm64
+            | Mnemonic::Pcmpistri
+            | Mnemonic::Pcmpistrm
+    );
+    if x87 || flags {
+        op.bits |= FLAGS;
     }
     op.arg = arg;
     Some(op)

@@ -160,30 +160,43 @@ const BEFORE: u32 = 0x07;
 const UNDERFLOW: u32 = 0x10;
 const FLUSH_TO_ZERO: u32 = 0x8000;
 
-/// Runs `native` under the guest's MXCSR and reports what it raised. `native` takes an MXCSR value with
-/// all exceptions masked and gives back MXCSR afterwards; it must not have lasting effects, as it may run twice.
+/// Runs `native`, which consists of assembly only, under the guest's MXCSR and records what it raised. It
+/// must have no lasting effects: it may run twice.
 #[inline(always)]
-pub(super) fn under_mxcsr<T>(env: &mut Env<'_>, mut native: impl FnMut(&mut u32) -> T) -> Result<T, FpFault> {
+pub(super) fn under_mxcsr<T>(env: &mut Env<'_>, mut native: impl FnMut() -> T) -> Result<T, FpFault> {
     let guest = env.fpu.mxcsr();
-    let mut status = (guest | MASKS) & !FLAGS;
-    let value = native(&mut status);
-    let control_changed = guest & !FLAGS != MXCSR_RESET;
-    if control_changed {
-        restore_host_mxcsr();
+    if guest & MASKS != MASKS {
+        return under_unmasked(env, native);
     }
-    let mut raised = status & FLAGS;
+    env.fpu.load_mxcsr();
+    let value = native();
+    env.fpu.store_mxcsr();
+    // With default control bits the host's register may keep the guest's flags: Rust code does not look at them.
+    if guest & !FLAGS != MXCSR_RESET {
+        set_host_mxcsr(MXCSR_RESET);
+    }
+    Ok(value)
+}
+
+/// The same for a guest that wants exceptions: runs with all of them masked, and the flags tell whether one
+/// would have come.
+#[cold]
+#[inline(never)]
+fn under_unmasked<T>(env: &mut Env<'_>, mut native: impl FnMut() -> T) -> Result<T, FpFault> {
+    let guest = env.fpu.mxcsr();
+    set_host_mxcsr((guest | MASKS) & !FLAGS);
+    let value = native();
+    let mut raised = host_mxcsr() & FLAGS;
     let unmasked = !(guest >> 7) & FLAGS;
-    if unmasked != 0 {
-        if unmasked & UNDERFLOW != 0 {
-            // Unmasked, underflow means tiny, exact or not. Flushing shows every tiny result.
-            let mut status = (guest | MASKS | FLUSH_TO_ZERO) & !FLAGS;
-            native(&mut status);
-            restore_host_mxcsr();
-            raised |= status & UNDERFLOW;
-        }
-        if raised & unmasked & BEFORE != 0 {
-            raised &= BEFORE;
-        }
+    if unmasked & UNDERFLOW != 0 {
+        // Unmasked, underflow means tiny, exact or not. Flushing shows every tiny result.
+        set_host_mxcsr((guest | MASKS | FLUSH_TO_ZERO) & !FLAGS);
+        native();
+        raised |= host_mxcsr() & UNDERFLOW;
+    }
+    set_host_mxcsr(MXCSR_RESET);
+    if raised & unmasked & BEFORE != 0 {
+        raised &= BEFORE;
     }
     env.fpu.set_mxcsr(guest | raised);
     if raised & unmasked == 0 {
@@ -195,10 +208,19 @@ pub(super) fn under_mxcsr<T>(env: &mut Env<'_>, mut native: impl FnMut(&mut u32)
     }
 }
 
-/// Rust code expects the default rounding and masks; the flags do not matter to it.
-fn restore_host_mxcsr() {
-    // SAFETY: the value is the one that every thread starts with.
-    unsafe { asm!("ldmxcsr [{}]", in(reg) &MXCSR_RESET, options(nostack, readonly)) }
+#[inline(always)]
+fn host_mxcsr() -> u32 {
+    let mut value = 0u32;
+    // SAFETY: stores four bytes.
+    unsafe { asm!("stmxcsr [{}]", in(reg) &mut value, options(nostack, preserves_flags)) }
+    value
+}
+
+/// Rust code expects the default rounding and masks: whoever sets others puts them back.
+#[inline(always)]
+fn set_host_mxcsr(value: u32) {
+    // SAFETY: guests cannot set reserved bits, and callers mask all exceptions.
+    unsafe { asm!("ldmxcsr [{}]", in(reg) &value, options(nostack, preserves_flags)) }
 }
 
 /// `op xmm, xmm/m` that rounds or raises exceptions.
@@ -207,16 +229,13 @@ macro_rules! float {
         pub(super) fn $name(op: &FpOp, env: &mut Env<'_>) -> Outcome {
             let target = env.fpu.xmm(op.dst);
             let source = op.vector_source(env);
-            let value = under_mxcsr(env, |status| {
+            let value = under_mxcsr(env, || {
                 let mut value = target;
                 // SAFETY: one instruction on two declared vector registers under a valid MXCSR with
                 // all exceptions masked; the caller puts the host's control bits back.
                 unsafe {
                     asm!(
-                        "ldmxcsr [{m}]",
                         concat!(stringify!($name), " {d}, {s}"),
-                        "stmxcsr [{m}]",
-                        m = in(reg) status,
                         d = inout(xmm_reg) value,
                         s = in(xmm_reg) source,
                         options(nostack),
@@ -243,7 +262,7 @@ macro_rules! float_imm {
         pub(super) fn $name(op: &FpOp, env: &mut Env<'_>) -> Outcome {
             let target = env.fpu.xmm(op.dst);
             let source = op.vector_source(env);
-            let value = under_mxcsr(env, |status| {
+            let value = under_mxcsr(env, || {
                 let mut value = target;
                 // SAFETY: as in `packed_imm`, under a valid MXCSR with all exceptions masked; the
                 // caller puts the host's control bits back.
@@ -251,9 +270,7 @@ macro_rules! float_imm {
                     asm!(
                         "lea {t}, [rip + 3f]",
                         "lea {t}, [{t} + {i} * 8]",
-                        "ldmxcsr [{m}]",
                         "call {t}",
-                        "stmxcsr [{m}]",
                         "jmp 4f",
                         ".balign 16",
                         "3:",
@@ -267,7 +284,6 @@ macro_rules! float_imm {
                         "4:",
                         t = out(reg) _,
                         i = in(reg) u64::from(op.imm),
-                        m = in(reg) status,
                         inout("xmm0") value,
                         in("xmm1") source,
                     );
