@@ -46,10 +46,33 @@ pub(crate) struct Block {
 struct Jump {
     linear: u64,
     context: u32,
+    /// The code's page is global: the entry outlives a change of CR3.
+    global: bool,
+    /// [`Blocks::stamps`] when it was made.
+    stamp: u32,
     block: *const Block,
 }
 
-const NO_JUMP: Jump = Jump { linear: 0, context: u32::MAX, block: std::ptr::null() };
+const NO_JUMP: Jump = Jump { linear: 0, context: u32::MAX, global: false, stamp: 0, block: std::ptr::null() };
+
+/// Which entries of the jump cache a change of translations takes away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum JumpFlush {
+    #[default]
+    Nothing,
+    /// Those of pages that are not global.
+    Local,
+    /// Those of the page at this linear address.
+    Page(u64),
+    All,
+}
+
+impl JumpFlush {
+    /// This and then `other`.
+    pub(crate) fn and(self, other: JumpFlush) -> JumpFlush {
+        if self == JumpFlush::Nothing || self == other { other } else { JumpFlush::All }
+    }
+}
 
 /// Multiplies and folds: keys are page numbers and offsets that we made.
 #[derive(Default)]
@@ -79,6 +102,8 @@ pub(crate) struct Blocks {
     retired: Vec<Box<Block>>,
     /// Instructions in `map`.
     held: usize,
+    /// Entries of local and of global pages are valid with these stamps.
+    stamps: [u32; 2],
     pub(crate) decoded: u64,
 }
 
@@ -88,12 +113,39 @@ unsafe impl Send for Blocks {}
 impl Blocks {
     pub(crate) fn new() -> Blocks {
         let jumps = Box::new([NO_JUMP; JUMPS]);
-        Blocks { map: HashMap::default(), jumps, retired: Vec::new(), held: 0, decoded: 0 }
+        Blocks { map: HashMap::default(), jumps, retired: Vec::new(), held: 0, stamps: [0; 2], decoded: 0 }
     }
 
-    pub(crate) fn flush_jumps(&mut self) {
+    fn flush_jumps(&mut self) {
         self.jumps.fill(NO_JUMP);
         self.retired.clear();
+    }
+
+    fn forget(&mut self, what: JumpFlush) {
+        match what {
+            JumpFlush::Nothing => {}
+            JumpFlush::Local => {
+                self.stamps[0] = self.stamps[0].wrapping_add(1);
+                if self.stamps[0] == 0 {
+                    self.flush_jumps();
+                }
+            }
+            JumpFlush::Page(linear) => {
+                for jump in self.jumps.iter_mut() {
+                    if (jump.linear ^ linear) & !(PAGE_SIZE - 1) == 0 {
+                        *jump = NO_JUMP;
+                    }
+                }
+            }
+            JumpFlush::All => self.flush_jumps(),
+        }
+    }
+
+    /// Enters a block whose code was just fetched.
+    fn remember(&mut self, cpu: &Cpu, linear: u64, context: u32, block: *const Block) {
+        let global = cpu.fetch_is_global(linear);
+        let stamp = self.stamps[usize::from(global)];
+        self.jumps[Self::slot(linear)] = Jump { linear, context, global, stamp, block };
     }
 
     fn slot(linear: u64) -> usize {
@@ -102,16 +154,16 @@ impl Blocks {
 
     /// The block at RIP, decoded if need be. It stays valid until the next call.
     pub(crate) fn find(&mut self, cpu: &mut Cpu) -> R<*const Block> {
-        if cpu.flush_jumps {
-            cpu.flush_jumps = false;
-            self.flush_jumps();
+        if cpu.flush_jumps != JumpFlush::Nothing {
+            self.forget(std::mem::take(&mut cpu.flush_jumps));
         }
         let rip = cpu.rip();
         let context = context(cpu);
         // Code segments differ in their bases outside 64-bit mode.
         let linear = rip.wrapping_add(cpu.code_base);
         let jump = self.jumps[Self::slot(linear)];
-        if jump.linear == linear && jump.context == context {
+        let current = jump.stamp == self.stamps[usize::from(jump.global)];
+        if jump.linear == linear && jump.context == context && current {
             // SAFETY: the jump cache only names blocks in `map` or `retired`; both keep them until it is flushed.
             let block = unsafe { &*jump.block };
             if block.next.is_none() && cpu.shared.memory.code().version(block.page) == block.version {
@@ -141,7 +193,7 @@ impl Blocks {
             };
             if fits {
                 let block: *const Block = &**block;
-                self.jumps[Self::slot(at)] = Jump { linear: at, context, block };
+                self.remember(cpu, at, context, block);
                 return Ok(block);
             }
         }
@@ -161,7 +213,7 @@ impl Blocks {
         if self.retired.len() > 4096 {
             self.flush_jumps();
         }
-        self.jumps[Self::slot(at)] = Jump { linear: at, context, block: pointer };
+        self.remember(cpu, at, context, pointer);
         Ok(pointer)
     }
 }

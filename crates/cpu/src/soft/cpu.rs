@@ -130,8 +130,8 @@ pub(crate) struct Cpu {
     pub(crate) shared: Arc<Shared>,
     /// The bus of the present `run`.
     pub(crate) bus: Option<NonNull<dyn CpuBus>>,
-    /// Translations changed: the jump cache must be emptied.
-    pub(crate) flush_jumps: bool,
+    /// Translations changed: what the jump cache must forget.
+    pub(crate) flush_jumps: super::block::JumpFlush,
     pub(crate) instructions: u64,
 }
 

@@ -6,6 +6,7 @@
 //! MMIO, never writes into pages with decoded code, never pages under a data breakpoint.
 #![allow(unsafe_code)]
 
+use super::block::JumpFlush;
 use super::cpu::{Cpu, R};
 use super::native::Width;
 use viv_arch::x86::{cr0, cr4, efer, rflags, seg, vector};
@@ -88,6 +89,17 @@ impl Tlb {
                 }
             }
         }
+    }
+
+    fn has_large(&self, linear: u64) -> bool {
+        self.large[usize::from(linear >> 63 != 0)]
+    }
+
+    /// Whether an entry says that user code cannot execute the page, nor therefore anybody with SMEP: only sure for
+    /// the lower half, where user code lives.
+    fn not_executable(&self, linear: u64) -> bool {
+        let (page, entry) = (linear & PAGE_MASK, &self.entries[Tlb::USER][slot(linear)]);
+        linear >> 63 == 0 && (entry.read == page || entry.write == page) && entry.execute == NO
     }
 
     fn note_size(&mut self, mmu: usize, linear: u64, shift: u8) {
@@ -715,8 +727,35 @@ impl Cpu {
     /// Empties the TLBs after a change of the translation.
     pub(crate) fn flush_tlb(&mut self, globals_too: bool) {
         self.tlb.flush(globals_too);
-        self.flush_jumps = true;
+        self.forget_jumps(if globals_too { JumpFlush::All } else { JumpFlush::Local });
+    }
+
+    /// INVLPG: forgets one page.
+    pub(crate) fn flush_page(&mut self, linear: u64) {
+        // A page that is known not to be executable has no entry in the jump cache.
+        let jumps = if self.tlb.has_large(linear) || !self.long_mode() {
+            JumpFlush::All
+        } else if self.tlb.not_executable(linear) {
+            JumpFlush::Nothing
+        } else {
+            JumpFlush::Page(linear)
+        };
+        self.tlb.flush_page(linear);
+        self.forget_jumps(jumps);
+    }
+
+    fn forget_jumps(&mut self, what: JumpFlush) {
+        if what != JumpFlush::Nothing {
+            self.flush_jumps = self.flush_jumps.and(what);
+        }
         self.stop = true;
+    }
+
+    /// Whether the translation of the code at `linear`, just fetched, is global.
+    pub(crate) fn fetch_is_global(&self, linear: u64) -> bool {
+        let mmu = if self.cpl == 3 { Tlb::USER } else { self.mmu };
+        self.tlb.entries[mmu][slot(linear)].execute == linear & PAGE_MASK
+            && self.tlb.global[mmu][slot(linear)]
     }
 }
 

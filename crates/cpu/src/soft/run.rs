@@ -67,7 +67,7 @@ impl SoftCpu {
             index,
             shared,
             bus: None,
-            flush_jumps: true,
+            flush_jumps: super::block::JumpFlush::All,
             instructions: 0,
             pauses: 0,
         };

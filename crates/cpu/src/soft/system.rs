@@ -540,9 +540,7 @@ pub(crate) fn invlpg(cpu: &mut Cpu, op: &Op) -> R<()> {
     let offset = op.offset(cpu) & op.address_mask();
     let base =
         if cpu.code64() && op.seg < seg::FS as u8 { 0 } else { cpu.segs[(op.seg as usize).min(5)].base };
-    cpu.tlb.flush_page(base.wrapping_add(offset));
-    cpu.flush_jumps = true;
-    cpu.stop = true;
+    cpu.flush_page(base.wrapping_add(offset));
     Ok(())
 }
 
