@@ -156,10 +156,7 @@ pub(crate) fn pop_memory<T: Target, W: Width>(cpu: &mut Cpu, op: &Op) -> R<()> {
 
 pub(crate) fn pusha<W: Width>(cpu: &mut Cpu, _: &Op) -> R<()> {
     let old = cpu.rsp();
-    // All or nothing: the last word first (SDM vol. 2 PUSHA).
-    let lowest = old.wrapping_sub(8 * W::BYTES) & cpu.stack_mask();
-    let linear = cpu.stack_linear(lowest, W::BYTES, Want::Write)?;
-    cpu.probe_write(cpu.mmu, linear, W::BYTES)?;
+    // Word by word, as the bare CPU does: what was pushed before a fault stays written, but RSP goes back.
     for index in 0..8u8 {
         let value = if index == gpr::RSP as u8 { W::of(old) } else { cpu.reg(index) };
         if let Err(trap) = cpu.push::<W>(value) {
