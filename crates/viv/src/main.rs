@@ -10,6 +10,7 @@ mod progress;
 mod serial;
 mod session;
 mod size;
+mod streams;
 mod terminal;
 mod verbs;
 

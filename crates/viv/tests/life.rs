@@ -4,6 +4,7 @@ mod kit;
 use kit::{Home, LIMIT, Outcome, is_alive, kernel, signal, until};
 use rustix::process::Signal;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -127,6 +128,52 @@ fn vms_outlive_their_service_and_are_found_again() {
     signal(runner as u32, Signal::KILL);
     until("the VM's end", || home.inspect("a")["state"] == "failed");
     assert!(home.inspect("a")["end"]["message"].as_str().unwrap().contains("without a word"));
+}
+
+#[test]
+fn a_session_outlives_the_service() {
+    let home = Home::new("session");
+    let kernel = home.kernel();
+    let words = ["run", "--rm", "--name", "web", "--accel", "soft", "--kernel", &kernel];
+    let mut child = home
+        .command(&words)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = ready(&mut child);
+    signal(home.service().unwrap(), Signal::KILL);
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"on and on!").unwrap();
+    let mut echo = [0; 10];
+    out.read_exact(&mut echo).unwrap();
+    assert_eq!(&echo, b"on and on!");
+    stdin.write_all(b"q").unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(home.names(), [""; 0], "another service forgets it");
+}
+
+#[test]
+fn a_console_is_a_stream_of_the_api() {
+    let home = Home::new("upgrade");
+    let kernel = home.kernel();
+    home.viv(&["run", "-d", "--name", "web", "--accel", "soft", "--kernel", &kernel]).ok();
+    let mut stream = UnixStream::connect(home.dir.join("home/run/viv.sock")).unwrap();
+    let request = "POST /v1/vms/web/console HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\n\
+                   Upgrade: vivarium-stream\r\nContent-Length: 0\r\n\r\n";
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut stream = BufReader::new(stream);
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        assert_ne!(stream.read_line(&mut head).unwrap(), 0, "{head}");
+    }
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    stream.get_mut().write_all(b"abq").unwrap();
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "ready\nabq");
+    until("its end", || home.inspect("web")["end"]["reason"] == "power-off");
 }
 
 #[test]

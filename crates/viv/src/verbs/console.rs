@@ -1,7 +1,7 @@
 //! `viv console`: the serial console of a VM.
 use super::Context;
 use crate::serial::{self, Outcome};
-use crate::{output, terminal};
+use crate::{output, streams, terminal};
 use std::io::IsTerminal;
 use viv_api::client::Request;
 use viv_api::endpoint::Route;
@@ -14,7 +14,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
-    let stream = context.client.stream(Request::new(Route::VmConsole, &[&args.vm]))?;
+    let vm = context.client.json(Request::new(Route::VmGet, &[&args.vm]))?;
+    let stream = streams::console(&context.client, &vm)?;
     let on_terminal = std::io::stdin().is_terminal();
     if on_terminal {
         output::note(&format!("the console of {}; leave it with {}", args.vm, terminal::HOW_TO_LEAVE));

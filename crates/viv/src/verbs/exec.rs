@@ -2,7 +2,7 @@
 use super::Context;
 use crate::interrupt::Interrupt;
 use crate::session::{self, Outcome};
-use crate::{output, terminal};
+use crate::{output, streams, terminal};
 use std::io::IsTerminal;
 use viv_api::agent::Exec;
 use viv_api::client::Request;
@@ -96,9 +96,8 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
         _ => &args.argv,
     };
     let exec = args.command.to_exec(argv)?;
-    let names = [args.vm.as_str()];
-    let request = Request::new(Route::VmAgent, &names).query(format!("wait={AGENT_WAIT_S}"));
-    let stream = context.client.stream(request)?;
+    let vm = context.client.json(Request::new(Route::VmGet, &[&args.vm]))?;
+    let stream = streams::agent(&context.client, &vm, AGENT_WAIT_S)?;
     let interrupt = Interrupt::new(context.client.clone());
     match session::run(stream, &exec, &interrupt)? {
         Outcome::Exited(status) => Ok(status),

@@ -8,7 +8,7 @@ use super::exec::Command;
 use crate::interrupt::{Interrupt, Stage, end_vm};
 use crate::progress::Waiting;
 use crate::session::{self, Outcome};
-use crate::{ending, output, serial, size, terminal};
+use crate::{ending, output, serial, size, streams, terminal};
 use std::path::{Path, PathBuf};
 use viv_api::agent::Exec;
 use viv_api::client::Request;
@@ -172,9 +172,7 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
 
 fn attend_command(context: &Context, interrupt: &Interrupt, vm: &Vm, exec: &Exec) -> Result<u8, Fault> {
     let waiting = Waiting::new(format!("{} boots ({} CPU)", vm.name, vm.accel));
-    let names = [vm.id.as_str()];
-    let request = Request::new(Route::VmAgent, &names).query(format!("wait={AGENT_WAIT_S}"));
-    let stream = context.client.stream(request);
+    let stream = streams::agent(&context.client, vm, AGENT_WAIT_S);
     drop(waiting);
     let stream = match stream {
         Ok(stream) => stream,
@@ -229,7 +227,7 @@ fn attend_console(context: &Context, interrupt: &Interrupt, vm: &Vm) -> Result<u
     if terminal::is_interactive() {
         output::note(&format!("the console of {}; end it with {}", vm.name, terminal::HOW_TO_LEAVE));
     }
-    match context.client.stream(Request::new(Route::VmConsole, &[&vm.id])).map(serial::run) {
+    match streams::console(&context.client, vm).map(serial::run) {
         Ok(serial::Outcome::Left) => {
             end_vm(&context.client, &vm.id, false);
             output::note("left; the VM was stopped");

@@ -5,10 +5,13 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Once;
 use std::time::{Duration, Instant};
 
 /// Longest wait for anything: the tests may share two processors with much else.
 pub const LIMIT: Duration = Duration::from_secs(60);
+
+static WATCHDOG: Once = Once::new();
 
 /// A directory below which one test's service, VMs and files live.
 pub struct Home {
@@ -20,6 +23,14 @@ impl Home {
         let dir = std::env::temp_dir().join(format!("viv-{test}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&dir);
         fs::create_dir_all(&dir).unwrap();
+        // A test that waits for a guest's word may wait for ever.
+        WATCHDOG.call_once(|| {
+            std::thread::spawn(|| {
+                std::thread::sleep(5 * LIMIT);
+                eprintln!("the tests do not end");
+                std::process::exit(101);
+            });
+        });
         Home { dir }
     }
 
@@ -172,6 +183,8 @@ pub fn kernel(hello: &str) -> Vec<u8> {
     let mut code = vec![
         0x66, 0xba, 0xf9, 0x03, // mov dx, 0x3f9: interrupt enable
         0xb0, 0x01, 0xee, //       mov al, 1; out dx, al
+        0x66, 0xba, 0xfc, 0x03, // mov dx, 0x3fc: modem control
+        0xb0, 0x08, 0xee, //       mov al, OUT2; out dx, al
         0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8: data
         0x48, 0x8d, 0x35, 0, 0, 0, 0, // lea rsi, [rip + hello]
     ];
