@@ -322,8 +322,10 @@ impl VirtioDevice for Blk {
 
     fn notified(&mut self, queue: u16, rings: &mut Rings<'_>) {
         for _ in 0..BATCH_MAX {
-            if self.in_flight.len() > usize::from(QUEUE_SIZE) * usize::from(self.settings.queues.max(1)) {
-                // More requests than there are descriptors: the driver reused some that we still hold.
+            let most = usize::from(QUEUE_SIZE) * usize::from(self.settings.queues.max(1));
+            if self.in_flight.len() > most || self.orphans.len() > 4 * most {
+                // More requests than there are descriptors: the driver reused some that we still hold, or does not
+                // wait for the end of its resets, one after the other.
                 rings.fail();
                 return;
             }

@@ -210,3 +210,23 @@ fn an_answer_from_before_a_reset_is_forgotten() {
     blk.complete(&mut rings, tag, BlkOutcome::Ok);
     assert_eq!(again.queues[0].take_used(), None);
 }
+
+#[test]
+fn a_driver_that_resets_without_waiting_cannot_pile_up_requests() {
+    let mut driver = on_pci(disk(false));
+    let mut taken = 0;
+    loop {
+        for _ in 0..16 {
+            send(&mut driver, 0, header(reg::T_IN, 0), &[], 512);
+        }
+        taken += driver.transport.device().0.take_requests().len();
+        if driver.transport.status() & 64 != 0 {
+            break;
+        }
+        assert!(taken < 10_000, "no end");
+        driver.transport.set_status(0);
+        let memory = driver.memory.clone();
+        memory.fill(Gpa(0), 0x10000, 0).unwrap();
+        driver = MockDriver::new(driver.transport, memory, u64::MAX, 2, 64);
+    }
+}
