@@ -1,6 +1,7 @@
 //! One case: an instruction with random operands, and everything that it will find.
 
 use crate::forms::Form;
+use crate::operands::is_xsave;
 use crate::random::Random;
 use crate::window::{DATA, DATA_SIZE, Fx, START, State};
 use iced_x86::{
@@ -56,6 +57,9 @@ impl Case {
         builder.memory_noise();
         builder.operands(code)?;
         builder.implicit(code);
+        if is_xsave(code) && (builder.addressed_by(Register::RAX) || builder.addressed_by(Register::RDX)) {
+            return None;
+        }
         let mut encoder = Encoder::new(bits);
         encoder.encode(&builder.instruction, START).ok()?;
         let mut bytes = encoder.take_buffer();
@@ -271,6 +275,22 @@ impl Builder {
                 }
                 self.poke(address, &image);
             }
+            Mnemonic::Xrstor | Mnemonic::Xrstor64 => {
+                let mut area = [0; 576];
+                for place in (0..512).step_by(16) {
+                    area[place..place + 16].copy_from_slice(&self.random.vector());
+                }
+                area[..32].copy_from_slice(&self.before.fx.0[..32]);
+                if self.random.percent(5) {
+                    area[26] = 1;
+                }
+                area[512] = self.random.below(4) as u8;
+                if self.random.percent(10) {
+                    // Components that nobody has, a compacted size, reserved bytes.
+                    area[self.random.pick(&[518, 520, 526, 528, 535])] = 0x40;
+                }
+                self.poke(address, &area);
+            }
             Mnemonic::Ldmxcsr => {
                 let mask = if self.random.percent(80) { 0xffff } else { u32::MAX };
                 let value = self.random.word() as u32 & mask;
@@ -302,6 +322,11 @@ impl Builder {
             self.before.gprs[1] = if self.random.percent(90) { self.random.below(40) } else { 1 << 40 };
         }
         let mnemonic = code.mnemonic();
+        if is_xsave(code) {
+            // Our processor has the components 0 and 1, the host more.
+            self.before.gprs[0] = self.random.below(4) | self.random.word() << 32;
+            self.before.gprs[2] = self.random.word() << 32;
+        }
         if matches!(mnemonic, Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
             && self.instruction.op0_kind() == OpKind::Memory
             && self.instruction.op1_kind() == OpKind::Register

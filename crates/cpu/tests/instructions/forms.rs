@@ -28,7 +28,7 @@ pub(crate) enum Excluded {
     Kernel,
     /// Far transfers, and what changes or shows descriptor tables or segment registers: the host's differ from the guest's.
     Descriptors,
-    /// Its result depends on the machine: time, randomness, CPUID, extended state in use.
+    /// Its result depends on the machine: time, CPUID, XCR0.
     Machine,
     /// The makers differ: the 66 prefix on near branches (Intel ignores it, AMD truncates RIP), 0F 0D with a
     /// register (Intel: nothing, AMD: #UD).
@@ -73,23 +73,21 @@ pub(crate) fn excluded(form: Form) -> Option<Excluded> {
         Sgdt | Sidt | Sldt | Str | Smsw | Lar | Lsl | Verr | Verw | Lds | Les | Lfs | Lgs | Lss | Retf => {
             return Some(Excluded::Descriptors);
         }
-        Rdtsc | Rdtscp | Rdpmc | Cpuid | Xgetbv | Xsetbv | Monitor | Mwait | Xsave | Xsave64 | Xsaveopt
-        | Xsaveopt64 | Xrstor | Xrstor64 => return Some(Excluded::Machine),
+        Rdtsc | Rdtscp | Rdpmc | Cpuid | Xgetbv | Xsetbv | Monitor | Mwait => {
+            return Some(Excluded::Machine);
+        }
         _ => {}
     }
     let segment = |kind: &OpCodeOperandKind| {
         use OpCodeOperandKind::{cs, ds, es, fs, gs, seg_reg, ss};
         matches!(kind, es | cs | ss | ds | fs | gs | seg_reg)
     };
-    if name.contains("m1616")
-        || name.contains("m1632")
-        || name.contains("m1664")
-        || name.contains("ptr16")
-        || name.contains("Sreg")
-    {
+    let far = ["m1616", "m1632", "m1664", "ptr16"].iter().any(|part| name.contains(part));
+    if far && code.mnemonic() != Bound {
         return Some(Excluded::Descriptors);
     }
-    if info.op_kinds().iter().any(segment) && code.mnemonic() != Push {
+    let reads_segment = code.mnemonic() == Push || code.mnemonic() == Mov && !segment(&info.op0_kind());
+    if info.op_kinds().iter().any(segment) && !reads_segment {
         return Some(Excluded::Descriptors);
     }
     let short_branch =

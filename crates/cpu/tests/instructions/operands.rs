@@ -27,6 +27,19 @@ const GPR8: [Register; 20] = [
     Register::R15L,
 ];
 
+/// XSAVE, XSAVEOPT, XRSTOR.
+pub(crate) fn is_xsave(code: Code) -> bool {
+    matches!(
+        code.mnemonic(),
+        Mnemonic::Xsave
+            | Mnemonic::Xsave64
+            | Mnemonic::Xsaveopt
+            | Mnemonic::Xsaveopt64
+            | Mnemonic::Xrstor
+            | Mnemonic::Xrstor64
+    )
+}
+
 impl Builder {
     pub(crate) fn operands(&mut self, code: Code) -> Option<()> {
         let kinds = code.op_code().op_kinds();
@@ -64,6 +77,7 @@ impl Builder {
                 Kind::dx => Register::DX,
                 Kind::eax => Register::EAX,
                 Kind::rax => Register::RAX,
+                Kind::seg_reg => Register::ES + number % 6,
                 Kind::es => Register::ES,
                 Kind::cs => Register::CS,
                 Kind::ss => Register::SS,
@@ -217,7 +231,7 @@ impl Builder {
     /// A ModRM memory operand: draws the address first, then a form, then makes the registers fit.
     fn memory(&mut self, code: Code) {
         let size = self.instruction.memory_size();
-        self.size = size.size() as u64;
+        self.size = if is_xsave(code) { 576 } else { size.size() as u64 };
         let mut address = self.address(self.size.max(1));
         if matches!(
             code.mnemonic(),
@@ -225,6 +239,9 @@ impl Builder {
         ) && self.random.percent(80)
         {
             address &= !15;
+        }
+        if is_xsave(code) && self.random.percent(80) {
+            address &= !63;
         }
         self.fill(address, size);
         self.contents(code, address);
