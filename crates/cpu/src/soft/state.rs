@@ -11,6 +11,8 @@ pub(crate) fn save(cpu: &Cpu) -> CpuState {
     gprs.copy_from_slice(&cpu.regs[..16]);
     let mut xsave = vec![0; 576];
     xsave[..512].copy_from_slice(cpu.fpu.image());
+    // MXCSR_MASK is this processor's, not the host's (SDM vol. 1 §11.6.6).
+    xsave[28..32].copy_from_slice(&super::fpu::MXCSR_MASK.to_le_bytes());
     // The header: x87 and SSE are present.
     xsave[512] = 3;
     CpuState {

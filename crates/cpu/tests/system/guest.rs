@@ -390,6 +390,11 @@ pub(crate) fn drive(vcpu: &mut Box<dyn Vcpu>, board: &Arc<Board>, fresh: impl Fn
                     let mut next = fresh();
                     next.load(&state).expect("load");
                     let again = next.save().expect("save");
+                    let xsave: Vec<_> = (0..)
+                        .zip(state.xsave.iter().zip(&again.xsave))
+                        .filter(|(_, (a, b))| a != b)
+                        .collect();
+                    assert!(xsave.is_empty(), "bytes of the XSAVE area change by being loaded: {xsave:x?}");
                     assert_eq!(state, again, "a state changes by being loaded");
                     vcpu.load(&CpuState::default()).expect("load");
                 }

@@ -9,7 +9,7 @@
 use crate::trace::port;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use viv_arch::x86::{CpuState, Segment, TableRegister, seg};
+use viv_arch::x86::{CpuState, Segment, TableRegister};
 use viv_mem::{Gpa, GuestMemory};
 
 pub(crate) const GDT: u64 = 0x1000;
@@ -37,7 +37,6 @@ pub(crate) const RAM: u64 = 64 << 20;
 pub(crate) mod sel {
     pub(crate) const CODE: u16 = 0x08;
     pub(crate) const DATA: u16 = 0x10;
-    pub(crate) const USER_CODE32: u16 = 0x1b;
     pub(crate) const USER_DATA: u16 = 0x23;
     pub(crate) const USER_CODE: u16 = 0x2b;
     pub(crate) const CODE32: u16 = 0x30;
@@ -307,7 +306,7 @@ fn long_tables(memory: &GuestMemory) {
             7 => 3 | 1 << 51,
             _ => 3,
         };
-        put(memory, TEST_PT + 8 * n, TEST_RAM + n * 0x1000 | flags);
+        put(memory, TEST_PT + 8 * n, (TEST_RAM + n * 0x1000) | flags);
     }
     // The last page of the lower canonical half.
     put(memory, PML4 + 8 * 255, 0x27000 | 7);
@@ -401,7 +400,7 @@ pub(crate) fn protected(memory: &GuestMemory) -> CpuState {
 pub(crate) fn real(memory: &GuestMemory) -> CpuState {
     memory.write(Gpa(HANDLERS), &handlers16().expect("handlers")).expect("memory");
     for vector in 0..256u32 {
-        let entry = 0x1000 << 16 | vector * 16;
+        let entry = (0x1000 << 16) | (vector * 16);
         memory.write(Gpa(4 * u64::from(vector)), &entry.to_le_bytes()).expect("memory");
     }
     let data = segment(0, 0xffff, 0x93);
@@ -416,6 +415,3 @@ pub(crate) fn real(memory: &GuestMemory) -> CpuState {
 }
 
 pub(crate) const REAL_CODE: u64 = 0x7000;
-
-/// Segment index for tests that look at a saved state.
-pub(crate) const CS: usize = seg::CS;

@@ -6,8 +6,7 @@
 //!
 //! Start reading at [`exceptions`]; how to write a probe is in [`guest`].
 
-#![allow(dead_code)]
-
+mod code;
 mod debug;
 mod events;
 mod exceptions;
@@ -18,3 +17,4 @@ mod paging;
 mod protected;
 mod trace;
 mod transfers;
+mod units;

@@ -354,7 +354,7 @@ fn paging_of_32_bits_and_pae() {
     g.put(high + 8, 0x40_0087);
     for n in 0..8u64 {
         let flags = [3u64, 1, 7, 5, 0, 3 | 1 << 63, 3 | 1 << 62, 3][n as usize];
-        g.put(pages + 8 * n, 0x40_0000 + n * 0x1000 | flags);
+        g.put(pages + 8 * n, (0x40_0000 + n * 0x1000) | flags);
     }
     g.write(0x40_0000, &0x1111_1111u32.to_le_bytes());
     let load = |a: &mut Asm, at: u32| {

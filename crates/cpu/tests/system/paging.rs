@@ -385,7 +385,7 @@ fn smep_and_smap_keep_supervisors_out_of_user_pages() {
 #[test]
 fn translations_are_forgotten_when_asked() {
     let mut g = Guest::long("TLB");
-    let swap = |a: &mut Asm, n: u64, to: u64| set_entry(a, TEST_PT + 8 * n, TEST_RAM + to * PAGE | 3);
+    let swap = |a: &mut Asm, n: u64, to: u64| set_entry(a, TEST_PT + 8 * n, (TEST_RAM + to * PAGE) | 3);
     for n in 0..8u64 {
         g.put(TEST_RAM + (32 + n) * PAGE, 0x1000 + n);
         g.put(0x60_0000 + n * PAGE, 0x2000 + n);
@@ -465,7 +465,7 @@ fn translations_are_forgotten_when_asked() {
         a.invlpg(byte_ptr(rbx))
     });
     g.probe("ring 3 sees what was mapped for it meanwhile", &["=1234", "int80 @end cs=2b"], |a| {
-        set_entry(a, TEST_PT + 8 * 52, TEST_RAM + 52 * PAGE | 7)?;
+        set_entry(a, TEST_PT + 8 * 52, (TEST_RAM + 52 * PAGE) | 7)?;
         a.mov(dword_ptr(TEST_RAM + 52 * PAGE), 0x1234)?;
         a.mov(eax, dword_ptr(TEST_RAM + 52 * PAGE))?;
         a.show32(eax)?;

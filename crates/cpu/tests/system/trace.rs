@@ -55,7 +55,6 @@ pub(crate) struct Frame {
     pub(crate) ss: u64,
     pub(crate) cr2: u64,
     pub(crate) dr6: u64,
-    pub(crate) rax: u64,
     /// Its order among the probe's events, from 0.
     pub(crate) n: usize,
 }
@@ -180,19 +179,11 @@ impl Board {
     fn frame(&self, at: u64, bytes: u64) {
         let slot = |n: u64| self.word(at + n * bytes, bytes);
         let mut f = if bytes == 2 {
-            Frame {
-                rax: slot(0),
-                vector: slot(1),
-                rip: slot(2),
-                cs: slot(3),
-                flags: slot(4),
-                ..Frame::default()
-            }
+            Frame { vector: slot(1), rip: slot(2), cs: slot(3), flags: slot(4), ..Frame::default() }
         } else {
             Frame {
                 dr6: slot(0),
                 cr2: slot(1),
-                rax: slot(2),
                 vector: slot(3),
                 error: slot(4),
                 rip: slot(5),
