@@ -261,7 +261,7 @@ mod tests {
         // The time goes on meanwhile, and KVM says which state components are in use.
         saved.msrs.retain(|entry| entry.index != msr::TSC);
         state.msrs.retain(|entry| entry.index != msr::TSC);
-        saved.xsave[512..520].copy_from_slice(&state.xsave[512..520].to_vec());
+        saved.xsave[512..520].copy_from_slice(&state.xsave[512..520]);
         assert_eq!(saved, state);
     }
 
