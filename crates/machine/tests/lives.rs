@@ -1,5 +1,5 @@
-//! Whole machines with guests of a few instructions, on the software CPU: how they begin, what the user can do, and
-//! every way in which they end.
+//! Whole machines with guests of a few instructions: how they begin, what the user can do, and every way in which
+//! they end. They run on the software CPU, or on KVM where `VIV_TEST_ACCEL=kvm` says so (the lab does).
 use proptest::prelude::*;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -61,11 +61,15 @@ fn elf(code: &[u8]) -> Vec<u8> {
     elf
 }
 
+fn accel() -> Accel {
+    std::env::var("VIV_TEST_ACCEL").map_or(Accel::Soft, |name| name.parse().unwrap())
+}
+
 fn spec(kernel: &Scratch) -> MachineSpec {
     MachineSpec {
         cpus: 1,
         memory_mib: 32,
-        accel: Accel::Soft,
+        accel: accel(),
         kernel: kernel.0.clone(),
         initrd: None,
         append: String::new(),
@@ -122,7 +126,7 @@ fn what_a_guest_prints_before_it_switches_off_arrives_before_its_end() {
     let life = Life::start(&[print("hello\n"), POWER_OFF.to_vec()].concat());
     assert_eq!(life.end(), End::PowerOff);
     assert_eq!(life.output(), "hello\n");
-    assert_eq!(life.machine.accel(), Accel::Soft);
+    assert_eq!(life.machine.accel(), accel());
 }
 
 #[test]

@@ -63,10 +63,14 @@ const REPORTS: usize = 20;
 const LOOP_INSTRUCTIONS: u64 = 2;
 /// The guest is thrown out after this, and judged by how far it got.
 const TIME_MAX: Duration = Duration::from_millis(100);
+/// A guest that is slower than this part of the host is not tried again.
+const HOPELESS_PART: u64 = 1024;
+/// So many guests are tried before the verdict is bad.
+const ATTEMPTS: usize = 3;
 /// By a write to this port the guest reports.
 const DONE_PORT: u16 = 0x80;
 
-/// Finds out what KVM is worth here; takes about a tenth of a second at most.
+/// Finds out what KVM is worth here; takes a third of a second at most.
 pub fn probe_kvm() -> KvmReport {
     let report = |worth, sentence: String, fix: &str| KvmReport {
         worth,
@@ -109,9 +113,13 @@ pub fn probe_kvm() -> KvmReport {
     }
 }
 
+fn is_good(guest: u64, host: u64) -> bool {
+    guest >= host / WORTH_PART
+}
+
 /// The verdict on two rates, in instructions per second.
 fn judge(guest: u64, host: u64) -> KvmReport {
-    let good = guest >= host / WORTH_PART;
+    let good = is_good(guest, host);
     let millions = |rate: u64| {
         if rate < 10_000_000 {
             format!("{}.{}", rate / 1_000_000, rate / 100_000 % 10)
@@ -140,7 +148,15 @@ fn judge(guest: u64, host: u64) -> KvmReport {
 /// Rates of guest and host, instructions per second.
 fn measure(kvm: &Kvm) -> Result<(u64, u64), CpuError> {
     let host = (0..5).map(|_| host_rate(ITERATIONS)).max().unwrap_or(1);
-    Ok((guest_rate(kvm)?, host))
+    // The first guest since the host's start pays for much, and other programs may be in the way.
+    let mut best = 0;
+    for _ in 0..ATTEMPTS {
+        best = best.max(guest_rate(kvm)?);
+        if is_good(best, host) || best < host / HOPELESS_PART {
+            break;
+        }
+    }
+    Ok((best, host))
 }
 
 fn rate(iterations: u32, time: Duration) -> u64 {
