@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use viv_api::agent::{self, Request as AgentRequest};
 use viv_api::runner::{Ask, CONSOLE, CONSOLE_LOG, CONSOLE_LOG_OLD, VSOCK};
 use viv_api::socket;
-use viv_model::{Fault, Kind};
+use viv_model::{Fault, Kind, State};
 
 /// How long to wait between two attempts to reach an agent.
 const RETRY: Duration = Duration::from_millis(30);
@@ -77,6 +77,17 @@ pub(crate) async fn agent(name: &str, runner: &Runner, limit: Duration) -> Resul
     let deadline = Instant::now() + limit;
     if runner.process().is_none() {
         return Err(not_running(name, "has no agent"));
+    }
+    let asked = runner.clone();
+    if let Ok(Ok(status)) = tokio::task::spawn_blocking(move || asked.ask(&Ask::Status)).await
+        && status.state == State::Paused
+    {
+        let fix = format!("let it go on: viv resume {name}");
+        return Err(Fault::new(
+            Kind::Conflict,
+            format!("the agent of VM {name:?} cannot answer: it is paused"),
+            fix,
+        ));
     }
     loop {
         if let Ok(Ok(stream)) = tokio::time::timeout(ATTEMPT_LIMIT, attempt(runner)).await {

@@ -73,6 +73,7 @@ fn a_vm_in_the_background_obeys_every_verb() {
     assert_eq!(home.viv(&["pause", &by_id]).ok().out, "web\n");
     assert_eq!(home.inspect("web")["state"], "paused");
     home.viv(&["pause", "web"]).fails(4, &["it is paused"]);
+    home.viv(&["exec", "web", "ls"]).fails(4, &["it is paused", "viv resume web"]);
     home.viv(&["resume", "web"]).ok();
     home.viv(&["rm", "web"]).fails(4, &["cannot remove", "it is running", "viv stop web"]);
     home.viv(&["start", "web"]).fails(4, &["it is running"]);

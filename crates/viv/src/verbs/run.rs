@@ -9,6 +9,7 @@ use crate::interrupt::{Interrupt, Stage, end_vm};
 use crate::progress::Waiting;
 use crate::session::{self, Outcome};
 use crate::{ending, output, serial, size, streams, terminal};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use viv_api::agent::Exec;
 use viv_api::client::Request;
@@ -224,7 +225,7 @@ fn end_with(context: &Context, vm: &Vm, status: u8) {
 }
 
 fn attend_console(context: &Context, interrupt: &Interrupt, vm: &Vm) -> Result<u8, Fault> {
-    if terminal::is_interactive() {
+    if std::io::stdin().is_terminal() {
         output::note(&format!("the console of {}; end it with {}", vm.name, terminal::HOW_TO_LEAVE));
     }
     match streams::console(&context.client, vm).map(serial::run) {
