@@ -101,7 +101,7 @@ fn code_that_is_written_runs_as_written() {
     g.probe("PUSH over it", &["=b"], |a| {
         a.mov(rbx, TEST + 0xb000)?;
         a.mov(rdx, rsp)?;
-        a.mov(rax, 0xc3_0000_000b_b8u64)?;
+        a.mov(rax, 0xc300_0000_0bb8u64)?;
         a.lea(rsp, qword_ptr(rbx + 8))?;
         a.push(rax)?;
         a.mov(rsp, rdx)?;
@@ -127,8 +127,8 @@ const ROUNDS: u32 = 20_000;
 
 /// Runs the same code on two vCPUs, each with its own stack and RDI = its number, until both have ended.
 fn two(name: &str, code: impl Fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Vec<GuestMemory> {
-    let mut makers: Vec<(&str, fn(&GuestMemory, &Board, u32) -> Vec<Box<dyn Vcpu>>)> =
-        vec![("soft", guest::soft)];
+    type Maker = fn(&GuestMemory, &Board, u32) -> Vec<Box<dyn Vcpu>>;
+    let mut makers: Vec<(&str, Maker)> = vec![("soft", guest::soft)];
     if on_kvm() {
         makers.push(("KVM", guest::kvm));
     }
