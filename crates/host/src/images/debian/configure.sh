@@ -36,8 +36,10 @@ for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub
     fstrim.timer getty@tty1.service; do
     systemctl disable $unit || :
 done
-# The virtio console shows the same as the serial port: one login prompt is enough.
-systemctl mask serial-getty@hvc0.service
+# The virtio console shows the same as the serial port: one login prompt is enough. The others are for hardware and
+# for kernel work; whoever needs one unmasks it.
+systemctl mask serial-getty@hvc0.service sys-kernel-debug.mount sys-kernel-tracing.mount systemd-pstore.service \
+    modprobe@drm.service modprobe@efi_pstore.service modprobe@dm_mod.service modprobe@loop.service
 
 : > /etc/machine-id
 rm -f /usr/sbin/policy-rc.d /viv-configure /var/lib/dbus/machine-id /var/log/dpkg.log /var/log/bootstrap.log \

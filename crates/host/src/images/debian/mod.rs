@@ -24,7 +24,7 @@ use viv_api::image::Progress;
 use viv_model::{Accel, DiskSpec, End, Fault, Kind, MachineSpec};
 
 /// Raise it when what this folder makes changes: disks are then built again.
-pub(super) const REVISION: u32 = 2;
+pub(super) const REVISION: u32 = 3;
 /// What the image adds to the kernel's command line.
 pub(super) const APPEND: &str = "viv.root=/dev/vda rw";
 /// Least size of the disk, MiB: what the packages take, and room to work.
@@ -84,7 +84,7 @@ const MODULES: [&str; 29] = [
 const CONFIGURE: &str = include_str!("configure.sh");
 
 /// The settings of the image: path, mode, text.
-const FILES: [(&str, u32, &str); 10] = [
+const FILES: [(&str, u32, &str); 11] = [
     ("etc/hostname", 0o644, "debian\n"),
     ("etc/hosts", 0o644, "127.0.0.1 localhost\n127.0.1.1 debian\n::1 localhost ip6-localhost ip6-loopback\n"),
     (
@@ -101,6 +101,17 @@ const FILES: [(&str, u32, &str); 10] = [
         "etc/systemd/system/serial-getty@ttyS0.service.d/autologin.conf",
         0o644,
         "[Service]\nExecStart=\nExecStart=-/sbin/agetty --autologin root --noclear --keep-baud 115200,57600,38400,9600 %I $TERM\n",
+    ),
+    // Two devices of three that a kernel has are terminals that nobody uses and ACPI's names for what has others: to
+    // ask udev's rules about each would be a good part of the boot.
+    (
+        "etc/systemd/system/systemd-udev-trigger.service.d/viv.conf",
+        0o644,
+        "[Service]\nExecStart=\n\
+         ExecStart=-udevadm trigger --type=all --action=add --prioritized-subsystem=module,block,net,input \
+         --subsystem-nomatch=tty --subsystem-nomatch=vc --subsystem-nomatch=acpi --subsystem-nomatch=wakeup \
+         --subsystem-nomatch=workqueue --subsystem-nomatch=mem\n\
+         ExecStart=-udevadm trigger --action=add --subsystem-match=tty --sysname-match=ttyS0 --sysname-match=hvc0\n",
     ),
     (
         "etc/dpkg/dpkg.cfg.d/viv-slim",
