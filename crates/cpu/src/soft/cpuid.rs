@@ -30,6 +30,9 @@ pub(crate) fn leaf(cpu: &Cpu, leaf: u32, subleaf: u32) -> [u32; 4] {
     // SSE3 PCLMUL SSSE3 CX16 PCID SSE4.1 SSE4.2 x2APIC MOVBE POPCNT TSC-deadline AES XSAVE, hypervisor
     let ecx1 = bits(&[0, 1, 9, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 31])
         | if cpu.cr4 & cr4::OSXSAVE != 0 { 1 << 27 } else { 0 };
+    // The vector unit runs these on the host's own (see `fpu`).
+    let ecx1 = if is_x86_feature_detected!("pclmulqdq") { ecx1 } else { ecx1 & !(1 << 1) };
+    let ecx1 = if is_x86_feature_detected!("aes") { ecx1 } else { ecx1 & !(1 << 25) };
     match leaf {
         0 => [0xd, word(VENDOR, 0), word(VENDOR, 8), word(VENDOR, 4)],
         1 => [SIGNATURE, id << 24 | cpus.min(255) << 16 | 8 << 8, ecx1, edx1],

@@ -5,7 +5,7 @@
 
 use super::{ALIGN16, FLAGS, FpOp, LOAD, LONG, MEM, Run, STORE, Unit, WIDE};
 use super::{mmx, moves, save, scalar, strings, vector, x87};
-use iced_x86::{Code, CodeSize, Instruction, Mnemonic, OpKind};
+use iced_x86::{Code, CodeSize, CpuidFeature, Instruction, Mnemonic, OpKind};
 
 /// Unit, function and argument of an instruction; `None` if it is none of ours.
 #[rustfmt::skip]
@@ -525,6 +525,9 @@ pub fn codes() -> impl Iterator<Item = Code> {
 /// processor (level x86-64-v2 with AES and PCLMULQDQ).
 pub fn decode(instruction: &Instruction) -> Option<FpOp> {
     let (unit, run, mut arg) = row(instruction.code())?;
+    if !host_has(instruction.code()) {
+        return None;
+    }
     let x87 = matches!(unit, Unit::X87 | Unit::X87NoWait | Unit::Wait);
     let mut op = FpOp { run, arg, bytes: 0, bits: 0, unit, dst: 0, src: 0, imm: 0 };
     let mut registers = [0u8; 2];
@@ -599,6 +602,20 @@ pub fn decode(instruction: &Instruction) -> Option<FpOp> {
     }
     op.arg = arg;
     Some(op)
+}
+
+/// Whether the host can run the instruction. Level x86-64-v2 is what we ask of a host, but a guest must not
+/// be able to kill its process on an older one.
+fn host_has(code: Code) -> bool {
+    code.cpuid_features().iter().all(|feature| match feature {
+        CpuidFeature::SSE3 => is_x86_feature_detected!("sse3"),
+        CpuidFeature::SSSE3 => is_x86_feature_detected!("ssse3"),
+        CpuidFeature::SSE4_1 => is_x86_feature_detected!("sse4.1"),
+        CpuidFeature::SSE4_2 => is_x86_feature_detected!("sse4.2"),
+        CpuidFeature::AES => is_x86_feature_detected!("aes"),
+        CpuidFeature::PCLMULQDQ => is_x86_feature_detected!("pclmulqdq"),
+        _ => true,
+    })
 }
 
 /// Whether the memory operand is read, written or (masked stores) both.
