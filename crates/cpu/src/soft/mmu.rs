@@ -13,7 +13,7 @@ use viv_arch::x86::{cr0, cr4, efer, rflags, seg, vector};
 use viv_mem::{Gpa, PAGE_SIZE};
 
 const ENTRIES: usize = 1024;
-const PAGE_MASK: u64 = !(PAGE_SIZE - 1);
+pub(crate) const PAGE_MASK: u64 = !(PAGE_SIZE - 1);
 /// `Exception::address` of a #GP for a non-canonical address.
 pub(crate) const NOT_CANONICAL: u64 = 1;
 /// A tag that no address has.
@@ -612,57 +612,6 @@ impl Cpu {
             let _ = memory.store_u32(Gpa(address), marked);
         }
         Ok(Translation { executable: self.allowed(&translation, Want::Execute, user, mmu), ..translation })
-    }
-
-    // ---- data breakpoints (SDM vol. 3 §17.2) --------------------------------------------------------
-
-    /// Linear range and kind of breakpoint `n`, if DR7 enables it.
-    pub(crate) fn breakpoint(&self, n: usize) -> Option<(u64, u64, u64)> {
-        let dr7 = self.dr[5];
-        if dr7 >> (2 * n) & 3 == 0 {
-            return None;
-        }
-        let kind = dr7 >> (16 + 4 * n) & 3;
-        let len = [1, 2, 8, 4][(dr7 >> (18 + 4 * n) & 3) as usize];
-        Some((self.dr[n] & !(len - 1), len, kind))
-    }
-
-    fn watched(&self, linear: u64) -> bool {
-        self.dr[5] & 0xff != 0
-            && (0..4).any(|n| {
-                self.breakpoint(n).is_some_and(|(at, _, kind)| {
-                    kind != 0 && (at & PAGE_MASK).abs_diff(linear & PAGE_MASK) <= PAGE_SIZE
-                })
-            })
-    }
-
-    fn check_breakpoints(&mut self, linear: u64, len: u64, want: Want) {
-        for n in 0..4 {
-            let Some((at, size, kind)) = self.breakpoint(n) else { continue };
-            let matches = match kind {
-                1 => want == Want::Write,
-                3 => true,
-                _ => false,
-            };
-            if matches && linear < at.wrapping_add(size) && at < linear.wrapping_add(len) {
-                self.breakpoint_hits |= 1 << n;
-                self.stop = true;
-            }
-        }
-    }
-
-    /// Port breakpoints (CR4.DE and kind 2).
-    pub(crate) fn check_port_breakpoints(&mut self, port: u16, size: u64) {
-        if self.dr[5] & 0xff == 0 || self.cr4 & cr4::DE == 0 {
-            return;
-        }
-        for n in 0..4 {
-            let Some((at, len, 2)) = self.breakpoint(n) else { continue };
-            if u64::from(port) < at.saturating_add(len) && at < u64::from(port) + size {
-                self.breakpoint_hits |= 1 << n;
-                self.stop = true;
-            }
-        }
     }
 
     // ---- alignment and descriptors --------------------------------------------------------------------

@@ -15,6 +15,7 @@
 //! Start reading at [`SoftCpu::run`]. What is deliberately not as on hardware stands in `docs/software-cpu.md`.
 
 mod block;
+mod breakpoint;
 mod control;
 mod cpu;
 mod cpuid;
