@@ -2,6 +2,7 @@
 mod agent;
 mod bench;
 mod floors;
+mod fuzz;
 mod install;
 mod steps;
 mod tidy;
@@ -15,6 +16,7 @@ cargo xtask viv VERB …        build both, then any other verb of viv
 cargo xtask test              everything CI checks: format, lints, floors, tidy, unit and whole-product tests
 cargo xtask test --quick      the same without the whole-product tests
 cargo xtask nightly           the long forms: millions of instruction cases, every fuzz target
+cargo xtask fuzz [TARGET [N]] every fuzz target, or one with N executions: fuzz/README.md
 cargo xtask lab               real KVM inside a software-emulated machine: the same guests there
 cargo xtask bench [NAME …]    our software CPU beside Debian's QEMU, as ratios (NAME: boot, idle, or a load)
 cargo xtask agent             build the guest agent alone
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
         "viv" => steps::viv(&rest),
         "test" => steps::test(rest.iter().any(|arg| arg == "--quick")),
         "nightly" => steps::nightly(),
+        "fuzz" => fuzz::run(&rest),
         "lab" => steps::lab(),
         "bench" => bench::run(&rest),
         "agent" => agent::build(&target_dir()).map(|path| println!("{}", path.display())),

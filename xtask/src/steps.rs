@@ -1,5 +1,5 @@
 //! The chores that run cargo and our own binary.
-use crate::{agent, floors, install, root, target_dir, tidy};
+use crate::{agent, floors, fuzz, install, root, target_dir, tidy};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -76,7 +76,8 @@ pub(crate) fn nightly() -> Result<(), String> {
             "--exclude",
             "viv-e2e",
         ]),
-    )
+    )?;
+    fuzz::run(&[])
 }
 
 /// The same guests on real KVM, in the lab.
