@@ -24,8 +24,8 @@ fn bits(numbers: &[u32]) -> u32 {
 pub(crate) fn leaf(cpu: &Cpu, leaf: u32, subleaf: u32) -> [u32; 4] {
     let cpus = cpu.shared.cpus();
     let id = cpu.index;
-    // FPU VME DE PSE TSC MSR PAE MCE CX8 APIC SEP MTRR PGE MCA CMOV PAT PSE36 CLFSH MMX FXSR SSE SSE2
-    let edx1 = bits(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 19, 23, 24, 25, 26])
+    // FPU DE PSE TSC MSR PAE MCE CX8 APIC SEP MTRR PGE MCA CMOV PAT PSE36 CLFSH MMX FXSR SSE SSE2
+    let edx1 = bits(&[0, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 19, 23, 24, 25, 26])
         | if cpus > 1 { 1 << 28 } else { 0 };
     // SSE3 PCLMUL SSSE3 CX16 PCID SSE4.1 SSE4.2 x2APIC MOVBE POPCNT TSC-deadline AES XSAVE, hypervisor
     let ecx1 = bits(&[0, 1, 9, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 31])
@@ -61,7 +61,7 @@ pub(crate) fn leaf(cpu: &Cpu, leaf: u32, subleaf: u32) -> [u32; 4] {
         0x8000_0000 => [0x8000_0021, word(VENDOR, 0), word(VENDOR, 8), word(VENDOR, 4)],
         // LAHF CMP_LEGACY CR8_LEGACY; SYSCALL NX 1GB pages RDTSCP LM
         0x8000_0001 => {
-            let common = bits(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 15, 16, 17, 23, 24]);
+            let common = bits(&[0, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 15, 16, 17, 23, 24]);
             [SIGNATURE, 0, bits(&[0, 4]) | if cpus > 1 { 2 } else { 0 }, common | bits(&[11, 20, 26, 27, 29])]
         }
         0x8000_0002..=0x8000_0004 => {

@@ -131,9 +131,7 @@ impl Cpu {
     }
 
     pub(crate) fn set_cr4(&mut self, value: u64) -> R<()> {
-        let known = cr4::VME
-            | cr4::PVI
-            | cr4::TSD
+        let known = cr4::TSD
             | cr4::DE
             | cr4::PSE
             | cr4::PAE

@@ -796,8 +796,18 @@ impl Cpu {
     // ---- SYSCALL, SYSRET, SYSENTER, SYSEXIT --------------------------------------------------------------
 
     pub(crate) fn syscall(&mut self) -> R<()> {
-        if self.efer & efer::SCE == 0 || !self.long_mode() {
+        if self.efer & efer::SCE == 0 || self.real_like() {
             return self.ud();
+        }
+        if !self.long_mode() {
+            // Legacy mode (APM vol. 3 SYSCALL): EIP and CS are in STAR, flags are kept but for IF, VM and RF.
+            let selector = (self.msrs.star >> 32) as u16 & !3;
+            self.regs[gpr::RCX] = self.rip() & 0xffff_ffff;
+            self.rflags &= !(rflags::IF | rflags::VM | rflags::RF);
+            self.segs[seg::SS] = flat(selector.wrapping_add(8), 0, false);
+            self.enter_code(flat_code(selector, 0, false), 0, self.msrs.star & 0xffff_ffff);
+            self.trap_late();
+            return Ok(());
         }
         let target = if self.code64() { self.msrs.lstar } else { self.msrs.cstar };
         self.regs[gpr::RCX] = self.rip();
@@ -813,13 +823,20 @@ impl Cpu {
     }
 
     pub(crate) fn sysret(&mut self, bytes: u64) -> R<()> {
-        if self.efer & efer::SCE == 0 || !self.long_mode() {
+        if self.efer & efer::SCE == 0 || self.real_like() {
             return self.ud();
         }
         if self.cpl != 0 {
             return self.gp(0);
         }
         let base = (self.msrs.star >> 48) as u16;
+        if !self.long_mode() {
+            self.set_rflags(rflags::IF, rflags::IF);
+            self.segs[seg::SS] = flat(base.wrapping_add(8) | 3, 3, false);
+            self.enter_code(flat_code(base | 3, 3, false), 3, self.regs[gpr::RCX] & 0xffff_ffff);
+            self.trap_late();
+            return Ok(());
+        }
         let long = bytes == 8;
         let target = if long { self.regs[gpr::RCX] } else { self.regs[gpr::RCX] & 0xffff_ffff };
         if long && !self.canonical(target) && !super::host_is_amd() {

@@ -119,6 +119,7 @@ fn code_that_is_written_runs_as_written() {
         a.call(rbx)?;
         a.show32(eax)
     });
+    g.in_lab_at("the next instruction, in the same block", &["=11"], "TCG misses it in a guest of its SVM");
     g.run();
 }
 

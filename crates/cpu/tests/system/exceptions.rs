@@ -283,6 +283,7 @@ fn every_exception_has_its_vector_error_code_and_address() {
         &["#GP(302) @ cs=2b"],
         "TCG counts 16 bytes for an IDT entry in error codes",
     );
+    g.in_lab_at("an absent gate", &["#NP(222) @"], "TCG counts 16 bytes for an IDT entry in error codes");
     g.run();
 }
 

@@ -386,7 +386,13 @@ pub(crate) fn protected(memory: &GuestMemory) -> CpuState {
         rip: CODE,
         gprs: stack_only(STACK),
         segments: [data, segment(8, 0xffff_ffff, 0xc09b), data, data, data, data],
-        tr: Segment { selector: 0x28, base: TSS, limit: 0x67, rights: 0x8b },
+        // TCG, the lab's processor, takes no busy task state for its inner stack.
+        tr: Segment {
+            selector: 0x28,
+            base: TSS,
+            limit: 0x67,
+            rights: if crate::guest::on_kvm() { 0x89 } else { 0x8b },
+        },
         ldtr: Segment::default(),
         gdtr: TableRegister { base: GDT, limit: 0xff },
         idtr: TableRegister { base: IDT, limit: 0x7ff },

@@ -148,6 +148,9 @@ fn real_mode_has_paragraphs_and_a_vector_table() {
             a.db(bytes)
         });
     }
+    g.in_lab_at("a word across the segment's end", &[], "TCG has no segment limits");
+    g.in_lab_at("across the stack segment's end", &[], "TCG has no segment limits");
+    g.in_lab_at("a 32-bit address beyond 64 KiB", &[], "TCG has no segment limits");
     g.run();
 }
 
@@ -291,9 +294,12 @@ fn control_registers_refuse_what_makes_no_mode() {
     refuse(&mut g, "CR0: NW without CD", cr0, 0xa001_0033);
     refuse(&mut g, "CR0: a bit above 31", cr0, 0x1_8001_0033);
     refuse(&mut g, "CR0: paging off in 64-bit mode", cr0, 0x0001_0033);
+    g.not_in_lab("TCG stores it, and SVM refuses to run with it");
     refuse(&mut g, "CR3: above the physical address", cr3, 1 << 60);
     refuse(&mut g, "CR4: PAE off in long mode", cr4, 0x600);
     refuse(&mut g, "CR4: a reserved bit", cr4, 0x8000_0620);
+    g.not_in_lab("KVM has VME");
+    refuse(&mut g, "CR4.VME, which CPUID does not offer", cr4, 0x621);
     g.probe("EFER: a reserved bit", &["#GP(0) @"], |a| {
         a.mov(ecx, 0xc000_0080u32)?;
         a.mov(eax, 0xd03)?;
@@ -327,6 +333,7 @@ fn control_registers_refuse_what_makes_no_mode() {
         a.and(eax, 8)?;
         a.show32(eax)
     });
+    g.in_lab_at("CR0: a bit above 31", &[], "TCG does not check it");
     g.run();
 }
 
@@ -453,5 +460,16 @@ fn paging_of_32_bits_and_pae() {
         a.at("")?;
         a.mov(cr3, eax)
     });
+    g.in_lab_at(
+        "a 4 MiB page with reserved bit 21",
+        &["#PF(8) cr2=c00000 @"],
+        "TCG leaves P out of reserved-bit faults",
+    );
+    g.in_lab_at(
+        "PAE: bit 62 is reserved",
+        &["#PF(8) cr2=40006000 @"],
+        "TCG leaves P out of reserved-bit faults",
+    );
+    g.in_lab_at("PAE: CR3 checks the pointers", &[], "TCG checks them when it walks");
     g.run();
 }

@@ -143,16 +143,27 @@ fn syscall_and_sysret_take_selectors_from_star_and_flags_from_r11() {
             a.at("c")
         },
     );
+    g.not_in_lab("TCG knows no vendor, and KVM gives up");
     g.probe("SYSENTER in long mode, on AMD", &["#UD @"], |a| {
         a.at("")?;
         a.sysenter()
     });
-    g.in_lab(&["#GP(0) @"], "TCG knows no vendor: SYSENTER_CS is 0");
+    g.not_in_lab("TCG knows no vendor, and KVM gives up");
     g.probe("SYSEXIT in long mode, on AMD", &["#UD @"], |a| {
         a.at("")?;
         a.sysexit()
     });
-    g.in_lab(&["#GP(0) @"], "TCG knows no vendor: SYSENTER_CS is 0");
+    g.in_lab_at(
+        "SYSCALL from ring 3",
+        &["=8", "=10", "=202", "=0", "=1"],
+        "TCG's SYSCALL loses the status flags",
+    );
+    g.in_lab_at(
+        "SYSRET to 64 bits",
+        &["#GP(0) +23 cs=2b flags=264ed7 ss=23 sp=9c000"],
+        "TCG's SYSRET loads VM",
+    );
+    g.in_lab_at("LSTAR takes no non-canonical address", &[], "TCG does not check it");
     g.run();
 }
 
@@ -386,6 +397,7 @@ fn segment_loads_check_type_privilege_and_presence() {
             a.db(bytes)
         });
     }
+    g.in_lab_at("null with RPL 3 into SS", &[], "TCG does not check it");
     g.run();
 }
 
@@ -587,6 +599,11 @@ fn gates_far_returns_and_iret_change_privilege() {
             a.mov(dword_ptr(rsp - 0x7c), i32::from(sel::CODE32))?;
             a.db(&[0xff, 0x5c, 0x24, 0x80])
         },
+    );
+    g.in_lab_at(
+        "IRET to a non-canonical address",
+        &["#GP(0) at=800000000000"],
+        "TCG faults behind the jump, not on it",
     );
     g.run();
 }

@@ -111,6 +111,7 @@ fn floating_point_units_trap_as_cr0_and_cr4_say() {
         a.at("")?;
         a.fxrstor64(ptr(rbx))
     });
+    g.not_in_lab("TCG has no #AC");
     g.probe("#AC in ring 3 with AM and AC", &["#AC(0) @ cs=2b"], |a| {
         bits(a, cr0, 1 << 18, 0)?;
         a.user(0x4_0000)?;
@@ -118,6 +119,7 @@ fn floating_point_units_trap_as_cr0_and_cr4_say() {
         a.at("")?;
         a.mov(eax, dword_ptr(rbx))
     });
+    g.not_in_lab("TCG has no #AC");
     g.probe("#AC of an 8-byte access at 4", &["#AC(0) @ cs=2b"], |a| {
         a.user(0x4_0000)?;
         a.mov(rbx, TEST + 0x2004)?;
@@ -138,6 +140,16 @@ fn floating_point_units_trap_as_cr0_and_cr4_say() {
         a.mov(eax, dword_ptr(rbx))?;
         a.int(0x80)
     });
+    g.in_lab_at("MMX with CR0.EM", &[], "TCG does not check it");
+    g.in_lab_at(
+        "an x87 exception waits for the next x87 instruction: #MF",
+        &[],
+        "TCG looks for it in WAIT only",
+    );
+    g.in_lab_at("an unmasked SIMD exception: #XM", &[], "TCG has no #XM");
+    g.in_lab_at("without OSXMMEXCPT it is #UD", &[], "TCG has no #XM");
+    g.in_lab_at("reserved bits of MXCSR", &[], "TCG does not check it");
+    g.in_lab_at("FXRSTOR with a bad MXCSR", &[], "TCG does not check it");
     g.run();
 }
 
@@ -358,5 +370,7 @@ fn unknown_msrs_fault() {
         a.at("")?;
         a.rdpmc()
     });
+    g.in_lab_at("KERNEL_GS_BASE that is not canonical", &[], "TCG does not check it");
+    g.in_lab_at("TSC_AUX comes back by RDTSCP and RDPID", &["=1234", "#UD +18"], "KVM offers no RDPID there");
     g.run();
 }
