@@ -143,7 +143,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(refusals, 20);
+        assert_eq!(refusals, 22);
     }
 
     #[test]
