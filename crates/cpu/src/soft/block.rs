@@ -349,7 +349,8 @@ impl Cpu {
             self.regs[RIP] = start.wrapping_add(op.len.into());
             self.instructions += 1;
             if (op.run)(self, op).is_err() {
-                self.regs[RIP] = start;
+                // Not `start`: a task switch may have gone past its point of no return.
+                self.regs[RIP] = self.start;
                 self.stack_fault(op);
                 return Err(super::cpu::Trap);
             }

@@ -223,12 +223,12 @@ impl SoftCpu {
     fn careful_step(&mut self) -> Option<Exit> {
         let cpu = &mut self.cpu;
         let shadow = std::mem::take(&mut cpu.shadow);
-        cpu.stack_shadow = false;
+        let stack_shadow = std::mem::take(&mut cpu.stack_shadow);
         cpu.late_trap = false;
         cpu.loaded_rf = false;
         let trap = cpu.rflags & rflags::TF != 0;
         let resume = cpu.rflags & rflags::RF != 0;
-        if !resume && !shadow {
+        if !resume && !stack_shadow {
             let hits = code_breakpoints(cpu);
             if hits != 0 {
                 // The handler sets RF itself, or meets the breakpoint again (APM vol. 2 §13.1.3.1).
@@ -377,14 +377,16 @@ impl SoftCpu {
                 cpu.cr2 = current.address;
             }
             let (rip, rsp) = (cpu.rip(), cpu.rsp());
-            let (segs, flags) = (cpu.segs, cpu.rflags);
+            let (segs, flags, task) = (cpu.segs, cpu.rflags, cpu.tr.selector);
             if cpu.deliver(current.vector, current.error, Origin::Hardware).is_ok() {
                 return true;
             }
-            cpu.regs[RIP] = rip;
-            cpu.regs[viv_arch::x86::gpr::RSP] = rsp;
-            cpu.segs = segs;
-            cpu.rflags = flags;
+            if cpu.tr.selector == task {
+                cpu.regs[RIP] = rip;
+                cpu.regs[viv_arch::x86::gpr::RSP] = rsp;
+                cpu.segs = segs;
+                cpu.rflags = flags;
+            }
             cpu.update_mode();
             let second = cpu.fault;
             let second_class = self::class(second.vector);

@@ -1043,7 +1043,9 @@ impl Cpu {
         if nested {
             eflags |= rflags::NT;
         }
+        // From here on faults belong to the new task (SDM vol. 3 §7.3).
         self.regs[RIP] = eip.into();
+        self.start = eip.into();
         self.set_rflags(eflags, rflags_writable() | rflags::VM);
         self.dr[5] &= !0x155;
         if eflags & rflags::VM != 0 {
@@ -1054,7 +1056,11 @@ impl Cpu {
             self.update_mode();
             return self.load_ldtr(ldt);
         }
-        self.load_ldtr(ldt)?;
+        self.load_ldtr(ldt).inspect_err(|_| {
+            if matches!(self.fault.vector, vector::GP | vector::NP) {
+                self.fault.vector = vector::TS;
+            }
+        })?;
         let selector = selectors[seg::CS];
         let cpl = (selector & 3) as u8;
         let code = self.descriptor(selector, vector::TS)?;
@@ -1155,11 +1161,11 @@ pub(crate) fn int(cpu: &mut Cpu, op: &Op) -> R<()> {
     if op.dst == 2 && cpu.flags & super::flags::bit::OF == 0 {
         return Ok(());
     }
-    let (start, sp) = (cpu.start, cpu.rsp());
+    let (start, sp, task) = (cpu.start, cpu.rsp(), cpu.tr.selector);
     cpu.rflags &= !rflags::RF;
     let done = cpu.deliver(vector, None, Origin::Software);
     cpu.trap_late();
-    if done.is_err() {
+    if done.is_err() && cpu.tr.selector == task {
         cpu.regs[RIP] = start;
         cpu.regs[gpr::RSP] = sp;
     }

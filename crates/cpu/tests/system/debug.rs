@@ -320,6 +320,27 @@ fn breakpoints_hit_code_data_and_ports() {
         breakpoints(a, 0x400)
     });
     g.in_lab(&["#DB dr6=1 @ss"], "TCG holds nothing back");
+    for (name, expected, sti) in
+        [("MOV SS hides a code breakpoint", &[][..], false), ("STI does not", &["#DB dr6=1 @a"], true)]
+    {
+        g.probe_with(name, How { on: Some(resume_rf), ..How::default() }, expected, |a| {
+            let mut here = a.create_label();
+            a.lea(rax, qword_ptr(here))?;
+            a.mov(dr0, rax)?;
+            breakpoints(a, 0x402)?;
+            a.mov(ecx, ss)?;
+            if sti {
+                a.sti()?;
+            } else {
+                a.mov(ss, ecx)?;
+            }
+            a.here(&mut here)?;
+            a.at("a")?;
+            a.nop()?;
+            a.cli()?;
+            breakpoints(a, 0x400)
+        });
+    }
     g.probe("DR7.GD", &["#DB dr6=2000 @a"], |a| {
         breakpoints(a, 0x2400)?;
         a.at("a")?;

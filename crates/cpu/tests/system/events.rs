@@ -253,3 +253,91 @@ fn interrupts_wait_for_their_flag_and_priority() {
     g.in_lab_at("CR8 has four bits", &[], "TCG ignores the others");
     g.run();
 }
+
+#[test]
+fn ports_and_devices_answer_by_their_rules() {
+    let mut g = Guest::long("ports and devices");
+    // An I/O map for ports 0 to 0xff: 0x80 to 0x87 and the board's own are free, then comes the last byte.
+    g.state.tr.limit = 0x68 + 0x20;
+    for n in 0..0x21u64 {
+        let denied: u8 = if matches!(n, 0x10 | 0x1c | 0x1d) { 0 } else { 0xff };
+        g.write(image::TSS + 0x68 + n, &[denied]);
+    }
+    for (name, port, bytes, expected) in [
+        ("a free port", 0x80u32, 1, &["int80 @end cs=2b"][..]),
+        ("four free ports", 0x84, 4, &["int80 @end cs=2b"]),
+        ("a word across into a denied one", 0x87, 2, &["#GP(0) @ cs=2b"]),
+        ("a denied port", 0x90, 1, &["#GP(0) @ cs=2b"]),
+        ("a port behind the map", 0x110, 1, &["#GP(0) @ cs=2b"]),
+    ] {
+        g.probe(name, expected, |a| {
+            a.user(0)?;
+            a.mov(edx, port)?;
+            a.at("")?;
+            match bytes {
+                1 => a.in_(al, dx)?,
+                2 => a.in_(ax, dx)?,
+                _ => a.in_(eax, dx)?,
+            }
+            a.int(0x80)
+        });
+    }
+    g.probe("REP OUTSW", &["port 82=1111", "port 82=2222"], |a| {
+        a.mov(dword_ptr(image::TEST_RAM), 0x2222_1111)?;
+        a.mov(rsi, TEST)?;
+        a.mov(ecx, 2)?;
+        a.mov(edx, 0x82)?;
+        a.rep().outsw()
+    });
+    g.probe("REP INSW writes memory", &["=820082"], |a| {
+        a.mov(rdi, TEST)?;
+        a.mov(ecx, 2)?;
+        a.mov(edx, 0x82)?;
+        a.rep().insw()?;
+        a.mov(eax, dword_ptr(image::TEST_RAM))?;
+        a.show32(eax)
+    });
+    g.probe("INSB into a page that is not there reads no port", &["#PF(2) cr2=40004000 @"], |a| {
+        a.mov(rdi, TEST + 0x4000)?;
+        a.mov(edx, 0x82)?;
+        a.at("")?;
+        a.insb()
+    });
+    // 0xd0000000 is no RAM: a device page at test page 60.
+    g.put(image::TEST_PT + 8 * 60, 0xd000_0003);
+    let device = TEST + 60 * 0x1000;
+    g.probe(
+        "a device is read and written in the size of the access",
+        &["read4 d0000010", "=55667788", "write2 d0000012=88"],
+        |a| {
+            a.mov(rbx, device)?;
+            a.mov(eax, dword_ptr(rbx + 0x10))?;
+            a.show32(eax)?;
+            a.mov(ecx, 0x88)?;
+            a.mov(word_ptr(rbx + 0x12), cx)
+        },
+    );
+    g.probe("64 bits", &["read8 d0000018", "=1122334455667788"], |a| {
+        a.mov(rbx, device)?;
+        a.mov(rax, qword_ptr(rbx + 0x18))?;
+        a.show(rax)
+    });
+    g.probe("a read-modify-write reads and writes", &["read4 d0000020", "write4 d0000020=55667789"], |a| {
+        a.mov(rbx, device)?;
+        a.inc(dword_ptr(rbx + 0x20))
+    });
+    g.probe("MOVZX of a byte", &["read1 d0000001", "=88"], |a| {
+        a.mov(rbx, device)?;
+        a.movzx(eax, byte_ptr(rbx + 1))?;
+        a.show32(eax)
+    });
+    g.probe("REP MOVSD from a device", &["read4 d0000000", "read4 d0000004", "=55667788"], |a| {
+        a.mov(rsi, device)?;
+        a.mov(rdi, TEST)?;
+        a.mov(ecx, 2)?;
+        a.rep().movsd()?;
+        a.mov(eax, dword_ptr(image::TEST_RAM + 4))?;
+        a.show32(eax)
+    });
+    g.run();
+}

@@ -455,6 +455,79 @@ fn tasks_switch_by_jump_call_interrupt_and_iret() {
             a.db(&bytes)
         });
     }
+    // Faults after the switch belong to the new task.
+    g.blob(32, other + 0x100, |a| a.iretd());
+    for (n, (name, at, value, expected)) in [
+        ("a new task with a bad DS", 0x54, 0x1000u32, "#TS(1000) at=110100"),
+        ("a new task with ring 3 data in SS", 0x50, 0x23, "#TS(20) at=110100"),
+        ("a new task with a null SS", 0x50, 0, "#TS(0) at=110100"),
+        ("a new task with a bad LDT", 0x60, 0x10, "#TS(10) at=110100"),
+        ("a new task with absent data in DS", 0x54, 0x68, "#NP(68) at=110100"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let tss = 0x6000 + 0x100 * n as u64;
+        task(&g, tss, other + 0x100, 0x9_8000);
+        g.write(tss + at, &value.to_le_bytes());
+        g.put(GDT + 0x100 + 8 * n as u64, descriptor(tss, 0x67, 0x89));
+        g.probe(name, &[expected], |a| a.db(&[0xea, 0, 0, 0, 0, (n * 8) as u8, 1]));
+    }
+    g.state.gdtr.limit = 0x1ff;
+    task(&g, 0x6800, other + 0x200, 0x9_8000);
+    g.put(0x6800 + 0x60, (0x68 << 48) | (1 << 32));
+    g.put(GDT + 0x140, descriptor(0x6800, 0x67, 0x89));
+    g.blob(32, other + 0x200, |a| {
+        a.value(0x11)?;
+        a.db(&[0xea, 0, 0, 0, 0, 0x28, 0])
+    });
+    g.probe(
+        "the T flag of a task state: #DB before its first instruction",
+        &["#DB dr6=8000 at=110200", "=11", "=28"],
+        |a| {
+            // The tasks before left the main task's state free for a jump back.
+            a.mov(byte_ptr(GDT + 0x2d), 0x89u32 as i32)?;
+            a.mov(ecx, 0x28)?;
+            a.ltr(cx)?;
+            a.db(&[0xea, 0, 0, 0, 0, 0x40, 1])?;
+            a.str(eax)?;
+            a.show32(eax)
+        },
+    );
+    g.put(IDT + 8 * 0x71, gate(0x30, 0, 0xe5, 0));
+    g.blob(32, other + 0x300, |a| {
+        a.pop(eax)?;
+        a.out(port::VALUE, eax)?;
+        a.mov(eax, dword_ptr(TSS + 0x20))?;
+        a.sub(eax, dword_ptr(DATA))?;
+        a.out(port::VALUE, eax)?;
+        a.mov(eax, dword_ptr(DATA + 4))?;
+        a.mov(dword_ptr(TSS + 0x20), eax)?;
+        a.iretd()
+    });
+    task(&g, 0x6900, other + 0x300, 0x9_8000);
+    g.put(GDT + 0x148, descriptor(0x6900, 0x67, 0x89));
+    g.put(IDT + 8 * 12, gate(0x148, 0, 0x85, 0));
+    g.probe(
+        "a fault through a task gate: its error code on the new stack, its RIP in the old task state",
+        &["=68", "=0", "=5"],
+        |a| {
+            let (mut here, mut after) = (a.create_label(), a.create_label());
+            a.address(ebx, after)?;
+            a.mov(dword_ptr(DATA + 4), ebx)?;
+            a.call(here)?;
+            a.here(&mut here)?;
+            a.pop(ebx)?;
+            // The faulting MOV lies 16 bytes behind the POP.
+            a.add(ebx, 16)?;
+            a.mov(dword_ptr(DATA), ebx)?;
+            a.mov(eax, 0x68)?;
+            a.nop()?;
+            a.mov(ss, eax)?;
+            a.here(&mut after)?;
+            a.value(5)
+        },
+    );
     g.probe("IRET with NT and a link to a task that is not busy", &["#TS(30) @"], |a| {
         a.mov(word_ptr(TSS), 0x30)?;
         a.push(0x4002)?;
