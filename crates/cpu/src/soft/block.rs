@@ -11,6 +11,7 @@ use super::fpu::FpOp;
 use super::mmu::Place;
 use super::op::Op;
 use iced_x86::{Decoder, DecoderError, DecoderOptions};
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::Ordering;
@@ -22,7 +23,7 @@ const OPS_MAX: usize = 64;
 /// Longest instruction (SDM vol. 2 §2.3.11).
 const INSTRUCTION_MAX: usize = 15;
 /// Without BMI1 and ABM, TZCNT and LZCNT run as BSF and BSR; WBNOINVD as WBINVD.
-const OPTIONS: u32 =
+pub(crate) const OPTIONS: u32 =
     DecoderOptions::NO_MPFX_0FBC | DecoderOptions::NO_MPFX_0FBD | DecoderOptions::NO_WBNOINVD;
 const JUMPS: usize = 4096;
 /// Blocks kept before all are dropped and decoding starts afresh.
@@ -36,10 +37,19 @@ pub(crate) struct Block {
     /// Decoded vector instructions that `ops` point to: each in a box, so that it stays where it is.
     #[allow(clippy::vec_box)]
     _fp: Vec<Box<FpOp>>,
-    page: u32,
-    version: u32,
+    pub(crate) page: u32,
+    pub(crate) version: u32,
     /// The second page of an instruction across a page border, and its version.
-    next: Option<(u32, u32)>,
+    pub(crate) next: Option<(u32, u32)>,
+    /// How often it was run, for the translator.
+    pub(crate) heat: Cell<u32>,
+}
+
+impl Block {
+    /// Its first instruction.
+    pub(crate) fn first(&self) -> Option<&[Op]> {
+        self.ops.get(..1)
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -152,6 +162,12 @@ impl Blocks {
         (linear ^ linear >> 12) as usize % JUMPS
     }
 
+    /// Whether a block at this offset of a RAM page has been run in the present context.
+    pub(crate) fn knows(&self, page: u32, offset: u16, cpu: &Cpu) -> bool {
+        let ram = u64::from(page) * PAGE_SIZE + u64::from(offset);
+        self.map.contains_key(&(ram << 8 | u64::from(context(cpu) & 0xff)))
+    }
+
     /// The block at RIP, decoded if need be. It stays valid until the next call.
     pub(crate) fn find(&mut self, cpu: &mut Cpu) -> R<*const Block> {
         if cpu.flush_jumps != JumpFlush::Nothing {
@@ -258,7 +274,7 @@ fn build(cpu: &mut Cpu, linear: u64, rip: u64, host: *const u8, ram: u64) -> R<B
         // SAFETY: as above.
         unsafe { std::ptr::copy_nonoverlapping(host, again.as_mut_ptr(), used) };
         if again[..used] == bytes[..used] && memory.code().version(page) == version {
-            return Ok(Block { ops: ops.into(), _fp: fp, page, version, next: None });
+            return Ok(Block { ops: ops.into(), _fp: fp, page, version, next: None, heat: Cell::new(0) });
         }
     }
 }
@@ -294,7 +310,7 @@ fn build_across(cpu: &mut Cpu, linear: u64, rip: u64, head: &[u8], page: u32, ve
     if let Some(fp) = fp.first() {
         decoded.op.imm = std::ptr::from_ref::<FpOp>(fp) as u64;
     }
-    Ok(Block { ops: Box::new([decoded.op]), _fp: fp, page, version, next: Some((second, second_version)) })
+    Ok(Block { ops: Box::new([decoded.op]), _fp: fp, page, version, next: Some((second, second_version)), heat: Cell::new(0) })
 }
 
 type Run = (Vec<Op>, Vec<Box<FpOp>>, usize, bool);

@@ -67,12 +67,15 @@ pub(crate) struct Msrs {
     pub(crate) mcg_status: u64,
 }
 
-/// One software vCPU.
+/// One software vCPU. Translated code reaches the fields by their offsets; what it needs most stands first.
+#[repr(C)]
 pub(crate) struct Cpu {
     /// General registers, then RIP, then zero.
     pub(crate) regs: [u64; 18],
     /// Status flags.
     pub(crate) flags: Flags,
+    /// What translated code keeps here.
+    pub(crate) native: super::translate::Frame,
     /// Leave the current block after this instruction.
     pub(crate) stop: bool,
     /// An interrupt waits that IF or the interrupt shadow held back.
@@ -93,10 +96,9 @@ pub(crate) struct Cpu {
     pub(crate) rflags: u64,
     /// RIP of the instruction being executed.
     pub(crate) start: u64,
-    pub(crate) tlb: Box<Tlb>,
     pub(crate) segs: [Segment; 6],
     pub(crate) fault: Exception,
-    pub(crate) fpu: Box<FpuState>,
+    pub(crate) fpu: FpuState,
     pub(crate) fpu_memory: Box<[u8; 512]>,
     pub(crate) ldtr: Segment,
     pub(crate) tr: Segment,
@@ -133,6 +135,9 @@ pub(crate) struct Cpu {
     /// Translations changed: what the jump cache must forget.
     pub(crate) flush_jumps: super::block::JumpFlush,
     pub(crate) instructions: u64,
+    pub(crate) tlb: Tlb,
+    /// Translated code by linear address.
+    pub(crate) targets: super::translate::Targets,
 }
 
 impl Cpu {

@@ -12,7 +12,9 @@ use super::native::Width;
 use viv_arch::x86::{cr0, cr4, efer, rflags, seg, vector};
 use viv_mem::{Gpa, PAGE_SIZE};
 
-const ENTRIES: usize = 1024;
+pub(crate) const ENTRIES: usize = 1024;
+/// Local entries made between two flushes before one is made of our own accord.
+const LOCALS_MAX: usize = 16384;
 pub(crate) const PAGE_MASK: u64 = !(PAGE_SIZE - 1);
 /// `Exception::address` of a #GP for a non-canonical address.
 pub(crate) const NOT_CANONICAL: u64 = 1;
@@ -22,21 +24,28 @@ const NO: u64 = 1;
 /// Physical address bits that CPUID reports.
 pub(crate) const PHYSICAL_BITS: u32 = 46;
 
+/// What an entry of the software TLB maps. Translated code reads it.
 #[derive(Clone, Copy)]
+#[repr(C)]
 pub(crate) struct Entry {
-    read: u64,
-    write: u64,
-    execute: u64,
+    pub(crate) read: u64,
+    pub(crate) write: u64,
+    /// Host address of the page.
+    pub(crate) host: u64,
     /// Host address minus linear address.
-    addend: u64,
+    pub(crate) addend: u64,
 }
 
-const EMPTY: Entry = Entry { read: NO, write: NO, execute: NO, addend: 0 };
+const EMPTY: Entry = Entry { read: NO, write: NO, host: 0, addend: 0 };
 
 /// The software TLBs of one vCPU.
+#[repr(C)]
 pub(crate) struct Tlb {
-    entries: [[Entry; ENTRIES]; 3],
+    pub(crate) entries: [[Entry; ENTRIES]; 3],
+    execute: [[u64; ENTRIES]; 3],
     global: [[bool; ENTRIES]; 3],
+    /// Entries made since the last flush that are not global: (TLB, slot).
+    locals: Vec<(u8, u16)>,
     /// Binary logarithm of the page size behind each entry.
     shift: [[u8; ENTRIES]; 3],
     /// Whether a page larger than 4 KiB was entered in the lower and in the upper half of the address space.
@@ -51,41 +60,68 @@ impl Tlb {
     /// Supervisor accesses that may touch user pages (SMAP off, or EFLAGS.AC set).
     pub(crate) const SUPERVISOR_ANY: usize = 2;
 
-    pub(crate) fn new() -> Box<Tlb> {
-        Box::new(Tlb {
+    pub(crate) fn new() -> Tlb {
+        Tlb {
             entries: [[EMPTY; ENTRIES]; 3],
+            execute: [[NO; ENTRIES]; 3],
             global: [[false; ENTRIES]; 3],
+            locals: Vec::new(),
             shift: [[12; ENTRIES]; 3],
             large: [false; 2],
-        })
+        }
     }
 
     pub(crate) fn flush(&mut self, globals_too: bool) {
-        for (entries, global) in self.entries.iter_mut().zip(&self.global) {
-            for (entry, global) in entries.iter_mut().zip(global) {
-                if globals_too || !global {
-                    *entry = EMPTY;
-                }
+        if globals_too {
+            self.entries = [[EMPTY; ENTRIES]; 3];
+            self.execute = [[NO; ENTRIES]; 3];
+            self.large = [false; 2];
+            self.locals.clear();
+            return;
+        }
+        // A flush costs what was used since the last one, not what there is.
+        while let Some((mmu, slot)) = self.locals.pop() {
+            let (mmu, slot) = (usize::from(mmu), usize::from(slot));
+            if !self.global[mmu][slot] {
+                self.forget(mmu, slot);
             }
         }
-        if globals_too {
-            self.large = [false; 2];
+    }
+
+    fn forget(&mut self, mmu: usize, slot: usize) {
+        self.entries[mmu][slot] = EMPTY;
+        self.execute[mmu][slot] = NO;
+    }
+
+    fn enter(&mut self, mmu: usize, linear: u64, entry: Entry, execute: u64, global: bool) {
+        let slot = slot(linear);
+        self.entries[mmu][slot] = entry;
+        self.execute[mmu][slot] = execute;
+        self.global[mmu][slot] = global;
+        if !global {
+            if self.locals.len() >= LOCALS_MAX {
+                self.flush(false);
+                self.entries[mmu][slot] = entry;
+                self.execute[mmu][slot] = execute;
+            }
+            self.locals.push((mmu as u8, slot as u16));
         }
     }
 
     pub(crate) fn flush_page(&mut self, linear: u64) {
-        for entries in &mut self.entries {
-            entries[slot(linear)] = EMPTY;
+        for mmu in 0..self.entries.len() {
+            self.forget(mmu, slot(linear));
         }
         if !self.large[usize::from(linear >> 63 != 0)] {
             return;
         }
         // A large page has an entry for each 4 KiB of it that was used: INVLPG forgets all of them (SDM vol. 3 §4.10.4.1).
-        for (entries, shifts) in self.entries.iter_mut().zip(&self.shift) {
-            for (entry, shift) in entries.iter_mut().zip(shifts) {
-                let tag = [entry.read, entry.write, entry.execute].into_iter().find(|tag| *tag != NO);
-                if *shift > 12 && tag.is_some_and(|tag| (tag ^ linear) >> shift == 0) {
-                    *entry = EMPTY;
+        for mmu in 0..self.entries.len() {
+            for slot in 0..ENTRIES {
+                let (entry, shift) = (&self.entries[mmu][slot], self.shift[mmu][slot]);
+                let tag = [entry.read, entry.write, self.execute[mmu][slot]].into_iter().find(|tag| *tag != NO);
+                if shift > 12 && tag.is_some_and(|tag| (tag ^ linear) >> shift == 0) {
+                    self.forget(mmu, slot);
                 }
             }
         }
@@ -99,7 +135,9 @@ impl Tlb {
     /// the lower half, where user code lives.
     fn not_executable(&self, linear: u64) -> bool {
         let (page, entry) = (linear & PAGE_MASK, &self.entries[Tlb::USER][slot(linear)]);
-        linear >> 63 == 0 && (entry.read == page || entry.write == page) && entry.execute == NO
+        linear >> 63 == 0
+            && (entry.read == page || entry.write == page)
+            && self.execute[Tlb::USER][slot(linear)] == NO
     }
 
     fn note_size(&mut self, mmu: usize, linear: u64, shift: u8) {
@@ -375,18 +413,35 @@ impl Cpu {
         let tag = match want {
             Want::Read => hit.read,
             Want::Write => hit.write,
-            Want::Execute => hit.execute,
+            Want::Execute => self.tlb.execute[mmu][slot(linear)],
         };
         if tag == linear & PAGE_MASK {
             return Ok(Place::Ram(linear.wrapping_add(hit.addend) as *mut u8));
         }
+        self.enter_page(mmu, linear, want, len)
+    }
+
+    /// Brings the page of `linear` into the TLB, for translated code that missed it there. Whether an access of `len`
+    /// bytes can now go the fast way; if not, the interpreter finds out why.
+    pub(crate) fn fill(&mut self, linear: u64, want: Want, len: u64) -> bool {
+        let in_page = linear & 0xfff <= PAGE_SIZE - len;
+        if !in_page || self.enter_page(self.mmu, linear, want, 0).is_err() {
+            return false;
+        }
+        let entry = &self.tlb.entries[self.mmu][slot(linear)];
+        let tag = if want == Want::Write { entry.write } else { entry.read };
+        tag == linear & PAGE_MASK
+    }
+
+    /// Translates and fills the TLB. `len` is 0 where nothing is about to be written.
+    fn enter_page(&mut self, mmu: usize, linear: u64, want: Want, len: u64) -> R<Place> {
         let translation = self.translate(mmu, linear, want)?;
         let gpa = translation.gpa | linear & 0xfff;
         let Some((host, ram)) = self.shared.memory.locate(Gpa(gpa)) else { return Ok(Place::Device(gpa)) };
         let page = (ram / PAGE_SIZE) as u32;
         let shared = self.shared.clone();
         let code = shared.memory.code();
-        if want == Want::Write && code.touches(page, linear & 0xfff, len) {
+        if want == Want::Write && len != 0 && code.touches(page, linear & 0xfff, len) {
             code.invalidate(page);
             self.wrote_code = Some(page);
             self.stop = true;
@@ -403,11 +458,10 @@ impl Cpu {
         let entry = Entry {
             read: pick(data),
             write: pick(unseen),
-            execute: pick(translation.executable),
+            host: host as u64 & PAGE_MASK,
             addend: (host as u64 & PAGE_MASK).wrapping_sub(tag),
         };
-        self.tlb.entries[mmu][slot(linear)] = entry;
-        self.tlb.global[mmu][slot(linear)] = translation.global;
+        self.tlb.enter(mmu, linear, entry, pick(translation.executable), translation.global);
         self.tlb.note_size(mmu, linear, translation.shift);
         Ok(Place::Ram(host))
     }
@@ -695,6 +749,7 @@ impl Cpu {
 
     fn forget_jumps(&mut self, what: JumpFlush) {
         if what != JumpFlush::Nothing {
+            self.targets.forget(what);
             self.flush_jumps = self.flush_jumps.and(what);
         }
         self.stop = true;
@@ -703,8 +758,7 @@ impl Cpu {
     /// Whether the translation of the code at `linear`, just fetched, is global.
     pub(crate) fn fetch_is_global(&self, linear: u64) -> bool {
         let mmu = if self.cpl == 3 { Tlb::USER } else { self.mmu };
-        self.tlb.entries[mmu][slot(linear)].execute == linear & PAGE_MASK
-            && self.tlb.global[mmu][slot(linear)]
+        self.tlb.execute[mmu][slot(linear)] == linear & PAGE_MASK && self.tlb.global[mmu][slot(linear)]
     }
 }
 

@@ -31,11 +31,13 @@ mod run;
 mod state;
 mod system;
 mod transfer;
+mod translate;
 mod vector;
 
 pub use cpu::Exception;
 pub use decode::supports;
 pub use run::SoftCpu;
+pub use translate::TranslatorStats;
 
 use crate::{CpuBus, CpuEvent};
 use std::sync::Mutex;
@@ -89,6 +91,10 @@ impl Attention {
     /// An NMI that was masked can be taken.
     const NMI: u32 = 8;
 
+    /// The word that translated code looks at.
+    fn word(&self) -> *const AtomicU32 {
+        &raw const self.bits
+    }
     fn set(&self, bits: u32) {
         self.bits.fetch_or(bits, Ordering::SeqCst);
     }

@@ -2,10 +2,11 @@
 #![allow(unsafe_code)]
 
 use super::block::Blocks;
-use super::cpu::{Cpu, Exception, Mode, Msrs, RIP};
+use super::cpu::{Cpu, Exception, Mode, Msrs, R, RIP, Trap};
 use super::fpu::FpuState;
 use super::mmu::Tlb;
 use super::transfer::Origin;
+use super::translate::{CpuBox, Frame, Leave, Targets, Translator, TranslatorStats};
 use super::{Attention, Shared};
 use crate::{CpuBus, CpuError, CpuEvent, Exit, Kick, Vcpu};
 use std::ptr::NonNull;
@@ -15,8 +16,9 @@ use viv_arch::x86::{Activity, CpuState, Segment, TableRegister, rflags, seg, vec
 
 /// A virtual processor in software.
 pub struct SoftCpu {
-    pub(crate) cpu: Cpu,
+    pub(crate) cpu: CpuBox,
     blocks: Blocks,
+    translator: Option<Translator>,
 }
 
 // SAFETY: the bus pointer is only set inside `run`, which the borrow of the bus outlives; everything else is owned.
@@ -28,6 +30,7 @@ impl SoftCpu {
         let cpu = Cpu {
             regs: [0; 18],
             flags: 0,
+            native: Frame::new(shared.attention(index).word()),
             stop: false,
             interrupt_waits: false,
             shadow: false,
@@ -39,10 +42,9 @@ impl SoftCpu {
             mmu: Tlb::SUPERVISOR_ANY,
             rflags: rflags::FIXED,
             start: 0,
-            tlb: Tlb::new(),
             segs: [Segment::default(); 6],
             fault: Exception { vector: 0, error: None, address: 0 },
-            fpu: Box::new(FpuState::new()),
+            fpu: FpuState::new(),
             fpu_memory: Box::new([0; 512]),
             ldtr: Segment::default(),
             tr: Segment::default(),
@@ -70,8 +72,11 @@ impl SoftCpu {
             flush_jumps: super::block::JumpFlush::All,
             instructions: 0,
             pauses: 0,
+            tlb: Tlb::new(),
+            targets: Targets::new(),
         };
-        let mut soft = SoftCpu { cpu, blocks: Blocks::new() };
+        let mut soft =
+            SoftCpu { cpu: CpuBox::new(cpu), blocks: Blocks::new(), translator: Translator::new() };
         soft.reset();
         if index != 0 {
             soft.cpu.activity = Activity::WaitForSipi;
@@ -93,15 +98,46 @@ impl SoftCpu {
     /// processor against another one.
     pub fn step(&mut self, bus: &dyn CpuBus) -> Result<(), Exception> {
         self.enter(bus);
-        let cpu = &mut self.cpu;
+        let cpu = &mut *self.cpu;
         let done = self.blocks.find(cpu).and_then(|block| {
             // SAFETY: `find` keeps the block until it is called again.
             let block = unsafe { &*block };
-            cpu.execute(&block.ops[..1])
+            block.first().map_or(Ok(()), |ops| cpu.execute(ops))
         });
         self.finish_code_write();
         self.leave();
         done.map_err(|_| self.cpu.fault)
+    }
+
+    /// As [`SoftCpu::step`], by a translation of the instruction alone, if it can be translated.
+    pub fn step_translated(&mut self, bus: &dyn CpuBus) -> Result<(), Exception> {
+        let Some(translator) = &mut self.translator else { return self.step(bus) };
+        translator.for_single_steps();
+        self.enter(bus);
+        // Only attention from outside would make it leave early.
+        self.cpu.shared.attention(self.cpu.index).take();
+        let done = self.step_by_translation();
+        self.finish_code_write();
+        self.leave();
+        done.map_err(|_| self.cpu.fault)
+    }
+
+    fn step_by_translation(&mut self) -> R<()> {
+        let cpu = &mut *self.cpu;
+        let block = self.blocks.find(cpu)?;
+        // SAFETY: `find` keeps the block until it is called again.
+        let block = unsafe { &*block };
+        if let Some(translator) = &mut self.translator
+            && let Some(context) = cpu.context()
+            && let Some(code) = translator.for_block(cpu, &self.blocks, block, context)
+        {
+            match translator.enter(cpu, code) {
+                Leave::Interpret => {}
+                Leave::Fault => return Err(Trap),
+                _ => return Ok(()),
+            }
+        }
+        block.first().map_or(Ok(()), |ops| cpu.execute(ops))
     }
 
     fn enter(&mut self, bus: &dyn CpuBus) {
@@ -151,25 +187,118 @@ impl SoftCpu {
             {
                 return exit;
             }
-            let cpu = &mut self.cpu;
+            let cpu = &mut *self.cpu;
             if cpu.shadow || cpu.rflags & (rflags::TF | rflags::RF) != 0 || cpu.dr[5] & 0xff != 0 {
                 if let Some(exit) = self.careful_step() {
                     return exit;
                 }
                 continue;
             }
-            let done = match self.blocks.find(cpu) {
-                // SAFETY: `find` keeps the block until it is called again.
-                Ok(block) => cpu.execute(unsafe { &(*block).ops }),
-                Err(trap) => {
-                    cpu.start = cpu.rip();
-                    Err(trap)
-                }
+            let exit = match self.translation() {
+                Some(code) => self.run_translated(code),
+                None => self.run_block(),
             };
-            if let Some(exit) = self.after(done.is_err()) {
+            if let Some(exit) = exit {
                 return exit;
             }
         }
+    }
+
+    /// Translated code for RIP that is at hand.
+    #[inline(always)]
+    fn translation(&mut self) -> Option<u64> {
+        let context = self.cpu.context()?;
+        self.translator.as_mut()?.at_hand(&mut self.cpu, context)
+    }
+
+    /// One block by the interpreter; or, if it is hot, its translation.
+    fn run_block(&mut self) -> Option<Exit> {
+        let cpu = &mut *self.cpu;
+        let done = match self.blocks.find(cpu) {
+            Ok(block) => {
+                // SAFETY: `find` keeps the block until it is called again.
+                let block = unsafe { &*block };
+                if let Some(translator) = &mut self.translator
+                    && let Some(context) = cpu.context()
+                    && let Some(code) = translator.for_block(cpu, &self.blocks, block, context)
+                {
+                    return self.run_translated(code);
+                }
+                cpu.execute(&block.ops)
+            }
+            Err(trap) => {
+                cpu.start = cpu.rip();
+                Err(trap)
+            }
+        };
+        self.after(done.is_err())
+    }
+
+    fn run_translated(&mut self, code: u64) -> Option<Exit> {
+        let translator = self.translator.as_mut()?;
+        match translator.enter(&mut self.cpu, code) {
+            Leave::Dispatch => None,
+            Leave::Link => {
+                self.link();
+                None
+            }
+            Leave::Interpret => self.run_one(),
+            Leave::Fault => self.after(true),
+            Leave::Stop => self.after(false),
+            Leave::Stale => {
+                let (mmu, rip) = (self.cpu.mmu, self.cpu.rip());
+                self.cpu.targets.remove(mmu, rip);
+                None
+            }
+        }
+    }
+
+    /// One instruction by the interpreter.
+    fn run_one(&mut self) -> Option<Exit> {
+        let cpu = &mut *self.cpu;
+        let done = match self.blocks.find(cpu) {
+            // SAFETY: `find` keeps the block until it is called again.
+            Ok(block) => unsafe { &*block }.first().map_or(Ok(()), |ops| cpu.execute(ops)),
+            Err(trap) => {
+                cpu.start = cpu.rip();
+                Err(trap)
+            }
+        };
+        self.after(done.is_err())
+    }
+
+    /// Lets the jump that just left lead to the translation of its target, if there is one.
+    fn link(&mut self) {
+        let cpu = &mut *self.cpu;
+        let Some(context) = cpu.context() else { return };
+        let Some(translator) = &mut self.translator else { return };
+        let (site, generation) = (cpu.native.link, translator.generation);
+        let Ok(block) = self.blocks.find(cpu) else { return };
+        // SAFETY: `find` keeps the block until it is called again.
+        let block = unsafe { &*block };
+        if translator.for_block(cpu, &self.blocks, block, context).is_some() {
+            translator.link(cpu, block.version, context, block.page, site, generation);
+        }
+    }
+
+    /// Translates a block after so many runs by the interpreter; 0: at once. `None`: never, the interpreter does all.
+    pub fn translate_after(&mut self, runs: Option<u32>) {
+        match runs {
+            None => {
+                self.translator = None;
+                self.cpu.targets.flush();
+            }
+            Some(runs) => {
+                if let Some(translator) = &mut self.translator {
+                    translator.set_hot(runs);
+                }
+            }
+        }
+    }
+
+    /// What the translator did so far.
+    pub fn translator_stats(&self) -> Option<TranslatorStats> {
+        self.translator.as_ref().map(|translator| translator.stats)
     }
 
     /// What a block or a step left behind: faults, code writes, halts.
@@ -221,7 +350,7 @@ impl SoftCpu {
 
     /// One instruction with everything that may happen around it: interrupt shadow, RF, TF, code breakpoints.
     fn careful_step(&mut self) -> Option<Exit> {
-        let cpu = &mut self.cpu;
+        let cpu = &mut *self.cpu;
         let shadow = std::mem::take(&mut cpu.shadow);
         let stack_shadow = std::mem::take(&mut cpu.stack_shadow);
         cpu.late_trap = false;
@@ -290,7 +419,7 @@ impl SoftCpu {
             while let Some(event) = self.cpu.bus().take_event() {
                 self.event(event);
             }
-            let cpu = &mut self.cpu;
+            let cpu = &mut *self.cpu;
             if cpu.activity != Activity::WaitForSipi && !cpu.shadow && cpu.activity != Activity::Shutdown {
                 if cpu.rflags & rflags::IF == 0 {
                     cpu.interrupt_waits = cpu.bus().interrupt_pending();
@@ -372,7 +501,7 @@ impl SoftCpu {
     fn raise_as(&mut self, first: Exception, class: Class) -> bool {
         let (mut current, mut class) = (first, class);
         for _ in 0..DELIVERIES_MAX {
-            let cpu = &mut self.cpu;
+            let cpu = &mut *self.cpu;
             if current.vector == vector::PF && class != Class::Benign {
                 cpu.cr2 = current.address;
             }

@@ -1,10 +1,10 @@
 //! Three-way truth: every instruction form runs on the bare CPU (this process, ring 3) and on the software
 //! CPU, and both must agree bit for bit on registers, defined flags, vector and x87 state, memory and faults.
-//! (The third way, the translator, joins when it exists.)
+//! The software CPU runs each of them twice: interpreted and translated.
 //!
 //! ```text
 //!  forms (iced's tables ∩ our CPU level) ─► cases (seeded) ─┬─► native: int3, sigreturn, the instruction, int3 ─┬─► compare
-//!                                                          └─► soft: SoftCpu::step ───────────────────────────┘
+//!                                                          └─► soft: SoftCpu::step, step_translated ──────────┘
 //! ```
 //! `cargo test -p viv-cpu` runs 50,000 cases. Environment:
 //! `VIV_CASES=2000000` the nightly form; `VIV_SEED=n` another sequence; `VIV_CASE=0x…` only this case, as a failure
@@ -39,6 +39,19 @@ fn number(name: &str) -> Option<u64> {
 
 #[test]
 fn interpreter_agrees_with_the_bare_cpu() {
+    agree(soft::Soft::new(soft::Tier::Interpreter));
+}
+
+#[test]
+fn translator_agrees_with_the_bare_cpu() {
+    agree(soft::Soft::new(soft::Tier::Translator));
+}
+
+/// The bare CPU's traps belong to the whole process.
+static BARE_CPU: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+fn agree(mut soft: soft::Soft) {
+    let _alone = BARE_CPU.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let filter = variable("VIV_CODE").unwrap_or_default();
     let all = forms::covered();
     let chosen: Vec<usize> =
@@ -52,7 +65,6 @@ fn interpreter_agrees_with_the_bare_cpu() {
     let only = number("VIV_CASE");
 
     let mut native = native::Native::new();
-    let mut soft = soft::Soft::new();
     let mut failures: BTreeMap<String, (u64, String)> = BTreeMap::new();
     let started = std::time::Instant::now();
     let mut faults = 0u64;

@@ -3,7 +3,7 @@
 use crate::cases::Case;
 use crate::window::{CODE, DATA, DATA_SIZE, Fault, Fx, Outcome, START, State};
 use viv_arch::x86::{Activity, CpuState, Segment, cr0, cr4, efer, rflags, seg};
-use viv_cpu::soft::{Shared, SoftCpu};
+use viv_cpu::soft::{Exception, Shared, SoftCpu};
 use viv_cpu::{CpuBus, CpuEvent, Vcpu};
 use viv_mem::{Gpa, GuestMemory};
 
@@ -50,7 +50,15 @@ impl CpuBus for Nothing {
     }
 }
 
+/// What executes the instruction.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tier {
+    Interpreter,
+    Translator,
+}
+
 pub(crate) struct Soft {
+    tier: Tier,
     memory: GuestMemory,
     cpu: SoftCpu,
     /// Everything that is the same in each case.
@@ -69,7 +77,7 @@ const CODE64: Segment = Segment { selector: 0x33, base: 0, limit: u32::MAX, righ
 const CODE32: Segment = Segment { selector: 0x23, base: 0, limit: u32::MAX, rights: 0xc0fb };
 
 impl Soft {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(tier: Tier) -> Self {
         let memory = GuestMemory::new(&[(Gpa(0), 4 << 20)]).expect("4 MiB of guest memory");
         let entry = |table: u64, index: u64, value: u64| {
             memory.write(Gpa(table + 8 * index), &value.to_le_bytes()).expect("page tables are in RAM");
@@ -104,7 +112,14 @@ impl Soft {
         state.xsave[512] = 3;
         state.activity = Activity::Running;
         let cpu = SoftCpu::new(0, Shared::new(&memory, 1));
-        Self { memory, cpu, state }
+        Self { tier, memory, cpu, state }
+    }
+
+    fn step(&mut self) -> Result<(), Exception> {
+        match self.tier {
+            Tier::Interpreter => self.cpu.step(&Nothing),
+            Tier::Translator => self.cpu.step_translated(&Nothing),
+        }
     }
 
     pub(crate) fn run(&mut self, case: &Case) -> Outcome {
@@ -119,16 +134,16 @@ impl Soft {
         self.state.rflags = before.rflags;
         self.state.xsave[..512].copy_from_slice(&before.fx.0);
         self.cpu.load(&self.state).expect("a state that the software CPU takes");
-        let mut result = self.cpu.step(&Nothing);
+        let mut result = self.step();
         let mut after = self.cpu.save().expect("the software CPU can save");
         // Repeated string instructions stop now and then to look for interrupts.
         while result.is_ok() && after.rip == START {
-            result = self.cpu.step(&Nothing);
+            result = self.step();
             after = self.cpu.save().expect("the software CPU can save");
         }
         // A branch out of the page faults at its target.
         if result.is_ok() && after.rip >> 12 != CODE >> 12 {
-            result = self.cpu.step(&Nothing);
+            result = self.step();
             after = self.cpu.save().expect("the software CPU can save");
         }
         self.memory.write(Gpa(START), &vec![0xcc; length]).expect("the code page is in RAM");

@@ -1,0 +1,171 @@
+//! Where translated code finds things: host registers, and the fields of [`Cpu`] relative to RSP.
+
+use super::super::cpu::{Cpu, RIP};
+use super::super::mmu::{self, Tlb};
+use super::asm::{Mem, at, host};
+use super::targets::{Target, Targets};
+use std::any::Any;
+use std::mem::offset_of;
+use std::sync::atomic::AtomicU32;
+use viv_arch::x86::Segment;
+
+/// What translated code keeps in the `Cpu` beside the architectural state.
+#[repr(C)]
+pub(crate) struct Frame {
+    /// Linear address of the page whose code runs.
+    pub(crate) page: u64,
+    /// The word that says that somebody wants attention.
+    pub(crate) attention: *const AtomicU32,
+    /// The host's stack pointer outside.
+    pub(crate) host_rsp: u64,
+    /// Where the distance of the jump stands that left with `Leave::Link`.
+    pub(crate) link: u64,
+    /// Scratch of an indirect call: its target's code.
+    pub(crate) code: u64,
+    /// Scratch of an indirect call: its target, then the host address of the pushed word.
+    pub(crate) target: u64,
+    /// As `target`.
+    pub(crate) place: u64,
+    /// The host's MXCSR outside.
+    pub(crate) host_mxcsr: u32,
+    /// Whether XMM registers and MXCSR are in the host's registers.
+    pub(crate) vectors: u32,
+    /// A panic on its way out of a callback.
+    pub(crate) panic: Option<Box<dyn Any + Send>>,
+}
+
+impl Frame {
+    pub(crate) fn new(attention: *const AtomicU32) -> Frame {
+        Frame {
+            page: 0,
+            attention,
+            host_rsp: 0,
+            link: 0,
+            code: 0,
+            target: 0,
+            place: 0,
+            host_mxcsr: 0x1f80,
+            vectors: 0,
+            panic: None,
+        }
+    }
+}
+
+/// The flag word while it is saved, and AX in byte, word and implicit-register instructions.
+pub(super) const FLAGS: u8 = host::RAX;
+/// Scratch.
+pub(super) const T0: u8 = host::R14;
+/// Scratch.
+pub(super) const T1: u8 = host::R15;
+/// The `Cpu`.
+pub(super) const CPU: u8 = host::RSP;
+
+/// Host registers of the guest's, by guest number; `None`: in [`Cpu::regs`].
+pub(super) const HOMES: [Option<u8>; 16] = [
+    Some(host::R10), // RAX: the host's is the flag word
+    Some(host::RCX),
+    Some(host::RDX),
+    Some(host::RBX),
+    Some(host::R11), // RSP: the host's is the `Cpu`
+    Some(host::RBP),
+    Some(host::RSI),
+    Some(host::RDI),
+    Some(host::R8),
+    Some(host::R9),
+    None, // R10
+    None, // R11
+    Some(host::R12),
+    Some(host::R13),
+    None, // R14
+    None, // R15
+];
+
+fn field(offset: usize) -> Mem {
+    at(CPU, offset as i32)
+}
+
+/// Guest register `number` in memory.
+pub(super) fn reg(number: usize) -> Mem {
+    field(offset_of!(Cpu, regs) + 8 * number)
+}
+pub(super) fn rip() -> Mem {
+    reg(RIP)
+}
+pub(super) fn flags() -> Mem {
+    field(offset_of!(Cpu, flags))
+}
+pub(super) fn instructions() -> Mem {
+    field(offset_of!(Cpu, instructions))
+}
+pub(super) fn rflags() -> Mem {
+    field(offset_of!(Cpu, rflags))
+}
+pub(super) fn page() -> Mem {
+    field(offset_of!(Cpu, native) + offset_of!(Frame, page))
+}
+pub(super) fn attention() -> Mem {
+    field(offset_of!(Cpu, native) + offset_of!(Frame, attention))
+}
+pub(super) fn host_rsp() -> Mem {
+    field(offset_of!(Cpu, native) + offset_of!(Frame, host_rsp))
+}
+pub(super) fn link() -> Mem {
+    field(offset_of!(Cpu, native) + offset_of!(Frame, link))
+}
+pub(super) fn code() -> Mem {
+    field(offset_of!(Cpu, native) + offset_of!(Frame, code))
+}
+pub(super) fn target() -> Mem {
+    field(offset_of!(Cpu, native) + offset_of!(Frame, target))
+}
+pub(super) fn place() -> Mem {
+    field(offset_of!(Cpu, native) + offset_of!(Frame, place))
+}
+pub(super) fn host_mxcsr() -> Mem {
+    field(offset_of!(Cpu, native) + offset_of!(Frame, host_mxcsr))
+}
+pub(super) fn vectors() -> Mem {
+    field(offset_of!(Cpu, native) + offset_of!(Frame, vectors))
+}
+/// XMM register `number` in the FXSAVE image.
+pub(super) fn xmm(number: usize) -> Mem {
+    field(offset_of!(Cpu, fpu) + 160 + 16 * number)
+}
+pub(super) fn mxcsr() -> Mem {
+    field(offset_of!(Cpu, fpu) + 24)
+}
+/// Base of segment `number`.
+pub(super) fn segment_base(number: usize) -> Mem {
+    field(offset_of!(Cpu, segs) + number * size_of::<Segment>() + offset_of!(Segment, base))
+}
+
+/// Bytes of an entry of the software TLB, as a shift.
+pub(super) const TLB_SHIFT: u8 = 5;
+const _: () = assert!(size_of::<mmu::Entry>() == 1 << TLB_SHIFT);
+/// Selects an entry's offset from a linear address shifted right by 12 - [`TLB_SHIFT`].
+pub(super) const TLB_MASK: i32 = ((mmu::ENTRIES - 1) << TLB_SHIFT) as i32;
+
+/// Displacement of a field of the entries of TLB `mmu`.
+fn tlb(mmu: u8, field: usize) -> i32 {
+    let table = usize::from(mmu) * mmu::ENTRIES * size_of::<mmu::Entry>();
+    (offset_of!(Cpu, tlb) + offset_of!(Tlb, entries) + table + field) as i32
+}
+pub(super) fn tlb_tag(mmu: u8, write: bool) -> i32 {
+    tlb(mmu, if write { offset_of!(mmu::Entry, write) } else { offset_of!(mmu::Entry, read) })
+}
+pub(super) fn tlb_host(mmu: u8) -> i32 {
+    tlb(mmu, offset_of!(mmu::Entry, host))
+}
+pub(super) fn tlb_addend(mmu: u8) -> i32 {
+    tlb(mmu, offset_of!(mmu::Entry, addend))
+}
+
+fn targets(mmu: u8, field: usize) -> i32 {
+    (offset_of!(Cpu, targets) + Targets::table_offset(mmu) + field) as i32
+}
+pub(super) fn target_linear(mmu: u8) -> i32 {
+    targets(mmu, offset_of!(Target, linear))
+}
+pub(super) fn target_code(mmu: u8) -> i32 {
+    targets(mmu, offset_of!(Target, code))
+}

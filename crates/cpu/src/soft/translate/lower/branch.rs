@@ -1,0 +1,273 @@
+//! Where the flow goes: within the region, to other code of the page, to other pages.
+
+use super::super::asm::{Alu, Label, Mem, Shift, at, at_index, cc};
+use super::super::layout::{self, CPU, HOMES, T0, T1};
+use super::super::region::target;
+use super::super::targets::{HASH, HASH_MASK, HASH_SHIFT};
+use super::integer::home_of;
+use super::memory::{addressable, read, write};
+use super::{IN_AX, Late, Lower};
+use iced_x86::{Code, Instruction, OpKind};
+use viv_arch::x86::gpr;
+use viv_mem::PAGE_SIZE;
+
+impl Lower<'_> {
+    /// Emits the instruction that ends a block; `next` is what follows it. Whether the flow falls into `follower`.
+    pub(super) fn branch(&mut self, x: &Instruction, next: Option<u16>, follower: Option<u16>) -> bool {
+        if x.is_jcc_short_or_near() && target(x).is_some() {
+            self.conditional(x);
+            return next.is_some_and(|next| self.fall(next, follower));
+        }
+        if matches!(x.code(), Code::Jrcxz_rel8_64 | Code::Loop_rel8_64_RCX) && target(x).is_some() {
+            self.counter(x);
+            return next.is_some_and(|next| self.fall(next, follower));
+        }
+        match (x.code(), target(x)) {
+            (Code::Jmp_rel8_64 | Code::Jmp_rel32_64, Some(to)) => {
+                self.save_flags();
+                self.go_to(to, follower);
+            }
+            (Code::Call_rel32_64, Some(to)) => {
+                self.push_return(x);
+                self.go_to(to, None);
+            }
+            (Code::Retnq, _) => self.ret(x, 8),
+            (Code::Retnq_imm16, _) => self.ret(x, 8 + i32::from(x.immediate16())),
+            (Code::Jmp_rm64, _) if x.op0_kind() == OpKind::Register || addressable(x) => self.jump_to(x),
+            (Code::Call_rm64, _) if x.op0_kind() == OpKind::Register || addressable(x) => self.call_to(x),
+            _ => {
+                self.interpret(x);
+                // It came back: the next instruction follows.
+                return next.or(u16::try_from(x.next_ip()).ok()).is_some_and(|next| self.fall(next, follower));
+            }
+        }
+        false
+    }
+
+    /// The flow goes on at `next`. Whether that is emitted right behind, so that the state may be kept.
+    pub(super) fn fall(&mut self, next: u16, follower: Option<u16>) -> bool {
+        if follower == Some(next) {
+            self.save_flags();
+            return true;
+        }
+        self.save_flags();
+        self.go_to(next.into(), None);
+        false
+    }
+
+    /// Goes to an offset of the page, or beyond it. The flags are in AX.
+    fn go_to(&mut self, to: i64, follower: Option<u16>) {
+        match u16::try_from(to).ok().filter(|to| u64::from(*to) < PAGE_SIZE) {
+            Some(to) if follower == Some(to) => {}
+            Some(to) => match self.label_of(to) {
+                Some(label) => {
+                    self.asm.jmp(label);
+                }
+                None => {
+                    let late = self.asm.label();
+                    let site = self.asm.jmp(late);
+                    self.late.push(Late::Link(late, to, site));
+                }
+            },
+            None => self.cross(to),
+        }
+    }
+
+    /// A conditional jump's taken way. The flags are in AX.
+    fn take(&mut self, condition: u8, to: i64) {
+        match u16::try_from(to).ok().filter(|to| u64::from(*to) < PAGE_SIZE) {
+            Some(to) => match self.label_of(to) {
+                Some(label) => {
+                    self.asm.jcc(condition, label);
+                }
+                None => {
+                    let late = self.asm.label();
+                    let site = self.asm.jcc(condition, late);
+                    self.late.push(Late::Link(late, to, site));
+                }
+            },
+            None => {
+                let late = self.asm.label();
+                self.asm.jcc(condition, late);
+                self.late.push(Late::Cross(late, to));
+            }
+        }
+    }
+
+    fn conditional(&mut self, x: &Instruction) {
+        let Some(to) = target(x) else { return };
+        self.save_flags();
+        let condition = x.code().condition_number();
+        let condition = if self.flags.host { condition } else { self.test_in_ax(condition) };
+        self.take(condition, to);
+    }
+
+    /// Tests a condition of the guest's flags in AX; the host condition to ask then.
+    fn test_in_ax(&mut self, condition: u8) -> u8 {
+        let negated = condition & 1;
+        match condition >> 1 {
+            // O, B, E, BE, S, P: any of some bits (see `flags::bit`).
+            0 => self.asm.test_al(1),
+            1 => self.asm.test_ah(0x01),
+            2 => self.asm.test_ah(0x40),
+            3 => self.asm.test_ah(0x41),
+            4 => self.asm.test_ah(0x80),
+            5 => self.asm.test_ah(0x04),
+            _ => {
+                // L and LE need SF against OF: all flags, from a copy, so that AX stays.
+                self.asm.mov32(T0, super::super::layout::FLAGS);
+                self.asm.flags_from_ax();
+                self.asm.mov32(super::super::layout::FLAGS, T0);
+                return condition;
+            }
+        }
+        cc::NE ^ negated
+    }
+
+    /// JRCXZ and LOOP with a 64-bit counter.
+    fn counter(&mut self, x: &Instruction) {
+        let Some(to) = target(x) else { return };
+        self.clobber_flags();
+        let rcx = home_of(gpr::RCX);
+        let condition = if x.code() == Code::Jrcxz_rel8_64 {
+            cc::E
+        } else {
+            self.asm.lea(rcx, at(rcx, -1));
+            cc::NE
+        };
+        self.asm.test(true, rcx, rcx);
+        self.take(condition, to);
+    }
+
+    // ---- calls and returns -------------------------------------------------------------------------------------
+
+    /// Looks up where the return address goes: `[T1 + T0]`.
+    fn stack_place(&mut self, x: &Instruction) -> Mem {
+        self.asm.lea(T0, at(home_of(gpr::RSP), -8));
+        self.look_up_address(x.ip(), write(8))
+    }
+
+    fn push_return(&mut self, x: &Instruction) {
+        let place = self.stack_place(x);
+        self.asm.lea(T1, place);
+        self.asm.load(T0, layout::page());
+        self.asm.lea(T0, at(T0, x.next_ip() as i32));
+        self.asm.store(at(T1, 0), T0);
+        let rsp = home_of(gpr::RSP);
+        self.asm.lea(rsp, at(rsp, -8));
+        self.flags = IN_AX;
+    }
+
+    /// T0 holds a linear address: T1 becomes its entry's offset in the table of targets. Goes to `miss` without one.
+    fn find_target(&mut self, miss: Label) {
+        self.clobber_flags();
+        self.asm.imul32_imm(T1, T0, HASH as i32);
+        self.asm.shift(false, Shift::Shr, T1, HASH_SHIFT);
+        self.asm.alu_imm(false, Alu::And, T1, HASH_MASK);
+        self.asm.alu_mem(Alu::Cmp, T0, at_index(CPU, T1, layout::target_linear(self.context.mmu)));
+        self.asm.jcc(cc::NE, miss);
+    }
+
+    /// T0's page becomes the running page.
+    fn change_page(&mut self) {
+        self.asm.alu_imm(true, Alu::And, T0, -(PAGE_SIZE as i32));
+        self.asm.store(layout::page(), T0);
+    }
+
+    fn jump_found(&mut self) {
+        self.asm.jmp_mem(at_index(CPU, T1, layout::target_code(self.context.mmu)));
+    }
+
+    /// A direct jump to another page: `to` counts from the start of this one.
+    pub(super) fn cross(&mut self, to: i64) {
+        self.asm.load(T0, layout::page());
+        match i32::try_from(to) {
+            Ok(to) => self.asm.lea(T0, at(T0, to)),
+            Err(_) => {
+                self.asm.mov_imm(T1, to as u64);
+                self.asm.lea(T0, at_index(T0, T1, 0));
+            }
+        }
+        let miss = self.asm.label();
+        self.find_target(miss);
+        self.change_page();
+        self.jump_found();
+        self.late.push(Late::ExitTo(miss));
+    }
+
+    /// The rest of an indirect branch is the interpreter's: nothing has changed yet.
+    fn rare(&mut self, x: &Instruction) -> Label {
+        let label = self.asm.label();
+        self.late.push(Late::Interpret(label, x.ip() as u16));
+        label
+    }
+
+    fn ret(&mut self, x: &Instruction, bytes: i32) {
+        let rsp = home_of(gpr::RSP);
+        self.asm.mov(T0, rsp);
+        let place = self.look_up_address(x.ip(), read(8));
+        self.asm.load(T0, place);
+        let rare = self.rare(x);
+        self.find_target(rare);
+        self.asm.lea(rsp, at(rsp, bytes));
+        self.change_page();
+        self.jump_found();
+    }
+
+    /// The target of an indirect branch into T0.
+    fn indirect_target(&mut self, x: &Instruction) {
+        if x.op0_kind() == OpKind::Register {
+            match HOMES[x.op0_register().number() & 15] {
+                Some(home) => self.asm.mov(T0, home),
+                None => self.asm.load(T0, layout::reg(x.op0_register().number())),
+            }
+        } else {
+            let mem = self.memory_operand(x, read(8));
+            self.asm.load(T0, mem);
+        }
+    }
+
+    fn jump_to(&mut self, x: &Instruction) {
+        self.indirect_target(x);
+        let rare = self.rare(x);
+        self.find_target(rare);
+        self.change_page();
+        self.jump_found();
+    }
+
+    fn call_to(&mut self, x: &Instruction) {
+        self.indirect_target(x);
+        self.asm.store(layout::target(), T0);
+        let place = self.stack_place(x);
+        self.asm.lea(T1, place);
+        self.asm.store(layout::place(), T1);
+        self.asm.load(T0, layout::target());
+        let rare = self.rare(x);
+        self.find_target(rare);
+        // Found: from here on nothing can fail.
+        self.asm.load(T1, at_index(CPU, T1, layout::target_code(self.context.mmu)));
+        self.asm.store(layout::code(), T1);
+        self.asm.load(T1, layout::page());
+        self.change_page();
+        self.asm.load(T0, layout::place());
+        self.asm.lea(T1, at(T1, x.next_ip() as i32));
+        self.asm.store(at(T0, 0), T1);
+        let rsp = home_of(gpr::RSP);
+        self.asm.lea(rsp, at(rsp, -8));
+        self.asm.jmp_mem(layout::code());
+    }
+}
+
+/// The condition of a Jcc as its opcode has it.
+trait ConditionNumber {
+    fn condition_number(self) -> u8;
+}
+impl ConditionNumber for Code {
+    fn condition_number(self) -> u8 {
+        use iced_x86::ConditionCode::*;
+        [None, o, no, b, ae, e, ne, be, a, s, ns, p, np, l, ge, le, g]
+            .iter()
+            .position(|condition| *condition == self.condition_code())
+            .map_or(0, |position| position.saturating_sub(1) as u8)
+    }
+}

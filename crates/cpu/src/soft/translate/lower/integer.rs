@@ -1,0 +1,484 @@
+//! General-purpose instructions.
+
+use super::super::asm::{Alu, Mem, Shift, at, cc, host};
+use super::super::layout::{self, FLAGS, HOMES, T0, T1};
+use super::memory::{addressable, read, write};
+use super::operand::{is_high_byte, wide, writes};
+use super::{FlagsIn, Late, Lower};
+use iced_x86::{Code, Instruction, Mnemonic as M, OpKind, Register, RflagsBits};
+use viv_arch::x86::{gpr, rflags};
+
+/// OF SF ZF AF CF PF.
+const STATUS: u32 = RflagsBits::OF
+    | RflagsBits::SF
+    | RflagsBits::ZF
+    | RflagsBits::AF
+    | RflagsBits::CF
+    | RflagsBits::PF;
+
+const FLAGS_IN_HOST: FlagsIn = FlagsIn { host: true, ax: false };
+
+/// What an instruction does with the status flags.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Flags {
+    /// Neither reads nor changes them.
+    None,
+    /// Only reads them.
+    Reads,
+    /// Replaces all of them without reading any.
+    Replaces,
+    /// Reads some, or leaves some as they were.
+    Changes,
+}
+
+pub(super) fn flags_of(x: &Instruction) -> Flags {
+    let modified = x.rflags_modified() & STATUS;
+    let reads = x.rflags_read() & STATUS != 0;
+    if modified == 0 {
+        return if reads { Flags::Reads } else { Flags::None };
+    }
+    let by_count = matches!(x.mnemonic(), M::Shl | M::Sal | M::Shr | M::Sar | M::Shld | M::Shrd);
+    let last = x.op_count().saturating_sub(1);
+    let keeps = by_count && !(x.op_kind(last) == OpKind::Immediate8 && counts(x));
+    if reads || keeps || modified != STATUS { Flags::Changes } else { Flags::Replaces }
+}
+
+/// Whether an immediate shift count is not zero.
+fn counts(x: &Instruction) -> bool {
+    let mask = if x.op0_register().is_gpr64() || x.memory_size().size() == 8 { 63 } else { 31 };
+    x.immediate8() & mask != 0
+}
+
+/// Instructions that become themselves: any operands but high bytes.
+fn is_plain(x: &Instruction) -> bool {
+    match x.mnemonic() {
+        M::Add | M::Or | M::Adc | M::Sbb | M::And | M::Sub | M::Xor | M::Cmp | M::Test => true,
+        M::Inc | M::Dec | M::Neg | M::Not | M::Bswap | M::Movzx | M::Movsx | M::Movsxd => true,
+        // OF of a byte or word rotated all the way through carry is the interpreter's.
+        M::Rcl | M::Rcr => size_of_first(x) >= 4,
+        M::Rol | M::Ror | M::Shl | M::Sal | M::Shr | M::Sar | M::Shld | M::Shrd => true,
+        M::Bsf | M::Bsr | M::Movbe | M::Movnti => true,
+        M::Popcnt => std::arch::is_x86_feature_detected!("popcnt"),
+        M::Crc32 => std::arch::is_x86_feature_detected!("sse4.2"),
+        M::Imul => x.op_count() > 1,
+        M::Xchg => true,
+        // On AMD and Intel alike, but for the register forms of 16 bits, which the interpreter has.
+        M::Xadd => true,
+        M::Bt | M::Bts | M::Btr | M::Btc => x.op0_kind() == OpKind::Register || x.op1_kind() == OpKind::Immediate8,
+        _ => x.is_setcc_or_cmovcc(),
+    }
+}
+
+trait Conditional {
+    fn is_setcc_or_cmovcc(&self) -> bool;
+}
+impl Conditional for Instruction {
+    fn is_setcc_or_cmovcc(&self) -> bool {
+        self.condition_code() != iced_x86::ConditionCode::None
+            && !self.is_jcc_short_or_near()
+            && !self.is_loopcc()
+            && matches!(self.op0_kind(), OpKind::Register | OpKind::Memory)
+    }
+}
+
+fn has_memory(x: &Instruction) -> bool {
+    (0..x.op_count()).any(|n| x.op_kind(n) == OpKind::Memory)
+}
+
+/// Guest register `number`'s home, or `scratch` after loading it there.
+impl Lower<'_> {
+    /// Emits a general-purpose instruction, if it is one that is translated.
+    pub(super) fn integer(&mut self, x: &Instruction) -> bool {
+        if !Self::registers_fit(x) {
+            return self.high_byte(x);
+        }
+        if has_memory(x) && x.mnemonic() != M::Lea && !addressable(x) {
+            return false;
+        }
+        match x.mnemonic() {
+            M::Mov => self.mov(x),
+            M::Lea => self.lea(x),
+            M::Push => self.push(x),
+            M::Pop => self.pop(x),
+            M::Leave => self.leave(x),
+            M::Cbw | M::Cwde | M::Cdqe | M::Cwd | M::Cdq | M::Cqo => self.extend(x),
+            M::Mul | M::Imul if x.op_count() == 1 => self.multiply(x),
+            M::Div | M::Idiv => self.divide(x),
+            M::Cmpxchg => self.compare_exchange(x),
+            M::Cmpxchg16b => self.compare_exchange_16(x),
+            M::Cli if self.context.mmu != super::super::super::mmu::Tlb::USER as u8 => self.cli(),
+            M::Nop | M::Reservednop | M::Endbr64 | M::Endbr32 => true,
+            M::Prefetchw | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 | M::Prefetchnta | M::Prefetch => true,
+            M::Lfence | M::Sfence | M::Mfence => {
+                self.emit(x);
+                true
+            }
+            _ if is_plain(x) => {
+                self.plain(x);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// An instruction that becomes itself.
+    fn plain(&mut self, x: &Instruction) {
+        let mem = self.operand(x);
+        self.encode_with_flags(x, mem);
+    }
+
+    /// The host memory of the memory operand, if there is one.
+    fn operand(&mut self, x: &Instruction) -> Option<Mem> {
+        let place = (0..x.op_count()).find(|n| x.op_kind(*n) == OpKind::Memory)?;
+        let size = x.memory_size().size() as u32;
+        let access = if writes(self.infos.info(x).op_access(place)) { write(size) } else { read(size) };
+        Some(self.memory_operand(x, access))
+    }
+
+    /// Encodes `x` and keeps the account of the flags.
+    pub(super) fn encode_with_flags(&mut self, x: &Instruction, mem: Option<Mem>) {
+        let flags = flags_of(x);
+        self.encode(x, mem, |lower| {
+            if matches!(flags, Flags::Reads | Flags::Changes) {
+                lower.restore_flags();
+            }
+        });
+        if matches!(flags, Flags::Replaces | Flags::Changes) {
+            self.flags = FLAGS_IN_HOST;
+        }
+    }
+
+    fn mov(&mut self, x: &Instruction) -> bool {
+        let plain = |n: u32| match x.op_kind(n) {
+            OpKind::Register => x.op_register(n).is_gpr(),
+            _ => true,
+        };
+        if !plain(0) || !plain(1) || is_offset_form(x.code()) {
+            return false;
+        }
+        self.plain(x);
+        true
+    }
+
+    /// Guest register `register` in a host register: its home, or `scratch` after a load.
+    pub(super) fn in_register(&mut self, register: Register, scratch: u8) -> u8 {
+        let number = register.full_register().number() & 15;
+        HOMES[number].unwrap_or_else(|| {
+            self.asm.load(scratch, layout::reg(number));
+            scratch
+        })
+    }
+
+    fn lea(&mut self, x: &Instruction) -> bool {
+        if !addressable(x) {
+            return false;
+        }
+        let to = x.op0_register();
+        let number = to.full_register().number() & 15;
+        if to.size() == 8 && let Some(home) = HOMES[number] {
+            self.effective_address(x, home);
+            return true;
+        }
+        self.effective_address(x, T0);
+        match (to.size(), HOMES[number]) {
+            (8, None) => self.asm.store(layout::reg(number), T0),
+            (4, home) => {
+                self.asm.mov32(home.unwrap_or(T0), T0);
+                if home.is_none() {
+                    self.asm.store(layout::reg(number), T0);
+                }
+            }
+            (_, Some(home)) => {
+                // MOV of 16 bits: 66 8B.
+                self.asm.raw(&[0x66]);
+                self.asm.rr(false, &[0x8b], home, T0);
+            }
+            (_, None) => self.asm.store16(layout::reg(number), T0),
+        }
+        true
+    }
+
+    /// Instructions with AH, BH, CH or DH: the common loads of such a byte.
+    fn high_byte(&mut self, x: &Instruction) -> bool {
+        let number = |register: Register| register.full_register().number() & 15;
+        let (to, from) = (x.op0_register(), x.op1_register());
+        let reads = x.mnemonic() == M::Movzx && x.op1_kind() == OpKind::Register && is_high_byte(from);
+        if !reads || to.size() < 4 {
+            return false;
+        }
+        self.clobber_flags();
+        let source = self.in_register(from, T0);
+        self.asm.mov32(T0, source);
+        self.asm.shift(false, Shift::Shr, T0, 8);
+        // MOVZX r32, r8: 0F B6.
+        self.asm.rr(false, &[0x0f, 0xb6], T0, T0);
+        match HOMES[number(to)] {
+            Some(home) => self.asm.mov(home, T0),
+            None => self.asm.store(layout::reg(number(to)), T0),
+        }
+        true
+    }
+
+    // ---- stack ------------------------------------------------------------------------------------------------
+
+    fn push(&mut self, x: &Instruction) -> bool {
+        if x.stack_pointer_increment() != -8 || has_memory(x) {
+            return false;
+        }
+        let register = x.op0_kind() == OpKind::Register;
+        if register && !x.op0_register().is_gpr64() {
+            return false;
+        }
+        let rsp = home_of(gpr::RSP);
+        self.asm.lea(T0, at(rsp, -8));
+        let place = self.look_up_address(x.ip(), write(8));
+        if register {
+            match HOMES[x.op0_register().number() & 15] {
+                Some(home) => self.asm.store(place, home),
+                None => {
+                    self.asm.lea(T1, place);
+                    self.asm.load(T0, layout::reg(x.op0_register().number()));
+                    self.asm.store(at(T1, 0), T0);
+                }
+            }
+        } else {
+            self.asm.store_imm(place, immediate(x));
+        }
+        self.asm.lea(rsp, at(rsp, -8));
+        true
+    }
+
+    fn pop(&mut self, x: &Instruction) -> bool {
+        if x.stack_pointer_increment() != 8 || has_memory(x) || !x.op0_register().is_gpr64() {
+            return false;
+        }
+        let rsp = home_of(gpr::RSP);
+        self.asm.mov(T0, rsp);
+        let place = self.look_up_address(x.ip(), read(8));
+        let number = x.op0_register().number() & 15;
+        match HOMES[number] {
+            Some(home) => self.asm.load(home, place),
+            None => {
+                self.asm.load(T0, place);
+                self.asm.store(layout::reg(number), T0);
+            }
+        }
+        if number != gpr::RSP {
+            self.asm.lea(rsp, at(rsp, 8));
+        }
+        true
+    }
+
+    fn leave(&mut self, x: &Instruction) -> bool {
+        if x.code() != Code::Leaveq {
+            return false;
+        }
+        let (rsp, rbp) = (home_of(gpr::RSP), home_of(gpr::RBP));
+        self.asm.mov(T0, rbp);
+        let place = self.look_up_address(x.ip(), read(8));
+        self.asm.lea(rsp, at(rbp, 8));
+        self.asm.load(rbp, place);
+        true
+    }
+
+    // ---- the accumulator ------------------------------------------------------------------------------------------
+
+    /// CBW to CQO.
+    fn extend(&mut self, x: &Instruction) -> bool {
+        let (rax, rdx) = (home_of(gpr::RAX), home_of(gpr::RDX));
+        match x.mnemonic() {
+            // MOVSX r16, r8 and MOVSX r32, r16.
+            M::Cbw => {
+                self.asm.raw(&[0x66]);
+                self.asm.rr(false, &[0x0f, 0xbe], rax, rax);
+            }
+            M::Cwde => self.asm.rr(false, &[0x0f, 0xbf], rax, rax),
+            M::Cdqe => self.asm.movsxd(rax, rax),
+            M::Cwd => {
+                self.clobber_flags();
+                self.asm.rr(false, &[0x0f, 0xbf], T0, rax);
+                self.asm.shift(false, Shift::Sar, T0, 16);
+                self.asm.raw(&[0x66]);
+                self.asm.rr(false, &[0x8b], rdx, T0);
+            }
+            M::Cdq => {
+                self.clobber_flags();
+                self.asm.mov32(rdx, rax);
+                self.asm.shift(false, Shift::Sar, rdx, 31);
+            }
+            _ => {
+                self.clobber_flags();
+                self.asm.mov(rdx, rax);
+                self.asm.shift(true, Shift::Sar, rdx, 63);
+            }
+        }
+        true
+    }
+
+    /// The one operand of `x`, unless it is in memory, as a register; in memory it is looked up.
+    fn one_operand(&mut self, x: &Instruction) -> Option<Mem> {
+        has_memory(x).then(|| self.memory_operand(x, read(x.memory_size().size() as u32)))
+    }
+
+    /// `x` with its register operand, if that is RAX, read from where RAX lives.
+    fn multiply(&mut self, x: &Instruction) -> bool {
+        let mem = self.one_operand(x);
+        let byte = matches!(x.code(), Code::Mul_rm8 | Code::Imul_rm8);
+        // Flags that stay undefined may be anything; AX is needed.
+        self.encode(x, mem, |lower| lower.asm.mov(host::RAX, home_of(gpr::RAX)));
+        self.accumulator_back(byte || size_of_first(x) == 2, size_of_first(x) == 4);
+        self.flags = FLAGS_IN_HOST;
+        true
+    }
+
+    /// RAX from the host's to its home.
+    fn accumulator_back(&mut self, word: bool, half: bool) {
+        let rax = home_of(gpr::RAX);
+        if word {
+            self.asm.raw(&[0x66]);
+            self.asm.rr(false, &[0x8b], rax, host::RAX);
+        } else if half {
+            self.asm.mov32(rax, host::RAX);
+        } else {
+            self.asm.mov(rax, host::RAX);
+        }
+    }
+
+    /// Division, where the quotient fits for sure; the interpreter has the rest, with its exception.
+    fn divide(&mut self, x: &Instruction) -> bool {
+        let (size, signed) = (size_of_first(x), x.mnemonic() == M::Idiv);
+        if size < 4 {
+            return false;
+        }
+        let wide_operand = size == 8;
+        self.save_flags();
+        let divisor = match self.one_operand(x) {
+            Some(mem) => {
+                if wide_operand {
+                    self.asm.load(T0, mem);
+                } else {
+                    self.asm.rm(false, &[0x8b], T0, mem);
+                }
+                T0
+            }
+            None => {
+                let from = self.in_register(x.op0_register(), T0);
+                if from != T0 {
+                    self.asm.mov(T0, from);
+                }
+                T0
+            }
+        };
+        self.clobber_flags();
+        let rare = self.asm.label();
+        self.late.push(Late::Interpret(rare, x.ip() as u16));
+        let (rax, rdx) = (home_of(gpr::RAX), home_of(gpr::RDX));
+        if signed {
+            // The dividend is the sign extension of RAX, and the divisor neither 0 nor -1.
+            self.asm.mov(T1, rax);
+            self.asm.shift(wide_operand, Shift::Sar, T1, if wide_operand { 63 } else { 31 });
+            self.compare(wide_operand, T1, rdx);
+            self.asm.jcc(cc::NE, rare);
+            self.asm.rm(wide_operand, &[0x8d], T1, at(divisor, 1));
+            self.asm.alu_imm(wide_operand, Alu::Cmp, T1, 1);
+            self.asm.jcc(cc::BE, rare);
+        } else {
+            // The upper half is less than the divisor, which is therefore not 0.
+            self.compare(wide_operand, rdx, divisor);
+            self.asm.jcc(cc::AE, rare);
+        }
+        // The guest's flags stay: undefined, but the same as before.
+        self.asm.mov(T1, FLAGS);
+        self.asm.mov(host::RAX, rax);
+        // DIV and IDIV: F7 /6 and /7.
+        self.asm.rr(wide_operand, &[0xf7], if signed { 7 } else { 6 }, divisor);
+        self.asm.mov(rax, host::RAX);
+        self.asm.mov(FLAGS, T1);
+        true
+    }
+
+    fn compare(&mut self, wide_operand: bool, a: u8, b: u8) {
+        if wide_operand {
+            self.asm.alu(Alu::Cmp, a, b);
+        } else {
+            self.asm.alu32(Alu::Cmp, a, b);
+        }
+    }
+
+    fn compare_exchange(&mut self, x: &Instruction) -> bool {
+        if x.op0_kind() == OpKind::Register {
+            // RAX as an operand would be the host's.
+            return false;
+        }
+        if x.op1_register().full_register() == Register::RAX {
+            return false;
+        }
+        let mem = self.memory_operand(x, write(x.memory_size().size() as u32));
+        self.encode(x, Some(mem), |lower| lower.asm.mov(host::RAX, home_of(gpr::RAX)));
+        self.asm.mov(home_of(gpr::RAX), host::RAX);
+        self.flags = FLAGS_IN_HOST;
+        true
+    }
+
+    fn compare_exchange_16(&mut self, x: &Instruction) -> bool {
+        let access = super::memory::Access { size: 16, write: true, aligned: true };
+        let mem = self.memory_operand(x, access);
+        // Only ZF changes: the others pass through.
+        self.encode(x, Some(mem), |lower| {
+            lower.restore_flags();
+            lower.asm.mov(host::RAX, home_of(gpr::RAX));
+        });
+        self.asm.mov(home_of(gpr::RAX), host::RAX);
+        self.flags = FLAGS_IN_HOST;
+        true
+    }
+
+    /// CLI at CPL 0.
+    fn cli(&mut self) -> bool {
+        self.clobber_flags();
+        // AND dword [..], imm32: 81 /4.
+        self.asm.rm(false, &[0x81], 4, layout::rflags());
+        self.asm.raw(&(!(rflags::IF as u32)).to_le_bytes());
+        true
+    }
+}
+
+/// Bytes of the first operand.
+fn size_of_first(x: &Instruction) -> usize {
+    match x.op0_kind() {
+        OpKind::Register => x.op0_register().size(),
+        _ => x.memory_size().size(),
+    }
+}
+
+/// The home of a guest register that always has one.
+pub(super) fn home_of(number: usize) -> u8 {
+    HOMES[number & 15].unwrap_or(T0)
+}
+
+/// The sign-extended immediate of a PUSH.
+fn immediate(x: &Instruction) -> i32 {
+    match x.op0_kind() {
+        OpKind::Immediate8to64 => x.immediate8to64() as i32,
+        OpKind::Immediate32to64 => x.immediate32to64() as i32,
+        _ => x.immediate32() as i32,
+    }
+}
+
+fn is_offset_form(code: Code) -> bool {
+    use Code::*;
+    matches!(
+        code,
+        Mov_AL_moffs8
+            | Mov_AX_moffs16
+            | Mov_EAX_moffs32
+            | Mov_RAX_moffs64
+            | Mov_moffs8_AL
+            | Mov_moffs16_AX
+            | Mov_moffs32_EAX
+            | Mov_moffs64_RAX
+    )
+}
+
+#[allow(unused_imports)]
+use wide as _wide;

@@ -1,0 +1,171 @@
+//! A guest instruction with host operands, encoded again.
+
+use super::super::asm::Mem;
+use super::super::layout::{self, HOMES, T0, T1};
+use super::Lower;
+use iced_x86::{Code, Instruction, MemoryOperand, OpAccess, OpKind, Register};
+
+/// The host register in which a guest general register lives; `None`: in memory.
+fn home(register: Register) -> Option<u8> {
+    HOMES[register.full_register().number() & 15]
+}
+
+/// The part of host register `host` that has the size of `like`.
+fn sized(host: u8, like: Register) -> Register {
+    let first = match like.size() {
+        1 => Register::AL,
+        2 => Register::AX,
+        4 => Register::EAX,
+        _ => Register::RAX,
+    };
+    // Byte registers are listed with AH to BH in between.
+    let index = if like.size() == 1 && host >= 4 { host + 4 } else { host };
+    first + u32::from(index)
+}
+
+pub(super) fn is_high_byte(register: Register) -> bool {
+    matches!(register, Register::AH | Register::BH | Register::CH | Register::DH)
+}
+
+/// Registers of the host as iced's.
+pub(super) fn wide(host: u8) -> Register {
+    Register::RAX + u32::from(host)
+}
+
+/// The general form of an instruction that names the accumulator in its opcode.
+pub(super) fn general_form(code: Code) -> Code {
+    use Code::*;
+    match code {
+        Add_AL_imm8 => Add_rm8_imm8,
+        Add_AX_imm16 => Add_rm16_imm16,
+        Add_EAX_imm32 => Add_rm32_imm32,
+        Add_RAX_imm32 => Add_rm64_imm32,
+        Or_AL_imm8 => Or_rm8_imm8,
+        Or_AX_imm16 => Or_rm16_imm16,
+        Or_EAX_imm32 => Or_rm32_imm32,
+        Or_RAX_imm32 => Or_rm64_imm32,
+        Adc_AL_imm8 => Adc_rm8_imm8,
+        Adc_AX_imm16 => Adc_rm16_imm16,
+        Adc_EAX_imm32 => Adc_rm32_imm32,
+        Adc_RAX_imm32 => Adc_rm64_imm32,
+        Sbb_AL_imm8 => Sbb_rm8_imm8,
+        Sbb_AX_imm16 => Sbb_rm16_imm16,
+        Sbb_EAX_imm32 => Sbb_rm32_imm32,
+        Sbb_RAX_imm32 => Sbb_rm64_imm32,
+        And_AL_imm8 => And_rm8_imm8,
+        And_AX_imm16 => And_rm16_imm16,
+        And_EAX_imm32 => And_rm32_imm32,
+        And_RAX_imm32 => And_rm64_imm32,
+        Sub_AL_imm8 => Sub_rm8_imm8,
+        Sub_AX_imm16 => Sub_rm16_imm16,
+        Sub_EAX_imm32 => Sub_rm32_imm32,
+        Sub_RAX_imm32 => Sub_rm64_imm32,
+        Xor_AL_imm8 => Xor_rm8_imm8,
+        Xor_AX_imm16 => Xor_rm16_imm16,
+        Xor_EAX_imm32 => Xor_rm32_imm32,
+        Xor_RAX_imm32 => Xor_rm64_imm32,
+        Cmp_AL_imm8 => Cmp_rm8_imm8,
+        Cmp_AX_imm16 => Cmp_rm16_imm16,
+        Cmp_EAX_imm32 => Cmp_rm32_imm32,
+        Cmp_RAX_imm32 => Cmp_rm64_imm32,
+        Test_AL_imm8 => Test_rm8_imm8,
+        Test_AX_imm16 => Test_rm16_imm16,
+        Test_EAX_imm32 => Test_rm32_imm32,
+        Test_RAX_imm32 => Test_rm64_imm32,
+        Xchg_r16_AX => Xchg_rm16_r16,
+        Xchg_r32_EAX => Xchg_rm32_r32,
+        Xchg_r64_RAX => Xchg_rm64_r64,
+        other => other,
+    }
+}
+
+impl Lower<'_> {
+    /// Whether all general register operands can take another register's place.
+    pub(super) fn registers_fit(x: &Instruction) -> bool {
+        (0..x.op_count()).all(|n| x.op_kind(n) != OpKind::Register || !is_high_byte(x.op_register(n)))
+    }
+
+    /// Encodes `x` with its registers where they live. Its memory operand, if it has one, is `mem`; then only T0 is free for
+    /// registers that live in memory, and `mem` may use T0 and T1.
+    ///
+    /// `before` runs after the operands are in place: it may set up flags, but not use T0 or T1.
+    pub(super) fn encode(&mut self, x: &Instruction, mem: Option<Mem>, before: impl FnOnce(&mut Self)) {
+        let mut y = *x;
+        y.set_code(general_form(x.code()));
+        let mut scratch = [T0, T1].into_iter();
+        let mut mem = mem;
+        let mut write_back: [Option<(u8, usize)>; 2] = [None; 2];
+        let mut loaded: [Option<(usize, u8)>; 2] = [None; 2];
+        for n in 0..x.op_count() {
+            if x.op_kind(n) != OpKind::Register || !x.op_register(n).is_gpr() {
+                continue;
+            }
+            let register = x.op_register(n);
+            let number = register.full_register().number();
+            let host = match home(register) {
+                Some(host) => host,
+                None => {
+                    if let Some((_, host)) = loaded.iter().flatten().find(|(have, _)| *have == number) {
+                        *host
+                    } else {
+                        if let Some(two) = mem.filter(|mem| mem.index.is_some()) {
+                            // T1 takes the whole address, so that T0 is free.
+                            self.asm.lea(T1, two);
+                            mem = Some(super::super::asm::at(T1, 0));
+                        }
+                        let host = scratch.next().unwrap_or(T0);
+                        self.asm.load(host, layout::reg(number));
+                        if let Some(place) = loaded.iter_mut().find(|place| place.is_none()) {
+                            *place = Some((number, host));
+                        }
+                        host
+                    }
+                }
+            };
+            if home(register).is_none() && writes(self.infos.info(x).op_access(n)) {
+                let place = usize::from(write_back[0].is_some());
+                write_back[place] = Some((host, number));
+            }
+            y.set_op_register(n, sized(host, register));
+        }
+        if let Some(mem) = mem {
+            let register = |host: Option<u8>| host.map_or(Register::None, wide);
+            let operand = MemoryOperand::new(
+                register(mem.base),
+                register(mem.index.map(|index| index.0)),
+                1 << mem.index.map_or(0, |index| index.1),
+                mem.disp.into(),
+                if mem.disp == 0 { 0 } else { 8 },
+                false,
+                Register::None,
+            );
+            y.set_memory_base(operand.base);
+            y.set_memory_index(operand.index);
+            y.set_memory_index_scale(operand.scale);
+            y.set_memory_displacement64(operand.displacement as u64);
+            y.set_memory_displ_size(operand.displ_size);
+            y.set_segment_prefix(Register::None);
+        }
+        before(self);
+        self.emit(&y);
+        for (host, number) in write_back.into_iter().flatten() {
+            self.asm.store(layout::reg(number), host);
+        }
+    }
+
+    /// Appends an instruction whose operands are the host's.
+    pub(super) fn emit(&mut self, y: &Instruction) {
+        self.encoder.set_buffer(std::mem::take(&mut self.asm.bytes));
+        let before = self.encoder.encode(y, 0);
+        self.asm.bytes = self.encoder.take_buffer();
+        debug_assert!(before.is_ok(), "{y:?}: {before:?}");
+        if before.is_err() {
+            // Never reached for what is admitted; UD2 rather than wrong code.
+            self.asm.raw(&[0x0f, 0x0b]);
+        }
+    }
+}
+
+pub(super) fn writes(access: OpAccess) -> bool {
+    matches!(access, OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
+}

@@ -1,0 +1,202 @@
+//! What is translated together: the blocks of one page that the interpreter has met, from one of them on.
+
+use super::super::block::OPTIONS;
+use iced_x86::{Code, Decoder, DecoderError, FlowControl, Instruction, OpKind};
+use viv_mem::{GuestMemory, PAGE_SIZE};
+
+/// Most instructions of a region, and most blocks.
+pub(super) const INSTRUCTIONS_MAX: usize = 256;
+const BLOCKS_MAX: usize = 48;
+
+/// A straight run of instructions. Their IPs are offsets in the page.
+pub(super) struct Block {
+    pub(super) start: u16,
+    pub(super) code: Vec<Instruction>,
+    /// Where the flow goes on behind the last instruction, if it does: may be the page's end.
+    pub(super) next: Option<u16>,
+    /// Somebody else than the block emitted before jumps here.
+    pub(super) joins: bool,
+    /// A jump from here or from behind leads here.
+    pub(super) loops: bool,
+}
+
+/// Blocks in the order of their addresses.
+pub(super) struct Region {
+    pub(super) page: u32,
+    pub(super) version: u32,
+    /// Where it is entered.
+    pub(super) start: u16,
+    pub(super) blocks: Vec<Block>,
+    /// What the page held.
+    bytes: Box<[u8; PAGE_SIZE as usize]>,
+}
+
+/// Where a direct jump leads, as an offset from the page's start.
+pub(super) fn target(x: &Instruction) -> Option<i64> {
+    matches!(x.op0_kind(), OpKind::NearBranch64).then(|| x.near_branch_target() as i64)
+}
+
+fn in_page(target: i64) -> Option<u16> {
+    u16::try_from(target).ok().filter(|offset| u64::from(*offset) < PAGE_SIZE)
+}
+
+/// The region around `start` of RAM page `page`. `warm` says whether code at an offset has been executed.
+pub(super) fn find(
+    memory: GuestMemory,
+    page: u32,
+    start: u16,
+    longest: usize,
+    warm: impl Fn(u16) -> bool,
+) -> Option<Region> {
+    let version = memory.code().version(page);
+    let bytes = snapshot(&memory, page)?;
+    // The instruction that begins at an offset, from 1.
+    let mut at = vec![0u16; PAGE_SIZE as usize];
+    let mut code: Vec<Instruction> = Vec::with_capacity(64);
+    let mut leads = vec![start];
+    let mut open = vec![start];
+    while let Some(offset) = open.pop() {
+        let mut offset = offset;
+        loop {
+            if u64::from(offset) >= PAGE_SIZE || at[usize::from(offset)] != 0 || code.len() >= longest {
+                break;
+            }
+            let Some(x) = decode(&bytes[..], offset) else { break };
+            code.push(x);
+            at[usize::from(offset)] = code.len() as u16;
+            let next = offset + x.len() as u16;
+            let mut lead = |to: u16| {
+                if leads.len() < BLOCKS_MAX && warm(to) {
+                    leads.push(to);
+                    open.push(to);
+                }
+            };
+            match x.flow_control() {
+                FlowControl::Next => offset = next,
+                FlowControl::UnconditionalBranch => {
+                    target(&x).and_then(in_page).into_iter().for_each(&mut lead);
+                    break;
+                }
+                FlowControl::ConditionalBranch => {
+                    target(&x).and_then(in_page).into_iter().for_each(&mut lead);
+                    if u64::from(next) < PAGE_SIZE {
+                        lead(next);
+                    }
+                    break;
+                }
+                FlowControl::Call | FlowControl::IndirectCall => {
+                    if u64::from(next) < PAGE_SIZE && x.code() != Code::Syscall {
+                        lead(next);
+                    }
+                    break;
+                }
+                _ => break,
+            }
+        }
+    }
+    if at[usize::from(start)] == 0 {
+        return None;
+    }
+    leads.sort_unstable();
+    leads.dedup();
+    leads.retain(|offset| at[usize::from(*offset)] != 0);
+    let blocks = divide(&leads, &at, &code);
+    let mut region = Region { page, version, start, blocks, bytes };
+    region.connect();
+    Some(region)
+}
+
+fn divide(leads: &[u16], at: &[u16], code: &[Instruction]) -> Vec<Block> {
+    let mut blocks = Vec::with_capacity(leads.len());
+    for lead in leads {
+        let (mut offset, mut run) = (*lead, Vec::new());
+        let next = loop {
+            let index = at.get(usize::from(offset)).copied().unwrap_or(0);
+            if index == 0 || (offset != *lead && leads.binary_search(&offset).is_ok()) {
+                break Some(offset);
+            }
+            let x = code[usize::from(index) - 1];
+            offset += x.len() as u16;
+            run.push(x);
+            match x.flow_control() {
+                FlowControl::Next => {}
+                FlowControl::ConditionalBranch => break Some(offset),
+                _ => break None,
+            }
+        };
+        blocks.push(Block { start: *lead, code: run, next, joins: false, loops: false });
+    }
+    blocks
+}
+
+fn decode(bytes: &[u8], offset: u16) -> Option<Instruction> {
+    let mut decoder = Decoder::with_ip(64, &bytes[usize::from(offset)..], u64::from(offset), OPTIONS);
+    let x = decoder.decode();
+    // What goes on in the next page, and what is none, is the interpreter's.
+    (decoder.last_error() != DecoderError::NoMoreBytes && !x.is_invalid()).then_some(x)
+}
+
+fn snapshot(memory: &GuestMemory, page: u32) -> Option<Box<[u8; PAGE_SIZE as usize]>> {
+    let host = memory.ram_host(u64::from(page) * PAGE_SIZE)?;
+    let mut bytes = Box::new([0; PAGE_SIZE as usize]);
+    // SAFETY: a page of guest RAM, which stays mapped; a racing guest changes values only.
+    unsafe { std::ptr::copy_nonoverlapping(host, bytes.as_mut_ptr(), bytes.len()) };
+    Some(bytes)
+}
+
+impl Region {
+    /// Finds out which blocks are joined from where.
+    fn connect(&mut self) {
+        let mut edges = Vec::new();
+        let mut previous = None;
+        for block in &self.blocks {
+            let last = block.code.last();
+            if let Some(to) = last.and_then(|x| match x.flow_control() {
+                FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch => target(x),
+                _ => None,
+            }) && let Some(to) = in_page(to)
+            {
+                edges.push((block.start, to, true));
+            }
+            if let Some(to) = block.next {
+                edges.push((block.start, to, false));
+            }
+            // What no block before it falls into is entered from outside.
+            if previous != Some(block.start) {
+                edges.push((0, block.start, true));
+            }
+            previous = block.next;
+        }
+        let start = self.start;
+        for block in &mut self.blocks {
+            let mut to_here = edges.iter().filter(|edge| edge.1 == block.start);
+            block.joins = block.start == start || to_here.clone().any(|edge| edge.2);
+            block.loops = to_here.any(|edge| edge.0 >= block.start);
+        }
+    }
+
+    pub(super) fn instructions(&self) -> usize {
+        self.blocks.iter().map(|block| block.code.len()).sum()
+    }
+
+    fn ranges(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.blocks.iter().map(|block| {
+            let len: usize = block.code.iter().map(Instruction::len).sum();
+            (u64::from(block.start), len as u64)
+        })
+    }
+
+    /// Marks its bytes as code. Returns the vCPUs that may write there unseen.
+    pub(super) fn mark(&self, memory: &GuestMemory) -> u64 {
+        self.ranges().fold(0, |writers, (at, len)| writers | memory.code().mark(self.page, at, len))
+    }
+
+    /// Whether the bytes are still those that were decoded: asked after nobody can write there unseen.
+    pub(super) fn still_true(&self, memory: &GuestMemory) -> bool {
+        let same = |(at, len): (u64, u64)| {
+            let range = at as usize..(at + len) as usize;
+            snapshot(memory, self.page).is_some_and(|now| now[range.clone()] == self.bytes[range])
+        };
+        memory.code().version(self.page) == self.version && self.ranges().all(same)
+    }
+}

@@ -1,0 +1,98 @@
+//! Where jumps whose target is only known when they are taken find translated code: a table by linear address, which
+//! translated code reads itself.
+
+use super::super::block::JumpFlush;
+use std::mem::offset_of;
+use viv_mem::PAGE_SIZE;
+
+const ENTRIES: usize = 4096;
+/// Non-canonical: no jump leads there.
+const NOWHERE: u64 = 1 << 63 | 1;
+
+/// Multiplier of the hash of linear addresses.
+pub(super) const HASH: u32 = 0x9e37_79b1;
+/// Shift of the product to an entry's byte offset, and its mask.
+pub(super) const HASH_SHIFT: u8 = 16;
+pub(super) const HASH_MASK: i32 = ((ENTRIES - 1) << 4) as i32;
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(super) struct Target {
+    pub(super) linear: u64,
+    pub(super) code: u64,
+}
+const _: () = assert!(size_of::<Target>() == 16);
+
+const EMPTY: Target = Target { linear: NOWHERE, code: 0 };
+
+/// Translated code by linear address, for each of the three privileges that have a software TLB of their own.
+#[repr(C)]
+pub(crate) struct Targets {
+    tables: [[Target; ENTRIES]; 3],
+    /// Entries of pages that are not global: (table, slot).
+    locals: Vec<(u8, u16)>,
+}
+
+fn slot(linear: u64) -> usize {
+    ((linear as u32).wrapping_mul(HASH) >> HASH_SHIFT) as usize & HASH_MASK as usize
+}
+
+impl Targets {
+    pub(crate) fn new() -> Targets {
+        Targets { tables: [[EMPTY; ENTRIES]; 3], locals: Vec::new() }
+    }
+
+    pub(super) const fn table_offset(mmu: u8) -> usize {
+        offset_of!(Targets, tables) + mmu as usize * ENTRIES * size_of::<Target>()
+    }
+
+    #[inline(always)]
+    pub(super) fn find(&self, mmu: u8, linear: u64) -> Option<u64> {
+        let target = &self.tables[usize::from(mmu)][slot(linear) >> 4];
+        (target.linear == linear).then_some(target.code)
+    }
+
+    pub(super) fn enter(&mut self, mmu: u8, linear: u64, code: u64, global: bool) {
+        let slot = slot(linear) >> 4;
+        self.tables[usize::from(mmu)][slot] = Target { linear, code };
+        if !global {
+            if self.locals.len() > 2 * ENTRIES {
+                self.flush();
+                self.tables[usize::from(mmu)][slot] = Target { linear, code };
+            }
+            self.locals.push((mmu, slot as u16));
+        }
+    }
+
+    /// Forgets the code for an address.
+    pub(crate) fn remove(&mut self, mmu: usize, linear: u64) {
+        if let Some(table) = self.tables.get_mut(mmu) {
+            table[slot(linear) >> 4] = EMPTY;
+        }
+    }
+
+    pub(crate) fn flush(&mut self) {
+        self.tables = [[EMPTY; ENTRIES]; 3];
+        self.locals.clear();
+    }
+
+    /// Translations of addresses changed.
+    pub(crate) fn forget(&mut self, what: JumpFlush) {
+        match what {
+            JumpFlush::Nothing => {}
+            JumpFlush::Local => {
+                for (mmu, slot) in self.locals.drain(..) {
+                    self.tables[usize::from(mmu)][usize::from(slot)] = EMPTY;
+                }
+            }
+            JumpFlush::Page(linear) => {
+                for target in self.tables.iter_mut().flatten() {
+                    if (target.linear ^ linear) & !(PAGE_SIZE - 1) == 0 {
+                        *target = EMPTY;
+                    }
+                }
+            }
+            JumpFlush::All => self.flush(),
+        }
+    }
+}
