@@ -18,7 +18,7 @@ cargo xtask test --quick      the same without the whole-product tests
 cargo xtask nightly           the long forms: millions of instruction cases, every fuzz target
 cargo xtask fuzz [TARGET [N]] every fuzz target, or one with N executions: fuzz/README.md
 cargo xtask lab               real KVM inside a software-emulated machine: the same guests there
-cargo xtask bench [NAME …]    our software CPU beside Debian's QEMU, as ratios (NAME: boot, idle, or a load)
+cargo xtask bench [--peer qemu] [ROW …]  our software CPU beside Debian's QEMU TCG, as ratios (see --help)
 cargo xtask agent             build the guest agent alone
 cargo xtask floors            check that imports between crates go down only
 cargo xtask tidy              check links in documents, module docs, names and file lengths
