@@ -21,7 +21,7 @@ use viv_mem::PAGE_SIZE;
 /// Most instructions in a block: an interrupt waits no longer than that.
 const OPS_MAX: usize = 64;
 /// Longest instruction (SDM vol. 2 §2.3.11).
-const INSTRUCTION_MAX: usize = 15;
+pub(crate) const INSTRUCTION_MAX: usize = 15;
 /// Without BMI1 and ABM, TZCNT and LZCNT run as BSF and BSR; WBNOINVD as WBINVD.
 pub(crate) const OPTIONS: u32 =
     DecoderOptions::NO_MPFX_0FBC | DecoderOptions::NO_MPFX_0FBD | DecoderOptions::NO_WBNOINVD;
@@ -86,7 +86,7 @@ impl JumpFlush {
 
 /// Multiplies and folds: keys are page numbers and offsets that we made.
 #[derive(Default)]
-struct KeyHasher(u64);
+pub(crate) struct KeyHasher(u64);
 impl Hasher for KeyHasher {
     fn finish(&self) -> u64 {
         self.0
@@ -163,9 +163,9 @@ impl Blocks {
     }
 
     /// Whether a block at this offset of a RAM page has been run in the present context.
-    pub(crate) fn knows(&self, page: u32, offset: u16, cpu: &Cpu) -> bool {
+    pub(crate) fn knows(&self, page: u32, offset: u16, context: u32) -> bool {
         let ram = u64::from(page) * PAGE_SIZE + u64::from(offset);
-        self.map.contains_key(&(ram << 8 | u64::from(context(cpu) & 0xff)))
+        self.map.contains_key(&(ram << 8 | u64::from(context & 0xff)))
     }
 
     /// The block at RIP, decoded if need be. It stays valid until the next call.
@@ -235,7 +235,7 @@ impl Blocks {
 }
 
 /// What a block's decoding and its right to run depend on: code size and privilege.
-fn context(cpu: &Cpu) -> u32 {
+pub(crate) fn context(cpu: &Cpu) -> u32 {
     cpu.mode as u32 | u32::from(cpu.cpl == 3) << 7
 }
 
@@ -310,7 +310,14 @@ fn build_across(cpu: &mut Cpu, linear: u64, rip: u64, head: &[u8], page: u32, ve
     if let Some(fp) = fp.first() {
         decoded.op.imm = std::ptr::from_ref::<FpOp>(fp) as u64;
     }
-    Ok(Block { ops: Box::new([decoded.op]), _fp: fp, page, version, next: Some((second, second_version)), heat: Cell::new(0) })
+    Ok(Block {
+        ops: Box::new([decoded.op]),
+        _fp: fp,
+        page,
+        version,
+        next: Some((second, second_version)),
+        heat: Cell::new(0),
+    })
 }
 
 type Run = (Vec<Op>, Vec<Box<FpOp>>, usize, bool);

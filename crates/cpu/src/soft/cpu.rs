@@ -70,12 +70,12 @@ pub(crate) struct Msrs {
 /// One software vCPU. Translated code reaches the fields by their offsets; what it needs most stands first.
 #[repr(C)]
 pub(crate) struct Cpu {
+    /// What translated code keeps here.
+    pub(crate) native: super::translate::Frame,
     /// General registers, then RIP, then zero.
     pub(crate) regs: [u64; 18],
     /// Status flags.
     pub(crate) flags: Flags,
-    /// What translated code keeps here.
-    pub(crate) native: super::translate::Frame,
     /// Leave the current block after this instruction.
     pub(crate) stop: bool,
     /// An interrupt waits that IF or the interrupt shadow held back.

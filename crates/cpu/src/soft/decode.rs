@@ -774,6 +774,8 @@ fn pick(x: &Instruction, mode: Mode, op: &mut Op) -> Option<Run> {
         | M::Prefetcht0
         | M::Prefetcht1
         | M::Prefetcht2 => s::nop,
+        // Without shadow stacks (CR4.CET) they do nothing (SDM vol. 2, RDSSPD).
+        M::Rdsspd | M::Rdsspq => s::nop,
         M::Wait => return None,
         M::Lfence | M::Sfence | M::Mfence => s::fence,
         M::Pause => s::pause,

@@ -119,7 +119,8 @@ impl Tlb {
         for mmu in 0..self.entries.len() {
             for slot in 0..ENTRIES {
                 let (entry, shift) = (&self.entries[mmu][slot], self.shift[mmu][slot]);
-                let tag = [entry.read, entry.write, self.execute[mmu][slot]].into_iter().find(|tag| *tag != NO);
+                let tag =
+                    [entry.read, entry.write, self.execute[mmu][slot]].into_iter().find(|tag| *tag != NO);
                 if shift > 12 && tag.is_some_and(|tag| (tag ^ linear) >> shift == 0) {
                     self.forget(mmu, slot);
                 }

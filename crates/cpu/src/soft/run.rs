@@ -234,21 +234,23 @@ impl SoftCpu {
         self.after(done.is_err())
     }
 
-    fn run_translated(&mut self, code: u64) -> Option<Exit> {
-        let translator = self.translator.as_mut()?;
-        match translator.enter(&mut self.cpu, code) {
-            Leave::Dispatch => None,
-            Leave::Link => {
-                self.link();
-                None
-            }
-            Leave::Interpret => self.run_one(),
-            Leave::Fault => self.after(true),
-            Leave::Stop => self.after(false),
-            Leave::Stale => {
-                let (mmu, rip) = (self.cpu.mmu, self.cpu.rip());
-                self.cpu.targets.remove(mmu, rip);
-                None
+    fn run_translated(&mut self, mut code: u64) -> Option<Exit> {
+        loop {
+            match self.translator.as_mut()?.enter(&mut self.cpu, code) {
+                Leave::Dispatch => return None,
+                Leave::Link => {
+                    self.link();
+                    return None;
+                }
+                Leave::Interpret => return self.run_one(),
+                Leave::Fault => return self.after(true),
+                Leave::Stop => return self.after(false),
+                Leave::Stale => {
+                    let (mmu, rip) = (self.cpu.mmu, self.cpu.rip());
+                    self.cpu.targets.remove(mmu, rip);
+                    return None;
+                }
+                Leave::Single => code = self.single()?,
             }
         }
     }
@@ -272,13 +274,23 @@ impl SoftCpu {
         let cpu = &mut *self.cpu;
         let Some(context) = cpu.context() else { return };
         let Some(translator) = &mut self.translator else { return };
-        let (site, generation) = (cpu.native.link, translator.generation);
+        let generation = translator.generation;
         let Ok(block) = self.blocks.find(cpu) else { return };
         // SAFETY: `find` keeps the block until it is called again.
         let block = unsafe { &*block };
         if translator.for_block(cpu, &self.blocks, block, context).is_some() {
-            translator.link(cpu, block.version, context, block.page, site, generation);
+            translator.link(cpu, block, context, generation);
         }
+    }
+
+    /// Code for RIP that looks up each access.
+    fn single(&mut self) -> Option<u64> {
+        let cpu = &mut *self.cpu;
+        let context = cpu.context()?;
+        let translator = self.translator.as_mut()?;
+        let block = self.blocks.find(cpu).ok()?;
+        // SAFETY: `find` keeps the block until it is called again.
+        translator.single(cpu, &self.blocks, unsafe { &*block }, context)
     }
 
     /// Translates a block after so many runs by the interpreter; 0: at once. `None`: never, the interpreter does all.

@@ -27,6 +27,7 @@ pub(super) mod host {
 #[derive(Clone, Copy)]
 pub(super) enum Alu {
     Add = 0,
+    Or = 1,
     And = 4,
     Xor = 6,
     Cmp = 7,
@@ -41,6 +42,7 @@ pub(super) enum Shift {
 
 /// Condition codes (SDM vol. 2 appendix B.1.4.7).
 pub(super) mod cc {
+    pub(in super::super) const B: u8 = 2;
     pub(in super::super) const AE: u8 = 3;
     pub(in super::super) const E: u8 = 4;
     pub(in super::super) const NE: u8 = 5;
@@ -208,6 +210,10 @@ impl Asm {
         self.rm(false, &[0xc6], 0, to);
         self.bytes.push(value);
     }
+    pub(super) fn store32_imm(&mut self, to: Mem, value: u32) {
+        self.rm(false, &[0xc7], 0, to);
+        self.imm32(value as i32);
+    }
     /// 64 bits from a sign-extended immediate.
     pub(super) fn store_imm(&mut self, to: Mem, value: i32) {
         self.rm(true, &[0xc7], 0, to);
@@ -270,11 +276,6 @@ impl Asm {
         self.rm(false, &[0x80], 7, mem);
         self.bytes.push(value);
     }
-    /// ADD of a sign-extended immediate to 64 bits in memory.
-    pub(super) fn add_mem_imm(&mut self, mem: Mem, value: i32) {
-        self.rm(true, &[0x81], 0, mem);
-        self.imm32(value);
-    }
     pub(super) fn shift(&mut self, wide: bool, op: Shift, to: u8, count: u8) {
         self.rr(wide, &[0xc1], op as u8, to);
         self.bytes.push(count);
@@ -326,6 +327,11 @@ impl Asm {
         self.to_address(target);
     }
     /// To an address in the same code memory.
+    pub(super) fn jcc_at(&mut self, condition: u8, target: u64) {
+        self.raw(&[0x0f, 0x80 | condition]);
+        self.to_address(target);
+    }
+    /// To an address in the same code memory.
     pub(super) fn jmp_at(&mut self, target: u64) {
         self.raw(&[0xe9]);
         self.to_address(target);
@@ -369,6 +375,14 @@ impl Asm {
     }
     pub(super) fn movaps_store(&mut self, to: Mem, xmm: u8) {
         self.rm(false, &[0x0f, 0x29], xmm, to);
+    }
+    /// FXSAVE64.
+    pub(super) fn fxsave(&mut self, to: Mem) {
+        self.rm(true, &[0x0f, 0xae], 0, to);
+    }
+    /// FXRSTOR64.
+    pub(super) fn fxrstor(&mut self, from: Mem) {
+        self.rm(true, &[0x0f, 0xae], 1, from);
     }
     pub(super) fn ldmxcsr(&mut self, from: Mem) {
         self.rm(false, &[0x0f, 0xae], 2, from);
@@ -438,7 +452,7 @@ mod tests {
         assert_eq!(
             text,
             "and r14,0FFFFFFFFFFFFF000h; shr r15,7; cmp byte ptr [rsp+12Ch],0; mov r15,123456789ABCh; \
-             jne 000000000000101Eh; lahf; seto al; add al,7Fh; sahf; jmp qword ptr [rsp+r15+40h]; \
+             jne 000000000000101Dh; lahf; seto al; add al,7Fh; sahf; jmp qword ptr [rsp+r15+40h]; \
              imul r15d,r14d,4Dh"
         );
     }

@@ -1,6 +1,6 @@
 //! Where translated code finds things: host registers, and the fields of [`Cpu`] relative to RSP.
 
-use super::super::cpu::{Cpu, RIP};
+use super::super::cpu::{Cpu, Msrs, RIP};
 use super::super::mmu::{self, Tlb};
 use super::asm::{Mem, at, host};
 use super::targets::{Target, Targets};
@@ -9,49 +9,53 @@ use std::mem::offset_of;
 use std::sync::atomic::AtomicU32;
 use viv_arch::x86::Segment;
 
-/// What translated code keeps in the `Cpu` beside the architectural state.
+/// What translated code keeps in the `Cpu` beside the architectural state. What it uses most lies within a displacement of
+/// one byte.
 #[repr(C)]
 pub(crate) struct Frame {
+    /// Of each group of accesses: what leads from the guest's addresses to the host's (see `lower::group`).
+    pub(crate) deltas: [u64; DELTAS],
     /// Linear address of the page whose code runs.
     pub(crate) page: u64,
     /// The word that says that somebody wants attention.
     pub(crate) attention: *const AtomicU32,
-    /// The host's stack pointer outside.
-    pub(crate) host_rsp: u64,
-    /// Where the distance of the jump stands that left with `Leave::Link`.
-    pub(crate) link: u64,
-    /// Scratch of an indirect call: its target's code.
-    pub(crate) code: u64,
-    /// Scratch of an indirect call: its target, then the host address of the pushed word.
-    pub(crate) target: u64,
-    /// As `target`.
-    pub(crate) place: u64,
+    /// Scratch of a single instruction.
+    pub(crate) scratch: [u64; 3],
+    /// What of the guest's vector and x87 registers is in the host's (see `stubs`).
+    pub(crate) units: u32,
     /// The host's MXCSR outside.
     pub(crate) host_mxcsr: u32,
-    /// Whether XMM registers and MXCSR are in the host's registers.
-    pub(crate) vectors: u32,
+    /// Where the distance of the jump stands that left with `Leave::Link` or `Leave::Single`.
+    pub(crate) link: u64,
+    /// The host's stack pointer outside.
+    pub(crate) host_rsp: u64,
+    /// Whose code runs.
+    pub(crate) translator: *mut super::Translator,
     /// A panic on its way out of a callback.
     pub(crate) panic: Option<Box<dyn Any + Send>>,
 }
 
+/// Groups of accesses at a time.
+pub(super) const DELTAS: usize = 8;
+
 impl Frame {
     pub(crate) fn new(attention: *const AtomicU32) -> Frame {
         Frame {
+            deltas: [0; DELTAS],
             page: 0,
             attention,
-            host_rsp: 0,
-            link: 0,
-            code: 0,
-            target: 0,
-            place: 0,
+            scratch: [0; 3],
+            units: 0,
             host_mxcsr: 0x1f80,
-            vectors: 0,
+            link: 0,
+            host_rsp: 0,
+            translator: std::ptr::null_mut(),
             panic: None,
         }
     }
 }
 
-/// The flag word while it is saved, and AX in byte, word and implicit-register instructions.
+/// The flag word while it is saved, and AX in instructions that imply it.
 pub(super) const FLAGS: u8 = host::RAX;
 /// Scratch.
 pub(super) const T0: u8 = host::R14;
@@ -84,6 +88,10 @@ fn field(offset: usize) -> Mem {
     at(CPU, offset as i32)
 }
 
+fn frame(offset: usize) -> Mem {
+    field(offset_of!(Cpu, native) + offset)
+}
+
 /// Guest register `number` in memory.
 pub(super) fn reg(number: usize) -> Mem {
     field(offset_of!(Cpu, regs) + 8 * number)
@@ -94,45 +102,49 @@ pub(super) fn rip() -> Mem {
 pub(super) fn flags() -> Mem {
     field(offset_of!(Cpu, flags))
 }
-pub(super) fn instructions() -> Mem {
-    field(offset_of!(Cpu, instructions))
-}
 pub(super) fn rflags() -> Mem {
     field(offset_of!(Cpu, rflags))
 }
+pub(super) fn interrupt_waits() -> Mem {
+    field(offset_of!(Cpu, interrupt_waits))
+}
+pub(super) fn kernel_gs_base() -> Mem {
+    field(offset_of!(Cpu, msrs) + offset_of!(Msrs, kernel_gs_base))
+}
+pub(super) fn delta(slot: usize) -> Mem {
+    frame(offset_of!(Frame, deltas) + 8 * slot)
+}
 pub(super) fn page() -> Mem {
-    field(offset_of!(Cpu, native) + offset_of!(Frame, page))
+    frame(offset_of!(Frame, page))
 }
 pub(super) fn attention() -> Mem {
-    field(offset_of!(Cpu, native) + offset_of!(Frame, attention))
+    frame(offset_of!(Frame, attention))
+}
+pub(super) fn scratch(slot: usize) -> Mem {
+    frame(offset_of!(Frame, scratch) + 8 * slot)
 }
 pub(super) fn host_rsp() -> Mem {
-    field(offset_of!(Cpu, native) + offset_of!(Frame, host_rsp))
+    frame(offset_of!(Frame, host_rsp))
 }
 pub(super) fn link() -> Mem {
-    field(offset_of!(Cpu, native) + offset_of!(Frame, link))
-}
-pub(super) fn code() -> Mem {
-    field(offset_of!(Cpu, native) + offset_of!(Frame, code))
-}
-pub(super) fn target() -> Mem {
-    field(offset_of!(Cpu, native) + offset_of!(Frame, target))
-}
-pub(super) fn place() -> Mem {
-    field(offset_of!(Cpu, native) + offset_of!(Frame, place))
+    frame(offset_of!(Frame, link))
 }
 pub(super) fn host_mxcsr() -> Mem {
-    field(offset_of!(Cpu, native) + offset_of!(Frame, host_mxcsr))
+    frame(offset_of!(Frame, host_mxcsr))
 }
-pub(super) fn vectors() -> Mem {
-    field(offset_of!(Cpu, native) + offset_of!(Frame, vectors))
+pub(super) fn units() -> Mem {
+    frame(offset_of!(Frame, units))
+}
+/// A byte of the FXSAVE image.
+pub(super) fn fpu(offset: usize) -> Mem {
+    field(offset_of!(Cpu, fpu) + offset)
 }
 /// XMM register `number` in the FXSAVE image.
 pub(super) fn xmm(number: usize) -> Mem {
-    field(offset_of!(Cpu, fpu) + 160 + 16 * number)
+    fpu(160 + 16 * number)
 }
 pub(super) fn mxcsr() -> Mem {
-    field(offset_of!(Cpu, fpu) + 24)
+    fpu(24)
 }
 /// Base of segment `number`.
 pub(super) fn segment_base(number: usize) -> Mem {

@@ -23,7 +23,9 @@ impl CodeMemory {
         file.set_len(len as u64).ok()?;
         let map = |access| {
             // SAFETY: a new shared mapping of our own file; the result is checked.
-            let at = unsafe { libc::mmap(std::ptr::null_mut(), len, access, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+            let at = unsafe {
+                libc::mmap(std::ptr::null_mut(), len, access, libc::MAP_SHARED, file.as_raw_fd(), 0)
+            };
             (at != libc::MAP_FAILED).then_some(at.cast::<u8>())
         };
         let writable = map(libc::PROT_READ | libc::PROT_WRITE)?;
@@ -42,7 +44,9 @@ impl CodeMemory {
 
     /// Appends code made for [`CodeMemory::next`]. False: no room.
     pub(super) fn append(&mut self, code: &[u8]) -> bool {
-        let Some(end) = self.used.checked_add(code.len()).filter(|end| *end <= self.len) else { return false };
+        let Some(end) = self.used.checked_add(code.len()).filter(|end| *end <= self.len) else {
+            return false;
+        };
         // SAFETY: `used..end` lies in the mapping, which nobody else writes.
         unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(self.used), code.len()) };
         // Entries on a boundary fetch best.

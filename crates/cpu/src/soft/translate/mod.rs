@@ -6,15 +6,16 @@
 //!           │ miss                                │ a TLB miss: fill and try again
 //!  interpreter's block ─ hot ─► region ─► lower   │ anything rare: the interpreter's own function for the instruction
 //! ```
-//! - **Registers.** Twelve guest registers live in host registers, four in [`super::cpu::Cpu`]; RSP points to the `Cpu`, so that
-//!   its fields are one displacement away and the stack for calls back lies below it ([`home`], [`layout`]).
+//! - **Registers.** Twelve guest registers live in host registers, four in [`Cpu`]; RSP points to the `Cpu`, so that its
+//!   fields are one displacement away and the stack for calls back lies below it ([`home`], [`layout`]).
 //! - **Flags** are the host's own after a guest instruction, or a flag word in AX (see [`super::flags`]), or both. Code of
-//!   our own that changes the host's flags saves them to AX before. Between blocks they are in AX.
-//! - **Vectors.** XMM registers and MXCSR are the host's own while `Frame::vectors` is set, else in the FXSAVE image.
+//!   our own that changes the host's flags saves them to AX before. Where flows join they are in AX.
+//! - **Units.** XMM and x87 registers are the host's own while `Frame::units` says so, else in the FXSAVE image.
 //! - **Memory** goes through the software TLB, looked up inline. A miss calls [`Cpu::fill`]; what still does not fit (devices,
-//!   page borders, faults, decoded code) leaves to the interpreter *before* the instruction changed anything.
-//! - **Regions** are the blocks of one physical page that have been executed, with their jumps to each other. Their code
-//!   does not know at which linear address it runs (`Frame::page` says it), so it serves every address space.
+//!   page borders, faults, decoded code) leaves to the interpreter *before* the instruction changed anything. Accesses
+//!   near each other share one lookup (`lower::group`).
+//! - **Regions** are blocks of one physical page that have been executed, with their jumps to each other. Their code does
+//!   not know at which linear address it runs (`Frame::page` says it), so it serves every address space.
 //! - **Validity.** A region is entered from elsewhere through a guard that compares its page's version in
 //!   [`viv_mem::CodeMap`]. Every way in, and every loop, looks at [`super::Attention`].
 #![allow(unsafe_code)]
@@ -32,17 +33,20 @@ pub(crate) use home::CpuBox;
 pub(crate) use layout::Frame;
 pub(crate) use targets::Targets;
 
-use super::block::Blocks;
+use super::block::{Block, Blocks, KeyHasher};
 use super::cpu::{Cpu, Mode};
 use super::decode::Decoded;
 use super::fpu::FpOp;
+use super::mmu::Place;
 use super::op::Op;
 use asm::Asm;
 use lower::Lower;
 use memory::CodeMemory;
 use std::collections::HashMap;
-use stubs::Stubs;
-use viv_arch::x86::{cr0, cr4, rflags};
+use std::hash::BuildHasherDefault;
+use std::sync::atomic::Ordering;
+use stubs::{Straddling, Stubs};
+use viv_arch::x86::{Activity, cr0, cr4, rflags};
 use viv_mem::PAGE_SIZE;
 
 /// Why translated code came back. RIP is where to go on.
@@ -60,14 +64,23 @@ pub(crate) enum Leave {
     Stop,
     /// The page at RIP has changed since it was translated.
     Stale,
+    /// A group of accesses lies across a page border: what follows runs with a lookup for each of them.
+    Single,
 }
 
 impl Leave {
+    const ALL: [Leave; 7] = [
+        Leave::Dispatch,
+        Leave::Interpret,
+        Leave::Link,
+        Leave::Fault,
+        Leave::Stop,
+        Leave::Stale,
+        Leave::Single,
+    ];
+
     fn from_code(code: u32) -> Leave {
-        [Leave::Dispatch, Leave::Interpret, Leave::Link, Leave::Fault, Leave::Stop, Leave::Stale]
-            .into_iter()
-            .find(|leave| *leave as u32 == code)
-            .unwrap_or(Leave::Dispatch)
+        Leave::ALL.get(code as usize).copied().unwrap_or(Leave::Dispatch)
     }
 }
 
@@ -76,32 +89,75 @@ impl Leave {
 pub(crate) struct Context {
     /// Which software TLB serves its accesses: says the privilege, too.
     pub(crate) mmu: u8,
-    /// Vector instructions neither fault nor are emulated: they may run as they are.
-    pub(crate) vectors: bool,
+    /// Vector and x87 instructions are enabled, and all their exceptions masked: they may run as they are.
+    pub(crate) units: bool,
 }
 
-impl Context {
-    fn key(self) -> u64 {
-        u64::from(self.mmu) | u64::from(self.vectors) << 2
-    }
+/// How a region's accesses are looked up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lookups {
+    /// Once for accesses near each other.
+    Grouped,
+    /// One by one.
+    Single,
+}
+
+/// Names a translation: where its code is in RAM, and what it depends on.
+fn key(page: u32, offset: u64, context: Context, lookups: Lookups) -> u64 {
+    let ram = u64::from(page) * PAGE_SIZE + offset;
+    let single = u64::from(lookups == Lookups::Single) << 3;
+    ram << 8 | single | u64::from(context.units) << 2 | u64::from(context.mmu)
 }
 
 impl Cpu {
     /// The context of the current state, if the translator serves it at all.
+    #[inline(always)]
     pub(crate) fn context(&self) -> Option<Context> {
         let aligned = self.cpl == 3 && self.rflags & rflags::AC != 0 && self.cr0 & cr0::AM != 0;
         if self.mode != Mode::Code64 || aligned {
             return None;
         }
-        let vectors = self.cr0 & (cr0::TS | cr0::EM) == 0
+        let units = self.cr0 & (cr0::TS | cr0::EM) == 0
             && self.cr4 & cr4::OSFXSR != 0
-            && self.fpu.mxcsr() & MXCSR_MASKS == MXCSR_MASKS;
-        Some(Context { mmu: self.mmu as u8, vectors })
+            && self.fpu.mxcsr() & MXCSR_MASKS == MXCSR_MASKS
+            && self.fpu.fcw() & FCW_MASKS == FCW_MASKS;
+        Some(Context { mmu: self.mmu as u8, units })
+    }
+
+    /// Whether the loop of `run` has something to do before the next instruction.
+    fn must_stop(&self) -> bool {
+        self.shadow
+            || self.rflags & (rflags::TF | rflags::RF) != 0
+            || self.dr[5] & 0xff != 0
+            || self.breakpoint_hits != 0
+            || self.wrote_code.is_some()
+            || self.failed.is_some()
+            || self.activity != Activity::Running
+            || self.attention_wanted()
+    }
+
+    fn attention_wanted(&self) -> bool {
+        // SAFETY: the word lives in `Shared`, of which we hold a share.
+        unsafe { &*self.native.attention }.load(Ordering::Relaxed) != 0
+    }
+
+    /// Whether code at `linear` has these bytes, fetched as the processor would.
+    fn code_is(&mut self, linear: u64, bytes: &[u8]) -> bool {
+        let in_page = ((PAGE_SIZE - linear % PAGE_SIZE) as usize).min(bytes.len());
+        let (head, tail) = bytes.split_at(in_page);
+        let mut same = |at: u64, bytes: &[u8]| match self.fetch_place(at) {
+            // SAFETY: guest RAM to the end of the page, in which the bytes lie.
+            Ok(Place::Ram(host)) => unsafe { std::slice::from_raw_parts(host, bytes.len()) == bytes },
+            _ => false,
+        };
+        same(linear, head) && same(linear.wrapping_add(in_page as u64), tail)
     }
 }
 
 /// All exceptions masked (SDM vol. 1 §10.2.3).
 const MXCSR_MASKS: u32 = 0x1f80;
+/// All exceptions masked (SDM vol. 1 §8.1.5).
+const FCW_MASKS: u16 = 0x3f;
 
 /// Counts for `--stats`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -118,10 +174,12 @@ pub struct TranslatorStats {
     pub evictions: u64,
     /// Jumps linked to their target.
     pub links: u64,
+    /// Searches for a jump's target that the table did not have.
+    pub seeks: u64,
     /// Times that translated code was entered.
     pub entries: u64,
-    /// Reasons for leaving: dispatch, interpret, link, fault, stop, stale.
-    pub leaves: [u64; 6],
+    /// Reasons for leaving: dispatch, interpret, link, fault, stop, stale, single.
+    pub leaves: [u64; 7],
 }
 
 /// Times that the interpreter runs a block before it is translated.
@@ -131,14 +189,13 @@ const CODE_BYTES: usize = 32 << 20;
 /// Room that a region may need.
 const REGION_BYTES: usize = 256 << 10;
 
-/// A translation's ways in.
+/// A translation of the code at one address.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
-    /// Through the guard.
+    /// Through the guard. 0: this is the middle of a region, whose way in is made when it is asked for.
     guarded: u64,
-    /// Behind the guard: for jumps of the same page.
+    /// Behind the guard: for jumps of the same page. In the middle of a region: the block itself.
     linked: u64,
-    page: u32,
     version: u32,
 }
 
@@ -146,14 +203,13 @@ struct Entry {
 pub(crate) struct Translator {
     memory: CodeMemory,
     stubs: Stubs,
-    /// By address in RAM and context.
-    entries: HashMap<u64, Entry>,
+    entries: HashMap<u64, Entry, BuildHasherDefault<KeyHasher>>,
     /// Instructions that translated code gives to the interpreter.
     ops: Ops,
     encoder: iced_x86::Encoder,
     scratch: Vec<u8>,
-    /// Of what the tables in `Cpu::targets` are full.
-    vectors: bool,
+    /// Whether the tables in `Cpu::targets` are for contexts with the units.
+    units: bool,
     hot: u32,
     /// Most instructions of a region.
     longest: usize,
@@ -164,7 +220,11 @@ pub(crate) struct Translator {
 
 /// Decoded instructions that translated code names by address.
 #[derive(Default)]
-struct Ops(Vec<(Box<Op>, Option<Box<FpOp>>)>);
+struct Ops {
+    ops: Vec<(Box<Op>, Option<Box<FpOp>>)>,
+    #[allow(clippy::vec_box)]
+    straddling: Vec<Box<Straddling>>,
+}
 
 impl Ops {
     fn keep(&mut self, mut decoded: Decoded) -> *const Op {
@@ -172,8 +232,13 @@ impl Ops {
         if let Some(unit) = &unit {
             decoded.op.imm = std::ptr::from_ref::<FpOp>(unit) as u64;
         }
-        self.0.push((Box::new(decoded.op), unit));
-        self.0.last().map_or(std::ptr::null(), |(op, _)| std::ptr::from_ref::<Op>(op))
+        self.ops.push((Box::new(decoded.op), unit));
+        self.ops.last().map_or(std::ptr::null(), |(op, _)| std::ptr::from_ref::<Op>(op))
+    }
+
+    fn keep_straddling(&mut self, what: Straddling) -> *const Straddling {
+        self.straddling.push(Box::new(what));
+        self.straddling.last().map_or(std::ptr::null(), |what| std::ptr::from_ref::<Straddling>(what))
     }
 }
 
@@ -185,11 +250,11 @@ impl Translator {
         Some(Translator {
             memory,
             stubs,
-            entries: HashMap::new(),
+            entries: HashMap::default(),
             ops: Ops::default(),
             encoder: iced_x86::Encoder::new(64),
             scratch: Vec::new(),
-            vectors: false,
+            units: false,
             hot: HOT,
             longest: region::INSTRUCTIONS_MAX,
             generation: 1,
@@ -207,14 +272,36 @@ impl Translator {
         (self.hot, self.longest) = (0, 1);
     }
 
+    // ---- finding code -----------------------------------------------------------------------------------
+
     /// Code for RIP by its linear address, if it is at hand.
     #[inline(always)]
     pub(crate) fn at_hand(&mut self, cpu: &mut Cpu, context: Context) -> Option<u64> {
-        if context.vectors != self.vectors {
-            self.vectors = context.vectors;
+        if context.units != self.units {
+            self.units = context.units;
             cpu.targets.flush();
         }
         cpu.targets.find(context.mmu, cpu.rip())
+    }
+
+    /// Code for a linear address, in the present context, that the table of targets does not have.
+    fn seek(&mut self, cpu: &mut Cpu, linear: u64) -> Option<u64> {
+        self.stats.seeks += 1;
+        let context = cpu.context()?;
+        let Ok(Place::Ram(host)) = cpu.fetch_place(linear) else { return None };
+        let page = (cpu.shared.memory.ram_offset(host) / PAGE_SIZE) as u32;
+        let version = cpu.shared.memory.code().version(page);
+        let entry = self.known(cpu, page, linear, context, version)?;
+        let global = cpu.fetch_is_global(linear);
+        cpu.targets.enter(context.mmu, linear, entry.guarded, global);
+        Some(entry.guarded)
+    }
+
+    /// Code for RIP after an instruction that changed more than the next instruction's place.
+    fn go_on(&mut self, cpu: &mut Cpu) -> Option<u64> {
+        let context = cpu.context()?;
+        let rip = cpu.rip();
+        self.at_hand(cpu, context).or_else(|| self.seek(cpu, rip))
     }
 
     /// Code for the block at RIP that the interpreter found, if it is hot.
@@ -222,7 +309,7 @@ impl Translator {
         &mut self,
         cpu: &mut Cpu,
         blocks: &Blocks,
-        block: &super::block::Block,
+        block: &Block,
         context: Context,
     ) -> Option<u64> {
         let heat = block.heat.get();
@@ -231,42 +318,76 @@ impl Translator {
             return None;
         }
         let rip = cpu.rip();
-        let key = (u64::from(block.page) * PAGE_SIZE + rip % PAGE_SIZE) << 8 | context.key();
-        let current = |entry: &&Entry| entry.version == block.version;
-        let entry = match self.entries.get(&key).filter(current) {
-            Some(entry) => *entry,
-            None => {
-                if block.next.is_some() {
-                    block.heat.set(0);
-                    return None;
-                }
-                let Some(entry) = self.translate(cpu, blocks, block.page, rip, context, key) else {
-                    block.heat.set(0);
-                    return None;
-                };
-                entry
-            }
+        let known = self.known(cpu, block.page, rip, context, block.version);
+        let entry = known.or_else(|| self.translate(cpu, blocks, block.page, rip, context, Lookups::Grouped));
+        let Some(entry) = entry else {
+            block.heat.set(0);
+            return None;
         };
         let global = cpu.fetch_is_global(rip);
         cpu.targets.enter(context.mmu, rip, entry.guarded, global);
         Some(entry.guarded)
     }
 
-    /// Links the jump that left with [`Leave::Link`] to its target's code.
-    pub(crate) fn link(&mut self, cpu: &Cpu, blocks_version: u32, context: Context, page: u32, site: u64, generation: u32) {
-        let key = (u64::from(page) * PAGE_SIZE + cpu.rip() % PAGE_SIZE) << 8 | context.key();
-        if generation != self.generation {
-            return;
+    /// The present translation of an address of a RAM page, with its way in.
+    fn known(&mut self, cpu: &Cpu, page: u32, linear: u64, context: Context, version: u32) -> Option<Entry> {
+        let offset = linear % PAGE_SIZE;
+        let key = key(page, offset, context, Lookups::Grouped);
+        let entry = *self.entries.get(&key).filter(|entry| entry.version == version)?;
+        if entry.guarded != 0 {
+            return Some(entry);
         }
-        if let Some(entry) = self.entries.get(&key).filter(|entry| entry.version == blocks_version) {
-            self.memory.patch(site, entry.linked);
+        if self.memory.room() < REGION_BYTES {
+            return None;
+        }
+        let cell = std::ptr::from_ref(cpu.shared.memory.code().version_cell(page)) as u64;
+        let asm = Asm::new(self.memory.next(), std::mem::take(&mut self.scratch));
+        let guard = lower::Guard { offset: offset as u16, cell, version };
+        let (asm, ways) = lower::way_in(asm, &self.stubs, guard, entry.linked);
+        let done = self.memory.append(&asm.bytes);
+        self.scratch = asm.bytes;
+        let entry = Entry { guarded: ways.guarded, linked: ways.linked, version };
+        done.then(|| {
+            self.entries.insert(key, entry);
+            entry
+        })
+    }
+
+    /// Links the jump that left with [`Leave::Link`] to its target's code.
+    pub(crate) fn link(&mut self, cpu: &Cpu, block: &Block, context: Context, generation: u32) {
+        if generation == self.generation
+            && let Some(entry) = self.known(cpu, block.page, cpu.rip(), context, block.version)
+        {
+            self.memory.patch(cpu.native.link, entry.linked);
             self.stats.links += 1;
         }
     }
 
+    /// Code for RIP that looks up each access, after [`Leave::Single`]; the jump is linked to it.
+    pub(crate) fn single(
+        &mut self,
+        cpu: &mut Cpu,
+        blocks: &Blocks,
+        block: &Block,
+        context: Context,
+    ) -> Option<u64> {
+        let (rip, site, generation) = (cpu.rip(), cpu.native.link, self.generation);
+        let key = key(block.page, rip % PAGE_SIZE, context, Lookups::Single);
+        let known = self.entries.get(&key).copied().filter(|entry| entry.version == block.version);
+        let entry =
+            known.or_else(|| self.translate(cpu, blocks, block.page, rip, context, Lookups::Single))?;
+        if generation == self.generation {
+            self.memory.patch(site, entry.linked);
+        }
+        Some(entry.guarded)
+    }
+
+    // ---- running it -----------------------------------------------------------------------------------------
+
     /// Runs translated code.
     pub(crate) fn enter(&mut self, cpu: &mut Cpu, code: u64) -> Leave {
         cpu.native.page = cpu.rip() & !(PAGE_SIZE - 1);
+        cpu.native.translator = self;
         self.stats.entries += 1;
         // SAFETY: `code` is an entry of a live region of this vCPU, and `cpu` stands in its `CpuBox` with the stack below it.
         let leave = Leave::from_code(unsafe { (self.stubs.enter)(cpu, code) });
@@ -277,6 +398,8 @@ impl Translator {
         leave
     }
 
+    // ---- making it ------------------------------------------------------------------------------------------
+
     fn translate(
         &mut self,
         cpu: &mut Cpu,
@@ -284,33 +407,52 @@ impl Translator {
         page: u32,
         rip: u64,
         context: Context,
-        key: u64,
+        lookups: Lookups,
     ) -> Option<Entry> {
         let begun = std::time::Instant::now();
         if self.memory.room() < REGION_BYTES {
             self.evict(cpu);
         }
-        let start = (rip % PAGE_SIZE) as u16;
-        let warm = |offset: u16| self.hot == 0 || blocks.knows(page, offset, cpu);
-        let region = region::find(cpu.shared.memory.clone(), page, start, self.longest, warm)?;
+        let version = cpu.shared.memory.code().version(page);
+        let known = |offset: u16| {
+            let key = key(page, offset.into(), context, Lookups::Grouped);
+            self.entries.get(&key).filter(|entry| entry.version == version)
+        };
+        let of_blocks = super::block::context(cpu);
+        // What has been translated is jumped to, not translated again.
+        let warm = |offset: u16| {
+            lookups == Lookups::Grouped
+                && (self.hot == 0 || blocks.knows(page, offset, of_blocks))
+                && known(offset).is_none()
+        };
+        let region = region::find(cpu, page, rip, self.longest, warm)?;
         let writers = region.mark(&cpu.shared.memory);
         if writers != 0 {
             cpu.forbid_writes(page, writers);
         }
-        if !region.still_true(&cpu.shared.memory) {
+        if region.version != version || !region.still_true(&cpu.shared.memory) {
             return None;
         }
         let cell = std::ptr::from_ref(cpu.shared.memory.code().version_cell(page)) as u64;
         let asm = Asm::new(self.memory.next(), std::mem::take(&mut self.scratch));
-        let lower = Lower::new(asm, &mut self.encoder, &self.stubs, &mut self.ops, context);
-        let (asm, ways) = lower.region(&region, cell);
+        let outside =
+            |offset: u16| known(offset).filter(|entry| entry.guarded != 0).map(|entry| entry.linked);
+        let lower =
+            Lower::new(asm, &mut self.encoder, &self.stubs, &mut self.ops, context, lookups, &outside);
+        let (asm, ways, middles) = lower.region(&region, cell);
         let done = self.memory.append(&asm.bytes);
         self.scratch = asm.bytes;
         if !done {
             return None;
         }
-        let entry = Entry { guarded: ways.guarded, linked: ways.linked, page, version: region.version };
-        self.entries.insert(key, entry);
+        if lookups == Lookups::Grouped {
+            for (offset, linked) in middles {
+                let key = key(page, offset.into(), context, lookups);
+                self.entries.insert(key, Entry { guarded: 0, linked, version });
+            }
+        }
+        let entry = Entry { guarded: ways.guarded, linked: ways.linked, version };
+        self.entries.insert(key(page, region.start.into(), context, lookups), entry);
         self.stats.regions += 1;
         self.stats.instructions += region.instructions() as u64;
         self.stats.bytes += self.scratch.len() as u64;
@@ -319,7 +461,7 @@ impl Translator {
     }
 
     /// Drops all translations. Only outside of translated code.
-    pub(crate) fn evict(&mut self, cpu: &mut Cpu) {
+    fn evict(&mut self, cpu: &mut Cpu) {
         self.memory.truncate(self.stubs.len);
         self.entries.clear();
         self.ops = Ops::default();
@@ -329,7 +471,10 @@ impl Translator {
     }
 }
 
-#[allow(dead_code)]
-fn _page_of(entry: &Entry) -> u32 {
-    entry.page
+impl Drop for Translator {
+    fn drop(&mut self) {
+        if std::env::var_os("VIV_DEBUG_STATS").is_some() {
+            eprintln!("{:#?} code {} entries {}", self.stats, self.memory.used(), self.entries.len());
+        }
+    }
 }

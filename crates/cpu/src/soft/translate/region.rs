@@ -1,6 +1,9 @@
-//! What is translated together: the blocks of one page that the interpreter has met, from one of them on.
+//! What is translated together: the blocks of one page that the interpreter has met and that are not translated yet, from
+//! one of them on.
 
-use super::super::block::OPTIONS;
+use super::super::block::{INSTRUCTION_MAX, OPTIONS};
+use super::super::cpu::Cpu;
+use super::super::mmu::Place;
 use iced_x86::{Code, Decoder, DecoderError, FlowControl, Instruction, OpKind};
 use viv_mem::{GuestMemory, PAGE_SIZE};
 
@@ -12,12 +15,21 @@ const BLOCKS_MAX: usize = 48;
 pub(super) struct Block {
     pub(super) start: u16,
     pub(super) code: Vec<Instruction>,
+    /// The instruction behind them, if that ends in the next page.
+    pub(super) across: Option<Across>,
     /// Where the flow goes on behind the last instruction, if it does: may be the page's end.
     pub(super) next: Option<u16>,
     /// Somebody else than the block emitted before jumps here.
     pub(super) joins: bool,
     /// A jump from here or from behind leads here.
     pub(super) loops: bool,
+}
+
+/// An instruction that ends in the next page.
+#[derive(Clone)]
+pub(super) struct Across {
+    pub(super) instruction: Instruction,
+    pub(super) bytes: [u8; INSTRUCTION_MAX],
 }
 
 /// Blocks in the order of their addresses.
@@ -42,14 +54,17 @@ fn in_page(target: i64) -> Option<u16> {
 
 /// The region around `start` of RAM page `page`. `warm` says whether code at an offset has been executed.
 pub(super) fn find(
-    memory: GuestMemory,
+    cpu: &mut Cpu,
     page: u32,
-    start: u16,
+    rip: u64,
     longest: usize,
     warm: impl Fn(u16) -> bool,
 ) -> Option<Region> {
+    let memory = cpu.shared.memory.clone();
+    let start = (rip % PAGE_SIZE) as u16;
     let version = memory.code().version(page);
     let bytes = snapshot(&memory, page)?;
+    let mut across = None;
     // The instruction that begins at an offset, from 1.
     let mut at = vec![0u16; PAGE_SIZE as usize];
     let mut code: Vec<Instruction> = Vec::with_capacity(64);
@@ -61,7 +76,12 @@ pub(super) fn find(
             if u64::from(offset) >= PAGE_SIZE || at[usize::from(offset)] != 0 || code.len() >= longest {
                 break;
             }
-            let Some(x) = decode(&bytes[..], offset) else { break };
+            let Some(x) = decode(&bytes[..], offset) else {
+                if PAGE_SIZE as usize - usize::from(offset) < INSTRUCTION_MAX {
+                    across = across.or_else(|| straddling(cpu, rip, &bytes[..], offset));
+                }
+                break;
+            };
             code.push(x);
             at[usize::from(offset)] = code.len() as u16;
             let next = offset + x.len() as u16;
@@ -94,19 +114,20 @@ pub(super) fn find(
             }
         }
     }
-    if at[usize::from(start)] == 0 {
-        return None;
-    }
+    let across_at = across.as_ref().map(|across: &Across| across.instruction.ip() as u16);
     leads.sort_unstable();
     leads.dedup();
-    leads.retain(|offset| at[usize::from(*offset)] != 0);
-    let blocks = divide(&leads, &at, &code);
+    leads.retain(|offset| at[usize::from(*offset)] != 0 || across_at == Some(*offset));
+    if leads.binary_search(&start).is_err() {
+        return None;
+    }
+    let blocks = divide(&leads, &at, &code, across.as_ref());
     let mut region = Region { page, version, start, blocks, bytes };
     region.connect();
     Some(region)
 }
 
-fn divide(leads: &[u16], at: &[u16], code: &[Instruction]) -> Vec<Block> {
+fn divide(leads: &[u16], at: &[u16], code: &[Instruction], across: Option<&Across>) -> Vec<Block> {
     let mut blocks = Vec::with_capacity(leads.len());
     for lead in leads {
         let (mut offset, mut run) = (*lead, Vec::new());
@@ -124,7 +145,20 @@ fn divide(leads: &[u16], at: &[u16], code: &[Instruction]) -> Vec<Block> {
                 _ => break None,
             }
         };
-        blocks.push(Block { start: *lead, code: run, next, joins: false, loops: false });
+        let across = across.filter(|across| {
+            let ip = across.instruction.ip();
+            next.is_some_and(|next| {
+                ip == next.into() && (next == *lead || leads.binary_search(&next).is_err())
+            })
+        });
+        blocks.push(Block {
+            start: *lead,
+            code: run,
+            across: across.cloned(),
+            next,
+            joins: false,
+            loops: false,
+        });
     }
     blocks
 }
@@ -136,6 +170,21 @@ fn decode(bytes: &[u8], offset: u16) -> Option<Instruction> {
     (decoder.last_error() != DecoderError::NoMoreBytes && !x.is_invalid()).then_some(x)
 }
 
+/// The instruction that begins at `offset` and ends in the page that follows at the moment.
+fn straddling(cpu: &mut Cpu, rip: u64, page: &[u8], offset: u16) -> Option<Across> {
+    let next = (rip & !(PAGE_SIZE - 1)).wrapping_add(PAGE_SIZE);
+    let Ok(Place::Ram(host)) = cpu.fetch_place(next) else { return None };
+    let head = page.get(usize::from(offset)..)?;
+    let mut bytes = [0; INSTRUCTION_MAX];
+    bytes.get_mut(..head.len())?.copy_from_slice(head);
+    let tail = bytes.get_mut(head.len()..)?;
+    // SAFETY: the begin of a page of guest RAM, which is longer than any instruction.
+    unsafe { std::ptr::copy_nonoverlapping(host, tail.as_mut_ptr(), tail.len()) };
+    let mut decoder = Decoder::with_ip(64, &bytes, u64::from(offset), OPTIONS);
+    let instruction = decoder.decode();
+    (!instruction.is_invalid()).then_some(Across { instruction, bytes })
+}
+
 fn snapshot(memory: &GuestMemory, page: u32) -> Option<Box<[u8; PAGE_SIZE as usize]>> {
     let host = memory.ram_host(u64::from(page) * PAGE_SIZE)?;
     let mut bytes = Box::new([0; PAGE_SIZE as usize]);
@@ -145,33 +194,23 @@ fn snapshot(memory: &GuestMemory, page: u32) -> Option<Box<[u8; PAGE_SIZE as usi
 }
 
 impl Region {
-    /// Finds out which blocks are joined from where.
+    /// Finds out where flows join: everywhere but where one jump, or the flow itself, leads from a block before.
     fn connect(&mut self) {
         let mut edges = Vec::new();
-        let mut previous = None;
         for block in &self.blocks {
-            let last = block.code.last();
-            if let Some(to) = last.and_then(|x| match x.flow_control() {
+            let jump = block.code.last().and_then(|x| match x.flow_control() {
                 FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch => target(x),
                 _ => None,
-            }) && let Some(to) = in_page(to)
-            {
-                edges.push((block.start, to, true));
-            }
-            if let Some(to) = block.next {
-                edges.push((block.start, to, false));
-            }
-            // What no block before it falls into is entered from outside.
-            if previous != Some(block.start) {
-                edges.push((0, block.start, true));
-            }
-            previous = block.next;
+            });
+            edges.extend(jump.and_then(in_page).map(|to| (block.start, to)));
+            edges.extend(block.next.map(|to| (block.start, to)));
         }
-        let start = self.start;
         for block in &mut self.blocks {
-            let mut to_here = edges.iter().filter(|edge| edge.1 == block.start);
-            block.joins = block.start == start || to_here.clone().any(|edge| edge.2);
-            block.loops = to_here.any(|edge| edge.0 >= block.start);
+            let mut from = edges.iter().filter(|edge| edge.1 == block.start).map(|edge| edge.0);
+            let (first, second) = (from.next(), from.next());
+            let one = first.filter(|from| second.is_none() && *from < block.start);
+            block.joins = block.start == self.start || one.is_none();
+            block.loops = edges.iter().any(|edge| edge.1 == block.start && edge.0 >= block.start);
         }
     }
 
@@ -193,9 +232,10 @@ impl Region {
 
     /// Whether the bytes are still those that were decoded: asked after nobody can write there unseen.
     pub(super) fn still_true(&self, memory: &GuestMemory) -> bool {
+        let Some(now) = snapshot(memory, self.page) else { return false };
         let same = |(at, len): (u64, u64)| {
             let range = at as usize..(at + len) as usize;
-            snapshot(memory, self.page).is_some_and(|now| now[range.clone()] == self.bytes[range])
+            now[range.clone()] == self.bytes[range]
         };
         memory.code().version(self.page) == self.version && self.ranges().all(same)
     }

@@ -1,12 +1,12 @@
 //! Where the flow goes: within the region, to other code of the page, to other pages.
 
-use super::super::asm::{Alu, Label, Mem, Shift, at, at_index, cc};
+use super::super::asm::{Alu, Shift, at, at_index, cc};
 use super::super::layout::{self, CPU, HOMES, T0, T1};
 use super::super::region::target;
 use super::super::targets::{HASH, HASH_MASK, HASH_SHIFT};
 use super::integer::home_of;
-use super::memory::{addressable, read, write};
-use super::{IN_AX, Late, Lower};
+use super::memory::{RSP, addressable, read};
+use super::{Late, Lower, Otherwise};
 use iced_x86::{Code, Instruction, OpKind};
 use viv_arch::x86::gpr;
 use viv_mem::PAGE_SIZE;
@@ -14,19 +14,18 @@ use viv_mem::PAGE_SIZE;
 impl Lower<'_> {
     /// Emits the instruction that ends a block; `next` is what follows it. Whether the flow falls into `follower`.
     pub(super) fn branch(&mut self, x: &Instruction, next: Option<u16>, follower: Option<u16>) -> bool {
-        if x.is_jcc_short_or_near() && target(x).is_some() {
-            self.conditional(x);
+        if let Some(to) = target(x).filter(|_| x.is_jcc_short_or_near()) {
+            self.conditional(x, to);
             return next.is_some_and(|next| self.fall(next, follower));
         }
-        if matches!(x.code(), Code::Jrcxz_rel8_64 | Code::Loop_rel8_64_RCX) && target(x).is_some() {
-            self.counter(x);
+        if let Some(to) = target(x)
+            && matches!(x.code(), Code::Jrcxz_rel8_64 | Code::Loop_rel8_64_RCX)
+        {
+            self.counter(x, to);
             return next.is_some_and(|next| self.fall(next, follower));
         }
         match (x.code(), target(x)) {
-            (Code::Jmp_rel8_64 | Code::Jmp_rel32_64, Some(to)) => {
-                self.save_flags();
-                self.go_to(to, follower);
-            }
+            (Code::Jmp_rel8_64 | Code::Jmp_rel32_64, Some(to)) => return self.go_to(to, follower),
             (Code::Call_rel32_64, Some(to)) => {
                 self.push_return(x);
                 self.go_to(to, None);
@@ -38,67 +37,94 @@ impl Lower<'_> {
             _ => {
                 self.interpret(x);
                 // It came back: the next instruction follows.
-                return next.or(u16::try_from(x.next_ip()).ok()).is_some_and(|next| self.fall(next, follower));
+                return next
+                    .or(u16::try_from(x.next_ip()).ok())
+                    .is_some_and(|next| self.fall(next, follower));
             }
         }
         false
     }
 
-    /// The flow goes on at `next`. Whether that is emitted right behind, so that the state may be kept.
+    /// The flow goes on at `next`. Whether that is emitted right behind.
     pub(super) fn fall(&mut self, next: u16, follower: Option<u16>) -> bool {
-        if follower == Some(next) {
-            self.save_flags();
+        self.go_to(next.into(), follower)
+    }
+
+    /// Goes to an offset of the page, or beyond it. Whether the flow falls into `follower`.
+    pub(super) fn go_to(&mut self, to: i64, follower: Option<u16>) -> bool {
+        let place = u16::try_from(to).ok().filter(|to| u64::from(*to) < PAGE_SIZE);
+        let Some(place) = place else {
+            self.cross(to);
+            return false;
+        };
+        let label = self.label_of(place);
+        match label {
+            Some((_, false)) => self.expect(place),
+            _ => self.save_flags(),
+        }
+        if follower == Some(place) {
             return true;
         }
-        self.save_flags();
-        self.go_to(next.into(), None);
+        if let Some((label, _)) = label {
+            self.asm.jmp(label);
+        } else if let Some(code) = (self.outside)(place) {
+            self.asm.jmp_at(code);
+        } else {
+            let late = self.asm.label();
+            let site = self.asm.jmp(late);
+            self.late.push(Late::Link(late, place, site));
+        }
         false
     }
 
-    /// Goes to an offset of the page, or beyond it. The flags are in AX.
-    fn go_to(&mut self, to: i64, follower: Option<u16>) {
-        match u16::try_from(to).ok().filter(|to| u64::from(*to) < PAGE_SIZE) {
-            Some(to) if follower == Some(to) => {}
-            Some(to) => match self.label_of(to) {
-                Some(label) => {
-                    self.asm.jmp(label);
-                }
-                None => {
-                    let late = self.asm.label();
-                    let site = self.asm.jmp(late);
-                    self.late.push(Late::Link(late, to, site));
-                }
-            },
-            None => self.cross(to),
-        }
+    /// Remembers what is known for the block at `place`, to which only this jump leads.
+    fn expect(&mut self, place: u16) {
+        self.expected.push((place, self.known.clone()));
     }
 
-    /// A conditional jump's taken way. The flags are in AX.
+    /// A conditional jump's taken way, on a condition of the host's flags.
     fn take(&mut self, condition: u8, to: i64) {
-        match u16::try_from(to).ok().filter(|to| u64::from(*to) < PAGE_SIZE) {
-            Some(to) => match self.label_of(to) {
-                Some(label) => {
-                    self.asm.jcc(condition, label);
+        let place = u16::try_from(to).ok().filter(|to| u64::from(*to) < PAGE_SIZE);
+        match place.map(|place| (place, self.label_of(place))) {
+            Some((_, Some((label, _)))) => {
+                self.asm.jcc(condition, label);
+            }
+            // The flags are saved on the way.
+            Some((place, None)) if !self.known.flags.ax => {
+                let late = self.asm.label();
+                self.asm.jcc(condition, late);
+                self.late.push(Late::Save(late, place));
+            }
+            Some((place, None)) => {
+                if let Some(code) = (self.outside)(place) {
+                    return self.asm.jcc_at(condition, code);
                 }
-                None => {
-                    let late = self.asm.label();
-                    let site = self.asm.jcc(condition, late);
-                    self.late.push(Late::Link(late, to, site));
-                }
-            },
+                let late = self.asm.label();
+                let site = self.asm.jcc(condition, late);
+                self.late.push(Late::Link(late, place, site));
+            }
             None => {
                 let late = self.asm.label();
                 self.asm.jcc(condition, late);
-                self.late.push(Late::Cross(late, to));
+                self.late.push(Late::Cross(late, to, self.known.flags.ax));
             }
         }
     }
 
-    fn conditional(&mut self, x: &Instruction) {
-        let Some(to) = target(x) else { return };
-        self.save_flags();
+    /// Before a conditional jump: what its target must find.
+    fn prepare(&mut self, to: i64) {
+        let place = u16::try_from(to).ok().filter(|to| u64::from(*to) < PAGE_SIZE);
+        match place.and_then(|place| Some((place, self.label_of(place)?.1))) {
+            Some((_, true)) => self.save_flags(),
+            Some((place, false)) => self.expect(place),
+            None => {}
+        }
+    }
+
+    fn conditional(&mut self, x: &Instruction, to: i64) {
+        self.prepare(to);
         let condition = x.code().condition_number();
-        let condition = if self.flags.host { condition } else { self.test_in_ax(condition) };
+        let condition = if self.known.flags.host { condition } else { self.test_in_ax(condition) };
         self.take(condition, to);
     }
 
@@ -125,9 +151,9 @@ impl Lower<'_> {
     }
 
     /// JRCXZ and LOOP with a 64-bit counter.
-    fn counter(&mut self, x: &Instruction) {
-        let Some(to) = target(x) else { return };
+    fn counter(&mut self, x: &Instruction, to: i64) {
         self.clobber_flags();
+        self.prepare(to);
         let rcx = home_of(gpr::RCX);
         let condition = if x.code() == Code::Jrcxz_rel8_64 {
             cc::E
@@ -141,41 +167,34 @@ impl Lower<'_> {
 
     // ---- calls and returns -------------------------------------------------------------------------------------
 
-    /// Looks up where the return address goes: `[T1 + T0]`.
-    fn stack_place(&mut self, x: &Instruction) -> Mem {
-        self.asm.lea(T0, at(home_of(gpr::RSP), -8));
-        self.look_up_address(x.ip(), write(8))
-    }
-
     fn push_return(&mut self, x: &Instruction) {
-        let place = self.stack_place(x);
+        let place = self.stack_operand(x, RSP, -8, true);
         self.asm.lea(T1, place);
         self.asm.load(T0, layout::page());
         self.asm.lea(T0, at(T0, x.next_ip() as i32));
         self.asm.store(at(T1, 0), T0);
         let rsp = home_of(gpr::RSP);
         self.asm.lea(rsp, at(rsp, -8));
-        self.flags = IN_AX;
     }
 
-    /// T0 holds a linear address: T1 becomes its entry's offset in the table of targets. Goes to `miss` without one.
-    fn find_target(&mut self, miss: Label) {
+    /// T0 holds a linear address: T1 becomes its code.
+    fn find_target(&mut self, otherwise: Otherwise) {
+        let (miss, found) = (self.asm.label(), self.asm.label());
+        self.late.push(Late::Seek { from: miss, found, otherwise });
         self.clobber_flags();
         self.asm.imul32_imm(T1, T0, HASH as i32);
         self.asm.shift(false, Shift::Shr, T1, HASH_SHIFT);
         self.asm.alu_imm(false, Alu::And, T1, HASH_MASK);
         self.asm.alu_mem(Alu::Cmp, T0, at_index(CPU, T1, layout::target_linear(self.context.mmu)));
         self.asm.jcc(cc::NE, miss);
+        self.asm.load(T1, at_index(CPU, T1, layout::target_code(self.context.mmu)));
+        self.asm.bind(found);
     }
 
     /// T0's page becomes the running page.
     fn change_page(&mut self) {
         self.asm.alu_imm(true, Alu::And, T0, -(PAGE_SIZE as i32));
         self.asm.store(layout::page(), T0);
-    }
-
-    fn jump_found(&mut self) {
-        self.asm.jmp_mem(at_index(CPU, T1, layout::target_code(self.context.mmu)));
     }
 
     /// A direct jump to another page: `to` counts from the start of this one.
@@ -188,30 +207,19 @@ impl Lower<'_> {
                 self.asm.lea(T0, at_index(T0, T1, 0));
             }
         }
-        let miss = self.asm.label();
-        self.find_target(miss);
+        self.find_target(Otherwise::ExitTo);
         self.change_page();
-        self.jump_found();
-        self.late.push(Late::ExitTo(miss));
-    }
-
-    /// The rest of an indirect branch is the interpreter's: nothing has changed yet.
-    fn rare(&mut self, x: &Instruction) -> Label {
-        let label = self.asm.label();
-        self.late.push(Late::Interpret(label, x.ip() as u16));
-        label
+        self.asm.jmp_reg(T1);
     }
 
     fn ret(&mut self, x: &Instruction, bytes: i32) {
         let rsp = home_of(gpr::RSP);
-        self.asm.mov(T0, rsp);
-        let place = self.look_up_address(x.ip(), read(8));
+        let place = self.stack_operand(x, RSP, 0, false);
         self.asm.load(T0, place);
-        let rare = self.rare(x);
-        self.find_target(rare);
+        self.find_target(Otherwise::Interpret(x.ip() as u16));
         self.asm.lea(rsp, at(rsp, bytes));
         self.change_page();
-        self.jump_found();
+        self.asm.jmp_reg(T1);
     }
 
     /// The target of an indirect branch into T0.
@@ -229,32 +237,30 @@ impl Lower<'_> {
 
     fn jump_to(&mut self, x: &Instruction) {
         self.indirect_target(x);
-        let rare = self.rare(x);
-        self.find_target(rare);
+        self.find_target(Otherwise::Interpret(x.ip() as u16));
         self.change_page();
-        self.jump_found();
+        self.asm.jmp_reg(T1);
     }
 
     fn call_to(&mut self, x: &Instruction) {
+        let (target, place, code) = (layout::scratch(0), layout::scratch(1), layout::scratch(2));
         self.indirect_target(x);
-        self.asm.store(layout::target(), T0);
-        let place = self.stack_place(x);
-        self.asm.lea(T1, place);
-        self.asm.store(layout::place(), T1);
-        self.asm.load(T0, layout::target());
-        let rare = self.rare(x);
-        self.find_target(rare);
+        self.asm.store(target, T0);
+        let pushed = self.stack_operand(x, RSP, -8, true);
+        self.asm.lea(T1, pushed);
+        self.asm.store(place, T1);
+        self.asm.load(T0, target);
+        self.find_target(Otherwise::Interpret(x.ip() as u16));
         // Found: from here on nothing can fail.
-        self.asm.load(T1, at_index(CPU, T1, layout::target_code(self.context.mmu)));
-        self.asm.store(layout::code(), T1);
+        self.asm.store(code, T1);
         self.asm.load(T1, layout::page());
         self.change_page();
-        self.asm.load(T0, layout::place());
+        self.asm.load(T0, place);
         self.asm.lea(T1, at(T1, x.next_ip() as i32));
         self.asm.store(at(T0, 0), T1);
         let rsp = home_of(gpr::RSP);
         self.asm.lea(rsp, at(rsp, -8));
-        self.asm.jmp_mem(layout::code());
+        self.asm.jmp_mem(code);
     }
 }
 

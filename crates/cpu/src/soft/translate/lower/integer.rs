@@ -1,22 +1,18 @@
 //! General-purpose instructions.
 
+use super::super::super::Attention;
 use super::super::asm::{Alu, Mem, Shift, at, cc, host};
 use super::super::layout::{self, FLAGS, HOMES, T0, T1};
-use super::memory::{addressable, read, write};
-use super::operand::{is_high_byte, wide, writes};
-use super::{FlagsIn, Late, Lower};
+use super::effect::GS;
+use super::memory::{RSP, addressable, read, write};
+use super::operand::{is_high_byte, writes};
+use super::{IN_HOST, Late, Lower};
 use iced_x86::{Code, Instruction, Mnemonic as M, OpKind, Register, RflagsBits};
-use viv_arch::x86::{gpr, rflags};
+use viv_arch::x86::{gpr, rflags, seg};
 
 /// OF SF ZF AF CF PF.
-const STATUS: u32 = RflagsBits::OF
-    | RflagsBits::SF
-    | RflagsBits::ZF
-    | RflagsBits::AF
-    | RflagsBits::CF
-    | RflagsBits::PF;
-
-const FLAGS_IN_HOST: FlagsIn = FlagsIn { host: true, ax: false };
+const STATUS: u32 =
+    RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
 
 /// What an instruction does with the status flags.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -62,9 +58,10 @@ fn is_plain(x: &Instruction) -> bool {
         M::Crc32 => std::arch::is_x86_feature_detected!("sse4.2"),
         M::Imul => x.op_count() > 1,
         M::Xchg => true,
-        // On AMD and Intel alike, but for the register forms of 16 bits, which the interpreter has.
         M::Xadd => true,
-        M::Bt | M::Bts | M::Btr | M::Btc => x.op0_kind() == OpKind::Register || x.op1_kind() == OpKind::Immediate8,
+        M::Bt | M::Bts | M::Btr | M::Btc => {
+            x.op0_kind() == OpKind::Register || x.op1_kind() == OpKind::Immediate8
+        }
         _ => x.is_setcc_or_cmovcc(),
     }
 }
@@ -85,7 +82,6 @@ fn has_memory(x: &Instruction) -> bool {
     (0..x.op_count()).any(|n| x.op_kind(n) == OpKind::Memory)
 }
 
-/// Guest register `number`'s home, or `scratch` after loading it there.
 impl Lower<'_> {
     /// Emits a general-purpose instruction, if it is one that is translated.
     pub(super) fn integer(&mut self, x: &Instruction) -> bool {
@@ -106,9 +102,15 @@ impl Lower<'_> {
             M::Div | M::Idiv => self.divide(x),
             M::Cmpxchg => self.compare_exchange(x),
             M::Cmpxchg16b => self.compare_exchange_16(x),
-            M::Cli if self.context.mmu != super::super::super::mmu::Tlb::USER as u8 => self.cli(),
+            M::Pushfq => self.push_flags(x),
+            M::Cli if self.supervisor() => self.cli(),
+            M::Swapgs if self.supervisor() => self.swap_gs(),
+            // Shadow stacks are off.
+            M::Rdsspd | M::Rdsspq => true,
             M::Nop | M::Reservednop | M::Endbr64 | M::Endbr32 => true,
-            M::Prefetchw | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 | M::Prefetchnta | M::Prefetch => true,
+            M::Prefetchw | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 | M::Prefetchnta | M::Prefetch => {
+                true
+            }
             M::Lfence | M::Sfence | M::Mfence => {
                 self.emit(x);
                 true
@@ -144,7 +146,7 @@ impl Lower<'_> {
             }
         });
         if matches!(flags, Flags::Replaces | Flags::Changes) {
-            self.flags = FLAGS_IN_HOST;
+            self.known.flags = IN_HOST;
         }
     }
 
@@ -175,7 +177,9 @@ impl Lower<'_> {
         }
         let to = x.op0_register();
         let number = to.full_register().number() & 15;
-        if to.size() == 8 && let Some(home) = HOMES[number] {
+        if to.size() == 8
+            && let Some(home) = HOMES[number]
+        {
             self.effective_address(x, home);
             return true;
         }
@@ -222,16 +226,21 @@ impl Lower<'_> {
     // ---- stack ------------------------------------------------------------------------------------------------
 
     fn push(&mut self, x: &Instruction) -> bool {
-        if x.stack_pointer_increment() != -8 || has_memory(x) {
+        if x.stack_pointer_increment() != -8 {
             return false;
         }
         let register = x.op0_kind() == OpKind::Register;
         if register && !x.op0_register().is_gpr64() {
             return false;
         }
+        if has_memory(x) {
+            let mem = self.memory_operand(x, read(8));
+            self.asm.load(T0, mem);
+            self.push_scratch(x);
+            return true;
+        }
         let rsp = home_of(gpr::RSP);
-        self.asm.lea(T0, at(rsp, -8));
-        let place = self.look_up_address(x.ip(), write(8));
+        let place = self.stack_operand(x, RSP, -8, true);
         if register {
             match HOMES[x.op0_register().number() & 15] {
                 Some(home) => self.asm.store(place, home),
@@ -248,13 +257,23 @@ impl Lower<'_> {
         true
     }
 
+    /// Pushes T0.
+    fn push_scratch(&mut self, x: &Instruction) {
+        self.asm.store(layout::scratch(0), T0);
+        let place = self.stack_operand(x, RSP, -8, true);
+        self.asm.lea(T1, place);
+        self.asm.load(T0, layout::scratch(0));
+        self.asm.store(at(T1, 0), T0);
+        let rsp = home_of(gpr::RSP);
+        self.asm.lea(rsp, at(rsp, -8));
+    }
+
     fn pop(&mut self, x: &Instruction) -> bool {
         if x.stack_pointer_increment() != 8 || has_memory(x) || !x.op0_register().is_gpr64() {
             return false;
         }
         let rsp = home_of(gpr::RSP);
-        self.asm.mov(T0, rsp);
-        let place = self.look_up_address(x.ip(), read(8));
+        let place = self.stack_operand(x, RSP, 0, false);
         let number = x.op0_register().number() & 15;
         match HOMES[number] {
             Some(home) => self.asm.load(home, place),
@@ -274,10 +293,65 @@ impl Lower<'_> {
             return false;
         }
         let (rsp, rbp) = (home_of(gpr::RSP), home_of(gpr::RBP));
-        self.asm.mov(T0, rbp);
-        let place = self.look_up_address(x.ip(), read(8));
+        let place = self.stack_operand(x, gpr::RBP, 0, false);
         self.asm.lea(rsp, at(rbp, 8));
         self.asm.load(rbp, place);
+        true
+    }
+
+    /// PUSHFQ: the status flags with the rest of RFLAGS.
+    fn push_flags(&mut self, x: &Instruction) -> bool {
+        self.restore_flags();
+        // The host's own: PUSHFQ; POP T0.
+        self.asm.raw(&[0x9c]);
+        self.asm.pop(T0);
+        self.clobber_flags();
+        self.asm.alu_imm(true, Alu::And, T0, rflags::STATUS as i32);
+        self.asm.alu_mem(Alu::Or, T0, layout::rflags());
+        self.asm.alu_imm(true, Alu::And, T0, !(rflags::VM | rflags::RF) as i32);
+        self.push_scratch(x);
+        true
+    }
+
+    // ---- the processor's state ------------------------------------------------------------------------------------
+
+    fn swap_gs(&mut self) -> bool {
+        let (base, kernel) = (layout::segment_base(seg::GS), layout::kernel_gs_base());
+        self.asm.load(T0, base);
+        self.asm.load(T1, kernel);
+        self.asm.store(base, T1);
+        self.asm.store(kernel, T0);
+        self.known.groups.renew(GS);
+        true
+    }
+
+    /// STI at CPL 0, where another instruction of the block follows: that one is its shadow, since nobody looks at
+    /// interrupts in between.
+    pub(super) fn sti(&mut self) {
+        self.clobber_flags();
+        let already = self.asm.label();
+        // TEST dword [..], imm32: F7 /0; OR dword [..], imm32: 81 /1.
+        self.asm.rm(false, &[0xf7], 0, layout::rflags());
+        self.asm.raw(&(rflags::IF as u32).to_le_bytes());
+        self.asm.jcc(cc::NE, already);
+        self.asm.rm(false, &[0x81], 1, layout::rflags());
+        self.asm.raw(&(rflags::IF as u32).to_le_bytes());
+        self.asm.cmp8_imm(layout::interrupt_waits(), 0);
+        self.asm.jcc(cc::E, already);
+        self.asm.load(T0, layout::attention());
+        // LOCK OR dword [T0], imm32.
+        self.asm.raw(&[0xf0]);
+        self.asm.rm(false, &[0x81], 1, at(T0, 0));
+        self.asm.raw(&Attention::POKE.to_le_bytes());
+        self.asm.bind(already);
+    }
+
+    /// CLI at CPL 0.
+    fn cli(&mut self) -> bool {
+        self.clobber_flags();
+        // AND dword [..], imm32: 81 /4.
+        self.asm.rm(false, &[0x81], 4, layout::rflags());
+        self.asm.raw(&(!(rflags::IF as u32)).to_le_bytes());
         true
     }
 
@@ -327,7 +401,7 @@ impl Lower<'_> {
         // Flags that stay undefined may be anything; AX is needed.
         self.encode(x, mem, |lower| lower.asm.mov(host::RAX, home_of(gpr::RAX)));
         self.accumulator_back(byte || size_of_first(x) == 2, size_of_first(x) == 4);
-        self.flags = FLAGS_IN_HOST;
+        self.known.flags = IN_HOST;
         true
     }
 
@@ -410,13 +484,10 @@ impl Lower<'_> {
             // RAX as an operand would be the host's.
             return false;
         }
-        if x.op1_register().full_register() == Register::RAX {
-            return false;
-        }
         let mem = self.memory_operand(x, write(x.memory_size().size() as u32));
         self.encode(x, Some(mem), |lower| lower.asm.mov(host::RAX, home_of(gpr::RAX)));
         self.asm.mov(home_of(gpr::RAX), host::RAX);
-        self.flags = FLAGS_IN_HOST;
+        self.known.flags = IN_HOST;
         true
     }
 
@@ -429,16 +500,7 @@ impl Lower<'_> {
             lower.asm.mov(host::RAX, home_of(gpr::RAX));
         });
         self.asm.mov(home_of(gpr::RAX), host::RAX);
-        self.flags = FLAGS_IN_HOST;
-        true
-    }
-
-    /// CLI at CPL 0.
-    fn cli(&mut self) -> bool {
-        self.clobber_flags();
-        // AND dword [..], imm32: 81 /4.
-        self.asm.rm(false, &[0x81], 4, layout::rflags());
-        self.asm.raw(&(!(rflags::IF as u32)).to_le_bytes());
+        self.known.flags = IN_HOST;
         true
     }
 }
@@ -479,6 +541,3 @@ fn is_offset_form(code: Code) -> bool {
             | Mov_moffs64_RAX
     )
 }
-
-#[allow(unused_imports)]
-use wide as _wide;

@@ -1,11 +1,14 @@
 //! Memory operands: the effective address, and the lookup in the software TLB.
 
+use super::super::Lookups;
 use super::super::asm::{Alu, Label, Mem, Shift, at, at_index, cc};
 use super::super::layout::{self, CPU, HOMES, T0, T1};
 use super::super::stubs;
+use super::effect::{GS, PAGE, Place};
+use super::group::Plan;
 use super::{Late, Lower};
 use iced_x86::{Instruction, Register};
-use viv_arch::x86::seg;
+use viv_arch::x86::{gpr, seg};
 use viv_mem::PAGE_SIZE;
 
 /// What an access needs of the TLB.
@@ -40,7 +43,7 @@ pub(super) fn addressable(x: &Instruction) -> bool {
 }
 
 /// Segment of the operand, if its base counts in 64-bit mode.
-pub(super) fn based_segment(x: &Instruction) -> Option<usize> {
+fn based_segment(x: &Instruction) -> Option<usize> {
     match x.memory_segment() {
         Register::FS => Some(seg::FS),
         Register::GS => Some(seg::GS),
@@ -86,7 +89,7 @@ impl Lower<'_> {
     }
 
     /// The linear address of the operand into T0. Changes the host's flags where a segment has a base.
-    pub(super) fn linear_address(&mut self, x: &Instruction) {
+    fn linear_address(&mut self, x: &Instruction) {
         self.effective_address(x, T0);
         if let Some(segment) = based_segment(x) {
             self.clobber_flags();
@@ -94,39 +97,131 @@ impl Lower<'_> {
         }
     }
 
-    /// Finds the host memory of the linear address in T0: `[T1 + T0]`. On a miss that cannot be filled, the
-    /// instruction at `ip` goes to the interpreter.
-    pub(super) fn look_up_address(&mut self, ip: u64, access: Access) -> Mem {
+    /// T0 holds a linear address: becomes the offset in its page if an access of `bytes` fits there, and T1 the offset
+    /// of its entry in the TLB. Otherwise goes to the label returned, where T0 is still XORed with the entry's tag.
+    fn find_entry(&mut self, bytes: i32, access: Access) -> (Label, Label, i32) {
         self.clobber_flags();
-        let mmu = self.context.mmu;
         let retry = self.asm.bound();
         self.asm.mov(T1, T0);
         self.asm.shift(true, Shift::Shr, T1, 12 - layout::TLB_SHIFT);
         self.asm.alu_imm(false, Alu::And, T1, layout::TLB_MASK);
-        let tag = layout::tlb_tag(mmu, access.write);
+        let tag = layout::tlb_tag(self.context.mmu, access.write);
         self.asm.alu_mem(Alu::Xor, T0, at_index(CPU, T1, tag));
         let miss = self.asm.label();
-        self.miss(access, miss);
-        self.asm.load(T1, at_index(CPU, T1, layout::tlb_host(mmu)));
-        let access = stubs::access(ip as u16, access.size, access.write, access.aligned);
-        self.late.push(Late::Fill { from: miss, retry, access, tag });
-        at_index(T1, T0, 0)
-    }
-
-    /// Jumps to `miss` unless T0 is an offset in a page at which the access fits.
-    fn miss(&mut self, access: Access, miss: Label) {
-        if access.aligned {
+        if access.aligned && bytes == 16 {
             self.asm.test_imm(T0, !(PAGE_SIZE as i32 - 16));
             self.asm.jcc(cc::NE, miss);
         } else {
-            self.asm.alu_imm(true, Alu::Cmp, T0, (PAGE_SIZE as u32 - access.size) as i32);
+            self.asm.alu_imm(true, Alu::Cmp, T0, PAGE_SIZE as i32 - bytes);
             self.asm.jcc(cc::A, miss);
         }
+        (miss, retry, tag)
     }
 
-    /// The host memory of the instruction's memory operand.
+    /// Finds the host memory of the linear address in T0: `[T1 + T0]`. On a miss that cannot be filled, the
+    /// instruction at `ip` goes to the interpreter.
+    fn look_up_address(&mut self, ip: u64, access: Access) -> Mem {
+        let (from, retry, tag) = self.find_entry(access.size as i32, access);
+        self.asm.load(T1, at_index(CPU, T1, layout::tlb_host(self.context.mmu)));
+        let access = stubs::access(ip as u16, access.size, access.write, access.aligned);
+        self.late.push(Late::Fill { from, retry, access, tag });
+        at_index(T1, T0, 0)
+    }
+
+    /// The host memory of the instruction's memory operand. It may use T0 and T1.
     pub(super) fn memory_operand(&mut self, x: &Instruction, access: Access) -> Mem {
+        let place = self.effects.get(self.place).and_then(|effect| effect.operand);
+        if let Some(place) = place
+            && let Some(mem) =
+                self.grouped(Place { size: access.size, write: access.write, ..place }, x, access)
+        {
+            return mem;
+        }
         self.linear_address(x);
         self.look_up_address(x.ip(), access)
     }
+
+    /// The host memory of a word at a distance from RSP or RBP. It may use T0 and T1.
+    pub(super) fn stack_operand(&mut self, x: &Instruction, base: usize, disp: i32, write: bool) -> Mem {
+        let access = Access { size: 8, write, aligned: false };
+        let place = Place { base: base as u8, disp, size: 8, write };
+        if let Some(mem) = self.grouped(place, x, access) {
+            return mem;
+        }
+        let home = HOMES[base & 15].unwrap_or(T0);
+        self.asm.lea(T0, at(home, disp));
+        self.look_up_address(x.ip(), access)
+    }
+
+    // ---- groups ---------------------------------------------------------------------------------------------
+
+    /// The host memory of an access that a group has, or gets now.
+    fn grouped(&mut self, place: Place, x: &Instruction, access: Access) -> Option<Mem> {
+        if self.lookups == Lookups::Single {
+            return None;
+        }
+        if let Some(group) = self.known.groups.find(&place, access.aligned) {
+            self.asm.load(T1, layout::delta(group.slot));
+            return Some(self.from_base(place));
+        }
+        let rest = self.effects.get(self.place + 1..).unwrap_or_default();
+        let plan = self.known.groups.plan(&place, access.aligned, rest)?;
+        self.look_up_group(place, plan, x, access);
+        self.known.groups.enter(plan.group);
+        Some(self.from_base(place))
+    }
+
+    /// The operand with the delta in T1.
+    fn from_base(&mut self, place: Place) -> Mem {
+        match place.base {
+            GS | PAGE => at(T1, place.disp),
+            register => {
+                let number = usize::from(register);
+                let base = HOMES[number & 15].unwrap_or_else(|| {
+                    self.asm.load(T0, layout::reg(number));
+                    T0
+                });
+                at_index(base, T1, place.disp)
+            }
+        }
+    }
+
+    /// T1 becomes the delta of a group, which is kept.
+    fn look_up_group(&mut self, place: Place, plan: Plan, x: &Instruction, access: Access) {
+        let base = match place.base {
+            GS => {
+                self.asm.load(T0, layout::segment_base(seg::GS));
+                T0
+            }
+            PAGE => {
+                self.asm.load(T0, layout::page());
+                T0
+            }
+            register => HOMES[usize::from(register) & 15].unwrap_or_else(|| {
+                self.asm.load(T0, layout::reg(register.into()));
+                T0
+            }),
+        };
+        self.asm.lea(T0, at(base, plan.disp));
+        let (from, retry, tag) = self.find_entry(plan.bytes, Access { aligned: false, ..access });
+        if access.aligned {
+            let misaligned = self.asm.label();
+            self.asm.test_imm(T0, 15);
+            self.asm.jcc(cc::NE, misaligned);
+            self.late.push(Late::Interpret(misaligned, x.ip() as u16));
+        }
+        self.asm.load(T1, at_index(CPU, T1, layout::tlb_addend(self.context.mmu)));
+        match place.base {
+            GS => self.asm.alu_mem(Alu::Add, T1, layout::segment_base(seg::GS)),
+            PAGE => self.asm.alu_mem(Alu::Add, T1, layout::page()),
+            _ => {}
+        }
+        self.asm.store(layout::delta(plan.group.slot), T1);
+        // What fills the TLB asks for the page alone: the group lies in one.
+        let asked = stubs::access(x.ip() as u16, 1, access.write, false);
+        self.late.push(Late::FillGroup { from, retry, access: asked, tag, bytes: plan.bytes });
+    }
 }
+
+/// The base of stack accesses.
+pub(super) const RSP: usize = gpr::RSP;

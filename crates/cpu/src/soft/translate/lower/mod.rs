@@ -5,6 +5,8 @@
 //! call of the interpreter's function.
 
 mod branch;
+mod effect;
+mod group;
 mod integer;
 mod memory;
 mod operand;
@@ -12,12 +14,15 @@ mod vector;
 
 use super::super::cpu::Mode;
 use super::super::decode::decode;
-use super::asm::{Alu, Asm, Label, cc};
+use super::super::mmu::Tlb;
+use super::asm::{Alu, Asm, Label, at, at_index, cc};
 use super::layout::{self, T0, T1};
-use super::region::{Block, Region};
-use super::stubs::Stubs;
-use super::{Context, Ops};
-use iced_x86::{Encoder, FlowControl, Instruction};
+use super::region::{self, Block, Region};
+use super::stubs::{Straddling, Stubs};
+use super::{Context, Lookups, Ops};
+use effect::Effect;
+use group::Groups;
+use iced_x86::{Encoder, FlowControl, Instruction, Mnemonic};
 
 /// Where the guest's status flags are.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +31,29 @@ struct FlagsIn {
     ax: bool,
 }
 
+const IN_HOST: FlagsIn = FlagsIn { host: true, ax: false };
 const IN_AX: FlagsIn = FlagsIn { host: false, ax: true };
+
+/// The guest's registers in the host's vector and x87 registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Units {
+    Unknown,
+    Vectors,
+    All,
+}
+
+/// What is known at a place of the code.
+#[derive(Clone)]
+struct Known {
+    flags: FlagsIn,
+    units: Units,
+    groups: Groups,
+}
+
+/// Where flows join, only this is known.
+fn nothing() -> Known {
+    Known { flags: IN_AX, units: Units::Unknown, groups: Groups::default() }
+}
 
 /// Code that stands behind the region: what happens rarely.
 enum Late {
@@ -38,14 +65,35 @@ enum Late {
     Interpret(Label, u16),
     /// A jump to this offset of the page that can be linked; the address of its distance.
     Link(Label, u16, u64),
-    /// A jump to another page.
-    Cross(Label, i64),
+    /// A jump to this offset of the page, on whose way the flags are saved.
+    Save(Label, u16),
+    /// A jump to another page, and whether the flags are in AX.
+    Cross(Label, i64, bool),
     /// A TLB miss: T0 holds address XOR tag, T1 the entry's offset.
     Fill { from: Label, retry: Label, access: u64, tag: i32 },
-    /// The vector registers are needed.
-    Vectors { from: Label, back: Label },
-    /// Leave with RIP in T0.
-    ExitTo(Label),
+    /// As `Fill` for a group of so many bytes. Where they lie across a page border, each access is looked up.
+    FillGroup { from: Label, retry: Label, access: u64, tag: i32, bytes: i32 },
+    /// The vector or x87 registers are needed.
+    Units { from: Label, back: Label, units: Units },
+    /// The target in T0 is not in the table: look further; T1 becomes its code.
+    Seek { from: Label, found: Label, otherwise: Otherwise },
+}
+
+/// Where the flow goes on without code for its target.
+#[derive(Clone, Copy)]
+enum Otherwise {
+    /// Leave for the dispatcher with RIP in T0.
+    ExitTo,
+    /// The branch at this offset is the interpreter's: it has not changed anything yet.
+    Interpret(u16),
+}
+
+/// What a guard compares: the version of the page, at its address, for code at an offset.
+#[derive(Clone, Copy)]
+pub(super) struct Guard {
+    pub(super) offset: u16,
+    pub(super) cell: u64,
+    pub(super) version: u32,
 }
 
 /// A region's ways in.
@@ -60,12 +108,18 @@ pub(super) struct Lower<'a> {
     stubs: &'a Stubs,
     ops: &'a mut Ops,
     context: Context,
-    flags: FlagsIn,
-    /// The vector registers are known to be in the host's.
-    vectors: bool,
+    lookups: Lookups,
+    known: Known,
     late: Vec<Late>,
-    /// Labels of the region's blocks.
-    labels: Vec<(u16, Label)>,
+    /// Code of the page that was translated before, by offset.
+    outside: &'a dyn Fn(u16) -> Option<u64>,
+    /// Labels of the region's blocks, and whether flows join there.
+    labels: Vec<(u16, Label, bool)>,
+    /// What is known at blocks that one jump leads to.
+    expected: Vec<(u16, Known)>,
+    /// What the instructions of the block do, and which of them is emitted.
+    effects: Vec<Effect>,
+    place: usize,
     infos: iced_x86::InstructionInfoFactory,
 }
 
@@ -76,6 +130,8 @@ impl<'a> Lower<'a> {
         stubs: &'a Stubs,
         ops: &'a mut Ops,
         context: Context,
+        lookups: Lookups,
+        outside: &'a dyn Fn(u16) -> Option<u64>,
     ) -> Lower<'a> {
         Lower {
             asm,
@@ -83,25 +139,40 @@ impl<'a> Lower<'a> {
             stubs,
             ops,
             context,
-            flags: IN_AX,
-            vectors: false,
+            lookups,
+            known: nothing(),
             late: Vec::new(),
+            outside,
             labels: Vec::new(),
+            expected: Vec::new(),
+            effects: Vec::new(),
+            place: 0,
             infos: iced_x86::InstructionInfoFactory::new(),
         }
     }
 
-    /// Emits the whole region. `version` is the address of its page's version.
-    pub(super) fn region(mut self, region: &Region, version: u64) -> (Asm, Ways) {
-        self.labels = region.blocks.iter().map(|block| (block.start, self.asm.label())).collect();
-        let ways = self.entry(region, version);
+    /// Emits the whole region. `cell` is the address of its page's version. Also returns the addresses of blocks that
+    /// can be jumped to.
+    pub(super) fn region(mut self, region: &Region, cell: u64) -> (Asm, Ways, Vec<(u16, u64)>) {
+        self.labels =
+            region.blocks.iter().map(|block| (block.start, self.asm.label(), block.joins)).collect();
+        let guarded = self.guard(Guard { offset: region.start, cell, version: region.version });
+        let linked = self.asm.here();
+        self.look_up(region.start);
+        if region.blocks.first().is_none_or(|first| first.start != region.start)
+            && let Some((label, _)) = self.label_of(region.start)
+        {
+            self.asm.jmp(label);
+        }
         let mut falls = None;
         for (block, follower) in region.blocks.iter().zip(followers(region)) {
-            if block.joins || falls != Some(block.start) {
-                self.flags = IN_AX;
-                self.vectors = false;
+            if block.joins {
+                self.known = nothing();
+            } else if falls != Some(block.start) {
+                let expected = self.expected.iter().find(|(start, _)| *start == block.start);
+                self.known = expected.map_or_else(nothing, |(_, known)| known.clone());
             }
-            if let Some(label) = self.label_of(block.start) {
+            if let Some((label, _)) = self.label_of(block.start) {
                 self.asm.bind(label);
             }
             if block.loops {
@@ -111,50 +182,60 @@ impl<'a> Lower<'a> {
         }
         self.finish();
         self.asm.finish();
-        (self.asm, ways)
+        let joined = region.blocks.iter().filter(|block| block.joins);
+        let address = |block: &Block| Some((block.start, self.asm.address(self.label_of(block.start)?.0)));
+        let middles = joined.filter_map(address).collect();
+        (self.asm, Ways { guarded, linked }, middles)
     }
 
-    /// The guard against stale code, then a look at who wants attention.
-    fn entry(&mut self, region: &Region, version: u64) -> Ways {
+    /// The guard against stale code.
+    fn guard(&mut self, guard: Guard) -> u64 {
         let guarded = self.asm.here();
         let stale = self.asm.label();
-        self.asm.mov_imm(T0, version);
-        self.asm.cmp32_imm(super::asm::at(T0, 0), region.version as i32);
+        self.asm.mov_imm(T0, guard.cell);
+        self.asm.cmp32_imm(at(T0, 0), guard.version as i32);
         self.asm.jcc(cc::NE, stale);
-        self.late.push(Late::Stale(stale, region.start));
-        let linked = self.asm.here();
-        self.look_up(region.start);
-        if region.blocks.first().is_none_or(|first| first.start != region.start)
-            && let Some(label) = self.label_of(region.start)
-        {
-            self.asm.jmp(label);
-        }
-        Ways { guarded, linked }
+        self.late.push(Late::Stale(stale, guard.offset));
+        guarded
     }
 
     /// Leaves if somebody wants attention.
     fn look_up(&mut self, offset: u16) {
-        self.save_flags();
         self.asm.load(T0, layout::attention());
-        self.asm.cmp32_imm(super::asm::at(T0, 0), 0);
-        self.flags = IN_AX;
+        self.asm.cmp32_imm(at(T0, 0), 0);
         let out = self.asm.label();
         self.asm.jcc(cc::NE, out);
         self.late.push(Late::Exit(out, offset));
     }
 
-    fn label_of(&self, offset: u16) -> Option<Label> {
-        self.labels.iter().find(|(start, _)| *start == offset).map(|(_, label)| *label)
+    /// The label of a block of the region, and whether flows join there.
+    fn label_of(&self, offset: u16) -> Option<(Label, bool)> {
+        let place = self.labels.binary_search_by_key(&offset, |label| label.0).ok()?;
+        self.labels.get(place).map(|(_, label, joins)| (*label, *joins))
     }
 
-    /// Emits a block. `follower` is the block emitted next. Whether the flow falls into that one with the state kept.
+    /// Emits a block. `follower` is the block emitted next. Whether the flow falls into that one.
     fn block(&mut self, block: &Block, follower: Option<u16>) -> bool {
+        self.effects.clear();
         for x in &block.code {
-            if x.flow_control() == FlowControl::Next {
+            let effect = effect::of(x, &mut self.infos);
+            self.effects.push(effect);
+        }
+        for (place, x) in block.code.iter().enumerate() {
+            self.place = place;
+            let shadowed = place + 1 < block.code.len();
+            if x.mnemonic() == Mnemonic::Sti && self.supervisor() && shadowed {
+                self.sti();
+            } else if x.flow_control() == FlowControl::Next {
                 self.instruction(x);
             } else {
                 return self.branch(x, block.next, follower);
             }
+            let effect = self.effects[place];
+            self.known.groups.follow(&effect);
+        }
+        if let Some(across) = &block.across {
+            return self.straddle(across);
         }
         match block.next {
             Some(next) => self.fall(next, follower),
@@ -168,6 +249,10 @@ impl<'a> Lower<'a> {
         }
     }
 
+    fn supervisor(&self) -> bool {
+        self.context.mmu != Tlb::USER as u8
+    }
+
     /// The interpreter's own function for the instruction.
     fn interpret(&mut self, x: &Instruction) {
         self.save_flags();
@@ -175,31 +260,44 @@ impl<'a> Lower<'a> {
         self.asm.mov_imm(T0, op as u64);
         self.asm.mov_imm(T1, x.ip());
         self.asm.call_at(self.stubs.interpret);
-        self.flags = IN_AX;
-        self.vectors = false;
+        self.known = nothing();
+    }
+
+    /// An instruction that ends in the next page, whose bytes are compared each time.
+    fn straddle(&mut self, across: &region::Across) -> bool {
+        self.save_flags();
+        let x = &across.instruction;
+        let op = self.ops.keep(decode(x, Mode::Code64));
+        let what = self.ops.keep_straddling(Straddling { op, bytes: across.bytes, len: x.len() as u8 });
+        self.asm.mov_imm(T0, what as u64);
+        self.asm.mov_imm(T1, x.ip());
+        self.asm.call_at(self.stubs.straddle);
+        self.known = nothing();
+        self.cross(x.next_ip() as i64);
+        false
     }
 
     // ---- flags ------------------------------------------------------------------------------------------
 
     /// After this the host's flags may be changed.
     fn save_flags(&mut self) {
-        if !self.flags.ax {
+        if !self.known.flags.ax {
             self.asm.flags_to_ax();
-            self.flags.ax = true;
+            self.known.flags.ax = true;
         }
     }
 
     /// The host's flags are about to be changed by code of our own.
     fn clobber_flags(&mut self) {
         self.save_flags();
-        self.flags.host = false;
+        self.known.flags.host = false;
     }
 
     /// After this the host's flags are the guest's.
     fn restore_flags(&mut self) {
-        if !self.flags.host {
+        if !self.known.flags.host {
             self.asm.flags_from_ax();
-            self.flags = FlagsIn { host: true, ax: false };
+            self.known.flags = FlagsIn { host: true, ax: false };
         }
     }
 
@@ -209,51 +307,90 @@ impl<'a> Lower<'a> {
         // Late code may add late code.
         while let Some(late) = self.late.pop() {
             match late {
-                Late::Exit(label, offset) => {
-                    self.asm.bind(label);
-                    self.asm.mov_imm(T0, offset.into());
-                    self.asm.jmp_at(self.stubs.exit_at);
-                }
-                Late::Stale(label, offset) => {
-                    self.asm.bind(label);
-                    self.asm.mov_imm(T0, offset.into());
-                    self.asm.jmp_at(self.stubs.exit_stale);
-                }
-                Late::Interpret(label, offset) => {
-                    self.asm.bind(label);
-                    self.asm.mov_imm(T0, offset.into());
-                    self.asm.jmp_at(self.stubs.exit_interpret);
-                }
+                Late::Exit(label, offset) => self.exit(label, offset, self.stubs.exit_at),
+                Late::Stale(label, offset) => self.exit(label, offset, self.stubs.exit_stale),
+                Late::Interpret(label, offset) => self.exit(label, offset, self.stubs.exit_interpret),
                 Late::Link(label, offset, site) => {
                     self.asm.bind(label);
                     self.asm.mov_imm(T0, offset.into());
                     self.asm.mov_imm(T1, site);
                     self.asm.jmp_at(self.stubs.exit_link);
                 }
-                Late::Cross(label, target) => {
+                Late::Save(label, offset) => {
                     self.asm.bind(label);
-                    self.flags = IN_AX;
+                    self.known = Known { flags: IN_HOST, ..nothing() };
+                    self.go_to(offset.into(), None);
+                }
+                Late::Cross(label, target, saved) => {
+                    self.asm.bind(label);
+                    self.known = Known { flags: if saved { IN_AX } else { IN_HOST }, ..nothing() };
                     self.cross(target);
                 }
                 Late::Fill { from, retry, access, tag } => {
                     self.asm.bind(from);
-                    self.asm.alu_mem(Alu::Xor, T0, super::asm::at_index(layout::CPU, T1, tag));
+                    self.asm.alu_mem(Alu::Xor, T0, at_index(layout::CPU, T1, tag));
                     self.asm.mov_imm(T1, access);
                     self.asm.call_at(self.stubs.fill);
                     self.asm.jmp(retry);
                 }
-                Late::Vectors { from, back } => {
+                Late::FillGroup { from, retry, access, tag, bytes } => {
                     self.asm.bind(from);
-                    self.asm.call_at(self.stubs.load_vectors);
+                    self.asm.alu_mem(Alu::Xor, T0, at_index(layout::CPU, T1, tag));
+                    self.asm.mov32(T1, T0);
+                    self.asm.alu_imm(false, Alu::And, T1, 0xfff);
+                    self.asm.alu_imm(false, Alu::Cmp, T1, 0x1000 - bytes);
+                    let across = self.asm.label();
+                    let site = self.asm.jcc(cc::A, across);
+                    self.asm.mov_imm(T1, access);
+                    self.asm.call_at(self.stubs.fill);
+                    self.asm.jmp(retry);
+                    self.asm.bind(across);
+                    self.asm.mov_imm(T0, access & 0xfff);
+                    self.asm.mov_imm(T1, site);
+                    self.asm.jmp_at(self.stubs.exit_single);
+                }
+                Late::Units { from, back, units } => {
+                    self.asm.bind(from);
+                    let all = units == Units::All;
+                    self.asm.call_at(if all { self.stubs.load_x87 } else { self.stubs.load_vectors });
                     self.asm.jmp(back);
                 }
-                Late::ExitTo(label) => {
-                    self.asm.bind(label);
-                    self.asm.jmp_at(self.stubs.exit_to);
+                Late::Seek { from, found, otherwise } => {
+                    self.asm.bind(from);
+                    self.asm.call_at(self.stubs.seek);
+                    self.asm.test(true, T1, T1);
+                    self.asm.jcc(cc::NE, found);
+                    match otherwise {
+                        Otherwise::ExitTo => self.asm.jmp_at(self.stubs.exit_to),
+                        Otherwise::Interpret(offset) => {
+                            self.asm.mov_imm(T0, offset.into());
+                            self.asm.jmp_at(self.stubs.exit_interpret);
+                        }
+                    }
                 }
             }
         }
     }
+
+    fn exit(&mut self, label: Label, offset: u16, stub: u64) {
+        self.asm.bind(label);
+        self.asm.mov_imm(T0, offset.into());
+        self.asm.jmp_at(stub);
+    }
+}
+
+/// A way into the middle of a region, to the block whose code is at `block`.
+pub(super) fn way_in(asm: Asm, stubs: &Stubs, guard: Guard, block: u64) -> (Asm, Ways) {
+    let (mut encoder, mut ops) = (Encoder::new(64), Ops::default());
+    let context = Context { mmu: 0, units: false };
+    let mut lower = Lower::new(asm, &mut encoder, stubs, &mut ops, context, Lookups::Single, &|_| None);
+    let guarded = lower.guard(guard);
+    let linked = lower.asm.here();
+    lower.look_up(guard.offset);
+    lower.asm.jmp_at(block);
+    lower.finish();
+    lower.asm.finish();
+    (lower.asm, Ways { guarded, linked })
 }
 
 /// For each block the one emitted after it.
