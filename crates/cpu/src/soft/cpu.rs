@@ -4,6 +4,7 @@ use super::flags::{self, Flags};
 use super::fpu::FpuState;
 use super::mmu::Tlb;
 use super::native::Width;
+use super::translate::{Table, Targets};
 use super::{Attention, Shared};
 use crate::CpuBus;
 use std::ptr::NonNull;
@@ -135,9 +136,9 @@ pub(crate) struct Cpu {
     /// Translations changed: what the jump cache must forget.
     pub(crate) flush_jumps: super::block::JumpFlush,
     pub(crate) instructions: u64,
-    pub(crate) tlb: Tlb,
+    pub(crate) tlb: Table<Tlb>,
     /// Translated code by linear address.
-    pub(crate) targets: super::translate::Targets,
+    pub(crate) targets: Table<Targets>,
 }
 
 impl Cpu {

@@ -9,12 +9,12 @@
 use super::block::JumpFlush;
 use super::cpu::{Cpu, R};
 use super::native::Width;
+use super::slots::UsedSlots;
+use std::ptr::NonNull;
 use viv_arch::x86::{cr0, cr4, efer, rflags, seg, vector};
 use viv_mem::{Gpa, PAGE_SIZE};
 
 pub(crate) const ENTRIES: usize = 1024;
-/// Local entries made between two flushes before one is made of our own accord.
-const LOCALS_MAX: usize = 16384;
 pub(crate) const PAGE_MASK: u64 = !(PAGE_SIZE - 1);
 /// `Exception::address` of a #GP for a non-canonical address.
 pub(crate) const NOT_CANONICAL: u64 = 1;
@@ -44,8 +44,7 @@ pub(crate) struct Tlb {
     pub(crate) entries: [[Entry; ENTRIES]; 3],
     execute: [[u64; ENTRIES]; 3],
     global: [[bool; ENTRIES]; 3],
-    /// Entries made since the last flush that are not global: (TLB, slot).
-    locals: Vec<(u8, u16)>,
+    used: UsedSlots<ENTRIES>,
     /// Binary logarithm of the page size behind each entry.
     shift: [[u8; ENTRIES]; 3],
     /// Whether a page larger than 4 KiB was entered in the lower and in the upper half of the address space.
@@ -60,31 +59,31 @@ impl Tlb {
     /// Supervisor accesses that may touch user pages (SMAP off, or EFLAGS.AC set).
     pub(crate) const SUPERVISOR_ANY: usize = 2;
 
-    pub(crate) fn new() -> Tlb {
-        Tlb {
-            entries: [[EMPTY; ENTRIES]; 3],
-            execute: [[NO; ENTRIES]; 3],
-            global: [[false; ENTRIES]; 3],
-            locals: Vec::new(),
-            shift: [[12; ENTRIES]; 3],
-            large: [false; 2],
+    /// Makes the empty TLBs in place: they are too large for a thread's stack.
+    ///
+    /// # Safety
+    /// `place` is zeroed memory for them, on their boundary, that nobody else uses.
+    pub(crate) unsafe fn place(place: NonNull<Tlb>) -> NonNull<Tlb> {
+        // SAFETY: the caller's promise; a zeroed vector is none, so it is written first, and zeroes are values of the rest.
+        unsafe {
+            UsedSlots::place(&raw mut (*place.as_ptr()).used);
+            (*place.as_ptr()).entries.as_flattened_mut().fill(EMPTY);
+            (*place.as_ptr()).execute.as_flattened_mut().fill(NO);
         }
+        place
     }
 
     pub(crate) fn flush(&mut self, globals_too: bool) {
-        if globals_too {
-            self.entries = [[EMPTY; ENTRIES]; 3];
-            self.execute = [[NO; ENTRIES]; 3];
-            self.large = [false; 2];
-            self.locals.clear();
-            return;
-        }
-        // A flush costs what was used since the last one, not what there is.
-        while let Some((mmu, slot)) = self.locals.pop() {
-            let (mmu, slot) = (usize::from(mmu), usize::from(slot));
-            if !self.global[mmu][slot] {
+        while let Some((mmu, slot)) = self.used.pop(false) {
+            if globals_too || !self.global[mmu][slot] {
                 self.forget(mmu, slot);
             }
+        }
+        if globals_too {
+            while let Some((mmu, slot)) = self.used.pop(true) {
+                self.forget(mmu, slot);
+            }
+            self.large = [false; 2];
         }
     }
 
@@ -98,14 +97,7 @@ impl Tlb {
         self.entries[mmu][slot] = entry;
         self.execute[mmu][slot] = execute;
         self.global[mmu][slot] = global;
-        if !global {
-            if self.locals.len() >= LOCALS_MAX {
-                self.flush(false);
-                self.entries[mmu][slot] = entry;
-                self.execute[mmu][slot] = execute;
-            }
-            self.locals.push((mmu as u8, slot as u16));
-        }
+        self.used.note(mmu, slot, global);
     }
 
     pub(crate) fn flush_page(&mut self, linear: u64) {
@@ -440,12 +432,10 @@ impl Cpu {
         let gpa = translation.gpa | linear & 0xfff;
         let Some((host, ram)) = self.shared.memory.locate(Gpa(gpa)) else { return Ok(Place::Device(gpa)) };
         let page = (ram / PAGE_SIZE) as u32;
-        let shared = self.shared.clone();
-        let code = shared.memory.code();
-        if want == Want::Write && len != 0 && code.touches(page, linear & 0xfff, len) {
+        let code = self.shared.memory.code();
+        let writes_code = want == Want::Write && len != 0 && code.touches(page, linear & 0xfff, len);
+        if writes_code {
             code.invalidate(page);
-            self.wrote_code = Some(page);
-            self.stop = true;
         }
         let watched = self.watched(linear);
         // Under SMAP a page may be executed that data accesses must not touch.
@@ -462,6 +452,10 @@ impl Cpu {
             host: host as u64 & PAGE_MASK,
             addend: (host as u64 & PAGE_MASK).wrapping_sub(tag),
         };
+        if writes_code {
+            self.wrote_code = Some(page);
+            self.stop = true;
+        }
         self.tlb.enter(mmu, linear, entry, pick(translation.executable), translation.global);
         self.tlb.note_size(mmu, linear, translation.shift);
         Ok(Place::Ram(host))
@@ -530,7 +524,7 @@ impl Cpu {
 
     /// Walks 8-byte tables from `level` down (4-level paging, or the last two levels of PAE).
     fn walk(
-        &mut self,
+        &self,
         linear: u64,
         root: u64,
         levels: u32,
@@ -538,7 +532,7 @@ impl Cpu {
         user: bool,
         mmu: usize,
     ) -> Result<Translation, u32> {
-        let memory = self.shared.memory.clone();
+        let memory = &self.shared.memory;
         'again: loop {
             let (mut table, mut rights, mut nx) = (root, pte::W | pte::U, false);
             let mut level = levels;
@@ -613,7 +607,7 @@ impl Cpu {
         entry & reserved != 0
     }
 
-    fn walk_pae(&mut self, linear: u64, want: Want, user: bool, mmu: usize) -> Result<Translation, u32> {
+    fn walk_pae(&self, linear: u64, want: Want, user: bool, mmu: usize) -> Result<Translation, u32> {
         let address = (self.cr3 & 0xffff_ffe0) + (linear >> 30 & 3) * 8;
         let Ok(cell) = self.shared.memory.atomic_u64(Gpa(address)) else { return Err(0) };
         let entry = cell.load(std::sync::atomic::Ordering::Acquire);
@@ -623,8 +617,8 @@ impl Cpu {
         self.walk(linear, entry & 0x000f_ffff_ffff_f000, 2, want, user, mmu)
     }
 
-    fn walk32(&mut self, linear: u64, want: Want, user: bool, mmu: usize) -> Result<Translation, u32> {
-        let memory = self.shared.memory.clone();
+    fn walk32(&self, linear: u64, want: Want, user: bool, mmu: usize) -> Result<Translation, u32> {
+        let memory = &self.shared.memory;
         let directory = (self.cr3 & 0xffff_f000) + (linear >> 22 & 0x3ff) * 4;
         let Ok(pde) = memory.load_u32(Gpa(directory)) else { return Err(0) };
         if u64::from(pde) & pte::P == 0 {

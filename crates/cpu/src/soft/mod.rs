@@ -28,6 +28,7 @@ mod msr;
 mod native;
 mod op;
 mod run;
+mod slots;
 mod state;
 mod system;
 mod transfer;

@@ -6,7 +6,7 @@ use super::cpu::{Cpu, Exception, Mode, Msrs, R, RIP, Trap};
 use super::fpu::FpuState;
 use super::mmu::Tlb;
 use super::transfer::Origin;
-use super::translate::{CpuBox, Frame, Leave, Targets, Translator, TranslatorStats};
+use super::translate::{CpuBox, Frame, Leave, Translator, TranslatorStats};
 use super::{Attention, Shared};
 use crate::{CpuBus, CpuError, CpuEvent, Exit, Kick, Vcpu};
 use std::ptr::NonNull;
@@ -27,7 +27,7 @@ unsafe impl Send for SoftCpu {}
 impl SoftCpu {
     /// vCPU `index` of the machine. vCPU 0 is in its reset state, the others wait for a start-up IPI.
     pub fn new(index: u32, shared: Arc<Shared>) -> SoftCpu {
-        let cpu = Cpu {
+        let make = |tlb, targets| Cpu {
             regs: [0; 18],
             flags: 0,
             native: Frame::new(shared.attention(index).word()),
@@ -72,11 +72,11 @@ impl SoftCpu {
             flush_jumps: super::block::JumpFlush::All,
             instructions: 0,
             pauses: 0,
-            tlb: Tlb::new(),
-            targets: Targets::new(),
+            tlb,
+            targets,
         };
         let mut soft =
-            SoftCpu { cpu: CpuBox::new(cpu), blocks: Blocks::new(), translator: Translator::new() };
+            SoftCpu { cpu: CpuBox::new(make), blocks: Blocks::new(), translator: Translator::new() };
         soft.reset();
         if index != 0 {
             soft.cpu.activity = Activity::WaitForSipi;

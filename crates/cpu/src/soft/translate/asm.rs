@@ -288,6 +288,11 @@ impl Asm {
         self.rr(true, &[0xf7], 0, a);
         self.imm32(value);
     }
+    /// RORX of 64 bits: VEX.LZ.F2.0F3A.W1 F0 /r ib. Changes no flags.
+    pub(super) fn rorx(&mut self, to: u8, from: u8, count: u8) {
+        let (r, b) = ((!to >> 3 & 1) << 7, (!from >> 3 & 1) << 5);
+        self.raw(&[0xc4, r | 0x40 | b | 3, 0xfb, 0xf0, 0xc0 | (to & 7) << 3 | from & 7, count]);
+    }
     /// A product's low 32 bits.
     pub(super) fn imul32_imm(&mut self, to: u8, from: u8, value: i32) {
         self.rr(false, &[0x69], to, from);
@@ -448,12 +453,14 @@ mod tests {
             asm.flags_from_ax();
             asm.jmp_mem(at_index(host::RSP, host::R15, 64));
             asm.imul32_imm(host::R15, host::R14, 77);
+            asm.rorx(host::R14, host::RBX, 8);
+            asm.rorx(host::RDX, host::R15, 56);
         });
         assert_eq!(
             text,
             "and r14,0FFFFFFFFFFFFF000h; shr r15,7; cmp byte ptr [rsp+12Ch],0; mov r15,123456789ABCh; \
              jne 000000000000101Dh; lahf; seto al; add al,7Fh; sahf; jmp qword ptr [rsp+r15+40h]; \
-             imul r15d,r14d,4Dh"
+             imul r15d,r14d,4Dh; rorx r14,rbx,8; rorx rdx,r15,38h"
         );
     }
 }

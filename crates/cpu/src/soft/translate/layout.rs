@@ -3,6 +3,7 @@
 use super::super::cpu::{Cpu, Msrs, RIP};
 use super::super::mmu::{self, Tlb};
 use super::asm::{Mem, at, host};
+use super::home;
 use super::targets::{Target, Targets};
 use std::any::Any;
 use std::mem::offset_of;
@@ -160,7 +161,7 @@ pub(super) const TLB_MASK: i32 = ((mmu::ENTRIES - 1) << TLB_SHIFT) as i32;
 /// Displacement of a field of the entries of TLB `mmu`.
 fn tlb(mmu: u8, field: usize) -> i32 {
     let table = usize::from(mmu) * mmu::ENTRIES * size_of::<mmu::Entry>();
-    (offset_of!(Cpu, tlb) + offset_of!(Tlb, entries) + table + field) as i32
+    (home::TLB + offset_of!(Tlb, entries) + table + field) as i32
 }
 pub(super) fn tlb_tag(mmu: u8, write: bool) -> i32 {
     tlb(mmu, if write { offset_of!(mmu::Entry, write) } else { offset_of!(mmu::Entry, read) })
@@ -173,7 +174,7 @@ pub(super) fn tlb_addend(mmu: u8) -> i32 {
 }
 
 fn targets(mmu: u8, field: usize) -> i32 {
-    (offset_of!(Cpu, targets) + Targets::table_offset(mmu) + field) as i32
+    (home::TARGETS + Targets::table_offset(mmu) + field) as i32
 }
 pub(super) fn target_linear(mmu: u8) -> i32 {
     targets(mmu, offset_of!(Target, linear))

@@ -29,7 +29,7 @@ mod region;
 mod stubs;
 mod targets;
 
-pub(crate) use home::CpuBox;
+pub(crate) use home::{CpuBox, Table};
 pub(crate) use layout::Frame;
 pub(crate) use targets::Targets;
 

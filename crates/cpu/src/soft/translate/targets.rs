@@ -2,17 +2,21 @@
 //! translated code reads itself.
 
 use super::super::block::JumpFlush;
+use super::super::slots::UsedSlots;
 use std::mem::offset_of;
+use std::ptr::NonNull;
 use viv_mem::PAGE_SIZE;
 
-const ENTRIES: usize = 4096;
+/// Binary logarithm of the entries of a table: many, so that hot targets seldom meet.
+const BITS: u8 = 14;
+const ENTRIES: usize = 1 << BITS;
 /// Non-canonical: no jump leads there.
 const NOWHERE: u64 = 1 << 63 | 1;
 
 /// Multiplier of the hash of linear addresses.
 pub(super) const HASH: u32 = 0x9e37_79b1;
 /// Shift of the product to an entry's byte offset, and its mask.
-pub(super) const HASH_SHIFT: u8 = 16;
+pub(super) const HASH_SHIFT: u8 = 32 - BITS - 4;
 pub(super) const HASH_MASK: i32 = ((ENTRIES - 1) << 4) as i32;
 
 #[derive(Clone, Copy)]
@@ -29,8 +33,7 @@ const EMPTY: Target = Target { linear: NOWHERE, code: 0 };
 #[repr(C)]
 pub(crate) struct Targets {
     tables: [[Target; ENTRIES]; 3],
-    /// Entries of pages that are not global: (table, slot).
-    locals: Vec<(u8, u16)>,
+    used: UsedSlots<ENTRIES>,
 }
 
 fn slot(linear: u64) -> usize {
@@ -38,8 +41,17 @@ fn slot(linear: u64) -> usize {
 }
 
 impl Targets {
-    pub(crate) fn new() -> Targets {
-        Targets { tables: [[EMPTY; ENTRIES]; 3], locals: Vec::new() }
+    /// Makes the empty tables in place: they are too large for a thread's stack.
+    ///
+    /// # Safety
+    /// `place` is zeroed memory for them, on their boundary, that nobody else uses.
+    pub(super) unsafe fn place(place: NonNull<Targets>) -> NonNull<Targets> {
+        // SAFETY: the caller's promise; a zeroed vector is none, so it is written first, and zeroes are values of the rest.
+        unsafe {
+            UsedSlots::place(&raw mut (*place.as_ptr()).used);
+            (*place.as_ptr()).tables.as_flattened_mut().fill(EMPTY);
+        }
+        place
     }
 
     pub(super) const fn table_offset(mmu: u8) -> usize {
@@ -55,13 +67,7 @@ impl Targets {
     pub(super) fn enter(&mut self, mmu: u8, linear: u64, code: u64, global: bool) {
         let slot = slot(linear) >> 4;
         self.tables[usize::from(mmu)][slot] = Target { linear, code };
-        if !global {
-            if self.locals.len() > 2 * ENTRIES {
-                self.flush();
-                self.tables[usize::from(mmu)][slot] = Target { linear, code };
-            }
-            self.locals.push((mmu, slot as u16));
-        }
+        self.used.note(usize::from(mmu), slot, global);
     }
 
     /// Forgets the code for an address.
@@ -72,8 +78,11 @@ impl Targets {
     }
 
     pub(crate) fn flush(&mut self) {
-        self.tables = [[EMPTY; ENTRIES]; 3];
-        self.locals.clear();
+        for global in [false, true] {
+            while let Some((table, slot)) = self.used.pop(global) {
+                self.tables[table][slot] = EMPTY;
+            }
+        }
     }
 
     /// Translations of addresses changed.
@@ -81,8 +90,8 @@ impl Targets {
         match what {
             JumpFlush::Nothing => {}
             JumpFlush::Local => {
-                for (mmu, slot) in self.locals.drain(..) {
-                    self.tables[usize::from(mmu)][usize::from(slot)] = EMPTY;
+                while let Some((table, slot)) = self.used.pop(false) {
+                    self.tables[table][slot] = EMPTY;
                 }
             }
             JumpFlush::Page(linear) => {

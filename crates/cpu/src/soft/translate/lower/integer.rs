@@ -5,7 +5,7 @@ use super::super::asm::{Alu, Mem, Shift, at, cc, host};
 use super::super::layout::{self, FLAGS, HOMES, T0, T1};
 use super::effect::GS;
 use super::memory::{RSP, addressable, read, write};
-use super::operand::{is_high_byte, writes};
+use super::operand::writes;
 use super::{IN_HOST, Late, Lower};
 use iced_x86::{Code, Instruction, Mnemonic as M, OpKind, Register, RflagsBits};
 use viv_arch::x86::{gpr, rflags, seg};
@@ -86,7 +86,7 @@ impl Lower<'_> {
     /// Emits a general-purpose instruction, if it is one that is translated.
     pub(super) fn integer(&mut self, x: &Instruction) -> bool {
         if !Self::registers_fit(x) {
-            return self.high_byte(x);
+            return false;
         }
         if has_memory(x) && x.mnemonic() != M::Lea && !addressable(x) {
             return false;
@@ -114,6 +114,9 @@ impl Lower<'_> {
             M::Lfence | M::Sfence | M::Mfence => {
                 self.emit(x);
                 true
+            }
+            M::Bt | M::Bts | M::Btr | M::Btc if has_memory(x) && x.op1_kind() == OpKind::Register => {
+                self.bit_far(x)
             }
             _ if is_plain(x) => {
                 self.plain(x);
@@ -202,24 +205,43 @@ impl Lower<'_> {
         true
     }
 
-    /// Instructions with AH, BH, CH or DH: the common loads of such a byte.
-    fn high_byte(&mut self, x: &Instruction) -> bool {
-        let number = |register: Register| register.full_register().number() & 15;
-        let (to, from) = (x.op0_register(), x.op1_register());
-        let reads = x.mnemonic() == M::Movzx && x.op1_kind() == OpKind::Register && is_high_byte(from);
-        if !reads || to.size() < 4 {
+    /// BT and relatives on memory with the bit number in a register: it reaches any word around the address.
+    fn bit_far(&mut self, x: &Instruction) -> bool {
+        let size = size_of_first(x);
+        if size < 4 {
             return false;
         }
+        let number = x.op1_register();
+        self.linear_address(x);
         self.clobber_flags();
-        let source = self.in_register(from, T0);
-        self.asm.mov32(T0, source);
-        self.asm.shift(false, Shift::Shr, T0, 8);
-        // MOVZX r32, r8: 0F B6.
-        self.asm.rr(false, &[0x0f, 0xb6], T0, T0);
-        match HOMES[number(to)] {
-            Some(home) => self.asm.mov(home, T0),
-            None => self.asm.store(layout::reg(number(to)), T0),
+        let from = self.in_register(number, T1);
+        if size == 8 {
+            self.asm.mov(T1, from);
+        } else {
+            self.asm.movsxd(T1, from);
         }
+        self.asm.shift(true, Shift::Sar, T1, if size == 8 { 6 } else { 5 });
+        let scale = if size == 8 { 3 } else { 2 };
+        self.asm.lea(T0, Mem { base: Some(T0), index: Some((T1, scale)), disp: 0 });
+        let writes = x.mnemonic() != M::Bt;
+        let access = if writes { write(size as u32) } else { read(size as u32) };
+        let mem = self.look_up_address(x.ip(), access);
+        self.asm.lea(T1, mem);
+        let from = self.in_register(number, T0);
+        self.asm.mov(T0, from);
+        self.asm.alu_imm(false, Alu::And, T0, size as i32 * 8 - 1);
+        self.restore_flags();
+        if x.has_lock_prefix() {
+            self.asm.raw(&[0xf0]);
+        }
+        let opcode = match x.mnemonic() {
+            M::Bt => 0xa3,
+            M::Bts => 0xab,
+            M::Btr => 0xb3,
+            _ => 0xbb,
+        };
+        self.asm.rm(size == 8, &[0x0f, opcode], T0, at(T1, 0));
+        self.known.flags = IN_HOST;
         true
     }
 

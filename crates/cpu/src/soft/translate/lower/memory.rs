@@ -89,7 +89,7 @@ impl Lower<'_> {
     }
 
     /// The linear address of the operand into T0. Changes the host's flags where a segment has a base.
-    fn linear_address(&mut self, x: &Instruction) {
+    pub(super) fn linear_address(&mut self, x: &Instruction) {
         self.effective_address(x, T0);
         if let Some(segment) = based_segment(x) {
             self.clobber_flags();
@@ -120,7 +120,7 @@ impl Lower<'_> {
 
     /// Finds the host memory of the linear address in T0: `[T1 + T0]`. On a miss that cannot be filled, the
     /// instruction at `ip` goes to the interpreter.
-    fn look_up_address(&mut self, ip: u64, access: Access) -> Mem {
+    pub(super) fn look_up_address(&mut self, ip: u64, access: Access) -> Mem {
         let (from, retry, tag) = self.find_entry(access.size as i32, access);
         self.asm.load(T1, at_index(CPU, T1, layout::tlb_host(self.context.mmu)));
         let access = stubs::access(ip as u16, access.size, access.write, access.aligned);

@@ -1,9 +1,9 @@
 //! A guest instruction with host operands, encoded again.
 
-use super::super::asm::Mem;
+use super::super::asm::{Mem, at};
 use super::super::layout::{self, HOMES, T0, T1};
 use super::Lower;
-use iced_x86::{Code, Instruction, MemoryOperand, OpAccess, OpKind, Register};
+use iced_x86::{Code, Instruction, MemoryOperand, Mnemonic, OpAccess, OpKind, Register};
 
 /// The host register in which a guest general register lives; `None`: in memory.
 fn home(register: Register) -> Option<u8> {
@@ -80,9 +80,22 @@ pub(super) fn general_form(code: Code) -> Code {
 }
 
 impl Lower<'_> {
-    /// Whether all general register operands can take another register's place.
+    /// Whether all general register operands can take another register's place. AH, BH, CH and DH are rotated into a low
+    /// byte, which must not be part of a register that the instruction changes elsewhere.
     pub(super) fn registers_fit(x: &Instruction) -> bool {
-        (0..x.op_count()).all(|n| x.op_kind(n) != OpKind::Register || !is_high_byte(x.op_register(n)))
+        let registers = |n: &u32| x.op_kind(*n) == OpKind::Register;
+        let mut high =
+            (0..x.op_count()).filter(registers).filter(|n| is_high_byte(x.op_register(*n))).peekable();
+        if high.peek().is_none() {
+            return true;
+        }
+        let full = |n: u32| x.op_register(n).full_register();
+        std::arch::is_x86_feature_detected!("bmi2")
+            && !matches!(x.mnemonic(), Mnemonic::Xchg | Mnemonic::Xadd | Mnemonic::Cmpxchg)
+            && high.all(|n| {
+                n == 0
+                    || !(0..n).filter(registers).any(|m| full(m) == full(n) && is_high_byte(x.op_register(m)))
+            })
     }
 
     /// Encodes `x` with its registers where they live. Its memory operand, if it has one, is `mem`; then only T0 is free for
@@ -94,6 +107,7 @@ impl Lower<'_> {
         y.set_code(general_form(x.code()));
         let mut scratch = [T0, T1].into_iter();
         let mut mem = mem;
+        let mut rotate_back = None;
         let mut write_back: [Option<(u8, usize)>; 2] = [None; 2];
         let mut loaded: [Option<(usize, u8)>; 2] = [None; 2];
         for n in 0..x.op_count() {
@@ -102,17 +116,23 @@ impl Lower<'_> {
             }
             let register = x.op_register(n);
             let number = register.full_register().number();
+            if let Some(home) = home(register).filter(|_| is_high_byte(register)) {
+                mem = mem.map(|mem| self.in_one_register(mem));
+                let host = scratch.next().unwrap_or(T0);
+                self.asm.rorx(host, home, 8);
+                if writes(self.infos.info(x).op_access(n)) {
+                    rotate_back = Some((home, host));
+                }
+                y.set_op_register(n, sized(host, register));
+                continue;
+            }
             let host = match home(register) {
                 Some(host) => host,
                 None => {
                     if let Some((_, host)) = loaded.iter().flatten().find(|(have, _)| *have == number) {
                         *host
                     } else {
-                        if let Some(two) = mem.filter(|mem| mem.index.is_some()) {
-                            // T1 takes the whole address, so that T0 is free.
-                            self.asm.lea(T1, two);
-                            mem = Some(super::super::asm::at(T1, 0));
-                        }
+                        mem = mem.map(|mem| self.in_one_register(mem));
                         let host = scratch.next().unwrap_or(T0);
                         self.asm.load(host, layout::reg(number));
                         if let Some(place) = loaded.iter_mut().find(|place| place.is_none()) {
@@ -151,6 +171,18 @@ impl Lower<'_> {
         for (host, number) in write_back.into_iter().flatten() {
             self.asm.store(layout::reg(number), host);
         }
+        if let Some((home, host)) = rotate_back {
+            self.asm.rorx(home, host, 56);
+        }
+    }
+
+    /// T1 takes the whole address, so that T0 is free.
+    fn in_one_register(&mut self, mem: Mem) -> Mem {
+        if mem.index.is_none() && mem.base != Some(T0) {
+            return mem;
+        }
+        self.asm.lea(T1, mem);
+        at(T1, 0)
     }
 
     /// Appends an instruction whose operands are the host's.
