@@ -340,6 +340,9 @@ fn breakpoints_hit_code_data_and_ports() {
             a.cli()?;
             breakpoints(a, 0x400)
         });
+        if !sti {
+            g.in_lab(&["#DB dr6=1 @a"], "TCG's MOV SS hides no code breakpoint");
+        }
     }
     g.probe("DR7.GD", &["#DB dr6=2000 @a"], |a| {
         breakpoints(a, 0x2400)?;
