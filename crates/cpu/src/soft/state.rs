@@ -1,10 +1,17 @@
 //! Between our registers and the architectural state that both backends share.
 
+use super::Attention;
 use super::cpu::{Cpu, RIP};
 use super::flags;
 use super::msr;
 use crate::CpuError;
-use viv_arch::x86::{CpuState, MsrValue, efer, rflags};
+use viv_arch::x86::{CpuState, MsrValue, PendingEvent, efer, rflags, vector};
+
+/// Whether the pending event is a debug exception that comes after the next instruction only.
+pub(crate) fn held_back(state: &CpuState) -> bool {
+    state.stack_shadow
+        && state.pending.is_some_and(|event| event.vector == vector::DB && event.payload.is_some())
+}
 
 pub(crate) fn save(cpu: &Cpu) -> CpuState {
     let mut gprs = [0; 16];
@@ -36,9 +43,16 @@ pub(crate) fn save(cpu: &Cpu) -> CpuState {
         msrs: msr::KEPT.iter().map(|index| MsrValue { index: *index, value: cpu.kept_msr(*index) }).collect(),
         lapic: Vec::new(),
         activity: cpu.activity,
-        pending: None,
+        // A breakpoint was met by the MOV SS whose shadow holds its exception back.
+        pending: (cpu.breakpoint_hits != 0).then_some(PendingEvent {
+            vector: vector::DB,
+            error_code: None,
+            payload: Some(cpu.breakpoint_hits),
+        }),
         interrupt_shadow: cpu.shadow,
+        stack_shadow: cpu.stack_shadow,
         nmi_masked: cpu.nmi_masked,
+        nmi_pending: cpu.nmi_waits || cpu.shared.attention(cpu.index).has(Attention::NMI),
     }
 }
 
@@ -76,9 +90,15 @@ pub(crate) fn load(cpu: &mut Cpu, state: &CpuState) -> Result<(), CpuError> {
     }
     cpu.activity = state.activity;
     cpu.shadow = state.interrupt_shadow;
+    cpu.stack_shadow = state.stack_shadow;
     cpu.nmi_masked = state.nmi_masked;
+    cpu.nmi_waits = state.nmi_pending;
+    cpu.shared.attention(cpu.index).clear(Attention::NMI);
     cpu.interrupt_waits = true;
-    cpu.breakpoint_hits = 0;
+    cpu.breakpoint_hits = match held_back(state) {
+        true => state.pending.and_then(|event| event.payload).unwrap_or(0),
+        false => 0,
+    };
     cpu.flush_tlb(true);
     cpu.update_mode();
     Ok(())
