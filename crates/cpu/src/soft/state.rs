@@ -61,6 +61,9 @@ pub(crate) fn load(cpu: &mut Cpu, state: &CpuState) -> Result<(), CpuError> {
     if state.xcr0 & !3 != 0 {
         return missing(format!("the vector registers of XCR0 {:#x}", state.xcr0));
     }
+    if state.cr4 & !super::system::CR4_KNOWN != 0 {
+        return missing(format!("CR4 {:#x}", state.cr4));
+    }
     if state.efer & !(efer::SCE | efer::LME | efer::LMA | efer::NXE | efer::AUTO_IBRS) != 0 {
         return missing(format!("EFER {:#x}", state.efer));
     }

@@ -358,9 +358,19 @@ fn restless(memory: &GuestMemory, _: &Board, cpus: u32) -> Vec<Box<dyn Vcpu>> {
     (0..cpus).map(|index| Box::new(Restless(SoftCpu::new(index, shared.clone()))) as Box<dyn Vcpu>).collect()
 }
 
-pub(crate) fn kvm(memory: &GuestMemory, board: &Board, cpus: u32) -> Vec<Box<dyn Vcpu>> {
+fn kvm_vm(memory: &GuestMemory, cpus: u32) -> KvmVm {
     let places = KvmPlaces { tss: Gpa(0xfeff_d000), identity_map: Gpa(0xfeff_c000) };
-    let vm = Arc::new(KvmVm::new(memory, cpus, CpuLevel::V2, places).expect("KVM"));
+    KvmVm::new(memory, cpus, CpuLevel::V2, places).expect("KVM")
+}
+
+/// Whether guests on this host's KVM have a feature of the level.
+pub(crate) fn kvm_offers(name: &str) -> bool {
+    let memory = GuestMemory::new(&[(Gpa(0), image::RAM)]).expect("guest memory");
+    kvm_vm(&memory, 1).vcpu(0).expect("vCPU").offers(name)
+}
+
+pub(crate) fn kvm(memory: &GuestMemory, board: &Board, cpus: u32) -> Vec<Box<dyn Vcpu>> {
+    let vm = Arc::new(kvm_vm(memory, cpus));
     let vcpus = (0..cpus).map(|index| Box::new(vm.vcpu(index).expect("vCPU")) as Box<dyn Vcpu>).collect();
     let _ = board.raise.set(Box::new(move |vector| {
         // A fixed or an NMI message to local APIC 0 (SDM vol. 3 §11.11).
