@@ -8,13 +8,16 @@ use viv_arch::level::{
     self,
     reg::{EAX, EBX, ECX, EDX},
 };
-use viv_arch::x86::cr4;
+use viv_arch::x86::{cr4, msr};
 
 const VENDOR: &[u8; 12] = b"AuthenticAMD";
 const NAME: &[u8; 48] = b"Vivarium software CPU, level x86-64-v2\0\0\0\0\0\0\0\0\0\0";
 /// Family 0x1a, model 2, stepping 1. Nothing is speculated here, and kernels know the newest family to need the
 /// fewest workarounds for what older ones got wrong.
 const SIGNATURE: u32 = 0x00b0_0f21;
+
+/// IA32_APIC_BASE: the local APIC is on; while it is off, CPUID shows none (SDM vol. 3 §11.4.3).
+const APIC_ENABLE: u64 = 1 << 11;
 
 fn word(text: &[u8], at: usize) -> u32 {
     text.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_le_bytes)
@@ -28,10 +31,12 @@ fn bits(numbers: &[u32]) -> u32 {
 pub(crate) fn leaf(cpu: &Cpu, leaf: u32, subleaf: u32) -> [u32; 4] {
     let cpus = cpu.shared.cpus();
     let id = cpu.index;
+    let apic_off =
+        cpu.bus().msr_read(msr::APIC_BASE).is_some_and(|base| base & APIC_ENABLE == 0) && leaf == 1;
     // The level's words; what depends on more than the level is set below.
     let offered = |leaf, register| level::v2_word(leaf, u32::from(leaf == 0xd), register).unwrap_or(0);
     let alone = |bit: u32| if cpus > 1 { 0 } else { 1 << bit };
-    let edx1 = offered(1, EDX) & !alone(28);
+    let edx1 = offered(1, EDX) & !alone(28) & if apic_off { !(1 << 9) } else { !0 };
     let ecx1 = offered(1, ECX) & if cpu.cr4 & cr4::OSXSAVE != 0 { !0 } else { !(1 << 27) };
     // The vector unit runs these on the host's own (see `fpu`).
     let ecx1 = if is_x86_feature_detected!("pclmulqdq") { ecx1 } else { ecx1 & !(1 << 1) };

@@ -224,7 +224,11 @@ impl SoftCpu {
         let PendingEvent { vector, error_code: error, payload } = event;
         cpu.activity = Activity::Running;
         match vector {
-            vector::DB => cpu.dr[4] |= payload.unwrap_or(0),
+            vector::DB => {
+                if let Some(bits) = payload {
+                    cpu.set_debug_status(bits);
+                }
+            }
             vector::NMI => cpu.nmi_masked = true,
             32.. => return self.raise_interrupt(vector),
             _ => {}
@@ -402,7 +406,7 @@ impl SoftCpu {
             let hits = code_breakpoints(cpu);
             if hits != 0 {
                 // The handler sets RF itself, or meets the breakpoint again (APM vol. 2 §13.1.3.1).
-                cpu.dr[4] |= hits;
+                cpu.set_debug_status(hits);
                 let fault = Exception { vector: vector::DB, error: None, address: 0 };
                 return if self.raise(fault) { None } else { Some(self.shut_down()) };
             }
@@ -444,7 +448,7 @@ impl SoftCpu {
     fn debug_trap(&mut self, hits: u64) -> bool {
         // A trap after HLT ends the wait.
         self.cpu.activity = Activity::Running;
-        self.cpu.dr[4] |= hits;
+        self.cpu.set_debug_status(hits);
         self.raise(Exception { vector: vector::DB, error: None, address: 0 })
     }
 
@@ -453,6 +457,11 @@ impl SoftCpu {
     fn attend(&mut self, slot: &Attention) -> Option<Exit> {
         let bits = slot.take();
         self.cpu.answer_flush();
+        // An interrupt shadow holds NMIs back as well (APM vol. 2 §15.21.5); they are looked at again behind it.
+        if self.cpu.shadow {
+            slot.set(bits & (Attention::NMI | Attention::POKE));
+        }
+        let bits = if self.cpu.shadow { bits & Attention::KICK } else { bits };
         if bits & Attention::NMI != 0 {
             self.event(CpuEvent::Nmi);
         }

@@ -40,7 +40,7 @@ pub(crate) fn save(cpu: &Cpu) -> CpuState {
         debug: cpu.dr,
         xcr0: cpu.xcr0,
         xsave,
-        msrs: msr::KEPT.iter().map(|index| MsrValue { index: *index, value: cpu.kept_msr(*index) }).collect(),
+        msrs: msr::kept(cpu).map(|index| MsrValue { index, value: cpu.kept_msr(index) }).collect(),
         lapic: Vec::new(),
         activity: cpu.activity,
         // A breakpoint was met by the MOV SS whose shadow holds its exception back.
@@ -86,6 +86,7 @@ pub(crate) fn load(cpu: &mut Cpu, state: &CpuState) -> Result<(), CpuError> {
         pat: 0x0007_0406_0007_0406,
         misc_enable: 1,
         hwcr: msr::HWCR_TSC_FREQ_SEL,
+        has_spec_ctrl: state.msrs.iter().any(|msr| msr.index == viv_arch::x86::msr::SPEC_CTRL),
         ..Default::default()
     };
     for msr in &state.msrs {

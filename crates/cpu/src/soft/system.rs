@@ -504,7 +504,7 @@ fn debug_register(cpu: &mut Cpu, number: u64) -> R<usize> {
     };
     cpu.privileged()?;
     if cpu.dr[5] & 1 << 13 != 0 {
-        cpu.dr[4] |= 1 << 13;
+        cpu.set_debug_status(1 << 13);
         cpu.dr[5] &= !(1 << 13);
         return cpu.raise(vector::DB, None);
     }

@@ -364,8 +364,12 @@ fn a_loaded_state_brings_its_pending_event_along() {
         g.probe_with("its code goes on", how, &[first, "=7"], |a| a.value(7));
         g.run();
     }
-    let mut g = Guest::long("an NMI that waits");
-    g.state.nmi_pending = true;
-    g.probe("its code goes on", &["NMI at=100000", "=7"], |a| a.value(7));
-    g.run();
+    for (name, shadow, first) in [("an NMI", false, "NMI at=100000"), ("in a shadow", true, "NMI at=100005")]
+    {
+        let mut g = Guest::long(name);
+        g.state.nmi_pending = true;
+        g.state.interrupt_shadow = shadow;
+        g.probe("its code goes on", &[first, "=7"], |a| a.value(7));
+        g.run();
+    }
 }

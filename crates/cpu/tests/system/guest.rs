@@ -297,9 +297,11 @@ impl Guest {
         let guest =
             Ready { name: self.name, image: copy(&self.memory), state: self.state, probes: Arc::new(probes) };
         guest.check("soft", Moves::Never, soft);
-        guest.check("soft, moved at each probe", Moves::AtProbes, soft);
-        guest.check("soft, moved at each OUT", Moves::AtWrites, soft);
-        guest.check("soft, moved after each block", Moves::AtBlocks, restless);
+        if !on_kvm() {
+            guest.check("soft, moved at each probe", Moves::AtProbes, soft);
+            guest.check("soft, moved at each OUT", Moves::AtWrites, soft);
+            guest.check("soft, moved after each block", Moves::AtBlocks, restless);
+        }
         if on_kvm() && self.soft_only.is_none() {
             guest.check("KVM", Moves::Never, kvm);
             if self.stays_in_lab.is_none() {
