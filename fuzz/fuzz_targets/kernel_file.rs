@@ -1,6 +1,6 @@
 //! Kernel files of every kind that the boot loader reads, up to the loaded machine.
 #![no_main]
-use viv_machine::boot::{BootFiles, bzimage, elf, load, payload};
+use viv_machine::boot::{BootFiles, bzimage, elf, load, multiboot, payload};
 use viv_machine::layout::{ACPI_TABLES, e820};
 use viv_mem::{Gpa, GuestMemory};
 
@@ -14,7 +14,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let Some((len, rest)) = data.split_first() else { return };
     let (initrd, kernel) = rest.split_at(usize::from(*len).min(rest.len()));
     for kernel in [data, kernel] {
-        let files = BootFiles { kernel, initrd: Some(initrd), cmdline: "console=ttyS0" };
+        let files = BootFiles { kernel, initrd: Some(initrd), cmdline: "console=ttyS0", name: "kernel" };
         let _ = load(&memory, &e820(MIB), ACPI_TABLES, &files);
     }
 });

@@ -186,7 +186,7 @@ pub const TABLE: &[Endpoint] = &[
         Method::Post,
         "/v1/vms/{vm}/agent",
         Answer::Stream,
-        "a connection to its agent; ?wait=SECONDS waits until it is there",
+        "a connection to its agent; ?wait=SECONDS waits until it is there, and on, up to ?boot=SECONDS, while the guest boots",
     ),
     line(Route::ImageList, Method::Get, "/v1/images", Answer::Json, "the images in the store ([Image])"),
     line(

@@ -2,10 +2,11 @@
 //! state of processors and chips as plain data, each with its source.
 //!
 //! Behaviour lives elsewhere: `viv-cpu` and `viv-devices` read these tables, KVM and the software
-//! CPU meet in [`x86::CpuState`].
+//! CPU meet in [`x86::CpuState`] and [`level`].
 #![forbid(unsafe_code)]
 
 pub mod chips;
+pub mod level;
 pub mod pci;
 pub mod virtio;
 pub mod x86;

@@ -278,12 +278,19 @@ pub struct CpuState {
     pub lapic: Vec<u32>,
     /// Running, halted or waiting.
     pub activity: Activity,
-    /// The event being delivered, if any.
+    /// The event that comes before the next instruction, if any; a #DB with a payload in the shadow of a MOV SS comes
+    /// after it.
     pub pending: Option<PendingEvent>,
     /// An interrupt shadow (after STI or MOV SS) covers the next instruction.
     pub interrupt_shadow: bool,
+    /// The shadow is known to be one of MOV or POP SS, which holds debug exceptions back as well.
+    #[serde(default)]
+    pub stack_shadow: bool,
     /// NMIs are blocked until IRET.
     pub nmi_masked: bool,
+    /// An NMI waits.
+    #[serde(default)]
+    pub nmi_pending: bool,
 }
 
 impl Default for CpuState {
@@ -319,7 +326,9 @@ impl Default for CpuState {
             activity: Activity::Running,
             pending: None,
             interrupt_shadow: false,
+            stack_shadow: false,
             nmi_masked: false,
+            nmi_pending: false,
         }
     }
 }

@@ -102,6 +102,14 @@ pub enum CpuError {
         /// The system's answer.
         source: std::io::Error,
     },
+    /// The host's processor is below the level.
+    #[error(
+        "level x86-64-v2 needs {what}, which this host's processor (or its KVM) does not have: use the software CPU"
+    )]
+    Level {
+        /// The feature.
+        what: &'static str,
+    },
     /// The state cannot be taken by this backend.
     #[error("the saved state needs {what}, which this processor does not have")]
     Missing {

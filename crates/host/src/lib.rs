@@ -20,6 +20,7 @@ pub mod places;
 mod routes;
 mod runners;
 mod service;
+mod signs;
 pub mod start;
 pub mod store;
 mod streams;

@@ -90,9 +90,11 @@ pub(crate) async fn answer(
         }
         Route::VmAgent => {
             let (record, runner) = vms.find(&name)?;
-            let seconds = endpoint::query_value(&query, "wait").and_then(|value| value.parse().ok());
-            let limit = Duration::from_secs(seconds.unwrap_or(0u64).min(AGENT_WAIT_S_MAX));
-            let there = streams::agent(&record.name, &runner, limit).await?;
+            let seconds = |key| {
+                let value = endpoint::query_value(&query, key).and_then(|value| value.parse().ok());
+                Duration::from_secs(value.unwrap_or(0u64).min(AGENT_WAIT_S_MAX))
+            };
+            let there = streams::agent(&record.name, &runner, seconds("wait"), seconds("boot")).await?;
             Ok(streams::switch(&service, request, there))
         }
         Route::ImageList => {

@@ -2,6 +2,7 @@
 use crate::http::{self, Body};
 use crate::runners::Runner;
 use crate::service::{Busy, Service};
+use crate::signs::Signs;
 use hyper::body::{Bytes, Incoming};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
@@ -71,10 +72,18 @@ fn not_running(name: &str, what: &str) -> Fault {
     )
 }
 
-/// A connection to the guest's agent. Waits up to `limit` for the agent to come up, but not for a guest that
-/// has ended.
-pub(crate) async fn agent(name: &str, runner: &Runner, limit: Duration) -> Result<UnixStream, Fault> {
-    let deadline = Instant::now() + limit;
+/// A connection to the guest's agent. Waits up to `limit` for the agent to come up, and on, up to `boot`, as long as the
+/// last sign that the guest boots is not older than `limit`; but not for a guest that has ended.
+pub(crate) async fn agent(
+    name: &str,
+    runner: &Runner,
+    limit: Duration,
+    boot: Duration,
+) -> Result<UnixStream, Fault> {
+    let begin = Instant::now();
+    let last = begin + limit.max(boot);
+    let mut deadline = begin + limit;
+    let mut signs = Signs::default();
     if runner.process().is_none() {
         return Err(not_running(name, "has no agent"));
     }
@@ -111,12 +120,22 @@ pub(crate) async fn agent(name: &str, runner: &Runner, limit: Duration) -> Resul
                 "see what its kernel needs: more --memory, another --append or --kernel",
             ));
         }
-        if Instant::now() >= deadline {
+        let now = Instant::now();
+        if !limit.is_zero() && signs.look(runner) {
+            deadline = last.min(deadline.max(now + limit));
+        }
+        if now >= deadline {
             let fix = match limit.is_zero() {
                 true => format!("wait until it has booted, or use its console: viv console {name}"),
                 false => format!("see what it does on its console: viv console {name}"),
             };
-            let message = format!("the agent of VM {name:?} does not answer");
+            let waited = now.duration_since(begin).as_secs();
+            let why = match deadline == last && limit < boot {
+                _ if limit.is_zero() => String::new(),
+                true => format!(" after {waited} s, though it is busy"),
+                false => format!(" after {waited} s, and it does not look as if it were booting"),
+            };
+            let message = format!("the agent of VM {name:?} does not answer{why}");
             return Err(Fault::new(Kind::Error, message, fix));
         }
         tokio::time::sleep(RETRY).await;
@@ -216,5 +235,45 @@ fn told(end: &viv_model::End) -> &'static str {
         Command { .. } => "its command ended",
         Killed => "it was killed",
         Failed { .. } => "its process failed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use viv_api::vm::Process;
+
+    #[test]
+    fn an_agent_is_waited_for_as_long_as_the_guest_boots() {
+        let dir = std::env::temp_dir().join(format!("viv-host-boots-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        // Its process is a sleeping one, so that only the console shows that something goes on.
+        let mut process = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let lock = serde_json::to_vec(&Process::of(process.id()).unwrap()).unwrap();
+        fs::write(dir.join(viv_api::runner::LOCK), lock).unwrap();
+        let console = dir.join(CONSOLE_LOG);
+        let talker = std::thread::spawn(move || {
+            for lines in 0..16 {
+                fs::write(&console, "systemd starts something\n".repeat(lines)).unwrap();
+                std::thread::sleep(Duration::from_millis(200));
+            }
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let wait = |limit, boot| {
+            let (runner, begin) = (Runner::new(&dir), Instant::now());
+            let (limit, boot) = (Duration::from_millis(limit), Duration::from_millis(boot));
+            let fault = runtime.block_on(agent("web", &runner, limit, boot)).unwrap_err();
+            (begin.elapsed(), fault.to_string())
+        };
+        let (time, why) = wait(1500, 20_000);
+        assert!((Duration::from_secs(3)..Duration::from_secs(15)).contains(&time), "{time:?}");
+        assert!(why.contains("does not look as if it were booting"), "{why}");
+        talker.join().unwrap();
+        let (time, why) = wait(0, 0);
+        assert!(time < Duration::from_secs(1) && why.contains("does not answer"), "{time:?} {why}");
+        let _ = process.kill();
+        let _ = process.wait();
+        fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -1,9 +1,10 @@
 //! Where an access of a vCPU goes: ranges of ports and addresses, PCI, and the interrupt chips.
 use crate::board::Board;
 use crate::core::wall_ns;
-use crate::layout::{IOAPIC, LAPIC};
+use crate::layout::IOAPIC;
 use crate::parts::{Part, Pci};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use viv_cpu::{CpuBus, CpuEvent};
 use viv_devices::chips::lapic::WINDOW_LEN;
 use viv_devices::{Access, BusDevice};
@@ -59,8 +60,11 @@ impl CpuView {
     }
 }
 
-fn in_lapic(gpa: Gpa) -> Option<u64> {
-    gpa.0.checked_sub(LAPIC).filter(|offset| *offset < WINDOW_LEN)
+impl CpuView {
+    fn in_lapic(&self, gpa: Gpa) -> Option<u64> {
+        let base = self.board.world.cpus.get(self.index)?.lapic_base.load(Ordering::Relaxed);
+        gpa.0.checked_sub(base).filter(|offset| *offset < WINDOW_LEN)
+    }
 }
 
 fn in_ioapic(gpa: Gpa) -> Option<u64> {
@@ -89,7 +93,7 @@ impl CpuBus for CpuView {
 
     fn mmio_read(&self, gpa: Gpa, size: u8) -> u64 {
         if let Some(soft) = &self.board.soft {
-            if let Some(offset) = in_lapic(gpa) {
+            if let Some(offset) = self.in_lapic(gpa) {
                 let access = Access { window: 0, offset, size };
                 return self.lapic(|lapic, now| lapic.read(access, now)).unwrap_or(u64::MAX);
             }
@@ -106,7 +110,7 @@ impl CpuBus for CpuView {
 
     fn mmio_write(&self, gpa: Gpa, size: u8, value: u64) {
         if let Some(soft) = &self.board.soft {
-            if let Some(offset) = in_lapic(gpa) {
+            if let Some(offset) = self.in_lapic(gpa) {
                 let access = Access { window: 0, offset, size };
                 self.lapic(|lapic, now| lapic.write(access, value, now));
                 return;
@@ -150,7 +154,11 @@ impl CpuBus for CpuView {
     }
 
     fn msr_write(&self, index: u32, value: u64) -> Option<()> {
-        self.lapic(|lapic, now| lapic.write_msr(index, value, now)).flatten()
+        let (done, base) = self.lapic(|lapic, now| (lapic.write_msr(index, value, now), lapic.base()))?;
+        if let Some(cpu) = self.board.world.cpus.get(self.index) {
+            cpu.lapic_base.store(base, Ordering::Relaxed);
+        }
+        done
     }
 
     fn cr8(&self) -> u64 {

@@ -331,7 +331,8 @@ fn load(
     initrd: Option<&[u8]>,
     acpi: &acpi::AcpiSpec,
 ) -> Result<CpuState, Fault> {
-    let boot_files = BootFiles { kernel, initrd, cmdline: &spec.append };
+    let name = spec.kernel.file_name().unwrap_or_default().to_string_lossy();
+    let boot_files = BootFiles { kernel, initrd, cmdline: &spec.append, name: &name };
     let map = layout::e820(spec.memory_mib);
     let state = boot::load(memory, &map, ACPI_TABLES, &boot_files)
         .map_err(|error| error.fault(&spec.kernel, spec.initrd.as_deref()))?;

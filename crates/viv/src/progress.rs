@@ -11,6 +11,10 @@ use viv_api::image::Progress;
 const BAR: usize = 24;
 /// How often a changing line changes.
 const FRAME: Duration = Duration::from_millis(100);
+/// How often a line comes where none can change.
+const SAY_EACH: Duration = Duration::from_secs(20);
+/// What is over sooner needs no line.
+const GRACE: Duration = Duration::from_millis(300);
 /// Most characters of a step's name beside a bar.
 const STEP_MAX: usize = 44;
 
@@ -81,7 +85,8 @@ fn line(progress: &Progress) -> String {
     }
 }
 
-/// A line with the time that passes, on a terminal only, while something is waited for.
+/// While something is waited for: a line with the time that passes on a terminal; elsewhere a line now and then, once it
+/// takes long.
 pub(crate) struct Waiting {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -91,9 +96,15 @@ impl Waiting {
     pub(crate) fn new(text: String) -> Waiting {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
-        let thread = std::io::stderr().is_terminal().then(|| {
+        let on_terminal = std::io::stderr().is_terminal();
+        let thread = Some({
             thread::spawn(move || {
                 let begin = Instant::now();
+                if !on_terminal {
+                    say_now_and_then(&text, begin, &stopped);
+                    return;
+                }
+                thread::park_timeout(GRACE);
                 while !stopped.load(Ordering::Relaxed) {
                     let _ =
                         write!(std::io::stderr(), "\r\x1b[K{text} {:.1} s", begin.elapsed().as_secs_f64());
@@ -103,6 +114,18 @@ impl Waiting {
             })
         });
         Waiting { stop, thread }
+    }
+}
+
+fn say_now_and_then(text: &str, begin: Instant, stopped: &AtomicBool) {
+    let mut next = begin + SAY_EACH;
+    while !stopped.load(Ordering::Relaxed) {
+        let now = Instant::now();
+        if now >= next {
+            let _ = writeln!(std::io::stderr(), "viv: {text}, for {} s now", (now - begin).as_secs());
+            next += SAY_EACH;
+        }
+        thread::park_timeout(next.saturating_duration_since(now));
     }
 }
 

@@ -1,5 +1,6 @@
 //! Streams to a VM: asked of the service, and then, as we are on the same host, taken from the VM's process
 //! itself. So a session outlives a service that is killed or replaced, as its VM does.
+use crate::progress::Waiting;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -14,10 +15,13 @@ use viv_model::Fault;
 /// How long the process may take to answer; then the service's stream will do.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
-/// A connection to the guest's agent, which may take `wait_s` seconds to come up.
-pub(crate) fn agent(client: &Client, vm: &Vm, wait_s: u64) -> Result<UnixStream, Fault> {
+/// A connection to the guest's agent, which may take `wait_s` seconds to come up, or `boot_s` while the guest boots.
+pub(crate) fn agent(client: &Client, vm: &Vm, wait_s: u64, boot_s: u64) -> Result<UnixStream, Fault> {
     let names = [vm.id.as_str()];
-    let by_service = client.stream(Request::new(Route::VmAgent, &names).query(format!("wait={wait_s}")))?;
+    let waiting = Waiting::new(format!("{} boots ({} CPU)", vm.name, vm.accel));
+    let query = format!("wait={wait_s}&boot={boot_s}");
+    let by_service = client.stream(Request::new(Route::VmAgent, &names).query(query))?;
+    drop(waiting);
     Ok(direct_agent(vm).unwrap_or(by_service))
 }
 

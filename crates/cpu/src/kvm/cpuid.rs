@@ -3,62 +3,56 @@ use super::os;
 use crate::CpuError;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
+use viv_arch::level;
 
 /// A CPU model: the levels of the x86-64 psABI, or whatever the host is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CpuLevel {
-    /// x86-64-v2, SSE4.2 and POPCNT, with AES and PCLMULQDQ where the host has them.
+    /// x86-64-v2: SSE4.2 and POPCNT, and of the table in [`level::V2`] what the host has.
     #[default]
     V2,
     /// The host's own features.
     Host,
 }
 
-/// Features of leaf 1 ECX that stay at level v2: SSE3, PCLMULQDQ, SSSE3, CX16, PCID, SSE4.1, SSE4.2, x2APIC, POPCNT,
-/// TSC-deadline, AES, RDRAND, hypervisor (SDM vol. 2 CPUID, table 3-10). Not XSAVE, which the level does not have and
-/// which saves nothing that FXSAVE does not; QEMU's emulated AMD-V also fails a guest's XRSTOR of it.
-const V2_1_ECX: u32 = 1
-    | 1 << 1
-    | 1 << 9
-    | 1 << 13
-    | 1 << 17
-    | 1 << 19
-    | 1 << 20
-    | 1 << 21
-    | 1 << 23
-    | 1 << 24
-    | 1 << 25
-    | 1 << 30
-    | 1 << 31;
-/// Leaf 7 EBX: FSGSBASE, TSC_ADJUST, SMEP, ERMS, INVPCID, RDSEED, SMAP, CLFLUSHOPT.
-const V2_7_EBX: u32 = 1 | 1 << 1 | 1 << 7 | 1 << 9 | 1 << 10 | 1 << 18 | 1 << 20 | 1 << 23;
-/// Leaf 7 ECX: UMIP.
-const V2_7_ECX: u32 = 1 << 2;
 /// Leaf 7 EDX: what says how to mitigate speculation: MD_CLEAR, SPEC_CTRL, STIBP, L1D flush, ARCH_CAPABILITIES, SSBD.
 const V2_7_EDX: u32 = 1 << 10 | 1 << 26 | 1 << 27 | 1 << 28 | 1 << 29 | 1 << 31;
-/// Leaf 0x8000_0001 ECX: LAHF, ABM's LZCNT is v3; CMP_LEGACY, topology extensions.
-const V2_EXT_ECX: u32 = 1 | 1 << 1 | 1 << 22;
+/// Leaf 0x8000_0008 EBX likewise: IBPB, IBRS, STIBP, SSBD, VIRT_SSBD, SSB_NO, PSFD, BTC_NO.
+const V2_EXT8_EBX: u32 = 1 << 12 | 1 << 14 | 1 << 15 | 1 << 24 | 1 << 25 | 1 << 26 | 1 << 28 | 1 << 29;
+/// Leaf 1 ECX bit.
+const XSAVE: u32 = 1 << 26;
 /// Leaf 1 ECX bit: the local APIC's timer takes a TSC deadline.
 const TSC_DEADLINE: u32 = 1 << 24;
 /// Leaf 1 ECX bit: a hypervisor is present.
 const HYPERVISOR: u32 = 1 << 31;
 
-/// The table for vCPU `index` of `cpus`.
-pub(super) fn for_vcpu(kvm: &Kvm, index: u32, cpus: u32, level: CpuLevel) -> Result<CpuId, CpuError> {
+/// The table for vCPU `index` of `cpus`. `xsave`: a guest's XSAVE works here, see [`super::xsave`].
+pub(super) fn for_vcpu(
+    kvm: &Kvm,
+    index: u32,
+    cpus: u32,
+    level: CpuLevel,
+    xsave: bool,
+) -> Result<CpuId, CpuError> {
     let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(os("read KVM's CPUID"))?;
     let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
     let mut entries = supported.as_slice().to_vec();
     if level == CpuLevel::V2 {
         // Wider state components, and leaves that describe what was cut.
-        entries.retain(|e| !matches!(e.function, 0xd | 0x12..=0x1e | 0x24));
+        entries.retain(|e| !matches!(e.function, 0x12..=0x1e | 0x24));
     }
     // Topology leaves are made new below.
     entries.retain(|e| !matches!(e.function, 0xb | 0x1f));
     for entry in &mut entries {
         if level == CpuLevel::V2 {
-            cut_to_v2(entry);
+            cut_to_v2(entry, xsave);
         }
         place(entry, index, cpus, deadline);
+    }
+    if level == CpuLevel::V2
+        && let Some(feature) = level::V2.iter().find(|feature| feature.needed && !has(&entries, feature))
+    {
+        return Err(CpuError::Level { what: feature.name });
     }
     let levels = [(0, 1, 1 << 8), (cpus.next_power_of_two().trailing_zeros(), cpus, 2 << 8)];
     for (subleaf, (shift, count, kind)) in (0u32..).zip(levels) {
@@ -76,17 +70,34 @@ pub(super) fn for_vcpu(kvm: &Kvm, index: u32, cpus: u32, level: CpuLevel) -> Res
     CpuId::from_entries(&entries).map_err(|_| CpuError::Missing { what: "room for CPUID".to_string() })
 }
 
-fn cut_to_v2(entry: &mut kvm_cpuid_entry2) {
-    match (entry.function, entry.index) {
-        (1, _) => entry.ecx &= V2_1_ECX,
+/// Whether the table offers a feature.
+pub(super) fn has(entries: &[kvm_cpuid_entry2], feature: &level::Feature) -> bool {
+    let subleaf = u32::from(feature.leaf == 0xd);
+    entries.iter().any(|entry| {
+        let word = [entry.eax, entry.ebx, entry.ecx, entry.edx].get(feature.register).copied().unwrap_or(0);
+        (entry.function, entry.index) == (feature.leaf, subleaf) && word & 1 << feature.bit != 0
+    })
+}
+
+fn cut_to_v2(entry: &mut kvm_cpuid_entry2, xsave: bool) {
+    let (leaf, subleaf) = (entry.function, entry.index);
+    let words = [&mut entry.eax, &mut entry.ebx, &mut entry.ecx, &mut entry.edx];
+    for (register, word) in words.into_iter().enumerate() {
+        *word &= level::v2_word(leaf, subleaf, register).unwrap_or(!0);
+    }
+    match (leaf, subleaf) {
+        (1, _) if !xsave => entry.ecx &= !XSAVE,
         (7, 0) => {
             entry.eax = 0;
-            entry.ebx &= V2_7_EBX;
-            entry.ecx &= V2_7_ECX;
             entry.edx &= V2_7_EDX;
         }
-        (7, _) => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
-        (0x8000_0001, _) => entry.ecx &= V2_EXT_ECX,
+        // x87 and SSE: 512 bytes and the header (SDM vol. 1 §13.2).
+        (0xd, 0) if xsave => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (3, 576, 576, 0),
+        (0xd, 1) if xsave => (entry.ebx, entry.ecx, entry.edx) = (576, 0, 0),
+        (0x8000_0008, _) => entry.ebx &= V2_EXT8_EBX,
+        (0x4000_0001, _) => (entry.ebx, entry.ecx, entry.edx) = (0, 0, 0),
+        // What was cut has nothing to describe: wider components, more features, SVM.
+        (7 | 0xd | 0x8000_000a, _) => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
         _ => {}
     }
 }
@@ -137,16 +148,26 @@ mod tests {
             edx: !0,
             ..Default::default()
         };
-        let (mut one, mut seven) = (entry(1, 0), entry(7, 0));
-        for leaf in [&mut one, &mut seven] {
-            cut_to_v2(leaf);
+        let (mut one, mut seven, mut area) = (entry(1, 0), entry(7, 0), entry(0xd, 0));
+        for leaf in [&mut one, &mut seven, &mut area] {
+            cut_to_v2(leaf, true);
         }
-        assert_eq!(
-            one.ecx & (1 << 26 | 1 << 27 | 1 << 28 | 1 << 12 | 1 << 29),
-            0,
-            "XSAVE, OSXSAVE, AVX, FMA, F16C"
-        );
+        assert_eq!(one.ecx & (1 << 28 | 1 << 12 | 1 << 29), 0, "AVX, FMA, F16C");
         assert_eq!(seven.ebx & (1 << 5 | 1 << 16 | 1 << 3 | 1 << 8), 0, "AVX2, AVX-512, BMI");
+        assert_eq!((area.eax, area.ebx, area.ecx, area.edx), (3, 576, 576, 0));
+        assert_ne!(one.ecx & XSAVE, 0);
+        for leaf in [&mut one, &mut area] {
+            cut_to_v2(leaf, false);
+        }
+        assert_eq!((one.ecx & XSAVE, area.eax), (0, 0), "where XSAVE does not work");
+    }
+
+    #[test]
+    fn a_needed_feature_is_found_or_missed_by_name() {
+        let entries = [kvm_cpuid_entry2 { function: 1, ecx: 1 << 20, ..Default::default() }];
+        let missed: Vec<_> =
+            level::V2.iter().filter(|f| f.needed && !has(&entries, f)).map(|f| f.name).collect();
+        assert!(missed.contains(&"SSE4.1") && !missed.contains(&"SSE4.2"), "{missed:?}");
     }
 
     #[test]

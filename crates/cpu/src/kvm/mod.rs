@@ -13,6 +13,7 @@ mod kick;
 mod probe;
 mod state;
 mod vcpu;
+mod xsave;
 
 pub use cpuid::CpuLevel;
 pub use probe::{KvmReport, KvmWorth, probe_kvm};
@@ -96,9 +97,9 @@ impl KvmVm {
     /// Makes vCPU `index`: 0 in reset state, others waiting for a start-up IPI.
     pub fn vcpu(&self, index: u32) -> Result<KvmVcpu, CpuError> {
         let fd = self.fd.create_vcpu(u64::from(index)).map_err(os("make a vCPU"))?;
-        let cpuid = cpuid::for_vcpu(&self.kvm, index, self.cpus, self.level)?;
+        let cpuid = cpuid::for_vcpu(&self.kvm, index, self.cpus, self.level, xsave::works(&self.kvm))?;
         fd.set_cpuid2(&cpuid).map_err(os("give a vCPU its CPUID"))?;
-        KvmVcpu::new(fd, self.fd.clone(), self.memory.clone(), &self.msrs)
+        KvmVcpu::new(fd, self.fd.clone(), self.memory.clone(), &self.msrs, cpuid)
     }
 
     /// Sets the level of an interrupt line: 0 to 15 are ISA (0 goes to IOAPIC pin 2), 16 to 23 IOAPIC pins.

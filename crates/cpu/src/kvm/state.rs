@@ -3,7 +3,9 @@ use super::os;
 use crate::CpuError;
 use kvm_bindings::*;
 use kvm_ioctls::VcpuFd;
-use viv_arch::x86::{Activity, CpuState, MsrValue, PendingEvent, Segment, TableRegister, seg};
+use viv_arch::x86::{
+    Activity, CpuState, MsrValue, PendingEvent, Segment, TableRegister, rflags, seg, vector,
+};
 
 /// Bytes of KVM_GET_XSAVE's area.
 const XSAVE_LEN: usize = 4096;
@@ -11,6 +13,9 @@ const XSAVE_LEN: usize = 4096;
 const XSAVE_LEGACY: usize = 576;
 /// The same with the AVX component.
 const XSAVE_AVX: usize = 832;
+/// KVM_X86_SHADOW_INT_MOV_SS and KVM_X86_SHADOW_INT_STI (Linux Documentation/virt/kvm/api.rst §4.31).
+const SHADOW_MOV_SS: u8 = 1;
+const SHADOW_STI: u8 = 2;
 /// Local APIC registers that KVM keeps, one each 16 bytes.
 const LAPIC_REGISTERS: usize = 64;
 
@@ -104,9 +109,15 @@ fn pending_to_kvm(state: &CpuState, events: &mut kvm_vcpu_events) {
         }
         None => {}
     }
-    events.interrupt.shadow = u8::from(state.interrupt_shadow);
+    events.interrupt.shadow = match state.interrupt_shadow {
+        false => 0,
+        // Intel's processors refuse the shadow of an STI when interrupts are off (SDM vol. 3 §26.3.1.5).
+        true if state.stack_shadow || state.rflags & rflags::IF == 0 => SHADOW_MOV_SS,
+        true => SHADOW_STI,
+    };
     events.nmi.masked = u8::from(state.nmi_masked);
-    events.flags = KVM_VCPUEVENT_VALID_SHADOW;
+    events.nmi.pending = u8::from(state.nmi_pending);
+    events.flags = KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_NMI_PENDING;
 }
 
 pub(super) fn save(fd: &VcpuFd, kept: &[u32]) -> Result<CpuState, CpuError> {
@@ -166,12 +177,17 @@ pub(super) fn save(fd: &VcpuFd, kept: &[u32]) -> Result<CpuState, CpuError> {
         activity: activity_from_kvm(mp_state.mp_state),
         pending: pending_from_kvm(&events),
         interrupt_shadow: events.interrupt.shadow != 0,
+        // AMD's processors know one shadow only, which KVM reports as both.
+        stack_shadow: events.interrupt.shadow == SHADOW_MOV_SS,
         nmi_masked: events.nmi.masked != 0,
+        nmi_pending: events.nmi.pending != 0,
     })
 }
 
 pub(super) fn load(fd: &VcpuFd, state: &CpuState, kept: &[u32]) -> Result<(), CpuError> {
     let mut sregs = fd.get_sregs().map_err(os("read system registers"))?;
+    // KVM takes events whose CR2 or DR6 is already set.
+    let payload = |of| state.pending.filter(|event| event.vector == of).and_then(|event| event.payload);
     let segment = |index: usize| state.segments.get(index).map(to_kvm).unwrap_or_default();
     sregs.es = segment(seg::ES);
     sregs.cs = segment(seg::CS);
@@ -184,7 +200,7 @@ pub(super) fn load(fd: &VcpuFd, state: &CpuState, kept: &[u32]) -> Result<(), Cp
     sregs.gdt = table_to_kvm(&state.gdtr);
     sregs.idt = table_to_kvm(&state.idtr);
     sregs.cr0 = state.cr0;
-    sregs.cr2 = state.cr2;
+    sregs.cr2 = payload(vector::PF).unwrap_or(state.cr2);
     sregs.cr3 = state.cr3;
     sregs.cr4 = state.cr4;
     sregs.cr8 = state.cr8;
@@ -222,6 +238,7 @@ pub(super) fn load(fd: &VcpuFd, state: &CpuState, kept: &[u32]) -> Result<(), Cp
     fd.set_regs(&regs).map_err(os("load registers"))?;
     load_xsave(fd, state)?;
     let [db0, db1, db2, db3, dr6, dr7] = state.debug;
+    let dr6 = dr6 | payload(vector::DB).unwrap_or(0);
     let debug = kvm_debugregs { db: [db0, db1, db2, db3], dr6, dr7, ..Default::default() };
     fd.set_debug_regs(&debug).map_err(os("load debug registers"))?;
     if !state.lapic.is_empty() {

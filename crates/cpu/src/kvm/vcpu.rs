@@ -2,9 +2,10 @@
 use super::kick::KvmKick;
 use super::{os, state};
 use crate::{CpuBus, CpuError, Exit, Kick, Vcpu};
-use kvm_bindings::{Msrs, kvm_msr_entry, kvm_run};
+use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use std::sync::Arc;
+use viv_arch::level;
 use viv_arch::x86::{CpuState, msr};
 use viv_mem::{Gpa, GuestMemory};
 
@@ -16,6 +17,7 @@ pub struct KvmVcpu {
     run: *const kvm_run,
     /// MSRs to save, in an order in which they can be loaded.
     msrs: Vec<u32>,
+    cpuid: CpuId,
     _vm: Arc<VmFd>,
     _memory: GuestMemory,
 }
@@ -55,10 +57,11 @@ impl KvmVcpu {
         vm: Arc<VmFd>,
         memory: GuestMemory,
         known: &[u32],
+        cpuid: CpuId,
     ) -> Result<KvmVcpu, CpuError> {
         let kick = Arc::new(KvmKick::new(&fd)?);
         let run: *const kvm_run = fd.get_kvm_run();
-        let vcpu = KvmVcpu { fd, kick, run, msrs: KEPT.to_vec(), _vm: vm, _memory: memory };
+        let vcpu = KvmVcpu { fd, kick, run, msrs: KEPT.to_vec(), cpuid, _vm: vm, _memory: memory };
         let msrs =
             KEPT.iter().copied().filter(|index| known.contains(index) && vcpu.read_msr(*index).is_ok());
         let vcpu = KvmVcpu { msrs: msrs.collect(), ..vcpu };
@@ -85,6 +88,11 @@ impl KvmVcpu {
             1 => Ok(()),
             _ => Err(CpuError::Missing { what: format!("MSR {index:#x}") }),
         }
+    }
+
+    /// Whether this vCPU's CPUID offers a feature of the level.
+    pub fn offers(&self, name: &str) -> bool {
+        level::V2.iter().any(|f| f.name == name && super::cpuid::has(self.cpuid.as_slice(), f))
     }
 
     /// Tells a guest with kvmclock that it was paused, so that its watchdogs stay quiet.
@@ -204,6 +212,10 @@ impl Vcpu for KvmVcpu {
     }
 
     fn load(&mut self, state: &CpuState) -> Result<(), CpuError> {
+        let has = |feature: &level::Feature| super::cpuid::has(self.cpuid.as_slice(), feature);
+        if let Some(name) = level::lacking(state.cr4, has) {
+            return Err(CpuError::Missing { what: name.to_string() });
+        }
         state::load(&self.fd, state, &self.msrs)
     }
 
@@ -218,11 +230,15 @@ mod tests {
     use crate::kvm::{CpuLevel, KvmPlaces, KvmVm};
     use viv_arch::x86::{Activity, Segment, cr0, rflags, seg};
 
-    /// Needs a /dev/kvm that opens; that it runs guests too slowly does not matter.
+    /// Needs a /dev/kvm that opens; that it runs guests too slowly or is below every level does not matter.
     fn vm() -> Option<KvmVm> {
+        vm_of(CpuLevel::Host)
+    }
+
+    fn vm_of(level: CpuLevel) -> Option<KvmVm> {
         let memory = GuestMemory::new(&[(Gpa(0), 0x10_0000)]).unwrap();
         let places = KvmPlaces { tss: Gpa(0xfffb_d000), identity_map: Gpa(0xfffb_c000) };
-        match KvmVm::new(&memory, 2, CpuLevel::V2, places) {
+        match KvmVm::new(&memory, 2, level, places) {
             Ok(vm) => Some(vm),
             Err(error) => {
                 println!("no KVM here, not checked: {error}");
@@ -263,6 +279,39 @@ mod tests {
         state.msrs.retain(|entry| entry.index != msr::TSC);
         saved.xsave[512..520].copy_from_slice(&state.xsave[512..520]);
         assert_eq!(saved, state);
+    }
+
+    #[test]
+    fn a_guest_of_level_v2_sees_no_feature_that_the_software_cpu_lacks() {
+        let Some(vm) = vm_of(CpuLevel::V2) else { return };
+        let vcpu = match vm.vcpu(0) {
+            // Some nested KVMs offer nearly nothing, and then the level is refused by what it lacks.
+            Err(error) => return assert!(matches!(error, CpuError::Level { .. }), "{error}"),
+            Ok(vcpu) => vcpu,
+        };
+        for entry in vcpu.cpuid.as_slice() {
+            let words = [entry.eax, entry.ebx, entry.ecx, entry.edx];
+            for (register, word) in words.into_iter().enumerate() {
+                if let Some(level) = level::v2_word(entry.function, entry.index, register) {
+                    assert_eq!(word & !level, 0, "leaf {:x}, register {register}", entry.function);
+                }
+            }
+        }
+        let lacks: Vec<_> = level::V2.iter().filter(|f| !vcpu.offers(f.name)).map(|f| f.name).collect();
+        println!("of level v2 this host's KVM lacks {lacks:?}");
+    }
+
+    #[test]
+    fn a_state_that_needs_what_is_not_there_is_refused_by_name() {
+        let Some(vm) = vm() else { return };
+        let mut vcpu = vm.vcpu(0).unwrap();
+        let mut state = vcpu.save().unwrap();
+        let mut entries = vcpu.cpuid.as_slice().to_vec();
+        entries.retain(|entry| entry.function != 1);
+        vcpu.cpuid = CpuId::from_entries(&entries).unwrap();
+        state.cr4 |= viv_arch::x86::cr4::OSXSAVE;
+        let refused = vcpu.load(&state).unwrap_err().to_string();
+        assert!(refused.contains("XSAVE"), "{refused}");
     }
 
     #[test]

@@ -62,6 +62,8 @@ pub(crate) struct Msrs {
     pub(crate) mtrr_variable: [u64; 16],
     pub(crate) misc_enable: u64,
     pub(crate) spec_ctrl: u64,
+    /// CPUID offers no SPEC_CTRL here, but the guest comes from a KVM that did.
+    pub(crate) has_spec_ctrl: bool,
     pub(crate) kvm_wall_clock: u64,
     pub(crate) kvm_system_time: u64,
     pub(crate) hwcr: u64,
@@ -309,6 +311,12 @@ impl Cpu {
         let Some(bus) = self.bus else { return &super::NO_BUS };
         // SAFETY: `run` sets the pointer from a reference that outlives the run, and clears it at its end.
         unsafe { bus.as_ref() }
+    }
+
+    /// DR6 of a debug exception: which breakpoints were met is written anew, the other bits only gather (SDM vol. 3
+    /// §18.2.3).
+    pub(crate) fn set_debug_status(&mut self, bits: u64) {
+        self.dr[4] = self.dr[4] & !0xf | bits;
     }
 
     /// After the guest touched a device, an interrupt may have become deliverable.

@@ -103,6 +103,12 @@ impl Attention {
     fn any(&self) -> bool {
         self.bits.load(Ordering::Relaxed) != 0
     }
+    fn has(&self, bits: u32) -> bool {
+        self.bits.load(Ordering::SeqCst) & bits != 0
+    }
+    fn clear(&self, bits: u32) {
+        self.bits.fetch_and(!bits, Ordering::SeqCst);
+    }
     fn take(&self) -> u32 {
         self.bits.swap(0, Ordering::SeqCst)
     }

@@ -15,15 +15,20 @@ const MTRR_FIXED: [u32; 11] = [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 
 const HWCR: u32 = 0xc001_0015;
 /// The TSC counts at the P0 frequency.
 pub(crate) const HWCR_TSC_FREQ_SEL: u64 = 1 << 24;
+const PRED_CMD: u32 = 0x49;
 const PATCH_LEVEL: u32 = 0x8b;
 const SYSCFG: u32 = 0xc001_0010;
 const VM_CR: u32 = 0xc001_0114;
 /// Northbridge configuration: where Linux enables extended configuration cycles.
 const NB_CFG: u32 = 0xc001_001f;
 const DE_CFG: u32 = 0xc001_1029;
+/// The four performance counters and their selectors that every AMD processor has (APM vol. 2 §13.2.1). They count
+/// nothing, as with a KVM that has none.
+const PERF_FIRST: u32 = 0xc001_0000;
+const PERF_LAST: u32 = 0xc001_0007;
 
-/// What a saved state keeps, besides the registers that have fields of their own.
-pub(crate) const KEPT: [u32; 16] = [
+/// What a saved state keeps, besides the registers that have fields of their own; and the memory types.
+const KEPT: [u32; 18] = [
     msr::STAR,
     msr::LSTAR,
     msr::CSTAR,
@@ -40,7 +45,16 @@ pub(crate) const KEPT: [u32; 16] = [
     msr::SPEC_CTRL,
     msr::KVM_WALL_CLOCK,
     msr::KVM_SYSTEM_TIME,
+    HWCR,
+    MCG_STATUS,
 ];
+
+/// Every MSR of a saved state. SPEC_CTRL is none of ours: only a guest that came with it has it.
+pub(crate) fn kept(cpu: &Cpu) -> impl Iterator<Item = u32> {
+    let spec_ctrl = cpu.msrs.has_spec_ctrl;
+    let all = KEPT.into_iter().chain(MTRR_FIXED).chain(MTRR_VARIABLE_FIRST..=MTRR_VARIABLE_LAST);
+    all.filter(move |index| spec_ctrl || *index != msr::SPEC_CTRL)
+}
 
 impl Cpu {
     fn kept_in(m: &mut super::cpu::Msrs, index: u32) -> Option<&mut u64> {
@@ -61,17 +75,22 @@ impl Cpu {
             msr::SPEC_CTRL => &mut m.spec_ctrl,
             msr::KVM_WALL_CLOCK => &mut m.kvm_wall_clock,
             msr::KVM_SYSTEM_TIME => &mut m.kvm_system_time,
-            _ => return None,
+            HWCR => &mut m.hwcr,
+            MCG_STATUS => &mut m.mcg_status,
+            MTRR_VARIABLE_FIRST..=MTRR_VARIABLE_LAST => {
+                &mut m.mtrr_variable[(index - MTRR_VARIABLE_FIRST) as usize]
+            }
+            _ => &mut m.mtrr_fixed[MTRR_FIXED.iter().position(|fixed| *fixed == index)?],
         })
     }
 
-    /// The value of one of [`KEPT`].
+    /// The value of one of [`kept`].
     pub(crate) fn kept_msr(&self, index: u32) -> u64 {
         let mut copy = self.msrs.clone();
         Cpu::kept_in(&mut copy, index).map_or(0, |slot| *slot)
     }
 
-    /// Sets one of [`KEPT`] without side effects; others belong to nobody here.
+    /// Sets one of [`kept`] without side effects; others belong to nobody here.
     pub(crate) fn set_kept_msr(&mut self, index: u32, value: u64) {
         if let Some(slot) = Cpu::kept_in(&mut self.msrs, index) {
             *slot = value;
@@ -103,7 +122,7 @@ impl Cpu {
             msr::TSC_AUX => m.tsc_aux,
             msr::PAT => m.pat,
             msr::MISC_ENABLE => m.misc_enable,
-            msr::SPEC_CTRL => m.spec_ctrl,
+            msr::SPEC_CTRL if m.has_spec_ctrl => m.spec_ctrl,
             msr::MTRR_CAP => 0x508,
             msr::MTRR_DEF_TYPE => m.mtrr_def_type,
             MTRR_VARIABLE_FIRST..=MTRR_VARIABLE_LAST => {
@@ -118,7 +137,7 @@ impl Cpu {
             PATCH_LEVEL => 0x0100_0065,
             // LFENCE serializes.
             DE_CFG => 2,
-            SYSCFG | VM_CR | NB_CFG => 0,
+            SYSCFG | VM_CR | NB_CFG | PERF_FIRST..=PERF_LAST => 0,
             _ => match MTRR_FIXED.iter().position(|fixed| *fixed == index) {
                 Some(n) => m.mtrr_fixed[n],
                 None => return self.gp(0),
@@ -174,9 +193,9 @@ impl Cpu {
                 self.msrs.pat = value;
             }
             msr::MISC_ENABLE => self.msrs.misc_enable = value,
-            msr::SPEC_CTRL => self.msrs.spec_ctrl = value & 7,
-            // PRED_CMD: nothing is predicted here.
-            0x49 => {}
+            msr::SPEC_CTRL if self.msrs.has_spec_ctrl => self.msrs.spec_ctrl = value & 7,
+            // Nothing is predicted here.
+            PRED_CMD if self.msrs.has_spec_ctrl => {}
             msr::MTRR_DEF_TYPE => self.msrs.mtrr_def_type = value & 0xcff,
             MTRR_VARIABLE_FIRST..=MTRR_VARIABLE_LAST => {
                 self.msrs.mtrr_variable[(index - MTRR_VARIABLE_FIRST) as usize] = value;
@@ -191,7 +210,7 @@ impl Cpu {
                 self.write_system_time();
             }
             HWCR => self.msrs.hwcr = value,
-            PATCH_LEVEL | SYSCFG | VM_CR | NB_CFG | DE_CFG => {}
+            PATCH_LEVEL | SYSCFG | VM_CR | NB_CFG | DE_CFG | PERF_FIRST..=PERF_LAST => {}
             _ => match MTRR_FIXED.iter().position(|fixed| *fixed == index) {
                 Some(n) => self.msrs.mtrr_fixed[n] = value,
                 None => return self.gp(0),

@@ -12,13 +12,15 @@ use crate::{CpuBus, CpuError, CpuEvent, Exit, Kick, Vcpu};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use viv_arch::x86::{Activity, CpuState, Segment, TableRegister, rflags, seg, vector};
+use viv_arch::x86::{Activity, CpuState, PendingEvent, Segment, TableRegister, rflags, seg, vector};
 
 /// A virtual processor in software.
 pub struct SoftCpu {
     pub(crate) cpu: CpuBox,
     blocks: Blocks,
     translator: Option<Translator>,
+    /// An event of the loaded state that is still to be delivered.
+    pending: Option<PendingEvent>,
 }
 
 // SAFETY: the bus pointer is only set inside `run`, which the borrow of the bus outlives; everything else is owned.
@@ -75,8 +77,12 @@ impl SoftCpu {
             tlb,
             targets,
         };
-        let mut soft =
-            SoftCpu { cpu: CpuBox::new(make), blocks: Blocks::new(), translator: Translator::new() };
+        let mut soft = SoftCpu {
+            cpu: CpuBox::new(make),
+            blocks: Blocks::new(),
+            translator: Translator::new(),
+            pending: None,
+        };
         soft.reset();
         if index != 0 {
             soft.cpu.activity = Activity::WaitForSipi;
@@ -174,6 +180,9 @@ impl SoftCpu {
     fn execute<const LIMITED: bool>(&mut self, rounds: u64) -> Exit {
         let slot = self.cpu.shared.attention(self.cpu.index).clone();
         slot.set(Attention::POKE);
+        if !self.resume_events(&slot) {
+            return self.shut_down();
+        }
         let mut left = rounds;
         loop {
             if LIMITED {
@@ -202,6 +211,30 @@ impl SoftCpu {
                 return exit;
             }
         }
+    }
+
+    /// Events that the loaded state left to be done. False: triple fault.
+    fn resume_events(&mut self, slot: &Attention) -> bool {
+        let cpu = &mut self.cpu;
+        if cpu.nmi_waits && !cpu.nmi_masked {
+            cpu.nmi_waits = false;
+            slot.set(Attention::NMI);
+        }
+        let Some(event) = self.pending.take() else { return true };
+        let PendingEvent { vector, error_code: error, payload } = event;
+        cpu.activity = Activity::Running;
+        match vector {
+            vector::DB => {
+                if let Some(bits) = payload {
+                    cpu.set_debug_status(bits);
+                }
+            }
+            vector::NMI => cpu.nmi_masked = true,
+            32.. => return self.raise_interrupt(vector),
+            _ => {}
+        }
+        let address = payload.unwrap_or(cpu.cr2);
+        self.raise(Exception { vector, error, address })
     }
 
     /// Translated code for RIP that is at hand.
@@ -373,7 +406,7 @@ impl SoftCpu {
             let hits = code_breakpoints(cpu);
             if hits != 0 {
                 // The handler sets RF itself, or meets the breakpoint again (APM vol. 2 §13.1.3.1).
-                cpu.dr[4] |= hits;
+                cpu.set_debug_status(hits);
                 let fault = Exception { vector: vector::DB, error: None, address: 0 };
                 return if self.raise(fault) { None } else { Some(self.shut_down()) };
             }
@@ -415,7 +448,7 @@ impl SoftCpu {
     fn debug_trap(&mut self, hits: u64) -> bool {
         // A trap after HLT ends the wait.
         self.cpu.activity = Activity::Running;
-        self.cpu.dr[4] |= hits;
+        self.cpu.set_debug_status(hits);
         self.raise(Exception { vector: vector::DB, error: None, address: 0 })
     }
 
@@ -424,6 +457,11 @@ impl SoftCpu {
     fn attend(&mut self, slot: &Attention) -> Option<Exit> {
         let bits = slot.take();
         self.cpu.answer_flush();
+        // An interrupt shadow holds NMIs back as well (APM vol. 2 §15.21.5); they are looked at again behind it.
+        if self.cpu.shadow {
+            slot.set(bits & (Attention::NMI | Attention::POKE));
+        }
+        let bits = if self.cpu.shadow { bits & Attention::KICK } else { bits };
         if bits & Attention::NMI != 0 {
             self.event(CpuEvent::Nmi);
         }
@@ -594,11 +632,14 @@ impl Vcpu for SoftCpu {
     }
 
     fn save(&self) -> Result<CpuState, CpuError> {
-        Ok(super::state::save(&self.cpu))
+        let state = super::state::save(&self.cpu);
+        Ok(CpuState { pending: self.pending.or(state.pending), ..state })
     }
 
     fn load(&mut self, state: &CpuState) -> Result<(), CpuError> {
-        super::state::load(&mut self.cpu, state)
+        super::state::load(&mut self.cpu, state)?;
+        self.pending = state.pending.filter(|_| !super::state::held_back(state));
+        Ok(())
     }
 
     fn kicker(&self) -> Arc<dyn Kick> {

@@ -1,10 +1,17 @@
 //! Between our registers and the architectural state that both backends share.
 
+use super::Attention;
 use super::cpu::{Cpu, RIP};
 use super::flags;
 use super::msr;
 use crate::CpuError;
-use viv_arch::x86::{CpuState, MsrValue, efer, rflags};
+use viv_arch::x86::{CpuState, MsrValue, PendingEvent, efer, rflags, vector};
+
+/// Whether the pending event is a debug exception that comes after the next instruction only.
+pub(crate) fn held_back(state: &CpuState) -> bool {
+    state.stack_shadow
+        && state.pending.is_some_and(|event| event.vector == vector::DB && event.payload.is_some())
+}
 
 pub(crate) fn save(cpu: &Cpu) -> CpuState {
     let mut gprs = [0; 16];
@@ -33,12 +40,19 @@ pub(crate) fn save(cpu: &Cpu) -> CpuState {
         debug: cpu.dr,
         xcr0: cpu.xcr0,
         xsave,
-        msrs: msr::KEPT.iter().map(|index| MsrValue { index: *index, value: cpu.kept_msr(*index) }).collect(),
+        msrs: msr::kept(cpu).map(|index| MsrValue { index, value: cpu.kept_msr(index) }).collect(),
         lapic: Vec::new(),
         activity: cpu.activity,
-        pending: None,
+        // A breakpoint was met by the MOV SS whose shadow holds its exception back.
+        pending: (cpu.breakpoint_hits != 0).then_some(PendingEvent {
+            vector: vector::DB,
+            error_code: None,
+            payload: Some(cpu.breakpoint_hits),
+        }),
         interrupt_shadow: cpu.shadow,
+        stack_shadow: cpu.stack_shadow,
         nmi_masked: cpu.nmi_masked,
+        nmi_pending: cpu.nmi_waits || cpu.shared.attention(cpu.index).has(Attention::NMI),
     }
 }
 
@@ -46,6 +60,9 @@ pub(crate) fn load(cpu: &mut Cpu, state: &CpuState) -> Result<(), CpuError> {
     let missing = |what: String| Err(CpuError::Missing { what });
     if state.xcr0 & !3 != 0 {
         return missing(format!("the vector registers of XCR0 {:#x}", state.xcr0));
+    }
+    if state.cr4 & !super::system::CR4_KNOWN != 0 {
+        return missing(format!("CR4 {:#x}", state.cr4));
     }
     if state.efer & !(efer::SCE | efer::LME | efer::LMA | efer::NXE | efer::AUTO_IBRS) != 0 {
         return missing(format!("EFER {:#x}", state.efer));
@@ -69,6 +86,7 @@ pub(crate) fn load(cpu: &mut Cpu, state: &CpuState) -> Result<(), CpuError> {
         pat: 0x0007_0406_0007_0406,
         misc_enable: 1,
         hwcr: msr::HWCR_TSC_FREQ_SEL,
+        has_spec_ctrl: state.msrs.iter().any(|msr| msr.index == viv_arch::x86::msr::SPEC_CTRL),
         ..Default::default()
     };
     for msr in &state.msrs {
@@ -76,9 +94,15 @@ pub(crate) fn load(cpu: &mut Cpu, state: &CpuState) -> Result<(), CpuError> {
     }
     cpu.activity = state.activity;
     cpu.shadow = state.interrupt_shadow;
+    cpu.stack_shadow = state.stack_shadow;
     cpu.nmi_masked = state.nmi_masked;
+    cpu.nmi_waits = state.nmi_pending;
+    cpu.shared.attention(cpu.index).clear(Attention::NMI);
     cpu.interrupt_waits = true;
-    cpu.breakpoint_hits = 0;
+    cpu.breakpoint_hits = match held_back(state) {
+        true => state.pending.and_then(|event| event.payload).unwrap_or(0),
+        false => 0,
+    };
     cpu.flush_tlb(true);
     cpu.update_mode();
     Ok(())

@@ -11,6 +11,23 @@ use viv_arch::x86::{Activity, cr0, cr4, efer, gpr, rflags, seg, vector};
 const RAX: u8 = gpr::RAX as u8;
 const RDX: u8 = gpr::RDX as u8;
 
+/// Bits of CR4 that may be set.
+pub(crate) const CR4_KNOWN: u64 = cr4::TSD
+    | cr4::DE
+    | cr4::PSE
+    | cr4::PAE
+    | cr4::MCE
+    | cr4::PGE
+    | cr4::PCE
+    | cr4::OSFXSR
+    | cr4::OSXMMEXCPT
+    | cr4::UMIP
+    | cr4::FSGSBASE
+    | cr4::PCIDE
+    | cr4::OSXSAVE
+    | cr4::SMEP
+    | cr4::SMAP;
+
 impl Cpu {
     /// #GP unless CPL is 0.
     pub(crate) fn privileged(&mut self) -> R<()> {
@@ -131,24 +148,9 @@ impl Cpu {
     }
 
     pub(crate) fn set_cr4(&mut self, value: u64) -> R<()> {
-        let known = cr4::TSD
-            | cr4::DE
-            | cr4::PSE
-            | cr4::PAE
-            | cr4::MCE
-            | cr4::PGE
-            | cr4::PCE
-            | cr4::OSFXSR
-            | cr4::OSXMMEXCPT
-            | cr4::UMIP
-            | cr4::FSGSBASE
-            | cr4::PCIDE
-            | cr4::OSXSAVE
-            | cr4::SMEP
-            | cr4::SMAP;
         let changed = value ^ self.cr4;
         let pcid_on = changed & value & cr4::PCIDE != 0;
-        if value & !known != 0
+        if value & !CR4_KNOWN != 0
             || (self.long_mode() && value & cr4::PAE == 0)
             || (pcid_on && (!self.long_mode() || self.cr3 & 0xfff != 0))
         {
@@ -502,7 +504,7 @@ fn debug_register(cpu: &mut Cpu, number: u64) -> R<usize> {
     };
     cpu.privileged()?;
     if cpu.dr[5] & 1 << 13 != 0 {
-        cpu.dr[4] |= 1 << 13;
+        cpu.set_debug_status(1 << 13);
         cpu.dr[5] &= !(1 << 13);
         return cpu.raise(vector::DB, None);
     }

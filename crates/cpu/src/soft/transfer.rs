@@ -125,6 +125,11 @@ impl Cpu {
             return self.raise(fault, Some(u32::from(selector & !3)));
         }
         d.high = high & 0xffff_ffff;
+        if (d.kind() == kind::LDT || d.kind() & !kind::BUSY == kind::TSS32)
+            && !self.canonical(d.segment(selector).base)
+        {
+            return self.raise(fault, Some(u32::from(selector & !3)));
+        }
         Ok(())
     }
 
@@ -1175,6 +1180,11 @@ pub(crate) fn int(cpu: &mut Cpu, op: &Op) -> R<()> {
 /// INT1 is a hardware-like trap.
 pub(crate) fn int1(cpu: &mut Cpu, _: &Op) -> R<()> {
     cpu.fault = Exception { vector: vector::DB, error: None, address: 0 };
+    if cpu.breakpoint_hits != 0 {
+        // What the MOV SS before met is part of this exception.
+        let hits = std::mem::take(&mut cpu.breakpoint_hits);
+        cpu.set_debug_status(hits);
+    }
     cpu.deliver(vector::DB, None, Origin::Hardware)?;
     cpu.trap_late();
     Ok(())

@@ -1,7 +1,7 @@
 //! Code that changes, and memory that several processors share (SDM vol. 3 §8.1, §8.2, §11.6).
 use crate::guest::{self, Guest, on_kvm};
 use crate::image::{self, TEST, TEST_PT, TEST_RAM};
-use crate::trace::{Board, port};
+use crate::trace::{Board, Moves, port};
 use iced_x86::code_asm::*;
 use std::sync::Arc;
 use viv_cpu::{Exit, Vcpu};
@@ -144,8 +144,9 @@ fn two(name: &str, code: impl Fn(&mut CodeAssembler) -> Result<(), iced_x86::Ice
         a.hlt().expect("code");
         let bytes = a.assemble(image::CODE).expect("code");
         memory.write(Gpa(image::CODE), &bytes).expect("memory");
-        let boards: Vec<Arc<Board>> =
-            (0..2).map(|_| Arc::new(Board::new(memory.clone(), Arc::new(Vec::new()), false))).collect();
+        let boards: Vec<Arc<Board>> = (0..2)
+            .map(|_| Arc::new(Board::new(memory.clone(), Arc::new(Vec::new()), Moves::Never)))
+            .collect();
         let vcpus = make(&memory, &boards[0], 2);
         std::thread::scope(|scope| {
             for (index, (mut vcpu, board)) in vcpus.into_iter().zip(&boards).enumerate() {
@@ -154,7 +155,7 @@ fn two(name: &str, code: impl Fn(&mut CodeAssembler) -> Result<(), iced_x86::Ice
                 state.gprs[7] = index as u64;
                 scope.spawn(move || {
                     vcpu.load(&state).expect("load");
-                    let _ = board.kick.set(vcpu.kicker());
+                    board.runs_on(vcpu.kicker());
                     let exit = vcpu.run(&**board);
                     assert_eq!(exit, Exit::Kicked, "{name} on {backend}");
                 });

@@ -320,6 +320,34 @@ fn breakpoints_hit_code_data_and_ports() {
         breakpoints(a, 0x400)
     });
     g.in_lab(&["#DB dr6=1 @ss"], "TCG holds nothing back");
+    g.not_in_lab("TCG holds nothing back, and KVM makes #UD of its INT1");
+    g.probe("and INT1 takes it along: one exception", &["#DB dr6=1 @b"], |a| {
+        a.mov(rbx, at)?;
+        a.mov(word_ptr(rbx), 0x10)?;
+        breakpoints(a, 0x401 | 0x7_0000)?;
+        a.mov(ss, word_ptr(rbx))?;
+        a.at("ss")?;
+        a.int1()?;
+        a.at("b")?;
+        breakpoints(a, 0x400)
+    });
+    g.probe_with(
+        "DR6 forgets breakpoints that were met before, and no other bit",
+        How { on: Some(resume_rf), ..How::default() },
+        &["#DB dr6=4001 @a"],
+        |a| {
+            let mut here = a.create_label();
+            a.lea(rax, qword_ptr(here))?;
+            a.mov(dr0, rax)?;
+            a.mov(eax, 0xffff_4ff6u32)?;
+            a.mov(dr6, rax)?;
+            breakpoints(a, 0x402)?;
+            a.here(&mut here)?;
+            a.at("a")?;
+            a.nop()?;
+            breakpoints(a, 0x400)
+        },
+    );
     for (name, expected, sti) in
         [("MOV SS hides a code breakpoint", &[][..], false), ("STI does not", &["#DB dr6=1 @a"], true)]
     {
@@ -340,6 +368,9 @@ fn breakpoints_hit_code_data_and_ports() {
             a.cli()?;
             breakpoints(a, 0x400)
         });
+        if !sti {
+            g.in_lab(&["#DB dr6=1 @a"], "TCG's MOV SS hides no code breakpoint");
+        }
     }
     g.probe("DR7.GD", &["#DB dr6=2000 @a"], |a| {
         breakpoints(a, 0x2400)?;

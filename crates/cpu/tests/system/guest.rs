@@ -1,6 +1,6 @@
 //! Builds a guest from probes and runs it on each backend.
 use crate::image;
-use crate::trace::{ALIAS, Board, On, Probe, port};
+use crate::trace::{ALIAS, Board, Moves, On, Probe, port};
 use iced_x86::code_asm::*;
 use iced_x86::{BlockEncoderOptions, IcedError};
 use std::ops::{Deref, DerefMut};
@@ -10,7 +10,7 @@ use std::time::Duration;
 use viv_arch::x86::CpuState;
 use viv_cpu::kvm::{CpuLevel, KvmPlaces, KvmVm};
 use viv_cpu::soft::{Shared, SoftCpu};
-use viv_cpu::{Exit, Vcpu};
+use viv_cpu::{CpuBus, CpuError, Exit, Kick, Vcpu};
 use viv_mem::{Gpa, GuestMemory};
 
 pub(crate) type Done = Result<(), IcedError>;
@@ -127,6 +127,8 @@ pub(crate) struct Guest {
     probes: Vec<Draft>,
     /// Why it is not for KVM.
     soft_only: Option<&'static str>,
+    /// Why its state cannot be loaded again on the lab's KVM.
+    stays_in_lab: Option<&'static str>,
     skip_next: bool,
 }
 
@@ -158,6 +160,7 @@ impl Guest {
             asm: Asm { code, marks: Vec::new() },
             probes: Vec::new(),
             soft_only: None,
+            stays_in_lab: None,
             skip_next: false,
         }
     }
@@ -178,6 +181,11 @@ impl Guest {
     /// Not for KVM, for this reason.
     pub(crate) fn soft_only(&mut self, reason: &'static str) {
         self.soft_only = Some(reason);
+    }
+
+    /// Its state is not moved in the lab, for this reason.
+    pub(crate) fn stays_in_lab(&mut self, reason: &'static str) {
+        self.stays_in_lab = Some(reason);
     }
 
     pub(crate) fn put(&self, at: u64, value: u64) {
@@ -288,10 +296,17 @@ impl Guest {
             .collect();
         let guest =
             Ready { name: self.name, image: copy(&self.memory), state: self.state, probes: Arc::new(probes) };
-        guest.check("soft", false, soft);
-        guest.check("soft, saved and loaded at each probe", true, soft);
+        guest.check("soft", Moves::Never, soft);
+        if !on_kvm() {
+            guest.check("soft, moved at each probe", Moves::AtProbes, soft);
+            guest.check("soft, moved at each OUT", Moves::AtWrites, soft);
+            guest.check("soft, moved after each block", Moves::AtBlocks, restless);
+        }
         if on_kvm() && self.soft_only.is_none() {
-            guest.check("KVM", false, kvm);
+            guest.check("KVM", Moves::Never, kvm);
+            if self.stays_in_lab.is_none() {
+                guest.check("KVM, moved at each OUT", Moves::AtWrites, kvm);
+            }
         }
         let _ = self.bits;
     }
@@ -322,9 +337,42 @@ pub(crate) fn soft(memory: &GuestMemory, _: &Board, cpus: u32) -> Vec<Box<dyn Vc
     (0..cpus).map(|index| Box::new(SoftCpu::new(index, shared.clone())) as Box<dyn Vcpu>).collect()
 }
 
-pub(crate) fn kvm(memory: &GuestMemory, board: &Board, cpus: u32) -> Vec<Box<dyn Vcpu>> {
+/// Comes back after each block, so that its state can be moved.
+struct Restless(SoftCpu);
+
+impl Vcpu for Restless {
+    fn run(&mut self, bus: &dyn CpuBus) -> Exit {
+        self.0.run_for(bus, 1)
+    }
+    fn save(&self) -> Result<CpuState, CpuError> {
+        self.0.save()
+    }
+    fn load(&mut self, state: &CpuState) -> Result<(), CpuError> {
+        self.0.load(state)
+    }
+    fn kicker(&self) -> Arc<dyn Kick> {
+        self.0.kicker()
+    }
+}
+
+fn restless(memory: &GuestMemory, _: &Board, cpus: u32) -> Vec<Box<dyn Vcpu>> {
+    let shared = Shared::new(memory, cpus);
+    (0..cpus).map(|index| Box::new(Restless(SoftCpu::new(index, shared.clone()))) as Box<dyn Vcpu>).collect()
+}
+
+fn kvm_vm(memory: &GuestMemory, cpus: u32) -> KvmVm {
     let places = KvmPlaces { tss: Gpa(0xfeff_d000), identity_map: Gpa(0xfeff_c000) };
-    let vm = Arc::new(KvmVm::new(memory, cpus, CpuLevel::V2, places).expect("KVM"));
+    KvmVm::new(memory, cpus, CpuLevel::V2, places).expect("KVM")
+}
+
+/// Whether guests on this host's KVM have a feature of the level.
+pub(crate) fn kvm_offers(name: &str) -> bool {
+    let memory = GuestMemory::new(&[(Gpa(0), image::RAM)]).expect("guest memory");
+    kvm_vm(&memory, 1).vcpu(0).expect("vCPU").offers(name)
+}
+
+pub(crate) fn kvm(memory: &GuestMemory, board: &Board, cpus: u32) -> Vec<Box<dyn Vcpu>> {
+    let vm = Arc::new(kvm_vm(memory, cpus));
     let vcpus = (0..cpus).map(|index| Box::new(vm.vcpu(index).expect("vCPU")) as Box<dyn Vcpu>).collect();
     let _ = board.raise.set(Box::new(move |vector| {
         // A fixed or an NMI message to local APIC 0 (SDM vol. 3 §11.11).
@@ -335,10 +383,10 @@ pub(crate) fn kvm(memory: &GuestMemory, board: &Board, cpus: u32) -> Vec<Box<dyn
 }
 
 impl Ready {
-    fn check(&self, backend: &str, interrupting: bool, make: Maker) {
+    fn check(&self, backend: &str, moves: Moves, make: Maker) {
         let memory = GuestMemory::new(&[(Gpa(0), image::RAM)]).expect("guest memory");
         memory.write(Gpa(0), &self.image).expect("memory");
-        let board = Arc::new(Board::new(memory.clone(), self.probes.clone(), interrupting));
+        let board = Arc::new(Board::new(memory.clone(), self.probes.clone(), moves));
         let mut vcpu = make(&memory, &board, 1).remove(0);
         vcpu.load(&self.state).expect("load");
         drive(&mut vcpu, &board, || make(&memory, &board, 1).remove(0));
@@ -347,13 +395,14 @@ impl Ready {
         for (probe, got) in self.probes.iter().zip(board.traces()) {
             points += got.len();
             let expected = match &probe.in_lab {
-                Some((lines, _)) if backend == "KVM" => lines,
+                Some((lines, _)) if backend.starts_with("KVM") => lines,
                 _ => &probe.expected,
             };
             // The lab's processor, QEMU's TCG, sets RF on no fault and clears it after no instruction.
-            let got: Vec<String> = match backend {
-                "KVM" => got.iter().map(|line| line.replace(" -rf", "").replace(" +rf", "")).collect(),
-                _ => got,
+            let got: Vec<String> = if backend.starts_with("KVM") {
+                got.iter().map(|line| line.replace(" -rf", "").replace(" +rf", "")).collect()
+            } else {
+                got
             };
             if got != *expected {
                 wrong += &format!("  {}:\n    expected {expected:?}\n    got      {got:?}\n", probe.name);
@@ -366,8 +415,7 @@ impl Ready {
 
 /// Runs a vCPU until its guest ends; `fresh` makes another to go on with a saved state.
 pub(crate) fn drive(vcpu: &mut Box<dyn Vcpu>, board: &Arc<Board>, fresh: impl Fn() -> Box<dyn Vcpu>) {
-    let kick = vcpu.kicker();
-    let _ = board.kick.set(kick.clone());
+    board.runs_on(vcpu.kicker());
     let (end, ended) = std::sync::mpsc::channel::<()>();
     let late = std::thread::spawn({
         let board = board.clone();
@@ -376,30 +424,14 @@ pub(crate) fn drive(vcpu: &mut Box<dyn Vcpu>, board: &Arc<Board>, fresh: impl Fn
             {
                 board.done.store(true, Ordering::SeqCst);
                 board.note("too late".to_string());
-                kick.kick();
+                board.stop();
             }
         }
     });
     loop {
         match vcpu.run(&**board) {
             Exit::Kicked if board.done.load(Ordering::SeqCst) => break,
-            Exit::Kicked => {
-                let state = vcpu.save().expect("save");
-                if board.interrupting && board.raise.get().is_none() {
-                    // A new vCPU has the old one's kick handle no more: it only ever stops at the guest's end.
-                    let mut next = fresh();
-                    next.load(&state).expect("load");
-                    let again = next.save().expect("save");
-                    let xsave: Vec<_> = (0..)
-                        .zip(state.xsave.iter().zip(&again.xsave))
-                        .filter(|(_, (a, b))| a != b)
-                        .collect();
-                    assert!(xsave.is_empty(), "bytes of the XSAVE area change by being loaded: {xsave:x?}");
-                    assert_eq!(state, again, "a state changes by being loaded");
-                    vcpu.load(&CpuState::default()).expect("load");
-                }
-                vcpu.load(&state).expect("load");
-            }
+            Exit::Kicked => move_state(vcpu, board, &fresh),
             Exit::Halted if board.has_pending() => {}
             other => {
                 board.note(format!("{other:?}"));
@@ -409,4 +441,23 @@ pub(crate) fn drive(vcpu: &mut Box<dyn Vcpu>, board: &Arc<Board>, fresh: impl Fn
     }
     drop(end);
     let _ = late.join();
+}
+
+/// The guest goes on in a new vCPU; on KVM, whose interrupt controllers are not part of a vCPU, in the same one.
+fn move_state(vcpu: &mut Box<dyn Vcpu>, board: &Board, fresh: &impl Fn() -> Box<dyn Vcpu>) {
+    let mut state = vcpu.save().expect("save");
+    if board.raise.get().is_some() {
+        // TCG, the lab's processor, wants task states that are not busy.
+        state.tr.rights &= !2;
+        return vcpu.load(&state).expect("load");
+    }
+    let mut next = fresh();
+    next.load(&state).expect("load");
+    let again = next.save().expect("save");
+    let bytes = (0..).zip(state.xsave.iter().zip(&again.xsave));
+    let xsave: Vec<_> = bytes.filter(|(_, (a, b))| a != b).collect();
+    assert!(xsave.is_empty(), "bytes of the XSAVE area change by being loaded: {xsave:x?}");
+    assert_eq!(state, again, "a state changes by being loaded");
+    *vcpu = next;
+    board.runs_on(vcpu.kicker());
 }

@@ -4,7 +4,7 @@
 //! into one line of the trace and answers where the guest goes on. So no handler needs logic of its own.
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use viv_cpu::{CpuBus, CpuEvent, Kick};
 use viv_mem::{Gpa, GuestMemory};
 
@@ -90,15 +90,26 @@ struct State {
 /// How interrupts reach the guest on KVM: vector, or NMI if `None`.
 pub(crate) type Raise = Box<dyn Fn(Option<u8>) + Send + Sync>;
 
+/// When the state goes on in a new vCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moves {
+    Never,
+    /// At each probe's begin.
+    AtProbes,
+    /// In the middle of each OUT: the kick comes while the board handles it.
+    AtWrites,
+    /// After each block of instructions and each exception.
+    AtBlocks,
+}
+
 /// The test's machine: one for all vCPUs of a guest.
 pub(crate) struct Board {
     pub(crate) memory: GuestMemory,
     pub(crate) probes: Arc<Vec<Probe>>,
-    pub(crate) kick: OnceLock<Arc<dyn Kick>>,
+    kick: Mutex<Option<Arc<dyn Kick>>>,
     pub(crate) raise: OnceLock<Raise>,
     pub(crate) done: AtomicBool,
-    /// Kick at every probe, so that the runner can save and load.
-    pub(crate) interrupting: bool,
+    pub(crate) moves: Moves,
     ticks: AtomicU64,
     state: Mutex<State>,
 }
@@ -115,14 +126,14 @@ const WITH_ERROR: [u64; 8] = [8, 10, 11, 12, 13, 14, 17, 21];
 const FAULTS: [u64; 13] = [0, 5, 6, 7, 10, 11, 12, 13, 14, 16, 17, 19, 21];
 
 impl Board {
-    pub(crate) fn new(memory: GuestMemory, probes: Arc<Vec<Probe>>, interrupting: bool) -> Board {
+    pub(crate) fn new(memory: GuestMemory, probes: Arc<Vec<Probe>>, moves: Moves) -> Board {
         Board {
             memory,
             probes,
-            kick: OnceLock::new(),
+            kick: Mutex::default(),
             raise: OnceLock::new(),
             done: AtomicBool::new(false),
-            interrupting,
+            moves,
             ticks: AtomicU64::new(1),
             state: Mutex::new(State {
                 probe: 0,
@@ -138,7 +149,7 @@ impl Board {
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A line of the trace from outside the guest.
@@ -164,10 +175,16 @@ impl Board {
         !state.nmis.is_empty() || !state.pending.is_empty()
     }
 
-    fn stop(&self) {
-        if let Some(kick) = self.kick.get() {
+    /// Kicks the vCPU that runs now.
+    pub(crate) fn stop(&self) {
+        if let Some(kick) = &*self.kick.lock().unwrap_or_else(PoisonError::into_inner) {
             kick.kick();
         }
+    }
+
+    /// From now on another vCPU runs the guest.
+    pub(crate) fn runs_on(&self, kick: Arc<dyn Kick>) {
+        *self.kick.lock().unwrap_or_else(PoisonError::into_inner) = Some(kick);
     }
 
     fn word(&self, at: u64, bytes: u64) -> u64 {
@@ -276,12 +293,15 @@ impl CpuBus for Board {
     }
 
     fn port_write(&self, port: u16, _size: u8, value: u32) {
+        if self.moves == Moves::AtWrites {
+            self.stop();
+        }
         match u32::from(port) {
             port::PROBE => {
                 let mut state = self.state();
                 state.probe = value as usize;
                 state.events = 0;
-                if self.interrupting {
+                if self.moves == Moves::AtProbes {
                     self.stop();
                 }
             }

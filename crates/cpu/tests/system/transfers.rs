@@ -24,6 +24,7 @@ fn set_lstar(a: &mut Asm, to: CodeLabel) -> Done {
 #[test]
 fn syscall_and_sysret_take_selectors_from_star_and_flags_from_r11() {
     let mut g = Guest::long("SYSCALL");
+    g.stays_in_lab("TCG lets non-canonical addresses into MSRs, which KVM refuses to load");
     g.code(|a| {
         a.wrmsr_value(STAR, 0x0018_0008 << 32)?;
         a.wrmsr_value(SFMASK, 0x4_7700)
@@ -331,6 +332,25 @@ fn segment_loads_check_type_privilege_and_presence() {
             a.ltr(ax)
         });
     }
+    // A second task state and an LDT whose bases are not canonical.
+    let (tss, ldt) = (sel::LAST + 0x40, sel::LAST + 0x50);
+    g.state.gdtr.limit = ldt + 15;
+    for (at, kind) in [(tss, 0x89), (ldt, 0x82)] {
+        g.put(image::GDT + u64::from(at), image::descriptor(0x3000, 0x67, kind));
+        g.put(image::GDT + u64::from(at) + 8, 0x8000);
+    }
+    g.probe("LTR of a base that is not canonical", &["#GP(f8) @"], |a| {
+        a.mov(eax, u32::from(tss))?;
+        a.at("")?;
+        a.ltr(ax)
+    });
+    g.in_lab(&[], "TCG does not check it");
+    g.probe("LLDT of one", &["#GP(108) @"], |a| {
+        a.mov(eax, u32::from(ldt))?;
+        a.at("")?;
+        a.lldt(ax)
+    });
+    g.in_lab(&[], "TCG does not check it");
     g.probe("LTR marks its task state busy", &["=8b"], |a| {
         a.mov(byte_ptr(image::GDT + 0x3d), 0x89)?;
         a.mov(eax, 0x38)?;

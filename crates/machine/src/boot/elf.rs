@@ -9,6 +9,8 @@ const PT_NOTE: u32 = 4;
 /// The 32-bit physical entry point of PVH.
 const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
 
+const SHORT_SEGMENT: &str = "an ELF segment is shorter in memory than in the file";
+
 /// A piece of the file with its place in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment<'a> {
@@ -106,9 +108,7 @@ pub fn parse(data: &[u8]) -> Result<Elf<'_>, BootError> {
             elf.pvh_entry = elf.pvh_entry.or(pvh_note(bytes));
         } else if mem_len > 0 {
             if mem_len < file_len || paddr.checked_add(mem_len).is_none() {
-                return Err(BootError::Damaged {
-                    what: "an ELF segment is shorter in memory than in the file",
-                });
+                return Err(BootError::Damaged { what: SHORT_SEGMENT });
             }
             elf.segments.push(Segment { data: bytes, paddr, vaddr, mem_len });
         }
@@ -119,6 +119,52 @@ pub fn parse(data: &[u8]) -> Result<Elf<'_>, BootError> {
     });
     elf.is_linux = elf.entry == Some(entry) && elf.segments.iter().any(|s| s.vaddr >> 47 == 0x1_ffff);
     Ok(elf)
+}
+
+/// Segments and physical entry point of an executable of either class.
+pub fn parse_any(data: &[u8]) -> Result<(Vec<Segment<'_>>, u64), BootError> {
+    if data.get(4) != Some(&1) {
+        let elf = parse(data)?;
+        return Ok((elf.segments, elf.entry.ok_or(BootError::NoEntry)?));
+    }
+    let have = data.len() as u64;
+    let short = |need: u64| BootError::Truncated { need, have };
+    let half = |at| u16_at(data, at).ok_or(short(52));
+    let word = |at| u32_at(data, at).map(u64::from).ok_or(short(52));
+    match (looks_like(data), data.get(5), half(18)?) {
+        (true, Some(1), EM_386 | EM_X86_64) => {}
+        (true, _, other) => return Err(BootError::Foreign { arch: machine_name(other) }),
+        (false, ..) => return Err(BootError::NotKernel),
+    }
+    let (entry, table) = (word(24)?, word(28)?);
+    let (entry_len, entries) = (u64::from(half(42)?), u64::from(half(44)?));
+    if entry_len < 32 {
+        return Err(BootError::Damaged { what: "its ELF program headers are too small" });
+    }
+    let table_len = entry_len * entries;
+    let headers = range(data, table, table_len).ok_or(short(table.saturating_add(table_len)))?;
+    let mut segments = Vec::new();
+    for header in headers.chunks_exact(entry_len as usize) {
+        let field = |at| u32_at(header, at).map(u64::from).ok_or(short(have));
+        let (offset, vaddr, paddr, file_len, mem_len) =
+            (field(4)?, field(8)?, field(12)?, field(16)?, field(20)?);
+        if field(0)? != u64::from(PT_LOAD) || mem_len == 0 {
+            continue;
+        }
+        if mem_len < file_len {
+            return Err(BootError::Damaged { what: SHORT_SEGMENT });
+        }
+        let bytes = range(data, offset, file_len).ok_or(short(offset.saturating_add(file_len)))?;
+        segments.push(Segment { data: bytes, paddr, vaddr, mem_len });
+    }
+    let physical = segments.iter().find(|s: &&Segment<'_>| (s.paddr..s.paddr + s.mem_len).contains(&entry));
+    let linked = segments.iter().find(|s| (s.vaddr..s.vaddr + s.mem_len).contains(&entry));
+    let entry = match (physical, linked) {
+        (Some(_), _) => entry,
+        (None, Some(segment)) => entry - segment.vaddr + segment.paddr,
+        (None, None) => return Err(BootError::NoEntry),
+    };
+    Ok((segments, entry))
 }
 
 /// Walks a note segment: name length, description length, type, then both padded to four bytes.

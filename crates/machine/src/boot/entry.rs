@@ -56,6 +56,14 @@ pub(super) fn long_mode(memory: &GuestMemory, entry: u64) -> Result<CpuState, Me
     Ok(state)
 }
 
+/// The same for multiboot (Multiboot Specification §3.2).
+pub(super) fn multiboot(memory: &GuestMemory, entry: u64, info: u64) -> Result<CpuState, MemError> {
+    let mut state = pvh(memory, entry)?;
+    state.gprs[gpr::RAX] = super::multiboot::LOADED.into();
+    state.gprs[gpr::RBX] = info;
+    Ok(state)
+}
+
 /// Protected mode without paging: PVH (Xen docs/misc/pvh.pandoc).
 pub(super) fn pvh(memory: &GuestMemory, entry: u64) -> Result<CpuState, MemError> {
     let mut state = common(memory, 0x00cf_9b00_0000_ffff, 0xc09b)?;

@@ -26,7 +26,7 @@ pub enum BootError {
         /// What is wrong.
         what: &'static str,
     },
-    /// A kernel for the 32-bit x86.
+    /// A kernel for the 32-bit x86 without a multiboot header.
     #[error("it is a 32-bit x86 kernel")]
     Only32Bit,
     /// A kernel for another processor.
@@ -95,7 +95,8 @@ impl BootError {
             | BootError::NoEntry => (
                 Kind::Usage,
                 format!("cannot boot the kernel {kernel_name}: {self}"),
-                "use --kernel with a 64-bit x86 Linux bzImage (such as /boot/vmlinuz-*) or ELF vmlinux"
+                "use --kernel with a 64-bit x86 Linux bzImage (such as /boot/vmlinuz-*) or ELF vmlinux, or with a \
+                 multiboot kernel"
                     .to_string(),
             ),
             BootError::Truncated { .. } | BootError::Damaged { .. } => (

@@ -3,11 +3,13 @@
 //!
 //! ```text
 //! bzImage ── unpacks ──► ELF64 ── Linux ──► 64-bit entry with zero page
-//!    └─ unknown packing ─► its own 64-bit entry      └─ else PVH note ──► 32-bit entry with hvm_start_info
+//!    └─ unknown packing ─► its own 64-bit entry      ├─ PVH note ──► 32-bit entry with hvm_start_info
+//! flat file, ELF32 or other ELF64 with its header ───┴─ multiboot ─► 32-bit entry with multiboot information
 //! ```
 
 pub mod bzimage;
 pub mod elf;
+pub mod multiboot;
 pub mod payload;
 
 mod bytes;
@@ -33,6 +35,8 @@ pub struct BootFiles<'a> {
     pub initrd: Option<&'a [u8]>,
     /// The command line.
     pub cmdline: &'a str,
+    /// The kernel file's name: multiboot kernels find it before their command line.
+    pub name: &'a str,
 }
 
 /// A kernel's way of being started, and its limits.
@@ -63,6 +67,9 @@ pub fn load(
     if files.kernel.is_empty() {
         return Err(BootError::Empty);
     }
+    if is_multiboot(files.kernel) {
+        return load_multiboot(memory, map, files);
+    }
     let placed = if elf::looks_like(files.kernel) {
         place_elf(memory, &elf::parse(files.kernel)?, None)?
     } else if bzimage::looks_like(files.kernel) {
@@ -71,17 +78,12 @@ pub fn load(
         return Err(not_x86(files.kernel));
     };
     let max = placed.cmdline_max.min(COMMAND_LINE_ROOM as usize - 1);
-    if files.cmdline.len() > max {
-        return Err(BootError::CommandLineTooLong { len: files.cmdline.len(), max });
-    }
-    if files.cmdline.bytes().any(|byte| byte == 0) {
-        return Err(BootError::CommandLineZero);
-    }
+    check_cmdline(files.cmdline, max)?;
     let outside = |_: MemError| too_large(memory, placed.end);
     memory.write(COMMAND_LINE, files.cmdline.as_bytes()).map_err(outside)?;
     memory.write(Gpa(COMMAND_LINE.0 + files.cmdline.len() as u64), &[0]).map_err(outside)?;
     let initrd = match files.initrd {
-        Some(bytes) if !bytes.is_empty() => Some(place_initrd(memory, bytes, &placed)?),
+        Some(bytes) if !bytes.is_empty() => Some(place_initrd(memory, bytes, placed.end, placed.initrd_max)?),
         _ => None,
     };
     let places = Places { cmdline_len: files.cmdline.len(), initrd, rsdp };
@@ -93,6 +95,35 @@ pub fn load(
             .and_then(|()| entry::long_mode(memory, placed.entry))
     };
     state.map_err(outside)
+}
+
+fn check_cmdline(cmdline: &str, max: usize) -> Result<(), BootError> {
+    if cmdline.len() > max {
+        return Err(BootError::CommandLineTooLong { len: cmdline.len(), max });
+    }
+    if cmdline.bytes().any(|byte| byte == 0) {
+        return Err(BootError::CommandLineZero);
+    }
+    Ok(())
+}
+
+/// A multiboot header counts unless the file has a better way in: the 64-bit entry of a Linux, or a PVH note.
+fn is_multiboot(kernel: &[u8]) -> bool {
+    multiboot::looks_like(kernel)
+        && !bzimage::looks_like(kernel)
+        && !elf::parse(kernel).is_ok_and(|elf| elf.is_linux || elf.pvh_entry.is_some())
+}
+
+fn load_multiboot(memory: &GuestMemory, map: &[E820], files: &BootFiles<'_>) -> Result<CpuState, BootError> {
+    let placed = multiboot::place(memory, &multiboot::parse(files.kernel)?)?;
+    check_cmdline(files.cmdline, multiboot::CMDLINE_MAX.saturating_sub(files.name.len()))?;
+    let initrd = match files.initrd {
+        Some(bytes) if !bytes.is_empty() => Some(place_initrd(memory, bytes, placed.end, ELF_INITRD_MAX)?),
+        _ => None,
+    };
+    multiboot::write_info(memory, &placed, map, files.name, files.cmdline, initrd)
+        .and_then(|info| entry::multiboot(memory, placed.entry, info))
+        .map_err(|_| too_large(memory, placed.end))
 }
 
 /// Names what a file is that is neither bzImage nor ELF, where that is easy.
@@ -167,16 +198,7 @@ fn place_elf<'a>(
     if end > low_memory(memory) {
         return Err(too_large(memory, end));
     }
-    for segment in &elf.segments {
-        let len = segment.data.len() as u64;
-        let loaded = memory.write(Gpa(segment.paddr), segment.data).and_then(|()| {
-            match segment.mem_len.saturating_sub(len) {
-                0 => Ok(()),
-                rest => memory.fill(Gpa(segment.paddr + len), rest, 0),
-            }
-        });
-        loaded.map_err(|_| too_large(memory, end))?;
-    }
+    write_segments(memory, &elf.segments, end)?;
     let (entry, pvh) = match (elf.entry, elf.pvh_entry) {
         (Some(entry), _) if elf.is_linux || image.is_some() => (entry, false),
         (_, Some(entry)) => (entry, true),
@@ -193,6 +215,20 @@ fn place_elf<'a>(
     })
 }
 
+fn write_segments(memory: &GuestMemory, segments: &[elf::Segment<'_>], end: u64) -> Result<(), BootError> {
+    for segment in segments {
+        let len = segment.data.len() as u64;
+        let loaded = memory.write(Gpa(segment.paddr), segment.data).and_then(|()| {
+            match segment.mem_len.saturating_sub(len) {
+                0 => Ok(()),
+                rest => memory.fill(Gpa(segment.paddr + len), rest, 0),
+            }
+        });
+        loaded.map_err(|_| too_large(memory, end))?;
+    }
+    Ok(())
+}
+
 /// Kernels live in RAM between 1 MiB and the devices.
 fn check_range(memory: &GuestMemory, start: u64, end: u64) -> Result<(), BootError> {
     if !(KERNEL_MIN..HIGH_RAM_START).contains(&start) {
@@ -205,10 +241,15 @@ fn check_range(memory: &GuestMemory, start: u64, end: u64) -> Result<(), BootErr
 }
 
 /// As high as the kernel allows, so that it is out of the way of early allocations.
-fn place_initrd(memory: &GuestMemory, bytes: &[u8], placed: &Placed<'_>) -> Result<(Gpa, u64), BootError> {
+fn place_initrd(
+    memory: &GuestMemory,
+    bytes: &[u8],
+    kernel_end: u64,
+    initrd_max: u64,
+) -> Result<(Gpa, u64), BootError> {
     let len = bytes.len() as u64;
-    let top = low_memory(memory).min(placed.initrd_max.saturating_add(1));
-    let bottom = placed.end.max(KERNEL_MIN).next_multiple_of(PAGE_SIZE);
+    let top = low_memory(memory).min(initrd_max.saturating_add(1));
+    let bottom = kernel_end.max(KERNEL_MIN).next_multiple_of(PAGE_SIZE);
     let fail = BootError::InitrdTooLarge { len, free: top.saturating_sub(bottom) };
     let start = match top.checked_sub(len) {
         Some(start) => start & !(PAGE_SIZE - 1),

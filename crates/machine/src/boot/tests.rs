@@ -68,7 +68,7 @@ fn boot(
     cmdline: &str,
 ) -> Result<(GuestMemory, CpuState), BootError> {
     let memory = GuestMemory::new(&ram(mib)).unwrap();
-    let state = load(&memory, &e820(mib), ACPI_TABLES, &BootFiles { kernel, initrd, cmdline })?;
+    let state = load(&memory, &e820(mib), ACPI_TABLES, &BootFiles { kernel, initrd, cmdline, name: "vm" })?;
     Ok((memory, state))
 }
 
@@ -122,6 +122,63 @@ fn a_bzimage_of_unknown_packing_starts_its_own_decompressor() {
     assert_eq!(state.rip, ENTRY + 0x200);
 }
 
+/// An ELF32 with one segment at 1 MiB whose first words are a multiboot header.
+fn small_multiboot() -> Vec<u8> {
+    let mut elf = vec![0u8; 0x200];
+    put(&mut elf, 0, b"\x7fELF\x01\x01\x01");
+    for (at, half) in [(16, 2u16), (18, 3), (42, 32), (44, 1)] {
+        put(&mut elf, at, &half.to_le_bytes());
+    }
+    put(&mut elf, 24, &0x10_0010u32.to_le_bytes());
+    put(&mut elf, 28, &52u32.to_le_bytes());
+    for (n, word) in [1u32, 0x100, 0xc010_0000, 0x10_0000, 0x20, 0x1000, 7, 4].into_iter().enumerate() {
+        put(&mut elf, 52 + 4 * n, &word.to_le_bytes());
+    }
+    for (n, word) in [0x1bad_b002u32, 3, 0u32.wrapping_sub(0x1bad_b005)].into_iter().enumerate() {
+        put(&mut elf, 0x100 + 4 * n, &word.to_le_bytes());
+    }
+    elf
+}
+
+#[test]
+fn a_multiboot_kernel_starts_in_32_bits_with_its_information() {
+    let (memory, state) = boot(64, &small_multiboot(), Some(b"module"), "one two").unwrap();
+    assert_eq!((state.rip, state.gprs[gpr::RAX]), (0x10_0010, 0x2bad_b002));
+    assert_eq!((state.cr0 & (1 << 31 | 1), state.segments[seg::CS].long()), (1, false));
+    let info = state.gprs[gpr::RBX];
+    let field = |index: u64| word(&memory, info + 4 * index) & 0xffff_ffff;
+    assert_eq!(field(0), 0x24f);
+    assert_eq!((field(1), field(2)), (639, 63 * 1024));
+    assert_eq!(&memory.read_array::<11>(Gpa(field(4))).unwrap(), b"vm one two\0");
+    assert_eq!(field(5), 1);
+    let module = word(&memory, field(6));
+    assert_eq!(&memory.read_array::<6>(Gpa(module & 0xffff_ffff)).unwrap(), b"module");
+    assert_eq!((module >> 32) - (module & 0xffff_ffff), 6);
+    assert_eq!(field(11), 24 * e820(64).len() as u64);
+    assert_eq!(word(&memory, field(12) + 4), 0, "the map begins at address 0");
+}
+
+#[test]
+fn a_multiboot_kernel_in_low_memory_keeps_clear_of_its_information() {
+    for start in [0x8000u32, 0x1_0000, 0x6_0000] {
+        let mut low = small_multiboot();
+        put(&mut low, 24, &start.to_le_bytes());
+        put(&mut low, 52 + 8, &start.to_le_bytes());
+        put(&mut low, 52 + 12, &start.to_le_bytes());
+        put(&mut low, 52 + 20, &0x2_0000u32.to_le_bytes());
+        let (_, state) = boot(64, &low, None, "").unwrap();
+        let (kernel, info) = (u64::from(start)..u64::from(start) + 0x2_0000, state.gprs[gpr::RBX]);
+        assert!(
+            state.rip == kernel.start && !kernel.contains(&info) && !kernel.contains(&(info + 0x200)),
+            "{info:x}"
+        );
+    }
+    let mut rom = small_multiboot();
+    put(&mut rom, 24, &0x9_f000u32.to_le_bytes());
+    put(&mut rom, 52 + 12, &0x9_f000u32.to_le_bytes());
+    assert!(matches!(boot(64, &rom, None, "").err(), Some(BootError::BadAddress { .. })));
+}
+
 #[test]
 fn bad_kernels_have_names() {
     let elf = small_elf(0xffff_ffff_8100_0000, false);
@@ -173,18 +230,21 @@ proptest! {
     fn no_bytes_make_a_parser_panic(data in proptest::collection::vec(any::<u8>(), 0..700)) {
         let _ = bzimage::parse(&data);
         let _ = elf::parse(&data);
+        let _ = elf::parse_any(&data);
+        let _ = multiboot::parse(&data);
         let _ = payload::unpack(&data);
     }
 
     #[test]
     fn no_mutation_makes_the_loader_panic(
-        which in 0..3usize,
+        which in 0..4usize,
         changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..8),
         cut in proptest::option::of(any::<proptest::sample::Index>()),
     ) {
         let mut kernel = match which {
             0 => small_elf(0xffff_ffff_8100_0000, true),
             1 => small_elf(ENTRY, true),
+            2 => small_multiboot(),
             _ => small_bzimage(b"LZO and so on"),
         };
         for (at, byte) in changes {

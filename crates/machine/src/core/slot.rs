@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use viv_cpu::{CpuEvent, Kick};
 use viv_devices::BusDevice;
-use viv_devices::chips::lapic::Lapic;
+use viv_devices::chips::lapic::{BASE, Lapic};
 
 /// INIT and SIPI follow each other; more than this waiting means that nobody takes them.
 const EVENTS_MAX: usize = 16;
@@ -19,6 +19,8 @@ pub(crate) struct CpuSlot {
     has_events: AtomicBool,
     /// An ExtINT message has come: the vector is the 8259A's.
     pub(crate) extint: AtomicBool,
+    /// Where the guest has put the window of the local APIC.
+    pub(crate) lapic_base: AtomicU64,
     /// When the local APIC's timer is due, for the timekeeper; `u64::MAX` when it need not care.
     pub(crate) deadline: AtomicU64,
     kick: OnceLock<Arc<dyn Kick>>,
@@ -42,6 +44,7 @@ impl CpuSlot {
             events: Mutex::new(VecDeque::new()),
             has_events: AtomicBool::new(false),
             extint: AtomicBool::new(false),
+            lapic_base: AtomicU64::new(BASE),
             deadline: AtomicU64::new(u64::MAX),
             kick: OnceLock::new(),
             woken: Mutex::new(false),

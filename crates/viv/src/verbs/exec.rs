@@ -11,6 +11,8 @@ use viv_model::{Fault, Kind};
 
 /// How long an agent may take to answer in a VM that runs, seconds.
 const AGENT_WAIT_S: u64 = 30;
+/// The same in one that still boots: a full system on a busy machine without KVM takes minutes.
+const BOOT_WAIT_S: u64 = 900;
 
 /// What a command in a guest gets. `run` has it, too.
 #[derive(clap::Args, Debug)]
@@ -97,7 +99,7 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
     };
     let exec = args.command.to_exec(argv)?;
     let vm = context.client.json(Request::new(Route::VmGet, &[&args.vm]))?;
-    let stream = streams::agent(&context.client, &vm, AGENT_WAIT_S)?;
+    let stream = streams::agent(&context.client, &vm, AGENT_WAIT_S, BOOT_WAIT_S)?;
     let interrupt = Interrupt::new(context.client.clone());
     match session::run(stream, &exec, &interrupt)? {
         Outcome::Exited(status) => Ok(status),

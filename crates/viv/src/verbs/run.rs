@@ -172,10 +172,7 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
 }
 
 fn attend_command(context: &Context, interrupt: &Interrupt, vm: &Vm, exec: &Exec) -> Result<u8, Fault> {
-    let waiting = Waiting::new(format!("{} boots ({} CPU)", vm.name, vm.accel));
-    let stream = streams::agent(&context.client, vm, AGENT_WAIT_S);
-    drop(waiting);
-    let stream = match stream {
+    let stream = match streams::agent(&context.client, vm, AGENT_WAIT_S, AGENT_WAIT_S) {
         Ok(stream) => stream,
         Err(fault) => {
             interrupt.give_way();

@@ -116,6 +116,11 @@ impl Lapic {
         self.id
     }
 
+    /// Where its register window is.
+    pub fn base(&self) -> u64 {
+        self.base & base::ADDRESS
+    }
+
     /// Whether the x2APIC mode is on.
     pub fn x2apic(&self) -> bool {
         self.base & (base::ENABLE | base::X2APIC) == base::ENABLE | base::X2APIC
@@ -295,7 +300,7 @@ impl Lapic {
         }
     }
 
-    fn write_lvt(&mut self, entry: usize, value: u32, now: Ns) {
+    fn write_lvt(&mut self, entry: usize, value: u32) {
         let mut value = value & LVT_WRITABLE.get(entry).copied().unwrap_or(0);
         if !self.software_enabled() {
             value |= LVT_MASKED;
@@ -311,8 +316,6 @@ impl Lapic {
                 // Between counting and TSC-deadline mode the timer is disarmed (SDM §11.5.4.1).
                 self.due = None;
                 self.initial = 0;
-            } else if mode == TimerMode::Periodic && self.due.is_none() {
-                self.start_timer(now);
             }
         }
     }
@@ -358,9 +361,7 @@ impl Lapic {
                 }
             }
             reg::ESR => self.esr = std::mem::take(&mut self.errors),
-            reg::LVT_TIMER..=reg::LVT_ERROR => {
-                self.write_lvt((register - reg::LVT_TIMER) as usize, value, now)
-            }
+            reg::LVT_TIMER..=reg::LVT_ERROR => self.write_lvt((register - reg::LVT_TIMER) as usize, value),
             reg::TIMER_INITIAL if self.timer_mode() == TimerMode::TscDeadline => {}
             reg::TIMER_INITIAL => {
                 self.initial = value;

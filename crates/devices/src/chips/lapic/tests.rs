@@ -25,6 +25,30 @@ fn x2apic() -> Lapic {
     lapic
 }
 
+/// A timer that has run down in one-shot mode stays at zero when the mode becomes periodic: only a write of the initial
+/// count starts it (SDM 11.5.4).
+#[test]
+fn a_timer_that_ran_down_is_not_started_by_its_mode() {
+    let mut lapic = enabled();
+    set(&mut lapic, reg::TIMER_DIVIDE, 0xb, 0);
+    set(&mut lapic, reg::LVT_TIMER, 0xec, 0);
+    set(&mut lapic, reg::TIMER_INITIAL, 1000, 0);
+    lapic.tick(1000);
+    set(&mut lapic, reg::LVT_TIMER, 0x200ec, 2000);
+    assert_eq!((lapic.current_count(2000), lapic.deadline()), (0, None));
+    set(&mut lapic, reg::TIMER_INITIAL, 1000, 3000);
+    assert_eq!(lapic.current_count(3400), 600);
+}
+
+#[test]
+fn the_window_goes_where_the_guest_puts_it() {
+    let mut lapic = enabled();
+    assert_eq!(lapic.base(), BASE);
+    lapic.write_msr(msr::APIC_BASE, BASE | 0x100, 0).unwrap();
+    lapic.write_msr(msr::APIC_BASE, 0xfed4_0900, 0).unwrap();
+    assert_eq!(lapic.base(), 0xfed4_0000);
+}
+
 #[test]
 fn after_reset_it_is_disabled_by_software_and_masked() {
     let mut lapic = Lapic::new(3, false);
