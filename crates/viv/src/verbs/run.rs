@@ -4,7 +4,7 @@
 //! ends this command, also SIGKILL, ends the VM, because its process watches ours.
 use super::Context;
 use super::build;
-use super::exec::Command;
+use super::exec::{Command, command_of};
 use crate::interrupt::{Interrupt, Stage, end_vm};
 use crate::progress::Waiting;
 use crate::session::{self, Outcome};
@@ -98,7 +98,7 @@ enum Purpose {
 }
 
 fn purpose(args: &Args) -> Result<Purpose, Fault> {
-    let bare = args.argv.is_empty();
+    let bare = command_of(&args.argv).is_empty();
     let exec = args.command.to_exec(&args.argv)?;
     let own_guest = args.kernel.is_some() && args.image.is_none();
     let wants_shell = args.command.interactive || args.command.tty;
