@@ -127,6 +127,7 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
         let missing = ImageBuild { if_missing: true, ..ImageBuild::default() };
         let built = build::build(client, &interrupt, &name, missing);
         if let Some(status) = interrupt.status() {
+            build::note_given_up();
             return Ok(status);
         }
         built?;
