@@ -20,8 +20,24 @@ fn help_is_as_it_was() {
     let home = Home::new("help");
     golden("help.txt", &home.viv(&["--help"]).ok().out);
     for verb in [
-        "run", "ps", "exec", "start", "stop", "kill", "pause", "resume", "rm", "logs", "console", "inspect",
-        "images", "image", "build", "info",
+        "run",
+        "ps",
+        "exec",
+        "start",
+        "stop",
+        "kill",
+        "pause",
+        "resume",
+        "rm",
+        "logs",
+        "console",
+        "inspect",
+        "images",
+        "image",
+        "build",
+        "info",
+        "completions",
+        "man",
     ] {
         let outcome = home.viv(&[verb, "--help"]).ok();
         golden(&format!("{verb}.txt"), &outcome.out);
@@ -116,6 +132,44 @@ fn json_has_its_shape() {
     for word in ["version", "service", "kvm", "accel", "state"] {
         assert!(text.lines().any(|line| line.starts_with(word)), "{text}");
     }
+}
+
+#[test]
+fn bash_completes_verbs_options_and_names_of_now() {
+    let home = Home::new("complete");
+    let viv = Path::new(env!("CARGO_BIN_EXE_viv"));
+    let complete = |words: &[&str]| {
+        let script = "eval \"$(viv completions bash)\"; COMP_WORDS=(viv \"$@\"); COMP_CWORD=$#; _viv; echo ${COMPREPLY[*]}";
+        let path = format!("{}:{}", viv.parent().unwrap().display(), std::env::var("PATH").unwrap());
+        let mut command = std::process::Command::new("bash");
+        command
+            .args(["-c", script, "bash"])
+            .args(words)
+            .env("PATH", path)
+            .env("VIV_HOME", home.dir.join("home"));
+        kit::Outcome::of(command.output().unwrap()).ok().out.trim().replace('\n', " ")
+    };
+    assert_eq!(complete(&["st"]), "start stop");
+    assert_eq!(complete(&["stop", ""]), "");
+    assert_eq!(complete(&["run", "--accel", "s"]), "soft");
+    assert!(home.service().is_none(), "completion starts no service");
+    home.viv(&["run", "-d", "--name", "web", "--accel", "soft", "--kernel", &home.kernel()]).ok();
+    assert_eq!(complete(&["stop", ""]), "web");
+    assert_eq!(complete(&["start", ""]), "", "it runs");
+    assert_eq!(complete(&["exec", "web", ""]), "");
+    for shell in ["zsh", "fish"] {
+        assert!(home.viv(&["completions", shell]).ok().out.contains("viv complete --"));
+    }
+}
+
+#[test]
+fn the_manual_page_has_every_verb_and_option() {
+    let home = Home::new("man");
+    let page = home.viv(&["man"]).ok().out;
+    for words in [".TH VIV 1", ".SS viv run", "\\-\\-kernel", ".SS viv image rm", "7 still going on"] {
+        assert!(page.contains(words), "no {words:?} in {page}");
+    }
+    assert!(!page.contains("viv runner") && home.service().is_none());
 }
 
 #[test]
