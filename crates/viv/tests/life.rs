@@ -60,6 +60,31 @@ fn every_end_has_its_exit_status_and_is_kept() {
 }
 
 #[test]
+fn logs_can_be_followed_to_the_end() {
+    let home = Home::new("follow");
+    home.viv(&["run", "-d", "--name", "web", "--accel", "soft", "--kernel", &home.kernel()]).ok();
+    until("its first word", || home.viv(&["logs", "web"]).ok().out == "ready\n");
+    let mut follower = home.spawn(&["logs", "-f", "web"]);
+    let mut out = ready(&mut follower);
+    let mut console =
+        home.command(&["console", "web"]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    console.stdin.as_mut().unwrap().write_all(b"ab").unwrap();
+    let mut typed = [0; 2];
+    out.read_exact(&mut typed).unwrap(); // no end of line is waited for
+    assert_eq!(&typed, b"ab");
+    home.viv(&["kill", "web"]).ok();
+    assert_eq!(follower.wait().unwrap().code(), Some(0), "it ends with the VM");
+    console.wait().unwrap();
+    // A follower that is interrupted, or whose reader goes, leaves the VM alone.
+    home.viv(&["start", "web"]).ok();
+    let mut follower = home.spawn(&["logs", "-f", "web"]);
+    ready(&mut follower);
+    signal(follower.id(), Signal::INT);
+    follower.wait().unwrap();
+    assert_eq!(home.inspect("web")["state"], "running");
+}
+
+#[test]
 fn a_vm_in_the_background_obeys_every_verb() {
     let home = Home::new("background");
     let kernel = home.kernel();
