@@ -118,6 +118,39 @@ fn bad_input_is_told_what_to_do() {
 }
 
 #[test]
+fn a_build_that_cannot_be_says_why_and_leaves_nothing() {
+    let agent = |home: &Home| home.kernel(); // static and for x86-64, which is all that is looked at
+    let nothing_is_left = |home: &Home| {
+        assert_eq!(home.viv(&["images", "-q"]).ok().out, "");
+        let work = fs::read_dir(home.dir.join("home/data/images/work"));
+        assert_eq!(work.map_or(0, |entries| entries.count()), 0, "nothing half-built is kept");
+        let blobs = fs::read_dir(home.dir.join("home/data/images/blobs/sha256"));
+        assert_eq!(blobs.map_or(0, |entries| entries.count()), 0);
+    };
+
+    let home = Home::new("noapt");
+    let mut command = home.command(&["build"]);
+    let output = command.env("PATH", &home.dir).env("VIV_AGENT", agent(&home)).output().unwrap();
+    kit::Outcome::of(output).fails(1, &["cannot start apt", "Debian", "--kernel"]);
+    nothing_is_left(&home);
+
+    // A proxy that nobody is at: the network that a laptop in a train has.
+    let home = Home::new("nonet");
+    let mut command = home.command(&["run", "--", "true"]);
+    command.env("VIV_AGENT", agent(&home));
+    for name in ["http_proxy", "https_proxy"] {
+        command.env(name, "http://127.0.0.1:9");
+    }
+    let outcome = kit::Outcome::of(command.output().unwrap());
+    assert_eq!(outcome.status, 1, "{outcome:?}");
+    for words in ["apt could not", "check the network", "proxy"] {
+        assert!(outcome.err.contains(words), "no {words:?} in {outcome:?}");
+    }
+    nothing_is_left(&home);
+    assert_eq!(home.vm_files(), [""; 0]);
+}
+
+#[test]
 fn json_has_its_shape() {
     let home = Home::new("json");
     let info = home.viv(&["info", "--json"]).ok().json();
