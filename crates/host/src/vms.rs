@@ -197,7 +197,10 @@ impl Vms {
         if let Some((end, when)) = runner.end() {
             return Some((end, Some(when)));
         }
-        let message = format!("the VM's process ended without a word{}", runner.own_words());
+        let message = format!(
+            "the VM's process ended without a word; killed from outside (does dmesg speak of memory?), or a crash{}",
+            runner.own_words()
+        );
         Some((End::Failed { message }, None))
     }
 

@@ -54,6 +54,7 @@ fn a_command_line_that_is_wrong_is_told_how() {
     home.viv(&["ps", "--wrong"]).fails(2, &["--wrong", "usage: viv ps"]);
     home.viv(&["run", "--name"]).fails(2, &["--name"]);
     home.viv(&["run", "--memory", "much"]).fails(2, &["'much'", "512M"]);
+    home.viv(&["run", "--cpus", "two"]).fails(2, &["'two'", "1 to 64"]);
     home.viv(&["run", "--accel", "fast"]).fails(2, &["'fast'", "auto, kvm or soft"]);
     home.viv(&["run", "-t", "--", "ls"]).fails(2, &["cannot have a terminal", "leave out -t"]);
     home.viv(&["run", "-d", "-t"]).fails(2, &["terminal"]);

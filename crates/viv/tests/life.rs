@@ -51,7 +51,7 @@ fn every_end_has_its_exit_status_and_is_kept() {
     }
     home.viv(&["exec", "reboot", "true"]).fails(4, &["does not run", "viv start reboot"]);
     home.viv(&["console", "reboot"]).fails(4, &["does not run"]);
-    home.viv(&["stop", "reboot"]).fails(4, &["it is stopped", "viv start reboot"]);
+    home.viv(&["stop", "reboot"]).fails(4, &["it is stopped", "nothing needs to be done", "viv rm reboot"]);
     assert_eq!(
         home.viv(&["rm", "reboot", "power-off", "triple-fault"]).ok().out,
         "reboot\npower-off\ntriple-fault\n"

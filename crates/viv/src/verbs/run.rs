@@ -16,7 +16,7 @@ use viv_api::client::Request;
 use viv_api::endpoint::Route;
 use viv_api::image::{DEFAULT, ImageBuild};
 use viv_api::vm::{OnReboot, Process, Vm, VmCreate, VmKill, VmStop};
-use viv_model::{Accel, DiskSpec, Fault, Kind};
+use viv_model::{Accel, CPUS_MAX, DiskSpec, Fault, Kind};
 
 /// How long a guest may take until its agent answers, seconds: a big one on the software CPU takes minutes.
 const AGENT_WAIT_S: u64 = 600;
@@ -48,7 +48,7 @@ pub(crate) struct Args {
     #[arg(long, default_value = "auto", value_parser = accel)]
     accel: Accel,
     /// Number of processors
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = cpus)]
     cpus: Option<u32>,
     /// Memory: 512M, 2G
     #[arg(short, long, value_parser = size::mib)]
@@ -73,6 +73,11 @@ pub(crate) struct Args {
     /// The command to run in the guest, after --
     #[arg(last = true, value_name = "COMMAND")]
     argv: Vec<String>,
+}
+
+/// Its bounds are the machine's business.
+fn cpus(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| format!("write a number: 1 to {CPUS_MAX}"))
 }
 
 fn accel(text: &str) -> Result<Accel, String> {
