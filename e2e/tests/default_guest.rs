@@ -35,6 +35,13 @@ fn without_a_terminal_the_serial_console_drives_the_guest() {
     assert!(done.out.contains("hello from Linux"), "{done:?}");
 }
 
+/// `cargo xtask run -- -- COMMAND` gives us two pairs of dashes.
+#[test]
+fn dashes_before_a_command_are_not_its_name() {
+    let done = run(&soft(&["--", "--", "sh", "-c", "exit 9"]), "");
+    assert_eq!(done.status, 9, "{done:?}");
+}
+
 #[test]
 fn a_command_that_does_not_exist_is_127() {
     let done = run(&soft(&["--", "no-such-command"]), "");

@@ -90,7 +90,7 @@ impl BuilderVm<'_> {
         }
         Ok(runner.end().map_or_else(
             || End::Failed {
-                message: format!("the builder VM's process ended without a word{}", runner.own_words()),
+                message: format!("the builder VM's process ended without a word; killed from outside (does dmesg speak of memory?), or a crash{}", runner.own_words()),
             },
             |(end, _)| end,
         ))

@@ -5,18 +5,21 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use viv_api::info::{Host, Kvm, KvmState};
 use viv_api::runner::Probe;
+use viv_model::Room;
+
+/// How much memory there is.
+pub(crate) fn room() -> Room {
+    let nothing = Room { total_mib: 0, available_mib: 0, is_limited: false };
+    Room::of(|path| fs::read_to_string(path).ok()).unwrap_or(nothing)
+}
 
 /// Processors, memory and kernel.
 pub(crate) fn host() -> Host {
-    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let mib = |name: &str| {
-        let line = meminfo.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
-        line.split_ascii_whitespace().find_map(|word| word.parse::<u64>().ok()).unwrap_or_default() / 1024
-    };
+    let room = room();
     Host {
         cpus: std::thread::available_parallelism().map_or(1, |number| number.get() as u32),
-        memory_mib: mib("MemTotal:"),
-        memory_available_mib: mib("MemAvailable:"),
+        memory_mib: room.total_mib,
+        memory_available_mib: room.available_mib,
         kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_string(),
     }
 }

@@ -197,7 +197,10 @@ impl Vms {
         if let Some((end, when)) = runner.end() {
             return Some((end, Some(when)));
         }
-        let message = format!("the VM's process ended without a word{}", runner.own_words());
+        let message = format!(
+            "the VM's process ended without a word; killed from outside (does dmesg speak of memory?), or a crash{}",
+            runner.own_words()
+        );
         Some((End::Failed { message }, None))
     }
 
@@ -405,15 +408,19 @@ fn no_random(error: std::io::Error) -> Fault {
     )
 }
 
-/// Whether the host has that much memory at all.
+/// Whether there is that much memory at all.
 fn fits(memory_mib: u64) -> Result<(), Fault> {
-    let host = crate::info::host();
-    if memory_mib <= host.memory_mib {
+    let room = crate::info::room();
+    if memory_mib <= room.total_mib {
         return Ok(());
     }
     Err(Fault::new(
         Kind::NoCapacity,
-        format!("the VM would have {memory_mib} MiB of memory, and this host has {} MiB", host.memory_mib),
-        format!("use --memory with less: {} MiB are free now", host.memory_available_mib),
+        format!(
+            "the VM would have {memory_mib} MiB of memory, and {} has {} MiB",
+            room.owner(),
+            room.total_mib
+        ),
+        format!("use --memory with less: {} MiB are free now", room.available_mib),
     ))
 }

@@ -3,7 +3,7 @@ use crate::layout::MIB;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
-use viv_model::{Fault, Kind};
+use viv_model::{Fault, Kind, Room};
 
 /// Largest file that is taken as a kernel or an initrd.
 const FILE_MAX: u64 = 4 << 30;
@@ -51,21 +51,17 @@ pub(crate) fn read(path: &Path, what: &str) -> Result<Vec<u8>, Fault> {
     Ok(bytes)
 }
 
-/// MiB of memory that the host can give, or `None` if it does not say.
-fn available_mib() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
-    Some(kib / 1024)
-}
-
-/// Refuses a machine with more memory than the host has.
+/// Refuses a machine with more memory than there is.
 pub(crate) fn check_memory(mib: u64) -> Result<(), Fault> {
-    match available_mib() {
-        Some(available) if mib > available => Err(Fault::new(
+    match Room::of(|path| std::fs::read_to_string(path).ok()) {
+        Some(room) if mib > room.available_mib => Err(Fault::new(
             Kind::NoCapacity,
-            format!("the machine wants {mib} MiB of memory and this host has {available} MiB free"),
-            format!("use --memory with at most {}M, or end other programs", available / 16 * 15),
+            format!(
+                "the machine wants {mib} MiB of memory and {} has {} MiB free",
+                room.owner(),
+                room.available_mib
+            ),
+            format!("use --memory with at most {}M, or end other programs", room.available_mib / 16 * 15),
         )),
         _ => Ok(()),
     }

@@ -7,9 +7,11 @@
 mod end;
 mod fault;
 mod lifecycle;
+mod room;
 mod spec;
 
 pub use end::End;
 pub use fault::{Fault, Kind};
 pub use lifecycle::{Ask, Refused, State, next};
+pub use room::Room;
 pub use spec::{Accel, CPUS_MAX, DiskSpec, MEMORY_MIB_MIN, MachineSpec};

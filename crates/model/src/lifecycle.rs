@@ -105,8 +105,9 @@ impl Refused {
                 "nothing needs to be done".to_string()
             }
             (Ask::Pause | Ask::Resume, State::Starting) => "wait until it runs: viv ps".to_string(),
-            (Ask::Pause | Ask::Resume | Ask::Stop | Ask::Kill, _) => {
-                format!("start it first: viv start {name}")
+            (Ask::Pause | Ask::Resume, _) => format!("start it first: viv start {name}"),
+            (Ask::Stop | Ask::Kill, _) => {
+                format!("nothing needs to be done; to forget it: viv rm {name}")
             }
             (Ask::Remove, _) => {
                 format!("stop it first: viv stop {name}, or remove it by force: viv rm -f {name}")

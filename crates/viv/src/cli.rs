@@ -56,6 +56,13 @@ pub(crate) enum Verb {
     Build(verbs::build::Args),
     /// Show the service, the host and what its KVM is worth
     Info(verbs::info::Args),
+    /// Print a script by which a shell completes commands, with the names of VMs
+    Completions(verbs::completions::Args),
+    /// Print the manual page: viv man | man -l -
+    Man,
+    /// What the last word of a command line may become
+    #[command(hide = true)]
+    Complete(verbs::complete::Args),
     /// The host service; commands start it when they need it
     #[command(hide = true)]
     Serve(verbs::serve::Args),

@@ -20,8 +20,24 @@ fn help_is_as_it_was() {
     let home = Home::new("help");
     golden("help.txt", &home.viv(&["--help"]).ok().out);
     for verb in [
-        "run", "ps", "exec", "start", "stop", "kill", "pause", "resume", "rm", "logs", "console", "inspect",
-        "images", "image", "build", "info",
+        "run",
+        "ps",
+        "exec",
+        "start",
+        "stop",
+        "kill",
+        "pause",
+        "resume",
+        "rm",
+        "logs",
+        "console",
+        "inspect",
+        "images",
+        "image",
+        "build",
+        "info",
+        "completions",
+        "man",
     ] {
         let outcome = home.viv(&[verb, "--help"]).ok();
         golden(&format!("{verb}.txt"), &outcome.out);
@@ -38,6 +54,7 @@ fn a_command_line_that_is_wrong_is_told_how() {
     home.viv(&["ps", "--wrong"]).fails(2, &["--wrong", "usage: viv ps"]);
     home.viv(&["run", "--name"]).fails(2, &["--name"]);
     home.viv(&["run", "--memory", "much"]).fails(2, &["'much'", "512M"]);
+    home.viv(&["run", "--cpus", "two"]).fails(2, &["'two'", "1 to 64"]);
     home.viv(&["run", "--accel", "fast"]).fails(2, &["'fast'", "auto, kvm or soft"]);
     home.viv(&["run", "-t", "--", "ls"]).fails(2, &["cannot have a terminal", "leave out -t"]);
     home.viv(&["run", "-d", "-t"]).fails(2, &["terminal"]);
@@ -102,6 +119,39 @@ fn bad_input_is_told_what_to_do() {
 }
 
 #[test]
+fn a_build_that_cannot_be_says_why_and_leaves_nothing() {
+    let agent = |home: &Home| home.kernel(); // static and for x86-64, which is all that is looked at
+    let nothing_is_left = |home: &Home| {
+        assert_eq!(home.viv(&["images", "-q"]).ok().out, "");
+        let work = fs::read_dir(home.dir.join("home/data/images/work"));
+        assert_eq!(work.map_or(0, |entries| entries.count()), 0, "nothing half-built is kept");
+        let blobs = fs::read_dir(home.dir.join("home/data/images/blobs/sha256"));
+        assert_eq!(blobs.map_or(0, |entries| entries.count()), 0);
+    };
+
+    let home = Home::new("noapt");
+    let mut command = home.command(&["build"]);
+    let output = command.env("PATH", &home.dir).env("VIV_AGENT", agent(&home)).output().unwrap();
+    kit::Outcome::of(output).fails(1, &["cannot start apt", "Debian", "--kernel"]);
+    nothing_is_left(&home);
+
+    // A proxy that nobody is at: the network that a laptop in a train has.
+    let home = Home::new("nonet");
+    let mut command = home.command(&["run", "--", "true"]);
+    command.env("VIV_AGENT", agent(&home));
+    for name in ["http_proxy", "https_proxy"] {
+        command.env(name, "http://127.0.0.1:9");
+    }
+    let outcome = kit::Outcome::of(command.output().unwrap());
+    assert_eq!(outcome.status, 1, "{outcome:?}");
+    for words in ["apt could not", "check the network", "proxy"] {
+        assert!(outcome.err.contains(words), "no {words:?} in {outcome:?}");
+    }
+    nothing_is_left(&home);
+    assert_eq!(home.vm_files(), [""; 0]);
+}
+
+#[test]
 fn json_has_its_shape() {
     let home = Home::new("json");
     let info = home.viv(&["info", "--json"]).ok().json();
@@ -116,6 +166,44 @@ fn json_has_its_shape() {
     for word in ["version", "service", "kvm", "accel", "state"] {
         assert!(text.lines().any(|line| line.starts_with(word)), "{text}");
     }
+}
+
+#[test]
+fn bash_completes_verbs_options_and_names_of_now() {
+    let home = Home::new("complete");
+    let viv = Path::new(env!("CARGO_BIN_EXE_viv"));
+    let complete = |words: &[&str]| {
+        let script = "eval \"$(viv completions bash)\"; COMP_WORDS=(viv \"$@\"); COMP_CWORD=$#; _viv; echo ${COMPREPLY[*]}";
+        let path = format!("{}:{}", viv.parent().unwrap().display(), std::env::var("PATH").unwrap());
+        let mut command = std::process::Command::new("bash");
+        command
+            .args(["-c", script, "bash"])
+            .args(words)
+            .env("PATH", path)
+            .env("VIV_HOME", home.dir.join("home"));
+        kit::Outcome::of(command.output().unwrap()).ok().out.trim().replace('\n', " ")
+    };
+    assert_eq!(complete(&["st"]), "start stop");
+    assert_eq!(complete(&["stop", ""]), "");
+    assert_eq!(complete(&["run", "--accel", "s"]), "soft");
+    assert!(home.service().is_none(), "completion starts no service");
+    home.viv(&["run", "-d", "--name", "web", "--accel", "soft", "--kernel", &home.kernel()]).ok();
+    assert_eq!(complete(&["stop", ""]), "web");
+    assert_eq!(complete(&["start", ""]), "", "it runs");
+    assert_eq!(complete(&["exec", "web", ""]), "");
+    for shell in ["zsh", "fish"] {
+        assert!(home.viv(&["completions", shell]).ok().out.contains("viv complete --"));
+    }
+}
+
+#[test]
+fn the_manual_page_has_every_verb_and_option() {
+    let home = Home::new("man");
+    let page = home.viv(&["man"]).ok().out;
+    for words in [".TH VIV 1", ".SS viv run", "\\-\\-kernel", ".SS viv image rm", "7 still going on"] {
+        assert!(page.contains(words), "no {words:?} in {page}");
+    }
+    assert!(!page.contains("viv runner") && home.service().is_none());
 }
 
 #[test]

@@ -51,12 +51,37 @@ fn every_end_has_its_exit_status_and_is_kept() {
     }
     home.viv(&["exec", "reboot", "true"]).fails(4, &["does not run", "viv start reboot"]);
     home.viv(&["console", "reboot"]).fails(4, &["does not run"]);
-    home.viv(&["stop", "reboot"]).fails(4, &["it is stopped", "viv start reboot"]);
+    home.viv(&["stop", "reboot"]).fails(4, &["it is stopped", "nothing needs to be done", "viv rm reboot"]);
     assert_eq!(
         home.viv(&["rm", "reboot", "power-off", "triple-fault"]).ok().out,
         "reboot\npower-off\ntriple-fault\n"
     );
     assert_eq!(home.names(), [""; 0]);
+}
+
+#[test]
+fn logs_can_be_followed_to_the_end() {
+    let home = Home::new("follow");
+    home.viv(&["run", "-d", "--name", "web", "--accel", "soft", "--kernel", &home.kernel()]).ok();
+    until("its first word", || home.viv(&["logs", "web"]).ok().out == "ready\n");
+    let mut follower = home.spawn(&["logs", "-f", "web"]);
+    let mut out = ready(&mut follower);
+    let mut console =
+        home.command(&["console", "web"]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    console.stdin.as_mut().unwrap().write_all(b"ab").unwrap();
+    let mut typed = [0; 2];
+    out.read_exact(&mut typed).unwrap(); // no end of line is waited for
+    assert_eq!(&typed, b"ab");
+    home.viv(&["kill", "web"]).ok();
+    assert_eq!(follower.wait().unwrap().code(), Some(0), "it ends with the VM");
+    console.wait().unwrap();
+    // A follower that is interrupted, or whose reader goes, leaves the VM alone.
+    home.viv(&["start", "web"]).ok();
+    let mut follower = home.spawn(&["logs", "-f", "web"]);
+    ready(&mut follower);
+    signal(follower.id(), Signal::INT);
+    follower.wait().unwrap();
+    assert_eq!(home.inspect("web")["state"], "running");
 }
 
 #[test]

@@ -82,7 +82,7 @@ fn newest(dir: &Path) -> SystemTime {
 }
 
 /// Runs a command that must succeed.
-fn must(what: &str, command: &mut Command) -> Result<(), String> {
+pub(super) fn must(what: &str, command: &mut Command) -> Result<(), String> {
     let output = command.stdin(Stdio::null()).output().map_err(|error| format!("{what}: {error}"))?;
     if output.status.success() {
         return Ok(());
@@ -192,7 +192,7 @@ pub(super) fn runner(name: &str) -> Option<u32> {
 }
 
 /// The text of a field in JSON that we print ourselves.
-fn field<'a>(json: &'a str, name: &str) -> Option<&'a str> {
+pub(super) fn field<'a>(json: &'a str, name: &str) -> Option<&'a str> {
     let rest = json.split(&format!("\"{name}\":")).nth(1)?.trim_start();
     Some(rest.split([',', '}', '\n']).next()?.trim().trim_matches('"'))
 }

@@ -1,4 +1,5 @@
 //! Runs the loads: on the host, in our machine, in QEMU.
+use super::debian::{DEBIAN, Debian};
 use super::guest::Userland;
 use super::options::Options;
 use super::rows::{BOOT, BOOT_Q35, Row};
@@ -14,8 +15,10 @@ use std::time::{Duration, Instant};
 const APPEND: &str = "console=ttyS0 quiet panic=-1 reboot=k mitigations=off cryptomgr.notests";
 pub(super) const VM: &str = "xtask-bench";
 pub(super) const RAM_MIB: u64 = 512;
-/// Memory of the process once init runs, and once the loads are done.
-pub(super) const MEMORY: [&str; 2] = ["after the boot", "after the loads"];
+/// When the memory of the process is looked at.
+pub(super) const MEMORY: [&str; 3] = ["after the boot", "after the loads", "after a full Debian boot"];
+/// What the log-in of Debian's image prints when everything has been started.
+const LOGGED_IN: &str = "(automatic";
 
 /// Seconds that a load took, and its checksum or why there is none.
 #[derive(Clone)]
@@ -74,14 +77,18 @@ fn names<'a>(rows: impl Iterator<Item = &'a Row>) -> String {
 /// The loads in a machine; after a failure it boots again for the rest.
 pub(super) fn virtual_machine(userland: &Userland, options: &Options, kind: Kind) -> Result<Marks, String> {
     let mut marks = Marks::default();
+    let kernel = userland.kernel.as_path();
     let boots: &[&str] = match kind {
         Kind::Viv => &[BOOT],
         Kind::Qemu => &[BOOT, BOOT_Q35],
     };
-    for boot in boots.iter().filter(|boot| options.wants(boot)) {
-        let board = if *boot == BOOT { "microvm,rtc=on" } else { "q35" };
-        let command = command(userland, options, kind, (board, 1, &userland.boot_initrd), "");
-        Session { options, kind, name: boot, marks: &mut marks }.run(command, &mut Vec::new())?;
+    for name in boots.iter().filter(|boot| options.wants(boot)) {
+        let board = if *name == BOOT { "microvm,rtc=on" } else { "q35" };
+        let append = format!("{APPEND} rows=");
+        let boot =
+            Boot { board, cpus: 1, kernel, initrd: &userland.boot_initrd, append: &append, disk: None };
+        Session { options, kind, name, marks: &mut marks }
+            .run(boot.command(options, kind), &mut Vec::new())?;
     }
     if kind == Kind::Viv
         && let Some(boot) = marks.loads.get(BOOT).cloned()
@@ -92,40 +99,81 @@ pub(super) fn virtual_machine(userland: &Userland, options: &Options, kind: Kind
         let wanted = |row: &&&Row| row.cpus == cpus && !row.name.starts_with(BOOT);
         let mut left: Vec<&str> = options.rows.iter().filter(wanted).map(|row| row.name).collect();
         while !left.is_empty() {
-            let command = command(userland, options, kind, ("q35", cpus, &userland.initrd), &left.join(","));
-            let before = left.len();
-            Session { options, kind, name: "", marks: &mut marks }.run(command, &mut left)?;
-            if left.len() == before {
-                return Err(format!("{} did not start; its console is in {VM}.log", kind.title()));
-            }
+            let append = format!("{APPEND} rows={}", left.join(","));
+            let boot =
+                Boot { board: "q35", cpus, kernel, initrd: &userland.initrd, append: &append, disk: None };
+            Session { options, kind, name: "", marks: &mut marks }
+                .run(boot.command(options, kind), &mut left)?;
         }
     }
     Ok(marks)
 }
 
-fn command(
-    userland: &Userland,
-    options: &Options,
-    kind: Kind,
-    (board, cpus, initrd): (&str, usize, &Path),
-    rows: &str,
-) -> Command {
-    let (kernel, initrd) = (userland.kernel.display().to_string(), initrd.display().to_string());
-    let append = format!("{APPEND} rows={rows}");
-    let (cpus, memory) = (cpus.to_string(), format!("{RAM_MIB}M"));
-    if kind == Kind::Viv {
-        let mut command = guest::viv(&["run", "--rm", "--accel", "soft", "--name", VM, "--memory", &memory]);
-        command.args(["--cpus", &cpus, "--kernel", &kernel, "--initrd", &initrd, "--append", &append]);
-        command.args(&options.viv_args);
-        return command;
+/// A full Debian up to its log-in and ten seconds on, for its memory.
+pub(super) fn debian(debian: &Debian, options: &Options, kind: Kind) -> Result<Marks, String> {
+    let mut marks = Marks::default();
+    let boot = Boot {
+        board: "q35",
+        cpus: 1,
+        kernel: &debian.kernel,
+        initrd: &debian.initrd,
+        append: &debian.append,
+        disk: Some(&debian.disk),
+    };
+    let mut session = Session { options, kind, name: DEBIAN, marks: &mut marks };
+    session.run(boot.command(options, kind), &mut Vec::new())?;
+    Ok(marks)
+}
+
+/// How a machine is started.
+struct Boot<'a> {
+    /// QEMU's machine.
+    board: &'a str,
+    cpus: usize,
+    kernel: &'a Path,
+    initrd: &'a Path,
+    append: &'a str,
+    disk: Option<&'a Path>,
+}
+
+impl Boot<'_> {
+    fn command(&self, options: &Options, kind: Kind) -> Command {
+        let (cpus, memory) = (self.cpus.to_string(), format!("{RAM_MIB}M"));
+        if kind == Kind::Viv {
+            let mut command =
+                guest::viv(&["run", "--rm", "--accel", "soft", "--name", VM, "--memory", &memory]);
+            command.args(["--cpus", &cpus, "--append", self.append, "--kernel"]).arg(self.kernel);
+            command.arg("--initrd").arg(self.initrd).args(&options.viv_args);
+            if let Some(disk) = self.disk {
+                command.arg("--disk").arg(disk);
+            }
+            return command;
+        }
+        let mut command = Command::new("qemu-system-x86_64");
+        command
+            .args([
+                "-M",
+                self.board,
+                "-accel",
+                "tcg",
+                "-cpu",
+                &options.qemu_cpu,
+                "-m",
+                &memory,
+                "-smp",
+                &cpus,
+            ])
+            .args(["-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"])
+            .args(["-append", self.append, "-kernel"])
+            .arg(self.kernel)
+            .arg("-initrd")
+            .arg(self.initrd)
+            .stdin(Stdio::null());
+        if let Some(disk) = self.disk {
+            command.arg("-drive").arg(format!("file={},format=raw,if=virtio", disk.display()));
+        }
+        command
     }
-    let mut command = Command::new("qemu-system-x86_64");
-    command
-        .args(["-M", board, "-accel", "tcg", "-cpu", &options.qemu_cpu, "-m", &memory, "-smp", &cpus])
-        .args(["-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"])
-        .args(["-kernel", &kernel, "-initrd", &initrd, "-append", &append])
-        .stdin(Stdio::null());
-    command
 }
 
 impl Kind {
@@ -166,8 +214,10 @@ impl Session<'_> {
             let wait = Duration::from_secs(self.options.timeout);
             let line = match lines.recv_timeout(wait) {
                 Ok(line) => line,
-                Err(mpsc::RecvTimeoutError::Timeout) => break format!("nothing for {} s", wait.as_secs()),
-                Err(mpsc::RecvTimeoutError::Disconnected) => break "the machine ended".to_string(),
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    break Some(format!("nothing for {} s", wait.as_secs()));
+                }
+                Err(mpsc::RecvTimeoutError::Disconnected) => break Some("the machine ended".to_string()),
             };
             let wall = start.elapsed().as_secs_f64();
             pid = pid.or_else(|| self.kind.process(&child));
@@ -193,7 +243,18 @@ impl Session<'_> {
                 }
                 ["finished"] => {
                     self.remember_memory(MEMORY[1], pid);
-                    break String::new();
+                    break None;
+                }
+                [.., LOGGED_IN, "login)"] => {
+                    std::thread::sleep(Duration::from_secs(10));
+                    self.remember_memory(MEMORY[2], pid);
+                    self.finish(
+                        self.name,
+                        Measure { wall: now.0, cpu: now.1, sum: Ok("0".to_string()) },
+                        left,
+                    );
+                    let _ = child.kill();
+                    break None;
                 }
                 _ => {
                     if !line.trim().is_empty() {
@@ -202,14 +263,13 @@ impl Session<'_> {
                 }
             }
         };
-        let stopped = !ended.is_empty();
-        if stopped {
+        if let Some(why) = &ended {
             let name = running.unwrap_or_else(|| left.first().copied().unwrap_or(self.name).to_string());
-            self.fail(&name, &ended, left);
+            self.fail(&name, why, left);
             let _ = child.kill();
         }
         let _ = child.wait();
-        if stopped && self.kind == Kind::Viv {
+        if self.kind == Kind::Viv && (ended.is_some() || self.name == DEBIAN) {
             let _ = guest::viv_output(&["rm", "-f", VM]);
         }
         Ok(())

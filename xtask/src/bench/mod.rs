@@ -5,6 +5,7 @@
 //! process is read, so that the boot is not in it. The same program on the host gives the bare time. The rounds of
 //! the three alternate; the medians are compared. A load whose result differs is a failure.
 mod clock;
+mod debian;
 mod guest;
 mod idle;
 mod machine;
@@ -49,6 +50,9 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
         remembered::write(&userland.dir, &results)?;
     }
     let lines: Vec<_> = options.rows.iter().map(|row| table::line(row, &results)).collect();
+    if options.debian {
+        debian::measure(&userland.dir, &options, &mut results)?;
+    }
     if options.json {
         table::json(&lines, &results);
     } else {

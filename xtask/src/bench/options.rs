@@ -10,6 +10,7 @@ cargo xtask bench [OPTIONS] [ROW …]    our software CPU beside Debian's QEMU T
   --quick              one round
   --reuse              measure viv only, and compare with the last bare and QEMU figures of each row
   --json               the table as JSON on standard output
+  --debian             the memory of both after a full Debian boot, too (always for the whole table, but for --quick)
   --idle               what a default guest costs that does nothing, too (always when no row is named)
   --timeout SECONDS    how long a load may take (120)
   --qemu-cpu MODEL     QEMU's -cpu (max)
@@ -24,6 +25,7 @@ pub(super) struct Options {
     pub(super) reuse: bool,
     pub(super) json: bool,
     pub(super) idle: bool,
+    pub(super) debian: bool,
     pub(super) timeout: u64,
     pub(super) qemu_cpu: String,
     pub(super) viv_args: Vec<String>,
@@ -38,6 +40,7 @@ impl Options {
             reuse: false,
             json: false,
             idle: false,
+            debian: false,
             timeout: 120,
             qemu_cpu: "max".to_string(),
             viv_args: Vec::new(),
@@ -53,6 +56,7 @@ impl Options {
                 "--quick" => options.runs = 1,
                 "--reuse" => options.reuse = true,
                 "--json" => options.json = true,
+                "--debian" => options.debian = true,
                 "--idle" => options.idle = true,
                 "--qemu-cpu" => options.qemu_cpu = value()?.to_string(),
                 "--viv-args" => options.viv_args = value()?.split_whitespace().map(str::to_string).collect(),
@@ -64,9 +68,10 @@ impl Options {
                 name => options.add(name)?,
             }
         }
-        if options.rows.is_empty() && !options.idle {
+        if options.rows.is_empty() && !options.idle && !options.debian {
             options.rows = ROWS.iter().collect();
             options.idle = !options.json;
+            options.debian = options.runs > 1;
         }
         Ok(options)
     }

@@ -1,5 +1,6 @@
 //! The table: medians, ratios, and what is met.
 use super::Results;
+use super::debian::DEBIAN;
 use super::machine::{MEMORY, Marks, RAM_MIB};
 use super::options::Options;
 use super::rows::{BOOT, BOOT_Q35, Row};
@@ -132,6 +133,15 @@ pub(super) fn print(lines: &[Line], results: &Results, options: &Options) {
     if let Some(mean) = mean(lines) {
         println!("geometric mean of the ratios: {mean:.2} (target 4)");
     }
+    let debian = |rounds: &[Marks]| {
+        let measure = rounds.iter().find_map(|marks| marks.loads.get(DEBIAN));
+        measure.map_or("-".to_string(), |measure| {
+            format!("{:.1} s wall, {:.1} s CPU", measure.wall, measure.cpu)
+        })
+    };
+    if options.debian {
+        println!("full Debian to its log-in: viv {}; QEMU {}", debian(&results.viv), debian(&results.peer));
+    }
     for moment in MEMORY {
         let mib = |rounds| memory(rounds, moment).map_or("-".to_string(), |mib| format!("{mib:.0} MiB"));
         if memory(&results.viv, moment).is_some() {
@@ -164,11 +174,10 @@ pub(super) fn json(lines: &[Line], results: &Results) {
         );
     }
     println!("  ],\n  \"geometric_mean\": {},", number(mean(lines)));
+    let all = |rounds| MEMORY.map(|moment| number(memory(rounds, moment))).join(", ");
     println!(
-        "  \"memory_beyond_ram_mib\": {{\"viv\": [{}, {}], \"qemu\": [{}, {}]}}\n}}",
-        number(memory(&results.viv, MEMORY[0])),
-        number(memory(&results.viv, MEMORY[1])),
-        number(memory(&results.peer, MEMORY[0])),
-        number(memory(&results.peer, MEMORY[1]))
+        "  \"memory_beyond_ram_mib\": {{\"viv\": [{}], \"qemu\": [{}]}}\n}}",
+        all(&results.viv),
+        all(&results.peer)
     );
 }

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 use viv_api::image::Progress;
 use viv_model::{Fault, Kind};
@@ -48,11 +49,12 @@ impl From<Fault> for FetchFault {
 }
 
 /// Apt with a place of its own.
-#[derive(Debug)]
-pub(super) struct Apt {
+pub(super) struct Apt<'a> {
     dir: PathBuf,
     /// Whether the package lists are ours.
     private: bool,
+    /// Who may give the build up while apt works.
+    watcher: &'a dyn Watcher,
 }
 
 /// Fields of a control stanza (deb822(5)).
@@ -80,22 +82,23 @@ fn stanza(text: &str) -> Stanza {
     fields
 }
 
-impl Apt {
+impl<'a> Apt<'a> {
     /// Opens apt with `dir` as its own place: on the host's package lists if they know `probe` and `update` does not
     /// ask for fresh ones, else on private ones.
     pub(super) fn open(
         dir: &Path,
         probe: &[&str],
         update: bool,
-        watcher: &dyn Watcher,
-    ) -> Result<Apt, Fault> {
+        watcher: &'a dyn Watcher,
+    ) -> Result<Apt<'a>, Fault> {
         for part in ["state/lists/partial", "cache/archives/partial", "log"] {
             let path = dir.join(part);
             fs::create_dir_all(&path).map_err(io_fault("make the directory", &path))?;
         }
-        let mut apt = Apt { dir: dir.to_path_buf(), private: false };
+        let mut apt = Apt { dir: dir.to_path_buf(), private: false, watcher };
         apt.configure()?;
-        let knows = |apt: &Apt| probe.iter().any(|name| apt.show(name).is_ok_and(|found| found.is_some()));
+        let knows =
+            |apt: &Apt<'_>| probe.iter().any(|name| apt.show(name).is_ok_and(|found| found.is_some()));
         if !update && knows(&apt) {
             return Ok(apt);
         }
@@ -107,11 +110,11 @@ impl Apt {
             .map(|time| SystemTime::now().duration_since(time).unwrap_or_default());
         if update || age.is_ok_and(|age| age < LISTS_AGE_MAX) && knows(&apt) {
             if update {
-                apt.update(watcher)?;
+                apt.update()?;
             }
             return Ok(apt);
         }
-        apt.update(watcher)?;
+        apt.update()?;
         Ok(apt)
     }
 
@@ -169,7 +172,7 @@ Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled \"false\";
     }
 
     /// Fetches private package lists.
-    pub(super) fn update(&mut self, watcher: &dyn Watcher) -> Result<(), Fault> {
+    pub(super) fn update(&mut self) -> Result<(), Fault> {
         self.private = true;
         self.configure()?;
         let lists = self.dir.join("state/lists");
@@ -177,9 +180,9 @@ Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled \"false\";
         command.args(["update", "-qq", "--error-on=any"]);
         let watch = || {
             let step = "fetching package lists".to_string();
-            watcher.progress(Progress { step, done: dir_size(&lists), total: None, bytes: true });
+            self.watcher.progress(Progress { step, done: dir_size(&lists), total: None, bytes: true });
         };
-        self.run(command, watcher, watch).map_err(|messages| messages.fault("fetch the package lists"))?;
+        self.run(command, watch).map_err(|messages| messages.fault("fetch the package lists", &self.dir))?;
         let stamp = self.stamp();
         fs::write(&stamp, "").map_err(io_fault("write", &stamp))
     }
@@ -188,8 +191,9 @@ Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled \"false\";
     pub(super) fn show(&self, name: &str) -> Result<Option<Stanza>, Fault> {
         let mut command = self.command("apt-cache");
         command.args(["show", "--no-all-versions", "--", name]);
-        let output = start_output(&mut command)?;
-        Ok(stanzas(&output)
+        let output = self.printed(command)?.stdout;
+        // A package that is not known is no failure here.
+        Ok(stanzas(&text(&output))
             .into_iter()
             .find(|stanza| stanza.get("Package").is_some_and(|found| found == name)))
     }
@@ -198,7 +202,7 @@ Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled \"false\";
     pub(super) fn available(&self) -> Result<Vec<Stanza>, Fault> {
         let mut command = self.command("apt-cache");
         command.arg("dumpavail");
-        Ok(stanzas(&start_output(&mut command)?))
+        Ok(stanzas(&text(&self.printed(command)?.stdout)))
     }
 
     /// Everything that must be installed on an empty system to have `names`: `name:architecture=version`.
@@ -258,7 +262,6 @@ Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled \"false\";
         wanted: &[Wanted],
         debs: &Path,
         scratch: &Path,
-        watcher: &dyn Watcher,
     ) -> Result<Vec<PathBuf>, FetchFault> {
         fs::create_dir_all(debs).map_err(io_fault("make the directory", debs))?;
         let place = |package: &Wanted| debs.join(format!("{}.deb", package.sha256));
@@ -268,7 +271,7 @@ Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled \"false\";
             fs::create_dir_all(&dir).map_err(io_fault("make the directory", &dir))?;
             let total: u64 = missing.iter().map(|package| package.size).sum();
             super::need_space(&dir, total)?;
-            self.download(&missing, &dir, total, watcher)?;
+            self.download(&missing, &dir, total)?;
             for package in &missing {
                 let file = dir.join(&package.file);
                 let (sum, _) = sha256_file(&file).map_err(io_fault("read", &file))?;
@@ -284,13 +287,7 @@ Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled \"false\";
         Ok(wanted.iter().map(place).collect())
     }
 
-    fn download(
-        &self,
-        missing: &[&Wanted],
-        dir: &Path,
-        total: u64,
-        watcher: &dyn Watcher,
-    ) -> Result<(), FetchFault> {
+    fn download(&self, missing: &[&Wanted], dir: &Path, total: u64) -> Result<(), FetchFault> {
         let mut command = self.command("apt-get");
         command.args(["download", "-qq", "--"]).current_dir(dir);
         let mut step = format!("downloading {} packages", missing.len());
@@ -306,18 +303,18 @@ Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled \"false\";
         }
         let watch = || {
             let done = dir_size(dir).min(total);
-            watcher.progress(Progress { step: step.clone(), done, total: Some(total), bytes: true });
+            self.watcher.progress(Progress { step: step.clone(), done, total: Some(total), bytes: true });
         };
         watch();
-        self.run(command, watcher, watch).map_err(|messages| {
+        self.run(command, watch).map_err(|messages| {
             let stale = messages.text.contains("404") || messages.text.contains("Hash Sum mismatch");
-            let fault = messages.fault("download the packages");
+            let fault = messages.fault("download the packages", dir);
             if stale && !self.private { FetchFault::Stale(fault) } else { FetchFault::Fault(fault) }
         })
     }
 
     /// Runs apt with its messages kept, calling `watch` while it works.
-    fn run(&self, mut command: Command, watcher: &dyn Watcher, watch: impl Fn()) -> Result<(), Messages> {
+    fn run(&self, mut command: Command, watch: impl Fn()) -> Result<(), Messages> {
         let path = self.dir.join("messages");
         let file = match File::create(&path) {
             Ok(file) => file,
@@ -333,26 +330,54 @@ Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled \"false\";
                 Ok(None) => {}
                 Err(error) => return Err(Messages::of(io_fault("wait for apt in", &path)(error))),
             }
-            if watcher.cancelled() {
+            if self.watcher.cancelled() {
                 return Err(Messages::of(cancelled()));
             }
             if looked.elapsed() >= LOOK {
                 watch();
                 looked = Instant::now();
             }
-            std::thread::sleep(Duration::from_millis(20));
+            thread::sleep(Duration::from_millis(20));
         }
     }
 
-    /// Runs apt for what it prints.
-    fn output(&self, mut command: Command, doing: &str) -> Result<String, Fault> {
-        let output = command.output().map_err(|error| no_apt(&error))?;
+    /// Runs apt for what it prints; it must succeed.
+    fn output(&self, command: Command, doing: &str) -> Result<String, Fault> {
+        let output = self.printed(command)?;
         if !output.status.success() {
-            let text = String::from_utf8_lossy(&output.stderr).into_owned();
-            return Err(Messages { text, fault: None }.fault(doing));
+            return Err(Messages { text: text(&output.stderr), fault: None }.fault(doing, &self.dir));
         }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        Ok(text(&output.stdout))
     }
+
+    /// What apt prints, however it ends; it is killed as soon as the build is given up.
+    fn printed(&self, mut command: Command) -> Result<Output, Fault> {
+        fn collect(stream: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u8>> {
+            thread::spawn(move || {
+                let mut bytes = Vec::new();
+                let _ = stream.map(|mut stream| stream.read_to_end(&mut bytes));
+                bytes
+            })
+        }
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = Reaped(command.spawn().map_err(|error| no_apt(&error))?);
+        let (stdout, stderr) = (collect(child.0.stdout.take()), collect(child.0.stderr.take()));
+        let status = loop {
+            if self.watcher.cancelled() {
+                return Err(cancelled());
+            }
+            if let Some(status) = child.0.try_wait().map_err(|error| no_apt(&error))? {
+                break status;
+            }
+            thread::sleep(Duration::from_millis(5));
+        };
+        let bytes = |thread: thread::JoinHandle<Vec<u8>>| thread.join().unwrap_or_default();
+        Ok(Output { status, stdout: bytes(stdout), stderr: bytes(stderr) })
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// A child that does not outlive its owner's interest.
@@ -386,7 +411,7 @@ impl Messages {
     }
 
     /// In our words: what went wrong is the first of apt's errors, the fix depends on it.
-    fn fault(self, doing: &str) -> Fault {
+    fn fault(self, doing: &str, place: &Path) -> Fault {
         if let Some(fault) = self.fault {
             return fault;
         }
@@ -396,7 +421,8 @@ impl Messages {
         let message = format!("apt could not {doing}: {}", line.trim_start_matches("E:").trim());
         let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
         if has(&["No space left", "enough free space"]) {
-            return Fault::new(Kind::NoCapacity, message, "free some space, then try again");
+            let fix = format!("free some space at {}, then try again", place.display());
+            return Fault::new(Kind::NoCapacity, message, fix);
         }
         let network =
             ["resolv", "onnect", "timed out", "unreachable", "Temporary failure", "Could not handshake"];
@@ -424,12 +450,6 @@ fn no_apt(error: &std::io::Error) -> Fault {
         format!("cannot start apt: {error}; images are built from this host's packages"),
         "build on a host that has apt (Debian, Ubuntu), or run your own: viv run --kernel F --initrd F",
     )
-}
-
-fn start_output(command: &mut Command) -> Result<String, Fault> {
-    let output = command.output().map_err(|error| no_apt(&error))?;
-    // A package that is not known is no failure here.
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// The host's package lists.
@@ -522,11 +542,30 @@ mod tests {
 
     #[test]
     fn each_failure_of_apt_has_its_way_out() {
-        let fault = |text: &str| Messages { text: text.into(), fault: None }.fault("download");
-        assert_eq!(fault("W: x\nE: You don't have enough free space").kind, Kind::NoCapacity);
+        let fault =
+            |text: &str| Messages { text: text.into(), fault: None }.fault("download", Path::new("/here"));
+        let full = fault("W: x\nE: You don't have enough free space");
+        assert!(full.kind == Kind::NoCapacity && full.fix.contains("/here"), "{full:?}");
         assert!(fault("E: Failed to fetch x  Temporary failure resolving 'y'").fix.contains("network"));
         assert_eq!(fault("E: Unable to locate package busybox-static").kind, Kind::NotFound);
         assert!(fault("E: The repository is not signed.").message.contains("not signed"));
         assert!(!fault("").fix.is_empty());
+    }
+
+    #[test]
+    fn a_build_that_is_given_up_does_not_wait_for_apt() {
+        struct GivesUp;
+        impl Watcher for GivesUp {
+            fn progress(&self, _: Progress) {}
+            fn cancelled(&self) -> bool {
+                true
+            }
+        }
+        let apt = Apt { dir: PathBuf::from("/"), private: false, watcher: &GivesUp };
+        let mut command = Command::new("sleep");
+        command.arg("60");
+        let start = Instant::now();
+        assert_eq!(apt.printed(command).unwrap_err(), cancelled());
+        assert!(start.elapsed() < Duration::from_secs(10));
     }
 }

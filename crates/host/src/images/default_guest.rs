@@ -83,7 +83,7 @@ const FILES: [(&str, u32, &str); 8] = [
 ];
 
 /// The packages that it is made from.
-pub(super) fn resolve(apt: &Apt) -> Result<Vec<Wanted>, Fault> {
+pub(super) fn resolve(apt: &Apt<'_>) -> Result<Vec<Wanted>, Fault> {
     let mut names = resolve_kernel(apt)?;
     names.push(BUSYBOX.to_string());
     apt.locate(&names)
@@ -95,7 +95,7 @@ pub(super) fn probe() -> &'static [&'static str] {
 }
 
 /// The kernel's package, and those of its modules where they are apart.
-pub(super) fn resolve_kernel(apt: &Apt) -> Result<Vec<String>, Fault> {
+pub(super) fn resolve_kernel(apt: &Apt<'_>) -> Result<Vec<String>, Fault> {
     for meta in KERNELS {
         let Some(stanza) = apt.show(meta)? else { continue };
         let mut names = depends_on(&stanza, &["linux-image-"]);

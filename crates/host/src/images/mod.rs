@@ -288,7 +288,7 @@ impl Job<'_> {
             if needs_disk {
                 all.extend(sources.disk.iter().cloned());
             }
-            match apt.fetch(&all, &debs, self.scratch.path(), self.watcher) {
+            match apt.fetch(&all, &debs, self.scratch.path()) {
                 Ok(mut paths) => {
                     sources.disk_debs = paths.split_off(sources.guest.len());
                     sources.guest_debs = paths;
@@ -301,13 +301,13 @@ impl Job<'_> {
                 // Lists of our own are fresh: this happens once.
                 Err(FetchFault::Stale(fault)) => {
                     step(self.watcher, &format!("the package lists are old ({})", fault.message));
-                    apt.update(self.watcher)?;
+                    apt.update()?;
                 }
             }
         }
     }
 
-    fn resolve(&self, apt: &Apt) -> Result<Sources, Fault> {
+    fn resolve(&self, apt: &Apt<'_>) -> Result<Sources, Fault> {
         let guest = default_guest::resolve(apt)?;
         let (disk, repositories) = match self.recipe {
             Recipe::DefaultGuest => (Vec::new(), Vec::new()),

@@ -34,7 +34,7 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
     let ask = ImageBuild { size_mib: args.size, force: args.force, ..ImageBuild::default() };
     let built = build(&context.client, &interrupt, &args.image, ask);
     if let Some(status) = interrupt.status() {
-        output::note("the build was given up; nothing is left of it");
+        note_given_up();
         return Ok(status);
     }
     let image = built?;
@@ -46,6 +46,10 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
         output::print(&format!("{}  {}  {}\n", image.name, size::bytes(image.size_bytes), image.summary));
     }
     Ok(0)
+}
+
+pub(crate) fn note_given_up() {
+    output::note("the build was given up; nothing is left of it");
 }
 
 /// Has the service build an image, and shows how it goes on.

@@ -48,6 +48,7 @@ pub(crate) struct Args {
 impl Command {
     /// What the agent is asked to run. A shell on a terminal if `argv` is empty.
     pub(crate) fn to_exec(&self, argv: &[String]) -> Result<Exec, Fault> {
+        let argv = command_of(argv);
         let interactive = terminal::is_interactive();
         if self.tty && !std::io::stdin().is_terminal() {
             return Err(Fault::new(
@@ -92,12 +93,17 @@ impl Command {
     }
 }
 
-pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
-    let argv = match args.argv.split_first() {
+/// The command without dashes before it: `cargo xtask run -- -- true` hands over one pair too many, and no program
+/// is called that.
+pub(crate) fn command_of(argv: &[String]) -> &[String] {
+    match argv.split_first() {
         Some((dashes, rest)) if dashes == "--" => rest,
-        _ => &args.argv,
-    };
-    let exec = args.command.to_exec(argv)?;
+        _ => argv,
+    }
+}
+
+pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
+    let exec = args.command.to_exec(&args.argv)?;
     let vm = context.client.json(Request::new(Route::VmGet, &[&args.vm]))?;
     let stream = streams::agent(&context.client, &vm, AGENT_WAIT_S, BOOT_WAIT_S)?;
     let interrupt = Interrupt::new(context.client.clone());

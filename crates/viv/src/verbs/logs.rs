@@ -24,10 +24,25 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
         output::json(&serde_json::json!({ "vm": args.vm, "text": String::from_utf8_lossy(&bytes) }));
         return Ok(0);
     }
-    let mut out = std::io::stdout();
-    match std::io::copy(&mut body, &mut out).and_then(|_| out.flush()) {
+    match copy(&mut body) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(broken(error)),
         _ => Ok(0),
+    }
+}
+
+/// Each piece is printed as it comes: a prompt has no end of line.
+fn copy(from: &mut impl Read) -> std::io::Result<()> {
+    let mut out = std::io::stdout();
+    let mut piece = [0; 16 * 1024];
+    loop {
+        match from.read(&mut piece) {
+            Ok(0) => return Ok(()),
+            Ok(length) => {
+                out.write_all(piece.get(..length).unwrap_or_default()).and_then(|()| out.flush())?
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! The verbs, a file each.
 pub(crate) mod build;
+pub(crate) mod complete;
+pub(crate) mod completions;
 pub(crate) mod console;
 pub(crate) mod exec;
 pub(crate) mod images;
@@ -7,6 +9,7 @@ pub(crate) mod info;
 pub(crate) mod inspect;
 pub(crate) mod lifecycle;
 pub(crate) mod logs;
+pub(crate) mod man;
 pub(crate) mod ps;
 pub(crate) mod run;
 pub(crate) mod runner;
@@ -36,6 +39,9 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
     match cli.verb {
         Verb::Serve(args) => return serve::run(args),
         Verb::Runner(args) => return runner::run(args),
+        Verb::Completions(args) => return completions::run(args),
+        Verb::Complete(args) => return complete::run(args),
+        Verb::Man => return man::run(),
         _ => {}
     }
     let context = Context::new(cli.json)?;
@@ -56,6 +62,6 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
         Verb::Image(args) => images::image(&context, args),
         Verb::Build(args) => build::run(&context, args),
         Verb::Info(args) => info::run(&context, args),
-        Verb::Serve(_) | Verb::Runner(_) => Ok(0),
+        Verb::Serve(_) | Verb::Runner(_) | Verb::Completions(_) | Verb::Complete(_) | Verb::Man => Ok(0),
     }
 }

@@ -4,7 +4,7 @@
 //! ends this command, also SIGKILL, ends the VM, because its process watches ours.
 use super::Context;
 use super::build;
-use super::exec::Command;
+use super::exec::{Command, command_of};
 use crate::interrupt::{Interrupt, Stage, end_vm};
 use crate::progress::Waiting;
 use crate::session::{self, Outcome};
@@ -16,7 +16,7 @@ use viv_api::client::Request;
 use viv_api::endpoint::Route;
 use viv_api::image::{DEFAULT, ImageBuild};
 use viv_api::vm::{OnReboot, Process, Vm, VmCreate, VmKill, VmStop};
-use viv_model::{Accel, DiskSpec, Fault, Kind};
+use viv_model::{Accel, CPUS_MAX, DiskSpec, Fault, Kind};
 
 /// How long a guest may take until its agent answers, seconds: a big one on the software CPU takes minutes.
 const AGENT_WAIT_S: u64 = 600;
@@ -48,7 +48,7 @@ pub(crate) struct Args {
     #[arg(long, default_value = "auto", value_parser = accel)]
     accel: Accel,
     /// Number of processors
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = cpus)]
     cpus: Option<u32>,
     /// Memory: 512M, 2G
     #[arg(short, long, value_parser = size::mib)]
@@ -75,6 +75,11 @@ pub(crate) struct Args {
     argv: Vec<String>,
 }
 
+/// Its bounds are the machine's business.
+fn cpus(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| format!("write a number: 1 to {CPUS_MAX}"))
+}
+
 fn accel(text: &str) -> Result<Accel, String> {
     text.parse().map_err(|fault: Fault| fault.fix)
 }
@@ -98,7 +103,7 @@ enum Purpose {
 }
 
 fn purpose(args: &Args) -> Result<Purpose, Fault> {
-    let bare = args.argv.is_empty();
+    let bare = command_of(&args.argv).is_empty();
     let exec = args.command.to_exec(&args.argv)?;
     let own_guest = args.kernel.is_some() && args.image.is_none();
     let wants_shell = args.command.interactive || args.command.tty;
@@ -127,6 +132,7 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
         let missing = ImageBuild { if_missing: true, ..ImageBuild::default() };
         let built = build::build(client, &interrupt, &name, missing);
         if let Some(status) = interrupt.status() {
+            build::note_given_up();
             return Ok(status);
         }
         built?;

@@ -124,7 +124,7 @@ const FILES: [(&str, u32, &str); 11] = [
 ];
 
 /// The packages of the disk.
-pub(super) fn resolve(apt: &Apt) -> Result<Vec<Wanted>, Fault> {
+pub(super) fn resolve(apt: &Apt<'_>) -> Result<Vec<Wanted>, Fault> {
     let mut names: BTreeSet<String> = EXTRA.iter().map(|name| name.to_string()).collect();
     for stanza in apt.available()? {
         let is = |field: &str, value: &str| stanza.get(field).is_some_and(|found| found == value);
