@@ -2,16 +2,20 @@
 #![allow(unsafe_code)]
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// Bytes of one bit in a page's code bitmap.
 const CHUNK: u64 = 64;
 
 /// Per page of RAM (counted through all regions): a bitmap of 64-byte chunks that hold decoded code, and a
 /// version that grows with each write into such a chunk. Cached code is valid while its page's version stands.
-#[derive(Default)]
 pub struct CodeMap {
     pages: Box<[Page]>,
+    watchers: Mutex<Vec<Watcher>>,
 }
+
+/// Told whenever cached code becomes stale.
+type Watcher = Box<dyn Fn() + Send + Sync>;
 
 #[derive(Default)]
 struct Page {
@@ -32,7 +36,7 @@ impl CodeMap {
         // Zeroed by the host as pages are touched: a guest of many gigabytes costs nothing before it runs code.
         let zeroed = Box::<[Page]>::new_zeroed_slice(usize::try_from(pages).unwrap_or(0));
         // SAFETY: a Page is three atomic integers, for which all zeroes are a value.
-        CodeMap { pages: unsafe { zeroed.assume_init() } }
+        CodeMap { pages: unsafe { zeroed.assume_init() }, watchers: Mutex::default() }
     }
 
     /// The version of page `page`. Read it before the bytes are decoded.
@@ -70,6 +74,14 @@ impl CodeMap {
         let page = &self.pages[page as usize];
         page.version.fetch_add(1, Ordering::SeqCst);
         page.chunks.store(0, Ordering::SeqCst);
+        for watcher in self.watchers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            watcher();
+        }
+    }
+
+    /// Tells `watcher` from now on whenever cached code becomes stale.
+    pub fn watch(&self, watcher: impl Fn() + Send + Sync + 'static) {
+        self.watchers.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(watcher));
     }
 
     /// `len` bytes from byte `start` of RAM (counted through all regions) were written.

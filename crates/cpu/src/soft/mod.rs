@@ -56,11 +56,11 @@ pub struct Shared {
 impl Shared {
     /// For `cpus` vCPUs on `memory`.
     pub fn new(memory: &GuestMemory, cpus: u32) -> std::sync::Arc<Shared> {
-        std::sync::Arc::new(Shared {
-            memory: memory.clone(),
-            attention: (0..cpus.max(1)).map(|_| std::sync::Arc::default()).collect(),
-            split_lock: Mutex::new(()),
-        })
+        let attention: Vec<std::sync::Arc<Attention>> =
+            (0..cpus.max(1)).map(|_| std::sync::Arc::default()).collect();
+        let all = attention.clone();
+        memory.code().watch(move || all.iter().for_each(|slot| slot.set(Attention::CODE)));
+        std::sync::Arc::new(Shared { memory: memory.clone(), attention, split_lock: Mutex::new(()) })
     }
 
     fn cpus(&self) -> u32 {
@@ -91,6 +91,8 @@ impl Attention {
     const FLUSH: u32 = 4;
     /// An NMI that was masked can be taken.
     const NMI: u32 = 8;
+    /// Code may be stale: where it does not look by itself, it ends.
+    const CODE: u32 = 16;
 
     /// The word that translated code looks at.
     fn word(&self) -> *const AtomicU32 {

@@ -377,7 +377,9 @@ extern "C" fn interpret(cpu: *mut Cpu, op: *const Op, rip: u32) -> u64 {
         Ok(Err(_)) => Leave::Fault as u64,
         Ok(Ok(())) => {
             let next = cpu.regs[RIP];
-            if !cpu.stop && next == start.wrapping_add(op.len.into()) && cpu.context() == context {
+            // What serializes must see code that another vCPU has changed: the guards look.
+            let goes_on = !cpu.stop && next == start.wrapping_add(op.len.into()) && !cpu.attention_wanted();
+            if goes_on && cpu.context() == context {
                 return GO_ON;
             }
             if cpu.must_stop() {
