@@ -46,7 +46,7 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
         say("viv");
         results.viv.push(machine::virtual_machine(&userland, &options, Kind::Viv)?);
     }
-    if !options.reuse {
+    if !options.reuse && options.qemu_cpu == options::QEMU_CPU {
         remembered::write(&userland.dir, &results)?;
     }
     let lines: Vec<_> = options.rows.iter().map(|row| table::line(row, &results)).collect();

@@ -13,9 +13,12 @@ cargo xtask bench [OPTIONS] [ROW …]    our software CPU beside Debian's QEMU T
   --debian             the memory of both after a full Debian boot, too (always for the whole table, but for --quick)
   --idle               what a default guest costs that does nothing, too (always when no row is named)
   --timeout SECONDS    how long a load may take (120)
-  --qemu-cpu MODEL     QEMU's -cpu (max)
+  --qemu-cpu MODEL     QEMU's -cpu (max); figures of another one are not remembered for --reuse
   --viv-args ARGUMENTS more arguments for `viv run`, in one word: --viv-args '--accel soft'
 ";
+
+/// QEMU's richest processor: its usual one cannot run programs for x86-64-v2.
+pub(super) const QEMU_CPU: &str = "max";
 
 /// The options.
 pub(super) struct Options {
@@ -42,7 +45,7 @@ impl Options {
             idle: false,
             debian: false,
             timeout: 120,
-            qemu_cpu: "max".to_string(),
+            qemu_cpu: QEMU_CPU.to_string(),
             viv_args: Vec::new(),
         };
         let mut args = args.iter();
