@@ -8,6 +8,8 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let _ = payload::unpack(data);
     let _ = bzimage::parse(data);
     let _ = elf::parse(data);
+    let _ = elf::parse_any(data);
+    let _ = multiboot::parse(data);
     const MIB: u64 = 4;
     let Ok(memory) = GuestMemory::new(&[(Gpa(0), MIB << 20)]) else { return };
     // The first byte says how long the initrd is that comes before the kernel.
