@@ -40,7 +40,8 @@ const EXT: u32 = 0x8000_0001;
 const KVM: u32 = 0x4000_0001;
 
 /// Level x86-64-v2: what the psABI names, what every 64-bit kernel needs, and what the software CPU has beyond that.
-/// Nothing that it does not have: RDRAND, VME or KVM's paravirtual IPIs would keep a guest from ever moving there.
+/// Nothing that it does not have: VME or KVM's paravirtual IPIs would keep a guest from ever moving there. RDRAND and RDSEED
+/// are no part of the psABI's level, but without them a kernel waits a second for its first random numbers.
 #[rustfmt::skip]
 pub const V2: &[Feature] = &[
     must("FPU", 1, EDX, 0), may("DE", 1, EDX, 2), must("PSE", 1, EDX, 3), must("TSC", 1, EDX, 4), must("MSR", 1, EDX, 5),
@@ -51,9 +52,9 @@ pub const V2: &[Feature] = &[
     must("SSE3", 1, ECX, 0), may("PCLMULQDQ", 1, ECX, 1), must("SSSE3", 1, ECX, 9), must("CMPXCHG16B", 1, ECX, 13),
     may("PCID", 1, ECX, 17), must("SSE4.1", 1, ECX, 19), must("SSE4.2", 1, ECX, 20), may("x2APIC", 1, ECX, 21),
     may("MOVBE", 1, ECX, 22), must("POPCNT", 1, ECX, 23), may("TSC-deadline", 1, ECX, 24), may("AES", 1, ECX, 25),
-    may("XSAVE", 1, ECX, 26), may("OSXSAVE", 1, ECX, 27), may("hypervisor", 1, ECX, 31),
+    may("XSAVE", 1, ECX, 26), may("OSXSAVE", 1, ECX, 27), may("RDRAND", 1, ECX, 30), may("hypervisor", 1, ECX, 31),
     may("FSGSBASE", 7, EBX, 0), may("TSC_ADJUST", 7, EBX, 1), may("SMEP", 7, EBX, 7), may("INVPCID", 7, EBX, 10),
-    may("SMAP", 7, EBX, 20), may("UMIP", 7, ECX, 2), may("RDPID", 7, ECX, 22),
+    may("RDSEED", 7, EBX, 18), may("SMAP", 7, EBX, 20), may("UMIP", 7, ECX, 2), may("RDPID", 7, ECX, 22),
     may("XSAVEOPT", 0xd, EAX, 0),
     may("kvmclock without delays", KVM, EAX, 1), may("kvmclock", KVM, EAX, 3), may("stable kvmclock", KVM, EAX, 24),
     must("LAHF in 64-bit mode", EXT, ECX, 0), may("CMP_LEGACY", EXT, ECX, 1), may("CR8_LEGACY", EXT, ECX, 4),
@@ -117,12 +118,12 @@ mod tests {
             assert!(V2.iter().any(|f| f.name == name && f.needed), "{name}");
         }
         let word = |leaf, register| v2_word(leaf, 0, register).unwrap();
-        assert_eq!(word(1, ECX) & (1 << 12 | 1 << 28 | 1 << 29 | 1 << 30), 0, "FMA, AVX, F16C, RDRAND");
+        assert_eq!(word(1, ECX) & (1 << 12 | 1 << 28 | 1 << 29), 0, "FMA, AVX, F16C");
         assert_eq!(word(1, EDX) & (1 << 1), 0, "VME");
         assert_eq!(
-            word(7, EBX) & (1 << 3 | 1 << 5 | 1 << 8 | 1 << 16 | 1 << 18),
+            word(7, EBX) & (1 << 3 | 1 << 5 | 1 << 8 | 1 << 16),
             0,
-            "BMI, AVX2, AVX-512, RDSEED"
+            "BMI, AVX2, AVX-512"
         );
         assert_eq!(v2_word(0xd, 1, EAX), Some(1));
         assert_eq!(v2_word(0xd, 0, EAX), None);

@@ -23,7 +23,15 @@ struct Page {
     /// Which vCPUs may write to the page without telling (a bit each, from their software TLBs).
     writers: AtomicU64,
     version: AtomicU32,
+    /// Writes since code was last marked that had to tell although there is no code now.
+    told: AtomicU32,
 }
+
+/// Rewritten so often, a page is taken for one whose code will be rewritten again: permission to write unseen would
+/// only be taken back at once, at a price.
+const OFTEN: u32 = 4;
+/// So many writes without new code in between make it data again.
+const DATA: u32 = 64;
 
 fn bits(offset: u64, len: u64) -> u64 {
     let first = (offset / CHUNK) as u32;
@@ -35,7 +43,7 @@ impl CodeMap {
     pub(crate) fn new(pages: u64) -> CodeMap {
         // Zeroed by the host as pages are touched: a guest of many gigabytes costs nothing before it runs code.
         let zeroed = Box::<[Page]>::new_zeroed_slice(usize::try_from(pages).unwrap_or(0));
-        // SAFETY: a Page is three atomic integers, for which all zeroes are a value.
+        // SAFETY: a Page is atomic integers, for which all zeroes are a value.
         CodeMap { pages: unsafe { zeroed.assume_init() }, watchers: Mutex::default() }
     }
 
@@ -54,12 +62,16 @@ impl CodeMap {
     pub fn mark(&self, page: u32, offset: u64, len: u64) -> u64 {
         let page = &self.pages[page as usize];
         page.chunks.fetch_or(bits(offset, len), Ordering::SeqCst);
+        page.told.store(0, Ordering::Relaxed);
         page.writers.swap(0, Ordering::SeqCst)
     }
 
     /// vCPU `cpu` wants to write to the page without telling. False: the page holds code, it must tell each time.
     pub fn may_write_unseen(&self, page: u32, cpu: u32) -> bool {
         let page = &self.pages[page as usize];
+        if page.version.load(Ordering::Relaxed) >= OFTEN && page.told.fetch_add(1, Ordering::Relaxed) < DATA {
+            return false;
+        }
         page.writers.fetch_or(1 << (cpu & 63), Ordering::SeqCst);
         page.chunks.load(Ordering::SeqCst) == 0
     }

@@ -786,6 +786,7 @@ fn pick(x: &Instruction, mode: Mode, op: &mut Op) -> Option<Run> {
             s::rdtsc
         }
         M::Rdpid => s::rdpid,
+        M::Rdrand | M::Rdseed => sized_word!(w, s::random),
         M::Rdpmc => s::rdpmc,
         M::Rdmsr => s::rdmsr,
         M::Wrmsr => s::wrmsr,

@@ -142,8 +142,9 @@ impl Tlb {
 
     /// Forgets all write permission for the host page `page` (or for every page).
     pub(crate) fn forbid_writes(&mut self, page: Option<u64>) {
-        for entry in self.entries.iter_mut().flatten() {
-            if entry.write != NO && page.is_none_or(|host| entry.write.wrapping_add(entry.addend) == host) {
+        for (mmu, slot) in self.used.all() {
+            let entry = &mut self.entries[mmu][slot];
+            if page.is_none_or(|host| entry.host == host) {
                 entry.write = NO;
             }
         }

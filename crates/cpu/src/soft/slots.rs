@@ -28,6 +28,11 @@ impl<const N: usize> UsedSlots<N> {
         }
     }
 
+    /// All that have held an entry; some twice.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.lists.iter().flatten().map(|(table, slot)| (usize::from(*table), usize::from(*slot)))
+    }
+
     /// Takes one that held a local (or a global) entry; it may have been given another since.
     pub(crate) fn pop(&mut self, global: bool) -> Option<(usize, usize)> {
         let (table, slot) = self.lists[usize::from(global)].pop()?;

@@ -653,6 +653,19 @@ pub(crate) fn wrmsr(cpu: &mut Cpu, _: &Op) -> R<()> {
     Ok(())
 }
 
+/// RDRAND and RDSEED: both from the host's generator.
+#[allow(unsafe_code)]
+pub(crate) fn random<W: Width>(cpu: &mut Cpu, op: &Op) -> R<()> {
+    let mut bytes = [0u8; 8];
+    // SAFETY: writes at most the buffer's length.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), libc::GRND_NONBLOCK) };
+    // CF says whether there was a number; without one it is zero, and the guest asks again.
+    let there = got == bytes.len() as isize;
+    cpu.set_reg(op.dst, W::of(if there { u64::from_le_bytes(bytes) } else { 0 }));
+    cpu.flags = if there { bit::CF } else { 0 };
+    Ok(())
+}
+
 pub(crate) fn xgetbv(cpu: &mut Cpu, _: &Op) -> R<()> {
     if cpu.cr4 & cr4::OSXSAVE == 0 {
         return cpu.ud();
