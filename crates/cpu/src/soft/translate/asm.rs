@@ -83,12 +83,14 @@ pub(super) struct Asm {
     labels: Vec<u32>,
     /// Places of 32-bit distances, and what they lead to.
     fixups: Vec<(u32, Label)>,
+    /// R15 may have been changed since this was cleared.
+    pub(super) r15_changed: bool,
 }
 
 impl Asm {
     pub(super) fn new(base: u64, mut bytes: Vec<u8>) -> Asm {
         bytes.clear();
-        Asm { bytes, base, labels: Vec::new(), fixups: Vec::new() }
+        Asm { bytes, base, labels: Vec::new(), fixups: Vec::new(), r15_changed: true }
     }
 
     /// Address at which the next byte will be executed.
@@ -145,6 +147,7 @@ impl Asm {
 
     /// Opcode with a register (or digit) and a register.
     pub(super) fn rr(&mut self, wide: bool, opcode: &[u8], reg: u8, rm: u8) {
+        self.r15_changed |= reg == host::R15 || rm == host::R15;
         self.prefix(wide, reg, 0, rm);
         self.raw(opcode);
         self.bytes.push(0xc0 | (reg & 7) << 3 | rm & 7);
@@ -152,6 +155,7 @@ impl Asm {
 
     /// Opcode with a register (or digit) and a memory operand.
     pub(super) fn rm(&mut self, wide: bool, opcode: &[u8], reg: u8, mem: Mem) {
+        self.r15_changed |= reg == host::R15;
         let (index, base) = (mem.index.map_or(0, |i| i.0), mem.base.unwrap_or(0));
         self.prefix(wide, reg, index, base);
         self.raw(opcode);
@@ -220,6 +224,7 @@ impl Asm {
         self.imm32(value);
     }
     pub(super) fn mov_imm(&mut self, to: u8, value: u64) {
+        self.r15_changed |= to == host::R15;
         if let Ok(short) = u32::try_from(value) {
             self.prefix(false, 0, 0, to);
             self.bytes.push(0xb8 | to & 7);
@@ -290,6 +295,7 @@ impl Asm {
     }
     /// RORX of 64 bits: VEX.LZ.F2.0F3A.W1 F0 /r ib. Changes no flags.
     pub(super) fn rorx(&mut self, to: u8, from: u8, count: u8) {
+        self.r15_changed |= to == host::R15;
         let (r, b) = ((!to >> 3 & 1) << 7, (!from >> 3 & 1) << 5);
         self.raw(&[0xc4, r | 0x40 | b | 3, 0xfb, 0xf0, 0xc0 | (to & 7) << 3 | from & 7, count]);
     }
@@ -353,6 +359,7 @@ impl Asm {
         self.bytes.push(0x50 | reg & 7);
     }
     pub(super) fn pop(&mut self, reg: u8) {
+        self.r15_changed |= reg == host::R15;
         self.prefix(false, 0, 0, reg);
         self.bytes.push(0x58 | reg & 7);
     }

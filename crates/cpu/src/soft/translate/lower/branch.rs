@@ -6,7 +6,7 @@ use super::super::region::target;
 use super::super::targets::{HASH, HASH_MASK, HASH_SHIFT};
 use super::integer::home_of;
 use super::memory::{RSP, addressable, read};
-use super::{Late, Lower, Otherwise};
+use super::{Known, Late, Lower, Otherwise};
 use iced_x86::{Code, Instruction, OpKind};
 use viv_arch::x86::gpr;
 use viv_mem::PAGE_SIZE;
@@ -79,7 +79,8 @@ impl Lower<'_> {
 
     /// Remembers what is known for the block at `place`, to which only this jump leads.
     fn expect(&mut self, place: u16) {
-        self.expected.push((place, self.known.clone()));
+        // The block is emitted when T1 has been used for others.
+        self.expected.push((place, Known { delta: None, ..self.known.clone() }));
     }
 
     /// A conditional jump's taken way, on a condition of the host's flags.

@@ -161,14 +161,23 @@ impl Lower<'_> {
             return None;
         }
         if let Some(group) = self.known.groups.find(&place, access.aligned) {
-            self.asm.load(T1, layout::delta(group.slot));
+            if self.asm.r15_changed || self.known.delta != Some(group.slot) {
+                self.asm.load(T1, layout::delta(group.slot));
+                self.has_delta(group.slot);
+            }
             return Some(self.from_base(place));
         }
         let rest = self.effects.get(self.place + 1..).unwrap_or_default();
         let plan = self.known.groups.plan(&place, access.aligned, rest)?;
         self.look_up_group(place, plan, x, access);
         self.known.groups.enter(plan.group);
+        self.has_delta(plan.group.slot);
         Some(self.from_base(place))
+    }
+
+    fn has_delta(&mut self, slot: usize) {
+        self.known.delta = Some(slot);
+        self.asm.r15_changed = false;
     }
 
     /// The operand with the delta in T1.

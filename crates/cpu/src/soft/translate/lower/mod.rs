@@ -48,11 +48,13 @@ struct Known {
     flags: FlagsIn,
     units: Units,
     groups: Groups,
+    /// The delta that T1 holds, unless something has changed T1.
+    delta: Option<usize>,
 }
 
 /// Where flows join, only this is known.
 fn nothing() -> Known {
-    Known { flags: IN_AX, units: Units::Unknown, groups: Groups::default() }
+    Known { flags: IN_AX, units: Units::Unknown, groups: Groups::default(), delta: None }
 }
 
 /// Code that stands behind the region: what happens rarely.
