@@ -120,11 +120,7 @@ mod tests {
         let word = |leaf, register| v2_word(leaf, 0, register).unwrap();
         assert_eq!(word(1, ECX) & (1 << 12 | 1 << 28 | 1 << 29), 0, "FMA, AVX, F16C");
         assert_eq!(word(1, EDX) & (1 << 1), 0, "VME");
-        assert_eq!(
-            word(7, EBX) & (1 << 3 | 1 << 5 | 1 << 8 | 1 << 16),
-            0,
-            "BMI, AVX2, AVX-512"
-        );
+        assert_eq!(word(7, EBX) & (1 << 3 | 1 << 5 | 1 << 8 | 1 << 16), 0, "BMI, AVX2, AVX-512");
         assert_eq!(v2_word(0xd, 1, EAX), Some(1));
         assert_eq!(v2_word(0xd, 0, EAX), None);
     }

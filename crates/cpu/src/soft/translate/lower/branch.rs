@@ -1,6 +1,7 @@
 //! Where the flow goes: within the region, to other code of the page, to other pages.
 
-use super::super::asm::{Alu, Shift, at, at_index, cc};
+use super::super::Lookups;
+use super::super::asm::{Alu, Label, Shift, at, at_index, cc};
 use super::super::layout::{self, CPU, HOMES, T0, T1};
 use super::super::region::target;
 use super::super::targets::{HASH, HASH_MASK, HASH_SHIFT};
@@ -57,7 +58,7 @@ impl Lower<'_> {
             self.cross(to);
             return false;
         };
-        let label = self.label_of(place);
+        let label = self.label_within(place);
         match label {
             Some((_, false)) => self.expect(place),
             _ => self.save_flags(),
@@ -77,6 +78,12 @@ impl Lower<'_> {
         false
     }
 
+    /// The label of a block of the region that a jump may lead to. Code that looks up each access goes back to the
+    /// grouped code with its first jump: only what is left of this block lies across a border.
+    fn label_within(&self, offset: u16) -> Option<(Label, bool)> {
+        if self.lookups == Lookups::Single { None } else { self.label_of(offset) }
+    }
+
     /// Remembers what is known for the block at `place`, to which only this jump leads.
     fn expect(&mut self, place: u16) {
         // The block is emitted when T1 has been used for others.
@@ -86,7 +93,7 @@ impl Lower<'_> {
     /// A conditional jump's taken way, on a condition of the host's flags.
     fn take(&mut self, condition: u8, to: i64) {
         let place = u16::try_from(to).ok().filter(|to| u64::from(*to) < PAGE_SIZE);
-        match place.map(|place| (place, self.label_of(place))) {
+        match place.map(|place| (place, self.label_within(place))) {
             Some((_, Some((label, _)))) => {
                 self.asm.jcc(condition, label);
             }
@@ -115,7 +122,7 @@ impl Lower<'_> {
     /// Before a conditional jump: what its target must find.
     fn prepare(&mut self, to: i64) {
         let place = u16::try_from(to).ok().filter(|to| u64::from(*to) < PAGE_SIZE);
-        match place.and_then(|place| Some((place, self.label_of(place)?.1))) {
+        match place.and_then(|place| Some((place, self.label_within(place)?.1))) {
             Some((_, true)) => self.save_flags(),
             Some((place, false)) => self.expect(place),
             None => {}

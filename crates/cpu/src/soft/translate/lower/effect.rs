@@ -1,7 +1,7 @@
 //! What an instruction does to the addresses of those behind it.
 
 use super::operand::writes;
-use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic as M, OpKind, Register};
+use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic as M, OpAccess, OpKind, Register};
 use viv_arch::x86::gpr;
 
 /// Values that addresses build on: the general registers, then these.
@@ -48,13 +48,19 @@ pub(super) fn of(x: &Instruction, infos: &mut InstructionInfoFactory) -> Effect 
         }
     }
     let written = |n: u32| writes(info.op_access(n));
-    let operand =
-        (0..x.op_count()).find(|n| x.op_kind(*n) == OpKind::Memory).and_then(|n| place(x, written(n)));
+    let operand = (0..x.op_count())
+        .find(|n| x.op_kind(*n) == OpKind::Memory && writes_or_reads(info.op_access(*n)))
+        .and_then(|n| place(x, written(n)));
     let moves = moves(x);
     if let Some(moved) = moves {
         changed &= !(1 << moved.to);
     }
     Effect { operand, stack: stack(x), moves, writes: changed }
+}
+
+/// Not LEA, NOP or a prefetch.
+fn writes_or_reads(access: OpAccess) -> bool {
+    !matches!(access, OpAccess::None | OpAccess::NoMemAccess)
 }
 
 fn place(x: &Instruction, write: bool) -> Option<Place> {

@@ -187,7 +187,8 @@ impl Lower<'_> {
 
     /// Appends an instruction whose operands are the host's.
     pub(super) fn emit(&mut self, y: &Instruction) {
-        let names_r15 = |n: u32| y.op_kind(n) == OpKind::Register && y.op_register(n).full_register() == Register::R15;
+        let names_r15 =
+            |n: u32| y.op_kind(n) == OpKind::Register && y.op_register(n).full_register() == Register::R15;
         self.asm.r15_changed |= (0..y.op_count()).any(names_r15);
         self.encoder.set_buffer(std::mem::take(&mut self.asm.bytes));
         let before = self.encoder.encode(y, 0);
