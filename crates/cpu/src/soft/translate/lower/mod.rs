@@ -160,10 +160,12 @@ impl<'a> Lower<'a> {
             region.blocks.iter().map(|block| (block.start, self.asm.label(), block.joins)).collect();
         let guarded = self.guard(Guard { offset: region.start, cell, version: region.version });
         let linked = self.asm.here();
-        self.look_up(region.start);
-        if region.blocks.first().is_none_or(|first| first.start != region.start)
-            && let Some((label, _)) = self.label_of(region.start)
-        {
+        let first = region.blocks.first().filter(|first| first.start == region.start);
+        // A loop looks up by itself.
+        if first.is_none_or(|first| !first.loops) {
+            self.look_up(region.start);
+        }
+        if let Some((label, _)) = self.label_of(region.start).filter(|_| first.is_none()) {
             self.asm.jmp(label);
         }
         let mut falls = None;
