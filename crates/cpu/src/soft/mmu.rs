@@ -18,8 +18,13 @@ pub(crate) const ENTRIES: usize = 1024;
 pub(crate) const PAGE_MASK: u64 = !(PAGE_SIZE - 1);
 /// `Exception::address` of a #GP for a non-canonical address.
 pub(crate) const NOT_CANONICAL: u64 = 1;
-/// A tag that no address has.
+/// This bit makes a tag that no address has. Tags of translations have none below bit 12.
 const NO: u64 = 1;
+
+/// A tag that no address of this slot has, whatever lies below bit 12: translated code looks at the difference of both.
+fn no(slot: usize) -> u64 {
+    NO | (!slot as u64 & 1) << 12
+}
 
 /// Physical address bits that CPUID reports.
 pub(crate) const PHYSICAL_BITS: u32 = 46;
@@ -36,7 +41,9 @@ pub(crate) struct Entry {
     pub(crate) addend: u64,
 }
 
-const EMPTY: Entry = Entry { read: NO, write: NO, host: 0, addend: 0 };
+fn empty(slot: usize) -> Entry {
+    Entry { read: no(slot), write: no(slot), host: 0, addend: 0 }
+}
 
 /// The software TLBs of one vCPU.
 #[repr(C)]
@@ -67,7 +74,9 @@ impl Tlb {
         // SAFETY: the caller's promise; a zeroed vector is none, so it is written first, and zeroes are values of the rest.
         unsafe {
             UsedSlots::place(&raw mut (*place.as_ptr()).used);
-            (*place.as_ptr()).entries.as_flattened_mut().fill(EMPTY);
+            for entries in &mut (*place.as_ptr()).entries {
+                entries.iter_mut().enumerate().for_each(|(slot, entry)| *entry = empty(slot));
+            }
             (*place.as_ptr()).execute.as_flattened_mut().fill(NO);
         }
         place
@@ -88,7 +97,7 @@ impl Tlb {
     }
 
     fn forget(&mut self, mmu: usize, slot: usize) {
-        self.entries[mmu][slot] = EMPTY;
+        self.entries[mmu][slot] = empty(slot);
         self.execute[mmu][slot] = NO;
     }
 
@@ -112,7 +121,7 @@ impl Tlb {
             for slot in 0..ENTRIES {
                 let (entry, shift) = (&self.entries[mmu][slot], self.shift[mmu][slot]);
                 let tag =
-                    [entry.read, entry.write, self.execute[mmu][slot]].into_iter().find(|tag| *tag != NO);
+                    [entry.read, entry.write, self.execute[mmu][slot]].into_iter().find(|tag| tag & NO == 0);
                 if shift > 12 && tag.is_some_and(|tag| (tag ^ linear) >> shift == 0) {
                     self.forget(mmu, slot);
                 }
@@ -130,7 +139,7 @@ impl Tlb {
         let (page, entry) = (linear & PAGE_MASK, &self.entries[Tlb::USER][slot(linear)]);
         linear >> 63 == 0
             && (entry.read == page || entry.write == page)
-            && self.execute[Tlb::USER][slot(linear)] == NO
+            && self.execute[Tlb::USER][slot(linear)] & NO != 0
     }
 
     fn note_size(&mut self, mmu: usize, linear: u64, shift: u8) {
@@ -145,7 +154,7 @@ impl Tlb {
         for (mmu, slot) in self.used.all() {
             let entry = &mut self.entries[mmu][slot];
             if page.is_none_or(|host| entry.host == host) {
-                entry.write = NO;
+                entry.write = no(slot);
             }
         }
     }
@@ -443,7 +452,7 @@ impl Cpu {
         let smap = mmu == Tlb::SUPERVISOR && translation.user && self.cr4 & cr4::SMAP != 0;
         let data = !watched && !smap;
         let tag = linear & PAGE_MASK;
-        let pick = |yes: bool| if yes { tag } else { NO };
+        let pick = |yes: bool| if yes { tag } else { no(slot(linear)) };
         // Write permission is cached with the first write only, so that the dirty bit is set by then.
         let unseen =
             translation.writable && translation.dirty && data && code.may_write_unseen(page, self.index);

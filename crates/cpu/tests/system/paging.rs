@@ -545,3 +545,53 @@ fn pcid_and_invpcid_check_their_operands() {
     });
     g.run();
 }
+
+/// The TLB's slot of page 0 is that of the code, and nothing else has used page 0: hot code must not take it for there.
+#[test]
+fn page_zero_is_a_page_like_others_for_hot_code() {
+    let mut g = Guest::long("page zero");
+    g.write(0, &[0xff; 0x40]);
+    let far = 0x40_0000u64;
+    g.write(far, &[0x77; 0x40]);
+    let fill = |a: &mut Asm, at: u64, times: u32| {
+        let (mut outer, mut again) = (a.create_label(), a.create_label());
+        a.mov(ebp, times)?;
+        a.here(&mut outer)?;
+        a.mov(rbx, at)?;
+        a.mov(edx, 0x20)?;
+        a.here(&mut again)?;
+        a.mov(byte_ptr(rbx), 0xcc)?;
+        a.inc(rbx)?;
+        a.dec(edx)?;
+        a.jne(again)?;
+        a.dec(ebp)?;
+        a.jne(outer)
+    };
+    g.probe("a hot loop on another page, then on page 0", &["=77", "=cc", "=cc", "=ff"], |a| {
+        let (mut work, mut over) = (a.create_label(), a.create_label());
+        a.jmp(over)?;
+        a.here(&mut work)?;
+        fill(a, 0, 1)?;
+        a.ret()?;
+        a.here(&mut over)?;
+        // Reading makes an entry without write permission in the slot.
+        a.mov(edi, 300)?;
+        let mut round = a.create_label();
+        a.here(&mut round)?;
+        a.mov(rax, far)?;
+        a.movzx(eax, byte_ptr(rax))?;
+        a.call(work)?;
+        a.dec(edi)?;
+        a.jne(round)?;
+        a.mov(rax, far)?;
+        a.movzx(ecx, byte_ptr(rax))?;
+        a.show32(ecx)?;
+        for at in [0u64, 0x1f, 0x20] {
+            a.mov(rax, at)?;
+            a.movzx(ecx, byte_ptr(rax))?;
+            a.show32(ecx)?;
+        }
+        Ok(())
+    });
+    g.run();
+}
