@@ -34,6 +34,7 @@ mod system;
 mod transfer;
 mod translate;
 mod vector;
+mod walk;
 
 pub use cpu::Exception;
 pub use decode::supports;

@@ -335,19 +335,19 @@ impl Asm {
     /// To an address in the same code memory.
     pub(super) fn call_at(&mut self, target: u64) {
         self.raw(&[0xe8]);
-        self.to_address(target);
+        self.distance_to(target);
     }
     /// To an address in the same code memory.
     pub(super) fn jcc_at(&mut self, condition: u8, target: u64) {
         self.raw(&[0x0f, 0x80 | condition]);
-        self.to_address(target);
+        self.distance_to(target);
     }
     /// To an address in the same code memory.
     pub(super) fn jmp_at(&mut self, target: u64) {
         self.raw(&[0xe9]);
-        self.to_address(target);
+        self.distance_to(target);
     }
-    fn to_address(&mut self, target: u64) {
+    fn distance_to(&mut self, target: u64) {
         let next = self.here() + 4;
         self.imm32(target.wrapping_sub(next) as i32);
     }

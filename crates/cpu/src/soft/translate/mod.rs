@@ -471,10 +471,3 @@ impl Translator {
     }
 }
 
-impl Drop for Translator {
-    fn drop(&mut self) {
-        if std::env::var_os("VIV_DEBUG_STATS").is_some() {
-            eprintln!("{:#?} code {} entries {}", self.stats, self.memory.used(), self.entries.len());
-        }
-    }
-}

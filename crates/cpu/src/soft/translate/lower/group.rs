@@ -71,7 +71,11 @@ impl Groups {
     pub(super) fn follow(&mut self, effect: &Effect) {
         if let Some(moved) = effect.moves {
             let from = self.value(moved.from);
-            match from.offset.checked_add(moved.by).filter(|offset| offset.unsigned_abs() < FAR.unsigned_abs()) {
+            match from
+                .offset
+                .checked_add(moved.by)
+                .filter(|offset| offset.unsigned_abs() < FAR.unsigned_abs())
+            {
                 Some(offset) => self.values[usize::from(moved.to) % BASES] = Value { offset, ..from },
                 None => self.renew(moved.to),
             }
@@ -111,7 +115,10 @@ impl Groups {
             for next in [effect.operand, effect.stack].into_iter().flatten() {
                 let Some((its_root, its_low, its_high)) = ahead.range(&next) else { continue };
                 let (new_low, new_high) = (low.min(its_low), high.max(its_high));
-                if its_root == root && (place.write || !next.write) && new_high.checked_sub(new_low).is_some_and(|span| span <= SPAN) {
+                if its_root == root
+                    && (place.write || !next.write)
+                    && new_high.checked_sub(new_low).is_some_and(|span| span <= SPAN)
+                {
                     (low, high) = (new_low, new_high);
                     others += 1;
                 }

@@ -165,14 +165,14 @@ impl Lower<'_> {
                 self.asm.load(T1, layout::delta(group.slot));
                 self.has_delta(group.slot);
             }
-            return Some(self.from_base(place));
+            return Some(self.relative_to_base(place));
         }
         let rest = self.effects.get(self.place + 1..).unwrap_or_default();
         let plan = self.known.groups.plan(&place, access.aligned, rest)?;
         self.look_up_group(place, plan, x, access);
         self.known.groups.enter(plan.group);
         self.has_delta(plan.group.slot);
-        Some(self.from_base(place))
+        Some(self.relative_to_base(place))
     }
 
     fn has_delta(&mut self, slot: usize) {
@@ -181,7 +181,7 @@ impl Lower<'_> {
     }
 
     /// The operand with the delta in T1.
-    fn from_base(&mut self, place: Place) -> Mem {
+    fn relative_to_base(&mut self, place: Place) -> Mem {
         match place.base {
             GS | PAGE => at(T1, place.disp),
             register => {
