@@ -29,7 +29,7 @@ const JUMPS: usize = 4096;
 /// Blocks kept before all are dropped and decoding starts afresh.
 const BLOCKS_MAX: usize = 200_000;
 /// Instructions kept likewise: a guest that runs through data makes long blocks, and may not eat the host's memory.
-const HELD_MAX: usize = 3_000_000;
+const HELD_MAX: usize = 600_000;
 
 /// A run of instructions.
 pub(crate) struct Block {

@@ -114,7 +114,9 @@ impl Cpu {
     #[inline(always)]
     pub(crate) fn context(&self) -> Option<Context> {
         let aligned = self.cpl == 3 && self.rflags & rflags::AC != 0 && self.cr0 & cr0::AM != 0;
-        if self.mode != Mode::Code64 || aligned {
+        // Translated code takes a supervisor's TLB for CPL 0; the rings between are rare enough.
+        let between = matches!(self.cpl, 1 | 2);
+        if self.mode != Mode::Code64 || aligned || between {
             return None;
         }
         let units = self.cr0 & (cr0::TS | cr0::EM) == 0
