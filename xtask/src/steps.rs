@@ -64,8 +64,14 @@ pub(crate) fn test(quick: bool) -> Result<(), String> {
 /// The long forms of the tests.
 pub(crate) fn nightly() -> Result<(), String> {
     step(
-        "2,000,000 instruction cases",
-        cargo().env("VIV_CASES", "2000000").args(["test", "--release", "--package", "viv-cpu", "--tests"]),
+        "2,000,000 instruction cases and 1,000,000 blocks",
+        cargo().env("VIV_CASES", "2000000").env("VIV_BLOCKS", "1000000").args([
+            "test",
+            "--release",
+            "--package",
+            "viv-cpu",
+            "--tests",
+        ]),
     )?;
     step(
         "long property tests",

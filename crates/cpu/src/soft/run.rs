@@ -115,10 +115,11 @@ impl SoftCpu {
         done.map_err(|_| self.cpu.fault)
     }
 
-    /// As [`SoftCpu::step`], by a translation of the instruction alone, if it can be translated.
-    pub fn step_translated(&mut self, bus: &dyn CpuBus) -> Result<(), Exception> {
+    /// As [`SoftCpu::step`], by a translation of at most so many instructions, if they can be translated. They may leave
+    /// the rest to further calls.
+    pub fn step_translated(&mut self, bus: &dyn CpuBus, longest: usize) -> Result<(), Exception> {
         let Some(translator) = &mut self.translator else { return self.step(bus) };
-        translator.for_single_steps();
+        translator.translate_at_once(longest);
         self.enter(bus);
         // Only attention from outside would make it leave early.
         self.cpu.shared.attention(self.cpu.index).take();
@@ -133,17 +134,22 @@ impl SoftCpu {
         let block = self.blocks.find(cpu)?;
         // SAFETY: `find` keeps the block until it is called again.
         let block = unsafe { &*block };
-        if let Some(translator) = &mut self.translator
-            && let Some(context) = cpu.context()
-            && let Some(code) = translator.for_block(cpu, &self.blocks, block, context)
-        {
-            match translator.enter(cpu, code) {
-                Leave::Interpret => {}
+        let Some(translator) = &mut self.translator else { return Ok(()) };
+        let mut code =
+            cpu.context().and_then(|context| translator.for_block(cpu, &self.blocks, block, context));
+        while let Some(entry) = code {
+            let Some(translator) = &mut self.translator else { return Ok(()) };
+            match translator.enter(&mut self.cpu, entry) {
+                Leave::Interpret => break,
                 Leave::Fault => return Err(Trap),
+                Leave::Single => code = self.single(),
                 _ => return Ok(()),
             }
         }
-        block.first().map_or(Ok(()), |ops| cpu.execute(ops))
+        let cpu = &mut *self.cpu;
+        let block = self.blocks.find(cpu)?;
+        // SAFETY: as above.
+        unsafe { &*block }.first().map_or(Ok(()), |ops| cpu.execute(ops))
     }
 
     fn enter(&mut self, bus: &dyn CpuBus) {

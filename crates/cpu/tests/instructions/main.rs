@@ -8,10 +8,11 @@
 //! ```
 //! `cargo test -p viv-cpu` runs 50,000 cases. Environment:
 //! `VIV_CASES=2000000` the nightly form; `VIV_SEED=n` another sequence; `VIV_CASE=0x…` only this case, as a failure
-//! prints it; `VIV_CODE=Name` only forms whose name contains that; `VIV_FORMS=1` lists covered and excluded forms.
+//! prints it; `VIV_BLOCKS=n` so many random blocks, `VIV_BLOCK=0x…` only this one; `VIV_CODE=Name` only forms whose name contains that; `VIV_FORMS=1` lists covered and excluded forms.
 
 #![allow(unsafe_code)]
 
+mod blocks;
 mod cases;
 mod compare;
 mod forms;

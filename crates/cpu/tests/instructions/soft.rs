@@ -118,7 +118,48 @@ impl Soft {
     fn step(&mut self) -> Result<(), Exception> {
         match self.tier {
             Tier::Interpreter => self.cpu.step(&Nothing),
-            Tier::Translator => self.cpu.step_translated(&Nothing),
+            Tier::Translator => self.cpu.step_translated(&Nothing, 1),
+        }
+    }
+
+    /// Puts code before `end`.
+    pub(crate) fn place_block(&mut self, code: &[u8], end: u64) {
+        self.memory.write(Gpa(end - code.len() as u64), code).expect("the code page is in RAM");
+    }
+
+    /// Runs the code that was placed before `end`, until it gets there or faults.
+    pub(crate) fn run_block(&mut self, before: &State, end: u64) -> Outcome {
+        self.memory.write(Gpa(DATA), &before.data[..]).expect("the data pages are in RAM");
+        self.state.segments[seg::CS] = CODE64;
+        self.state.gprs = before.gprs;
+        self.state.rip = before.rip;
+        self.state.rflags = before.rflags;
+        self.state.xsave[..512].copy_from_slice(&before.fx.0);
+        self.cpu.load(&self.state).expect("a state that the software CPU takes");
+        let mut result = Ok(());
+        let mut after = self.cpu.save().expect("the software CPU can save");
+        while result.is_ok() && after.rip != end {
+            result = match self.tier {
+                Tier::Interpreter => self.cpu.step(&Nothing),
+                Tier::Translator => self.cpu.step_translated(&Nothing, 256),
+            };
+            after = self.cpu.save().expect("the software CPU can save");
+        }
+        self.outcome(after, result)
+    }
+
+    fn outcome(&self, after: CpuState, result: Result<(), Exception>) -> Outcome {
+        let mut data = Box::new([0; DATA_SIZE]);
+        self.memory.read(Gpa(DATA), &mut data[..]).expect("the data pages are in RAM");
+        let mut fx = Fx([0; 512]);
+        fx.0.copy_from_slice(&after.xsave[..512]);
+        Outcome {
+            state: State { gprs: after.gprs, rip: after.rip, rflags: after.rflags | rflags::FIXED, fx, data },
+            fault: result.err().map(|exception| Fault {
+                vector: exception.vector,
+                error: exception.error.unwrap_or(0),
+                address: if exception.vector == 14 { exception.address } else { 0 },
+            }),
         }
     }
 
@@ -148,17 +189,6 @@ impl Soft {
         }
         self.memory.write(Gpa(START), &vec![0xcc; length]).expect("the code page is in RAM");
         self.memory.written(Gpa(START), length as u64);
-        let mut data = Box::new([0; DATA_SIZE]);
-        self.memory.read(Gpa(DATA), &mut data[..]).expect("the data pages are in RAM");
-        let mut fx = Fx([0; 512]);
-        fx.0.copy_from_slice(&after.xsave[..512]);
-        Outcome {
-            state: State { gprs: after.gprs, rip: after.rip, rflags: after.rflags | rflags::FIXED, fx, data },
-            fault: result.err().map(|exception| Fault {
-                vector: exception.vector,
-                error: exception.error.unwrap_or(0),
-                address: if exception.vector == 14 { exception.address } else { 0 },
-            }),
-        }
+        self.outcome(after, result)
     }
 }

@@ -269,9 +269,9 @@ impl Translator {
         self.hot = runs;
     }
 
-    /// Translates each instruction at once and alone.
-    pub(crate) fn for_single_steps(&mut self) {
-        (self.hot, self.longest) = (0, 1);
+    /// Translates each block at once, and so many instructions together.
+    pub(crate) fn translate_at_once(&mut self, longest: usize) {
+        (self.hot, self.longest) = (0, longest);
     }
 
     // ---- finding code -----------------------------------------------------------------------------------
@@ -472,4 +472,3 @@ impl Translator {
         self.stats.evictions += 1;
     }
 }
-
