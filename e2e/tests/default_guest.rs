@@ -42,6 +42,16 @@ fn dashes_before_a_command_are_not_its_name() {
     assert_eq!(done.status, 9, "{done:?}");
 }
 
+/// The reference runs the same guest, without a translator.
+#[test]
+fn the_interpreter_alone_runs_the_guest() {
+    let done = run(&soft(&["--set", "soft.interpreter=on", "--", "sh", "-c", "uname -sm; exit 5"]), "");
+    assert_eq!((done.status, done.out.as_str()), (5, "Linux x86_64\n"), "{done:?}");
+    let wrong = run(&soft(&["--set", "soft.interpreter=perhaps", "--", "true"]), "");
+    assert_eq!(wrong.status, 2, "{wrong:?}");
+    assert!(wrong.err.contains("soft.interpreter=on"), "{wrong:?}");
+}
+
 #[test]
 fn a_command_that_does_not_exist_is_127() {
     let done = run(&soft(&["--", "no-such-command"]), "");

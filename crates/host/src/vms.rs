@@ -253,6 +253,7 @@ impl Vms {
             cpus: ask.cpus.unwrap_or(1),
             memory_mib: ask.memory_mib.unwrap_or(MEMORY_MIB),
             accel: ask.accel,
+            soft: ask.soft,
             kernel: ask.kernel.clone().unwrap_or_default(),
             initrd: ask.initrd.clone(),
             append: ask.append.clone().unwrap_or_else(|| APPEND_OWN.to_string()),

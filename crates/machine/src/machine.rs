@@ -17,7 +17,7 @@ use viv_cpu::CpuError;
 use viv_cpu::kvm::{CpuLevel, KvmPlaces, KvmVm, KvmWorth, probe_kvm};
 use viv_cpu::soft;
 use viv_mem::{Gpa, GuestMemory};
-use viv_model::{Accel, End, Fault, Kind, MachineSpec};
+use viv_model::{Accel, End, Fault, Kind, MachineSpec, SoftSpec};
 use viv_net::vsock::{VsockGuest, VsockMuxer, Waker};
 
 /// How long vCPUs may take to stand still.
@@ -153,7 +153,7 @@ impl Machine {
         let Built { board, acpi, disk_work, vsock, bells } =
             plan.build().map_err(|error| io_fault("build the machine's devices", &error))?;
         let state = load(spec, &memory, &kernel, initrd.as_deref(), &acpi)?;
-        let engines = make_engines(&memory, kvm.as_deref(), &world, state).map_err(cpu_fault)?;
+        let engines = make_engines(&memory, kvm.as_deref(), &world, state, spec.soft).map_err(cpu_fault)?;
         let muxer = match (&io.vsock, waker) {
             (Some(path), Some(waker)) => Some(start_muxer(path, vsock, waker)?),
             _ => None,
@@ -351,6 +351,7 @@ fn make_engines(
     kvm: Option<&KvmVm>,
     world: &World,
     boot_state: CpuState,
+    soft_spec: SoftSpec,
 ) -> Result<Vec<Engine>, CpuError> {
     let shared = kvm.is_none().then(|| soft::Shared::new(memory, world.cpus.len() as u32));
     let mut boot_state = Some(boot_state);
@@ -358,7 +359,13 @@ fn make_engines(
     for (index, slot) in (0u32..).zip(world.cpus.iter()) {
         let mut engine = match (kvm, &shared) {
             (Some(kvm), _) => Engine::Kvm(kvm.vcpu(index)?),
-            (None, Some(shared)) => Engine::Soft(Box::new(soft::SoftCpu::new(index, shared.clone()))),
+            (None, Some(shared)) => {
+                let mut cpu = soft::SoftCpu::new(index, shared.clone());
+                if soft_spec.interpreter {
+                    cpu.translate_after(None);
+                }
+                Engine::Soft(Box::new(cpu))
+            }
             (None, None) => unreachable!("without KVM there is the software CPU"),
         };
         match boot_state.take() {

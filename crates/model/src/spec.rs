@@ -49,6 +49,33 @@ impl fmt::Display for Accel {
     }
 }
 
+/// How the software CPU works; KVM looks at none of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SoftSpec {
+    /// Interpret everything: slow, and the reference for the translator.
+    pub interpreter: bool,
+}
+
+impl SoftSpec {
+    /// Takes a setting as it is written on a command line: `soft.interpreter=on`.
+    pub fn set(&mut self, text: &str) -> Result<(), Fault> {
+        let fix = "write --set soft.interpreter=on, or off";
+        let wrong = |what: String| Fault::new(Kind::Usage, what, fix);
+        let (key, value) = text.split_once('=').ok_or_else(|| wrong(format!("{text:?} is no KEY=VALUE")))?;
+        let on = match value {
+            "on" => true,
+            "off" => false,
+            other => return Err(wrong(format!("{key} is on or off, not {other:?}"))),
+        };
+        match key {
+            "soft.interpreter" => self.interpreter = on,
+            other => return Err(wrong(format!("no setting is called {other:?}"))),
+        }
+        Ok(())
+    }
+}
+
 /// One disk of a machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -71,6 +98,9 @@ pub struct MachineSpec {
     /// Which processor.
     #[serde(default)]
     pub accel: Accel,
+    /// How the software CPU works.
+    #[serde(default)]
+    pub soft: SoftSpec,
     /// The kernel: a bzImage or an ELF file.
     pub kernel: PathBuf,
     /// The initial RAM disk.
@@ -102,5 +132,23 @@ impl MachineSpec {
             ));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_words_with_a_value() {
+        let mut soft = SoftSpec::default();
+        soft.set("soft.interpreter=on").expect("a setting");
+        assert!(soft.interpreter);
+        soft.set("soft.interpreter=off").expect("a setting");
+        assert!(!soft.interpreter);
+        for wrong in ["soft.interpreter", "soft.interpreter=maybe", "soft.speed=on", ""] {
+            let fault = soft.set(wrong).expect_err("no setting");
+            assert!(fault.fix.contains("soft.interpreter=on"), "{wrong}");
+        }
     }
 }

@@ -126,6 +126,7 @@ impl Stage {
             cpus: 1,
             memory_mib: 64,
             accel: Accel::Auto,
+            soft: Default::default(),
             kernel: "/vmlinuz".into(),
             initrd: None,
             append: String::new(),

@@ -16,7 +16,7 @@ use viv_api::client::Request;
 use viv_api::endpoint::Route;
 use viv_api::image::{DEFAULT, ImageBuild};
 use viv_api::vm::{OnReboot, Process, Vm, VmCreate, VmKill, VmStop};
-use viv_model::{Accel, CPUS_MAX, DiskSpec, Fault, Kind};
+use viv_model::{Accel, CPUS_MAX, DiskSpec, Fault, Kind, SoftSpec};
 
 /// How long a guest may take until its agent answers, seconds: a big one on the software CPU takes minutes.
 const AGENT_WAIT_S: u64 = 600;
@@ -47,6 +47,9 @@ pub(crate) struct Args {
     /// Which processor: auto, kvm, or soft (our own, which needs no KVM)
     #[arg(long, default_value = "auto", value_parser = accel)]
     accel: Accel,
+    /// A finer setting: soft.interpreter=on interprets everything, slowly, as the reference
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<String>,
     /// Number of processors
     #[arg(long, value_name = "N", value_parser = cpus)]
     cpus: Option<u32>,
@@ -267,6 +270,8 @@ fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Fault> {
     };
     let ends = foreground || args.rm || command.is_some();
     let disks = args.disks.iter().map(|text| disk(text)).collect::<Result<_, _>>()?;
+    let mut soft = SoftSpec::default();
+    args.settings.iter().try_for_each(|text| soft.set(text))?;
     let file = |path: &Option<PathBuf>| path.as_deref().map(absolute).transpose();
     Ok(VmCreate {
         name: args.name.clone(),
@@ -274,6 +279,7 @@ fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Fault> {
         cpus: args.cpus,
         memory_mib: args.memory,
         accel: args.accel,
+        soft,
         kernel: file(&args.kernel)?,
         initrd: file(&args.initrd)?,
         append: args.append.clone(),
