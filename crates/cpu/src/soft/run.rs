@@ -174,7 +174,7 @@ impl SoftCpu {
         }
     }
 
-    /// Like [`Vcpu::run`], but also comes back, as [`Exit::Kicked`], after so many blocks and exceptions: for tests
+    /// Like [`Vcpu::run`], but interpreted, and also comes back, as [`Exit::Kicked`], after so many blocks and exceptions: for tests
     /// that must end, whatever the guest does, and always at the same place.
     pub fn run_for(&mut self, bus: &dyn CpuBus, rounds: u64) -> Exit {
         self.enter(bus);
@@ -209,9 +209,10 @@ impl SoftCpu {
                 }
                 continue;
             }
-            let exit = match self.translation() {
+            // Translated code counts no rounds: what must end at a certain place is interpreted.
+            let exit = match if LIMITED { None } else { self.translation() } {
                 Some(code) => self.run_translated(code),
-                None => self.run_block(),
+                None => self.run_block::<LIMITED>(),
             };
             if let Some(exit) = exit {
                 return exit;
@@ -251,13 +252,14 @@ impl SoftCpu {
     }
 
     /// One block by the interpreter; or, if it is hot, its translation.
-    fn run_block(&mut self) -> Option<Exit> {
+    fn run_block<const INTERPRETED: bool>(&mut self) -> Option<Exit> {
         let cpu = &mut *self.cpu;
         let done = match self.blocks.find(cpu) {
             Ok(block) => {
                 // SAFETY: `find` keeps the block until it is called again.
                 let block = unsafe { &*block };
-                if let Some(translator) = &mut self.translator
+                if !INTERPRETED
+                    && let Some(translator) = &mut self.translator
                     && let Some(context) = cpu.context()
                     && let Some(code) = translator.for_block(cpu, &self.blocks, block, context)
                 {

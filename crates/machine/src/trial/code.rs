@@ -79,6 +79,7 @@ const MODES: &[Mode] = &[
 pub fn run_code(data: &[u8]) {
     let mut entropy = Entropy::new(data);
     let split = entropy.one_in(4);
+    let translated = entropy.one_in(2);
     let Ok(trial) = Trial::new(RAM, split, 2, Vec::new()) else { return };
     let state = set_up(&mut entropy, trial.memory());
     let code = entropy.rest();
@@ -89,6 +90,7 @@ pub fn run_code(data: &[u8]) {
         return;
     };
     let (bus, other_bus) = (trial.bus(0), trial.bus(1));
+    let run = if translated { run_translated } else { run };
     for _ in 0..LOOKS {
         let exit = run(&mut cpu, &bus);
         // If the first one has sent it a start-up IPI, it runs.
@@ -114,6 +116,19 @@ pub fn run_code(data: &[u8]) {
 fn run(cpu: &mut viv_cpu::soft::SoftCpu, bus: &dyn CpuBus) -> Exit {
     let exit = cpu.run_for(bus, ROUNDS);
     if matches!(exit, Exit::Halted) && bus.interrupt_pending() { cpu.run_for(bus, ROUNDS) } else { exit }
+}
+
+/// The same with every block translated at once. Translated code counts no rounds: a kick ends it.
+fn run_translated(cpu: &mut viv_cpu::soft::SoftCpu, bus: &dyn CpuBus) -> Exit {
+    cpu.translate_after(Some(0));
+    let kicker = cpu.kicker();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            std::thread::sleep(std::time::Duration::from_micros(300));
+            kicker.kick();
+        });
+        cpu.run(bus)
+    })
 }
 
 fn over(exit: &Exit) -> bool {
