@@ -3,7 +3,7 @@ use crate::agent::Exec;
 use crate::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
-use viv_model::{Accel, DiskSpec, End, MachineSpec, State};
+use viv_model::{Accel, DiskSpec, End, MachineSpec, SoftSpec, State};
 
 /// What happens when the guest asks for a reset.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +40,8 @@ pub struct VmCreate {
     pub memory_mib: Option<u64>,
     /// Which processor.
     pub accel: Accel,
+    /// How the software CPU works, if it is that.
+    pub soft: SoftSpec,
     /// A kernel instead of the image's. Absolute, as every path here.
     pub kernel: Option<PathBuf>,
     /// An initial RAM disk instead of the image's.

@@ -15,6 +15,7 @@ fn main() -> ExitCode {
         cpus: 1,
         memory_mib: 512,
         accel: Default::default(),
+        soft: Default::default(),
         kernel: PathBuf::new(),
         initrd: None,
         append: "console=ttyS0 panic=-1 reboot=k".to_string(),

@@ -70,6 +70,7 @@ fn spec(kernel: &Scratch) -> MachineSpec {
         cpus: 1,
         memory_mib: 32,
         accel: accel(),
+        soft: Default::default(),
         kernel: kernel.0.clone(),
         initrd: None,
         append: String::new(),

@@ -60,6 +60,44 @@ pub struct DiskSpec {
     pub read_only: bool,
 }
 
+/// How the software CPU does its work. None of it changes what a guest sees, but for time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SoftSpec {
+    /// The interpreter, our reference, executes everything.
+    pub interpreter: bool,
+    /// Translated code counts the instructions that it executes, which takes time.
+    pub count: bool,
+    /// Translated code is named for `perf`, in `/tmp/perf-PID.map`.
+    pub perf_map: bool,
+}
+
+impl SoftSpec {
+    /// What can be set, as users write it.
+    pub const OPTIONS: [&'static str; 3] = ["soft.interpreter", "soft.count", "soft.perf-map"];
+
+    /// Sets an option: `soft.interpreter=on`.
+    pub fn set(&mut self, text: &str) -> Result<(), Fault> {
+        let wrong = |message| {
+            let fix = format!("use one of {} with =on or =off", SoftSpec::OPTIONS.join(", "));
+            Fault::new(Kind::Usage, message, fix)
+        };
+        let (name, value) = text.split_once('=').unwrap_or((text, ""));
+        let option = match name {
+            "soft.interpreter" => &mut self.interpreter,
+            "soft.count" => &mut self.count,
+            "soft.perf-map" => &mut self.perf_map,
+            _ => return Err(wrong(format!("no option is called {name:?}"))),
+        };
+        *option = match value {
+            "on" => true,
+            "off" => false,
+            _ => return Err(wrong(format!("option {name} cannot be {value:?}"))),
+        };
+        Ok(())
+    }
+}
+
 /// A whole computer, as the runner builds it. Every path is absolute.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -71,6 +109,9 @@ pub struct MachineSpec {
     /// Which processor.
     #[serde(default)]
     pub accel: Accel,
+    /// How the software CPU works, if it is that.
+    #[serde(default)]
+    pub soft: SoftSpec,
     /// The kernel: a bzImage or an ELF file.
     pub kernel: PathBuf,
     /// The initial RAM disk.
@@ -101,6 +142,36 @@ impl MachineSpec {
                 format!("use --memory with at least {MEMORY_MIB_MIN}M; 512M is a good start"),
             ));
         }
+        if self.accel == Accel::Kvm && self.soft != SoftSpec::default() {
+            return Err(Fault::new(
+                Kind::Usage,
+                "options of the software CPU (soft.…) mean nothing to KVM",
+                "use --accel soft, or leave them out",
+            ));
+        }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_set_by_name_and_wrong_ones_say_which_there_are() {
+        let mut soft = SoftSpec::default();
+        for name in SoftSpec::OPTIONS {
+            soft.set(&format!("{name}=on")).unwrap();
+        }
+        assert_eq!(soft, SoftSpec { interpreter: true, count: true, perf_map: true });
+        soft.set("soft.count=off").unwrap();
+        assert!(!soft.count);
+        for text in
+            ["", "soft.count", "soft.count=", "soft.count=yes", "interpreter=on", "soft.interpretre=on"]
+        {
+            let fault = soft.set(text).unwrap_err();
+            assert_eq!(fault.kind, Kind::Usage, "{text}");
+            assert!(fault.fix.contains("soft.interpreter"), "{fault}");
+        }
     }
 }

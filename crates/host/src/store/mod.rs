@@ -125,6 +125,7 @@ pub(crate) mod conformance {
                 cpus: 1,
                 memory_mib: 64,
                 accel: Accel::Auto,
+                soft: Default::default(),
                 kernel: "/boot/vmlinuz".into(),
                 initrd: None,
                 append: String::new(),

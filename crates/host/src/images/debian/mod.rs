@@ -217,6 +217,7 @@ fn configure(
         cpus: 1,
         memory_mib: 1024,
         accel: Accel::Auto,
+        soft: Default::default(),
         kernel: inputs.kernel.to_path_buf(),
         initrd: Some(inputs.initrd.to_path_buf()),
         append: format!(
