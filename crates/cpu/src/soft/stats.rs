@@ -28,6 +28,14 @@ pub struct Translated {
     pub blocks: u64,
 }
 
+impl Translated {
+    /// An instruction was counted that somebody else executes and counts.
+    #[inline(always)]
+    pub(super) fn take_back(&mut self) {
+        self.instructions = self.instructions.wrapping_sub(1);
+    }
+}
+
 /// What interrupts the flow of instructions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Events {

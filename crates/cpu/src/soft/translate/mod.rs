@@ -422,9 +422,9 @@ impl Translator {
         // SAFETY: `code` is an entry of a live region of this vCPU, and `cpu` stands in its `CpuBox` with the stack below it.
         let leave = Leave::from_code(unsafe { (self.stubs.enter)(cpu, code) });
         self.stats.leaves[leave as usize] += 1;
-        if self.counting && matches!(leave, Leave::Interpret | Leave::Single) {
-            // Counted, and yet to be executed: whoever does it counts it again.
-            cpu.native.counted.instructions = cpu.native.counted.instructions.wrapping_sub(1);
+        if self.counting && leave == Leave::Interpret {
+            // Counted, and yet to be executed by the interpreter, which counts it again.
+            cpu.native.counted.take_back();
         }
         if let Some(panic) = cpu.native.panic.take() {
             std::panic::resume_unwind(panic);

@@ -1,9 +1,11 @@
 //! Code that counts what it executes, if it is asked to (`soft.count=on`).
 //!
-//! Instructions that cannot leave are counted together with the next one that can, before that one: what then leaves for
-//! the interpreter has been counted once too often, which [`super::super::Translator::enter`] takes back. LEA adds: the
-//! flags stay the guest's.
+//! Instructions that cannot leave are counted together with the next one that can, before that one. What is then executed
+//! elsewhere, and counted there, is taken back: by [`super::super::Translator::enter`] when the interpreter goes on, by
+//! `stubs::interpret` when it helps out, and at the begin of code with single lookups. LEA adds: the flags stay the
+//! guest's.
 
+use super::super::Lookups;
 use super::super::asm::{Mem, at};
 use super::super::layout::{self, T0};
 use super::Lower;
@@ -12,6 +14,13 @@ use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind};
 impl Lower<'_> {
     pub(in super::super) fn counting(self, counting: bool) -> Self {
         Lower { counting, ..self }
+    }
+
+    /// Code that looks up each access begins with an instruction that the code before has counted.
+    pub(super) fn count_single(&mut self) {
+        if self.counting && self.lookups == Lookups::Single {
+            self.add(layout::counted_instructions(), -1);
+        }
     }
 
     /// The block begins.

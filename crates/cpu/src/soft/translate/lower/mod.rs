@@ -167,6 +167,7 @@ impl<'a> Lower<'a> {
             region.blocks.iter().map(|block| (block.start, self.asm.label(), block.joins)).collect();
         let guarded = self.guard(Guard { offset: region.start, cell, version: region.version });
         let linked = self.asm.here();
+        self.count_single();
         let first = region.blocks.first().filter(|first| first.start == region.start);
         // A loop looks up by itself.
         if first.is_none_or(|first| !first.loops) {
