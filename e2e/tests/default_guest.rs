@@ -45,9 +45,9 @@ fn dashes_before_a_command_are_not_its_name() {
 /// The reference runs the same guest, without a translator.
 #[test]
 fn the_interpreter_alone_runs_the_guest() {
-    let done = run(&soft(&["--set", "soft.interpreter=on", "--", "sh", "-c", "uname -sm; exit 5"]), "");
+    let done = run(&soft(&["-o", "soft.interpreter=on", "--", "sh", "-c", "uname -sm; exit 5"]), "");
     assert_eq!((done.status, done.out.as_str()), (5, "Linux x86_64\n"), "{done:?}");
-    let wrong = run(&soft(&["--set", "soft.interpreter=perhaps", "--", "true"]), "");
+    let wrong = run(&soft(&["-o", "soft.interpreter=perhaps", "--", "true"]), "");
     assert_eq!(wrong.status, 2, "{wrong:?}");
     assert!(wrong.err.contains("soft.interpreter=on"), "{wrong:?}");
 }

@@ -68,6 +68,8 @@ pub enum Route {
     VmKill,
     /// Wait for a VM's end.
     VmWait,
+    /// What a VM has used and done.
+    VmStats,
     /// The serial output.
     VmLogs,
     /// The serial console.
@@ -166,6 +168,13 @@ pub const TABLE: &[Endpoint] = &[
         "/v1/vms/{vm}/wait",
         Answer::Json,
         "answers when it does not run any more (Vm)",
+    ),
+    line(
+        Route::VmStats,
+        Method::Get,
+        "/v1/vms/{vm}/stats",
+        Answer::Json,
+        "what it has used and done since its boot, or had at its end (VmStats)",
     ),
     line(
         Route::VmLogs,

@@ -18,5 +18,6 @@ pub mod info;
 mod process;
 pub mod runner;
 pub mod socket;
+pub mod stats;
 pub mod timestamp;
 pub mod vm;

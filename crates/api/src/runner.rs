@@ -7,6 +7,7 @@
 //! ways. [`END`] is written last.
 use crate::agent::Exec;
 use crate::info::Kvm;
+use crate::stats::VmStats;
 use crate::vm::{OnReboot, Process};
 use serde::{Deserialize, Serialize};
 use viv_model::{Accel, End, Fault, MachineSpec, State};
@@ -31,6 +32,8 @@ pub const CONSOLE_LOG_MAX: u64 = 4 << 20;
 pub const RUNNER_LOG: &str = "runner.log";
 /// How the VM ended: an [`End`].
 pub const END: &str = "end.json";
+/// What the VM had used and done when its guest ended: a [`VmStats`].
+pub const STATS: &str = "stats.json";
 /// Most bytes of a line on [`CONTROL`].
 pub const LINE_MAX: usize = 64 * 1024;
 
@@ -69,6 +72,8 @@ pub enum Started {
 pub enum Ask {
     /// How is it?
     Status,
+    /// What has it used and done?
+    Stats,
     /// Let the vCPUs stand still.
     Pause,
     /// Let them go on.
@@ -93,6 +98,8 @@ pub enum Ask {
 pub enum Reply {
     /// Done; this is how it is now.
     Ok(Status),
+    /// The answer to [`Ask::Stats`].
+    Stats(Box<VmStats>),
     /// Not done.
     Refused(Fault),
 }

@@ -40,8 +40,7 @@ pub struct VmCreate {
     pub memory_mib: Option<u64>,
     /// Which processor.
     pub accel: Accel,
-    /// How the software CPU works.
-    #[serde(default)]
+    /// How the software CPU works, if it is that.
     pub soft: SoftSpec,
     /// A kernel instead of the image's. Absolute, as every path here.
     pub kernel: Option<PathBuf>,

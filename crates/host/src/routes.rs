@@ -79,6 +79,7 @@ pub(crate) async fn answer(
             blocking(move || vms.kill(&name, &ask)).await
         }
         Route::VmWait => wait(&service, &name).await,
+        Route::VmStats => blocking(move || vms.stats(&name)).await,
         Route::VmLogs => {
             let (_, runner) = vms.find(&name)?;
             Ok(http::pieces(streams::logs(runner, flag("follow")), "application/octet-stream"))

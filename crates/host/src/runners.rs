@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, UNIX_EPOCH};
 use viv_api::runner::{
-    Ask, CONSOLE_LOG, CONTROL, END, LINE_MAX, LOCK, Probe, RUNNER_LOG, Reply, RunnerSpec, SPEC, Started,
-    Status,
+    Ask, CONSOLE_LOG, CONTROL, END, LINE_MAX, LOCK, Probe, RUNNER_LOG, Reply, RunnerSpec, SPEC, STATS,
+    Started, Status,
 };
 use viv_api::socket;
+use viv_api::stats::VmStats;
 use viv_api::timestamp::Timestamp;
 use viv_api::vm::Process;
 use viv_model::{End, Fault, Kind};
@@ -61,6 +62,11 @@ impl Runner {
         let when = fs::metadata(&path).and_then(|data| data.modified()).ok()?;
         let unix_s = when.duration_since(UNIX_EPOCH).ok()?.as_secs();
         Some((end, Timestamp { unix_s }))
+    }
+
+    /// What the VM had used and done when it last ended.
+    pub(crate) fn last_stats(&self) -> Option<VmStats> {
+        serde_json::from_slice(&fs::read(self.dir.join(STATS)).ok()?).ok()
     }
 
     /// Writes down an end that the process could not write itself.
@@ -121,15 +127,18 @@ impl Runner {
 
     /// Asks the process.
     pub(crate) fn ask(&self, ask: &Ask) -> Result<Status, Fault> {
-        let answer = self.exchange(ask).map_err(|error| {
-            Fault::new(
-                Kind::Error,
-                format!("the VM's process does not answer: {error}"),
-                "try again in a moment, or end it: viv kill",
-            )
-        })?;
-        match answer {
+        match self.exchange(ask).map_err(no_answer)? {
             Reply::Ok(status) => Ok(status),
+            Reply::Stats(_) => Err(no_answer(io::ErrorKind::InvalidData.into())),
+            Reply::Refused(fault) => Err(fault),
+        }
+    }
+
+    /// What the VM has used and done so far.
+    pub(crate) fn stats(&self) -> Result<VmStats, Fault> {
+        match self.exchange(&Ask::Stats).map_err(no_answer)? {
+            Reply::Stats(stats) => Ok(*stats),
+            Reply::Ok(_) => Err(no_answer(io::ErrorKind::InvalidData.into())),
             Reply::Refused(fault) => Err(fault),
         }
     }
@@ -192,6 +201,14 @@ impl Runner {
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
+}
+
+fn no_answer(error: io::Error) -> Fault {
+    Fault::new(
+        Kind::Error,
+        format!("the VM's process does not answer: {error}"),
+        "try again in a moment, or end it: viv kill",
+    )
 }
 
 /// A descriptor that becomes readable when the process ends.

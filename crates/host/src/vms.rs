@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use viv_api::info::KvmState;
 use viv_api::runner::{Ask as RunnerAsk, RunnerSpec};
+use viv_api::stats::VmStats;
 use viv_api::timestamp::Timestamp;
 use viv_api::vm::{Process, Vm, VmCreate, VmKill, VmStart, VmStop};
 use viv_model::{Accel, Ask, End, Fault, Kind, MachineSpec, State, next};
@@ -155,6 +156,26 @@ impl Vms {
                 self.view(record, &runner)
             })
             .collect())
+    }
+
+    /// What it has used and done: now, or when it ended.
+    pub(crate) fn stats(&self, name: &str) -> Result<VmStats, Fault> {
+        let (record, runner) = self.find(name)?;
+        let asked = runner.process().map(|_| runner.stats());
+        if let Some(Ok(stats)) = asked {
+            return Ok(stats);
+        }
+        match (asked, runner.process()) {
+            (Some(Err(fault)), Some(_)) => Err(fault),
+            // It may just have ended.
+            _ => runner.last_stats().ok_or_else(|| {
+                Fault::new(
+                    Kind::Conflict,
+                    format!("VM {:?} has not run to an end that left counts", record.name),
+                    format!("start it: viv start {}", record.name),
+                )
+            }),
+        }
     }
 
     fn view(&self, record: VmRecord, runner: &Runner) -> Vm {

@@ -15,7 +15,7 @@ use viv_arch::x86::{Activity, CpuState};
 use viv_block::{Disk, RawDisk};
 use viv_cpu::CpuError;
 use viv_cpu::kvm::{CpuLevel, KvmPlaces, KvmVm, KvmWorth, probe_kvm};
-use viv_cpu::soft;
+use viv_cpu::soft::{self, PerfMap, ShownStats, SoftCpu, SoftStats};
 use viv_mem::{Gpa, GuestMemory};
 use viv_model::{Accel, End, Fault, Kind, MachineSpec, SoftSpec};
 use viv_net::vsock::{VsockGuest, VsockMuxer, Waker};
@@ -42,6 +42,8 @@ pub struct MachineStats {
     pub uptime_ns: u64,
     /// Processor time of the host that each vCPU has used.
     pub vcpu_time: Vec<Duration>,
+    /// The counts of each vCPU that is the software CPU.
+    pub soft: Vec<SoftStats>,
 }
 
 /// What waits for the start.
@@ -58,6 +60,7 @@ pub struct Machine {
     accel: Accel,
     kvm: Option<Arc<KvmVm>>,
     bells: Option<Arc<Doorbells>>,
+    shown: Vec<Arc<ShownStats>>,
     /// kvmclock's value at the last pause.
     kvm_clock: Mutex<Option<u64>>,
     sink: Arc<ConsoleSink>,
@@ -153,7 +156,15 @@ impl Machine {
         let Built { board, acpi, disk_work, vsock, bells } =
             plan.build().map_err(|error| io_fault("build the machine's devices", &error))?;
         let state = load(spec, &memory, &kernel, initrd.as_deref(), &acpi)?;
-        let engines = make_engines(&memory, kvm.as_deref(), &world, state, spec.soft).map_err(cpu_fault)?;
+        let mut maker = match &kvm {
+            Some(kvm) => Maker::Kvm(kvm),
+            None => Maker::Soft(SoftMaker::new(&memory, spec)?),
+        };
+        let engines = make_engines(&mut maker, &world, state).map_err(cpu_fault)?;
+        let shown = match maker {
+            Maker::Kvm(_) => Vec::new(),
+            Maker::Soft(soft) => soft.shown,
+        };
         let muxer = match (&io.vsock, waker) {
             (Some(path), Some(waker)) => Some(start_muxer(path, vsock, waker)?),
             _ => None,
@@ -164,6 +175,7 @@ impl Machine {
             accel,
             kvm,
             bells,
+            shown,
             kvm_clock: Mutex::new(None),
             sink,
             parked: Mutex::new(Some(Parked { engines, disk_work, console: io.console })),
@@ -298,6 +310,7 @@ impl Machine {
         MachineStats {
             uptime_ns: self.world.clock.now(),
             vcpu_time: self.world.cpus.iter().map(threads::cpu_time).collect(),
+            soft: self.shown.iter().map(|shown| shown.get()).collect(),
         }
     }
 }
@@ -346,28 +359,64 @@ fn load(
     Ok(state)
 }
 
-fn make_engines(
-    memory: &GuestMemory,
-    kvm: Option<&KvmVm>,
-    world: &World,
-    boot_state: CpuState,
-    soft_spec: SoftSpec,
-) -> Result<Vec<Engine>, CpuError> {
-    let shared = kvm.is_none().then(|| soft::Shared::new(memory, world.cpus.len() as u32));
+/// Makes vCPUs of one kind.
+enum Maker<'a> {
+    Kvm(&'a KvmVm),
+    Soft(SoftMaker),
+}
+
+impl Maker<'_> {
+    fn make(&mut self, index: u32) -> Result<Engine, CpuError> {
+        match self {
+            Maker::Kvm(kvm) => kvm.vcpu(index).map(Engine::Kvm),
+            Maker::Soft(soft) => Ok(Engine::Soft(Box::new(soft.make(index)))),
+        }
+    }
+}
+
+/// Makes software vCPUs that work as they are asked to.
+struct SoftMaker {
+    shared: Arc<soft::Shared>,
+    spec: SoftSpec,
+    map: Option<Arc<PerfMap>>,
+    /// Where those that were made show what they do.
+    shown: Vec<Arc<ShownStats>>,
+}
+
+impl SoftMaker {
+    fn new(memory: &GuestMemory, spec: &MachineSpec) -> Result<SoftMaker, Fault> {
+        let map = spec.soft.perf_map.then(PerfMap::create).transpose().map_err(|error| {
+            Fault::new(
+                Kind::Error,
+                format!("cannot make {} for perf: {error}", PerfMap::path().display()),
+                "see that /tmp has space and no file of that name, or leave out soft.perf-map",
+            )
+        })?;
+        let shared = soft::Shared::new(memory, spec.cpus);
+        Ok(SoftMaker { shared, spec: spec.soft, map: map.map(Arc::new), shown: Vec::new() })
+    }
+
+    fn make(&mut self, index: u32) -> SoftCpu {
+        let mut vcpu = SoftCpu::new(index, self.shared.clone());
+        if self.spec.interpreter {
+            vcpu.translate_after(None);
+        }
+        if self.spec.count {
+            vcpu.count_translated();
+        }
+        if let Some(map) = &self.map {
+            vcpu.map_translated(map.clone());
+        }
+        self.shown.push(vcpu.shown_stats());
+        vcpu
+    }
+}
+
+fn make_engines(maker: &mut Maker, world: &World, boot_state: CpuState) -> Result<Vec<Engine>, CpuError> {
     let mut boot_state = Some(boot_state);
     let mut engines = Vec::new();
     for (index, slot) in (0u32..).zip(world.cpus.iter()) {
-        let mut engine = match (kvm, &shared) {
-            (Some(kvm), _) => Engine::Kvm(kvm.vcpu(index)?),
-            (None, Some(shared)) => {
-                let mut cpu = soft::SoftCpu::new(index, shared.clone());
-                if soft_spec.interpreter {
-                    cpu.translate_after(None);
-                }
-                Engine::Soft(Box::new(cpu))
-            }
-            (None, None) => unreachable!("without KVM there is the software CPU"),
-        };
+        let mut engine = maker.make(index)?;
         match boot_state.take() {
             Some(state) => engine.vcpu().load(&state)?,
             None => {

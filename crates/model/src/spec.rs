@@ -49,33 +49,6 @@ impl fmt::Display for Accel {
     }
 }
 
-/// How the software CPU works; KVM looks at none of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct SoftSpec {
-    /// Interpret everything: slow, and the reference for the translator.
-    pub interpreter: bool,
-}
-
-impl SoftSpec {
-    /// Takes a setting as it is written on a command line: `soft.interpreter=on`.
-    pub fn set(&mut self, text: &str) -> Result<(), Fault> {
-        let fix = "write --set soft.interpreter=on, or off";
-        let wrong = |what: String| Fault::new(Kind::Usage, what, fix);
-        let (key, value) = text.split_once('=').ok_or_else(|| wrong(format!("{text:?} is no KEY=VALUE")))?;
-        let on = match value {
-            "on" => true,
-            "off" => false,
-            other => return Err(wrong(format!("{key} is on or off, not {other:?}"))),
-        };
-        match key {
-            "soft.interpreter" => self.interpreter = on,
-            other => return Err(wrong(format!("no setting is called {other:?}"))),
-        }
-        Ok(())
-    }
-}
-
 /// One disk of a machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -85,6 +58,44 @@ pub struct DiskSpec {
     /// The guest may not write to it; other VMs may read it too.
     #[serde(default)]
     pub read_only: bool,
+}
+
+/// How the software CPU does its work. None of it changes what a guest sees, but for time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SoftSpec {
+    /// The interpreter, our reference, executes everything.
+    pub interpreter: bool,
+    /// Translated code counts the instructions that it executes, which takes time.
+    pub count: bool,
+    /// Translated code is named for `perf`, in `/tmp/perf-PID.map`.
+    pub perf_map: bool,
+}
+
+impl SoftSpec {
+    /// What can be set, as users write it.
+    pub const OPTIONS: [&'static str; 3] = ["soft.interpreter", "soft.count", "soft.perf-map"];
+
+    /// Sets an option: `soft.interpreter=on`.
+    pub fn set(&mut self, text: &str) -> Result<(), Fault> {
+        let wrong = |message| {
+            let fix = format!("use one of {} with =on or =off", SoftSpec::OPTIONS.join(", "));
+            Fault::new(Kind::Usage, message, fix)
+        };
+        let (name, value) = text.split_once('=').unwrap_or((text, ""));
+        let option = match name {
+            "soft.interpreter" => &mut self.interpreter,
+            "soft.count" => &mut self.count,
+            "soft.perf-map" => &mut self.perf_map,
+            _ => return Err(wrong(format!("no option is called {name:?}"))),
+        };
+        *option = match value {
+            "on" => true,
+            "off" => false,
+            _ => return Err(wrong(format!("option {name} cannot be {value:?}"))),
+        };
+        Ok(())
+    }
 }
 
 /// A whole computer, as the runner builds it. Every path is absolute.
@@ -98,7 +109,7 @@ pub struct MachineSpec {
     /// Which processor.
     #[serde(default)]
     pub accel: Accel,
-    /// How the software CPU works.
+    /// How the software CPU works, if it is that.
     #[serde(default)]
     pub soft: SoftSpec,
     /// The kernel: a bzImage or an ELF file.
@@ -131,6 +142,13 @@ impl MachineSpec {
                 format!("use --memory with at least {MEMORY_MIB_MIN}M; 512M is a good start"),
             ));
         }
+        if self.accel == Accel::Kvm && self.soft != SoftSpec::default() {
+            return Err(Fault::new(
+                Kind::Usage,
+                "options of the software CPU (soft.…) mean nothing to KVM",
+                "use --accel soft, or leave them out",
+            ));
+        }
         Ok(())
     }
 }
@@ -140,15 +158,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_are_words_with_a_value() {
+    fn options_are_set_by_name_and_wrong_ones_say_which_there_are() {
         let mut soft = SoftSpec::default();
-        soft.set("soft.interpreter=on").expect("a setting");
-        assert!(soft.interpreter);
-        soft.set("soft.interpreter=off").expect("a setting");
-        assert!(!soft.interpreter);
-        for wrong in ["soft.interpreter", "soft.interpreter=maybe", "soft.speed=on", ""] {
-            let fault = soft.set(wrong).expect_err("no setting");
-            assert!(fault.fix.contains("soft.interpreter=on"), "{wrong}");
+        for name in SoftSpec::OPTIONS {
+            soft.set(&format!("{name}=on")).unwrap();
+        }
+        assert_eq!(soft, SoftSpec { interpreter: true, count: true, perf_map: true });
+        soft.set("soft.count=off").unwrap();
+        assert!(!soft.count);
+        for text in
+            ["", "soft.count", "soft.count=", "soft.count=yes", "interpreter=on", "soft.interpretre=on"]
+        {
+            let fault = soft.set(text).unwrap_err();
+            assert_eq!(fault.kind, Kind::Usage, "{text}");
+            assert!(fault.fix.contains("soft.interpreter"), "{fault}");
         }
     }
 }

@@ -1,7 +1,9 @@
 //! The seam to whatever computer the process runs.
 use crate::console::Console;
+use crate::stats;
 use std::sync::Arc;
 use viv_api::runner::{RunnerSpec, VSOCK};
+use viv_api::stats::VmStats;
 use viv_machine::{Machine, MachineIo};
 use viv_model::{Accel, End, Fault};
 
@@ -23,6 +25,8 @@ pub trait Guest: Send + Sync {
     fn wait(&self) -> End;
     /// The processor that runs it: never [`Accel::Auto`].
     fn accel(&self) -> Accel;
+    /// What it has used and done so far.
+    fn stats(&self) -> VmStats;
 }
 
 /// Builds a guest whose serial output goes to the console. Called again for each reboot; everything that
@@ -53,6 +57,9 @@ impl Guest for Machine {
     }
     fn accel(&self) -> Accel {
         Machine::accel(self)
+    }
+    fn stats(&self) -> VmStats {
+        stats::of(self)
     }
 }
 

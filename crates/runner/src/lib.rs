@@ -17,6 +17,7 @@ mod guest;
 mod life;
 mod probe;
 pub mod sandbox;
+mod stats;
 mod written;
 
 pub use console::Console;

@@ -14,9 +14,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 use viv_api::runner::{
     Ask, CONSOLE, CONSOLE_LOG, CONSOLE_LOG_MAX, CONSOLE_LOG_OLD, CONTROL, END, LOCK, Reply, RunnerSpec, SPEC,
-    Started, Status, VSOCK,
+    STATS, Started, Status, VSOCK,
 };
+use viv_api::stats::VmStats;
 use viv_api::vm::{OnReboot, Process};
+use viv_machine::PerfMap;
 use viv_model::{Accel, End, Fault, Kind, State, next};
 
 /// How long the last output may take to reach its readers.
@@ -82,6 +84,10 @@ impl Life {
     pub(crate) fn ask(&self, ask: Ask) -> Reply {
         let done = match ask {
             Ask::Status => Ok(()),
+            Ask::Stats => match self.stats() {
+                Ok(stats) => return Reply::Stats(Box::new(stats)),
+                Err(fault) => Err(fault),
+            },
             Ask::Pause => self.step(viv_model::Ask::Pause, |guest| guest.pause()),
             Ask::Resume => self.step(viv_model::Ask::Resume, |guest| guest.resume()),
             Ask::PowerButton { end } => {
@@ -113,16 +119,15 @@ impl Life {
             let message = format!("cannot {} a VM that is {}", ask.verb(), refused.from);
             Fault::new(Kind::Conflict, message, refused.fix("NAME"))
         })?;
-        let Some(guest) = inner.guest.clone() else {
-            return Err(Fault::new(
-                Kind::Conflict,
-                "the guest is just booting anew",
-                "try again in a moment",
-            ));
-        };
+        let guest = inner.guest.clone().ok_or_else(booting)?;
         act(guest.as_ref())?;
         inner.state = state;
         Ok(())
+    }
+
+    fn stats(&self) -> Result<VmStats, Fault> {
+        let guest = self.lock().guest.clone();
+        guest.map(|guest| guest.stats()).ok_or_else(booting)
     }
 
     /// Ends the guest, and the process even if the guest does not end.
@@ -179,6 +184,10 @@ impl Life {
     }
 }
 
+fn booting() -> Fault {
+    Fault::new(Kind::Conflict, "the guest is just booting anew", "try again in a moment")
+}
+
 /// Runs the VM whose directory is `dir`. The exit status says whether it could be started at all; how it
 /// ended is in its directory.
 pub fn run_with(dir: &Path, build: &Build) -> u8 {
@@ -230,12 +239,16 @@ fn prepare(dir: &Path) -> Result<Prepared, Fault> {
     let spec = fs::read(SPEC).map_err(broken("read its description"))?;
     let spec: RunnerSpec = serde_json::from_slice(&spec)
         .map_err(|error| broken("understand its description")(std::io::Error::other(error)))?;
-    for name in [END, CONTROL, CONSOLE, VSOCK] {
+    for name in [END, STATS, CONTROL, CONSOLE, VSOCK] {
         if let Err(error) = fs::remove_file(name)
             && error.kind() != std::io::ErrorKind::NotFound
         {
             return Err(broken("clear its directory")(error));
         }
+    }
+    if spec.machine.soft.perf_map {
+        // The sandbox lets it be written later, but not be made.
+        PerfMap::create().map_err(broken("make the map for perf in /tmp"))?;
     }
     let owner = match &spec.attended_by {
         Some(owner) => Some(attended(owner)?),
@@ -342,6 +355,7 @@ fn until_the_end(
         let end = guest.wait();
         let again = end == End::Reboot && spec.on_reboot == OnReboot::Restart;
         if !again || life.lock().dying || life.console.panicked() {
+            let _ = written::write_json(STATS.as_ref(), &guest.stats()); // a full disk must not hide the end
             return life.end_of(end);
         }
         if started.elapsed() < QUICK_REBOOT {

@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::path::Path;
 use viv_api::runner::RunnerSpec;
+use viv_machine::PerfMap;
 use viv_model::{Fault, Kind};
 
 /// Files outside the VM's directory that its process may read: what the machine asks the host.
@@ -118,6 +119,9 @@ fn restrict_files(spec: &RunnerSpec) -> Result<bool, Fault> {
     }
     for disk in &machine.disks {
         allow(&disk.path, if disk.read_only { read } else { write })?;
+    }
+    if machine.soft.perf_map {
+        allow(&PerfMap::path(), write)?;
     }
     let status = rules.restrict_self().map_err(|error| failed(&error))?;
     Ok(status.ruleset != RulesetStatus::NotEnforced)

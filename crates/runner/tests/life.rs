@@ -13,6 +13,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use viv_api::runner::{Ask, CONSOLE, CONSOLE_LOG, CONTROL, END, Reply, RunnerSpec, SPEC, Started, Status};
+use viv_api::stats::VmStats;
 use viv_api::vm::{OnReboot, Process};
 use viv_model::{Accel, End, Fault, Kind, MachineSpec, State};
 use viv_runner::{Console, Guest};
@@ -81,6 +82,9 @@ impl Guest for Puppet {
     }
     fn accel(&self) -> Accel {
         Accel::Soft
+    }
+    fn stats(&self) -> VmStats {
+        VmStats { uptime_ns: 42, ..VmStats::default() }
     }
 }
 
@@ -173,7 +177,7 @@ impl Stage {
     fn status(&self) -> Status {
         match self.ask(&Ask::Status) {
             Reply::Ok(status) => status,
-            Reply::Refused(fault) => panic!("{fault}"),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -242,11 +246,14 @@ fn the_control_socket_knows_the_lifecycle() {
     let state = |reply| match reply {
         Reply::Ok(Status { state, .. }) => Ok(state),
         Reply::Refused(fault) => Err(fault.kind),
+        Reply::Stats(stats) => panic!("{stats:?}"),
     };
     assert_eq!(state(stage.ask(&Ask::Resume)), Err(Kind::Conflict));
     assert_eq!(state(stage.ask(&Ask::Pause)), Ok(State::Paused));
     assert_eq!(state(stage.ask(&Ask::Pause)), Err(Kind::Conflict));
     assert_eq!(state(stage.ask(&Ask::Resume)), Ok(State::Running));
+    let Reply::Stats(stats) = stage.ask(&Ask::Stats) else { panic!("no stats") };
+    assert_eq!(stats.uptime_ns, 42);
     let mut noise = UnixStream::connect(stage.dir.join(CONTROL)).unwrap();
     noise.write_all(b"noise\n").unwrap();
     let mut answer = String::new();

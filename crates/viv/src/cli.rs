@@ -46,6 +46,10 @@ pub(crate) enum Verb {
     Logs(verbs::logs::Args),
     /// Attach to a VM's serial console
     Console(verbs::console::Args),
+    /// Show what the VMs that run use and do, as they do it
+    Top(verbs::top::Args),
+    /// Show what VMs have used and done
+    Stats(verbs::stats::Args),
     /// Show all about VMs, as JSON
     Inspect(verbs::inspect::Args),
     /// List images

@@ -4,6 +4,7 @@
 
 mod cli;
 mod ending;
+mod figures;
 mod interrupt;
 mod output;
 mod progress;

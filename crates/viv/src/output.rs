@@ -42,8 +42,13 @@ pub(crate) fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "viv: {text}");
 }
 
-/// Prints a table: columns as wide as they must be, two spaces between them.
+/// Prints a table.
 pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) {
+    print(&table_text(head, rows));
+}
+
+/// A table: columns as wide as they must be, two spaces between them.
+pub(crate) fn table_text(head: &[&str], rows: &[Vec<String>]) -> String {
     let mut text = String::new();
     let widths: Vec<usize> = head
         .iter()
@@ -60,5 +65,5 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) {
         text.push_str(cells.join("  ").trim_end());
         text.push('\n');
     }
-    print(&text);
+    text
 }

@@ -1,10 +1,13 @@
 //! The user's terminal: raw while a guest has it, and sane again whatever happens.
 use rustix::termios::{self, OptionalActions, Termios};
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
 
 /// The terminal's settings from before it became raw.
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
+/// It shows a screen of its own.
+static ON_SCREEN: AtomicBool = AtomicBool::new(false);
 static PANIC_HOOK: Once = Once::new();
 
 /// Whether a person sits at both ends.
@@ -50,8 +53,29 @@ impl Drop for Raw {
     }
 }
 
+/// The terminal is raw and shows a screen of its own, without a cursor, for as long as this lives.
+pub(crate) struct Screen(Raw);
+
+impl Screen {
+    pub(crate) fn enter() -> Screen {
+        let screen = Screen(Raw::enter());
+        ON_SCREEN.store(true, Ordering::SeqCst);
+        write_now(b"\x1b[?1049h\x1b[?25l");
+        screen
+    }
+}
+
+fn write_now(bytes: &[u8]) {
+    let mut out = std::io::stdout();
+    // A terminal that is gone needs nothing.
+    let _ = out.write_all(bytes).and_then(|()| out.flush());
+}
+
 /// Gives the terminal its settings back, if they were changed.
 pub(crate) fn restore() {
+    if ON_SCREEN.swap(false, Ordering::SeqCst) {
+        write_now(b"\x1b[?25h\x1b[?1049l");
+    }
     let before = match BEFORE.try_lock() {
         Ok(mut before) => before.take(),
         Err(std::sync::TryLockError::Poisoned(poisoned)) => poisoned.into_inner().take(),

@@ -31,6 +31,8 @@ fn help_is_as_it_was() {
         "rm",
         "logs",
         "console",
+        "top",
+        "stats",
         "inspect",
         "images",
         "image",
@@ -56,6 +58,8 @@ fn a_command_line_that_is_wrong_is_told_how() {
     home.viv(&["run", "--memory", "much"]).fails(2, &["'much'", "512M"]);
     home.viv(&["run", "--cpus", "two"]).fails(2, &["'two'", "1 to 64"]);
     home.viv(&["run", "--accel", "fast"]).fails(2, &["'fast'", "auto, kvm or soft"]);
+    home.viv(&["run", "-o", "soft.jit=on"]).fails(2, &["\"soft.jit\"", "soft.interpreter", "soft.perf-map"]);
+    home.viv(&["run", "-d", "--stats"]).fails(2, &["--stats"]);
     home.viv(&["run", "-t", "--", "ls"]).fails(2, &["cannot have a terminal", "leave out -t"]);
     home.viv(&["run", "-d", "-t"]).fails(2, &["terminal"]);
     let outcome = home.viv(&["rm", "--json"]);
@@ -183,7 +187,7 @@ fn bash_completes_verbs_options_and_names_of_now() {
             .env("VIV_HOME", home.dir.join("home"));
         kit::Outcome::of(command.output().unwrap()).ok().out.trim().replace('\n', " ")
     };
-    assert_eq!(complete(&["st"]), "start stop");
+    assert_eq!(complete(&["st"]), "start stop stats");
     assert_eq!(complete(&["stop", ""]), "");
     assert_eq!(complete(&["run", "--accel", "s"]), "soft");
     assert!(home.service().is_none(), "completion starts no service");

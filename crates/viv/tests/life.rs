@@ -295,3 +295,69 @@ fn standard_output_that_closes_ends_the_vm() {
     assert_eq!(child.wait().unwrap().code(), Some(141));
     assert_eq!(home.names(), [""; 0]);
 }
+
+#[test]
+fn stats_tell_interpreter_and_translator_apart_while_it_runs_and_afterwards() {
+    let home = Home::new("stats");
+    let kernel = home.kernel();
+    let vms = [
+        ("plain", vec![]),
+        ("reference", vec!["-o", "soft.interpreter=on"]),
+        ("counts", vec!["-o", "soft.count=on", "-o", "soft.perf-map=on"]),
+    ];
+    for (name, options) in &vms {
+        let run = ["run", "-d", "--name", name, "--accel", "soft", "--kernel", &kernel];
+        home.viv(&[&run[..], options].concat()).ok();
+    }
+    let soft = |name: &str| home.viv(&["stats", "--json", name]).ok().json()[0]["soft"].clone();
+    let check = || {
+        let (plain, reference, counts) = (soft("plain"), soft("reference"), soft("counts"));
+        assert!(plain["instructions"].is_null() && plain["translator"].is_object(), "{plain}");
+        assert!(reference["translator"].is_null(), "{reference}");
+        assert_eq!(reference["instructions"], reference["interpreted"]);
+        assert!(counts["translator"]["blocks"].is_u64(), "{counts}");
+        assert!(counts["instructions"].as_u64() >= counts["interpreted"].as_u64(), "{counts}");
+    };
+    check();
+    let map = format!("/tmp/perf-{}.map", home.inspect("counts")["pid"]);
+    let named = std::fs::read_to_string(&map).unwrap();
+    assert!(named.contains(" viv_translator_stubs\n"), "{named}");
+    // It polls its serial line for ever: pausing makes it look up.
+    home.viv(&["pause", "plain", "reference", "counts"]).ok();
+    assert!(soft("reference")["instructions"].as_u64() > Some(10_000));
+    let counts = soft("counts");
+    assert!(counts["translator"]["blocks"].as_u64() > Some(1000), "{counts}");
+    let named = std::fs::read_to_string(&map).unwrap();
+    assert!(named.lines().any(|line| line.contains(" guest_") && line.ends_with(" [kernel]")), "{named}");
+    let text = home.viv(&["stats", "plain", "counts"]).ok().out;
+    assert!(text.starts_with("plain\n") && text.contains("\ncounts\n"), "{text}");
+    assert!(text.contains("not counted") && text.contains("hit rates"), "{text}");
+    let table = home.viv(&["top"]).ok().out;
+    assert_eq!(table.lines().count(), 4, "{table}");
+    assert!(table.starts_with("NAME") && table.contains("reference  paused   soft"), "{table}");
+    let rows = home.viv(&["top", "--json"]).ok().json();
+    assert_eq!(rows.as_array().map(Vec::len), Some(3));
+    home.viv(&["kill", "plain", "reference", "counts"]).ok();
+    check();
+    assert_eq!(home.viv(&["top"]).ok().out.lines().count(), 1);
+    // Its options are part of it.
+    home.viv(&["start", "reference"]).ok();
+    assert!(soft("reference")["translator"].is_null());
+    std::fs::remove_file(&map).unwrap();
+}
+
+#[test]
+fn stats_at_the_end_go_to_standard_error() {
+    let home = Home::new("stats-end");
+    let kernel = home.kernel();
+    let run = ["run", "--rm", "--stats", "--name", "web", "--accel", "soft", "--kernel", &kernel];
+    let outcome = home.feed(&run, "q").ok();
+    assert_eq!(outcome.out, "ready\nq");
+    assert!(outcome.err.starts_with("web\n  processor") && outcome.err.contains("\n  exits "), "{outcome:?}");
+    let quiet = home.feed(&[&run[..], &["--json"]].concat(), "q").ok();
+    let stats: serde_json::Value = serde_json::from_str(&quiet.err).unwrap();
+    assert_eq!(stats["accel"], "soft");
+    home.viv(&["stats", "web"]).fails(3, &["no VM is called"]);
+    let outcome = home.viv(&["run", "--accel", "kvm", "-o", "soft.count=on", "--kernel", &kernel]);
+    outcome.fails(2, &["mean nothing to KVM", "--accel soft"]);
+}

@@ -138,6 +138,7 @@ pub(crate) struct Cpu {
     /// Translations changed: what the jump cache must forget.
     pub(crate) flush_jumps: super::block::JumpFlush,
     pub(crate) instructions: u64,
+    pub(crate) events: super::stats::Events,
     pub(crate) tlb: Table<Tlb>,
     /// Translated code by linear address.
     pub(crate) targets: Table<Targets>,

@@ -345,6 +345,7 @@ impl Cpu {
             Place::Device(gpa) => {
                 let mut gpa = gpa;
                 for part in parts(data.len(), gpa) {
+                    self.events.device_memory += 1;
                     let value = self.bus().mmio_read(Gpa(gpa), part as u8);
                     let offset = data.len().min((gpa - place_gpa(place)) as usize);
                     data[offset..offset + part].copy_from_slice(&value.to_le_bytes()[..part]);
@@ -364,6 +365,7 @@ impl Cpu {
                 for part in parts(data.len(), gpa) {
                     let mut bytes = [0; 8];
                     bytes[..part].copy_from_slice(&data[offset..offset + part]);
+                    self.events.device_memory += 1;
                     self.bus().mmio_write(Gpa(gpa + offset as u64), part as u8, u64::from_le_bytes(bytes));
                     offset += part;
                 }

@@ -27,9 +27,11 @@ mod mmu;
 mod msr;
 mod native;
 mod op;
+mod perf;
 mod run;
 mod slots;
 mod state;
+mod stats;
 mod system;
 mod transfer;
 mod translate;
@@ -38,7 +40,9 @@ mod walk;
 
 pub use cpu::Exception;
 pub use decode::supports;
+pub use perf::PerfMap;
 pub use run::SoftCpu;
+pub use stats::{Events, ShownStats, SoftStats, Translated};
 pub use translate::TranslatorStats;
 
 use crate::{CpuBus, CpuEvent};

@@ -5,6 +5,8 @@ use super::block::Blocks;
 use super::cpu::{Cpu, Exception, Mode, Msrs, R, RIP, Trap};
 use super::fpu::FpuState;
 use super::mmu::Tlb;
+use super::perf::PerfMap;
+use super::stats::{Events, ShownStats, Translated};
 use super::transfer::Origin;
 use super::translate::{CpuBox, Frame, Leave, Translator, TranslatorStats};
 use super::{Attention, Shared};
@@ -19,6 +21,7 @@ pub struct SoftCpu {
     pub(crate) cpu: CpuBox,
     blocks: Blocks,
     translator: Option<Translator>,
+    shown: Arc<ShownStats>,
     /// An event of the loaded state that is still to be delivered.
     pending: Option<PendingEvent>,
 }
@@ -73,6 +76,7 @@ impl SoftCpu {
             bus: None,
             flush_jumps: super::block::JumpFlush::All,
             instructions: 0,
+            events: Events::default(),
             pauses: 0,
             tlb,
             targets,
@@ -81,6 +85,7 @@ impl SoftCpu {
             cpu: CpuBox::new(make),
             blocks: Blocks::new(),
             translator: Translator::new(),
+            shown: Arc::default(),
             pending: None,
         };
         soft.reset();
@@ -354,6 +359,30 @@ impl SoftCpu {
         self.translator.as_ref().map(|translator| translator.stats)
     }
 
+    /// Where it shows its [`SoftCpu::stats`] while it runs.
+    pub fn shown_stats(&self) -> Arc<ShownStats> {
+        self.shown.clone()
+    }
+
+    /// Translated code counts its instructions and blocks from now on. That takes time, more where instructions are short.
+    pub fn count_translated(&mut self) {
+        if let Some(translator) = &mut self.translator {
+            translator.count(&mut self.cpu);
+        }
+    }
+
+    /// What translated code has counted; `None`: it does not count.
+    pub(super) fn counted(&self) -> Option<Translated> {
+        self.translator.as_ref().filter(|translator| translator.counts()).map(|_| self.cpu.native.counted)
+    }
+
+    /// Names what is translated from now on in `map`.
+    pub fn map_translated(&mut self, map: Arc<PerfMap>) {
+        if let Some(translator) = &mut self.translator {
+            translator.map_to(map);
+        }
+    }
+
     /// What a block or a step left behind: faults, code writes, halts.
     #[inline(always)]
     fn after(&mut self, faulted: bool) -> Option<Exit> {
@@ -464,6 +493,7 @@ impl SoftCpu {
     #[inline(never)]
     fn attend(&mut self, slot: &Attention) -> Option<Exit> {
         let bits = slot.take();
+        self.shown.try_set(self.stats());
         self.cpu.answer_flush();
         // An interrupt shadow holds NMIs back as well (APM vol. 2 §15.21.5); they are looked at again behind it.
         if self.cpu.shadow {
@@ -544,6 +574,7 @@ impl SoftCpu {
     }
 
     fn raise_interrupt(&mut self, vector: u8) -> bool {
+        self.cpu.events.interrupts += 1;
         self.raise_as(Exception { vector, error: None, address: 0 }, Class::Benign)
     }
 
@@ -552,6 +583,7 @@ impl SoftCpu {
     /// A benign fault of the delivery itself (#AC for a misaligned stack of CPL 3) meets itself again and again. Real
     /// processors hang in that; here the guest goes back to the instruction, where a kick or an interrupt finds it.
     fn raise(&mut self, exception: Exception) -> bool {
+        self.cpu.events.exceptions += 1;
         self.raise_as(exception, class(exception.vector))
     }
 
@@ -636,6 +668,8 @@ impl Vcpu for SoftCpu {
         self.enter(bus);
         let exit = self.execute::<false>(0);
         self.leave();
+        self.cpu.events.halts += u64::from(exit == Exit::Halted);
+        self.shown.set(self.stats());
         exit
     }
 

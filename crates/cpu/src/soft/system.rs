@@ -57,6 +57,7 @@ impl Cpu {
 
     pub(crate) fn port_read(&mut self, port: u16, bytes: u64) -> u32 {
         self.check_port_breakpoints(port, bytes);
+        self.events.ports += 1;
         let value = self.bus().port_read(port, bytes as u8);
         self.look_again();
         self.stop = true;
@@ -65,6 +66,7 @@ impl Cpu {
 
     pub(crate) fn port_write(&mut self, port: u16, bytes: u64, value: u32) {
         self.check_port_breakpoints(port, bytes);
+        self.events.ports += 1;
         self.bus().port_write(port, bytes as u8, value);
         self.look_again();
         // An interrupt that the device raised at once comes before the next instruction.

@@ -11,7 +11,7 @@ use viv_api::image::Image;
 use viv_api::socket;
 use viv_api::vm::Vm;
 use viv_host::Places;
-use viv_model::{Fault, Kind, State};
+use viv_model::{Fault, Kind, SoftSpec, State};
 
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
@@ -96,6 +96,7 @@ fn values(command: &Command, arg: &Arg, names: &dyn Fn(&str, &str) -> Vec<Candid
     let fixed = |values: &[&str]| values.iter().map(|value| (value.to_string(), String::new())).collect();
     match arg.get_id().as_str() {
         "accel" => fixed(&["auto", "kvm", "soft"]),
+        "options" => SoftSpec::OPTIONS.iter().map(|name| (format!("{name}=on"), String::new())).collect(),
         "reboot" => fixed(&["restart", "end"]),
         "image" if command.get_name() == "build" => fixed(&["default", "debian"]),
         id @ ("vm" | "vms" | "image" | "images") => names(command.get_name(), id.trim_end_matches('s')),
@@ -155,7 +156,9 @@ mod tests {
         for (line, expected) in [
             ("re", vec!["resume"]),
             ("--js", vec!["--json"]),
-            ("--json st", vec!["start", "stop"]),
+            ("--json st", vec!["start", "stop", "stats"]),
+            ("stats ", vec!["vm-of-stats"]),
+            ("run -o ", vec!["soft.interpreter=on", "soft.count=on", "soft.perf-map=on"]),
             ("run --ker", vec!["--kernel"]),
             ("run --accel ", vec!["auto", "kvm", "soft"]),
             ("run --kernel ", vec![]),

@@ -14,6 +14,8 @@ pub(crate) mod ps;
 pub(crate) mod run;
 pub(crate) mod runner;
 pub(crate) mod serve;
+pub(crate) mod stats;
+pub(crate) mod top;
 
 use crate::cli::{Cli, Verb};
 use std::sync::Arc;
@@ -57,6 +59,8 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
         Verb::Rm(args) => lifecycle::rm(&context, args),
         Verb::Logs(args) => logs::run(&context, args),
         Verb::Console(args) => console::run(&context, args),
+        Verb::Top(args) => top::run(&context, args),
+        Verb::Stats(args) => stats::run(&context, args),
         Verb::Inspect(args) => inspect::run(&context, args),
         Verb::Images(args) => images::list(&context, args),
         Verb::Image(args) => images::image(&context, args),

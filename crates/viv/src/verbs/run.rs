@@ -5,6 +5,7 @@
 use super::Context;
 use super::build;
 use super::exec::{Command, command_of};
+use super::stats;
 use crate::interrupt::{Interrupt, Stage, end_vm};
 use crate::progress::Waiting;
 use crate::session::{self, Outcome};
@@ -31,7 +32,11 @@ const READER_GONE: u8 = 141;
                   viv run                                      a shell in the default guest\n\
                   viv run -- uname -a                          one command in it\n\
                   viv run -d --name web debian                 a Debian in the background\n\
-                  viv run --kernel F --disk F --append \"…\"     anything that boots")]
+                  viv run --kernel F --disk F --append \"…\"     anything that boots\n\n\
+                  Options of the software CPU, for -o; each is on or off, and off if not given:\n\
+                  soft.interpreter   execute all with the interpreter, our reference, and translate nothing\n\
+                  soft.count         count the instructions and blocks that translated code executes: slower\n\
+                  soft.perf-map      name translated code for perf, in /tmp/perf-PID.map (PID: viv inspect)")]
 pub(crate) struct Args {
     /// Its name; one is made up if there is none
     #[arg(long)]
@@ -47,9 +52,9 @@ pub(crate) struct Args {
     /// Which processor: auto, kvm, or soft (our own, which needs no KVM)
     #[arg(long, default_value = "auto", value_parser = accel)]
     accel: Accel,
-    /// A finer setting: soft.interpreter=on interprets everything, slowly, as the reference
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    settings: Vec<String>,
+    /// Set an option: soft.interpreter=on; more below
+    #[arg(short, long = "option", value_name = "NAME=on|off")]
+    options: Vec<String>,
     /// Number of processors
     #[arg(long, value_name = "N", value_parser = cpus)]
     cpus: Option<u32>,
@@ -71,6 +76,9 @@ pub(crate) struct Args {
     /// What a reset by the guest does; "end" with --rm and in the foreground
     #[arg(long, value_name = "restart|end", value_parser = on_reboot)]
     reboot: Option<OnReboot>,
+    /// At its end print what it has used and done, on standard error
+    #[arg(long, conflicts_with = "detach")]
+    stats: bool,
     /// The image; the default guest if there is none and no kernel
     image: Option<String>,
     /// The command to run in the guest, after --
@@ -171,6 +179,9 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
         Some(exec) => attend_command(context, &interrupt, &vm, &exec),
         None => attend_console(context, &interrupt, &vm),
     };
+    if args.stats && status.is_ok() {
+        stats::note(context, &vm);
+    }
     if status.is_err() {
         interrupt.give_way();
         end_vm(client, &vm.id, args.rm);
@@ -271,7 +282,7 @@ fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Fault> {
     let ends = foreground || args.rm || command.is_some();
     let disks = args.disks.iter().map(|text| disk(text)).collect::<Result<_, _>>()?;
     let mut soft = SoftSpec::default();
-    args.settings.iter().try_for_each(|text| soft.set(text))?;
+    args.options.iter().try_for_each(|option| soft.set(option))?;
     let file = |path: &Option<PathBuf>| path.as_deref().map(absolute).transpose();
     Ok(VmCreate {
         name: args.name.clone(),

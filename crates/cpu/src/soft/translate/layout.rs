@@ -2,6 +2,7 @@
 
 use super::super::cpu::{Cpu, Msrs, RIP};
 use super::super::mmu::{self, Tlb};
+use super::super::stats::Translated;
 use super::asm::{Mem, at, host};
 use super::home;
 use super::targets::{Target, Targets};
@@ -34,6 +35,8 @@ pub(crate) struct Frame {
     pub(crate) translator: *mut super::Translator,
     /// A panic on its way out of a callback.
     pub(crate) panic: Option<Box<dyn Any + Send>>,
+    /// What code that counts has counted.
+    pub(crate) counted: Translated,
 }
 
 /// Groups of accesses at a time.
@@ -52,6 +55,7 @@ impl Frame {
             host_rsp: 0,
             translator: std::ptr::null_mut(),
             panic: None,
+            counted: Translated::default(),
         }
     }
 }
@@ -132,6 +136,12 @@ pub(super) fn link() -> Mem {
 }
 pub(super) fn host_mxcsr() -> Mem {
     frame(offset_of!(Frame, host_mxcsr))
+}
+pub(super) fn counted_instructions() -> Mem {
+    frame(offset_of!(Frame, counted) + offset_of!(Translated, instructions))
+}
+pub(super) fn counted_blocks() -> Mem {
+    frame(offset_of!(Frame, counted) + offset_of!(Translated, blocks))
 }
 pub(super) fn units() -> Mem {
     frame(offset_of!(Frame, units))

@@ -1,6 +1,4 @@
-//! Memory for translated code: one file mapped twice, writable here and executable there, never both (W^X).
-
-use std::os::fd::{AsRawFd, FromRawFd};
+//! Memory for translated code: the same pages mapped twice, writable here and executable there, never both (W^X).
 
 /// The code memory of one vCPU: filled from front to back, emptied as a whole.
 pub(super) struct CodeMemory {
@@ -12,29 +10,32 @@ pub(super) struct CodeMemory {
 
 impl CodeMemory {
     /// `len` bytes, of which the host gives pages as they are used. `None` where the host maps no executable memory.
+    ///
+    /// Anonymous memory, so that `perf` asks its map for names (Linux tools/perf/util/map.c, `is_anon_memory`): the second
+    /// view of it is what mremap(2) makes of an old size of 0.
     pub(super) fn new(len: usize) -> Option<CodeMemory> {
-        // SAFETY: the name is a C string; the result is checked.
-        let fd = unsafe { libc::memfd_create(c"viv-code".as_ptr(), libc::MFD_CLOEXEC) };
-        if fd < 0 {
+        let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+        // SAFETY: a new mapping of our own; the result is checked.
+        let writable = unsafe { libc::mmap(std::ptr::null_mut(), len, access, flags, -1, 0) };
+        if writable == libc::MAP_FAILED {
             return None;
         }
-        // SAFETY: just opened, owned by nobody else.
-        let file = unsafe { std::fs::File::from_raw_fd(fd) };
-        file.set_len(len as u64).ok()?;
-        let map = |access| {
-            // SAFETY: a new shared mapping of our own file; the result is checked.
-            let at = unsafe {
-                libc::mmap(std::ptr::null_mut(), len, access, libc::MAP_SHARED, file.as_raw_fd(), 0)
-            };
-            (at != libc::MAP_FAILED).then_some(at.cast::<u8>())
-        };
-        let writable = map(libc::PROT_READ | libc::PROT_WRITE)?;
-        let Some(executable) = map(libc::PROT_READ | libc::PROT_EXEC) else {
-            // SAFETY: the mapping made above, which nobody uses.
-            unsafe { libc::munmap(writable.cast(), len) };
+        // SAFETY: of the shared mapping just made a second one, at a place that is free; the result is checked.
+        let second = unsafe { libc::mremap(writable, 0, len, libc::MREMAP_MAYMOVE) };
+        // SAFETY: the second mapping, through which nobody has written.
+        let executable = second != libc::MAP_FAILED
+            && unsafe { libc::mprotect(second, len, libc::PROT_READ | libc::PROT_EXEC) } == 0;
+        if !executable {
+            // SAFETY: the mappings made above, which nobody uses.
+            unsafe {
+                libc::munmap(writable, len);
+                if second != libc::MAP_FAILED {
+                    libc::munmap(second, len);
+                }
+            }
             return None;
-        };
-        Some(CodeMemory { writable, executable, len, used: 0 })
+        }
+        Some(CodeMemory { writable: writable.cast(), executable: second.cast::<u8>(), len, used: 0 })
     }
 
     /// Where the next code will be executed.
@@ -70,6 +71,11 @@ impl CodeMemory {
         self.used = self.used.min(keep);
     }
 
+    /// Where its first byte is executed.
+    pub(super) fn start(&self) -> u64 {
+        self.executable as u64
+    }
+
     pub(super) fn used(&self) -> usize {
         self.used
     }
@@ -86,5 +92,28 @@ impl Drop for CodeMemory {
             libc::munmap(self.writable.cast(), self.len);
             libc::munmap(self.executable.cast_mut().cast(), self.len);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the kernel says of the mapping at `start`.
+    fn mapping(start: u64) -> String {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let mut lines = maps.lines();
+        lines.find(|line| line.starts_with(&format!("{start:x}-"))).unwrap().to_string()
+    }
+
+    #[test]
+    fn no_view_is_writable_and_executable_and_perf_takes_them_for_anonymous() {
+        let mut memory = CodeMemory::new(1 << 20).unwrap();
+        let (write, execute) = (mapping(memory.writable as u64), mapping(memory.executable as u64));
+        assert!(write.contains(" rw-s ") && execute.contains(" r-xs "), "{write}\n{execute}");
+        assert!(write.contains("/dev/zero") && execute.contains("/dev/zero"), "{write}\n{execute}");
+        assert!(memory.append(&[0xc3, 0x90]));
+        // SAFETY: inside the mapping.
+        assert_eq!(unsafe { memory.executable.cast::<[u8; 2]>().read() }, [0xc3, 0x90]);
     }
 }

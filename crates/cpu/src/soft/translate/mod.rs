@@ -37,13 +37,15 @@ use super::block::{Block, Blocks, KeyHasher};
 use super::cpu::{Cpu, Mode};
 use super::decode::Decoded;
 use super::fpu::FpOp;
-use super::mmu::Place;
+use super::mmu::{Place, Tlb};
 use super::op::Op;
+use super::perf::{PerfMap, guest_name};
 use asm::Asm;
 use lower::Lower;
 use memory::CodeMemory;
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use stubs::{Straddling, Stubs};
 use viv_arch::x86::{Activity, cr0, cr4, rflags};
@@ -213,6 +215,10 @@ pub(crate) struct Translator {
     /// Whether the tables in `Cpu::targets` are for contexts with the units.
     units: bool,
     hot: u32,
+    /// Code counts what it executes.
+    counting: bool,
+    /// Where code is named.
+    map: Option<Arc<PerfMap>>,
     /// Most instructions of a region.
     longest: usize,
     /// Grows whenever all code is dropped.
@@ -258,6 +264,8 @@ impl Translator {
             scratch: Vec::new(),
             units: false,
             hot: HOT,
+            counting: false,
+            map: None,
             longest: region::INSTRUCTIONS_MAX,
             generation: 1,
             stats: TranslatorStats::default(),
@@ -267,6 +275,22 @@ impl Translator {
     /// Translates blocks after so many runs: 0 in tests.
     pub(crate) fn set_hot(&mut self, runs: u32) {
         self.hot = runs;
+    }
+
+    /// Code counts what it executes; what does not is dropped.
+    pub(crate) fn count(&mut self, cpu: &mut Cpu) {
+        self.evict(cpu);
+        self.counting = true;
+    }
+
+    pub(crate) fn counts(&self) -> bool {
+        self.counting
+    }
+
+    /// Names code in `map`.
+    pub(crate) fn map_to(&mut self, map: Arc<PerfMap>) {
+        map.name(self.memory.start(), self.stubs.len, "viv_translator_stubs");
+        self.map = Some(map);
     }
 
     /// Translates each block at once, and so many instructions together.
@@ -348,6 +372,10 @@ impl Translator {
         let (asm, ways) = lower::way_in(asm, &self.stubs, guard, entry.linked);
         let done = self.memory.append(&asm.bytes);
         self.scratch = asm.bytes;
+        if let Some(map) = &self.map {
+            let name = guest_name(linear, context.mmu != Tlb::USER as u8);
+            map.name(ways.guarded, self.scratch.len(), &name);
+        }
         let entry = Entry { guarded: ways.guarded, linked: ways.linked, version };
         done.then(|| {
             self.entries.insert(key, entry);
@@ -394,6 +422,10 @@ impl Translator {
         // SAFETY: `code` is an entry of a live region of this vCPU, and `cpu` stands in its `CpuBox` with the stack below it.
         let leave = Leave::from_code(unsafe { (self.stubs.enter)(cpu, code) });
         self.stats.leaves[leave as usize] += 1;
+        if self.counting && leave == Leave::Interpret {
+            // Counted, and yet to be executed by the interpreter, which counts it again.
+            cpu.native.counted.take_back();
+        }
         if let Some(panic) = cpu.native.panic.take() {
             std::panic::resume_unwind(panic);
         }
@@ -441,11 +473,14 @@ impl Translator {
             |offset: u16| known(offset).filter(|entry| entry.guarded != 0).map(|entry| entry.linked);
         let lower =
             Lower::new(asm, &mut self.encoder, &self.stubs, &mut self.ops, context, lookups, &outside);
-        let (asm, ways, middles) = lower.region(&region, cell);
+        let (asm, ways, middles) = lower.counting(self.counting).region(&region, cell);
         let done = self.memory.append(&asm.bytes);
         self.scratch = asm.bytes;
         if !done {
             return None;
+        }
+        if let Some(map) = &self.map {
+            map.name(ways.guarded, self.scratch.len(), &guest_name(rip, context.mmu != Tlb::USER as u8));
         }
         if lookups == Lookups::Grouped {
             for (offset, linked) in middles {

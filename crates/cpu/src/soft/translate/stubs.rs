@@ -373,6 +373,8 @@ extern "C" fn interpret(cpu: *mut Cpu, op: *const Op, rip: u32) -> u64 {
     let start = cpu.native.page.wrapping_add(u64::from(rip));
     cpu.regs[RIP] = start;
     let context = cpu.context();
+    // The interpreter counts it. Nobody asks where translated code does not count.
+    cpu.native.counted.take_back();
     match catch_unwind(AssertUnwindSafe(|| cpu.execute(std::slice::from_ref(op)))) {
         Ok(Err(_)) => Leave::Fault as u64,
         Ok(Ok(())) => {

@@ -5,6 +5,7 @@
 //! call of the interpreter's function.
 
 mod branch;
+mod count;
 mod effect;
 mod group;
 mod integer;
@@ -123,6 +124,10 @@ pub(super) struct Lower<'a> {
     effects: Vec<Effect>,
     place: usize,
     infos: iced_x86::InstructionInfoFactory,
+    /// The code counts what it executes (see [`count`]).
+    counting: bool,
+    /// Instructions that are emitted and not yet counted.
+    uncounted: i32,
 }
 
 impl<'a> Lower<'a> {
@@ -150,6 +155,8 @@ impl<'a> Lower<'a> {
             effects: Vec::new(),
             place: 0,
             infos: iced_x86::InstructionInfoFactory::new(),
+            counting: false,
+            uncounted: 0,
         }
     }
 
@@ -160,6 +167,7 @@ impl<'a> Lower<'a> {
             region.blocks.iter().map(|block| (block.start, self.asm.label(), block.joins)).collect();
         let guarded = self.guard(Guard { offset: region.start, cell, version: region.version });
         let linked = self.asm.here();
+        self.count_single();
         let first = region.blocks.first().filter(|first| first.start == region.start);
         // A loop looks up by itself.
         if first.is_none_or(|first| !first.loops) {
@@ -225,8 +233,10 @@ impl<'a> Lower<'a> {
             let effect = effect::of(x, &mut self.infos);
             self.effects.push(effect);
         }
+        self.count_block();
         for (place, x) in block.code.iter().enumerate() {
             self.place = place;
+            self.count(x);
             let shadowed = place + 1 < block.code.len();
             if x.mnemonic() == Mnemonic::Sti && self.supervisor() && shadowed {
                 self.sti();
@@ -238,6 +248,7 @@ impl<'a> Lower<'a> {
             let effect = self.effects[place];
             self.known.groups.follow(&effect);
         }
+        self.settle(i32::from(block.across.is_some()));
         if let Some(across) = &block.across {
             return self.straddle(across);
         }

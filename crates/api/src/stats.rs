@@ -1,0 +1,150 @@
+//! What a VM has used and done since its guest last booted.
+use serde::{Deserialize, Serialize};
+use viv_model::Accel;
+
+/// Counts and times of one VM. After its end: those of its end.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmStats {
+    /// The processor that runs it: never `auto`.
+    pub accel: Accel,
+    /// Guest time since its boot, nanoseconds; pauses do not count.
+    pub uptime_ns: u64,
+    /// Processor time of the host that the VM's process has used, nanoseconds, user and system.
+    pub cpu_ns: u64,
+    /// The host's memory that the process has in use, bytes.
+    pub memory_bytes: u64,
+    /// For each vCPU the processor time that it has used, nanoseconds.
+    pub vcpu_ns: Vec<u64>,
+    /// The software CPU's counts, of all vCPUs together.
+    pub soft: Option<SoftStats>,
+}
+
+/// Counts of the software CPU. They are as of when each vCPU last looked up from the guest's code: at its last interrupt, halt
+/// or stop.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SoftStats {
+    /// Guest instructions retired, by interpreter and translated code; `None`: translated code does not count (`soft.count`).
+    pub instructions: Option<u64>,
+    /// Guest instructions that the interpreter executed.
+    pub interpreted: u64,
+    /// Guest instructions that the interpreter decoded.
+    pub decoded: u64,
+    /// Interrupts delivered to the guest.
+    pub interrupts: u64,
+    /// Exceptions delivered to the guest.
+    pub exceptions: u64,
+    /// Accesses to I/O ports.
+    pub ports: u64,
+    /// Accesses to memory of devices.
+    pub device_memory: u64,
+    /// Waits for an interrupt.
+    pub halts: u64,
+    /// `None`: the interpreter does all (`soft.interpreter`).
+    pub translator: Option<TranslatorStats>,
+}
+
+/// Counts of the translator.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TranslatorStats {
+    /// Regions (blocks of one page with their jumps to each other) translated.
+    pub regions: u64,
+    /// Guest instructions translated.
+    pub instructions: u64,
+    /// Bytes of host code made.
+    pub code_bytes: u64,
+    /// Nanoseconds spent translating.
+    pub translating_ns: u64,
+    /// Times that a vCPU dropped all its code because its code memory was full.
+    pub evictions: u64,
+    /// Jumps linked to their target.
+    pub links: u64,
+    /// Searches for a jump's target that the cache of targets did not have.
+    pub seeks: u64,
+    /// Times that translated code was entered.
+    pub entries: u64,
+    /// Blocks that translated code executed; `None`: it does not count.
+    pub blocks: Option<u64>,
+    /// Why translated code was left.
+    pub exits: Exits,
+}
+
+/// Times that translated code was left, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exits {
+    /// No translation was known, or somebody wanted attention.
+    pub dispatch: u64,
+    /// An instruction was the interpreter's.
+    pub interpret: u64,
+    /// A jump was to be linked.
+    pub link: u64,
+    /// An instruction faulted.
+    pub fault: u64,
+    /// An instruction asked to stop after it.
+    pub stop: u64,
+    /// The page of the code had changed.
+    pub stale: u64,
+    /// A group of accesses lay across a page border.
+    pub single: u64,
+}
+
+impl Exits {
+    /// Every reason with its name.
+    pub fn by_reason(&self) -> [(&'static str, u64); 7] {
+        [
+            ("dispatch", self.dispatch),
+            ("interpret", self.interpret),
+            ("link", self.link),
+            ("fault", self.fault),
+            ("stop", self.stop),
+            ("stale", self.stale),
+            ("single", self.single),
+        ]
+    }
+
+    /// For whatever reason.
+    pub fn all(&self) -> u64 {
+        self.by_reason().iter().map(|(_, count)| count).sum()
+    }
+}
+
+impl TranslatorStats {
+    /// The share of executed blocks that translated code came to by itself, without the dispatcher.
+    pub fn chain_hits(&self) -> Option<f64> {
+        self.blocks.and_then(|blocks| rest(self.entries, blocks))
+    }
+
+    /// The share of executed blocks for which no target had to be searched: linked, or in the cache of targets.
+    pub fn cache_hits(&self) -> Option<f64> {
+        self.blocks.and_then(|blocks| rest(self.seeks, blocks))
+    }
+
+    /// Nanoseconds for each guest instruction translated.
+    pub fn cost_ns(&self) -> Option<f64> {
+        (self.instructions != 0).then(|| self.translating_ns as f64 / self.instructions as f64)
+    }
+}
+
+fn rest(misses: u64, all: u64) -> Option<f64> {
+    (all != 0).then(|| 1.0 - misses.min(all) as f64 / all as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_shares_and_nothing_of_nothing() {
+        let of = |entries, blocks| TranslatorStats { entries, blocks, ..TranslatorStats::default() };
+        assert_eq!(of(1, Some(4)).chain_hits(), Some(0.75));
+        assert_eq!(of(9, Some(4)).chain_hits(), Some(0.0));
+        assert_eq!(of(0, Some(0)).chain_hits(), None);
+        assert_eq!(of(1, None).chain_hits(), None);
+        assert_eq!(of(1, None).cost_ns(), None);
+    }
+
+    #[test]
+    fn the_reasons_add_up() {
+        let exits = Exits { dispatch: 1, interpret: 2, link: 3, fault: 4, stop: 5, stale: 6, single: 7 };
+        assert_eq!(exits.all(), 28);
+    }
+}

@@ -1,0 +1,101 @@
+//! What the VM has used and done, from the machine's and the process's own counts.
+use std::fs;
+use std::time::Duration;
+use viv_api::stats::{Exits, SoftStats, TranslatorStats, VmStats};
+use viv_machine::{Machine, SoftCounts};
+
+pub(crate) fn of(machine: &Machine) -> VmStats {
+    let stats = machine.stats();
+    VmStats {
+        accel: machine.accel(),
+        uptime_ns: stats.uptime_ns,
+        cpu_ns: cpu_ns(),
+        memory_bytes: memory_bytes(),
+        vcpu_ns: stats.vcpu_time.iter().map(|time: &Duration| time.as_nanos() as u64).collect(),
+        soft: (!stats.soft.is_empty()).then(|| sum(&stats.soft)),
+    }
+}
+
+/// Processor time that this process has used.
+fn cpu_ns() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    (time.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(time.tv_nsec as u64)
+}
+
+/// Memory that this process has in use (proc(5), `statm` field 2).
+fn memory_bytes() -> u64 {
+    let text = fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: u64 = text.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or_default();
+    pages.saturating_mul(rustix::param::page_size() as u64)
+}
+
+/// All vCPUs together.
+fn sum(vcpus: &[SoftCounts]) -> SoftStats {
+    let mut all = SoftStats::default();
+    let mut counted = 0;
+    let mut counts = true;
+    for vcpu in vcpus {
+        all.interpreted += vcpu.interpreted;
+        all.decoded += vcpu.decoded;
+        all.interrupts += vcpu.events.interrupts;
+        all.exceptions += vcpu.events.exceptions;
+        all.ports += vcpu.events.ports;
+        all.device_memory += vcpu.events.device_memory;
+        all.halts += vcpu.events.halts;
+        let Some(translator) = &vcpu.translator else { continue };
+        let sum = all.translator.get_or_insert_with(TranslatorStats::default);
+        sum.regions += translator.regions;
+        sum.instructions += translator.instructions;
+        sum.code_bytes += translator.bytes;
+        sum.translating_ns += translator.nanoseconds;
+        sum.evictions += translator.evictions;
+        sum.links += translator.links;
+        sum.seeks += translator.seeks;
+        sum.entries += translator.entries;
+        let [dispatch, interpret, link, fault, stop, stale, single] = translator.leaves;
+        let exits = &mut sum.exits;
+        *exits = Exits {
+            dispatch: exits.dispatch + dispatch,
+            interpret: exits.interpret + interpret,
+            link: exits.link + link,
+            fault: exits.fault + fault,
+            stop: exits.stop + stop,
+            stale: exits.stale + stale,
+            single: exits.single + single,
+        };
+        match vcpu.translated {
+            Some(translated) => {
+                counted += translated.instructions;
+                *sum.blocks.get_or_insert_default() += translated.blocks;
+            }
+            None => counts = false,
+        }
+    }
+    all.instructions = counts.then_some(all.interpreted + counted);
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vcpus_add_up_and_one_that_does_not_count_leaves_the_sum_unknown() {
+        let alone = SoftCounts { interpreted: 5, ..SoftCounts::default() };
+        assert_eq!(sum(&[alone, alone]).instructions, Some(10), "the interpreter counts");
+        let translates = SoftCounts { translator: Some(Default::default()), ..alone };
+        assert_eq!(sum(&[alone, translates]).instructions, None);
+        let mut counts = translates;
+        counts.translated = Some(Default::default());
+        if let Some(translated) = &mut counts.translated {
+            (translated.instructions, translated.blocks) = (100, 7);
+        }
+        let all = sum(&[counts, counts]);
+        assert_eq!((all.instructions, all.translator.unwrap().blocks), (Some(210), Some(14)));
+    }
+
+    #[test]
+    fn the_process_has_used_something() {
+        assert!(cpu_ns() > 0 && memory_bytes() > 1 << 16);
+    }
+}
