@@ -17,6 +17,35 @@ fn a_command_runs_on_one_two_and_four_processors() {
     }
 }
 
+/// The reference boots what the translator boots, and both tell what they did.
+#[test]
+fn interpreter_and_translator_tell_what_they_did() {
+    let stats = |options: &[&'static str]| {
+        let words = [&soft(&["--stats"])[..], options, &["--", "true"]].concat();
+        run(&words, "").ok().err
+    };
+    let number = |text: &str, of: &str| -> f64 {
+        let line = text.lines().find(|line| line.trim_start().starts_with(of));
+        let word =
+            line.and_then(|line| line.split_whitespace().nth(1)).unwrap_or_else(|| panic!("{of}: {text}"));
+        word.parse().unwrap_or_else(|_| panic!("{of}: {text}"))
+    };
+    let reference = stats(&["-o", "soft.interpreter=on"]);
+    assert!(reference.contains("nothing (soft.interpreter=on)"), "{reference}");
+    let translated = stats(&[]);
+    assert!(translated.contains("retired           not counted"), "{translated}");
+    assert!(number(&translated, "interpreted") * 10.0 < number(&reference, "interpreted"), "{translated}");
+    assert!(
+        number(&translated, "translated") > 10_000.0 && translated.contains("\n  exits "),
+        "{translated}"
+    );
+    let counted = stats(&["-o", "soft.count=on"]);
+    // The same boot but for timers and chance.
+    let share = number(&counted, "retired") / number(&reference, "retired");
+    assert!((0.5..2.0).contains(&share), "{counted}{reference}");
+    assert!(counted.contains("chain 9"), "{counted}");
+}
+
 #[test]
 fn standard_input_reaches_the_command_byte_for_byte() {
     let input: String = (0..20_000).map(|n| format!("line {n}\n")).collect();

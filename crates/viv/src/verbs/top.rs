@@ -24,13 +24,15 @@ const CTRL_C: u8 = 3;
 #[derive(clap::Args, Debug)]
 #[command(
     after_help = "On a terminal it goes on until q or Ctrl-C; else it prints one table, of one second.\n\n\
-                  INSTR/S, CHAIN and CACHE are counted only with -o soft.count=on (see viv run). TRANSLATED counts\n\
-                  guest instructions; EXITS/S says how often translated code was left; by reason: viv stats VM."
+                  REGIONS are pieces of guest code that were translated, EXITS/S says how often translated code was\n\
+                  left (by reason: viv stats VM). Only with -o soft.count=on (see viv run) are counted: INSTR/S, the\n\
+                  instructions retired; CHAIN and CACHE, the blocks that translated code came to by itself, and\n\
+                  without a search."
 )]
 pub(crate) struct Args {}
 
 const HEAD: [&str; 10] =
-    ["NAME", "STATE", "ACCEL", "CPU", "MEMORY", "INSTR/S", "TRANSLATED", "CHAIN", "CACHE", "EXITS/S"];
+    ["NAME", "STATE", "ACCEL", "CPU", "MEMORY", "INSTR/S", "REGIONS", "CHAIN", "CACHE", "EXITS/S"];
 
 /// A VM as it was at a moment.
 struct Sample {
@@ -112,16 +114,21 @@ fn table(rows: &[Row]) -> String {
             row.name.clone(),
             row.state.to_string(),
             row.stats.accel.to_string(),
-            format!("{:.1} %", row.cpu_percent),
-            bytes(row.stats.memory_bytes),
+            format!("{:.1}%", row.cpu_percent),
+            tight(bytes(row.stats.memory_bytes)),
             rate(row.instructions_per_s),
-            translator.map_or("-".to_string(), |translator| count(translator.instructions)),
-            percent(translator.and_then(|translator| translator.chain_hits())),
-            percent(translator.and_then(|translator| translator.cache_hits())),
+            translator.map_or("-".to_string(), |translator| count(translator.regions)),
+            tight(percent(translator.and_then(|translator| translator.chain_hits()))),
+            tight(percent(translator.and_then(|translator| translator.cache_hits()))),
             rate(row.exits_per_s),
         ]
     };
     output::table_text(&HEAD, &rows.iter().map(cells).collect::<Vec<_>>())
+}
+
+/// A figure for a narrow column: `129.3M`, `99.8%`.
+fn tight(figure: String) -> String {
+    figure.replace(' ', "").replace("iB", "")
 }
 
 /// The table again and again, on a screen of its own, until a key or a signal says that it is enough.
@@ -205,6 +212,7 @@ mod tests {
         assert_eq!((seen.cpu_percent, seen.instructions_per_s), (0.0, None));
         let text = table(&[seen]);
         assert!(text.starts_with("NAME  STATE") && text.contains("web   running"), "{text}");
+        assert_eq!([tight(bytes(129 << 20)), tight(percent(Some(0.998)))], ["129.0M", "99.8%"]);
     }
 
     #[test]

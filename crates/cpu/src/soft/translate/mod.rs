@@ -279,7 +279,9 @@ impl Translator {
 
     /// Code counts what it executes; what does not is dropped.
     pub(crate) fn count(&mut self, cpu: &mut Cpu) {
-        self.evict(cpu);
+        if !self.entries.is_empty() {
+            self.evict(cpu);
+        }
         self.counting = true;
     }
 
