@@ -27,7 +27,13 @@ pub(super) struct Target {
 }
 const _: () = assert!(size_of::<Target>() == 16);
 
-const EMPTY: Target = Target { linear: NOWHERE, code: 0 };
+/// What a free slot holds: an address that is looked up elsewhere, so that a jump even to a non-canonical address never
+/// finds a free slot.
+const fn empty(at: usize) -> Target {
+    let linear = if at == slot(NOWHERE) >> 4 { NOWHERE + 1 } else { NOWHERE };
+    Target { linear, code: 0 }
+}
+const _: () = assert!(slot(NOWHERE) != slot(NOWHERE + 1));
 
 /// Translated code by linear address, for each of the three privileges that have a software TLB of their own.
 #[repr(C)]
@@ -36,7 +42,7 @@ pub(crate) struct Targets {
     used: UsedSlots<ENTRIES>,
 }
 
-fn slot(linear: u64) -> usize {
+const fn slot(linear: u64) -> usize {
     ((linear as u32).wrapping_mul(HASH) >> HASH_SHIFT) as usize & HASH_MASK as usize
 }
 
@@ -49,7 +55,11 @@ impl Targets {
         // SAFETY: the caller's promise; a zeroed vector is none, so it is written first, and zeroes are values of the rest.
         unsafe {
             UsedSlots::place(&raw mut (*place.as_ptr()).used);
-            (*place.as_ptr()).tables.as_flattened_mut().fill(EMPTY);
+            for table in &mut (*place.as_ptr()).tables {
+                for (at, target) in table.iter_mut().enumerate() {
+                    *target = empty(at);
+                }
+            }
         }
         place
     }
@@ -73,14 +83,15 @@ impl Targets {
     /// Forgets the code for an address.
     pub(crate) fn remove(&mut self, mmu: usize, linear: u64) {
         if let Some(table) = self.tables.get_mut(mmu) {
-            table[slot(linear) >> 4] = EMPTY;
+            let at = slot(linear) >> 4;
+            table[at] = empty(at);
         }
     }
 
     pub(crate) fn flush(&mut self) {
         for global in [false, true] {
             while let Some((table, slot)) = self.used.pop(global) {
-                self.tables[table][slot] = EMPTY;
+                self.tables[table][slot] = empty(slot);
             }
         }
     }
@@ -91,17 +102,32 @@ impl Targets {
             JumpFlush::Nothing => {}
             JumpFlush::Local => {
                 while let Some((table, slot)) = self.used.pop(false) {
-                    self.tables[table][slot] = EMPTY;
+                    self.tables[table][slot] = empty(slot);
                 }
             }
             JumpFlush::Page(linear) => {
-                for target in self.tables.iter_mut().flatten() {
-                    if (target.linear ^ linear) & !(PAGE_SIZE - 1) == 0 {
-                        *target = EMPTY;
+                for table in &mut self.tables {
+                    for (at, target) in table.iter_mut().enumerate() {
+                        if (target.linear ^ linear) & !(PAGE_SIZE - 1) == 0 {
+                            *target = empty(at);
+                        }
                     }
                 }
             }
             JumpFlush::All => self.flush(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A jump finds a slot by its target: no target may find what a free slot holds.
+    #[test]
+    fn no_address_finds_a_free_slot() {
+        for at in 0..ENTRIES {
+            assert_ne!(slot(empty(at).linear) >> 4, at);
         }
     }
 }
