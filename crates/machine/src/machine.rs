@@ -385,11 +385,11 @@ struct SoftMaker {
 
 impl SoftMaker {
     fn new(memory: &GuestMemory, spec: &MachineSpec) -> Result<SoftMaker, Fault> {
-        let map = spec.soft.perf_map.then(PerfMap::create).transpose().map_err(|error| {
+        let map = spec.soft.perf_map.then(PerfMap::open).transpose().map_err(|error| {
             Fault::new(
                 Kind::Error,
-                format!("cannot make {} for perf: {error}", PerfMap::path().display()),
-                "see that /tmp has space and no file of that name, or leave out soft.perf-map",
+                format!("cannot open {} for perf: {error}", PerfMap::path().display()),
+                "start the VM anew, or leave out soft.perf-map",
             )
         })?;
         let shared = soft::Shared::new(memory, spec.cpus);

@@ -79,7 +79,8 @@ impl SoftSpec {
     /// Sets an option: `soft.interpreter=on`.
     pub fn set(&mut self, text: &str) -> Result<(), Fault> {
         let wrong = |message| {
-            let fix = format!("use one of {} with =on or =off", SoftSpec::OPTIONS.join(", "));
+            let fix =
+                format!("write -o soft.interpreter=on, or off; there are {}", SoftSpec::OPTIONS.join(", "));
             Fault::new(Kind::Usage, message, fix)
         };
         let (name, value) = text.split_once('=').unwrap_or((text, ""));

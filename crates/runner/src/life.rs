@@ -248,7 +248,7 @@ fn prepare(dir: &Path) -> Result<Prepared, Fault> {
     }
     if spec.machine.soft.perf_map {
         // The sandbox lets it be written later, but not be made.
-        PerfMap::create().map_err(broken("make the map for perf in /tmp"))?;
+        PerfMap::reserve().map_err(broken("make the map for perf in /tmp"))?;
     }
     let owner = match &spec.attended_by {
         Some(owner) => Some(attended(owner)?),

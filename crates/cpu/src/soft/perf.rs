@@ -15,10 +15,20 @@ impl PerfMap {
         format!("/tmp/perf-{}.map", std::process::id()).into()
     }
 
-    /// An empty map; one from before is emptied. Everybody may write to its directory: it is never another's link.
-    pub fn create() -> io::Result<PerfMap> {
+    /// Makes the file. Everybody may write to its directory: what already has its name, from a process long gone or from
+    /// somebody who hopes that we write there, goes first, and if it does not go, that is an error.
+    pub fn reserve() -> io::Result<()> {
+        match std::fs::remove_file(PerfMap::path()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(PerfMap::path()).map(drop)
+    }
+
+    /// An empty map in the file that [`PerfMap::reserve`] made; one from before is emptied.
+    pub fn open() -> io::Result<PerfMap> {
         let mut options = OpenOptions::new();
-        options.create(true).append(true).mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC);
+        options.append(true).custom_flags(libc::O_NOFOLLOW);
         let file = options.open(PerfMap::path())?;
         file.set_len(0)?;
         Ok(PerfMap(file))
