@@ -53,7 +53,7 @@ pub const V2: &[Feature] = &[
     may("PCID", 1, ECX, 17), must("SSE4.1", 1, ECX, 19), must("SSE4.2", 1, ECX, 20), may("x2APIC", 1, ECX, 21),
     may("MOVBE", 1, ECX, 22), must("POPCNT", 1, ECX, 23), may("TSC-deadline", 1, ECX, 24), may("AES", 1, ECX, 25),
     may("XSAVE", 1, ECX, 26), may("OSXSAVE", 1, ECX, 27), may("RDRAND", 1, ECX, 30), may("hypervisor", 1, ECX, 31),
-    may("FSGSBASE", 7, EBX, 0), may("TSC_ADJUST", 7, EBX, 1), may("SMEP", 7, EBX, 7), may("INVPCID", 7, EBX, 10),
+    may("FSGSBASE", 7, EBX, 0), may("TSC_ADJUST", 7, EBX, 1), may("SMEP", 7, EBX, 7), may("ERMS", 7, EBX, 9), may("INVPCID", 7, EBX, 10),
     may("RDSEED", 7, EBX, 18), may("SMAP", 7, EBX, 20), may("UMIP", 7, ECX, 2), may("RDPID", 7, ECX, 22),
     may("XSAVEOPT", 0xd, EAX, 0),
     may("kvmclock without delays", KVM, EAX, 1), may("kvmclock", KVM, EAX, 3), may("stable kvmclock", KVM, EAX, 24),

@@ -71,7 +71,7 @@ pub(crate) fn leaf(cpu: &Cpu, leaf: u32, subleaf: u32) -> [u32; 4] {
         }
         // L1: 32 KiB each, 8 ways, 64-byte lines.
         0x8000_0005 => [0xff40_ff40, 0xff40_ff40, 0x2008_0140, 0x2008_0140],
-        0x8000_0006 => [0, 0x4200_4200, 0x0200_6140, 0],
+        0x8000_0006 => [0, 0x4200_4200, 0x0200_6140, 0x0100_8140],
         // Invariant TSC.
         0x8000_0007 => [0, 0, 0, 1 << 8],
         // SSB_NO, BTC_NO: no speculative store bypass, no branch type confusion.
