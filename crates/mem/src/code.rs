@@ -72,7 +72,11 @@ impl CodeMap {
         if page.version.load(Ordering::Relaxed) >= OFTEN && page.told.fetch_add(1, Ordering::Relaxed) < DATA {
             return false;
         }
-        page.writers.fetch_or(1 << (cpu & 63), Ordering::SeqCst);
+        let writer = 1 << (cpu & 63);
+        // Whoever marks code takes the bit away after that: where it still stands, this vCPU will be told.
+        if page.writers.load(Ordering::SeqCst) & writer == 0 {
+            page.writers.fetch_or(writer, Ordering::SeqCst);
+        }
         page.chunks.load(Ordering::SeqCst) == 0
     }
 

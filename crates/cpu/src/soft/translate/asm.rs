@@ -29,6 +29,7 @@ pub(super) enum Alu {
     Add = 0,
     Or = 1,
     And = 4,
+    Sub = 5,
     Xor = 6,
     Cmp = 7,
 }

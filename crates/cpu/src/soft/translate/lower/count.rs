@@ -9,7 +9,8 @@ use super::super::Lookups;
 use super::super::asm::{Mem, at};
 use super::super::layout::{self, T0};
 use super::Lower;
-use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind};
+use super::flags::stays;
+use iced_x86::Instruction;
 
 impl Lower<'_> {
     pub(in super::super) fn counting(self, counting: bool) -> Self {
@@ -19,14 +20,14 @@ impl Lower<'_> {
     /// Code that looks up each access begins with an instruction that the code before has counted.
     pub(super) fn count_single(&mut self) {
         if self.counting && self.lookups == Lookups::Single {
-            self.add(layout::counted_instructions(), -1);
+            self.count_up(layout::counted_instructions(), -1);
         }
     }
 
     /// The block begins.
     pub(super) fn count_block(&mut self) {
         if self.counting {
-            self.add(layout::counted_blocks(), 1);
+            self.count_up(layout::counted_blocks(), 1);
         }
     }
 
@@ -43,45 +44,13 @@ impl Lower<'_> {
     pub(super) fn settle(&mut self, more: i32) {
         let count = std::mem::take(&mut self.uncounted) + more;
         if self.counting && count != 0 {
-            self.add(layout::counted_instructions(), count);
+            self.count_up(layout::counted_instructions(), count);
         }
     }
 
-    fn add(&mut self, counter: Mem, count: i32) {
+    fn count_up(&mut self, counter: Mem, count: i32) {
         self.asm.load(T0, counter);
         self.asm.lea(T0, at(T0, count));
         self.asm.store(counter, T0);
     }
-}
-
-/// Whether it surely neither leaves nor faults nor ends the block: the common ones that touch registers only.
-fn stays(x: &Instruction) -> bool {
-    use Mnemonic::{
-        Add, And, Cmp, Dec, Inc, Lea, Mov, Movsx, Movsxd, Movzx, Or, Sar, Shl, Shr, Sub, Test, Xor,
-    };
-    let plain = matches!(
-        x.mnemonic(),
-        Add | And
-            | Cmp
-            | Dec
-            | Inc
-            | Lea
-            | Mov
-            | Movsx
-            | Movsxd
-            | Movzx
-            | Or
-            | Sar
-            | Shl
-            | Shr
-            | Sub
-            | Test
-            | Xor
-    );
-    let registers = (0..x.op_count()).all(|n| match x.op_kind(n) {
-        OpKind::Register => x.op_register(n).is_gpr(),
-        OpKind::Memory => x.mnemonic() == Mnemonic::Lea,
-        _ => true,
-    });
-    plain && registers && x.flow_control() == FlowControl::Next
 }

@@ -6,44 +6,9 @@ use super::super::layout::{self, FLAGS, HOMES, T0, T1};
 use super::effect::GS;
 use super::memory::{RSP, addressable, read, write};
 use super::operand::writes;
-use super::{IN_HOST, Late, Lower};
-use iced_x86::{Code, Instruction, Mnemonic as M, OpKind, Register, RflagsBits};
+use super::{Late, Lower};
+use iced_x86::{Code, Instruction, Mnemonic as M, OpKind, Register};
 use viv_arch::x86::{gpr, rflags, seg};
-
-/// OF SF ZF AF CF PF.
-const STATUS: u32 =
-    RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
-
-/// What an instruction does with the status flags.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Flags {
-    /// Neither reads nor changes them.
-    None,
-    /// Only reads them.
-    Reads,
-    /// Replaces all of them without reading any.
-    Replaces,
-    /// Reads some, or leaves some as they were.
-    Changes,
-}
-
-pub(super) fn flags_of(x: &Instruction) -> Flags {
-    let modified = x.rflags_modified() & STATUS;
-    let reads = x.rflags_read() & STATUS != 0;
-    if modified == 0 {
-        return if reads { Flags::Reads } else { Flags::None };
-    }
-    let by_count = matches!(x.mnemonic(), M::Shl | M::Sal | M::Shr | M::Sar | M::Shld | M::Shrd);
-    let last = x.op_count().saturating_sub(1);
-    let keeps = by_count && !(x.op_kind(last) == OpKind::Immediate8 && counts(x));
-    if reads || keeps || modified != STATUS { Flags::Changes } else { Flags::Replaces }
-}
-
-/// Whether an immediate shift count is not zero.
-fn counts(x: &Instruction) -> bool {
-    let mask = if x.op0_register().is_gpr64() || x.memory_size().size() == 8 { 63 } else { 31 };
-    x.immediate8() & mask != 0
-}
 
 /// Instructions that become themselves: any operands but high bytes.
 fn is_plain(x: &Instruction) -> bool {
@@ -140,19 +105,6 @@ impl Lower<'_> {
         Some(self.memory_operand(x, access))
     }
 
-    /// Encodes `x` and keeps the account of the flags.
-    pub(super) fn encode_with_flags(&mut self, x: &Instruction, mem: Option<Mem>) {
-        let flags = flags_of(x);
-        self.encode(x, mem, |lower| {
-            if matches!(flags, Flags::Reads | Flags::Changes) {
-                lower.restore_flags();
-            }
-        });
-        if matches!(flags, Flags::Replaces | Flags::Changes) {
-            self.known.flags = IN_HOST;
-        }
-    }
-
     fn mov(&mut self, x: &Instruction) -> bool {
         let plain = |n: u32| match x.op_kind(n) {
             OpKind::Register => x.op_register(n).is_gpr(),
@@ -241,7 +193,7 @@ impl Lower<'_> {
             _ => 0xbb,
         };
         self.asm.rm(size == 8, &[0x0f, opcode], T0, at(T1, 0));
-        self.known.flags = IN_HOST;
+        self.flags_made(None);
         true
     }
 
@@ -423,7 +375,7 @@ impl Lower<'_> {
         // Flags that stay undefined may be anything; AX is needed.
         self.encode(x, mem, |lower| lower.asm.mov(host::RAX, home_of(gpr::RAX)));
         self.accumulator_back(byte || size_of_first(x) == 2, size_of_first(x) == 4);
-        self.known.flags = IN_HOST;
+        self.flags_made(None);
         true
     }
 
@@ -467,7 +419,7 @@ impl Lower<'_> {
         };
         self.clobber_flags();
         let rare = self.asm.label();
-        self.late.push(Late::Interpret(rare, x.ip() as u16));
+        self.late.push(Late::Interpret(rare, x.ip() as u16, self.pending()));
         let (rax, rdx) = (home_of(gpr::RAX), home_of(gpr::RDX));
         if signed {
             // The dividend is the sign extension of RAX, and the divisor neither 0 nor -1.
@@ -509,7 +461,7 @@ impl Lower<'_> {
         let mem = self.memory_operand(x, write(x.memory_size().size() as u32));
         self.encode(x, Some(mem), |lower| lower.asm.mov(host::RAX, home_of(gpr::RAX)));
         self.asm.mov(home_of(gpr::RAX), host::RAX);
-        self.known.flags = IN_HOST;
+        self.flags_made(None);
         true
     }
 
@@ -522,7 +474,7 @@ impl Lower<'_> {
             lower.asm.mov(host::RAX, home_of(gpr::RAX));
         });
         self.asm.mov(home_of(gpr::RAX), host::RAX);
-        self.known.flags = IN_HOST;
+        self.flags_made(None);
         true
     }
 }

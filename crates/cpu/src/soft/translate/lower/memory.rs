@@ -124,7 +124,8 @@ impl Lower<'_> {
         let (from, retry, tag) = self.find_entry(access.size as i32, access);
         self.asm.load(T1, at_index(CPU, T1, layout::tlb_host(self.context.mmu)));
         let access = stubs::access(ip as u16, access.size, access.write, access.aligned);
-        self.late.push(Late::Fill { from, retry, access, tag });
+        let flags = self.pending();
+        self.late.push(Late::Fill { from, retry, access, tag, flags });
         at_index(T1, T0, 0)
     }
 
@@ -217,7 +218,7 @@ impl Lower<'_> {
             let misaligned = self.asm.label();
             self.asm.test_imm(T0, 15);
             self.asm.jcc(cc::NE, misaligned);
-            self.late.push(Late::Interpret(misaligned, x.ip() as u16));
+            self.late.push(Late::Interpret(misaligned, x.ip() as u16, self.pending()));
         }
         self.asm.load(T1, at_index(CPU, T1, layout::tlb_addend(self.context.mmu)));
         match place.base {
@@ -228,7 +229,8 @@ impl Lower<'_> {
         self.asm.store(layout::delta(plan.group.slot), T1);
         // What fills the TLB asks for the page alone: the group lies in one.
         let asked = stubs::access(x.ip() as u16, 1, access.write, false);
-        self.late.push(Late::FillGroup { from, retry, access: asked, tag, bytes: plan.bytes });
+        let flags = self.pending();
+        self.late.push(Late::FillGroup { from, retry, access: asked, tag, bytes: plan.bytes, flags });
     }
 }
 

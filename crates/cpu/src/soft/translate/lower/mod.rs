@@ -7,6 +7,7 @@
 mod branch;
 mod count;
 mod effect;
+mod flags;
 mod group;
 mod integer;
 mod memory;
@@ -22,18 +23,9 @@ use super::region::{self, Block, Region};
 use super::stubs::{Straddling, Stubs};
 use super::{Context, Lookups, Ops};
 use effect::Effect;
+use flags::{Fate, FlagsIn, IN_AX, IN_HOST, Recipe};
 use group::Groups;
 use iced_x86::{Encoder, FlowControl, Instruction, Mnemonic};
-
-/// Where the guest's status flags are.
-#[derive(Clone, Copy, Debug)]
-struct FlagsIn {
-    host: bool,
-    ax: bool,
-}
-
-const IN_HOST: FlagsIn = FlagsIn { host: true, ax: false };
-const IN_AX: FlagsIn = FlagsIn { host: false, ax: true };
 
 /// The guest's registers in the host's vector and x87 registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,6 +39,8 @@ enum Units {
 #[derive(Clone)]
 struct Known {
     flags: FlagsIn,
+    /// What made them.
+    recipe: Option<Recipe>,
     units: Units,
     groups: Groups,
     /// The delta that T1 holds, unless something has changed T1.
@@ -55,7 +49,7 @@ struct Known {
 
 /// Where flows join, only this is known.
 fn nothing() -> Known {
-    Known { flags: IN_AX, units: Units::Unknown, groups: Groups::default(), delta: None }
+    Known { flags: IN_AX, recipe: None, units: Units::Unknown, groups: Groups::default(), delta: None }
 }
 
 /// Code that stands behind the region: what happens rarely.
@@ -65,7 +59,7 @@ enum Late {
     /// Leave because the code at this offset is stale.
     Stale(Label, u16),
     /// Leave for the interpreter with RIP at this offset.
-    Interpret(Label, u16),
+    Interpret(Label, u16, Option<Recipe>),
     /// A jump to this offset of the page that can be linked; the address of its distance.
     Link(Label, u16, u64),
     /// A jump to this offset of the page, on whose way the flags are saved.
@@ -73,9 +67,9 @@ enum Late {
     /// A jump to another page, and whether the flags are in AX.
     Cross(Label, i64, bool),
     /// A TLB miss: T0 holds address XOR tag, T1 the entry's offset.
-    Fill { from: Label, retry: Label, access: u64, tag: i32 },
+    Fill { from: Label, retry: Label, access: u64, tag: i32, flags: Option<Recipe> },
     /// As `Fill` for a group of so many bytes. Where they lie across a page border, each access is looked up.
-    FillGroup { from: Label, retry: Label, access: u64, tag: i32, bytes: i32 },
+    FillGroup { from: Label, retry: Label, access: u64, tag: i32, bytes: i32, flags: Option<Recipe> },
     /// The vector or x87 registers are needed.
     Units { from: Label, back: Label, units: Units },
     /// The target in T0 is not in the table: look further; T1 becomes its code.
@@ -122,7 +116,10 @@ pub(super) struct Lower<'a> {
     expected: Vec<(u16, Known)>,
     /// What the instructions of the block do, and which of them is emitted.
     effects: Vec<Effect>,
+    fates: Vec<Fate>,
     place: usize,
+    /// The instruction at `place` has made the flags.
+    fresh: bool,
     infos: iced_x86::InstructionInfoFactory,
     /// The code counts what it executes (see [`count`]).
     counting: bool,
@@ -153,7 +150,9 @@ impl<'a> Lower<'a> {
             labels: Vec::new(),
             expected: Vec::new(),
             effects: Vec::new(),
+            fates: Vec::new(),
             place: 0,
+            fresh: false,
             infos: iced_x86::InstructionInfoFactory::new(),
             counting: false,
             uncounted: 0,
@@ -233,6 +232,7 @@ impl<'a> Lower<'a> {
             let effect = effect::of(x, &mut self.infos);
             self.effects.push(effect);
         }
+        flags::fates(&block.code, &mut self.fates);
         self.count_block();
         for (place, x) in block.code.iter().enumerate() {
             self.place = place;
@@ -247,6 +247,7 @@ impl<'a> Lower<'a> {
             }
             let effect = self.effects[place];
             self.known.groups.follow(&effect);
+            self.follow_flags(&effect);
         }
         self.settle(i32::from(block.across.is_some()));
         if let Some(across) = &block.across {
@@ -292,39 +293,21 @@ impl<'a> Lower<'a> {
         false
     }
 
-    // ---- flags ------------------------------------------------------------------------------------------
-
-    /// After this the host's flags may be changed.
-    fn save_flags(&mut self) {
-        if !self.known.flags.ax {
-            self.asm.flags_to_ax();
-            self.known.flags.ax = true;
-        }
-    }
-
-    /// The host's flags are about to be changed by code of our own.
-    fn clobber_flags(&mut self) {
-        self.save_flags();
-        self.known.flags.host = false;
-    }
-
-    /// After this the host's flags are the guest's.
-    fn restore_flags(&mut self) {
-        if !self.known.flags.host {
-            self.asm.flags_from_ax();
-            self.known.flags = FlagsIn { host: true, ax: false };
-        }
-    }
-
     // ---- what happens rarely ------------------------------------------------------------------------------
 
     fn finish(&mut self) {
+        self.fates.clear();
         // Late code may add late code.
         while let Some(late) = self.late.pop() {
             match late {
                 Late::Exit(label, offset) => self.exit(label, offset, self.stubs.exit_at),
                 Late::Stale(label, offset) => self.exit(label, offset, self.stubs.exit_stale),
-                Late::Interpret(label, offset) => self.exit(label, offset, self.stubs.exit_interpret),
+                Late::Interpret(label, offset, flags) => {
+                    self.asm.bind(label);
+                    self.save_late(flags.as_ref());
+                    self.asm.mov_imm(T0, offset.into());
+                    self.asm.jmp_at(self.stubs.exit_interpret);
+                }
                 Late::Link(label, offset, site) => {
                     self.asm.bind(label);
                     self.asm.mov_imm(T0, offset.into());
@@ -341,16 +324,18 @@ impl<'a> Lower<'a> {
                     self.known = Known { flags: if saved { IN_AX } else { IN_HOST }, ..nothing() };
                     self.cross(target);
                 }
-                Late::Fill { from, retry, access, tag } => {
+                Late::Fill { from, retry, access, tag, flags } => {
                     self.asm.bind(from);
                     self.asm.alu_mem(Alu::Xor, T0, at_index(layout::CPU, T1, tag));
+                    self.save_late(flags.as_ref());
                     self.asm.mov_imm(T1, access);
                     self.asm.call_at(self.stubs.fill);
                     self.asm.jmp(retry);
                 }
-                Late::FillGroup { from, retry, access, tag, bytes } => {
+                Late::FillGroup { from, retry, access, tag, bytes, flags } => {
                     self.asm.bind(from);
                     self.asm.alu_mem(Alu::Xor, T0, at_index(layout::CPU, T1, tag));
+                    self.save_late(flags.as_ref());
                     self.asm.mov32(T1, T0);
                     self.asm.alu_imm(false, Alu::And, T1, 0xfff);
                     self.asm.alu_imm(false, Alu::Cmp, T1, 0x1000 - bytes);

@@ -101,7 +101,7 @@ impl Lower<'_> {
         self.asm.alu_imm(false, Alu::Cmp, T0, FCW_MASKS.into());
         let rare = self.asm.label();
         self.asm.jcc(cc::NE, rare);
-        self.late.push(Late::Interpret(rare, x.ip() as u16));
+        self.late.push(Late::Interpret(rare, x.ip() as u16, self.pending()));
         layout::scratch(0)
     }
 
