@@ -64,9 +64,8 @@ impl PageSlots {
         if slots.len() >= BUCKET_MAX {
             slots.sort_unstable();
             slots.dedup();
-            slots.retain(|(table, slot)| {
-                bucket(tables[usize::from(*table)][usize::from(*slot)].linear) == at
-            });
+            slots
+                .retain(|(table, slot)| bucket(tables[usize::from(*table)][usize::from(*slot)].linear) == at);
         }
         slots.push((table, slot));
     }

@@ -163,7 +163,11 @@ fn recipe(x: &Instruction) -> Option<Recipe> {
             if matches!(addend, Addend::Register(from) if from == to) {
                 return None;
             }
-            if x.mnemonic() == M::Add { How::Sum(to, addend, wide) } else { How::Difference(to, addend, wide) }
+            if x.mnemonic() == M::Add {
+                How::Sum(to, addend, wide)
+            } else {
+                How::Difference(to, addend, wide)
+            }
         }
         _ => return None,
     };
@@ -223,7 +227,8 @@ impl Lower<'_> {
     pub(super) fn follow_flags(&mut self, effect: &Effect) {
         let made_now = std::mem::take(&mut self.fresh);
         let written = written(effect);
-        self.known.recipe = self.known.recipe.take().filter(|recipe| made_now || recipe.registers & written == 0);
+        self.known.recipe =
+            self.known.recipe.take().filter(|recipe| made_now || recipe.registers & written == 0);
     }
 
     /// After this the host's flags may be changed.

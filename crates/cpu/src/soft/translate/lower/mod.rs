@@ -249,6 +249,7 @@ impl<'a> Lower<'a> {
             self.known.groups.follow(&effect);
             self.follow_flags(&effect);
         }
+        self.place = block.code.len();
         self.settle(i32::from(block.across.is_some()));
         if let Some(across) = &block.across {
             return self.straddle(across);

@@ -79,6 +79,112 @@ pub(super) fn general_form(code: Code) -> Code {
     }
 }
 
+/// `op r, r/m` for `op r/m, r` and the other way round, for those that have both.
+fn flipped(code: Code) -> Option<Code> {
+    use Mnemonic::{Adc, Add, And, Cmp, Mov, Or, Sbb, Sub, Xor};
+    if !matches!(code.mnemonic(), Add | Or | Adc | Sbb | And | Sub | Xor | Cmp | Mov) {
+        return None;
+    }
+    // Four sizes of one, then four sizes of the other (a test asks the encoder's tables).
+    let first = to_memory(code.mnemonic())? as usize;
+    let place = (code as usize).checked_sub(first)?;
+    let other = if place < 4 { place + 4 } else { place.checked_sub(4).filter(|place| *place < 4)? };
+    Code::try_from(first + other).ok()
+}
+
+/// `op r/m8, r8`.
+fn to_memory(mnemonic: Mnemonic) -> Option<Code> {
+    Some(match mnemonic {
+        Mnemonic::Add => Code::Add_rm8_r8,
+        Mnemonic::Or => Code::Or_rm8_r8,
+        Mnemonic::Adc => Code::Adc_rm8_r8,
+        Mnemonic::Sbb => Code::Sbb_rm8_r8,
+        Mnemonic::And => Code::And_rm8_r8,
+        Mnemonic::Sub => Code::Sub_rm8_r8,
+        Mnemonic::Xor => Code::Xor_rm8_r8,
+        Mnemonic::Cmp => Code::Cmp_rm8_r8,
+        Mnemonic::Mov => Code::Mov_rm8_r8,
+        _ => return None,
+    })
+}
+
+/// Whether the first operand of a form with two registers is `r/m`, for what [`flipped`] knows.
+fn is_to_memory(code: Code) -> bool {
+    to_memory(code.mnemonic()).is_some_and(|first| (code as usize).wrapping_sub(first as usize) < 4)
+}
+
+/// An instruction on registers, one of which lives in memory, as one that works there; if it has such a form. No upper
+/// half may have to be cleared in memory.
+fn in_memory(x: &Instruction) -> Option<(Instruction, u32)> {
+    use Mnemonic as M;
+    let plain = |n: u32| match x.op_kind(n) {
+        OpKind::Register => !is_high_byte(x.op_register(n)),
+        OpKind::Memory => false,
+        _ => true,
+    };
+    let away = |n: &u32| {
+        x.op_kind(*n) == OpKind::Register && x.op_register(*n).is_gpr() && home(x.op_register(*n)).is_none()
+    };
+    let mut aways = (0..x.op_count()).filter(away);
+    let n = aways.next()?;
+    if aways.next().is_some() || !(0..x.op_count()).all(plain) {
+        return None;
+    }
+    let register = x.op_register(n);
+    let mut y = *x;
+    y.set_code(general_form(x.code()));
+    let (code, other_register) = (y.code(), x.op_count() > 1 && x.op_kind(1) == OpKind::Register);
+    let at = match (x.mnemonic(), n) {
+        (M::Cmp | M::Test, 0) if !other_register => 0,
+        (M::Add | M::Or | M::Adc | M::Sbb | M::And | M::Sub | M::Xor, 0)
+            if !other_register && register.size() != 4 =>
+        {
+            0
+        }
+        // By an immediate, or by CL.
+        (M::Inc | M::Dec | M::Neg | M::Not | M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror, 0)
+            if register.size() != 4 =>
+        {
+            0
+        }
+        (M::Mov, 0) if matches!(code, Code::Mov_rm64_imm32) => 0,
+        (M::Test, 0) => 0,
+        (M::Test, 1) => {
+            y.set_op1_register(x.op0_register());
+            0
+        }
+        (M::Add | M::Or | M::Adc | M::Sbb | M::And | M::Sub | M::Xor | M::Cmp | M::Mov, 0)
+            if other_register
+                && (register.size() != 4 || x.mnemonic() == M::Cmp)
+                && to_memory(x.mnemonic()).is_some() =>
+        {
+            if !is_to_memory(code) {
+                y.set_code(flipped(code)?);
+            }
+            0
+        }
+        (M::Add | M::Or | M::Adc | M::Sbb | M::And | M::Sub | M::Xor | M::Cmp | M::Mov, 1) => {
+            let flipped = flipped(code)?;
+            if is_to_memory(code) {
+                y.set_code(flipped);
+            }
+            1
+        }
+        (M::Movzx | M::Movsx | M::Movsxd | M::Imul, 1) => 1,
+        (M::Cvtsi2sd | M::Cvtsi2ss, 1) => 1,
+        (M::Movq | M::Movd, 1) if matches!(code, Code::Movq_xmm_rm64 | Code::Movd_xmm_rm32) => 1,
+        _ => return None,
+    };
+    let Mem { disp, .. } = layout::reg(register.full_register().number());
+    y.set_op_kind(at, OpKind::Memory);
+    y.set_memory_base(Register::RSP);
+    y.set_memory_index(Register::None);
+    y.set_memory_displacement64(disp as u64);
+    y.set_memory_displ_size(8);
+    y.set_segment_prefix(Register::None);
+    Some((y, at))
+}
+
 impl Lower<'_> {
     /// Whether all general register operands can take another register's place. AH, BH, CH and DH are rotated into a low
     /// byte, which must not be part of a register that the instruction changes elsewhere.
@@ -103,6 +209,20 @@ impl Lower<'_> {
     ///
     /// `before` runs after the operands are in place: it may set up flags, but not use T0 or T1.
     pub(super) fn encode(&mut self, x: &Instruction, mem: Option<Mem>, before: impl FnOnce(&mut Self)) {
+        if let Some((mut y, at)) = in_memory(x).filter(|_| mem.is_none()) {
+            for n in 0..y.op_count() {
+                let register = y.op_register(n);
+                if n != at
+                    && y.op_kind(n) == OpKind::Register
+                    && register.is_gpr()
+                    && let Some(host) = home(register)
+                {
+                    y.set_op_register(n, sized(host, register));
+                }
+            }
+            before(self);
+            return self.emit(&y);
+        }
         let mut y = *x;
         y.set_code(general_form(x.code()));
         let mut scratch = [T0, T1].into_iter();
@@ -134,7 +254,16 @@ impl Lower<'_> {
                     } else {
                         mem = mem.map(|mem| self.in_one_register(mem));
                         let host = scratch.next().unwrap_or(T0);
-                        self.asm.load(host, layout::reg(number));
+                        let replaced =
+                            self.infos.info(x).op_access(n) == OpAccess::Write && register.size() >= 4;
+                        let read_too = (0..x.op_count()).any(|m| {
+                            m != n
+                                && x.op_kind(m) == OpKind::Register
+                                && x.op_register(m).full_register() == register.full_register()
+                        });
+                        if !replaced || read_too {
+                            self.asm.load(host, layout::reg(number));
+                        }
                         if let Some(place) = loaded.iter_mut().find(|place| place.is_none()) {
                             *place = Some((number, host));
                         }
@@ -203,4 +332,27 @@ impl Lower<'_> {
 
 pub(super) fn writes(access: OpAccess) -> bool {
     matches!(access, OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use iced_x86::OpCodeOperandKind as Kind;
+
+    /// The flipped form is the same operation with its kinds of operands exchanged, for every code there is.
+    #[test]
+    fn flipped_forms_are_mirrored() {
+        let mut seen = 0;
+        for code in Code::values() {
+            let Some(other) = flipped(code) else { continue };
+            let (one, two) = (code.op_code(), other.op_code());
+            assert_eq!(code.mnemonic(), other.mnemonic());
+            assert_eq!((one.op_kind(0), one.op_kind(1)), (two.op_kind(1), two.op_kind(0)), "{code:?}");
+            let memory = [Kind::r8_or_mem, Kind::r16_or_mem, Kind::r32_or_mem, Kind::r64_or_mem]
+                .contains(&one.op_kind(0));
+            assert_eq!(is_to_memory(code), memory, "{code:?}");
+            seen += 1;
+        }
+        assert_eq!(seen, 9 * 8);
+    }
 }
