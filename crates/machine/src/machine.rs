@@ -369,7 +369,7 @@ impl Maker<'_> {
     fn make(&mut self, index: u32) -> Result<Engine, CpuError> {
         match self {
             Maker::Kvm(kvm) => kvm.vcpu(index).map(Engine::Kvm),
-            Maker::Soft(soft) => Ok(Engine::Soft(Box::new(soft.make(index)))),
+            Maker::Soft(soft) => Ok(Engine::Soft(Box::new(soft.make(index)?))),
         }
     }
 }
@@ -396,7 +396,7 @@ impl SoftMaker {
         Ok(SoftMaker { shared, spec: spec.soft, map: map.map(Arc::new), shown: Vec::new() })
     }
 
-    fn make(&mut self, index: u32) -> SoftCpu {
+    fn make(&mut self, index: u32) -> Result<SoftCpu, CpuError> {
         let mut vcpu = SoftCpu::new(index, self.shared.clone());
         if self.spec.interpreter {
             vcpu.translate_after(None);
@@ -404,11 +404,14 @@ impl SoftMaker {
         if self.spec.count {
             vcpu.count_translated();
         }
+        if self.spec.check {
+            vcpu.check_translated()?;
+        }
         if let Some(map) = &self.map {
             vcpu.map_translated(map.clone());
         }
         self.shown.push(vcpu.shown_stats());
-        vcpu
+        Ok(vcpu)
     }
 }
 

@@ -69,7 +69,9 @@ struct Mapping {
     base: NonNull<u8>,
     len: usize,
     file: File,
-    code: CodeMap,
+    code: Arc<CodeMap>,
+    /// Writes by anybody but a vCPU; shared by all views.
+    host_writes: Arc<AtomicU64>,
 }
 
 // SAFETY: `base` points to a shared mapping that lives until drop; all access goes through volatile or atomic
@@ -83,6 +85,32 @@ impl Drop for Mapping {
         // SAFETY: the RAM and its guards are one reservation that nobody else knows of.
         unsafe { libc::munmap(self.base.as_ptr().sub(GUARD).cast(), self.len + 2 * GUARD) };
     }
+}
+
+/// Maps all of the file, with a guard on either side.
+fn map(file: &File, len: usize, kind: libc::c_int) -> io::Result<NonNull<u8>> {
+    let reserved = len.checked_add(2 * GUARD).ok_or(io::ErrorKind::OutOfMemory)?;
+    // SAFETY: a fresh reservation without access; the result is checked.
+    let start = unsafe {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        libc::mmap(std::ptr::null_mut(), reserved, libc::PROT_NONE, flags, -1, 0)
+    };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: inside the reservation: a mapping of a file that we own takes the place of its middle.
+    let ptr = unsafe {
+        let (access, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, kind | libc::MAP_NORESERVE | libc::MAP_FIXED);
+        libc::mmap(start.cast::<u8>().add(GUARD).cast(), len, access, flags, file.as_raw_fd(), 0)
+    };
+    if ptr == libc::MAP_FAILED {
+        let error = io::Error::last_os_error();
+        // SAFETY: the reservation, which nobody knows of.
+        unsafe { libc::munmap(start, reserved) };
+        return Err(error);
+    }
+    NonNull::new(ptr.cast()).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
 }
 
 /// The RAM of one machine. Cloning it is cheap and shares the memory.
@@ -119,32 +147,37 @@ impl GuestMemory {
         // SAFETY: fd was just opened and is owned by nobody else.
         let file = unsafe { File::from_raw_fd(fd) };
         file.set_len(total).map_err(host)?;
-        let reserved = len.checked_add(2 * GUARD).ok_or_else(|| host(io::ErrorKind::OutOfMemory.into()))?;
-        // SAFETY: a fresh reservation without access; the result is checked.
-        let start = unsafe {
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-            libc::mmap(std::ptr::null_mut(), reserved, libc::PROT_NONE, flags, -1, 0)
-        };
-        if start == libc::MAP_FAILED {
-            return Err(host(io::Error::last_os_error()));
-        }
-        // SAFETY: inside the reservation: a shared mapping of a file that we own takes the place of its middle.
-        let ptr = unsafe {
-            let (access, flags) = (
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_NORESERVE | libc::MAP_FIXED,
-            );
-            libc::mmap(start.cast::<u8>().add(GUARD).cast(), len, access, flags, file.as_raw_fd(), 0)
-        };
-        if ptr == libc::MAP_FAILED {
-            let error = io::Error::last_os_error();
-            // SAFETY: the reservation, which nobody knows of.
-            unsafe { libc::munmap(start, reserved) };
-            return Err(host(error));
-        }
-        let base = NonNull::new(ptr.cast()).ok_or_else(|| host(io::ErrorKind::OutOfMemory.into()))?;
-        let code = CodeMap::new(total / PAGE_SIZE);
-        Ok(GuestMemory(Arc::new(Mapping { regions, base, len, file, code })))
+        let base = map(&file, len, libc::MAP_SHARED).map_err(host)?;
+        let code = Arc::new(CodeMap::new(total / PAGE_SIZE));
+        Ok(GuestMemory(Arc::new(Mapping { regions, base, len, file, code, host_writes: Arc::default() })))
+    }
+
+    /// The same RAM with pages of its own for all that is written through this view, until [`GuestMemory::discard`]. What
+    /// others write shows in pages that it has not written to.
+    pub fn private_view(&self) -> Result<GuestMemory, MemError> {
+        let mapping = &*self.0;
+        let host = |source| MemError::Host { bytes: mapping.len as u64, source };
+        let file = mapping.file.try_clone().map_err(host)?;
+        let base = map(&file, mapping.len, libc::MAP_PRIVATE).map_err(host)?;
+        Ok(GuestMemory(Arc::new(Mapping {
+            regions: mapping.regions.clone(),
+            base,
+            len: mapping.len,
+            file,
+            code: mapping.code.clone(),
+            host_writes: mapping.host_writes.clone(),
+        })))
+    }
+
+    /// Forgets all that was written through this private view.
+    pub fn discard(&self) {
+        // SAFETY: our own mapping of a file: its pages come back from there.
+        unsafe { libc::madvise(self.0.base.as_ptr().cast(), self.0.len, libc::MADV_DONTNEED) };
+    }
+
+    /// Grows with each write by anybody but a vCPU.
+    pub fn host_writes(&self) -> u64 {
+        self.0.host_writes.load(Ordering::SeqCst)
     }
 
     /// The regions, ascending.
@@ -176,6 +209,7 @@ impl GuestMemory {
     }
 
     fn wrote(&self, range: HostRange) {
+        self.0.host_writes.fetch_add(1, Ordering::SeqCst);
         let start = range.ptr as usize - self.0.base.as_ptr() as usize;
         self.0.code.written(start as u64, range.len as u64);
     }
@@ -267,6 +301,7 @@ impl GuestMemory {
     /// Stores an aligned `u16` with release order: an index published to the guest.
     pub fn store_u16(&self, gpa: Gpa, value: u16) -> Result<(), MemError> {
         self.atomic::<AtomicU16>(gpa)?.store(value.to_le(), Ordering::Release);
+        self.0.host_writes.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
 
@@ -314,6 +349,22 @@ mod tests {
         assert_eq!(&memory.read_array::<4>(Gpa(0x1ffc)).unwrap(), b"tail");
         assert_eq!(&memory.read_array::<4>(Gpa(0x10_0000)).unwrap(), b"head");
         assert_eq!(memory.size(), 0x5000);
+    }
+
+    #[test]
+    fn a_private_view_shows_what_others_write_until_it_writes_itself() {
+        let memory = two_regions();
+        memory.write(Gpa(0), b"old").unwrap();
+        let view = memory.private_view().unwrap();
+        let first = |memory: &GuestMemory| memory.read_array::<3>(Gpa(0)).unwrap();
+        memory.write(Gpa(0), b"new").unwrap();
+        assert_eq!(&first(&view), b"new");
+        let before = memory.host_writes();
+        view.write(Gpa(0), b"own").unwrap();
+        assert_eq!((&first(&view), &first(&memory)), (b"own", b"new"));
+        assert!(memory.host_writes() > before);
+        view.discard();
+        assert_eq!(&first(&view), b"new");
     }
 
     #[test]

@@ -70,11 +70,13 @@ pub struct SoftSpec {
     pub count: bool,
     /// Translated code is named for `perf`, in `/tmp/perf-PID.map`.
     pub perf_map: bool,
+    /// All that translated code does is done again by the interpreter; a difference ends the VM. One vCPU only.
+    pub check: bool,
 }
 
 impl SoftSpec {
     /// What can be set, as users write it.
-    pub const OPTIONS: [&'static str; 3] = ["soft.interpreter", "soft.count", "soft.perf-map"];
+    pub const OPTIONS: [&'static str; 4] = ["soft.interpreter", "soft.count", "soft.perf-map", "soft.check"];
 
     /// Sets an option: `soft.interpreter=on`.
     pub fn set(&mut self, text: &str) -> Result<(), Fault> {
@@ -88,6 +90,7 @@ impl SoftSpec {
             "soft.interpreter" => &mut self.interpreter,
             "soft.count" => &mut self.count,
             "soft.perf-map" => &mut self.perf_map,
+            "soft.check" => &mut self.check,
             _ => return Err(wrong(format!("no option is called {name:?}"))),
         };
         *option = match value {
@@ -150,6 +153,20 @@ impl MachineSpec {
                 "use --accel soft, or leave them out",
             ));
         }
+        if self.soft.check && self.cpus > 1 {
+            return Err(Fault::new(
+                Kind::Usage,
+                "soft.check compares one vCPU's work with the interpreter's, and cannot have others in between",
+                "use --cpus 1",
+            ));
+        }
+        if self.soft.check && self.soft.interpreter {
+            return Err(Fault::new(
+                Kind::Usage,
+                "with soft.interpreter=on nothing is translated that soft.check could compare",
+                "leave one of them out",
+            ));
+        }
         Ok(())
     }
 }
@@ -164,7 +181,7 @@ mod tests {
         for name in SoftSpec::OPTIONS {
             soft.set(&format!("{name}=on")).unwrap();
         }
-        assert_eq!(soft, SoftSpec { interpreter: true, count: true, perf_map: true });
+        assert_eq!(soft, SoftSpec { interpreter: true, count: true, perf_map: true, check: true });
         soft.set("soft.count=off").unwrap();
         assert!(!soft.count);
         for text in

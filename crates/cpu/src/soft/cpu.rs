@@ -140,6 +140,8 @@ pub(crate) struct Cpu {
     pub(crate) instructions: u64,
     pub(crate) events: super::stats::Events,
     pub(crate) tlb: Table<Tlb>,
+    /// Keeps account for `soft.check`.
+    pub(crate) journal: Option<Box<super::check::Journal>>,
     /// Translated code by linear address.
     pub(crate) targets: Table<Targets>,
 }

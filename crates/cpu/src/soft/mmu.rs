@@ -149,6 +149,12 @@ impl Tlb {
         }
     }
 
+    /// Forgets write permission for the page of `linear`.
+    pub(crate) fn forbid_write(&mut self, mmu: usize, linear: u64) {
+        let slot = slot(linear);
+        self.entries[mmu][slot].write = no(slot);
+    }
+
     /// Forgets all write permission for the host page `page` (or for every page).
     pub(crate) fn forbid_writes(&mut self, page: Option<u64>) {
         for (mmu, slot) in self.used.all() {
@@ -423,8 +429,20 @@ impl Cpu {
         let tag = linear & PAGE_MASK;
         let pick = |yes: bool| if yes { tag } else { no(slot(linear)) };
         // Write permission is cached with the first write only, so that the dirty bit is set by then.
-        let unseen =
-            translation.writable && translation.dirty && data && code.may_write_unseen(page, self.index);
+        let wanted = self.journal.is_none() || want == Want::Write;
+        let unseen = wanted
+            && translation.writable
+            && translation.dirty
+            && data
+            && code.may_write_unseen(page, self.index);
+        if let Some(journal) = &mut self.journal {
+            if want == Want::Write {
+                journal.writes(ram, host);
+            }
+            if unseen {
+                journal.granted(mmu, linear);
+            }
+        }
         let entry = Entry {
             read: pick(data),
             write: pick(unseen),

@@ -16,6 +16,7 @@
 
 mod block;
 mod breakpoint;
+mod check;
 mod control;
 mod cpu;
 mod cpuid;
@@ -38,6 +39,7 @@ mod translate;
 mod vector;
 mod walk;
 
+pub use check::Checked;
 pub use cpu::Exception;
 pub use decode::supports;
 pub use perf::PerfMap;

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::block::Blocks;
+use super::check::Checker;
 use super::cpu::{Cpu, Exception, Mode, Msrs, R, RIP, Trap};
 use super::fpu::FpuState;
 use super::mmu::Tlb;
@@ -19,8 +20,10 @@ use viv_arch::x86::{Activity, CpuState, PendingEvent, Segment, TableRegister, rf
 /// A virtual processor in software.
 pub struct SoftCpu {
     pub(crate) cpu: CpuBox,
-    blocks: Blocks,
-    translator: Option<Translator>,
+    pub(super) blocks: Blocks,
+    pub(super) translator: Option<Translator>,
+    /// Does again what translated code did.
+    pub(super) checker: Option<Box<Checker>>,
     shown: Arc<ShownStats>,
     /// An event of the loaded state that is still to be delivered.
     pending: Option<PendingEvent>,
@@ -79,12 +82,14 @@ impl SoftCpu {
             events: Events::default(),
             pauses: 0,
             tlb,
+            journal: None,
             targets,
         };
         let mut soft = SoftCpu {
             cpu: CpuBox::new(make),
             blocks: Blocks::new(),
             translator: Translator::new(),
+            checker: None,
             shown: Arc::default(),
             pending: None,
         };
@@ -281,8 +286,13 @@ impl SoftCpu {
     }
 
     fn run_translated(&mut self, mut code: u64) -> Option<Exit> {
+        let mut resumed = false;
         loop {
-            match self.translator.as_mut()?.enter(&mut self.cpu, code) {
+            let leave = match self.checker {
+                None => self.translator.as_mut()?.enter(&mut self.cpu, code),
+                Some(_) => self.enter_checked(code, resumed)?,
+            };
+            match leave {
                 Leave::Dispatch => return None,
                 Leave::Link => {
                     self.link();
@@ -296,7 +306,7 @@ impl SoftCpu {
                     self.cpu.targets.remove(mmu, rip);
                     return None;
                 }
-                Leave::Single => code = self.single()?,
+                Leave::Single => (code, resumed) = (self.single()?, true),
             }
         }
     }

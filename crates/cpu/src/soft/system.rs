@@ -662,9 +662,13 @@ pub(crate) fn random<W: Width>(cpu: &mut Cpu, op: &Op) -> R<()> {
     // SAFETY: writes at most the buffer's length.
     let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), libc::GRND_NONBLOCK) };
     // CF says whether there was a number; without one it is zero, and the guest asks again.
-    let there = got == bytes.len() as isize;
-    cpu.set_reg(op.dst, W::of(if there { u64::from_le_bytes(bytes) } else { 0 }));
-    cpu.flags = if there { bit::CF } else { 0 };
+    let fresh = (got == bytes.len() as isize).then(|| u64::from_le_bytes(bytes));
+    let given = match &mut cpu.journal {
+        Some(journal) => journal.random(fresh),
+        None => fresh,
+    };
+    cpu.set_reg(op.dst, W::of(given.unwrap_or(0)));
+    cpu.flags = if given.is_some() { bit::CF } else { 0 };
     Ok(())
 }
 

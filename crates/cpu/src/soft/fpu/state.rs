@@ -65,8 +65,13 @@ impl FpuState {
         self.0 = *image;
         let mxcsr = self.mxcsr();
         self.set_mxcsr(mxcsr & MXCSR_MASK);
-        self.write(MXCSR + 4, MXCSR_MASK.to_le_bytes());
+        self.settle_mask();
         self.settle_summary();
+    }
+
+    /// The host has written its own MXCSR_MASK: ours again.
+    pub(super) fn settle_mask(&mut self) {
+        self.write(MXCSR + 4, MXCSR_MASK.to_le_bytes());
     }
 
     #[inline]

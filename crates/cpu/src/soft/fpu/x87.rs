@@ -50,6 +50,7 @@ pub(super) fn register(op: &FpOp, env: &mut Env<'_>) -> Outcome {
         );
     }
     set_status_flags(env, flags);
+    env.fpu.settle_mask();
     env.fpu.set_pointers(0, env.rip, 0);
     Ok(Effect::Done)
 }
@@ -94,6 +95,7 @@ fn memory(op: &FpOp, env: &mut Env<'_>) {
             clobber_abi("C"),
         );
     }
+    env.fpu.settle_mask();
 }
 
 /// Loads, arithmetic and comparisons with a memory operand.

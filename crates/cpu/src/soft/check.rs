@@ -1,0 +1,600 @@
+//! `soft.check=on`: whatever translated code did is done again by the interpreter, and must be the same.
+//!
+//! ```text
+//!  translated code runs ── as always, until it leaves ──► state, pages written, answers of the bus
+//!  the shadow           ── the state before, the pages as they were, the same answers, as many instructions ──► compare
+//! ```
+//! The shadow is an interpreter on a private view of the guest's RAM. The page of each first write is kept as it was
+//! before. Devices write to RAM at any time: if one did meanwhile, nothing is compared. For one vCPU.
+#![allow(unsafe_code)]
+
+use super::cpu::Cpu;
+use super::mmu::{Place, Tlb};
+use super::translate::Leave;
+use super::{Shared, SoftCpu};
+use crate::{CpuBus, CpuError, CpuEvent, Vcpu};
+use iced_x86::{Decoder, DecoderOptions, Instruction};
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Write;
+use std::ptr::NonNull;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+use viv_arch::x86::{CpuState, rflags};
+use viv_mem::{Gpa, GuestMemory, MemError, PAGE_SIZE};
+
+/// What one vCPU does to the outside while it is watched.
+#[derive(Default)]
+pub(crate) struct Journal {
+    /// Translated code runs, or the shadow.
+    on: bool,
+    /// Pages written since then, as they were, by their first byte counted through all regions.
+    pages: BTreeMap<u64, Box<[u8; PAGE_SIZE as usize]>>,
+    /// Slots of the TLB that allow writes: taken back at the next begin, so that each page's first write shows.
+    granted: Vec<(usize, u64)>,
+    /// Random numbers that the guest was given, or will be given again.
+    randoms: VecDeque<Option<u64>>,
+    replays: bool,
+}
+
+impl Journal {
+    fn begin(&mut self, tlb: &mut Tlb) {
+        for (mmu, linear) in self.granted.drain(..) {
+            tlb.forbid_write(mmu, linear);
+        }
+        self.pages.clear();
+        self.randoms.clear();
+        self.on = true;
+    }
+
+    /// The page of RAM byte `ram`, at `host`, is about to be written.
+    pub(crate) fn writes(&mut self, ram: u64, host: *const u8) {
+        if !self.on {
+            return;
+        }
+        self.pages.entry(ram & !(PAGE_SIZE - 1)).or_insert_with(|| {
+            // SAFETY: `host` lies in a mapped page of guest RAM.
+            unsafe { page_at(host) }
+        });
+    }
+
+    /// The TLB allows writes to the page of `linear` from now on.
+    pub(crate) fn granted(&mut self, mmu: usize, linear: u64) {
+        self.granted.push((mmu, linear));
+    }
+
+    /// A random number for the guest, if the host has one.
+    pub(crate) fn random(&mut self, fresh: Option<u64>) -> Option<u64> {
+        if !self.on {
+            return fresh;
+        }
+        if self.replays {
+            return self.randoms.pop_front().flatten();
+        }
+        self.randoms.push_back(fresh);
+        fresh
+    }
+}
+
+/// A copy of the page in which `host` lies.
+///
+/// # Safety
+/// It is a mapped page.
+unsafe fn page_at(host: *const u8) -> Box<[u8; PAGE_SIZE as usize]> {
+    let mut copy = Box::new([0; PAGE_SIZE as usize]);
+    let start = host.wrapping_sub(host as usize % PAGE_SIZE as usize);
+    // SAFETY: the caller's promise.
+    unsafe { std::ptr::copy_nonoverlapping(start, copy.as_mut_ptr(), copy.len()) };
+    copy
+}
+
+// ---- the bus ---------------------------------------------------------------------------------------------
+
+/// A question to the bus and its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Call {
+    what: &'static str,
+    arguments: [u64; 3],
+    answer: Option<u64>,
+}
+
+/// Passes everything on, and remembers it.
+struct Recorder<'a> {
+    real: &'a dyn CpuBus,
+    calls: Mutex<Vec<Call>>,
+}
+
+impl Recorder<'_> {
+    fn note(&self, what: &'static str, arguments: [u64; 3], answer: Option<u64>) {
+        let call = Call { what, arguments, answer };
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner).push(call);
+    }
+}
+
+impl CpuBus for Recorder<'_> {
+    fn port_read(&self, port: u16, size: u8) -> u32 {
+        let value = self.real.port_read(port, size);
+        self.note("port_read", [port.into(), size.into(), 0], Some(value.into()));
+        value
+    }
+    fn port_write(&self, port: u16, size: u8, value: u32) {
+        self.real.port_write(port, size, value);
+        self.note("port_write", [port.into(), size.into(), value.into()], None);
+    }
+    fn mmio_read(&self, gpa: Gpa, size: u8) -> u64 {
+        let value = self.real.mmio_read(gpa, size);
+        self.note("mmio_read", [gpa.0, size.into(), 0], Some(value));
+        value
+    }
+    fn mmio_write(&self, gpa: Gpa, size: u8, value: u64) {
+        self.real.mmio_write(gpa, size, value);
+        self.note("mmio_write", [gpa.0, size.into(), value], None);
+    }
+    fn interrupt_pending(&self) -> bool {
+        self.real.interrupt_pending()
+    }
+    fn acknowledge_interrupt(&self) -> Option<u8> {
+        self.real.acknowledge_interrupt()
+    }
+    fn take_event(&self) -> Option<CpuEvent> {
+        self.real.take_event()
+    }
+    fn msr_read(&self, index: u32) -> Option<u64> {
+        let value = self.real.msr_read(index);
+        self.note("msr_read", [index.into(), 0, 0], value);
+        value
+    }
+    fn msr_write(&self, index: u32, value: u64) -> Option<()> {
+        let done = self.real.msr_write(index, value);
+        self.note("msr_write", [index.into(), value, 0], done.map(|()| 0));
+        done
+    }
+    fn cr8(&self) -> u64 {
+        let value = self.real.cr8();
+        self.note("cr8", [0; 3], Some(value));
+        value
+    }
+    fn set_cr8(&self, value: u64) {
+        self.real.set_cr8(value);
+        self.note("set_cr8", [value, 0, 0], None);
+    }
+    fn now_ns(&self) -> u64 {
+        let value = self.real.now_ns();
+        self.note("now_ns", [0; 3], Some(value));
+        value
+    }
+    fn wall_ns(&self) -> u64 {
+        let value = self.real.wall_ns();
+        self.note("wall_ns", [0; 3], Some(value));
+        value
+    }
+}
+
+/// Answers as a [`Recorder`] was answered.
+struct Replayer {
+    calls: Mutex<VecDeque<Call>>,
+    /// The first question that was not asked the first time.
+    other: Mutex<Option<String>>,
+}
+
+impl Replayer {
+    fn ask(&self, what: &'static str, arguments: [u64; 3]) -> Option<u64> {
+        let call = self.calls.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        if let Some(call) = call.filter(|call| (call.what, call.arguments) == (what, arguments)) {
+            return call.answer;
+        }
+        let mut other = self.other.lock().unwrap_or_else(PoisonError::into_inner);
+        other.get_or_insert_with(|| {
+            let asked =
+                call.map_or("nothing".to_string(), |call| format!("{} {:x?}", call.what, call.arguments));
+            format!("the interpreter asks {what} {arguments:x?} where translated code asked {asked}")
+        });
+        None
+    }
+}
+
+impl CpuBus for Replayer {
+    fn port_read(&self, port: u16, size: u8) -> u32 {
+        self.ask("port_read", [port.into(), size.into(), 0]).unwrap_or(0) as u32
+    }
+    fn port_write(&self, port: u16, size: u8, value: u32) {
+        self.ask("port_write", [port.into(), size.into(), value.into()]);
+    }
+    fn mmio_read(&self, gpa: Gpa, size: u8) -> u64 {
+        self.ask("mmio_read", [gpa.0, size.into(), 0]).unwrap_or(0)
+    }
+    fn mmio_write(&self, gpa: Gpa, size: u8, value: u64) {
+        self.ask("mmio_write", [gpa.0, size.into(), value]);
+    }
+    fn interrupt_pending(&self) -> bool {
+        false
+    }
+    fn acknowledge_interrupt(&self) -> Option<u8> {
+        None
+    }
+    fn take_event(&self) -> Option<CpuEvent> {
+        None
+    }
+    fn msr_read(&self, index: u32) -> Option<u64> {
+        self.ask("msr_read", [index.into(), 0, 0])
+    }
+    fn msr_write(&self, index: u32, value: u64) -> Option<()> {
+        self.ask("msr_write", [index.into(), value, 0]).map(|_| ())
+    }
+    fn cr8(&self) -> u64 {
+        self.ask("cr8", [0; 3]).unwrap_or(0)
+    }
+    fn set_cr8(&self, value: u64) {
+        self.ask("set_cr8", [value, 0, 0]);
+    }
+    fn now_ns(&self) -> u64 {
+        self.ask("now_ns", [0; 3]).unwrap_or(0)
+    }
+    fn wall_ns(&self) -> u64 {
+        self.ask("wall_ns", [0; 3]).unwrap_or(0)
+    }
+}
+
+/// Makes `bus` the one that `cpu` asks, until the answer is put back.
+fn exchange_bus(cpu: &mut Cpu, bus: &dyn CpuBus) -> Option<NonNull<dyn CpuBus>> {
+    // SAFETY: only the lifetime changes; the callers put the former one back before theirs ends.
+    let bus =
+        unsafe { std::mem::transmute::<NonNull<dyn CpuBus + '_>, NonNull<dyn CpuBus>>(NonNull::from(bus)) };
+    cpu.bus.replace(bus)
+}
+
+// ---- the check --------------------------------------------------------------------------------------------
+
+/// What was checked so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Checked {
+    /// Stretches of translated code, from entering it to leaving it, that were done again with the same result.
+    pub stretches: u64,
+    /// Instructions in them.
+    pub instructions: u64,
+    /// Stretches during which a device wrote to memory: not compared.
+    pub disturbed: u64,
+}
+
+/// The second processor, and what it knows.
+pub(super) struct Checker {
+    shadow: SoftCpu,
+    view: GuestMemory,
+    pub(super) checked: Checked,
+    /// Spoils what translated code did, so that tests can see that it is noticed.
+    #[cfg(test)]
+    spoil: Option<fn(&mut Cpu)>,
+}
+
+/// Blocks of the shadow that a report shows.
+const TRACE: usize = 24;
+/// How long a device may take from writing to saying so.
+const PATIENCE: Duration = Duration::from_millis(20);
+/// Bits of page-table entries that processors set when they like (SDM vol. 3 §4.8): accessed, dirty.
+const MARKS: u64 = 0x60;
+/// FOP, FIP and FDP in the FXSAVE image: translated code keeps none (docs/software-cpu.md, Quirks).
+const POINTERS: std::ops::Range<usize> = 6..24;
+
+impl Checker {
+    fn new(shared: &Shared) -> Result<Checker, CpuError> {
+        let view = shared.memory.private_view().map_err(|error| match error {
+            MemError::Host { source, .. } => CpuError::Os { what: "map the guest's RAM once more", source },
+            other => CpuError::Missing { what: other.to_string() },
+        })?;
+        let mut shadow = SoftCpu::new(0, Shared::new(&view, 1));
+        shadow.translate_after(None);
+        shadow.cpu.journal = Some(Box::new(Journal { replays: true, ..Journal::default() }));
+        Ok(Checker {
+            shadow,
+            view,
+            checked: Checked::default(),
+            #[cfg(test)]
+            spoil: None,
+        })
+    }
+}
+
+/// What translated code did.
+struct Stretch {
+    before: CpuState,
+    instructions: u64,
+    leave: Leave,
+    calls: Vec<Call>,
+    host_writes: u64,
+}
+
+impl SoftCpu {
+    /// All that translated code does is done again by the interpreter from now on; a difference ends the VM. For the only
+    /// vCPU of a machine.
+    pub fn check_translated(&mut self) -> Result<(), CpuError> {
+        self.count_translated();
+        self.cpu.flush_tlb(true);
+        self.cpu.journal = Some(Box::default());
+        self.checker = Some(Box::new(Checker::new(&self.cpu.shared)?));
+        Ok(())
+    }
+
+    /// What has been checked; `None`: nothing is.
+    pub fn checked(&self) -> Option<Checked> {
+        self.checker.as_ref().map(|checker| checker.checked)
+    }
+
+    /// Enters translated code, and checks what it did. `resumed`: it looks up each access, and its first instruction was
+    /// counted before.
+    pub(super) fn enter_checked(&mut self, code: u64, resumed: bool) -> Option<Leave> {
+        let (mut checker, mut journal) = (self.checker.take()?, self.cpu.journal.take()?);
+        let before = super::state::save(&self.cpu);
+        let host_writes = checker.view.host_writes();
+        journal.begin(&mut self.cpu.tlb);
+        self.cpu.journal = Some(journal);
+        let first = self.retired();
+        // SAFETY: the bus of the present `run`.
+        let recorder = Recorder { real: unsafe { self.cpu.bus?.as_ref() }, calls: Mutex::default() };
+        let real = exchange_bus(&mut self.cpu, &recorder);
+        let leave = self.translator.as_mut()?.enter(&mut self.cpu, code);
+        self.cpu.bus = real;
+        #[cfg(test)]
+        if let Some(spoil) = checker.spoil {
+            spoil(&mut self.cpu);
+        }
+        if let Some(journal) = &mut self.cpu.journal {
+            journal.on = false;
+        }
+        let counted = self.retired().wrapping_sub(first).wrapping_add(u64::from(resumed));
+        let stretch = Stretch {
+            before,
+            instructions: counted.wrapping_sub(u64::from(leave == Leave::Single)),
+            leave,
+            calls: recorder.calls.into_inner().unwrap_or_else(PoisonError::into_inner),
+            host_writes,
+        };
+        if stretch.instructions != 0
+            && let Err(difference) = checker.check(&mut self.cpu, stretch)
+        {
+            self.cpu.failed = Some(difference);
+            self.cpu.stop = true;
+            return Some(Leave::Stop);
+        }
+        self.checker = Some(checker);
+        Some(leave)
+    }
+
+    /// Instructions begun, by the interpreter and by translated code.
+    fn retired(&self) -> u64 {
+        self.cpu.instructions.wrapping_add(self.cpu.native.counted.instructions)
+    }
+}
+
+impl Checker {
+    fn check(&mut self, cpu: &mut Cpu, stretch: Stretch) -> Result<(), String> {
+        let Some(journal) = cpu.journal.take() else { return Ok(()) };
+        let decoded = self.shadow.counts().1;
+        let (replayed, trace) = self.replay(&stretch, &journal);
+        let result = replayed.and_then(|()| self.compare(cpu, &journal, &stretch, &trace));
+        let disturbed = |patience: Duration| {
+            std::thread::sleep(patience);
+            self.view.host_writes() != stretch.host_writes
+        };
+        let disturbed = disturbed(Duration::ZERO) || result.is_err() && disturbed(PATIENCE);
+        let report = match result {
+            Err(difference) if !disturbed => Err(self.report(&stretch, &difference, &trace)),
+            _ => Ok(()),
+        };
+        // What it decoded from pages as they were is not to be found again.
+        if self.shadow.counts().1 != decoded {
+            for page in journal.pages.keys() {
+                self.view.code().written(*page, PAGE_SIZE);
+            }
+        }
+        self.view.discard();
+        cpu.journal = Some(journal);
+        if disturbed {
+            self.checked.disturbed += 1;
+        } else {
+            self.checked.stretches += 1;
+            self.checked.instructions += stretch.instructions;
+        }
+        report
+    }
+
+    /// The same instructions by the interpreter. Also the last blocks that it executed: RIP and instructions of each.
+    fn replay(&mut self, stretch: &Stretch, journal: &Journal) -> (Result<(), String>, VecDeque<(u64, u64)>) {
+        let mut trace = VecDeque::with_capacity(TRACE);
+        if let Err(error) = self.shadow.load(&stretch.before) {
+            return (Err(error.to_string()), trace);
+        }
+        for (ram, before) in &journal.pages {
+            if let Some(host) = self.view.ram_host(*ram) {
+                // SAFETY: a whole page of the private view, which nobody else uses.
+                unsafe { std::ptr::copy_nonoverlapping(before.as_ptr(), host, before.len()) };
+            }
+        }
+        let calls = Mutex::new(VecDeque::from(stretch.calls.clone()));
+        let replayer = Replayer { calls, other: Mutex::default() };
+        let SoftCpu { cpu, blocks, .. } = &mut self.shadow;
+        if let Some(mut own) = cpu.journal.take() {
+            own.begin(&mut cpu.tlb);
+            own.randoms.clone_from(&journal.randoms);
+            cpu.journal = Some(own);
+        }
+        exchange_bus(cpu, &replayer);
+        let first = cpu.instructions;
+        let mut fault = None;
+        while fault.is_none() {
+            let left = stretch.instructions.wrapping_sub(cpu.instructions.wrapping_sub(first));
+            if left == 0 {
+                break;
+            }
+            // What follows STI or MOV SS in translated code has no more to wait for.
+            (cpu.shadow, cpu.stack_shadow) = (false, false);
+            let (rip, begun) = (cpu.rip(), cpu.instructions);
+            let done = blocks.find(cpu).and_then(|block| {
+                // SAFETY: `find` keeps the block until it is called again.
+                let ops = &unsafe { &*block }.ops;
+                cpu.execute(&ops[..ops.len().min(left as usize)])
+            });
+            let executed = cpu.instructions.wrapping_sub(begun);
+            if trace.len() == TRACE {
+                trace.pop_front();
+            }
+            trace.push_back((rip, executed));
+            if done.is_err() {
+                fault = Some(cpu.fault);
+            } else if executed == 0 {
+                break;
+            }
+        }
+        cpu.bus = None;
+        let done = cpu.instructions.wrapping_sub(first);
+        let other = replayer.other.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let result = match (other, fault) {
+            (Some(other), _) => Err(other),
+            _ if done != stretch.instructions => Err(format!(
+                "the interpreter stops after {done} of {} instructions ({fault:?})",
+                stretch.instructions
+            )),
+            (_, Some(fault)) if stretch.leave != Leave::Fault => {
+                Err(format!("the interpreter raises {fault:?}, translated code nothing"))
+            }
+            (_, None) if stretch.leave == Leave::Fault => {
+                Err("only translated code raises an exception".into())
+            }
+            _ => Ok(()),
+        };
+        (result, trace)
+    }
+
+    fn compare(
+        &mut self,
+        cpu: &Cpu,
+        journal: &Journal,
+        stretch: &Stretch,
+        trace: &VecDeque<(u64, u64)>,
+    ) -> Result<(), String> {
+        let (ours, mut theirs) = (comparable(cpu), comparable(&self.shadow.cpu));
+        // The interpreter goes on at once with the instruction that the shadow of a translated STI covers.
+        theirs.interrupt_shadow &= stretch.leave != Leave::Interpret;
+        let mut text = String::new();
+        let mut differs = |name: &str, translated: u64, interpreted: u64| {
+            if translated != interpreted {
+                let _ = write!(text, "\n  {name}: translated {translated:#x}, interpreted {interpreted:#x}");
+            }
+        };
+        for (name, (a, b)) in REGISTERS.iter().zip(ours.gprs.iter().zip(theirs.gprs)) {
+            differs(name, *a, b);
+        }
+        differs("rip", ours.rip, theirs.rip);
+        let undefined = match (ours.rflags ^ theirs.rflags) & rflags::STATUS {
+            0 => 0,
+            bits => self.undefined(trace, bits),
+        };
+        differs("rflags", ours.rflags & !undefined, theirs.rflags & !undefined);
+        if stretch.leave == Leave::Fault && cpu.fault != self.shadow.cpu.fault {
+            let _ = write!(text, "\n  exceptions: {:?}, {:?}", cpu.fault, self.shadow.cpu.fault);
+        }
+        for at in (0..ours.xsave.len()).filter(|at| ours.xsave[*at] != theirs.xsave[*at]) {
+            let _ = write!(
+                text,
+                "\n  byte {at} of the FXSAVE image: {:#x}, {:#x}",
+                ours.xsave[at], theirs.xsave[at]
+            );
+        }
+        let system = |state: &CpuState| CpuState {
+            gprs: [0; 16],
+            rip: 0,
+            rflags: 0,
+            xsave: Vec::new(),
+            ..state.clone()
+        };
+        let (a, b) = (format!("{:x?}", system(&ours)), format!("{:x?}", system(&theirs)));
+        for (a, b) in a.split(", ").zip(b.split(", ")).filter(|(a, b)| a != b) {
+            let _ = write!(text, "\n  translated {a}, interpreted {b}");
+        }
+        let theirs = self.shadow.cpu.journal.iter().flat_map(|journal| journal.pages.keys());
+        for ram in journal.pages.keys().chain(theirs) {
+            let (Some(real), Some(private)) = (cpu.shared.memory.ram_host(*ram), self.view.ram_host(*ram))
+            else {
+                continue;
+            };
+            // SAFETY: whole pages of RAM.
+            let (real, private) = unsafe { (page_at(real), page_at(private)) };
+            for (at, (a, b)) in real.chunks_exact(8).zip(private.chunks_exact(8)).enumerate() {
+                let word = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_le_bytes);
+                let (a, b) = (word(a), word(b));
+                if (a ^ b) & !MARKS != 0 {
+                    let _ = write!(text, "\n  RAM byte {:#x}: {a:#x}, {b:#x}", ram + 8 * at as u64);
+                }
+            }
+        }
+        if text.is_empty() { Ok(()) } else { Err(text) }
+    }
+
+    /// Those of the flags `bits` that the last instruction that touched them leaves undefined.
+    fn undefined(&mut self, trace: &VecDeque<(u64, u64)>, bits: u64) -> u64 {
+        let (mut open, mut undefined) = (bits as u32, 0);
+        for x in self.executed(trace).iter().rev() {
+            let touched = flags(x.rflags_modified()) & open;
+            undefined |= touched & flags(x.rflags_undefined());
+            open &= !touched;
+        }
+        u64::from(undefined)
+    }
+
+    /// The instructions of the trace, where their bytes can still be read.
+    fn executed(&mut self, trace: &VecDeque<(u64, u64)>) -> Vec<Instruction> {
+        let mut all = Vec::new();
+        for (rip, count) in trace {
+            let mut at = *rip;
+            for _ in 0..*count {
+                let (mut bytes, mut len) = ([0; 15], 0);
+                while len < bytes.len()
+                    && let Ok(Place::Ram(host)) = self.shadow.cpu.fetch_place(at.wrapping_add(len as u64))
+                {
+                    // SAFETY: a byte of guest RAM.
+                    bytes[len] = unsafe { host.read() };
+                    len += 1;
+                }
+                let mut decoder = Decoder::with_ip(64, &bytes[..len], at, DecoderOptions::NONE);
+                let x = decoder.decode();
+                if x.is_invalid() {
+                    break;
+                }
+                at = x.next_ip();
+                all.push(x);
+            }
+        }
+        all
+    }
+
+    fn report(&mut self, stretch: &Stretch, difference: &str, trace: &VecDeque<(u64, u64)>) -> String {
+        let mut text = format!(
+            "soft.check: translated code and interpreter differ after {} instructions from {:#x} ({:?}): {difference}",
+            stretch.instructions, stretch.before.rip, stretch.leave,
+        );
+        let _ = write!(text, "\n  before: {:x?} rflags {:#x}", stretch.before.gprs, stretch.before.rflags);
+        for x in self.executed(trace) {
+            let _ = write!(text, "\n    {:#x} {:?}", x.ip(), x.code());
+        }
+        text
+    }
+}
+
+const REGISTERS: [&str; 16] = [
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
+    "r15",
+];
+
+/// The state without what may differ.
+fn comparable(cpu: &Cpu) -> CpuState {
+    let mut state = super::state::save(cpu);
+    state.xsave[POINTERS].fill(0);
+    CpuState { nmi_pending: false, pending: None, ..state }
+}
+
+/// iced's flag bits as those of RFLAGS.
+fn flags(iced: u32) -> u32 {
+    use iced_x86::RflagsBits as B;
+    [(B::CF, 0), (B::PF, 2), (B::AF, 4), (B::ZF, 6), (B::SF, 7), (B::OF, 11)]
+        .iter()
+        .filter(|(bit, _)| iced & bit != 0)
+        .fold(0, |flags, (_, at)| flags | 1 << at)
+}
