@@ -598,3 +598,101 @@ fn flags(iced: u32) -> u32 {
         .filter(|(bit, _)| iced & bit != 0)
         .fold(0, |flags, (_, at)| flags | 1 << at)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::NO_BUS;
+    use super::*;
+    use crate::Exit;
+    use viv_arch::x86::{Segment, cr0, cr4, efer, gpr};
+
+    const CODE: u64 = 0x4000;
+    const DATA: u64 = 0x6000;
+
+    #[rustfmt::skip]
+    const PROGRAM: &[u8] = &[
+        0xb9, 0x40, 0x00, 0x00, 0x00, //             mov ecx, 64
+        0x48, 0xc7, 0xc3, 0xfc, 0x5f, 0x00, 0x00, // mov rbx, 0x5ffc
+        0x48, 0x01, 0xc8, //                         again: add rax, rcx
+        0x48, 0x89, 0x03, //                         mov [rbx], rax: across pages
+        0x0f, 0x31, //                               rdtsc
+        0x0f, 0xc7, 0xf2, //                         rdrand edx
+        0x48, 0x89, 0x53, 0x40, //                   mov [rbx+64], rdx
+        0xe6, 0x80, //                               out 0x80, al
+        0x48, 0x0f, 0xaf, 0xc1, //                   imul rax, rcx: undefined flags
+        0xd9, 0xe8, 0xdd, 0xd8, //                   fld1; fstp st: pointers
+        0xe8, 0x05, 0x00, 0x00, 0x00, //             call function
+        0xff, 0xc9, //                               dec ecx
+        0x75, 0xde, //                               jnz again
+        0xf4, //                                     hlt
+        0x57, 0x5f, //                               function: push rdi; pop rdi
+        0xff, 0xc7, //                               inc edi
+        0xc3, //                                     ret
+    ];
+
+    /// Runs the program, checked, to its end.
+    fn run(spoil: Option<fn(&mut Cpu)>) -> (Exit, Checked) {
+        let memory = GuestMemory::new(&[(Gpa(0), 2 << 20)]).unwrap();
+        for (at, entry) in [(0x1000u64, 0x2003u64), (0x2000, 0x3003), (0x3000, 0x83)] {
+            memory.write(Gpa(at), &entry.to_le_bytes()).unwrap();
+        }
+        memory.write(Gpa(CODE), PROGRAM).unwrap();
+        let segment = |selector, rights| Segment { selector, base: 0, limit: u32::MAX, rights };
+        let mut state = CpuState {
+            rip: CODE,
+            cr0: cr0::PE | cr0::PG | cr0::ET | cr0::NE,
+            cr3: 0x1000,
+            cr4: cr4::PAE | cr4::OSFXSR,
+            efer: efer::LME | efer::LMA,
+            segments: [segment(0x10, 0xc093); 6],
+            ..CpuState::default()
+        };
+        state.segments[1] = segment(8, 0xa09b);
+        state.gprs[gpr::RSP] = 0x8000;
+        let mut cpu = SoftCpu::new(0, Shared::new(&memory, 1));
+        cpu.translate_after(Some(2));
+        cpu.load(&state).unwrap();
+        cpu.check_translated().unwrap();
+        if let Some(checker) = &mut cpu.checker {
+            checker.spoil = spoil;
+        }
+        let exit = cpu.run(&NO_BUS);
+        (exit, cpu.checked().unwrap_or_default())
+    }
+
+    #[test]
+    fn what_is_right_passes() {
+        let (exit, checked) = run(None);
+        assert_eq!(exit, Exit::Halted);
+        assert!(checked.stretches > 60 && checked.instructions > 700, "{checked:?}");
+        assert_eq!(checked.disturbed, 0);
+    }
+
+    #[test]
+    fn what_is_wrong_ends_the_vm_and_is_named() {
+        let spoils: [(&str, fn(&mut Cpu)); 5] = [
+            ("rdi: translated", |cpu| cpu.regs[gpr::RDI] ^= 1 << 40),
+            ("rip: translated", |cpu| cpu.regs[16] += 1),
+            ("rflags: translated", |cpu| cpu.rflags ^= rflags::DF),
+            ("byte 160 of the FXSAVE image", |cpu| {
+                let mut image = *cpu.fpu.image();
+                image[160] ^= 7;
+                cpu.fpu.set_image(&image);
+            }),
+            ("RAM byte 0x6000", |cpu| {
+                if cpu.journal.as_ref().is_some_and(|journal| journal.pages.contains_key(&DATA)) {
+                    cpu.shared
+                        .memory
+                        .atomic_u64(Gpa(DATA))
+                        .unwrap()
+                        .fetch_xor(0xee, std::sync::atomic::Ordering::SeqCst);
+                }
+            }),
+        ];
+        for (name, spoil) in spoils {
+            let (exit, _) = run(Some(spoil));
+            let Exit::Failed(text) = exit else { panic!("{name}: {exit:?}") };
+            assert!(text.contains("soft.check") && text.contains(name), "{name}: {text}");
+        }
+    }
+}

@@ -233,6 +233,9 @@ pub(crate) fn xlat(cpu: &mut Cpu, op: &Op) -> R<()> {
 // ---- multiplication and division -----------------------------------------------------------------
 
 /// One-operand MUL (`SIGNED` false) and IMUL.
+/// Flags after a multiplication: those that it leaves undefined are zero here.
+const MULTIPLIED: flags::Flags = flags::bit::CF | flags::bit::OF;
+
 pub(crate) fn multiply<const SIGNED: bool, S: Source, W: Width>(cpu: &mut Cpu, op: &Op) -> R<()> {
     let b = S::get::<W>(cpu, op)?.wide();
     let a = cpu.regs[gpr::RAX];
@@ -241,7 +244,7 @@ pub(crate) fn multiply<const SIGNED: bool, S: Source, W: Width>(cpu: &mut Cpu, o
             let pick = if signed { native::wide_imul8 } else { native::mul8 };
             let (ax, fl) = pick(a as u8, b as u8);
             cpu.set_reg(RAX, ax);
-            cpu.flags = fl;
+            cpu.flags = fl & MULTIPLIED;
             return Ok(());
         }
         (2, false) => widen(native::mul16(a as u16, b as u16)),
@@ -253,7 +256,7 @@ pub(crate) fn multiply<const SIGNED: bool, S: Source, W: Width>(cpu: &mut Cpu, o
     };
     cpu.set_reg(RAX, W::of(low));
     cpu.set_reg(RDX, W::of(high));
-    cpu.flags = fl;
+    cpu.flags = fl & MULTIPLIED;
     Ok(())
 }
 
@@ -272,7 +275,7 @@ pub(crate) fn imul<A: Source, B: Source, W: Width>(cpu: &mut Cpu, op: &Op) -> R<
         _ => native::imul64(a, b, fl),
     };
     cpu.set_reg(op.dst, W::of(value));
-    cpu.flags = fl;
+    cpu.flags = fl & MULTIPLIED;
     Ok(())
 }
 

@@ -27,8 +27,8 @@ const RSP: u64 = DATA + 0x1700;
 fn fits(x: &Instruction) -> bool {
     let own = matches!(
         x.mnemonic(),
-        // Flags that they leave undefined may differ; these change modes, or give pointers away.
-        M::Mul | M::Imul | M::Popf | M::Popfq | M::Fnstenv | M::Fnsave | M::Leave | M::Enter
+        // These change modes, or give pointers away.
+        M::Popf | M::Popfq | M::Fnstenv | M::Fnsave | M::Leave | M::Enter
     );
     let names_rsp = (0..x.op_count())
         .any(|n| x.op_kind(n) == OpKind::Register && x.op_register(n).full_register() == Register::RSP);

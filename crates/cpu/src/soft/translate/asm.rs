@@ -375,6 +375,10 @@ impl Asm {
     pub(super) fn flags_from_ax(&mut self) {
         self.raw(&[0x04, 0x7f, 0x9e]);
     }
+    /// AND AH, mask.
+    pub(super) fn keep_in_ah(&mut self, mask: u8) {
+        self.raw(&[0x80, 0xe4, mask]);
+    }
     /// TEST AH, mask.
     pub(super) fn test_ah(&mut self, mask: u8) {
         self.raw(&[0xf6, 0xc4, mask]);

@@ -130,6 +130,9 @@ impl Lower<'_> {
     }
 
     fn conditional(&mut self, x: &Instruction, to: i64) {
+        if self.known.flags.rough {
+            self.save_flags();
+        }
         self.prepare(to);
         let condition = x.code().condition_number();
         let condition = if self.known.flags.host { condition } else { self.test_in_ax(condition) };

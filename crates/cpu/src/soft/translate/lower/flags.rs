@@ -21,11 +21,15 @@ const STATUS: u32 =
 pub(super) struct FlagsIn {
     pub(super) host: bool,
     pub(super) ax: bool,
+    /// The host's have just CF and OF: those that a multiplication leaves undefined are zero for the guest.
+    pub(super) rough: bool,
 }
 
-pub(super) const IN_HOST: FlagsIn = FlagsIn { host: true, ax: false };
-pub(super) const IN_AX: FlagsIn = FlagsIn { host: false, ax: true };
-const UNSAVED: FlagsIn = FlagsIn { host: false, ax: false };
+pub(super) const IN_HOST: FlagsIn = FlagsIn { host: true, ax: false, rough: false };
+pub(super) const IN_AX: FlagsIn = FlagsIn { host: false, ax: true, rough: false };
+/// CF as it stands in AH.
+const AH_CF: u8 = 1;
+const UNSAVED: FlagsIn = FlagsIn { host: false, ax: false, rough: false };
 
 /// What an instruction does with the status flags.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -220,6 +224,7 @@ impl Lower<'_> {
         });
         if x.rflags_modified() & STATUS != 0 {
             self.flags_made((used == Use::Replaces).then_some(x));
+            self.known.flags.rough = x.mnemonic() == M::Imul;
         }
     }
 
@@ -239,6 +244,15 @@ impl Lower<'_> {
             }
             self.asm.flags_to_ax();
             self.known.flags.ax = true;
+        }
+        self.smooth();
+    }
+
+    /// Rough flags that are in AX become what they are for the guest.
+    fn smooth(&mut self) {
+        if self.known.flags.rough {
+            self.asm.keep_in_ah(AH_CF);
+            self.known.flags = IN_AX;
         }
     }
 
@@ -303,6 +317,9 @@ impl Lower<'_> {
 
     /// After this the host's flags are the guest's.
     pub(super) fn restore_flags(&mut self) {
+        if self.known.flags.rough {
+            self.save_flags();
+        }
         if self.known.flags.host {
             return;
         }

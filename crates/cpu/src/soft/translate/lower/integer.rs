@@ -372,10 +372,10 @@ impl Lower<'_> {
     fn multiply(&mut self, x: &Instruction) -> bool {
         let mem = self.one_operand(x);
         let byte = matches!(x.code(), Code::Mul_rm8 | Code::Imul_rm8);
-        // Flags that stay undefined may be anything; AX is needed.
         self.encode(x, mem, |lower| lower.asm.mov(host::RAX, home_of(gpr::RAX)));
         self.accumulator_back(byte || size_of_first(x) == 2, size_of_first(x) == 4);
         self.flags_made(None);
+        self.known.flags.rough = true;
         true
     }
 
