@@ -64,8 +64,22 @@ pub struct TranslatorStats {
     pub entries: u64,
     /// Blocks that translated code executed; `None`: it does not count.
     pub blocks: Option<u64>,
+    /// What the interpreter did again to compare; `None`: nothing (`soft.check`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checked: Option<Checked>,
     /// Why translated code was left.
     pub exits: Exits,
+}
+
+/// What translated code did that the interpreter did again, to compare.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checked {
+    /// Stretches, each from entering translated code to leaving it, with the same result.
+    pub stretches: u64,
+    /// Guest instructions in them.
+    pub instructions: u64,
+    /// Stretches that were not compared, because a device wrote to memory meanwhile.
+    pub disturbed: u64,
 }
 
 /// Times that translated code was left, by reason.

@@ -52,6 +52,12 @@ fn sum(vcpus: &[SoftCounts]) -> SoftStats {
         sum.links += translator.links;
         sum.seeks += translator.seeks;
         sum.entries += translator.entries;
+        if let Some(checked) = vcpu.checked {
+            let sum = sum.checked.get_or_insert_default();
+            sum.stretches += checked.stretches;
+            sum.instructions += checked.instructions;
+            sum.disturbed += checked.disturbed;
+        }
         let [dispatch, interpret, link, fault, stop, stale, single] = translator.leaves;
         let exits = &mut sum.exits;
         *exits = Exits {

@@ -571,8 +571,11 @@ impl Checker {
             stretch.instructions, stretch.before.rip, stretch.leave,
         );
         let _ = write!(text, "\n  before: {:x?} rflags {:#x}", stretch.before.gprs, stretch.before.rflags);
-        for x in self.executed(trace) {
-            let _ = write!(text, "\n    {:#x} {:?}", x.ip(), x.code());
+        for (rip, count) in trace {
+            let _ = write!(text, "\n    {rip:#x}, {count} instructions:");
+            for x in self.executed(&VecDeque::from([(*rip, *count)])) {
+                let _ = write!(text, " {:?}", x.code());
+            }
         }
         text
     }

@@ -1,6 +1,7 @@
 //! What a software vCPU has done so far, for other threads to read while it runs.
 
 use super::SoftCpu;
+use super::check::Checked;
 use super::translate::TranslatorStats;
 use std::sync::{Mutex, PoisonError, TryLockError};
 
@@ -17,6 +18,8 @@ pub struct SoftStats {
     pub translator: Option<TranslatorStats>,
     /// `None`: translated code does not count.
     pub translated: Option<Translated>,
+    /// `None`: nobody checks what translated code does.
+    pub checked: Option<Checked>,
 }
 
 /// What translated code counts if it is asked to.
@@ -87,6 +90,7 @@ impl SoftCpu {
             events: self.cpu.events,
             translator: self.translator_stats(),
             translated: self.counted(),
+            checked: self.checked(),
         }
     }
 }

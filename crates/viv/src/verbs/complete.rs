@@ -158,7 +158,7 @@ mod tests {
             ("--js", vec!["--json"]),
             ("--json st", vec!["start", "stop", "stats"]),
             ("stats ", vec!["vm-of-stats"]),
-            ("run -o ", vec!["soft.interpreter=on", "soft.count=on", "soft.perf-map=on"]),
+            ("run -o ", vec!["soft.interpreter=on", "soft.count=on", "soft.perf-map=on", "soft.check=on"]),
             ("run --ker", vec!["--kernel"]),
             ("run --accel ", vec!["auto", "kvm", "soft"]),
             ("run --kernel ", vec![]),

@@ -36,7 +36,8 @@ const READER_GONE: u8 = 141;
                   Options of the software CPU, for -o; each is on or off, and off if not given:\n\
                   soft.interpreter   execute all with the interpreter, our reference, and translate nothing\n\
                   soft.count         count the instructions and blocks that translated code executes: slower\n\
-                  soft.perf-map      name translated code for perf, in /tmp/perf-PID.map (PID: viv inspect)")]
+                  soft.perf-map      name translated code for perf, in /tmp/perf-PID.map (PID: viv inspect)\n\
+                  soft.check         do again with the interpreter what translated code did, and compare: much slower")]
 pub(crate) struct Args {
     /// Its name; one is made up if there is none
     #[arg(long)]

@@ -98,6 +98,13 @@ fn translator_lines(translator: &TranslatorStats, lines: &mut Vec<(&'static str,
     } else {
         lines.push(("hit rates", "not counted (viv run -o soft.count=on)".to_string()));
     }
+    if let Some(checked) = translator.checked {
+        let viv_api::stats::Checked { stretches, instructions, disturbed } = checked;
+        lines.push((
+            "checked",
+            format!("{instructions} instructions in {stretches} stretches; {disturbed} stretches not, for devices wrote"),
+        ));
+    }
     lines.push(("exits", list(&translator.exits.by_reason())));
 }
 
