@@ -69,7 +69,7 @@ struct Mapping {
     base: NonNull<u8>,
     len: usize,
     file: File,
-    code: Arc<CodeMap>,
+    code: CodeMap,
     /// Writes by anybody but a vCPU; shared by all views.
     host_writes: Arc<AtomicU64>,
 }
@@ -148,7 +148,7 @@ impl GuestMemory {
         let file = unsafe { File::from_raw_fd(fd) };
         file.set_len(total).map_err(host)?;
         let base = map(&file, len, libc::MAP_SHARED).map_err(host)?;
-        let code = Arc::new(CodeMap::new(total / PAGE_SIZE));
+        let code = CodeMap::new(total / PAGE_SIZE);
         Ok(GuestMemory(Arc::new(Mapping { regions, base, len, file, code, host_writes: Arc::default() })))
     }
 
@@ -164,7 +164,7 @@ impl GuestMemory {
             base,
             len: mapping.len,
             file,
-            code: mapping.code.clone(),
+            code: CodeMap::new(mapping.len as u64 / PAGE_SIZE),
             host_writes: mapping.host_writes.clone(),
         })))
     }

@@ -8,18 +8,19 @@
 //! before. Devices write to RAM at any time: if one did meanwhile, nothing is compared. For one vCPU.
 #![allow(unsafe_code)]
 
+use super::block::Blocks;
 use super::cpu::Cpu;
 use super::mmu::{Place, Tlb};
 use super::translate::Leave;
 use super::{Shared, SoftCpu};
 use crate::{CpuBus, CpuError, CpuEvent, Vcpu};
 use iced_x86::{Decoder, DecoderOptions, Instruction};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write;
 use std::ptr::NonNull;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-use viv_arch::x86::{CpuState, rflags};
+use viv_arch::x86::{CpuState, gpr, rflags};
 use viv_mem::{Gpa, GuestMemory, MemError, PAGE_SIZE};
 
 /// What one vCPU does to the outside while it is watched.
@@ -33,6 +34,8 @@ pub(crate) struct Journal {
     granted: Vec<(usize, u64)>,
     /// Random numbers that the guest was given, or will be given again.
     randoms: VecDeque<Option<u64>>,
+    /// Pages written since the shadow last looked, in translated code or not.
+    changed: BTreeSet<u64>,
     replays: bool,
 }
 
@@ -48,6 +51,7 @@ impl Journal {
 
     /// The page of RAM byte `ram`, at `host`, is about to be written.
     pub(crate) fn writes(&mut self, ram: u64, host: *const u8) {
+        self.changed.insert(ram & !(PAGE_SIZE - 1));
         if !self.on {
             return;
         }
@@ -60,6 +64,11 @@ impl Journal {
     /// The TLB allows writes to the page of `linear` from now on.
     pub(crate) fn granted(&mut self, mmu: usize, linear: u64) {
         self.granted.push((mmu, linear));
+    }
+
+    /// Whether this is the shadow's.
+    pub(crate) fn replays(&self) -> bool {
+        self.replays
     }
 
     /// A random number for the guest, if the host has one.
@@ -259,6 +268,8 @@ pub struct Checked {
 pub(super) struct Checker {
     shadow: SoftCpu,
     view: GuestMemory,
+    /// [`GuestMemory::host_writes`] when the shadow's decoded code was last known to be true.
+    host_writes: u64,
     pub(super) checked: Checked,
     /// Spoils what translated code did, so that tests can see that it is noticed.
     #[cfg(test)]
@@ -285,6 +296,7 @@ impl Checker {
         shadow.cpu.journal = Some(Box::new(Journal { replays: true, ..Journal::default() }));
         Ok(Checker {
             shadow,
+            host_writes: view.host_writes(),
             view,
             checked: Checked::default(),
             #[cfg(test)]
@@ -298,6 +310,8 @@ struct Stretch {
     before: CpuState,
     instructions: u64,
     leave: Leave,
+    /// RIP and RCX behind it.
+    end: (u64, u64),
     calls: Vec<Call>,
     host_writes: u64,
 }
@@ -344,6 +358,7 @@ impl SoftCpu {
             before,
             instructions: counted.wrapping_sub(u64::from(leave == Leave::Single)),
             leave,
+            end: (self.cpu.rip(), self.cpu.regs[gpr::RCX]),
             calls: recorder.calls.into_inner().unwrap_or_else(PoisonError::into_inner),
             host_writes,
         };
@@ -366,8 +381,8 @@ impl SoftCpu {
 
 impl Checker {
     fn check(&mut self, cpu: &mut Cpu, stretch: Stretch) -> Result<(), String> {
-        let Some(journal) = cpu.journal.take() else { return Ok(()) };
-        let decoded = self.shadow.counts().1;
+        let Some(mut journal) = cpu.journal.take() else { return Ok(()) };
+        self.forget_changed(&mut journal);
         let (replayed, trace) = self.replay(&stretch, &journal);
         let result = replayed.and_then(|()| self.compare(cpu, &journal, &stretch, &trace));
         let disturbed = |patience: Duration| {
@@ -379,12 +394,6 @@ impl Checker {
             Err(difference) if !disturbed => Err(self.report(&stretch, &difference, &trace)),
             _ => Ok(()),
         };
-        // What it decoded from pages as they were is not to be found again.
-        if self.shadow.counts().1 != decoded {
-            for page in journal.pages.keys() {
-                self.view.code().written(*page, PAGE_SIZE);
-            }
-        }
         self.view.discard();
         cpu.journal = Some(journal);
         if disturbed {
@@ -394,6 +403,18 @@ impl Checker {
             self.checked.instructions += stretch.instructions;
         }
         report
+    }
+
+    /// Forgets what the shadow has decoded of pages that changed since. Pages that the stretch wrote change back for the replay, and
+    /// once more behind it: they stay listed.
+    fn forget_changed(&mut self, journal: &mut Journal) {
+        if std::mem::replace(&mut self.host_writes, self.view.host_writes()) != self.host_writes {
+            self.shadow.blocks = Blocks::new();
+        }
+        for page in &journal.changed {
+            self.view.code().written(*page, PAGE_SIZE);
+        }
+        journal.changed = journal.pages.keys().copied().collect();
     }
 
     /// The same instructions by the interpreter. Also the last blocks that it executed: RIP and instructions of each.
@@ -433,6 +454,11 @@ impl Checker {
                 cpu.execute(&ops[..ops.len().min(left as usize)])
             });
             let executed = cpu.instructions.wrapping_sub(begun);
+            // A repeated string instruction begins anew until it is where it was left the first time, or complete.
+            let ends_here = (cpu.rip(), cpu.regs[gpr::RCX]) == stretch.end && left == executed;
+            if done.is_ok() && cpu.stop && cpu.rip() == cpu.start && !ends_here {
+                cpu.instructions = cpu.instructions.wrapping_sub(1);
+            }
             if trace.len() == TRACE {
                 trace.pop_front();
             }
@@ -607,7 +633,7 @@ mod tests {
     use super::super::NO_BUS;
     use super::*;
     use crate::Exit;
-    use viv_arch::x86::{Segment, cr0, cr4, efer, gpr};
+    use viv_arch::x86::{Segment, cr0, cr4, efer};
 
     const CODE: u64 = 0x4000;
     const DATA: u64 = 0x6000;

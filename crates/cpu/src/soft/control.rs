@@ -295,7 +295,9 @@ impl Cpu {
                 return Ok(());
             }
             budget = budget.saturating_sub(done);
-            if left != 0 && (budget == 0 || self.stop) {
+            // What is done again stops wherever the first time may have stopped.
+            let again = self.journal.as_ref().is_some_and(|journal| journal.replays());
+            if left != 0 && (budget == 0 || self.stop || again) {
                 self.regs[RIP] = self.start;
                 self.stop = true;
                 return Ok(());

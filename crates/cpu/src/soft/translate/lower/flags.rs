@@ -9,6 +9,7 @@ use super::super::asm::Alu;
 use super::super::layout::HOMES;
 use super::Lower;
 use super::effect::Effect;
+use super::memory::addressable;
 use super::operand::is_high_byte;
 use iced_x86::{FlowControl, Instruction, Mnemonic as M, OpKind, Register, RflagsBits};
 
@@ -118,7 +119,9 @@ pub(super) fn stays(x: &Instruction) -> bool {
         OpKind::Memory => x.mnemonic() == M::Lea,
         _ => true,
     });
-    plain && registers && x.flow_control() == FlowControl::Next
+    // What is not translated is the interpreter's, which may leave behind it.
+    let translated = Lower::registers_fit(x) && (x.mnemonic() != M::Lea || addressable(x));
+    plain && registers && translated && x.flow_control() == FlowControl::Next
 }
 
 /// How flags that were not saved are made once more.
