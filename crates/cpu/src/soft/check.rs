@@ -20,7 +20,7 @@ use std::fmt::Write;
 use std::ptr::NonNull;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-use viv_arch::x86::{CpuState, gpr, rflags};
+use viv_arch::x86::{CpuState, rflags};
 use viv_mem::{Gpa, GuestMemory, MemError, PAGE_SIZE};
 
 /// What one vCPU does to the outside while it is watched.
@@ -34,6 +34,8 @@ pub(crate) struct Journal {
     granted: Vec<(usize, u64)>,
     /// Random numbers that the guest was given, or will be given again.
     randoms: VecDeque<Option<u64>>,
+    /// Elements of each repeated string instruction, likewise.
+    batches: VecDeque<u64>,
     /// Pages written since the shadow last looked, in translated code or not.
     changed: BTreeSet<u64>,
     replays: bool,
@@ -46,6 +48,7 @@ impl Journal {
         }
         self.pages.clear();
         self.randoms.clear();
+        self.batches.clear();
         self.on = true;
     }
 
@@ -66,9 +69,17 @@ impl Journal {
         self.granted.push((mmu, linear));
     }
 
-    /// Whether this is the shadow's.
-    pub(crate) fn replays(&self) -> bool {
-        self.replays
+    /// How many elements a repeated string instruction does at once: `most`, or as many as it did the first time.
+    pub(crate) fn batch(&mut self, most: u64) -> u64 {
+        let first_time = if self.replays { self.batches.pop_front() } else { None };
+        first_time.map_or(most, |elements| elements.max(1))
+    }
+
+    /// It has done so many.
+    pub(crate) fn repeated(&mut self, elements: u64) {
+        if self.on && !self.replays {
+            self.batches.push_back(elements);
+        }
     }
 
     /// A random number for the guest, if the host has one.
@@ -310,8 +321,6 @@ struct Stretch {
     before: CpuState,
     instructions: u64,
     leave: Leave,
-    /// RIP and RCX behind it.
-    end: (u64, u64),
     calls: Vec<Call>,
     host_writes: u64,
 }
@@ -358,7 +367,6 @@ impl SoftCpu {
             before,
             instructions: counted.wrapping_sub(u64::from(leave == Leave::Single)),
             leave,
-            end: (self.cpu.rip(), self.cpu.regs[gpr::RCX]),
             calls: recorder.calls.into_inner().unwrap_or_else(PoisonError::into_inner),
             host_writes,
         };
@@ -435,6 +443,7 @@ impl Checker {
         if let Some(mut own) = cpu.journal.take() {
             own.begin(&mut cpu.tlb);
             own.randoms.clone_from(&journal.randoms);
+            own.batches.clone_from(&journal.batches);
             cpu.journal = Some(own);
         }
         exchange_bus(cpu, &replayer);
@@ -454,11 +463,6 @@ impl Checker {
                 cpu.execute(&ops[..ops.len().min(left as usize)])
             });
             let executed = cpu.instructions.wrapping_sub(begun);
-            // A repeated string instruction begins anew until it is where it was left the first time, or complete.
-            let ends_here = (cpu.rip(), cpu.regs[gpr::RCX]) == stretch.end && left == executed;
-            if done.is_ok() && cpu.stop && cpu.rip() == cpu.start && !ends_here {
-                cpu.instructions = cpu.instructions.wrapping_sub(1);
-            }
             if trace.len() == TRACE {
                 trace.pop_front();
             }
@@ -633,7 +637,7 @@ mod tests {
     use super::super::NO_BUS;
     use super::*;
     use crate::Exit;
-    use viv_arch::x86::{Segment, cr0, cr4, efer};
+    use viv_arch::x86::{Segment, cr0, cr4, efer, gpr};
 
     const CODE: u64 = 0x4000;
     const DATA: u64 = 0x6000;

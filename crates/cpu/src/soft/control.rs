@@ -283,10 +283,27 @@ impl Cpu {
         if op.imm == ONCE {
             return elements(self, 1).map(|_| ());
         }
+        let single = self.rflags & rflags::TF != 0 || self.dr[5] & 0xff != 0;
+        let Some(journal) = &mut self.journal else {
+            return self.repeat_batch(op, if single { 1 } else { BATCH }, elements);
+        };
+        let (batch, before) = (journal.batch(BATCH), self.regs[gpr::RCX]);
+        let done = self.repeat_batch(op, batch, elements);
+        let elements = before.wrapping_sub(self.regs[gpr::RCX]);
+        if let Some(journal) = &mut self.journal {
+            journal.repeated(if done.is_ok() { elements } else { BATCH });
+        }
+        done
+    }
+
+    fn repeat_batch(
+        &mut self,
+        op: &Op,
+        mut budget: u64,
+        mut elements: impl FnMut(&mut Cpu, u64) -> R<(u64, bool)>,
+    ) -> R<()> {
         let mask = op.address_mask();
         let mut left = self.regs[gpr::RCX] & mask;
-        let single = self.rflags & rflags::TF != 0 || self.dr[5] & 0xff != 0;
-        let mut budget = if single { 1 } else { BATCH };
         while left != 0 {
             let (done, more) = elements(self, left.min(budget))?;
             left -= done;
@@ -295,9 +312,7 @@ impl Cpu {
                 return Ok(());
             }
             budget = budget.saturating_sub(done);
-            // What is done again stops wherever the first time may have stopped.
-            let again = self.journal.as_ref().is_some_and(|journal| journal.replays());
-            if left != 0 && (budget == 0 || self.stop || again) {
+            if left != 0 && (budget == 0 || self.stop) {
                 self.regs[RIP] = self.start;
                 self.stop = true;
                 return Ok(());
