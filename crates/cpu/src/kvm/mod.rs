@@ -118,11 +118,6 @@ impl KvmVm {
         self.fd.signal_msi(msi).map(drop).map_err(os("send an MSI"))
     }
 
-    /// Pulses line `gsi` each time `event` (an eventfd) is written.
-    pub fn irqfd(&self, event: BorrowedFd<'_>, gsi: u32) -> Result<(), CpuError> {
-        with_event(event, "make an event file", |event| self.fd.register_irqfd(event, gsi))
-    }
-
     /// Signals `event` (an eventfd) when the guest writes the two bytes `value` (anything, if `None`) to `gpa`,
     /// without leaving the kernel.
     pub fn ioeventfd(&self, event: BorrowedFd<'_>, gpa: Gpa, value: Option<u16>) -> Result<(), CpuError> {
