@@ -284,8 +284,12 @@ pub(super) struct Checker {
     pub(super) checked: Checked,
     /// Spoils what translated code did, so that tests can see that it is noticed.
     #[cfg(test)]
-    spoil: Option<fn(&mut Cpu)>,
+    spoil: Option<Spoil>,
 }
+
+/// What a test does to the state behind translated code.
+#[cfg(test)]
+type Spoil = fn(&mut Cpu);
 
 /// Blocks of the shadow that a report shows.
 const TRACE: usize = 24;
@@ -664,7 +668,7 @@ mod tests {
     ];
 
     /// Runs the program, checked, to its end.
-    fn run(spoil: Option<fn(&mut Cpu)>) -> (Exit, Checked) {
+    fn run(spoil: Option<Spoil>) -> (Exit, Checked) {
         let memory = GuestMemory::new(&[(Gpa(0), 2 << 20)]).unwrap();
         for (at, entry) in [(0x1000u64, 0x2003u64), (0x2000, 0x3003), (0x3000, 0x83)] {
             memory.write(Gpa(at), &entry.to_le_bytes()).unwrap();
@@ -703,7 +707,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_ends_the_vm_and_is_named() {
-        let spoils: [(&str, fn(&mut Cpu)); 5] = [
+        let spoils: [(&str, Spoil); 5] = [
             ("rdi: translated", |cpu| cpu.regs[gpr::RDI] ^= 1 << 40),
             ("rip: translated", |cpu| cpu.regs[16] += 1),
             ("rflags: translated", |cpu| cpu.rflags ^= rflags::DF),
