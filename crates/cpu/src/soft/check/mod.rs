@@ -8,261 +8,26 @@
 //! before. Devices write to RAM at any time: if one did meanwhile, nothing is compared. For one vCPU.
 #![allow(unsafe_code)]
 
+mod bus;
+mod journal;
+
+pub(crate) use journal::Journal;
+
 use super::block::Blocks;
 use super::cpu::Cpu;
-use super::mmu::{Place, Tlb};
+use super::mmu::Place;
 use super::translate::Leave;
 use super::{Shared, SoftCpu};
-use crate::{CpuBus, CpuError, CpuEvent, Vcpu};
+use crate::{CpuError, Vcpu};
+use bus::{Call, Recorder, Replayer, exchange_bus};
 use iced_x86::{Decoder, DecoderOptions, Instruction};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use journal::page_at;
+use std::collections::VecDeque;
 use std::fmt::Write;
-use std::ptr::NonNull;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use viv_arch::x86::{CpuState, rflags};
-use viv_mem::{Gpa, GuestMemory, MemError, PAGE_SIZE};
-
-/// What one vCPU does to the outside while it is watched.
-#[derive(Default)]
-pub(crate) struct Journal {
-    /// Translated code runs, or the shadow.
-    on: bool,
-    /// Pages written since then, as they were, by their first byte counted through all regions.
-    pages: BTreeMap<u64, Box<[u8; PAGE_SIZE as usize]>>,
-    /// Slots of the TLB that allow writes: taken back at the next begin, so that each page's first write shows.
-    granted: Vec<(usize, u64)>,
-    /// Random numbers that the guest was given, or will be given again.
-    randoms: VecDeque<Option<u64>>,
-    /// Elements of each repeated string instruction, likewise.
-    batches: VecDeque<u64>,
-    /// Pages written since the shadow last looked, in translated code or not.
-    changed: BTreeSet<u64>,
-    replays: bool,
-}
-
-impl Journal {
-    fn begin(&mut self, tlb: &mut Tlb) {
-        for (mmu, linear) in self.granted.drain(..) {
-            tlb.forbid_write(mmu, linear);
-        }
-        self.pages.clear();
-        self.randoms.clear();
-        self.batches.clear();
-        self.on = true;
-    }
-
-    /// The page of RAM byte `ram`, at `host`, is about to be written.
-    pub(crate) fn writes(&mut self, ram: u64, host: *const u8) {
-        self.changed.insert(ram & !(PAGE_SIZE - 1));
-        if !self.on {
-            return;
-        }
-        self.pages.entry(ram & !(PAGE_SIZE - 1)).or_insert_with(|| {
-            // SAFETY: `host` lies in a mapped page of guest RAM.
-            unsafe { page_at(host) }
-        });
-    }
-
-    /// The TLB allows writes to the page of `linear` from now on.
-    pub(crate) fn granted(&mut self, mmu: usize, linear: u64) {
-        self.granted.push((mmu, linear));
-    }
-
-    /// How many elements a repeated string instruction does at once: `most`, or as many as it did the first time.
-    pub(crate) fn batch(&mut self, most: u64) -> u64 {
-        let first_time = if self.replays { self.batches.pop_front() } else { None };
-        first_time.map_or(most, |elements| elements.max(1))
-    }
-
-    /// It has done so many.
-    pub(crate) fn repeated(&mut self, elements: u64) {
-        if self.on && !self.replays {
-            self.batches.push_back(elements);
-        }
-    }
-
-    /// A random number for the guest, if the host has one.
-    pub(crate) fn random(&mut self, fresh: Option<u64>) -> Option<u64> {
-        if !self.on {
-            return fresh;
-        }
-        if self.replays {
-            return self.randoms.pop_front().flatten();
-        }
-        self.randoms.push_back(fresh);
-        fresh
-    }
-}
-
-/// A copy of the page in which `host` lies.
-///
-/// # Safety
-/// It is a mapped page.
-unsafe fn page_at(host: *const u8) -> Box<[u8; PAGE_SIZE as usize]> {
-    let mut copy = Box::new([0; PAGE_SIZE as usize]);
-    let start = host.wrapping_sub(host as usize % PAGE_SIZE as usize);
-    // SAFETY: the caller's promise.
-    unsafe { std::ptr::copy_nonoverlapping(start, copy.as_mut_ptr(), copy.len()) };
-    copy
-}
-
-// ---- the bus ---------------------------------------------------------------------------------------------
-
-/// A question to the bus and its answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Call {
-    what: &'static str,
-    arguments: [u64; 3],
-    answer: Option<u64>,
-}
-
-/// Passes everything on, and remembers it.
-struct Recorder<'a> {
-    real: &'a dyn CpuBus,
-    calls: Mutex<Vec<Call>>,
-}
-
-impl Recorder<'_> {
-    fn note(&self, what: &'static str, arguments: [u64; 3], answer: Option<u64>) {
-        let call = Call { what, arguments, answer };
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner).push(call);
-    }
-}
-
-impl CpuBus for Recorder<'_> {
-    fn port_read(&self, port: u16, size: u8) -> u32 {
-        let value = self.real.port_read(port, size);
-        self.note("port_read", [port.into(), size.into(), 0], Some(value.into()));
-        value
-    }
-    fn port_write(&self, port: u16, size: u8, value: u32) {
-        self.real.port_write(port, size, value);
-        self.note("port_write", [port.into(), size.into(), value.into()], None);
-    }
-    fn mmio_read(&self, gpa: Gpa, size: u8) -> u64 {
-        let value = self.real.mmio_read(gpa, size);
-        self.note("mmio_read", [gpa.0, size.into(), 0], Some(value));
-        value
-    }
-    fn mmio_write(&self, gpa: Gpa, size: u8, value: u64) {
-        self.real.mmio_write(gpa, size, value);
-        self.note("mmio_write", [gpa.0, size.into(), value], None);
-    }
-    fn interrupt_pending(&self) -> bool {
-        self.real.interrupt_pending()
-    }
-    fn acknowledge_interrupt(&self) -> Option<u8> {
-        self.real.acknowledge_interrupt()
-    }
-    fn take_event(&self) -> Option<CpuEvent> {
-        self.real.take_event()
-    }
-    fn msr_read(&self, index: u32) -> Option<u64> {
-        let value = self.real.msr_read(index);
-        self.note("msr_read", [index.into(), 0, 0], value);
-        value
-    }
-    fn msr_write(&self, index: u32, value: u64) -> Option<()> {
-        let done = self.real.msr_write(index, value);
-        self.note("msr_write", [index.into(), value, 0], done.map(|()| 0));
-        done
-    }
-    fn cr8(&self) -> u64 {
-        let value = self.real.cr8();
-        self.note("cr8", [0; 3], Some(value));
-        value
-    }
-    fn set_cr8(&self, value: u64) {
-        self.real.set_cr8(value);
-        self.note("set_cr8", [value, 0, 0], None);
-    }
-    fn now_ns(&self) -> u64 {
-        let value = self.real.now_ns();
-        self.note("now_ns", [0; 3], Some(value));
-        value
-    }
-    fn wall_ns(&self) -> u64 {
-        let value = self.real.wall_ns();
-        self.note("wall_ns", [0; 3], Some(value));
-        value
-    }
-}
-
-/// Answers as a [`Recorder`] was answered.
-struct Replayer {
-    calls: Mutex<VecDeque<Call>>,
-    /// The first question that was not asked the first time.
-    other: Mutex<Option<String>>,
-}
-
-impl Replayer {
-    fn ask(&self, what: &'static str, arguments: [u64; 3]) -> Option<u64> {
-        let call = self.calls.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        if let Some(call) = call.filter(|call| (call.what, call.arguments) == (what, arguments)) {
-            return call.answer;
-        }
-        let mut other = self.other.lock().unwrap_or_else(PoisonError::into_inner);
-        other.get_or_insert_with(|| {
-            let asked =
-                call.map_or("nothing".to_string(), |call| format!("{} {:x?}", call.what, call.arguments));
-            format!("the interpreter asks {what} {arguments:x?} where translated code asked {asked}")
-        });
-        None
-    }
-}
-
-impl CpuBus for Replayer {
-    fn port_read(&self, port: u16, size: u8) -> u32 {
-        self.ask("port_read", [port.into(), size.into(), 0]).unwrap_or(0) as u32
-    }
-    fn port_write(&self, port: u16, size: u8, value: u32) {
-        self.ask("port_write", [port.into(), size.into(), value.into()]);
-    }
-    fn mmio_read(&self, gpa: Gpa, size: u8) -> u64 {
-        self.ask("mmio_read", [gpa.0, size.into(), 0]).unwrap_or(0)
-    }
-    fn mmio_write(&self, gpa: Gpa, size: u8, value: u64) {
-        self.ask("mmio_write", [gpa.0, size.into(), value]);
-    }
-    fn interrupt_pending(&self) -> bool {
-        false
-    }
-    fn acknowledge_interrupt(&self) -> Option<u8> {
-        None
-    }
-    fn take_event(&self) -> Option<CpuEvent> {
-        None
-    }
-    fn msr_read(&self, index: u32) -> Option<u64> {
-        self.ask("msr_read", [index.into(), 0, 0])
-    }
-    fn msr_write(&self, index: u32, value: u64) -> Option<()> {
-        self.ask("msr_write", [index.into(), value, 0]).map(|_| ())
-    }
-    fn cr8(&self) -> u64 {
-        self.ask("cr8", [0; 3]).unwrap_or(0)
-    }
-    fn set_cr8(&self, value: u64) {
-        self.ask("set_cr8", [value, 0, 0]);
-    }
-    fn now_ns(&self) -> u64 {
-        self.ask("now_ns", [0; 3]).unwrap_or(0)
-    }
-    fn wall_ns(&self) -> u64 {
-        self.ask("wall_ns", [0; 3]).unwrap_or(0)
-    }
-}
-
-/// Makes `bus` the one that `cpu` asks, until the answer is put back.
-fn exchange_bus(cpu: &mut Cpu, bus: &dyn CpuBus) -> Option<NonNull<dyn CpuBus>> {
-    // SAFETY: only the lifetime changes; the callers put the former one back before theirs ends.
-    let bus =
-        unsafe { std::mem::transmute::<NonNull<dyn CpuBus + '_>, NonNull<dyn CpuBus>>(NonNull::from(bus)) };
-    cpu.bus.replace(bus)
-}
-
-// ---- the check --------------------------------------------------------------------------------------------
+use viv_mem::{GuestMemory, MemError, PAGE_SIZE};
 
 /// What was checked so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -308,7 +73,7 @@ impl Checker {
         })?;
         let mut shadow = SoftCpu::new(0, Shared::new(&view, 1));
         shadow.translate_after(None);
-        shadow.cpu.journal = Some(Box::new(Journal { replays: true, ..Journal::default() }));
+        shadow.cpu.journal = Some(Box::new(Journal::of_shadow()));
         Ok(Checker {
             shadow,
             host_writes: view.host_writes(),
@@ -642,6 +407,7 @@ mod tests {
     use super::*;
     use crate::Exit;
     use viv_arch::x86::{Segment, cr0, cr4, efer, gpr};
+    use viv_mem::Gpa;
 
     const CODE: u64 = 0x4000;
     const DATA: u64 = 0x6000;
