@@ -15,7 +15,8 @@ cargo xtask run [ARGUMENTS]   build viv and its guest agent, then `viv run ARGUM
 cargo xtask viv VERB …        build both, then any other verb of viv
 cargo xtask test              everything CI checks: format, lints, floors, tidy, unit and whole-product tests
 cargo xtask test --quick      the same without the whole-product tests
-cargo xtask nightly           the long forms: millions of instruction cases, every fuzz target
+cargo xtask nightly           the long forms: millions of instruction cases, every fuzz target, checked guests
+cargo xtask check             a full Debian and a C compiler, translated code held against the interpreter
 cargo xtask fuzz [TARGET [N]] every fuzz target, or one with N executions: fuzz/README.md
 cargo xtask lab               real KVM inside a software-emulated machine: the same guests there
 cargo xtask bench [--peer qemu] [ROW …]  our software CPU beside Debian's QEMU TCG, as ratios (see --help)
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         "test" => steps::test(rest.iter().any(|arg| arg == "--quick")),
         "nightly" => steps::nightly(),
         "fuzz" => fuzz::run(&rest),
+        "check" => steps::check(),
         "lab" => steps::lab(),
         "bench" => bench::run(&rest),
         "agent" => agent::build(&target_dir()).map(|path| println!("{}", path.display())),

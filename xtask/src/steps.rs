@@ -83,7 +83,21 @@ pub(crate) fn nightly() -> Result<(), String> {
             "viv-e2e",
         ]),
     )?;
-    fuzz::run(&[])
+    fuzz::run(&[])?;
+    check()
+}
+
+/// Real guests under `soft.check`: the interpreter does again what translated code did.
+pub(crate) fn check() -> Result<(), String> {
+    install::need("mke2fs", "e2fsprogs")?;
+    build()?;
+    step(
+        "real guests, checked",
+        cargo().args(["test", "--release", "--package", "viv-e2e", "--test", "checked", "--", "--ignored"]).args([
+            "--test-threads=1",
+            "--nocapture",
+        ]),
+    )
 }
 
 /// The same guests on real KVM, in the lab.

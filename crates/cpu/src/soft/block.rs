@@ -10,7 +10,7 @@ use super::decode::decode;
 use super::fpu::FpOp;
 use super::mmu::Place;
 use super::op::Op;
-use iced_x86::{Decoder, DecoderError, DecoderOptions};
+use super::reader::Reader;
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -22,9 +22,6 @@ use viv_mem::PAGE_SIZE;
 const OPS_MAX: usize = 64;
 /// Longest instruction (SDM vol. 2 §2.3.11).
 pub(crate) const INSTRUCTION_MAX: usize = 15;
-/// Without BMI1 and ABM, TZCNT and LZCNT run as BSF and BSR; WBNOINVD as WBINVD.
-pub(crate) const OPTIONS: u32 =
-    DecoderOptions::NO_MPFX_0FBC | DecoderOptions::NO_MPFX_0FBD | DecoderOptions::NO_WBNOINVD;
 const JUMPS: usize = 4096;
 /// Blocks kept before all are dropped and decoding starts afresh.
 const BLOCKS_MAX: usize = 200_000;
@@ -302,8 +299,7 @@ fn build_across(cpu: &mut Cpu, linear: u64, rip: u64, head: &[u8], page: u32, ve
     }
     // SAFETY: `host` is the start of a page of guest RAM.
     unsafe { std::ptr::copy_nonoverlapping(host, bytes[head.len()..].as_mut_ptr(), INSTRUCTION_MAX) };
-    let mut decoder = Decoder::with_ip(cpu.mode as u32, &bytes, rip, OPTIONS);
-    let instruction = decoder.decode();
+    let instruction = Reader::new(cpu.mode as u32, &bytes, rip).next().unwrap_or_default();
     let mut decoded = decode(&instruction, cpu.mode);
     decoded.op.len = instruction.len().max(1) as u8;
     let fp: Vec<Box<FpOp>> = decoded.fp.map(Box::new).into_iter().collect();
@@ -324,23 +320,19 @@ type Run = (Vec<Op>, Vec<Box<FpOp>>, usize, bool);
 
 /// Decodes up to the end of a block: its instructions, the bytes they take, and whether bytes ran out.
 fn decode_run(mode: Mode, rip: u64, bytes: &[u8]) -> Run {
-    let mut decoder = Decoder::with_ip(mode as u32, bytes, rip, OPTIONS);
+    let mut reader = Reader::new(mode as u32, bytes, rip);
     let (mut ops, mut fp, mut used) = (Vec::with_capacity(16), Vec::new(), 0);
     while ops.len() < OPS_MAX {
-        if !decoder.can_decode() {
+        let Some(instruction) = reader.next() else {
             return (ops, fp, used, true);
-        }
-        let instruction = decoder.decode();
-        if decoder.last_error() == DecoderError::NoMoreBytes {
-            return (ops, fp, used, true);
-        }
+        };
         let mut decoded = decode(&instruction, mode);
         if let Some(unit) = decoded.fp {
             let unit = Box::new(unit);
             decoded.op.imm = std::ptr::from_ref::<FpOp>(&unit) as u64;
             fp.push(unit);
         }
-        used = decoder.position();
+        used = reader.position();
         ops.push(decoded.op);
         if decoded.ends {
             break;

@@ -29,6 +29,7 @@ mod msr;
 mod native;
 mod op;
 mod perf;
+mod reader;
 mod run;
 mod slots;
 mod state;

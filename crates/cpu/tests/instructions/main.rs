@@ -18,6 +18,7 @@ mod compare;
 mod forms;
 mod native;
 mod operands;
+mod prefixes;
 mod random;
 mod soft;
 mod window;

@@ -51,7 +51,7 @@ impl CpuBus for Nothing {
 }
 
 /// What executes the instruction.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tier {
     Interpreter,
     Translator,
@@ -113,6 +113,10 @@ impl Soft {
         state.activity = Activity::Running;
         let cpu = SoftCpu::new(0, Shared::new(&memory, 1));
         Self { tier, memory, cpu, state }
+    }
+
+    pub(crate) fn tier(&self) -> Tier {
+        self.tier
     }
 
     fn step(&mut self) -> Result<(), Exception> {

@@ -16,11 +16,12 @@ pub(crate) use journal::Journal;
 use super::block::Blocks;
 use super::cpu::Cpu;
 use super::mmu::Place;
+use super::reader::Reader;
 use super::translate::Leave;
 use super::{Shared, SoftCpu};
 use crate::{CpuError, Vcpu};
 use bus::{Call, Recorder, Replayer, exchange_bus};
-use iced_x86::{Decoder, DecoderOptions, Instruction};
+use iced_x86::Instruction;
 use journal::page_at;
 use std::collections::VecDeque;
 use std::fmt::Write;
@@ -352,11 +353,8 @@ impl Checker {
                     bytes[len] = unsafe { host.read() };
                     len += 1;
                 }
-                let mut decoder = Decoder::with_ip(64, &bytes[..len], at, DecoderOptions::NONE);
-                let x = decoder.decode();
-                if x.is_invalid() {
-                    break;
-                }
+                let read = Reader::new(64, &bytes[..len], at).next();
+                let Some(x) = read.filter(|x| !x.is_invalid()) else { break };
                 at = x.next_ip();
                 all.push(x);
             }

@@ -1,10 +1,11 @@
 //! What is translated together: the blocks of one page that the interpreter has met and that are not translated yet, from
 //! one of them on.
 
-use super::super::block::{INSTRUCTION_MAX, OPTIONS};
+use super::super::block::INSTRUCTION_MAX;
 use super::super::cpu::Cpu;
 use super::super::mmu::Place;
-use iced_x86::{Code, Decoder, DecoderError, FlowControl, Instruction, OpKind};
+use super::super::reader::Reader;
+use iced_x86::{Code, FlowControl, Instruction, OpKind};
 use viv_mem::{GuestMemory, PAGE_SIZE};
 
 /// Most instructions of a region, and most blocks.
@@ -164,10 +165,8 @@ fn divide(leads: &[u16], at: &[u16], code: &[Instruction], across: Option<&Acros
 }
 
 fn decode(bytes: &[u8], offset: u16) -> Option<Instruction> {
-    let mut decoder = Decoder::with_ip(64, &bytes[usize::from(offset)..], u64::from(offset), OPTIONS);
-    let x = decoder.decode();
     // What goes on in the next page, and what is none, is the interpreter's.
-    (decoder.last_error() != DecoderError::NoMoreBytes && !x.is_invalid()).then_some(x)
+    Reader::new(64, bytes.get(usize::from(offset)..)?, u64::from(offset)).next().filter(|x| !x.is_invalid())
 }
 
 /// The instruction that begins at `offset` and ends in the page that follows at the moment.
@@ -180,9 +179,8 @@ fn straddling(cpu: &mut Cpu, rip: u64, page: &[u8], offset: u16) -> Option<Acros
     let tail = bytes.get_mut(head.len()..)?;
     // SAFETY: the begin of a page of guest RAM, which is longer than any instruction.
     unsafe { std::ptr::copy_nonoverlapping(host, tail.as_mut_ptr(), tail.len()) };
-    let mut decoder = Decoder::with_ip(64, &bytes, u64::from(offset), OPTIONS);
-    let instruction = decoder.decode();
-    (!instruction.is_invalid()).then_some(Across { instruction, bytes })
+    let instruction = Reader::new(64, &bytes, u64::from(offset)).next().filter(|x| !x.is_invalid())?;
+    Some(Across { instruction, bytes })
 }
 
 fn snapshot(memory: &GuestMemory, page: u32) -> Option<Box<[u8; PAGE_SIZE as usize]>> {
