@@ -30,11 +30,15 @@ fn a_c_compiler_works_without_a_difference() {
     let script = "mkdir /mnt/c; mount -o ro /dev/vda /mnt/c && mount -t tmpfs tmp /mnt/c/tmp && cp /mnt/c/src/* /mnt/c/tmp && \
          cd / && chroot /mnt/c /usr/bin/gcc -O2 -Wall -o /tmp/program /tmp/program.c && chroot /mnt/c /tmp/program && \
          chroot /mnt/c /usr/bin/gcc -O2 -march=x86-64-v2 -c -o /tmp/numbers.o /tmp/numbers.c && wc -c < /mnt/c/tmp/numbers.o";
-    let words = ["run", "--rm", "--stats", "--memory", "1G", "--accel", "soft", "-o", "soft.check=on", "--disk"];
+    let words =
+        ["run", "--rm", "--stats", "--memory", "1G", "--accel", "soft", "-o", "soft.check=on", "--disk"];
     let done = run(&[&words[..], &[&disk, "--", "sh", "-c", script]].concat(), "").ok();
     let mut lines = done.out.lines();
     assert_eq!(lines.next(), Some("compiled in the guest: 5050"), "{done:?}");
-    assert!(lines.next().and_then(|size| size.parse::<u64>().ok()).is_some_and(|size| size > 1000), "{done:?}");
+    assert!(
+        lines.next().and_then(|size| size.parse::<u64>().ok()).is_some_and(|size| size > 1000),
+        "{done:?}"
+    );
     assert!(checked(&done) > 500_000_000);
 }
 

@@ -93,10 +93,9 @@ pub(crate) fn check() -> Result<(), String> {
     build()?;
     step(
         "real guests, checked",
-        cargo().args(["test", "--release", "--package", "viv-e2e", "--test", "checked", "--", "--ignored"]).args([
-            "--test-threads=1",
-            "--nocapture",
-        ]),
+        cargo()
+            .args(["test", "--release", "--package", "viv-e2e", "--test", "checked", "--", "--ignored"])
+            .args(["--test-threads=1", "--nocapture"]),
     )
 }
 

@@ -82,6 +82,32 @@ pub mod split {
     pub const USED_ALIGN: u64 = 4;
 }
 
+/// Packed virtqueues (§2.8), where they differ from split ones.
+pub mod packed {
+    /// Alignment of the descriptor ring (§2.8.10.1).
+    pub const DESCRIPTOR_ALIGN: u64 = 16;
+    /// Offset in a descriptor of what the device writes: len u32, id u16, before the flags (§2.8.13).
+    pub const DESC_WRITTEN: u64 = 8;
+    /// Offset of the flags in a descriptor (§2.8.13).
+    pub const DESC_FLAGS: u64 = 14;
+    /// The driver made it available in this round of its wrap counter (§2.8.1).
+    pub const DESC_F_AVAIL: u16 = 1 << 7;
+    /// The device used it in this round (§2.8.1).
+    pub const DESC_F_USED: u16 = 1 << 15;
+    /// Bytes of an event suppression structure: desc u16, flags u16 (§2.8.14).
+    pub const EVENT_LEN: u64 = 4;
+    /// Its alignment (§2.8.10.1).
+    pub const EVENT_ALIGN: u64 = 4;
+    /// Offset of its flags.
+    pub const EVENT_FLAGS: u64 = 2;
+    /// The bits of its flags that count.
+    pub const EVENT_F_MASK: u16 = 3;
+    /// No notifications (§2.8.10).
+    pub const EVENT_F_DISABLE: u16 = 1;
+    /// A notification for the descriptor named in `desc` (§2.8.10).
+    pub const EVENT_F_DESC: u16 = 2;
+}
+
 /// Virtio over PCI (§4.1).
 pub mod pci {
     /// Capability: common configuration (§4.1.4).

@@ -26,7 +26,11 @@ impl Chain {
         Chain { head, readable: Vec::new(), writable: Vec::new() }
     }
 
-    /// What gives the chain back to its queue.
+    pub(super) fn set_head(&mut self, head: u16) {
+        self.head = head;
+    }
+
+    /// What gives the chain back to its queue: its first descriptor's index in a split ring, its ID in a packed one.
     pub fn head(&self) -> u16 {
         self.head
     }

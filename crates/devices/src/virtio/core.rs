@@ -3,7 +3,7 @@
 use viv_arch::virtio::{feature, status};
 use viv_mem::{Gpa, GuestMemory};
 
-use super::{Chain, Queue, QueueError, VirtioDevice};
+use super::{Chain, Queue, QueueError, RingFeatures, VirtioDevice};
 
 /// What a device sees of its driver: agreed features, memory, and queues to take chains from.
 ///
@@ -179,10 +179,14 @@ impl State {
     /// The driver enables the selected queue.
     pub(super) fn enable_queue(&mut self) {
         let features = self.agreed();
-        let (indirect, event) = (features & feature::INDIRECT_DESC != 0, features & feature::EVENT_IDX != 0);
+        let features = RingFeatures {
+            indirect: features & feature::INDIRECT_DESC != 0,
+            event_idx: features & feature::EVENT_IDX != 0,
+            packed: features & feature::RING_PACKED != 0,
+        };
         let Some(queue) = self.queues.get_mut(usize::from(self.queue_select)) else { return };
         if !queue.ready() {
-            let enabled = queue.enable(&self.memory, indirect, event);
+            let enabled = queue.enable(&self.memory, features);
             self.unless_broken(enabled);
         }
     }
@@ -199,7 +203,8 @@ impl State {
 
 impl<D: VirtioDevice> Core<D> {
     pub(super) fn new(device: D, memory: GuestMemory) -> Core<D> {
-        let ring_features = feature::VERSION_1 | feature::INDIRECT_DESC | feature::EVENT_IDX;
+        let ring_features =
+            feature::VERSION_1 | feature::INDIRECT_DESC | feature::EVENT_IDX | feature::RING_PACKED;
         let state = State {
             memory,
             queues: device.queue_sizes().into_iter().map(Queue::new).collect(),

@@ -12,6 +12,9 @@ use crate::pci::PciFunction;
 use viv_arch::virtio::{feature, mmio, pci, split, status};
 use viv_mem::{Gpa, GuestMemory};
 
+/// Every feature but packed rings, which [`MockQueue`] has not.
+pub const SPLIT: u64 = !feature::RING_PACKED;
+
 /// The registers that a driver needs, whatever the transport.
 pub trait Registers {
     /// Reads the device status.
@@ -372,7 +375,7 @@ const RECEIVE_LEN: usize = 4096;
 impl<T: Registers> MockVsock<T> {
     /// Sets the device up and gives it `buffers` receive buffers.
     pub fn new(transport: T, memory: GuestMemory, cid: u64, buffers: usize) -> MockVsock<T> {
-        let mut driver = MockDriver::new(transport, memory, u64::MAX, 3, 64);
+        let mut driver = MockDriver::new(transport, memory, SPLIT, 3, 64);
         let send_buffer = driver.buffer(&vec![0; 44 + (64 << 10)]);
         let mut this = MockVsock {
             driver,

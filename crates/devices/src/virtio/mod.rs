@@ -23,7 +23,7 @@
 //! 4. `transport.take_interrupts()`: [`Interrupt`](crate::Interrupt)s in order; empty most of the time.
 //!
 //! A device never sees its transport, a transport never sees what its device does. [`Rings`] is all that
-//! a device sees of the guest: packed virtqueues will come behind it.
+//! a device sees of the guest: whether its rings are split or packed is not its business.
 //!
 //! A driver that breaks the rules of its rings gets DEVICE_NEEDS_RESET (§2.1.2) and nothing more.
 
@@ -44,7 +44,7 @@ pub use blk::{Blk, BlkKind, BlkOutcome, BlkRequest, BlkSettings};
 pub use chain::{Chain, Segment, cut, total};
 pub use console::Console;
 pub use core::Rings;
-pub use queue::{CHAIN_LEN_MAX, Queue, QueueError};
+pub use queue::{CHAIN_LEN_MAX, Queue, QueueError, RingFeatures};
 pub use rng::Rng;
 pub use transport::{NOTIFY_MULTIPLIER, NOTIFY_OFFSET, VirtioMmio, VirtioPci, VirtioTransport};
 pub use vsock::Vsock;

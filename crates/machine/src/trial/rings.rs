@@ -3,7 +3,7 @@ use super::accesses::host;
 use super::{Entropy, Trial};
 use crate::layout::{ECAM, VIRTIO_MMIO};
 use std::sync::Arc;
-use viv_arch::virtio::{feature, mmio, pci, split, status};
+use viv_arch::virtio::{feature, mmio, packed, pci, split, status};
 use viv_block::{Disk, MemoryDisk};
 use viv_cpu::CpuBus;
 use viv_devices::virtio::{NOTIFY_MULTIPLIER, NOTIFY_OFFSET};
@@ -110,17 +110,18 @@ pub fn run_rings(data: &[u8]) {
         let base = low | bus.mmio_read(Gpa(function + 0x14), 4) << 32;
         Driver { bus: &bus, base, pci: true }
     };
-    set_up(&mut entropy, &driver);
+    let mut packed = set_up(&mut entropy, &driver);
     for _ in 0..STEPS_MAX {
         if entropy.is_empty() {
             break;
         }
-        step(&mut entropy, &trial, &driver);
+        step(&mut entropy, &trial, &driver, &mut packed);
     }
     drop(trial.output());
 }
 
-fn set_up(entropy: &mut Entropy<'_>, driver: &Driver<'_>) {
+/// Sets the device up; says whether its rings are packed.
+fn set_up(entropy: &mut Entropy<'_>, driver: &Driver<'_>) -> bool {
     let choice = entropy.u8();
     driver.set_status(0);
     driver.set_status(status::ACKNOWLEDGE | status::DRIVER);
@@ -130,6 +131,8 @@ fn set_up(entropy: &mut Entropy<'_>, driver: &Driver<'_>) {
         2 => feature::EVENT_IDX,
         _ => feature::INDIRECT_DESC | feature::EVENT_IDX,
     };
+    let packed = choice & 8 != 0;
+    let ring_features = ring_features | if packed { feature::RING_PACKED } else { 0 };
     let own = if choice & 4 != 0 { u64::from(entropy.u16()) & 0x7fff } else { 0 };
     driver.set_features(feature::VERSION_1 | ring_features | own);
     driver.set_status(status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK);
@@ -137,9 +140,10 @@ fn set_up(entropy: &mut Entropy<'_>, driver: &Driver<'_>) {
         driver.set_queue(queue, QUEUE_LEN, rings(queue));
     }
     driver.set_status(status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK);
+    packed
 }
 
-fn step(entropy: &mut Entropy<'_>, trial: &Trial, driver: &Driver<'_>) {
+fn step(entropy: &mut Entropy<'_>, trial: &Trial, driver: &Driver<'_>, packed: &mut bool) {
     let memory = trial.memory();
     let queue = u16::from(entropy.u8()) % QUEUES;
     let [descriptors, available, used] = rings(queue);
@@ -149,8 +153,9 @@ fn step(entropy: &mut Entropy<'_>, trial: &Trial, driver: &Driver<'_>) {
             let table = if entropy.one_in(4) { buffer(entropy) } else { descriptors };
             let index = u64::from(entropy.u8()) % (2 * u64::from(QUEUE_LEN));
             let at = Gpa(table.wrapping_add(split::DESCRIPTOR_LEN * index));
-            let _ = memory.write(at, &descriptor(entropy));
+            let _ = memory.write(at, &descriptor(entropy, *packed));
         }
+        5..=8 if *packed => driver.notify(queue),
         5..=8 => make_available(entropy, memory, available, driver, queue),
         9 => {
             // What a device reads from its buffers: headers.
@@ -168,7 +173,7 @@ fn step(entropy: &mut Entropy<'_>, trial: &Trial, driver: &Driver<'_>) {
         13 => trial.input(entropy.bytes(32)),
         14 => driver.write(u64::from(entropy.u16() & 0x7fff), entropy.size(), entropy.number()),
         _ => match entropy.u8() % 4 {
-            0 => set_up(entropy, driver),
+            0 => *packed = set_up(entropy, driver),
             1 => {
                 driver.set_queue(queue, entropy.u16(), [entropy.number(), entropy.number(), entropy.number()])
             }
@@ -196,6 +201,12 @@ fn make_available(
     driver.notify(queue);
 }
 
+/// Marks of a packed descriptor: mostly available, in this round or the next.
+fn available(entropy: &mut Entropy<'_>) -> u16 {
+    let (avail, used) = (packed::DESC_F_AVAIL, packed::DESC_F_USED);
+    [avail, avail, used, used, avail | used, 0][usize::from(entropy.u8() % 6)]
+}
+
 fn buffer(entropy: &mut Entropy<'_>) -> u64 {
     match entropy.u8() % 8 {
         0 => entropy.number(),
@@ -205,7 +216,7 @@ fn buffer(entropy: &mut Entropy<'_>) -> u64 {
     }
 }
 
-fn descriptor(entropy: &mut Entropy<'_>) -> [u8; 16] {
+fn descriptor(entropy: &mut Entropy<'_>, packed: bool) -> [u8; 16] {
     let mut bytes = [0; 16];
     let len = match entropy.u8() % 6 {
         0 => entropy.number() as u32,
@@ -218,7 +229,9 @@ fn descriptor(entropy: &mut Entropy<'_>) -> [u8; 16] {
     let flags = u16::from(entropy.u8() & 7);
     bytes[..8].copy_from_slice(&buffer(entropy).to_le_bytes());
     bytes[8..12].copy_from_slice(&len.to_le_bytes());
-    bytes[12..14].copy_from_slice(&flags.to_le_bytes());
-    bytes[14..].copy_from_slice(&(u16::from(entropy.u8()) % (QUEUE_LEN + 1)).to_le_bytes());
+    let number = u16::from(entropy.u8()) % (QUEUE_LEN + 1);
+    let words = if packed { [number, flags | available(entropy)] } else { [flags, number] };
+    bytes[12..14].copy_from_slice(&words[0].to_le_bytes());
+    bytes[14..].copy_from_slice(&words[1].to_le_bytes());
     bytes
 }

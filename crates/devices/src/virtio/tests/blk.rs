@@ -205,7 +205,7 @@ fn an_answer_from_before_a_reset_is_forgotten() {
     driver.transport.set_status(0);
     let memory = driver.memory.clone();
     memory.fill(Gpa(0), 0x10000, 0).unwrap();
-    let mut again = MockDriver::new(driver.transport, memory, u64::MAX, 2, 64);
+    let mut again = MockDriver::new(driver.transport, memory, SPLIT, 2, 64);
     let (blk, mut rings) = again.transport.device();
     blk.complete(&mut rings, tag, BlkOutcome::Ok);
     assert_eq!(again.queues[0].take_used(), None);
@@ -227,6 +227,6 @@ fn a_driver_that_resets_without_waiting_cannot_pile_up_requests() {
         driver.transport.set_status(0);
         let memory = driver.memory.clone();
         memory.fill(Gpa(0), 0x10000, 0).unwrap();
-        driver = MockDriver::new(driver.transport, memory, u64::MAX, 2, 64);
+        driver = MockDriver::new(driver.transport, memory, SPLIT, 2, 64);
     }
 }

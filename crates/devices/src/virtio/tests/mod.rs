@@ -3,10 +3,11 @@
 mod blk;
 mod broken_rings;
 mod console_rng;
+mod packed;
 mod transports;
 mod vsock;
 
-use super::mock::{MockDriver, Registers};
+use super::mock::{MockDriver, Registers, SPLIT};
 use super::*;
 use crate::pci::{Allocator, PciFunction};
 use viv_mem::{Gpa, GuestMemory};
@@ -26,11 +27,11 @@ pub(super) fn function<D: VirtioDevice>(device: D, memory: &GuestMemory) -> Virt
     function
 }
 
-/// A driver on the PCI function of `device`, with all its queues and every feature.
+/// A driver on the PCI function of `device`, with all its queues and every feature but packed rings.
 pub(super) fn on_pci<D: VirtioDevice>(device: D) -> MockDriver<VirtioPci<D>> {
     let memory = memory();
     let queues = device.queue_sizes().len() as u16;
-    MockDriver::new(function(device, &memory), memory, u64::MAX, queues, 64)
+    MockDriver::new(function(device, &memory), memory, SPLIT, queues, 64)
 }
 
 /// A driver on the MMIO window of `device`, without EVENT_IDX and indirect descriptors.
