@@ -52,6 +52,37 @@ fn a_vm_in_the_background_runs_commands_pauses_stops_and_starts_again() {
 }
 
 #[test]
+fn memory_that_the_guest_frees_or_is_asked_for_goes_back_to_the_host() {
+    let vm = start("balloon", &["--memory", "512M"]);
+    let in_use = || {
+        let stats: serde_json::Value =
+            serde_json::from_str(&run(&["stats", "--json", "balloon"], "").ok().out).unwrap();
+        (
+            stats[0]["memory_bytes"].as_u64().unwrap() >> 20,
+            stats[0]["guest_memory"]["given_back"].as_u64().unwrap() >> 20,
+        )
+    };
+    exec("balloon", &["dd", "if=/dev/zero", "of=/filled", "bs=1M", "count=200"]).ok();
+    let (full, _) = in_use();
+    assert!(full > 200, "{full} MiB");
+    exec("balloon", &["rm", "/filled"]).ok();
+    let freed = std::time::Instant::now();
+    while in_use().0 > full - 150 {
+        assert!(freed.elapsed().as_secs() < 15, "{full} MiB before, {:?} after", in_use());
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    run(&["resize-memory", "balloon", "256M"], "").ok();
+    let asked = std::time::Instant::now();
+    while in_use().1 != 256 {
+        assert!(asked.elapsed().as_secs() < 30, "{:?}", in_use());
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    let refused = run(&["resize-memory", "balloon", "1G"], "");
+    assert_eq!(refused.status, 2, "{refused:?}");
+    drop(vm);
+}
+
+#[test]
 fn a_command_in_the_background_ends_its_vm_with_its_status() {
     let _vm = start("e2e-job", &["--", "sh", "-c", "echo from the job; exit 3"]);
     until("the job's end", LIMIT, || inspect("e2e-job")["state"] == "stopped");

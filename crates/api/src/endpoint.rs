@@ -64,6 +64,8 @@ pub enum Route {
     VmResume,
     /// Stop a VM.
     VmStop,
+    /// Resize a VM's memory.
+    VmMemory,
     /// Kill a VM.
     VmKill,
     /// Wait for a VM's end.
@@ -154,6 +156,13 @@ pub const TABLE: &[Endpoint] = &[
         "/v1/vms/{vm}/stop",
         Answer::Json,
         "power button, then kill; answers after the end (VmStop -> Vm)",
+    ),
+    line(
+        Route::VmMemory,
+        Method::Post,
+        "/v1/vms/{vm}/memory",
+        Answer::Json,
+        "ask a running guest to get by with less of its memory, or give it back (VmMemory -> Vm)",
     ),
     line(
         Route::VmKill,

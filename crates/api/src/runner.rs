@@ -84,6 +84,11 @@ pub enum Ask {
         #[serde(default)]
         end: Option<End>,
     },
+    /// Ask the guest to get by with so much of its memory, also after it boots anew.
+    ResizeMemory {
+        /// MiB.
+        mib: u64,
+    },
     /// End now.
     Kill {
         /// What to write instead of [`End::Killed`].

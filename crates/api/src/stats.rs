@@ -13,10 +13,28 @@ pub struct VmStats {
     pub cpu_ns: u64,
     /// The host's memory that the process has in use, bytes.
     pub memory_bytes: u64,
+    /// What the guest says of its memory; `None`: it has no driver for the balloon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_memory: Option<GuestMemory>,
     /// For each vCPU the processor time that it has used, nanoseconds.
     pub vcpu_ns: Vec<u64>,
     /// The software CPU's counts, of all vCPUs together.
     pub soft: Option<SoftStats>,
+}
+
+/// A guest's memory as its kernel sees it, bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestMemory {
+    /// Memory that the kernel manages.
+    pub total: u64,
+    /// Of that, not used for anything: the host has most of it.
+    pub free: u64,
+    /// What programs could get without swapping.
+    pub available: u64,
+    /// Caches of files.
+    pub caches: u64,
+    /// What the guest does without, because it was asked to (`viv resize-memory`).
+    pub given_back: u64,
 }
 
 /// Counts of the software CPU. They are as of when each vCPU last looked up from the guest's code: at its last interrupt, halt

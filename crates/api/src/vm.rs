@@ -80,6 +80,14 @@ pub struct VmStop {
     pub status: Option<u8>,
 }
 
+/// How much memory a running VM shall get by with.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VmMemory {
+    /// MiB; up to what it was started with.
+    pub memory_mib: u64,
+}
+
 /// How to kill a VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -332,6 +332,41 @@ pub mod console {
     pub const CONFIG_LEN: usize = 12;
 }
 
+/// Memory balloon (§5.5).
+pub mod balloon {
+    /// The guest tells of its memory (§5.5.3).
+    pub const F_STATS_VQ: u64 = 1 << 1;
+    /// The guest may take pages back when it has no others (§5.5.3).
+    pub const F_DEFLATE_ON_OOM: u64 = 1 << 2;
+    /// The guest tells which pages are free (§5.5.3).
+    pub const F_PAGE_REPORTING: u64 = 1 << 5;
+    /// Pages for the balloon (§5.5.2).
+    pub const QUEUE_INFLATE: u16 = 0;
+    /// Pages from the balloon (§5.5.2).
+    pub const QUEUE_DEFLATE: u16 = 1;
+    /// Statistics (§5.5.2).
+    pub const QUEUE_STATS: u16 = 2;
+    /// Free pages. §5.5.2 gives it number 4, behind a queue of free page hints: drivers leave out the queues of features
+    /// that are not offered, and number those that are there.
+    pub const QUEUE_REPORTING: u16 = 3;
+    /// Configuration: actual, u32 (§5.5.4).
+    pub const CONFIG_ACTUAL: u64 = 4;
+    /// Bytes of the configuration: num_pages, actual, free_page_hint_cmd_id, poison_val, each u32 (§5.5.4).
+    pub const CONFIG_LEN: usize = 16;
+    /// Bytes of a statistic: tag u16, value u64 (§5.5.6.3).
+    pub const STAT_LEN: u64 = 10;
+    /// Major page faults (§5.5.6.4).
+    pub const S_MAJFLT: u16 = 2;
+    /// Unused memory, bytes (§5.5.6.4).
+    pub const S_MEMFREE: u16 = 4;
+    /// All memory, bytes (§5.5.6.4).
+    pub const S_MEMTOT: u16 = 5;
+    /// Memory for new programs, bytes (§5.5.6.4).
+    pub const S_AVAIL: u16 = 6;
+    /// Disk caches, bytes (§5.5.6.4).
+    pub const S_CACHES: u16 = 7;
+}
+
 /// Socket device (§5.10).
 pub mod vsock {
     /// Stream sockets (§5.10.3).

@@ -74,6 +74,10 @@ pub(crate) async fn answer(
             streams::ask_agent_to_power_off(runner);
             blocking(move || vms.stop(&name, &ask)).await
         }
+        Route::VmMemory => {
+            let ask = body(request).await?;
+            blocking(move || vms.resize_memory(&name, &ask)).await
+        }
         Route::VmKill => {
             let ask = body(request).await?;
             blocking(move || vms.kill(&name, &ask)).await

@@ -13,7 +13,7 @@ use viv_api::info::KvmState;
 use viv_api::runner::{Ask as RunnerAsk, RunnerSpec};
 use viv_api::stats::VmStats;
 use viv_api::timestamp::Timestamp;
-use viv_api::vm::{Process, Vm, VmCreate, VmKill, VmStart, VmStop};
+use viv_api::vm::{Process, Vm, VmCreate, VmKill, VmMemory, VmStart, VmStop};
 use viv_model::{Accel, Ask, End, Fault, Kind, MachineSpec, State, next};
 
 /// The kernel's command line for an image.
@@ -360,6 +360,22 @@ impl Vms {
             refuse(state, ask, &record.name)?;
             runner.ask(&if ask == Ask::Pause { RunnerAsk::Pause } else { RunnerAsk::Resume })?;
             Ok(self.view(record, &runner))
+        })
+    }
+
+    /// Asks a running guest to get by with so much memory.
+    pub(crate) fn resize_memory(&self, name: &str, ask: &VmMemory) -> Result<Vm, Fault> {
+        self.change(name, |record, runner| {
+            let view = self.view(record, &runner);
+            if !matches!(view.state, State::Running | State::Paused) {
+                return Err(Fault::new(
+                    Kind::Conflict,
+                    format!("cannot resize the memory of VM {:?}: it is {}", view.name, view.state),
+                    format!("start it first: viv start {}", view.name),
+                ));
+            }
+            runner.ask(&RunnerAsk::ResizeMemory { mib: ask.memory_mib })?;
+            Ok(view)
         })
     }
 

@@ -5,8 +5,8 @@ use crate::bus::Ranges;
 use crate::core::{SoftWires, World, wall_ns};
 use crate::layout::{ECAM, PCI_WINDOW, VIRTIO_MMIO, VIRTIO_MMIO_SIZE, pci_window64};
 use crate::parts::{
-    Chip, ConsoleHost, ConsoleSink, DiskHost, DiskThreads, DiskWork, Doorbells, Hosted, Part, Pci, PciSlot,
-    PlainFunction, RngHost, Serial, VirtioPart,
+    BalloonHost, Chip, ConsoleHost, ConsoleSink, DiskHost, DiskThreads, Doorbells, Hosted, Part, Pci,
+    PciSlot, PlainFunction, RngHost, Serial, VirtioPart, Work, balloon,
 };
 use crate::vsock::{GuestSockets, VsockHost};
 use std::collections::BTreeMap;
@@ -14,6 +14,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use viv_arch::pci::Bdf;
 use viv_block::Disk;
 use viv_cpu::kvm::KvmVm;
@@ -25,7 +26,9 @@ use viv_devices::chips::pvpanic::{self, PvPanic};
 use viv_devices::chips::rtc::Rtc;
 use viv_devices::pci::{Allocator, HostBridge, PciFunction, PciRoot};
 use viv_devices::virtio::blk::{Blk, BlkSettings};
-use viv_devices::virtio::{Console, Rng, VirtioDevice, VirtioMmio, VirtioPci, Vsock};
+use viv_devices::virtio::{
+    Balloon, Console, GuestMemoryStats, Rng, VirtioDevice, VirtioMmio, VirtioPci, Vsock,
+};
 use viv_mem::{Gpa, GuestMemory};
 use viv_model::End;
 use viv_net::vsock::{VsockGuest, Waker};
@@ -85,6 +88,7 @@ enum Virtio {
     Vsock,
     Console,
     Disk(Arc<dyn Disk>),
+    Balloon,
 }
 
 /// How the guest reaches it.
@@ -101,6 +105,10 @@ const GUEST_CID: u64 = 3;
 const DISK_QUEUES_MAX: u32 = 4;
 /// Block size that guests are told, bytes.
 const DISK_BLOCK_SIZE: u32 = 512;
+
+/// How often and how long a guest is waited for that is asked about its memory.
+const STATS_TRIES: u32 = 20;
+const STATS_WAIT: Duration = Duration::from_millis(2);
 
 /// What the board is built from.
 pub(crate) struct Plan {
@@ -128,6 +136,7 @@ pub(crate) struct Board {
     power: Arc<Chip<Pm>>,
     clock: Arc<Chip<Rtc>>,
     console: Arc<dyn Hosted<Console>>,
+    balloon: Arc<dyn Hosted<Balloon>>,
     console_used: Arc<AtomicBool>,
     sink: Arc<ConsoleSink>,
 }
@@ -136,7 +145,8 @@ pub(crate) struct Board {
 pub(crate) struct Built {
     pub(crate) board: Arc<Board>,
     pub(crate) acpi: AcpiSpec,
-    pub(crate) disk_work: Vec<DiskWork>,
+    /// Threads for real I/O, with their names.
+    pub(crate) work: Vec<(&'static str, Work)>,
     pub(crate) vsock: Arc<dyn VsockGuest>,
     /// With KVM.
     pub(crate) bells: Option<Arc<Doorbells>>,
@@ -193,7 +203,7 @@ impl Plan {
             parts.push(part);
         }
         let mut attach = Attach::new(&self);
-        let (mut disk_work, mut vsock, mut console) = (Vec::new(), None, None);
+        let (mut work, mut vsock, mut console, mut balloon_device) = (Vec::new(), None, None, None);
         let console_used = Arc::new(AtomicBool::new(false));
         for (device, transport) in self.virtio_devices() {
             match device {
@@ -206,7 +216,15 @@ impl Plan {
                     let host = ConsoleHost { sink: self.sink.clone(), used: console_used.clone() };
                     console = Some(attach.add(Console::new(80, 25), host, transport)?);
                 }
-                Virtio::Disk(disk) => disk_work.extend(self.add_disk(&mut attach, disk, transport)?),
+                Virtio::Disk(disk) => work.extend(self.add_disk(&mut attach, disk, transport)?),
+                Virtio::Balloon => {
+                    let (host, given) = BalloonHost::new();
+                    let device = attach.add(Balloon::new(), host, transport)?;
+                    let world = world.clone();
+                    let ended = move || world.control.ended();
+                    work.push(("balloon", balloon::work(given, &device, &self.memory, ended)));
+                    balloon_device = Some(device);
+                }
             }
         }
         let Attached { mmio, pci, virtio_mmio, bells } = attach.finish(self.kvm.as_ref())?;
@@ -222,6 +240,7 @@ impl Plan {
             power,
             clock,
             console: console.ok_or_else(missing)?,
+            balloon: balloon_device.ok_or_else(missing)?,
             console_used,
             sink: self.sink.clone(),
         };
@@ -234,7 +253,7 @@ impl Plan {
             virtio_mmio,
         };
         let vsock = Arc::new(GuestSockets(vsock.ok_or_else(missing)?));
-        Ok(Built { board: Arc::new(board), acpi, disk_work, vsock, bells })
+        Ok(Built { board: Arc::new(board), acpi, work, vsock, bells })
     }
 
     /// The second table: what this machine has besides the chips.
@@ -245,6 +264,7 @@ impl Plan {
             (Virtio::Console, Transport::Pci),
         ];
         devices.extend(self.disks.iter().map(|disk| (Virtio::Disk(disk.clone()), Transport::Pci)));
+        devices.push((Virtio::Balloon, Transport::Pci));
         devices
     }
 
@@ -287,7 +307,7 @@ impl Plan {
         attach: &mut Attach,
         disk: Arc<dyn Disk>,
         transport: Transport,
-    ) -> io::Result<Vec<DiskWork>> {
+    ) -> io::Result<Vec<(&'static str, Work)>> {
         let queues = self.cpus.clamp(1, DISK_QUEUES_MAX) as u16;
         let settings = BlkSettings {
             bytes: disk.size(),
@@ -300,7 +320,8 @@ impl Plan {
         let (host, threads): (DiskHost, DiskThreads) = DiskHost::new(disk, queues);
         let device = attach.add(Blk::new(settings), host, transport)?;
         let world = self.world.clone();
-        Ok(threads.work(&device, &self.memory, move || world.control.ended()))
+        let work = threads.work(&device, &self.memory, move || world.control.ended());
+        Ok(work.into_iter().map(|work| ("disk", work)).collect())
     }
 }
 
@@ -411,6 +432,33 @@ impl Board {
     /// Somebody presses the power button.
     pub(crate) fn press_power_button(&self) {
         self.power.with(|pm, _| pm.press_power_button());
+    }
+
+    /// Asks the guest to do without so much of its memory, bytes.
+    pub(crate) fn want_back(&self, bytes: u64) {
+        self.balloon.with_device(&mut |balloon, rings| balloon.want(rings, bytes));
+    }
+
+    /// Bytes that the guest does without now, and what it says of its memory. Waits a moment for its answer.
+    pub(crate) fn guest_memory(&self) -> (u64, GuestMemoryStats) {
+        let mut asked = None;
+        self.balloon.with_device(&mut |balloon, rings| {
+            let before = balloon.stats().1;
+            asked = balloon.ask_stats(rings).then_some(before);
+        });
+        let mut now = (0, GuestMemoryStats::default());
+        for _ in 0..STATS_TRIES {
+            let mut batches = 0;
+            self.balloon.with_device(&mut |balloon, _| {
+                now = (balloon.held(), balloon.stats().0);
+                batches = balloon.stats().1;
+            });
+            if asked.is_none_or(|before| batches != before) {
+                break;
+            }
+            std::thread::sleep(STATS_WAIT);
+        }
+        now
     }
 
     /// The machine goes on after a pause: the real-time clock shows the real time again.

@@ -27,3 +27,4 @@ mod threads;
 pub use machine::{ConsoleWriter, Machine, MachineIo, MachineStats};
 pub use viv_cpu::kvm::{KvmReport, KvmWorth, probe_kvm};
 pub use viv_cpu::soft::{PerfMap, SoftStats as SoftCounts};
+pub use viv_devices::virtio::GuestMemoryStats;

@@ -5,7 +5,7 @@ use crate::boot::{self, BootFiles};
 use crate::core::{Alarm, Clock, Control, CpuSlot, KvmWires, Lines, Phase, SoftWires, Wires, World, lock};
 use crate::files;
 use crate::layout::{self, ACPI_TABLES};
-use crate::parts::{ConsoleSink, DiskWork, Doorbells};
+use crate::parts::{ConsoleSink, Doorbells, Work};
 use crate::threads::{self, Engine};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -16,8 +16,9 @@ use viv_block::{Disk, RawDisk};
 use viv_cpu::CpuError;
 use viv_cpu::kvm::{CpuLevel, KvmPlaces, KvmVm, KvmWorth, probe_kvm};
 use viv_cpu::soft::{self, PerfMap, ShownStats, SoftCpu, SoftStats};
+use viv_devices::virtio::GuestMemoryStats;
 use viv_mem::{Gpa, GuestMemory};
-use viv_model::{Accel, End, Fault, Kind, MachineSpec, SoftSpec};
+use viv_model::{Accel, End, Fault, Kind, MEMORY_MIB_MIN, MachineSpec, SoftSpec};
 use viv_net::vsock::{VsockGuest, VsockMuxer, Waker};
 
 /// How long vCPUs may take to stand still.
@@ -44,12 +45,16 @@ pub struct MachineStats {
     pub vcpu_time: Vec<Duration>,
     /// The counts of each vCPU that is the software CPU.
     pub soft: Vec<SoftStats>,
+    /// Bytes of its memory that the guest has given back, because it was asked to.
+    pub given_back: u64,
+    /// What the guest says of its memory.
+    pub guest_memory: GuestMemoryStats,
 }
 
 /// What waits for the start.
 struct Parked {
     engines: Vec<Engine>,
-    disk_work: Vec<DiskWork>,
+    work: Vec<(&'static str, Work)>,
     console: ConsoleWriter,
 }
 
@@ -68,7 +73,7 @@ pub struct Machine {
     threads: Mutex<Vec<JoinHandle<()>>>,
     console_thread: Mutex<Option<JoinHandle<()>>>,
     muxer: Mutex<Option<VsockMuxer>>,
-    _memory: GuestMemory,
+    memory: GuestMemory,
 }
 
 fn cpu_fault(error: CpuError) -> Fault {
@@ -153,7 +158,7 @@ impl Machine {
             vsock: waker.clone(),
             sink: sink.clone(),
         };
-        let Built { board, acpi, disk_work, vsock, bells } =
+        let Built { board, acpi, work, vsock, bells } =
             plan.build().map_err(|error| io_fault("build the machine's devices", &error))?;
         let state = load(spec, &memory, &kernel, initrd.as_deref(), &acpi)?;
         let mut maker = match &kvm {
@@ -178,11 +183,11 @@ impl Machine {
             shown,
             kvm_clock: Mutex::new(None),
             sink,
-            parked: Mutex::new(Some(Parked { engines, disk_work, console: io.console })),
+            parked: Mutex::new(Some(Parked { engines, work, console: io.console })),
             threads: Mutex::new(Vec::new()),
             console_thread: Mutex::new(None),
             muxer: Mutex::new(muxer),
-            _memory: memory,
+            memory,
         })
     }
 
@@ -202,9 +207,9 @@ impl Machine {
             threads::spawn("console".to_string(), &self.world, move || sink.serve(&*parked.console));
         *lock(&self.console_thread) = Some(console.map_err(fault)?);
         let mut handles = lock(&self.threads);
-        for (index, work) in parked.disk_work.into_iter().enumerate() {
+        for (index, (name, work)) in parked.work.into_iter().enumerate() {
             // They end when the machine is dropped, and are not waited for: a disk may hang.
-            drop(threads::spawn(format!("disk-{index}"), &self.world, work).map_err(fault)?);
+            drop(threads::spawn(format!("{name}-{index}"), &self.world, work).map_err(fault)?);
         }
         let board = self.board.clone();
         let keeper = threads::spawn("timekeeper".to_string(), &self.world, move || {
@@ -274,6 +279,21 @@ impl Machine {
         self.board.press_power_button();
     }
 
+    /// Asks the guest to get by with `mib` of its memory. It gives back what it can, and takes it again when it is given
+    /// more: nothing is lost if it has no driver for this, and nothing won.
+    pub fn resize_memory(&self, mib: u64) -> Result<(), Fault> {
+        let all = self.memory.size() >> 20;
+        if !(MEMORY_MIB_MIN..=all).contains(&mib) {
+            return Err(Fault::new(
+                Kind::Usage,
+                format!("the VM cannot have {mib} MiB of memory: it was started with {all} MiB"),
+                format!("use a size from {MEMORY_MIB_MIN}M to {all}M"),
+            ));
+        }
+        self.board.want_back((all - mib) << 20);
+        Ok(())
+    }
+
     /// Ends it now.
     pub fn kill(&self) {
         self.world.end(End::Killed);
@@ -307,7 +327,10 @@ impl Machine {
 
     /// What it has used so far.
     pub fn stats(&self) -> MachineStats {
+        let (given_back, guest_memory) = self.board.guest_memory();
         MachineStats {
+            given_back,
+            guest_memory,
             uptime_ns: self.world.clock.now(),
             vcpu_time: self.world.cpus.iter().map(threads::cpu_time).collect(),
             soft: self.shown.iter().map(|shown| shown.get()).collect(),

@@ -286,6 +286,20 @@ impl GuestMemory {
         Ok(())
     }
 
+    /// Gives whole pages back to the host, in this mapping and in the memfd: they are zero when they are touched again.
+    pub fn give_back(&self, gpa: Gpa, len: u64) -> Result<(), MemError> {
+        let range = self.host_range(gpa, len)?;
+        if !gpa.0.is_multiple_of(PAGE_SIZE) || !len.is_multiple_of(PAGE_SIZE) {
+            return Err(MemError::BadLayout { gpa });
+        }
+        // SAFETY: whole pages of our own mapping; for the guest it is a write of zeroes.
+        if unsafe { libc::madvise(range.ptr.cast(), range.len, libc::MADV_REMOVE) } != 0 {
+            return Err(MemError::Host { bytes: len, source: io::Error::last_os_error() });
+        }
+        self.wrote(range);
+        Ok(())
+    }
+
     /// Reads a fixed-size array, for little-endian structures.
     pub fn read_array<const N: usize>(&self, gpa: Gpa) -> Result<[u8; N], MemError> {
         let mut data = [0; N];

@@ -17,6 +17,8 @@ pub trait Guest: Send + Sync {
     fn resume(&self) -> Result<(), Fault>;
     /// Presses the power button; the guest may ignore it.
     fn power_button(&self);
+    /// Asks it to get by with so much of its memory, MiB.
+    fn resize_memory(&self, mib: u64) -> Result<(), Fault>;
     /// Ends the guest now: [`Guest::wait`] returns soon.
     fn kill(&self);
     /// Bytes for its serial line.
@@ -45,6 +47,9 @@ impl Guest for Machine {
     }
     fn power_button(&self) {
         Machine::power_button(self);
+    }
+    fn resize_memory(&self, mib: u64) -> Result<(), Fault> {
+        Machine::resize_memory(self, mib)
     }
     fn kill(&self) {
         Machine::kill(self);

@@ -44,6 +44,8 @@ struct Inner {
     accel: Accel,
     boots: u32,
     sandbox: Vec<String>,
+    /// What it was asked to get by with.
+    memory_mib: Option<u64>,
     /// It was told to end.
     dying: bool,
     /// What to write as its end, if that was our wish.
@@ -58,6 +60,7 @@ impl Life {
             accel: Accel::Auto,
             boots: 0,
             sandbox: Vec::new(),
+            memory_mib: None,
             dying: false,
             end_as: None,
         };
@@ -98,6 +101,7 @@ impl Life {
                 }
                 Ok(())
             }
+            Ask::ResizeMemory { mib } => self.resize_memory(mib),
             Ask::Kill { end } => {
                 self.kill(end);
                 Ok(())
@@ -122,6 +126,13 @@ impl Life {
         let guest = inner.guest.clone().ok_or_else(booting)?;
         act(guest.as_ref())?;
         inner.state = state;
+        Ok(())
+    }
+
+    fn resize_memory(&self, mib: u64) -> Result<(), Fault> {
+        let mut inner = self.lock();
+        inner.guest.clone().ok_or_else(booting)?.resize_memory(mib)?;
+        inner.memory_mib = Some(mib);
         Ok(())
     }
 
@@ -164,8 +175,11 @@ impl Life {
         inner.guest = Some(guest.clone());
         inner.boots += 1;
         inner.state = State::Running;
-        let dying = inner.dying;
+        let (dying, memory_mib) = (inner.dying, inner.memory_mib);
         drop(inner);
+        if let Some(mib) = memory_mib {
+            guest.resize_memory(mib)?;
+        }
         guest.start()?;
         if dying {
             guest.kill();

@@ -1,8 +1,8 @@
 //! What the VM has used and done, from the machine's and the process's own counts.
 use std::fs;
 use std::time::Duration;
-use viv_api::stats::{Exits, SoftStats, TranslatorStats, VmStats};
-use viv_machine::{Machine, SoftCounts};
+use viv_api::stats::{Exits, GuestMemory, SoftStats, TranslatorStats, VmStats};
+use viv_machine::{Machine, MachineStats, SoftCounts};
 
 pub(crate) fn of(machine: &Machine) -> VmStats {
     let stats = machine.stats();
@@ -12,8 +12,20 @@ pub(crate) fn of(machine: &Machine) -> VmStats {
         cpu_ns: cpu_ns(),
         memory_bytes: memory_bytes(),
         vcpu_ns: stats.vcpu_time.iter().map(|time: &Duration| time.as_nanos() as u64).collect(),
+        guest_memory: guest_memory(&stats),
         soft: (!stats.soft.is_empty()).then(|| sum(&stats.soft)),
     }
+}
+
+fn guest_memory(stats: &MachineStats) -> Option<GuestMemory> {
+    let guest = &stats.guest_memory;
+    Some(GuestMemory {
+        total: guest.total?,
+        free: guest.free.unwrap_or_default(),
+        available: guest.available.unwrap_or_default(),
+        caches: guest.caches.unwrap_or_default(),
+        given_back: stats.given_back,
+    })
 }
 
 /// Processor time that this process has used.

@@ -65,6 +65,9 @@ impl Guest for Puppet {
     fn power_button(&self) {
         self.obey("off");
     }
+    fn resize_memory(&self, _mib: u64) -> Result<(), Fault> {
+        Ok(())
+    }
     fn kill(&self) {
         self.end.send(End::Killed).unwrap();
     }

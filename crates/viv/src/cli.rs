@@ -40,6 +40,8 @@ pub(crate) enum Verb {
     Pause(verbs::lifecycle::Names),
     /// Let them go on
     Resume(verbs::lifecycle::Names),
+    /// Ask a running VM to get by with less of its memory, or give it back
+    ResizeMemory(verbs::lifecycle::ResizeMemory),
     /// Forget VMs, with their disks and logs
     Rm(verbs::lifecycle::Rm),
     /// Print what a VM's serial console said

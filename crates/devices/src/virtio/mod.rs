@@ -27,6 +27,7 @@
 //!
 //! A driver that breaks the rules of its rings gets DEVICE_NEEDS_RESET (§2.1.2) and nothing more.
 
+mod balloon;
 pub mod blk;
 mod chain;
 mod console;
@@ -40,6 +41,7 @@ mod tests;
 mod transport;
 pub mod vsock;
 
+pub use balloon::{Balloon, Given, GuestMemoryStats};
 pub use blk::{Blk, BlkKind, BlkOutcome, BlkRequest, BlkSettings};
 pub use chain::{Chain, Segment, cut, total};
 pub use console::Console;

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use viv_model::{Fault, Kind};
 
 /// Raise it when what this file makes changes: images are then built again.
-pub(super) const REVISION: u32 = 1;
+pub(super) const REVISION: u32 = 2;
 
 /// Packages that depend on the newest kernel for machines like ours, the best first.
 const KERNELS: [&str; 4] =
@@ -23,20 +23,20 @@ const KERNELS: [&str; 4] =
 const BUSYBOX: &str = "busybox-static";
 
 /// Loaded at boot: the ways to our devices, the power button, and the checksums of ext4.
-const LOADED: [&str; 9] = [
+const LOADED: [&str; 10] = [
     "virtio_pci",
     "virtio_mmio",
     "virtio_blk",
     "virtio_console",
     "virtio_rng",
+    "virtio_balloon",
     "vmw_vsock_virtio_transport",
     "button",
     "evdev",
     "crc32c_intel",
 ];
 /// There for `modprobe`.
-const INCLUDED: [&str; 8] =
-    ["virtio_net", "virtio_balloon", "virtio_scsi", "overlay", "virtiofs", "isofs", "squashfs", "loop"];
+const INCLUDED: [&str; 7] = ["virtio_net", "virtio_scsi", "overlay", "virtiofs", "isofs", "squashfs", "loop"];
 
 /// What depmod(8) reads besides the modules.
 const LISTS: [&str; 3] = ["modules.order", "modules.builtin", "modules.builtin.modinfo"];

@@ -1,5 +1,5 @@
 //! The block device's host side: one thread for each queue moves data between disk and guest memory.
-use super::{HostSide, Hosted};
+use super::{HostSide, Hosted, Work};
 use crate::core::lock;
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -46,9 +46,6 @@ impl HostSide<Blk> for DiskHost {
     }
 }
 
-/// What one thread does.
-pub(crate) type DiskWork = Box<dyn FnOnce() + Send>;
-
 impl DiskThreads {
     /// The work of each thread: it goes on until `ended` says so, and looks after each request.
     pub(crate) fn work(
@@ -56,7 +53,7 @@ impl DiskThreads {
         device: &Arc<dyn Hosted<Blk>>,
         memory: &GuestMemory,
         ended: impl Fn() -> bool + Clone + Send + 'static,
-    ) -> Vec<DiskWork> {
+    ) -> Vec<Work> {
         let disk = self.disk;
         let make = |queue: Receiver<BlkRequest>| {
             let (disk, memory, ended) = (disk.clone(), memory.clone(), ended.clone());
@@ -71,7 +68,7 @@ impl DiskThreads {
                     let Some(device) = device.upgrade() else { return };
                     device.with_device(&mut |blk, rings| blk.complete(rings, request.tag, outcome));
                 }
-            }) as DiskWork
+            }) as Work
         };
         self.queues.into_iter().map(make).collect()
     }

@@ -1,5 +1,6 @@
 //! Devices with what they lack as pure state machines: a lock, a way to the world, and threads for real I/O.
 
+pub(crate) mod balloon;
 mod chip;
 mod console;
 mod disk;
@@ -8,15 +9,19 @@ mod pci;
 mod serial;
 mod virtio;
 
+pub(crate) use balloon::BalloonHost;
 pub(crate) use chip::Chip;
 pub(crate) use console::ConsoleHost;
-pub(crate) use disk::{DiskHost, DiskThreads, DiskWork};
+pub(crate) use disk::{DiskHost, DiskThreads};
 pub(crate) use doorbell::Doorbells;
 pub(crate) use pci::{Pci, PciSlot, PlainFunction};
 pub(crate) use serial::{ConsoleSink, Serial};
 pub(crate) use virtio::{HostSide, Hosted, RngHost, VirtioPart};
 
 use viv_devices::Access;
+
+/// What a thread does beside the vCPUs.
+pub(crate) type Work = Box<dyn FnOnce() + Send>;
 
 /// A device on the port or MMIO bus. Calls come from every vCPU's thread.
 pub(crate) trait Part: Send + Sync {

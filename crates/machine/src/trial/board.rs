@@ -23,7 +23,7 @@ pub struct Trial {
     sink: Arc<ConsoleSink>,
     vsock: Arc<dyn VsockGuest>,
     /// After the board, which owns the ends of their queues.
-    _disk_threads: Joined,
+    _threads: Joined,
 }
 
 impl Trial {
@@ -57,11 +57,11 @@ impl Trial {
             vsock: None,
             sink: sink.clone(),
         };
-        let Built { board, disk_work, vsock, .. } = plan.build()?;
-        let disk_threads = Joined(disk_work.into_iter().map(std::thread::spawn).collect());
+        let Built { board, work, vsock, .. } = plan.build()?;
+        let threads = Joined(work.into_iter().map(|(_, work)| std::thread::spawn(work)).collect());
         let shared = Shared::new(&memory, cpus);
         world.clock.thaw();
-        Ok(Trial { board, world, memory, shared, sink, vsock, _disk_threads: disk_threads })
+        Ok(Trial { board, world, memory, shared, sink, vsock, _threads: threads })
     }
 
     /// Its RAM.

@@ -16,7 +16,7 @@ const SECTORS: u64 = 64;
 /// Entries of each queue.
 const QUEUE_LEN: u16 = 8;
 /// Queues that are set up on a device.
-const QUEUES: u16 = 3;
+const QUEUES: u16 = 4;
 /// Where the rings are: a page for each queue.
 const RINGS: u64 = 0x1_0000;
 /// Where buffers and indirect tables mostly are.
@@ -98,8 +98,8 @@ pub fn run_rings(data: &[u8]) {
         if with_disk { vec![Arc::new(MemoryDisk::zeroed(SECTORS))] } else { Vec::new() };
     let Ok(trial) = Trial::new(RAM, entropy.one_in(4), 1, disks) else { return };
     let bus = trial.bus(0);
-    // The entropy source is on MMIO, the others on PCI: vsock, console, disk.
-    let slot = if with_disk { 3 } else { u64::from(entropy.u8() % 3) };
+    // The entropy source is on MMIO, the others on PCI: vsock, console, disk, balloon.
+    let slot = u64::from(if with_disk { 3 + entropy.u8() % 2 } else { entropy.u8() % 4 });
     let driver = if slot == 0 {
         Driver { bus: &bus, base: VIRTIO_MMIO, pci: false }
     } else {

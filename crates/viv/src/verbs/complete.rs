@@ -125,7 +125,7 @@ fn live_names(verb: &str, what: &str) -> Vec<Candidate> {
 
 fn fits(verb: &str, state: State) -> bool {
     match verb {
-        "exec" | "stop" | "kill" | "console" => state.is_live(),
+        "exec" | "stop" | "kill" | "console" | "resize-memory" => state.is_live(),
         "pause" => state == State::Running,
         "resume" => state == State::Paused,
         "start" => !state.is_live(),
@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn every_place_of_the_grammar_has_its_words() {
         for (line, expected) in [
-            ("re", vec!["resume"]),
+            ("re", vec!["resume", "resize-memory"]),
             ("--js", vec!["--json"]),
             ("--json st", vec!["start", "stop", "stats"]),
             ("stats ", vec!["vm-of-stats"]),

@@ -3,7 +3,7 @@ use super::Context;
 use crate::output;
 use viv_api::client::Request;
 use viv_api::endpoint::Route;
-use viv_api::vm::{Vm, VmStart, VmStop};
+use viv_api::vm::{Vm, VmMemory, VmStart, VmStop};
 use viv_model::{Fault, Kind};
 
 #[derive(clap::Args, Debug)]
@@ -31,6 +31,27 @@ pub(crate) struct Rm {
     /// Names or ids
     #[arg(required = true, value_name = "VM")]
     vms: Vec<String>,
+}
+
+#[derive(clap::Args, Debug)]
+#[command(
+    after_help = "The guest gives back what it can spare, and the host has it at once; see it with: viv stats VM\n\
+                  Its memory is never more than the --memory that it was started with.\n\n\
+                  viv resize-memory web 256M    later: viv resize-memory web 1G"
+)]
+pub(crate) struct ResizeMemory {
+    /// Name or id
+    vm: String,
+    /// Memory that it shall get by with: 256M, 2G; without a unit MiB
+    #[arg(value_parser = crate::size::mib)]
+    memory: u64,
+}
+
+pub(crate) fn resize_memory(context: &Context, args: ResizeMemory) -> Result<u8, Fault> {
+    let body = VmMemory { memory_mib: args.memory };
+    of_all(context, &[args.vm], |name| {
+        context.client.json(Request::new(Route::VmMemory, &[name]).body(&body)).map(Some)
+    })
 }
 
 pub(crate) fn start(context: &Context, args: Names) -> Result<u8, Fault> {

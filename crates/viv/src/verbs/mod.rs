@@ -54,6 +54,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
         Verb::Start(args) => lifecycle::start(&context, args),
         Verb::Stop(args) => lifecycle::stop(&context, args),
         Verb::Kill(args) => lifecycle::each(&context, &args.vms, Route::VmKill),
+        Verb::ResizeMemory(args) => lifecycle::resize_memory(&context, args),
         Verb::Pause(args) => lifecycle::each(&context, &args.vms, Route::VmPause),
         Verb::Resume(args) => lifecycle::each(&context, &args.vms, Route::VmResume),
         Verb::Rm(args) => lifecycle::rm(&context, args),

@@ -4,7 +4,7 @@ use crate::figures::{self, bytes, duration, percent};
 use crate::output;
 use viv_api::client::{Client, Request};
 use viv_api::endpoint::Route;
-use viv_api::stats::{SoftStats, TranslatorStats, VmStats};
+use viv_api::stats::{GuestMemory, SoftStats, TranslatorStats, VmStats};
 use viv_model::Fault;
 
 #[derive(clap::Args, Debug)]
@@ -44,6 +44,21 @@ pub(crate) fn text(name: &str, stats: &VmStats) -> String {
         ("processor time", processor_time(stats)),
         ("memory in use", bytes(stats.memory_bytes)),
     ];
+    if let Some(guest) = &stats.guest_memory {
+        let GuestMemory { total, free, available, caches, given_back } = *guest;
+        let of = |value| bytes(value);
+        lines.push((
+            "guest's memory",
+            format!(
+                "{}; {} free, {} available, {} caches; {} given back",
+                of(total),
+                of(free),
+                of(available),
+                of(caches),
+                of(given_back)
+            ),
+        ));
+    }
     if let Some(soft) = &stats.soft {
         soft_lines(soft, &mut lines);
     }
@@ -136,6 +151,7 @@ mod tests {
             uptime_ns: 1_500_000_000,
             cpu_ns: 2_000_000_000,
             memory_bytes: 3 << 20,
+            guest_memory: None,
             vcpu_ns: vec![1_000_000_000, 500_000_000],
             soft,
         }

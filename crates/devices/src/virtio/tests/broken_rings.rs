@@ -1,9 +1,9 @@
 //! Whatever the guest writes into its rings: no panic, no endless loop, nothing touched outside memory.
 
 use super::*;
-use crate::virtio::Rng;
 use crate::virtio::blk::{BlkKind, BlkOutcome};
 use crate::virtio::mock::MockQueue;
+use crate::virtio::{Balloon, Rng};
 use proptest::prelude::*;
 use viv_arch::virtio::{split, status};
 
@@ -205,6 +205,18 @@ proptest! {
             let (rng, mut rings) = function.device();
             if let Some(count) = rng.demand() {
                 rng.provide(&mut rings, &vec![1; count]);
+            }
+        });
+    }
+
+    #[test]
+    fn a_wild_driver_never_breaks_the_balloon(descriptors in noise(), (heads, writes) in actions()) {
+        run_wild(Balloon::new(), &descriptors, &heads, &writes, |function| {
+            let (balloon, mut rings) = function.device();
+            balloon.ask_stats(&mut rings);
+            for given in balloon.take_given() {
+                assert!(given.ranges.iter().all(|(gpa, len)| gpa.0 % 4096 == 0 && len % 4096 == 0));
+                balloon.taken(&mut rings, given.tag);
             }
         });
     }

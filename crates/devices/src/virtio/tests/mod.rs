@@ -1,5 +1,6 @@
 //! Devices and transports against a driver that plays the guest. Test names say what the specification says.
 
+mod balloon;
 mod blk;
 mod broken_rings;
 mod console_rng;
