@@ -1,21 +1,21 @@
 //! The board as data: one table says which chips there are, where and with which line; a second one is made from
 //! the machine's description and says which virtio devices there are. One loop builds each.
-use crate::acpi::{AcpiSpec, MmioDevice, intx_gsi};
+use crate::acpi::{AcpiSpec, HOT_PLUG_GPE, MmioDevice, intx_gsi};
 use crate::bus::Ranges;
-use crate::core::{SoftWires, World, wall_ns};
+use crate::core::{SoftWires, World, lock, wall_ns};
 use crate::layout::{ECAM, PCI_WINDOW, VIRTIO_MMIO, VIRTIO_MMIO_SIZE, pci_window64};
 use crate::parts::{
-    BalloonHost, Chip, ConsoleHost, ConsoleSink, DiskHost, DiskThreads, Doorbells, Hosted, Part, Pci,
-    PciSlot, PlainFunction, RngHost, Serial, VirtioPart, Work, balloon,
+    BalloonHost, Chip, ConsoleHost, ConsoleSink, DiskHost, DiskThreads, Doorbells, HostSide, Hosted, Part,
+    Pci, PciSlot, PlainFunction, RngHost, Serial, VirtioPart, Work, balloon,
 };
 use crate::vsock::{GuestSockets, VsockHost};
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
-use viv_arch::pci::Bdf;
+use viv_arch::pci::{Bdf, DEVICES_PER_BUS};
 use viv_block::Disk;
 use viv_cpu::kvm::KvmVm;
 use viv_devices::Access;
@@ -24,6 +24,7 @@ use viv_devices::chips::pit::Pit;
 use viv_devices::chips::pm::{self, Pm};
 use viv_devices::chips::pvpanic::{self, PvPanic};
 use viv_devices::chips::rtc::Rtc;
+use viv_devices::chips::slots::{self, PciSlots};
 use viv_devices::pci::{Allocator, HostBridge, PciFunction, PciRoot};
 use viv_devices::virtio::blk::{Blk, BlkSettings};
 use viv_devices::virtio::{
@@ -43,6 +44,7 @@ enum What {
     Panic,
     Pic,
     Timer,
+    Slots,
 }
 
 /// With which processor a chip is ours to model; KVM has some in the kernel.
@@ -63,6 +65,8 @@ struct Entry {
 
 /// First port of the ACPI fixed hardware.
 const PM_BASE: u16 = 0x600;
+/// First port of the registers of PCI's slots.
+const SLOTS_BASE: u16 = 0x640;
 /// The ACPI interrupt.
 const SCI: u8 = 9;
 
@@ -78,6 +82,7 @@ const BOARD: &[Entry] = &[
         with: With::Both,
     },
     Entry { what: What::Panic, ports: &[(pvpanic::PORT, 1)], line: None, with: With::Both },
+    Entry { what: What::Slots, ports: &[(SLOTS_BASE, slots::WINDOW_LEN)], line: None, with: With::Both },
     Entry { what: What::Pic, ports: &[(0x20, 2), (0xa0, 2), (0x4d0, 2)], line: None, with: With::SoftOnly },
     Entry { what: What::Timer, ports: &[(0x40, 4), (0x61, 1)], line: None, with: With::SoftOnly },
 ];
@@ -103,6 +108,8 @@ enum Transport {
 const GUEST_CID: u64 = 3;
 /// Queues of a disk: one for each vCPU up to this many.
 const DISK_QUEUES_MAX: u32 = 4;
+/// Slots whose devices may come and go: behind those that every machine has.
+pub(crate) const HOT_PLUG: Range<u8> = 3..DEVICES_PER_BUS;
 /// Block size that guests are told, bytes.
 const DISK_BLOCK_SIZE: u32 = 512;
 
@@ -129,7 +136,9 @@ pub(crate) struct Board {
     pub(crate) soft: Option<Arc<SoftWires>>,
     pub(crate) ports: Ranges,
     pub(crate) mmio: Ranges,
-    pub(crate) pci: Pci,
+    pub(crate) pci: Arc<Pci>,
+    hot_plug: Mutex<HotPlug>,
+    slots: Arc<Chip<PciSlots>>,
     /// Parts with deadlines.
     parts: Vec<Arc<dyn Part>>,
     serial: Arc<Serial>,
@@ -177,6 +186,7 @@ impl Plan {
         let serial_line = BOARD.iter().find(|entry| entry.what == What::Serial).and_then(|entry| entry.line);
         let serial = Serial::new(serial_line.unwrap_or(4), world, self.sink.clone());
         let power = self.power();
+        let (slots, pci_of_slots) = self.slots();
         let mut clock = Rtc::new((wall_ns() / 1_000_000_000) as i64);
         let low = self.memory.regions().first().map_or(0, |region| region.len);
         clock.set_memory_size(low, self.memory.size() - low);
@@ -195,6 +205,7 @@ impl Plan {
                         world.lines.pulse(0);
                     }
                 }),
+                (What::Slots, _) => slots.clone(),
                 (What::Pic, None) => continue,
             };
             for (window, (port, len)) in (0u8..).zip(entry.ports) {
@@ -227,7 +238,8 @@ impl Plan {
                 }
             }
         }
-        let Attached { mmio, pci, virtio_mmio, bells } = attach.finish(self.kvm.as_ref())?;
+        let Attached { mmio, pci, virtio_mmio, bells, hot_plug } = attach.finish(self.kvm.as_ref())?;
+        let _ = pci_of_slots.set(Arc::downgrade(&pci));
         let missing = || io::Error::other("the board's table lacks a device");
         let board = Board {
             world: world.clone(),
@@ -235,6 +247,8 @@ impl Plan {
             ports,
             mmio,
             pci,
+            hot_plug: Mutex::new(hot_plug),
+            slots,
             parts,
             serial,
             power,
@@ -251,6 +265,8 @@ impl Plan {
             pci_window: PCI_WINDOW,
             pci_window64: self.pci_window64(),
             virtio_mmio,
+            slots_base: SLOTS_BASE,
+            hot_plug: HOT_PLUG,
         };
         let vsock = Arc::new(GuestSockets(vsock.ok_or_else(missing)?));
         Ok(Built { board: Arc::new(board), acpi, work, vsock, bells })
@@ -285,6 +301,20 @@ impl Plan {
         })
     }
 
+    /// The registers of the slots. What the guest ejects goes; the bus is told to them when it is there.
+    fn slots(&self) -> (Arc<Chip<PciSlots>>, Arc<OnceLock<Weak<Pci>>>) {
+        let bus: Arc<OnceLock<Weak<Pci>>> = Arc::default();
+        let pci = bus.clone();
+        let chip = Chip::new(PciSlots::new(), None, &self.world, move |slots, _| {
+            let ejected = slots.take_ejected();
+            let Some(pci) = pci.get().and_then(Weak::upgrade) else { return };
+            for slot in HOT_PLUG.filter(|slot| ejected >> slot & 1 != 0) {
+                pci.unplug(Bdf::root(slot));
+            }
+        });
+        (chip, bus)
+    }
+
     fn keyboard(&self) -> Arc<dyn Part> {
         let sink = self.sink.clone();
         Chip::new(I8042::new(), None, &self.world, move |i8042, world| {
@@ -308,40 +338,78 @@ impl Plan {
         disk: Arc<dyn Disk>,
         transport: Transport,
     ) -> io::Result<Vec<(&'static str, Work)>> {
+        let (device, host, threads) = attach.hot_plug.disk(disk);
+        let device = attach.add(device, host, transport)?;
+        Ok(attach.hot_plug.disk_work(threads, &device))
+    }
+}
+
+/// What it takes to make devices, also while the machine runs.
+pub(crate) struct HotPlug {
+    world: Arc<World>,
+    memory: GuestMemory,
+    cpus: u32,
+    windows: Allocator,
+    /// Disks so far.
+    disks: usize,
+}
+
+impl HotPlug {
+    fn disk(&mut self, disk: Arc<dyn Disk>) -> (Blk, DiskHost, DiskThreads) {
         let queues = self.cpus.clamp(1, DISK_QUEUES_MAX) as u16;
         let settings = BlkSettings {
             bytes: disk.size(),
             read_only: disk.read_only(),
             block_size: DISK_BLOCK_SIZE,
             queues,
-            id: format!("viv-disk-{}", attach.disks),
+            id: format!("viv-disk-{}", self.disks),
         };
-        attach.disks += 1;
-        let (host, threads): (DiskHost, DiskThreads) = DiskHost::new(disk, queues);
-        let device = attach.add(Blk::new(settings), host, transport)?;
+        self.disks += 1;
+        let (host, threads) = DiskHost::new(disk, queues);
+        (Blk::new(settings), host, threads)
+    }
+
+    fn disk_work(&self, threads: DiskThreads, device: &Arc<dyn Hosted<Blk>>) -> Vec<(&'static str, Work)> {
         let world = self.world.clone();
-        let work = threads.work(&device, &self.memory, move || world.control.ended());
-        Ok(work.into_iter().map(|work| ("disk", work)).collect())
+        let work = threads.work(device, &self.memory, move || world.control.ended());
+        work.into_iter().map(|work| ("disk", work)).collect()
+    }
+
+    /// A device as a function for this slot.
+    fn function<D, H>(
+        &mut self,
+        device: D,
+        host: H,
+        slot: u8,
+    ) -> io::Result<Arc<VirtioPart<VirtioPci<D>, D, H>>>
+    where
+        D: VirtioDevice + 'static,
+        H: HostSide<D> + 'static,
+    {
+        let line = intx_gsi(slot, 0);
+        let mut function = VirtioPci::new(device, self.memory.clone(), line as u8);
+        if !function.place_bars(&mut self.windows) {
+            return Err(io::Error::other("the PCI windows have no room left"));
+        }
+        Ok(VirtioPart::new(function, host, line, &self.world))
     }
 }
 
 /// Collects virtio devices on their buses.
 struct Attach {
-    world: Arc<World>,
-    memory: GuestMemory,
-    windows: Allocator,
+    hot_plug: HotPlug,
     functions: BTreeMap<Bdf, Arc<dyn PciSlot>>,
     next_slot: u8,
     mmio: Ranges,
     virtio_mmio: Vec<MmioDevice>,
-    disks: usize,
 }
 
 struct Attached {
     mmio: Ranges,
-    pci: Pci,
+    pci: Arc<Pci>,
     virtio_mmio: Vec<MmioDevice>,
     bells: Option<Arc<Doorbells>>,
+    hot_plug: HotPlug,
 }
 
 impl Attach {
@@ -353,42 +421,40 @@ impl Attach {
         );
         let bridge: Arc<dyn PciSlot> = PlainFunction::new(HostBridge::new());
         Attach {
-            world: plan.world.clone(),
-            memory: plan.memory.clone(),
-            windows,
+            hot_plug: HotPlug {
+                world: plan.world.clone(),
+                memory: plan.memory.clone(),
+                cpus: plan.cpus,
+                windows,
+                disks: 0,
+            },
             functions: BTreeMap::from([(Bdf::root(0), bridge)]),
             next_slot: 1,
             mmio: Ranges::default(),
             virtio_mmio: Vec::new(),
-            disks: 0,
         }
     }
 
     fn add<D, H>(&mut self, device: D, host: H, transport: Transport) -> io::Result<Arc<dyn Hosted<D>>>
     where
         D: VirtioDevice + 'static,
-        H: crate::parts::HostSide<D> + 'static,
+        H: HostSide<D> + 'static,
     {
         match transport {
             Transport::Pci => {
                 let slot = self.next_slot;
-                if slot >= viv_arch::pci::DEVICES_PER_BUS {
+                if slot >= DEVICES_PER_BUS {
                     return Err(io::Error::other("the PCI bus has no slot left; use fewer disks"));
                 }
                 self.next_slot += 1;
-                let line = intx_gsi(slot, 0);
-                let mut function = VirtioPci::new(device, self.memory.clone(), line as u8);
-                if !function.place_bars(&mut self.windows) {
-                    return Err(io::Error::other("the PCI windows have no room left"));
-                }
-                let part = VirtioPart::new(function, host, line, &self.world);
+                let part = self.hot_plug.function(device, host, slot)?;
                 self.functions.insert(Bdf::root(slot), part.clone());
                 Ok(part)
             }
             Transport::Mmio(line) => {
                 let gpa = Gpa(VIRTIO_MMIO + VIRTIO_MMIO_SIZE * self.virtio_mmio.len() as u64);
-                let transport = VirtioMmio::new(device, self.memory.clone());
-                let part = VirtioPart::new(transport, host, line, &self.world);
+                let transport = VirtioMmio::new(device, self.hot_plug.memory.clone());
+                let part = VirtioPart::new(transport, host, line, &self.hot_plug.world);
                 self.mmio.add(gpa.0, VIRTIO_MMIO_SIZE, 0, part.clone());
                 self.virtio_mmio.push(MmioDevice { gpa, len: VIRTIO_MMIO_SIZE as u32, gsi: line });
                 Ok(part)
@@ -401,8 +467,9 @@ impl Attach {
             Some(kvm) => Some(Arc::new(Doorbells::new(kvm.clone(), &self.functions)?)),
             None => None,
         };
-        let pci = Pci::new(PciRoot::new(Gpa(ECAM), 256), self.functions, bells.clone());
-        Ok(Attached { mmio: self.mmio, pci, virtio_mmio: self.virtio_mmio, bells })
+        let pci = Arc::new(Pci::new(PciRoot::new(Gpa(ECAM), 256), self.functions, bells.clone()));
+        let (mmio, virtio_mmio) = (self.mmio, self.virtio_mmio);
+        Ok(Attached { mmio, pci, virtio_mmio, bells, hot_plug: self.hot_plug })
     }
 }
 
@@ -432,6 +499,31 @@ impl Board {
     /// Somebody presses the power button.
     pub(crate) fn press_power_button(&self) {
         self.power.with(|pm, _| pm.press_power_button());
+    }
+
+    /// Puts a disk into a free slot and tells the guest. Returns the slot, and what the disk's threads do.
+    pub(crate) fn plug_disk(&self, disk: Arc<dyn Disk>) -> io::Result<(u8, Vec<(&'static str, Work)>)> {
+        let mut hot_plug = lock(&self.hot_plug);
+        let slot = self.pci.free_slot(HOT_PLUG).ok_or_else(|| io::Error::other("no PCI slot is free"))?;
+        let (device, host, threads) = hot_plug.disk(disk);
+        let function = hot_plug.function(device, host, slot)?;
+        self.pci.plug(Bdf::root(slot), function.clone());
+        let device: Arc<dyn Hosted<Blk>> = function;
+        let work = hot_plug.disk_work(threads, &device);
+        self.slots.with(|slots, _| slots.plugged(slot));
+        self.power.with(|pm, _| pm.raise_gpe(HOT_PLUG_GPE));
+        Ok((slot, work))
+    }
+
+    /// Asks the guest to let the device in this slot go; it is gone when [`Board::has_slot`] says no.
+    pub(crate) fn request_eject(&self, slot: u8) {
+        self.slots.with(|slots, _| slots.request_eject(slot));
+        self.power.with(|pm, _| pm.raise_gpe(HOT_PLUG_GPE));
+    }
+
+    /// Whether there is a device in this slot.
+    pub(crate) fn has_slot(&self, slot: u8) -> bool {
+        self.pci.has(slot)
     }
 
     /// Asks the guest to do without so much of its memory, bytes.

@@ -1,6 +1,6 @@
 //! A machine from its description to its end.
 use crate::acpi;
-use crate::board::{Board, Built, Plan};
+use crate::board::{Board, Built, HOT_PLUG, Plan};
 use crate::boot::{self, BootFiles};
 use crate::core::{Alarm, Clock, Control, CpuSlot, KvmWires, Lines, Phase, SoftWires, Wires, World, lock};
 use crate::files;
@@ -10,7 +10,7 @@ use crate::threads::{self, Engine};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use viv_arch::x86::{Activity, CpuState};
 use viv_block::{Disk, RawDisk};
 use viv_cpu::CpuError;
@@ -35,6 +35,9 @@ pub struct MachineIo {
     /// The Unix socket to serve the guest's vsock on.
     pub vsock: Option<PathBuf>,
 }
+
+/// How often a device that shall go is looked for.
+const EJECT_LOOK: Duration = Duration::from_millis(5);
 
 /// What a machine has used so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -291,6 +294,54 @@ impl Machine {
             ));
         }
         self.board.want_back((all - mib) << 20);
+        Ok(())
+    }
+
+    /// Puts a disk into the running machine; the guest notices by itself. Returns its PCI slot, for
+    /// [`Machine::detach`].
+    pub fn attach_disk(&self, disk: Arc<dyn Disk>) -> Result<u8, Fault> {
+        let (slot, work) = self.board.plug_disk(disk).map_err(|error| {
+            Fault::new(
+                Kind::NoCapacity,
+                format!("cannot attach the disk: {error}"),
+                "detach another one first",
+            )
+        })?;
+        self.serve_disk(slot, work)?;
+        Ok(slot)
+    }
+
+    fn serve_disk(&self, slot: u8, work: Vec<(&'static str, Work)>) -> Result<(), Fault> {
+        if let Some(parked) = &mut *lock(&self.parked) {
+            parked.work.extend(work);
+            return Ok(());
+        }
+        for (index, (name, work)) in work.into_iter().enumerate() {
+            threads::spawn(format!("{name}-{slot}-{index}"), &self.world, work)
+                .map_err(|error| io_fault("start the disk's threads", &error))?;
+        }
+        Ok(())
+    }
+
+    /// Asks the guest to let the device in this slot go, and waits until it has.
+    pub fn detach(&self, slot: u8, patience: Duration) -> Result<(), Fault> {
+        if !HOT_PLUG.contains(&slot) || !self.board.has_slot(slot) {
+            let text = format!("there is nothing to detach in slot {slot}");
+            return Err(Fault::new(Kind::NotFound, text, "see what there is with: viv inspect"));
+        }
+        self.board.request_eject(slot);
+        let begin = Instant::now();
+        while self.board.has_slot(slot) {
+            if begin.elapsed() > patience {
+                return Err(Fault::new(
+                    Kind::StillGoingOn,
+                    "the guest has not let the device go yet",
+                    "see that nothing in the guest uses it, and that it runs and has a driver for ACPI hot plug; it goes \
+                     as soon as the guest lets it go",
+                ));
+            }
+            std::thread::sleep(EJECT_LOOK);
+        }
         Ok(())
     }
 

@@ -19,6 +19,7 @@ pub mod pit;
 pub mod pm;
 pub mod pvpanic;
 pub mod rtc;
+pub mod slots;
 pub mod uart;
 
 use crate::Access;

@@ -53,6 +53,11 @@ impl PciRoot {
         self.bars.insert(bdf, bars);
     }
 
+    /// The function is gone.
+    pub fn remove(&mut self, bdf: Bdf) {
+        self.bars.remove(&bdf);
+    }
+
     /// What an access to guest-physical address `gpa` means; `None` if nobody answers there.
     pub fn route(&self, gpa: Gpa) -> Option<Target> {
         if let Some(offset) = gpa.0.checked_sub(self.ecam.0)

@@ -56,6 +56,52 @@ pub(super) fn integer(value: u64) -> Vec<u8> {
     }
 }
 
+/// `\\first.second…`: a path from the root (§20.2.2).
+pub(super) fn path(names: &[&str]) -> Vec<u8> {
+    const MULTI_NAME: u8 = 0x2f;
+    let segments = names.iter().flat_map(|name| segment(name));
+    [b'\\', MULTI_NAME, names.len() as u8].into_iter().chain(segments).collect()
+}
+
+/// `Method (name, arguments, Serialized) { … }` (§20.2.5.2).
+pub(super) fn method(name: &str, arguments: u8, body: Vec<Vec<u8>>) -> Vec<u8> {
+    const SERIALIZED: u8 = 1 << 3;
+    packaged(&[0x14], [segment(name).to_vec(), vec![arguments | SERIALIZED], body.concat()].concat())
+}
+
+/// `OperationRegion (name, SystemIO, port, len)` with `Field (name, DWordAcc, NoLock, WriteAsZeros) { fields of 32 bits }`
+/// (§20.2.5.2).
+pub(super) fn port_fields(name: &str, port: u16, fields: &[&str]) -> Vec<u8> {
+    const SYSTEM_IO: u8 = 1;
+    const DWORD_ACCESS_WRITE_AS_ZEROS: u8 = 3 | 2 << 5;
+    let len = integer(4 * fields.len() as u64);
+    let region =
+        [vec![0x5b, 0x80], segment(name).to_vec(), vec![SYSTEM_IO], integer(port.into()), len].concat();
+    let list = fields.iter().flat_map(|field| segment(field).into_iter().chain([32]));
+    let body = segment(name).into_iter().chain([DWORD_ACCESS_WRITE_AS_ZEROS]).chain(list).collect();
+    [region, packaged(&[0x5b, 0x81], body)].concat()
+}
+
+/// `Store (from, to)`.
+pub(super) fn store(from: Vec<u8>, to: Vec<u8>) -> Vec<u8> {
+    [vec![0x70], from, to].concat()
+}
+
+/// `Local0` and so on.
+pub(super) fn local(number: u8) -> Vec<u8> {
+    vec![0x60 + number]
+}
+
+/// `If (And (left, right)) { … }`.
+pub(super) fn if_and(left: Vec<u8>, right: Vec<u8>, body: Vec<u8>) -> Vec<u8> {
+    packaged(&[0xa0], [vec![0x7b], left, right, vec![0], body].concat())
+}
+
+/// `Notify (device, value)`.
+pub(super) fn notify(device: &str, value: u8) -> Vec<u8> {
+    [vec![0x86], segment(device).to_vec(), integer(value.into())].concat()
+}
+
 /// A string.
 pub(super) fn string(text: &str) -> Vec<u8> {
     [b"\x0d", text.as_bytes(), b"\0"].concat()

@@ -7,7 +7,7 @@ mod aml;
 use crate::layout::{ACPI_TABLES, ECAM, ECAM_SIZE, IOAPIC, LAPIC};
 use aml::Space;
 use std::ops::Range;
-use viv_devices::chips::{pm, pvpanic};
+use viv_devices::chips::{pm, pvpanic, slots};
 use viv_mem::Gpa;
 
 /// A virtio-mmio device as the DSDT names it.
@@ -36,7 +36,14 @@ pub struct AcpiSpec {
     pub pci_window64: Range<u64>,
     /// Virtio devices without PCI.
     pub virtio_mmio: Vec<MmioDevice>,
+    /// First port of the registers of PCI's slots.
+    pub slots_base: u16,
+    /// Slots that may get a device, or lose theirs, while the machine runs.
+    pub hot_plug: Range<u8>,
 }
+
+/// The general-purpose event of hot plug.
+pub const HOT_PLUG_GPE: u8 = 1;
 
 /// Global system interrupts of PCI's INTx lines: [`intx_gsi`] spreads them.
 const INTX_FIRST: u32 = 16;
@@ -223,6 +230,7 @@ fn dsdt(spec: &AcpiSpec) -> Vec<u8> {
                 aml::resources(vec![
                     aml::memory32(ECAM as u32, ECAM_SIZE as u32),
                     aml::io(spec.pm_base, pm::WINDOW_LEN as u8),
+                    aml::io(spec.slots_base, slots::WINDOW_LEN as u8),
                     aml::io(0x4d0, 2),
                 ]),
             ),
@@ -256,7 +264,8 @@ fn dsdt(spec: &AcpiSpec) -> Vec<u8> {
     let s5 = aml::integer(u64::from(pm::SLEEP_TYPE_S5));
     let zero = aml::integer(0);
     let sleep = aml::name("_S5_", aml::package(vec![s5.clone(), s5, zero.clone(), zero]));
-    [aml::scope("_SB_", devices), sleep].concat()
+    let slots_changed = aml::method("_E01", 0, vec![aml::path(&["_SB_", "PCI0", "PCNT"])]);
+    [aml::scope("_SB_", devices), aml::scope("_GPE", vec![slots_changed]), sleep].concat()
 }
 
 fn port_device(name: &str, id: &str, port: u16, len: u8, irq: Option<u8>) -> Vec<u8> {
@@ -304,8 +313,34 @@ fn pci_root(spec: &AcpiSpec) -> Vec<u8> {
                 ]),
             ),
             aml::name("_PRT", aml::package(routes)),
+            hot_plug(spec),
         ],
     )
+}
+
+/// Slots that may change: each a device that can be ejected, and the method that tells the guest what came and what shall
+/// go (§5.6.6: 1 is a device check, 3 an eject request).
+fn hot_plug(spec: &AcpiSpec) -> Vec<u8> {
+    let mut all = vec![aml::port_fields("SLTS", spec.slots_base, &["CAME", "GO", "EJCT"])];
+    let mut tell = vec![
+        aml::store(aml::segment("CAME").to_vec(), aml::local(0)),
+        aml::store(aml::segment("GO").to_vec(), aml::local(1)),
+    ];
+    for slot in spec.hot_plug.clone() {
+        let (name, bit) = (format!("S{slot:03}"), aml::integer(1 << slot));
+        all.push(aml::device(
+            &name,
+            vec![
+                aml::name("_ADR", aml::integer(u64::from(slot) << 16)),
+                aml::name("_SUN", aml::integer(slot.into())),
+                aml::method("_EJ0", 1, vec![aml::store(bit.clone(), aml::segment("EJCT").to_vec())]),
+            ],
+        ));
+        tell.push(aml::if_and(aml::local(0), bit.clone(), aml::notify(&name, 1)));
+        tell.push(aml::if_and(aml::local(1), bit, aml::notify(&name, 3)));
+    }
+    all.push(aml::method("PCNT", 0, tell));
+    all.concat()
 }
 
 #[cfg(test)]

@@ -12,6 +12,8 @@ fn spec(cpus: u32) -> AcpiSpec {
         virtio_mmio: (0..3)
             .map(|n| MmioDevice { gpa: Gpa(0xd000_0000 + n * 0x1000), len: 0x1000, gsi: 5 })
             .collect(),
+        slots_base: 0x640,
+        hot_plug: 4..32,
     }
 }
 

@@ -8,6 +8,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use viv_arch::pci::Bdf;
 use viv_cpu::kvm::KvmVm;
@@ -28,6 +29,8 @@ struct Function {
     bells: Vec<Bell>,
     /// Where the bells are registered.
     at: Mutex<Option<u64>>,
+    /// The function has gone; what comes into its slot has no bells.
+    retired: AtomicBool,
 }
 
 /// See the module.
@@ -49,7 +52,12 @@ impl Doorbells {
         for (bdf, slot) in functions {
             let bells: io::Result<Vec<Bell>> =
                 (0..slot.queues()).map(|queue| Ok(Bell { queue, event: event()? })).collect();
-            let function = Function { slot: Arc::downgrade(slot), bells: bells?, at: Mutex::new(None) };
+            let function = Function {
+                slot: Arc::downgrade(slot),
+                bells: bells?,
+                at: Mutex::new(None),
+                retired: AtomicBool::new(false),
+            };
             with_bells.insert(*bdf, function);
         }
         Ok(Doorbells { kvm, functions: with_bells, stop: event()? })
@@ -58,7 +66,8 @@ impl Doorbells {
     /// The function's BARs are here now.
     pub(crate) fn place(&self, bdf: Bdf, bars: &[BarRange]) {
         let Some(function) = self.functions.get(&bdf) else { return };
-        let bar = bars.iter().find(|range| range.bar == NOTIFY_BAR);
+        let in_place = !function.retired.load(Ordering::SeqCst);
+        let bar = bars.iter().find(|range| range.bar == NOTIFY_BAR && in_place);
         let now = bar.map(|range| range.gpa.0.saturating_add(NOTIFY_OFFSET));
         let mut at = lock(&function.at);
         if *at == now {
@@ -76,6 +85,14 @@ impl Doorbells {
             }
         }
         *at = now;
+    }
+
+    /// The function goes, and takes its bells with it.
+    pub(crate) fn retire(&self, bdf: Bdf) {
+        if let Some(function) = self.functions.get(&bdf) {
+            function.retired.store(true, Ordering::SeqCst);
+            self.place(bdf, &[]);
+        }
     }
 
     /// The thread that answers the bells, until [`Doorbells::stop`].
@@ -98,7 +115,8 @@ impl Doorbells {
             }
             for ((function, bell), _) in bells.iter().zip(rung.iter().skip(1)).filter(|(_, rung)| **rung) {
                 let _ = rustix::io::read(&bell.event, &mut [0u8; 8]);
-                let Some(slot) = function.slot.upgrade() else { return };
+                // A bell that was rung just before its function went.
+                let Some(slot) = function.slot.upgrade() else { continue };
                 let offset = NOTIFY_OFFSET + bell.offset();
                 slot.with_function(&mut |device| {
                     device.bar_write(NOTIFY_BAR, offset, 2, u64::from(bell.queue));

@@ -2,7 +2,8 @@
 use super::Doorbells;
 use crate::core::{World, lock};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use viv_arch::pci::{Bdf, CONFIG_ADDRESS_PORT};
 use viv_devices::Interrupt;
 use viv_devices::pci::{BarRange, PciFunction, PciRoot, Target};
@@ -46,7 +47,7 @@ impl<F: PciFunction> PciSlot for PlainFunction<F> {
 /// The root with all functions.
 pub(crate) struct Pci {
     root: Mutex<PciRoot>,
-    functions: BTreeMap<Bdf, Arc<dyn PciSlot>>,
+    functions: RwLock<BTreeMap<Bdf, Arc<dyn PciSlot>>>,
     /// With KVM.
     bells: Option<Arc<Doorbells>>,
 }
@@ -61,11 +62,41 @@ impl Pci {
         functions: BTreeMap<Bdf, Arc<dyn PciSlot>>,
         bells: Option<Arc<Doorbells>>,
     ) -> Pci {
-        let pci = Pci { root: Mutex::new(root), functions, bells };
-        for (bdf, slot) in &pci.functions {
-            slot.with_function(&mut |function| pci.set_bars(*bdf, function.bars()));
+        let pci = Pci { root: Mutex::new(root), functions: RwLock::default(), bells };
+        for (bdf, slot) in functions {
+            pci.plug(bdf, slot);
         }
         pci
+    }
+
+    /// A function comes, its BARs placed.
+    pub(crate) fn plug(&self, bdf: Bdf, slot: Arc<dyn PciSlot>) {
+        slot.with_function(&mut |function| self.set_bars(bdf, function.bars()));
+        self.functions.write().unwrap_or_else(PoisonError::into_inner).insert(bdf, slot);
+    }
+
+    /// A function goes: nobody answers there any more.
+    pub(crate) fn unplug(&self, bdf: Bdf) {
+        if let Some(bells) = &self.bells {
+            bells.retire(bdf);
+        }
+        lock(&self.root).remove(bdf);
+        self.functions.write().unwrap_or_else(PoisonError::into_inner).remove(&bdf);
+    }
+
+    /// The first slot of these in which there is nothing.
+    pub(crate) fn free_slot(&self, mut slots: Range<u8>) -> Option<u8> {
+        let functions = self.functions.read().unwrap_or_else(PoisonError::into_inner);
+        slots.find(|slot| !functions.contains_key(&Bdf::root(*slot)))
+    }
+
+    /// Whether there is a function in this slot.
+    pub(crate) fn has(&self, slot: u8) -> bool {
+        self.function(Bdf::root(slot)).is_some()
+    }
+
+    fn function(&self, bdf: Bdf) -> Option<Arc<dyn PciSlot>> {
+        self.functions.read().unwrap_or_else(PoisonError::into_inner).get(&bdf).cloned()
     }
 
     fn set_bars(&self, bdf: Bdf, bars: Vec<BarRange>) {
@@ -121,7 +152,7 @@ impl Pci {
     fn read(&self, target: Target, size: u8) -> u64 {
         let (Target::Config { bdf, .. } | Target::Bar { bdf, .. }) = target;
         let mut value = u64::MAX;
-        if let Some(slot) = self.functions.get(&bdf) {
+        if let Some(slot) = self.function(bdf) {
             slot.with_function(&mut |function| {
                 value = match target {
                     // Wider accesses do not exist in configuration space.
@@ -135,7 +166,7 @@ impl Pci {
 
     fn write(&self, target: Target, size: u8, value: u64) {
         let (Target::Config { bdf, .. } | Target::Bar { bdf, .. }) = target;
-        let Some(slot) = self.functions.get(&bdf) else { return };
+        let Some(slot) = self.function(bdf) else { return };
         let mut moved = None;
         slot.with_function(&mut |function| match target {
             Target::Config { offset, .. } => {

@@ -1,11 +1,11 @@
 //! A board by hand.
 use crate::board::{Board, Built, Plan};
 use crate::bus::CpuView;
-use crate::core::{Alarm, Clock, Control, CpuSlot, Lines, SoftWires, World};
+use crate::core::{Alarm, Clock, Control, CpuSlot, Lines, SoftWires, World, lock};
 use crate::layout::{ECAM, HIGH_RAM_START, VIRTIO_MMIO};
 use crate::parts::ConsoleSink;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use viv_arch::x86::CpuState;
 use viv_block::Disk;
@@ -23,7 +23,7 @@ pub struct Trial {
     sink: Arc<ConsoleSink>,
     vsock: Arc<dyn VsockGuest>,
     /// After the board, which owns the ends of their queues.
-    _threads: Joined,
+    threads: Mutex<Joined>,
 }
 
 impl Trial {
@@ -61,7 +61,24 @@ impl Trial {
         let threads = Joined(work.into_iter().map(|(_, work)| std::thread::spawn(work)).collect());
         let shared = Shared::new(&memory, cpus);
         world.clock.thaw();
-        Ok(Trial { board, world, memory, shared, sink, vsock, _threads: threads })
+        Ok(Trial { board, world, memory, shared, sink, vsock, threads: Mutex::new(threads) })
+    }
+
+    /// A disk comes while the machine runs. Returns its slot.
+    pub fn plug_disk(&self, disk: Arc<dyn Disk>) -> io::Result<u8> {
+        let (slot, work) = self.board.plug_disk(disk)?;
+        lock(&self.threads).0.extend(work.into_iter().map(|(_, work)| std::thread::spawn(work)));
+        Ok(slot)
+    }
+
+    /// The guest shall let the device in this slot go.
+    pub fn request_eject(&self, slot: u8) {
+        self.board.request_eject(slot);
+    }
+
+    /// Whether there is a device in this slot.
+    pub fn has_slot(&self, slot: u8) -> bool {
+        self.board.has_slot(slot)
     }
 
     /// Its RAM.
