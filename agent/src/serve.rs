@@ -28,6 +28,7 @@ pub(crate) fn main() -> io::Result<()> {
 
 /// Listens in a thread of its own.
 pub(crate) fn start() -> io::Result<()> {
+    take_new_memory();
     let listener = sys::listen_vsock(PORT)?;
     std::thread::spawn(move || {
         loop {
@@ -41,6 +42,15 @@ pub(crate) fn start() -> io::Result<()> {
         }
     });
     Ok(())
+}
+
+/// Memory that comes later is used at once, and can go again: some kernels leave that to user space.
+fn take_new_memory() {
+    const POLICY: &str = "/sys/devices/system/memory/auto_online_blocks";
+    if std::fs::read_to_string(POLICY).is_ok_and(|policy| policy.trim() == "offline") {
+        // A kernel that refuses leaves it to the user, as before.
+        let _ = std::fs::write(POLICY, "online_movable");
+    }
 }
 
 /// Gives a connection its thread, or closes it if there are too many.

@@ -83,6 +83,20 @@ fn memory_that_the_guest_frees_or_is_asked_for_goes_back_to_the_host() {
 }
 
 #[test]
+fn a_running_guest_gets_more_memory_and_gives_it_back() {
+    let _vm = start("e2e-growing", &["--memory", "256M", "--memory-max", "1G"]);
+    let total = || {
+        let line = exec("e2e-growing", &["grep", "MemTotal", "/proc/meminfo"]).ok().out;
+        line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).unwrap() >> 10
+    };
+    assert!(total() < 256);
+    run(&["resize-memory", "e2e-growing", "1G"], "").ok();
+    until("more memory", LIMIT, || total() > 900);
+    run(&["resize-memory", "e2e-growing", "256M"], "").ok();
+    until("less memory", LIMIT, || total() < 256);
+}
+
+#[test]
 fn a_command_in_the_background_ends_its_vm_with_its_status() {
     let _vm = start("e2e-job", &["--", "sh", "-c", "echo from the job; exit 3"]);
     until("the job's end", LIMIT, || inspect("e2e-job")["state"] == "stopped");

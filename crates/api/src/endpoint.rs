@@ -162,7 +162,7 @@ pub const TABLE: &[Endpoint] = &[
         Method::Post,
         "/v1/vms/{vm}/memory",
         Answer::Json,
-        "ask a running guest to get by with less of its memory, or give it back (VmMemory -> Vm)",
+        "ask a running guest to get by with less memory, or let it have more (VmMemory -> Vm)",
     ),
     line(
         Route::VmKill,

@@ -35,6 +35,9 @@ pub struct GuestMemory {
     pub caches: u64,
     /// What the guest does without, because it was asked to (`viv resize-memory`).
     pub given_back: u64,
+    /// What it has taken in addition to what it was started with.
+    #[serde(default)]
+    pub taken: u64,
 }
 
 /// Counts of the software CPU. They are as of when each vCPU last looked up from the guest's code: at its last interrupt, halt

@@ -38,6 +38,8 @@ pub struct VmCreate {
     pub cpus: Option<u32>,
     /// Memory, MiB.
     pub memory_mib: Option<u64>,
+    /// Memory that it may get while it runs, MiB.
+    pub memory_max_mib: Option<u64>,
     /// Which processor.
     pub accel: Accel,
     /// How the software CPU works, if it is that.

@@ -22,6 +22,8 @@ pub mod device_type {
     pub const BALLOON: u16 = 5;
     /// Socket device (§5.10).
     pub const VSOCK: u16 = 19;
+    /// Memory device (§5.15).
+    pub const MEM: u16 = 24;
 }
 
 /// Device status bits (§2.1).
@@ -365,6 +367,48 @@ pub mod balloon {
     pub const S_AVAIL: u16 = 6;
     /// Disk caches, bytes (§5.5.6.4).
     pub const S_CACHES: u16 = 7;
+}
+
+/// Memory device (§5.15).
+pub mod mem {
+    /// Configuration: block_size, u64 (§5.15.4).
+    pub const CONFIG_BLOCK_SIZE: usize = 0;
+    /// Configuration: addr, u64.
+    pub const CONFIG_ADDR: usize = 16;
+    /// Configuration: region_size, u64.
+    pub const CONFIG_REGION_SIZE: usize = 24;
+    /// Configuration: usable_region_size, u64.
+    pub const CONFIG_USABLE_SIZE: usize = 32;
+    /// Configuration: plugged_size, u64.
+    pub const CONFIG_PLUGGED_SIZE: usize = 40;
+    /// Configuration: requested_size, u64.
+    pub const CONFIG_REQUESTED_SIZE: usize = 48;
+    /// Bytes of the configuration.
+    pub const CONFIG_LEN: usize = 56;
+    /// Bytes of a request: type u16, 3 x u16 of padding, addr u64, nb_blocks u16, 3 x u16 of padding (§5.15.6).
+    pub const REQUEST_LEN: usize = 24;
+    /// Bytes of a response: type u16, 3 x u16 of padding, state u16 (§5.15.6).
+    pub const RESPONSE_LEN: usize = 10;
+    /// Plug blocks (§5.15.6).
+    pub const REQ_PLUG: u16 = 0;
+    /// Unplug blocks (§5.15.6).
+    pub const REQ_UNPLUG: u16 = 1;
+    /// Unplug all blocks (§5.15.6).
+    pub const REQ_UNPLUG_ALL: u16 = 2;
+    /// Tell the state of blocks (§5.15.6).
+    pub const REQ_STATE: u16 = 3;
+    /// Done (§5.15.6).
+    pub const RESP_ACK: u16 = 0;
+    /// Not now (§5.15.6).
+    pub const RESP_NACK: u16 = 1;
+    /// A wrong request (§5.15.6).
+    pub const RESP_ERROR: u16 = 3;
+    /// All blocks are plugged (§5.15.6.6).
+    pub const STATE_PLUGGED: u16 = 0;
+    /// None is (§5.15.6.6).
+    pub const STATE_UNPLUGGED: u16 = 1;
+    /// Some are (§5.15.6.6).
+    pub const STATE_MIXED: u16 = 2;
 }
 
 /// Socket device (§5.10).

@@ -273,6 +273,7 @@ impl Vms {
         let mut machine = MachineSpec {
             cpus: ask.cpus.unwrap_or(1),
             memory_mib: ask.memory_mib.unwrap_or(MEMORY_MIB),
+            memory_max_mib: ask.memory_max_mib,
             accel: ask.accel,
             soft: ask.soft,
             kernel: ask.kernel.clone().unwrap_or_default(),
@@ -281,7 +282,7 @@ impl Vms {
             disks: Vec::new(),
         };
         machine.check()?;
-        fits(machine.memory_mib)?;
+        fits(machine.memory_max_mib.unwrap_or(machine.memory_mib))?;
         for path in [ask.kernel.as_ref(), ask.initrd.as_ref()]
             .into_iter()
             .flatten()

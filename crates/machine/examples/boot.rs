@@ -14,6 +14,7 @@ fn main() -> ExitCode {
     let mut spec = MachineSpec {
         cpus: 1,
         memory_mib: 512,
+        memory_max_mib: None,
         accel: Default::default(),
         soft: Default::default(),
         kernel: PathBuf::new(),

@@ -4,9 +4,10 @@ use crate::acpi::{AcpiSpec, HOT_PLUG_GPE, MmioDevice, intx_gsi};
 use crate::bus::Ranges;
 use crate::core::{SoftWires, World, lock, wall_ns};
 use crate::layout::{ECAM, PCI_WINDOW, VIRTIO_MMIO, VIRTIO_MMIO_SIZE, pci_window64};
+use crate::parts::giving::{self, Giver, Giving};
 use crate::parts::{
-    BalloonHost, Chip, ConsoleHost, ConsoleSink, DiskHost, DiskThreads, Doorbells, HostSide, Hosted, Part,
-    Pci, PciSlot, PlainFunction, RngHost, Serial, VirtioPart, Work, balloon,
+    Chip, ConsoleHost, ConsoleSink, DiskHost, DiskThreads, Doorbells, HostSide, Hosted, Part, Pci, PciSlot,
+    PlainFunction, RngHost, Serial, VirtioPart, Work,
 };
 use crate::vsock::{GuestSockets, VsockHost};
 use std::collections::BTreeMap;
@@ -28,9 +29,9 @@ use viv_devices::chips::slots::{self, PciSlots};
 use viv_devices::pci::{Allocator, HostBridge, PciFunction, PciRoot};
 use viv_devices::virtio::blk::{Blk, BlkSettings};
 use viv_devices::virtio::{
-    Balloon, Console, GuestMemoryStats, Rng, VirtioDevice, VirtioMmio, VirtioPci, Vsock,
+    Balloon, Console, GuestMemoryStats, Mem, Rng, VirtioDevice, VirtioMmio, VirtioPci, Vsock,
 };
-use viv_mem::{Gpa, GuestMemory};
+use viv_mem::{Gpa, GuestMemory, Region};
 use viv_model::End;
 use viv_net::vsock::{VsockGuest, Waker};
 
@@ -94,6 +95,7 @@ enum Virtio {
     Console,
     Disk(Arc<dyn Disk>),
     Balloon,
+    Mem(Region),
 }
 
 /// How the guest reaches it.
@@ -125,6 +127,8 @@ pub(crate) struct Plan {
     pub(crate) kvm: Option<Arc<KvmVm>>,
     pub(crate) memory: GuestMemory,
     pub(crate) cpus: u32,
+    /// The region of `memory` in which the guest may get more.
+    pub(crate) hot_memory: Option<Region>,
     pub(crate) disks: Vec<Arc<dyn Disk>>,
     pub(crate) vsock: Option<Waker>,
     pub(crate) sink: Arc<ConsoleSink>,
@@ -146,6 +150,7 @@ pub(crate) struct Board {
     clock: Arc<Chip<Rtc>>,
     console: Arc<dyn Hosted<Console>>,
     balloon: Arc<dyn Hosted<Balloon>>,
+    mem: Option<Arc<dyn Hosted<Mem>>>,
     console_used: Arc<AtomicBool>,
     sink: Arc<ConsoleSink>,
 }
@@ -189,7 +194,8 @@ impl Plan {
         let (slots, pci_of_slots) = self.slots();
         let mut clock = Rtc::new((wall_ns() / 1_000_000_000) as i64);
         let low = self.memory.regions().first().map_or(0, |region| region.len);
-        clock.set_memory_size(low, self.memory.size() - low);
+        let hot = self.hot_memory.map_or(0, |region| region.len);
+        clock.set_memory_size(low, self.memory.size() - low - hot);
         let clock = Chip::new(clock, Some(8), world, |_, _| ());
         for entry in BOARD {
             let part: Arc<dyn Part> = match (entry.what, &self.soft) {
@@ -214,7 +220,8 @@ impl Plan {
             parts.push(part);
         }
         let mut attach = Attach::new(&self);
-        let (mut work, mut vsock, mut console, mut balloon_device) = (Vec::new(), None, None, None);
+        let (mut work, mut vsock, mut console) = (Vec::new(), None, None);
+        let (mut balloon, mut mem_device) = (None, None);
         let console_used = Arc::new(AtomicBool::new(false));
         for (device, transport) in self.virtio_devices() {
             match device {
@@ -229,12 +236,15 @@ impl Plan {
                 }
                 Virtio::Disk(disk) => work.extend(self.add_disk(&mut attach, disk, transport)?),
                 Virtio::Balloon => {
-                    let (host, given) = BalloonHost::new();
-                    let device = attach.add(Balloon::new(), host, transport)?;
-                    let world = world.clone();
-                    let ended = move || world.control.ended();
-                    work.push(("balloon", balloon::work(given, &device, &self.memory, ended)));
-                    balloon_device = Some(device);
+                    let (device, taker) = self.add_giving(&mut attach, Balloon::new(), transport)?;
+                    work.push(("balloon", taker));
+                    balloon = Some(device);
+                }
+                Virtio::Mem(region) => {
+                    let mem = Mem::new(region.gpa, region.len);
+                    let (device, taker) = self.add_giving(&mut attach, mem, transport)?;
+                    work.push(("mem", taker));
+                    mem_device = Some(device);
                 }
             }
         }
@@ -254,7 +264,8 @@ impl Plan {
             power,
             clock,
             console: console.ok_or_else(missing)?,
-            balloon: balloon_device.ok_or_else(missing)?,
+            balloon: balloon.ok_or_else(missing)?,
+            mem: mem_device,
             console_used,
             sink: self.sink.clone(),
         };
@@ -281,6 +292,7 @@ impl Plan {
         ];
         devices.extend(self.disks.iter().map(|disk| (Virtio::Disk(disk.clone()), Transport::Pci)));
         devices.push((Virtio::Balloon, Transport::Pci));
+        devices.extend(self.hot_memory.map(|region| (Virtio::Mem(region), Transport::Pci)));
         devices
     }
 
@@ -330,6 +342,19 @@ impl Plan {
                 world.end(End::Panic);
             }
         })
+    }
+
+    fn add_giving<D: VirtioDevice + Giving + 'static>(
+        &self,
+        attach: &mut Attach,
+        device: D,
+        transport: Transport,
+    ) -> io::Result<(Arc<dyn Hosted<D>>, Work)> {
+        let (host, given) = Giver::new();
+        let device = attach.add(device, host, transport)?;
+        let world = self.world.clone();
+        let taker = giving::take(given, &device, &self.memory, move || world.control.ended());
+        Ok((device, taker))
     }
 
     fn add_disk(
@@ -526,9 +551,21 @@ impl Board {
         self.pci.has(slot)
     }
 
-    /// Asks the guest to do without so much of its memory, bytes.
-    pub(crate) fn want_back(&self, bytes: u64) {
-        self.balloon.with_device(&mut |balloon, rings| balloon.want(rings, bytes));
+    /// Asks the guest to do without so much of its memory, and to take so much more, bytes.
+    pub(crate) fn want_memory(&self, less: u64, more: u64) {
+        self.balloon.with_device(&mut |balloon, rings| balloon.want(rings, less));
+        if let Some(mem) = &self.mem {
+            mem.with_device(&mut |mem, rings| mem.want(rings, more));
+        }
+    }
+
+    /// Bytes that the guest has taken in addition.
+    pub(crate) fn taken_memory(&self) -> u64 {
+        let mut bytes = 0;
+        if let Some(mem) = &self.mem {
+            mem.with_device(&mut |mem, _| bytes = mem.plugged());
+        }
+        bytes
     }
 
     /// Bytes that the guest does without now, and what it says of its memory. Waits a moment for its answer.

@@ -67,6 +67,15 @@ pub fn ram(mib: u64) -> Vec<(Gpa, u64)> {
     regions
 }
 
+/// Where a machine that starts with `mib` MiB may get more, up to `most` MiB: above all other RAM.
+pub fn hot_memory(mib: u64, most: Option<u64>) -> Option<(Gpa, u64)> {
+    /// Linux adds memory in pieces of 128 MiB, or of 2 GiB in large machines.
+    const ALIGN: u64 = 2 << 30;
+    let more = most?.saturating_sub(mib).saturating_mul(MIB);
+    let end = ram(mib).last().map_or(0, |(gpa, len)| gpa.0 + len).max(HIGH_RAM_START);
+    (more != 0).then_some((Gpa(end.next_multiple_of(ALIGN)), more))
+}
+
 /// The 64-bit PCI window of a machine whose RAM ends at `ram_end`: 64 GiB at the next multiple of 64 GiB.
 pub fn pci_window64(ram_end: u64) -> std::ops::Range<u64> {
     const SIZE: u64 = 64 << 30;

@@ -4,7 +4,7 @@ use crate::board::{Board, Built, HOT_PLUG, Plan};
 use crate::boot::{self, BootFiles};
 use crate::core::{Alarm, Clock, Control, CpuSlot, KvmWires, Lines, Phase, SoftWires, Wires, World, lock};
 use crate::files;
-use crate::layout::{self, ACPI_TABLES};
+use crate::layout::{self, ACPI_TABLES, MIB};
 use crate::parts::{ConsoleSink, Doorbells, Work};
 use crate::threads::{self, Engine};
 use std::path::{Path, PathBuf};
@@ -50,6 +50,8 @@ pub struct MachineStats {
     pub soft: Vec<SoftStats>,
     /// Bytes of its memory that the guest has given back, because it was asked to.
     pub given_back: u64,
+    /// Bytes that it has taken in addition to what it was started with.
+    pub taken: u64,
     /// What the guest says of its memory.
     pub guest_memory: GuestMemoryStats,
 }
@@ -77,6 +79,8 @@ pub struct Machine {
     console_thread: Mutex<Option<JoinHandle<()>>>,
     muxer: Mutex<Option<VsockMuxer>>,
     memory: GuestMemory,
+    /// What it has from the start.
+    memory_mib: u64,
 }
 
 fn cpu_fault(error: CpuError) -> Fault {
@@ -125,7 +129,9 @@ impl Machine {
             disks.push(Arc::new(RawDisk::open(&disk.path, disk.read_only)?));
         }
         let accel = resolve(spec.accel)?;
-        let memory = GuestMemory::new(&layout::ram(spec.memory_mib)).map_err(|error| {
+        let mut regions = layout::ram(spec.memory_mib);
+        regions.extend(layout::hot_memory(spec.memory_mib, spec.memory_max_mib));
+        let memory = GuestMemory::new(&regions).map_err(|error| {
             Fault::new(
                 Kind::NoCapacity,
                 format!("the host gives no {} MiB of memory: {error}", spec.memory_mib),
@@ -157,6 +163,7 @@ impl Machine {
             kvm: kvm.clone(),
             memory: memory.clone(),
             cpus: spec.cpus,
+            hot_memory: memory.regions().last().filter(|_| spec.memory_max_mib.is_some()).copied(),
             disks,
             vsock: waker.clone(),
             sink: sink.clone(),
@@ -191,6 +198,7 @@ impl Machine {
             console_thread: Mutex::new(None),
             muxer: Mutex::new(muxer),
             memory,
+            memory_mib: spec.memory_mib,
         })
     }
 
@@ -282,18 +290,19 @@ impl Machine {
         self.board.press_power_button();
     }
 
-    /// Asks the guest to get by with `mib` of its memory. It gives back what it can, and takes it again when it is given
-    /// more: nothing is lost if it has no driver for this, and nothing won.
+    /// Asks the guest to have `mib` of memory: to get by with less than it was started with, or to take more, up to
+    /// [`MachineSpec::memory_max_mib`]. It does what it can: nothing is lost if it has no driver for this, and nothing
+    /// won.
     pub fn resize_memory(&self, mib: u64) -> Result<(), Fault> {
-        let all = self.memory.size() >> 20;
-        if !(MEMORY_MIB_MIN..=all).contains(&mib) {
+        let (boot, most) = (self.memory_mib, self.memory.size() / MIB);
+        if !(MEMORY_MIB_MIN..=most).contains(&mib) {
             return Err(Fault::new(
                 Kind::Usage,
-                format!("the VM cannot have {mib} MiB of memory: it was started with {all} MiB"),
-                format!("use a size from {MEMORY_MIB_MIN}M to {all}M"),
+                format!("the VM cannot have {mib} MiB of memory: it may have up to {most} MiB"),
+                format!("use a size from {MEMORY_MIB_MIN}M to {most}M, or start it anew with --memory-max"),
             ));
         }
-        self.board.want_back((all - mib) << 20);
+        self.board.want_memory(boot.saturating_sub(mib) * MIB, mib.saturating_sub(boot) * MIB);
         Ok(())
     }
 
@@ -381,6 +390,7 @@ impl Machine {
         let (given_back, guest_memory) = self.board.guest_memory();
         MachineStats {
             given_back,
+            taken: self.board.taken_memory(),
             guest_memory,
             uptime_ns: self.world.clock.now(),
             vcpu_time: self.world.cpus.iter().map(threads::cpu_time).collect(),

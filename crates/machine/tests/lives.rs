@@ -69,6 +69,7 @@ fn spec(kernel: &Scratch) -> MachineSpec {
     MachineSpec {
         cpus: 1,
         memory_mib: 32,
+        memory_max_mib: None,
         accel: accel(),
         soft: Default::default(),
         kernel: kernel.0.clone(),

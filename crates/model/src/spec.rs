@@ -7,6 +7,8 @@ use std::str::FromStr;
 
 /// Most vCPUs of one machine (the xAPIC's 8-bit IDs leave room for more; our board is tested to this).
 pub const CPUS_MAX: u32 = 64;
+/// In such steps a running machine gets more memory, MiB: blocks of the memory device.
+pub const MEMORY_STEP_MIB: u64 = 2;
 /// Least memory of a machine, MiB: what a small Linux kernel needs to say that it has too little.
 pub const MEMORY_MIB_MIN: u64 = 16;
 
@@ -110,6 +112,9 @@ pub struct MachineSpec {
     pub cpus: u32,
     /// Memory in MiB, at least [`MEMORY_MIB_MIN`].
     pub memory_mib: u64,
+    /// Memory that it may get while it runs, MiB, `memory_mib` included; none: it gets no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_max_mib: Option<u64>,
     /// Which processor.
     #[serde(default)]
     pub accel: Accel,
@@ -144,6 +149,16 @@ impl MachineSpec {
                 Kind::Usage,
                 format!("{} MiB of memory is too little for a machine", self.memory_mib),
                 format!("use --memory with at least {MEMORY_MIB_MIN}M; 512M is a good start"),
+            ));
+        }
+        let steps = |mib: u64| mib.is_multiple_of(MEMORY_STEP_MIB);
+        if let Some(most) = self.memory_max_mib
+            && !(most > self.memory_mib && steps(most) && steps(self.memory_mib))
+        {
+            return Err(Fault::new(
+                Kind::Usage,
+                format!("a machine with {} MiB of memory cannot get up to {most} MiB", self.memory_mib),
+                format!("use --memory-max with more than --memory, both multiples of {MEMORY_STEP_MIB}M"),
             ));
         }
         if self.accel == Accel::Kvm && self.soft != SoftSpec::default() {

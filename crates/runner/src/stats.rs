@@ -25,6 +25,7 @@ fn guest_memory(stats: &MachineStats) -> Option<GuestMemory> {
         available: guest.available.unwrap_or_default(),
         caches: guest.caches.unwrap_or_default(),
         given_back: stats.given_back,
+        taken: stats.taken,
     })
 }
 

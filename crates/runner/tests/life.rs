@@ -132,6 +132,7 @@ impl Stage {
         let machine = MachineSpec {
             cpus: 1,
             memory_mib: 64,
+            memory_max_mib: None,
             accel: Accel::Auto,
             soft: Default::default(),
             kernel: "/vmlinuz".into(),

@@ -40,7 +40,7 @@ pub(crate) enum Verb {
     Pause(verbs::lifecycle::Names),
     /// Let them go on
     Resume(verbs::lifecycle::Names),
-    /// Ask a running VM to get by with less of its memory, or give it back
+    /// Ask a running VM to get by with less memory, or let it have more
     ResizeMemory(verbs::lifecycle::ResizeMemory),
     /// Forget VMs, with their disks and logs
     Rm(verbs::lifecycle::Rm),

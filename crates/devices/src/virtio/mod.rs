@@ -32,6 +32,7 @@ pub mod blk;
 mod chain;
 mod console;
 mod core;
+mod mem;
 #[cfg(any(test, feature = "mock"))]
 pub mod mock;
 mod queue;
@@ -46,6 +47,7 @@ pub use blk::{Blk, BlkKind, BlkOutcome, BlkRequest, BlkSettings};
 pub use chain::{Chain, Segment, cut, total};
 pub use console::Console;
 pub use core::Rings;
+pub use mem::{MEM_BLOCK, Mem};
 pub use queue::{CHAIN_LEN_MAX, Queue, QueueError, RingFeatures};
 pub use rng::Rng;
 pub use transport::{NOTIFY_MULTIPLIER, NOTIFY_OFFSET, VirtioMmio, VirtioPci, VirtioTransport};

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use viv_model::{Fault, Kind};
 
 /// Raise it when what this file makes changes: images are then built again.
-pub(super) const REVISION: u32 = 2;
+pub(super) const REVISION: u32 = 3;
 
 /// Packages that depend on the newest kernel for machines like ours, the best first.
 const KERNELS: [&str; 4] =
@@ -23,13 +23,14 @@ const KERNELS: [&str; 4] =
 const BUSYBOX: &str = "busybox-static";
 
 /// Loaded at boot: the ways to our devices, the power button, and the checksums of ext4.
-const LOADED: [&str; 10] = [
+const LOADED: [&str; 11] = [
     "virtio_pci",
     "virtio_mmio",
     "virtio_blk",
     "virtio_console",
     "virtio_rng",
     "virtio_balloon",
+    "virtio_mem",
     "vmw_vsock_virtio_transport",
     "button",
     "evdev",

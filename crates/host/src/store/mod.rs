@@ -124,6 +124,7 @@ pub(crate) mod conformance {
             machine: MachineSpec {
                 cpus: 1,
                 memory_mib: 64,
+                memory_max_mib: None,
                 accel: Accel::Auto,
                 soft: Default::default(),
                 kernel: "/boot/vmlinuz".into(),

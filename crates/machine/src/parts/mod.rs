@@ -1,15 +1,14 @@
 //! Devices with what they lack as pure state machines: a lock, a way to the world, and threads for real I/O.
 
-pub(crate) mod balloon;
 mod chip;
 mod console;
 mod disk;
 mod doorbell;
+pub(crate) mod giving;
 mod pci;
 mod serial;
 mod virtio;
 
-pub(crate) use balloon::BalloonHost;
 pub(crate) use chip::Chip;
 pub(crate) use console::ConsoleHost;
 pub(crate) use disk::{DiskHost, DiskThreads};

@@ -53,6 +53,7 @@ impl Trial {
             soft: Some(soft),
             memory: memory.clone(),
             cpus,
+            hot_memory: None,
             disks,
             vsock: None,
             sink: sink.clone(),

@@ -35,9 +35,10 @@ pub(crate) struct Rm {
 
 #[derive(clap::Args, Debug)]
 #[command(
-    after_help = "The guest gives back what it can spare, and the host has it at once; see it with: viv stats VM\n\
-                  Its memory is never more than the --memory that it was started with.\n\n\
-                  viv resize-memory web 256M    later: viv resize-memory web 1G"
+    after_help = "Below --memory the guest gives back what it can spare, and the host has it at once; above, up to\n\
+                  --memory-max, it takes more as it can. See it with: viv stats VM\n\n\
+                  viv run -d --name web --memory 512M --memory-max 4G\n\
+                  viv resize-memory web 2G    later: viv resize-memory web 256M"
 )]
 pub(crate) struct ResizeMemory {
     /// Name or id

@@ -62,6 +62,9 @@ pub(crate) struct Args {
     /// Memory: 512M, 2G
     #[arg(short, long, value_parser = size::mib)]
     memory: Option<u64>,
+    /// Memory that it may get while it runs: viv resize-memory
+    #[arg(long, value_name = "SIZE", value_parser = size::mib)]
+    memory_max: Option<u64>,
     /// Boot this kernel: a bzImage or an ELF file
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
@@ -290,6 +293,7 @@ fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Fault> {
         image: args.image.clone(),
         cpus: args.cpus,
         memory_mib: args.memory,
+        memory_max_mib: args.memory_max,
         accel: args.accel,
         soft,
         kernel: file(&args.kernel)?,

@@ -45,17 +45,18 @@ pub(crate) fn text(name: &str, stats: &VmStats) -> String {
         ("memory in use", bytes(stats.memory_bytes)),
     ];
     if let Some(guest) = &stats.guest_memory {
-        let GuestMemory { total, free, available, caches, given_back } = *guest;
+        let GuestMemory { total, free, available, caches, given_back, taken } = *guest;
         let of = |value| bytes(value);
         lines.push((
             "guest's memory",
             format!(
-                "{}; {} free, {} available, {} caches; {} given back",
+                "{}; {} free, {} available, {} caches; {} given back, {} added",
                 of(total),
                 of(free),
                 of(available),
                 of(caches),
-                of(given_back)
+                of(given_back),
+                of(taken)
             ),
         ));
     }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::virtio::blk::{BlkKind, BlkOutcome};
 use crate::virtio::mock::MockQueue;
-use crate::virtio::{Balloon, Rng};
+use crate::virtio::{Balloon, MEM_BLOCK, Mem, Rng};
 use proptest::prelude::*;
 use viv_arch::virtio::{split, status};
 
@@ -218,6 +218,18 @@ proptest! {
                 assert!(given.ranges.iter().all(|(gpa, len)| gpa.0 % 4096 == 0 && len % 4096 == 0));
                 balloon.taken(&mut rings, given.tag);
             }
+        });
+    }
+
+    #[test]
+    fn a_wild_driver_never_breaks_mem(descriptors in noise(), (heads, writes) in actions(), wanted in 0..9u64) {
+        run_wild(Mem::new(Gpa(1 << 30), 8 * MEM_BLOCK), &descriptors, &heads, &writes, |function| {
+            let (mem, mut rings) = function.device();
+            mem.want(&mut rings, wanted * MEM_BLOCK);
+            for given in mem.take_given() {
+                mem.taken(&mut rings, given.tag);
+            }
+            assert!(mem.plugged() <= 8 * MEM_BLOCK);
         });
     }
 

@@ -216,6 +216,7 @@ fn configure(
     let spec = MachineSpec {
         cpus: 1,
         memory_mib: 1024,
+        memory_max_mib: None,
         accel: Accel::Auto,
         soft: Default::default(),
         kernel: inputs.kernel.to_path_buf(),
