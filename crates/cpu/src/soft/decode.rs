@@ -774,6 +774,8 @@ fn pick(x: &Instruction, mode: Mode, op: &mut Op) -> Option<Run> {
         | M::Prefetcht0
         | M::Prefetcht1
         | M::Prefetcht2 => s::nop,
+        // Hints of newer processors: without them these opcodes are reserved NOPs (SDM vol. 2, opcode map A-3).
+        M::Cldemote | M::Prefetchit0 | M::Prefetchit1 => s::nop,
         // Without shadow stacks (CR4.CET) they do nothing (SDM vol. 2, RDSSPD).
         M::Rdsspd | M::Rdsspq => s::nop,
         M::Wait => return None,

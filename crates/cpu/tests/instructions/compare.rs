@@ -2,8 +2,8 @@
 
 use crate::cases::{Case, narrow};
 use crate::operands::is_xsave;
-use crate::window::{DATA, Fault, Outcome};
-use iced_x86::{Formatter, IntelFormatter, Mnemonic, RflagsBits};
+use crate::window::{DATA, Fault, Outcome, State};
+use iced_x86::{Formatter, Instruction, IntelFormatter, Mnemonic, RflagsBits};
 
 /// Status flags and DF.
 const FLAGS: u64 = 0xcd5;
@@ -14,8 +14,12 @@ const NAMES: [&str; 16] = [
 ];
 
 /// RFLAGS bits that the manual leaves undefined after this instruction.
-fn undefined(case: &Case) -> u64 {
-    let bits = case.instruction.rflags_undefined();
+pub(crate) fn undefined(instruction: &Instruction) -> u64 {
+    rflags(instruction.rflags_undefined())
+}
+
+/// The decoder's flag bits as those of RFLAGS.
+pub(crate) fn rflags(bits: u32) -> u64 {
     [
         (RflagsBits::CF, 0),
         (RflagsBits::PF, 2),
@@ -74,28 +78,29 @@ fn saved_pointers(case: &Case) -> Vec<std::ops::Range<u64>> {
 }
 
 /// Environments and save areas are moved in pieces: which piece faults first is the processor's own business,
-/// and so are whether FXSAVE calls a bad alignment #GP or #AC, and which operand CMPS reads first.
-fn same_fault(case: &Case, truth: Option<Fault>, ours: Option<Fault>) -> bool {
+/// and so is whether FXSAVE calls a bad alignment #GP or #AC.
+pub(crate) fn same_fault(instruction: &Instruction, truth: Option<Fault>, ours: Option<Fault>) -> bool {
     let Some((a, b)) = truth.zip(ours) else { return truth == ours };
-    let size = if is_xsave(case.instruction.code()) { 512 } else { case.instruction.memory_size().size() };
+    let size = if is_xsave(instruction.code()) { 512 } else { instruction.memory_size().size() };
     let pieces = !matches!(size, 0..=10 | 16) && (a.vector, b.vector) == (14, 14);
     let alignment = size == 512 && matches!((a.vector, b.vector), (13, 17) | (17, 13));
+    // Which of its two operands it reads first, too: Zen 4 the one at RDI.
     let either = matches!(
-        case.instruction.mnemonic(),
+        instruction.mnemonic(),
         Mnemonic::Cmpsb | Mnemonic::Cmpsw | Mnemonic::Cmpsd | Mnemonic::Cmpsq
-    );
+    ) && instruction.is_string_instruction();
     a == b || pieces || alignment || either
 }
 
 /// MXCSR bits that count: with an unmasked overflow or underflow, precision is about a result of
 /// unlimited exponent range, which running masked cannot tell.
-fn mxcsr_mask(case: &Case, truth: &Outcome) -> u8 {
+fn mxcsr_mask(instruction: &Instruction, truth: &Outcome) -> u8 {
     let mxcsr = u16::from_le_bytes([truth.state.fx.0[24], truth.state.fx.0[25]]);
     let unmasked = mxcsr & !(mxcsr >> 7);
     if truth.fault.is_none_or(|fault| fault.vector != 19) {
         return 0xff;
     }
-    match case.instruction.mnemonic() {
+    match instruction.mnemonic() {
         // Products and sums are separate steps, and #XM comes after the first that raised something.
         Mnemonic::Dpps | Mnemonic::Dppd => 0xc0,
         _ if unmasked & 0x18 != 0 => !0x20,
@@ -103,16 +108,56 @@ fn mxcsr_mask(case: &Case, truth: &Outcome) -> u8 {
     }
 }
 
-/// What differs, a line each.
+/// What may differ.
+struct Free {
+    /// RFLAGS bits that are undefined.
+    flags: u64,
+    /// The instruction at which both ended, if they did at one.
+    last: Option<Instruction>,
+    memory: Vec<std::ops::Range<u64>>,
+    same_fault: bool,
+}
+
+/// What differs after one instruction, a line each.
 pub(crate) fn differences(case: &Case, truth: &Outcome, ours: &Outcome) -> Vec<String> {
+    let free = Free {
+        flags: undefined(&case.instruction),
+        last: Some(case.instruction),
+        memory: if truth.state.data == ours.state.data { Vec::new() } else { saved_pointers(case) },
+        same_fault: same_fault(&case.instruction, truth.fault, ours.fault),
+    };
+    differ(&case.before, truth, ours, &free)
+}
+
+/// What differs after a block that ended at `last`, or behind its end; `undefined` are the flags that it may leave so.
+pub(crate) fn block_differences(
+    before: &State,
+    last: Option<Instruction>,
+    undefined: u64,
+    truth: &Outcome,
+    ours: &Outcome,
+) -> Vec<String> {
+    // Which pages of the host's kernel are there is its own business.
+    let kernel =
+        |fault: Option<Fault>| fault.filter(|fault| fault.vector == 14 && fault.address >> 47 == 0x1_ffff);
+    let same_fault = match kernel(truth.fault).zip(kernel(ours.fault)) {
+        Some((a, b)) => a.address == b.address && (a.error ^ b.error) & !1 == 0,
+        None => last.map_or(truth.fault == ours.fault, |last| same_fault(&last, truth.fault, ours.fault)),
+    };
+    differ(before, truth, ours, &Free { flags: undefined, last, memory: Vec::new(), same_fault })
+}
+
+fn differ(before: &State, truth: &Outcome, ours: &Outcome, free: &Free) -> Vec<String> {
     let mut out = Vec::new();
-    if !same_fault(case, truth.fault, ours.fault) {
+    if !free.same_fault {
         out.push(format!("fault: cpu {:x?}, soft {:x?}", truth.fault, ours.fault));
     }
     let (a, b) = (&truth.state, &ours.state);
     // Some processors have changed registers when POPA faults half-way; the instruction restarts all the same.
-    let half_done =
-        truth.fault.is_some() && matches!(case.instruction.mnemonic(), Mnemonic::Popa | Mnemonic::Popad);
+    let faulted_at = |mnemonics: &[Mnemonic]| {
+        truth.fault.is_some() && free.last.is_some_and(|last| mnemonics.contains(&last.mnemonic()))
+    };
+    let half_done = faulted_at(&[Mnemonic::Popa, Mnemonic::Popad]);
     for (name, (a, b)) in NAMES.iter().zip(a.gprs.iter().zip(&b.gprs)) {
         if a != b && !half_done {
             out.push(format!("{name}: cpu {a:#x}, soft {b:#x}"));
@@ -121,18 +166,18 @@ pub(crate) fn differences(case: &Case, truth: &Outcome, ours: &Outcome) -> Vec<S
     if a.rip != b.rip {
         out.push(format!("rip: cpu {:#x}, soft {:#x}", a.rip, b.rip));
     }
-    let mask = FLAGS & !undefined(case);
+    let mask = FLAGS & !free.flags;
     if (a.rflags ^ b.rflags) & mask != 0 {
         out.push(format!(
             "flags: cpu {:#x}, soft {:#x} (before {:#x})",
             a.rflags & mask,
             b.rflags & mask,
-            case.before.rflags
+            before.rflags
         ));
     }
-    let precision = mxcsr_mask(case, truth);
+    let precision = free.last.map_or(0xff, |last| mxcsr_mask(&last, truth));
     // Whether MASKMOVQ has entered MMX mode when it faults is the processor's own business.
-    let no_x87 = truth.fault.is_some() && case.instruction.mnemonic() == Mnemonic::Maskmovq;
+    let no_x87 = faulted_at(&[Mnemonic::Maskmovq]);
     let equal = |at: usize| (a.fx.0[at] ^ b.fx.0[at]) & if at == 24 { precision } else { 0xff } == 0;
     if a.fx.0 != b.fx.0 {
         for chunk in (if no_x87 { 160 } else { 0 }..416).step_by(16) {
@@ -148,16 +193,15 @@ pub(crate) fn differences(case: &Case, truth: &Outcome, ours: &Outcome) -> Vec<S
                     "{name}: cpu {}, soft {} (before {})",
                     show(&a.fx.0),
                     show(&b.fx.0),
-                    show(&case.before.fx.0)
+                    show(&before.fx.0)
                 ));
             }
         }
     }
     if a.data != b.data {
-        let unimportant = saved_pointers(case);
         let different = |at: &usize| {
             a.data[*at] != b.data[*at]
-                && !unimportant.iter().any(|range| range.contains(&(DATA + *at as u64)))
+                && !free.memory.iter().any(|range| range.contains(&(DATA + *at as u64)))
         };
         if let Some(first) = (0..a.data.len()).find(different) {
             let line = first & !15;
@@ -166,7 +210,7 @@ pub(crate) fn differences(case: &Case, truth: &Outcome, ours: &Outcome) -> Vec<S
                 DATA + line as u64,
                 hex(&a.data[line..line + 16]),
                 hex(&b.data[line..line + 16]),
-                hex(&case.before.data[line..line + 16])
+                hex(&before.data[line..line + 16])
             ));
         }
     }

@@ -191,15 +191,32 @@ impl Native {
     }
 
     pub(crate) fn run(&mut self, case: &Case) -> Outcome {
-        let length = case.bytes.len();
-        let offset = (START - CODE) as usize;
+        self.execute(&case.bytes, START, case.bits, &case.before)
+    }
+
+    /// Runs 64-bit code that ends with the code page, until it gets there or faults.
+    pub(crate) fn run_block(&mut self, code: &[u8], before: &State) -> Outcome {
+        let end = CODE + 4096;
+        let mut outcome = self.execute(code, end - code.len() as u64, 64, before);
+        // There is nothing behind the page.
+        if outcome.fault.is_some_and(|fault| (fault.vector, fault.address) == (14, end))
+            && outcome.state.rip == end
+        {
+            outcome.fault = None;
+        }
+        outcome
+    }
+
+    fn execute(&mut self, code: &[u8], at: u64, bits: u32, before: &State) -> Outcome {
+        let length = code.len();
+        let offset = (at - CODE) as usize;
+        assert!(offset + length <= 4096, "code beyond its page");
         let data = DATA as *mut u8;
-        let before = &case.before;
-        // SAFETY: the windows are mapped for the life of `self`; the instruction was chosen so that it
-        // touches nothing but the window and registers (see `forms`); INT3 and the handler bring control
+        // SAFETY: the windows are mapped for the life of `self`; the instructions were chosen so that they
+        // touch nothing but the window and registers (see `forms`); INT3 and the handler bring control
         // back with all registers restored, and the compiler assumes that memory changed.
         unsafe {
-            std::ptr::copy_nonoverlapping(case.bytes.as_ptr(), self.code.add(offset), length);
+            std::ptr::copy_nonoverlapping(code.as_ptr(), self.code.add(offset), length);
             std::ptr::copy_nonoverlapping(before.data.as_ptr(), data, WRITABLE as usize);
             std::ptr::copy_nonoverlapping(before.data.as_ptr().add(WRITABLE as usize), self.read_only, 4096);
             {
@@ -208,7 +225,7 @@ impl Native {
                 shared.rip = before.rip;
                 shared.rflags = before.rflags;
                 // Linux's user code segments: 64-bit mode, compatibility mode.
-                shared.code_selector = if case.bits == 64 { 0x33 } else { 0x23 };
+                shared.code_selector = if bits == 64 { 0x33 } else { 0x23 };
                 shared.fx = before.fx.clone();
             }
             std::arch::asm!("int3");
