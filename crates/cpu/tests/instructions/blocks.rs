@@ -10,6 +10,7 @@ use crate::native::Native;
 use crate::random::{Random, mix};
 use crate::soft::{Soft, Tier};
 use crate::window::{CODE, DATA, Outcome, State};
+use iced_x86::code_asm::{CodeAssembler, al, qword_ptr, rbx, rdi};
 use iced_x86::{
     BlockEncoder, BlockEncoderOptions, Code, Instruction, InstructionBlock, Mnemonic as M, Register,
 };
@@ -163,4 +164,32 @@ fn blocks_agree_on_the_bare_cpu_interpreted_and_translated() {
     println!("{run} runs of blocks, {on_bare} on the bare CPU, {faults} ended in a fault");
     let all = crate::number("VIV_BLOCK").is_none();
     assert!(!all || run > count && on_bare > count, "too few blocks could be made");
+}
+
+/// The block behind an instruction that never goes on there is reached by jumps alone, and finds their flags.
+#[test]
+fn flags_reach_the_block_behind_an_exception() {
+    let code = (|| {
+        let mut a = CodeAssembler::new(64)?;
+        let mut over = a.create_label();
+        a.stc()?;
+        // The host's flags are needed for the lookup: the guest's are saved before it.
+        a.add(qword_ptr(rbx), rdi)?;
+        a.ja(over)?;
+        a.ud2()?;
+        a.set_label(&mut over)?;
+        a.setb(al)?;
+        a.assemble(CODE)
+    })()
+    .expect("code");
+    let state = (0..).find_map(|seed| draw(&mut Random::new(seed), &covered())).expect("a state").1;
+    for tier in [Tier::Interpreter, Tier::Translator] {
+        let mut soft = Soft::new(tier);
+        soft.place_block(&code, END);
+        let mut before = State { rip: END - code.len() as u64, rflags: 0x202, ..state.clone() };
+        (before.gprs[0], before.gprs[3], before.gprs[7]) = (0xff, BASES[0].1, 1);
+        before.data[(BASES[0].1 - DATA) as usize..][..8].copy_from_slice(&1u64.to_le_bytes());
+        let after = soft.run_block(&before, END);
+        assert_eq!((after.fault, after.state.gprs[0]), (None, 0), "1 + 1 makes no carry");
+    }
 }

@@ -38,9 +38,12 @@ impl Lower<'_> {
             _ => {
                 self.interpret(x);
                 // It came back: the next instruction follows.
-                return next
-                    .or(u16::try_from(x.next_ip()).ok())
-                    .is_some_and(|next| self.fall(next, follower));
+                if let Some(next) = next {
+                    return self.fall(next, follower);
+                }
+                // A flow that no block counts among those that lead to it.
+                self.asm.mov_imm(T0, x.next_ip());
+                self.asm.jmp_at(self.stubs.exit_at);
             }
         }
         false
