@@ -64,8 +64,8 @@ pub(crate) fn test(quick: bool) -> Result<(), String> {
 /// The long forms of the tests.
 pub(crate) fn nightly() -> Result<(), String> {
     step(
-        "2,000,000 instruction cases and 1,000,000 blocks",
-        cargo().env("VIV_CASES", "2000000").env("VIV_BLOCKS", "1000000").args([
+        "2,000,000 instruction cases, 1,000,000 blocks, 20,000 loops with events",
+        cargo().env("VIV_CASES", "2000000").env("VIV_BLOCKS", "1000000").env("VIV_LOOPS", "20000").args([
             "test",
             "--release",
             "--package",

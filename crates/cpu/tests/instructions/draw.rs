@@ -47,7 +47,7 @@ fn has_memory(x: &Instruction) -> bool {
     (0..x.op_count()).any(|n| x.op_kind(n) == OpKind::Memory)
 }
 
-fn loses_base(x: &Instruction) -> bool {
+pub(crate) fn loses_base(x: &Instruction) -> bool {
     let mut factory = InstructionInfoFactory::new();
     let base = |register: Register| BASES.iter().any(|base| base.0 == register.full_register());
     let writes = |access| !matches!(access, OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess);

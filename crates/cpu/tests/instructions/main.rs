@@ -8,7 +8,7 @@
 //! ```
 //! `cargo test -p viv-cpu` runs 50,000 cases. Environment:
 //! `VIV_CASES=2000000` the nightly form; `VIV_SEED=n` another sequence; `VIV_CASE=0x…` only this case, as a failure
-//! prints it; `VIV_BLOCKS=n` so many random blocks, `VIV_BLOCK=0x…` only this one; `VIV_CODE=Name` only forms whose name contains that; `VIV_FORMS=1` lists covered and excluded forms.
+//! prints it; `VIV_BLOCKS=n` so many random blocks, `VIV_BLOCK=0x…` only this one; `VIV_LOOPS=n`, `VIV_LOOP=0x…` the same for loops with events; `VIV_CODE=Name` only forms whose name contains that; `VIV_FORMS=1` lists covered and excluded forms.
 
 #![allow(unsafe_code)]
 
@@ -17,6 +17,7 @@ mod cases;
 mod compare;
 mod defined;
 mod draw;
+mod events;
 mod forms;
 mod native;
 mod operands;

@@ -168,8 +168,10 @@ impl<'a> Lower<'a> {
         let linked = self.asm.here();
         self.count_single();
         let first = region.blocks.first().filter(|first| first.start == region.start);
+        // What looks up each access goes on in the middle of a block, maybe in the shadow of an STI, to the block's end.
+        let looks = self.lookups == Lookups::Grouped;
         // A loop looks up by itself.
-        if first.is_none_or(|first| !first.loops) {
+        if looks && first.is_none_or(|first| !first.loops) {
             self.look_up(region.start);
         }
         if let Some((label, _)) = self.label_of(region.start).filter(|_| first.is_none()) {
@@ -186,7 +188,7 @@ impl<'a> Lower<'a> {
             if let Some((label, _)) = self.label_of(block.start) {
                 self.asm.bind(label);
             }
-            if block.loops {
+            if looks && block.loops {
                 self.look_up(block.start);
             }
             falls = self.block(block, follower).then_some(follower).flatten();
