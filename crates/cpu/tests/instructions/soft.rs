@@ -8,7 +8,7 @@ use viv_cpu::{CpuBus, CpuEvent, Vcpu};
 use viv_mem::{Gpa, GuestMemory};
 
 /// A bus without anything: ring 3 without I/O permission never gets here.
-struct Nothing;
+pub(crate) struct Nothing;
 
 impl CpuBus for Nothing {
     fn port_read(&self, port: u16, _: u8) -> u32 {

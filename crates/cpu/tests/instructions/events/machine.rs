@@ -39,6 +39,17 @@ pub(super) const DATA_PAGES: u64 = 3;
 pub(super) const CONTROL: u64 = 0x31_0000;
 pub(super) const COUNTER: u64 = CONTROL;
 pub(super) const DEFAULT_MXCSR: u64 = CONTROL + 8;
+/// What pieces of code may become; data that nobody looks at.
+pub(super) const VARIANTS: u64 = CONTROL + 0x100;
+pub(super) const SPARE: u64 = CONTROL + 0x800;
+/// Where the other processor's program is: 16 bytes from RSI to RDI.
+const OTHER: u64 = 0xd000;
+#[rustfmt::skip]
+const COPY: [u8; 15] = [
+    0x48, 0x8b, 0x06, 0x48, 0x8b, 0x56, 0x08, // mov rax, [rsi]; mov rdx, [rsi+8]
+    0x48, 0x89, 0x07, 0x48, 0x89, 0x57, 0x08, // mov [rdi], rax; mov [rdi+8], rdx
+    0xf4, //                                      hlt
+];
 /// A linear address of a device.
 pub(super) const DEVICE: u64 = 0x3f_0000;
 const DEVICE_GPA: u64 = 0xd000_0000;
@@ -320,6 +331,7 @@ pub(super) struct Start {
     pub(super) guarded: bool,
     /// Pages of code may be written.
     pub(super) writable_code: bool,
+    pub(super) variants: Vec<u8>,
 }
 
 impl Default for Start {
@@ -339,6 +351,7 @@ impl Default for Start {
             user: false,
             guarded: false,
             writable_code: false,
+            variants: Vec::new(),
         }
     }
 }
@@ -356,6 +369,7 @@ pub(super) struct Run {
 pub(super) struct Machine {
     pub(super) memory: GuestMemory,
     pub(super) cpu: SoftCpu,
+    shared: Arc<Shared>,
 }
 
 fn descriptor(rights: u64) -> u64 {
@@ -390,11 +404,12 @@ impl Machine {
             put(IDT + 16 * vector, gate);
         }
         memory.write(Gpa(STUBS), &stubs().expect("stubs")).expect("the stubs are in RAM");
+        memory.write(Gpa(OTHER), &COPY).expect("the other's program is in RAM");
         memory.write(Gpa(HANDLER), &handler().expect("handler")).expect("the handler is in RAM");
         let shared = Shared::new(&memory, 2);
-        let mut cpu = SoftCpu::new(0, shared);
+        let mut cpu = SoftCpu::new(0, shared.clone());
         cpu.translate_after((tier == Tier::Translator).then_some(0));
-        Machine { memory, cpu }
+        Machine { memory, cpu, shared }
     }
 
     /// The loops' memory and tables as they are at the start.
@@ -425,6 +440,19 @@ impl Machine {
         self.memory.fill(Gpa(CONTROL), 4096, 0).expect("the control page is in RAM");
         put(COUNTER, start.rounds);
         put(DEFAULT_MXCSR, 0x1f80);
+        self.memory.write(Gpa(VARIANTS), &start.variants).expect("the control page is in RAM");
+    }
+
+    /// The machine's other processor.
+    pub(super) fn other(&self, tier: Tier) -> SoftCpu {
+        let mut cpu = SoftCpu::new(1, self.shared.clone());
+        cpu.translate_after((tier == Tier::Translator).then_some(0));
+        cpu
+    }
+
+    /// The state in which that copies.
+    pub(super) fn other_state(&self) -> CpuState {
+        CpuState { rip: OTHER, ..self.state(&Start::default()) }
     }
 
     /// The state in which `start` begins.

@@ -6,15 +6,18 @@
 //!      translator  ─► events ────────────────────────────┴─► the same, and the same memory at the end
 //! ```
 //! - [`interrupts`]: they come at any time; what the handler finds is a state that the interpreter was in, too.
+//! - [`latency`]: how long an interrupt waits.
 //! - [`permissions`]: the loop changes its page tables; faults come at the same places, and handlers repair them.
-
+//! - [`rewriting`]: the loop rewrites its own code, or another processor does.
 //!
 //! `VIV_LOOPS=n` runs so many loops of each kind, `VIV_LOOP=0x…` only one, as a failure prints it.
 
 mod interrupts;
+mod latency;
 mod machine;
 mod permissions;
 mod program;
+mod rewriting;
 
 use crate::random::mix;
 use machine::{Machine, Run};

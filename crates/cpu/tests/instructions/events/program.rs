@@ -111,8 +111,7 @@ impl Program {
             rip: at,
             rounds,
             user,
-            guarded: false,
-            writable_code: false,
+            ..Start::default()
         };
         Some(Program { start, tail: at + u64::from(offsets[tail]) })
     }
