@@ -9,6 +9,8 @@ const LIMITS: &[(&str, u64, u32)] = &[
     ("guest_code", 1_000_000, 800),
     ("board_access", 1_000_000, 2000),
     ("virtqueue", 1_000_000, 2000),
+    ("emitter", 1_000_000, 2000),
+    ("block_finder", 1_000_000, 600),
     ("kernel_file", 200_000, 8192),
     ("deb_package", 200_000, 8192),
 ];

@@ -47,6 +47,8 @@ pub use perf::PerfMap;
 pub use run::SoftCpu;
 pub use stats::{Events, ShownStats, SoftStats, Translated};
 pub use translate::TranslatorStats;
+#[cfg(feature = "trial")]
+pub use translate::trial;
 
 use crate::{CpuBus, CpuEvent};
 use std::sync::Mutex;

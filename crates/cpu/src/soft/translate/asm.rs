@@ -52,7 +52,7 @@ pub(super) mod cc {
 }
 
 /// A memory operand.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Mem {
     pub(super) base: Option<u8>,
     /// Register and shift.

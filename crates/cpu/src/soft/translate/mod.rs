@@ -28,6 +28,8 @@ mod memory;
 mod region;
 mod stubs;
 mod targets;
+#[cfg(feature = "trial")]
+pub mod trial;
 
 pub(crate) use home::{CpuBox, Table};
 pub(crate) use layout::Frame;

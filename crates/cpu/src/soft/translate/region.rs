@@ -10,7 +10,7 @@ use viv_mem::{GuestMemory, PAGE_SIZE};
 
 /// Most instructions of a region, and most blocks.
 pub(super) const INSTRUCTIONS_MAX: usize = 256;
-const BLOCKS_MAX: usize = 48;
+pub(super) const BLOCKS_MAX: usize = 48;
 
 /// A straight run of instructions. Their IPs are offsets in the page.
 pub(super) struct Block {
@@ -71,10 +71,19 @@ pub(super) fn find(
     let mut code: Vec<Instruction> = Vec::with_capacity(64);
     let mut leads = vec![start];
     let mut open = vec![start];
+    // Where a flow comes upon what is decoded: a block begins there, so that no instruction belongs to two.
+    let mut meets = Vec::new();
     while let Some(offset) = open.pop() {
         let mut offset = offset;
         loop {
-            if u64::from(offset) >= PAGE_SIZE || at[usize::from(offset)] != 0 || code.len() >= longest {
+            if u64::from(offset) >= PAGE_SIZE {
+                break;
+            }
+            if at[usize::from(offset)] != 0 {
+                meets.push(offset);
+                break;
+            }
+            if code.len() >= longest {
                 break;
             }
             let Some(x) = decode(&bytes[..], offset) else {
@@ -116,6 +125,7 @@ pub(super) fn find(
         }
     }
     let across_at = across.as_ref().map(|across: &Across| across.instruction.ip() as u16);
+    leads.append(&mut meets);
     leads.sort_unstable();
     leads.dedup();
     leads.retain(|offset| at[usize::from(*offset)] != 0 || across_at == Some(*offset));
