@@ -5,6 +5,7 @@ mod floors;
 mod fuzz;
 mod install;
 mod steps;
+mod stress;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ cargo xtask test --quick      the same without the whole-product tests
 cargo xtask nightly           the long forms: millions of instruction cases, every fuzz target, checked guests
 cargo xtask check             a full Debian and a C compiler, translated code held against the interpreter
 cargo xtask fuzz [TARGET [N]] every fuzz target, or one with N executions: fuzz/README.md
+cargo xtask stress            hours of loads that check themselves, in the default guest with 4 vCPUs (see --help)
 cargo xtask lab               real KVM inside a software-emulated machine: the same guests there
 cargo xtask bench [--peer qemu] [ROW …]  our software CPU beside Debian's QEMU TCG, as ratios (see --help)
 cargo xtask agent             build the guest agent alone
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
         "nightly" => steps::nightly(),
         "fuzz" => fuzz::run(&rest),
         "check" => steps::check(),
+        "stress" => stress::run(&rest),
         "lab" => steps::lab(),
         "bench" => bench::run(&rest),
         "agent" => agent::build(&target_dir()).map(|path| println!("{}", path.display())),
