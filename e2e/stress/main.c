@@ -1,5 +1,6 @@
 /* The loads of `cargo xtask stress`, in a guest: each in processes of its own, all at the same time, for so many seconds.
  * Every load checks its results. The first wrong one ends the program with status 1 and says which. */
+#define _GNU_SOURCE
 #include "stress.h"
 #include <errno.h>
 #include <inttypes.h>
@@ -11,6 +12,7 @@
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <time.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 const struct load loads[] = {{"locks", locks}, {"pages", pages}, {"signals", signals}, {"forks", forks},
@@ -44,6 +46,14 @@ void failed(const char *what) {
     _exit(1);
 }
 
+/* Nothing here faults but on purpose. */
+static void on_fault(int number, siginfo_t *info, void *context) {
+    const greg_t *registers = ((ucontext_t *)context)->uc_mcontext.gregs;
+    fprintf(stderr, "stress: %s: signal %d at %#llx, address %p, error %#llx\n", running, number,
+            registers[REG_RIP], info->si_addr, registers[REG_ERR]);
+    _exit(1);
+}
+
 uint64_t draw(uint64_t *state) {
     *state += 0x9e3779b97f4a7c15;
     uint64_t z = *state;
@@ -73,6 +83,7 @@ int main(int argc, char **argv) {
     rounds = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (rounds == MAP_FAILED) failed("mmap");
     setvbuf(stdout, NULL, _IOLBF, 0);
+    pid_t pids[LOADS] = {0};
     for (int n = 0; n < LOADS; n++) {
         if (argc > 2 && strcmp(argv[2], loads[n].name)) continue;
         pid_t child = fork();
@@ -80,10 +91,14 @@ int main(int argc, char **argv) {
         if (child == 0) {
             running = loads[n].name;
             mine = rounds + n;
-            setpgid(0, 0);
+            struct sigaction action = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO};
+            sigaction(SIGSEGV, &action, NULL);
+            sigaction(SIGBUS, &action, NULL);
+            sigaction(SIGILL, &action, NULL);
             loads[n].run();
             _exit(0);
         }
+        pids[n] = child;
     }
     time_t said = now();
     for (;;) {
@@ -91,7 +106,10 @@ int main(int argc, char **argv) {
         pid_t child = waitpid(-1, &status, WNOHANG);
         if (child < 0) break;
         if (child > 0 && status != 0) {
-            fprintf(stderr, "stress: a load ended with status %#x\n", status);
+            const char *name = "a load";
+            for (int n = 0; n < LOADS; n++)
+                if (pids[n] == child) name = loads[n].name;
+            fprintf(stderr, "stress: %s ended with status %#x\n", name, status);
             return 1;
         }
         if (child == 0) usleep(100000);

@@ -45,19 +45,18 @@ static void *work(void *argument) {
         check("a page that is read-only", at, pages, key);
         if (mprotect(at, pages * PAGE, PROT_READ | PROT_WRITE)) failed("mprotect");
         fill(at, pages, key + 1);
-        /* In the middle a page goes, and a fresh one comes. */
-        size_t hole = draw(&random) % pages;
-        if (munmap(at + hole * PAGE, PAGE)) failed("munmap");
-        if (mmap(at + hole * PAGE, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) ==
-            MAP_FAILED)
-            failed("mmap");
-        expect("a page in a hole", 0, *(uint64_t *)(at + hole * PAGE));
-        check("pages before a hole", at, hole, key + 1);
-        ((uint64_t *)(at + hole * PAGE))[0] = stamp(key + 1, hole);
-        ((uint64_t *)(at + hole * PAGE))[PAGE / 8 - 1] = ~stamp(key + 1, hole);
         char *moved = mremap(at, pages * PAGE, pages * PAGE * 2, MREMAP_MAYMOVE);
         if (moved == MAP_FAILED) failed("mremap");
         check("pages that moved", moved, pages, key + 1);
+        /* In the middle a fresh page takes another's place: unmapped before, it would be free for other threads. */
+        size_t hole = draw(&random) % pages;
+        if (mmap(moved + hole * PAGE, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) ==
+            MAP_FAILED)
+            failed("mmap");
+        expect("a page in a hole", 0, *(uint64_t *)(moved + hole * PAGE));
+        check("pages before a hole", moved, hole, key + 1);
+        ((uint64_t *)(moved + hole * PAGE))[0] = stamp(key + 1, hole);
+        ((uint64_t *)(moved + hole * PAGE))[PAGE / 8 - 1] = ~stamp(key + 1, hole);
         if (madvise(moved, PAGE, MADV_DONTNEED)) failed("madvise");
         expect("a page that was given away", 0, *(uint64_t *)moved);
         if (munmap(moved, pages * PAGE * 2)) failed("munmap");

@@ -70,6 +70,14 @@ pub(crate) struct Msrs {
     pub(crate) mcg_status: u64,
 }
 
+/// Bytes of a RAM page that are about to be written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CodeWrite {
+    pub(crate) page: u32,
+    pub(crate) offset: u64,
+    pub(crate) len: u64,
+}
+
 /// One software vCPU. Translated code reaches the fields by their offsets; what it needs most stands first.
 #[repr(C)]
 pub(crate) struct Cpu {
@@ -127,8 +135,8 @@ pub(crate) struct Cpu {
     pub(crate) pauses: u32,
     /// The current instruction loaded RF itself (IRET).
     pub(crate) loaded_rf: bool,
-    /// RAM page into which the current instruction wrote code (see [`viv_mem::CodeMap`]).
-    pub(crate) wrote_code: Option<u32>,
+    /// Where the current instruction writes code, or what others may decode meanwhile (see [`viv_mem::CodeMap`]).
+    pub(crate) wrote_code: Vec<CodeWrite>,
     /// Set when the guest did something that ends the VM.
     pub(crate) failed: Option<String>,
     pub(crate) index: u32,

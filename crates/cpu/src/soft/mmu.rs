@@ -7,7 +7,7 @@
 #![allow(unsafe_code)]
 
 use super::block::JumpFlush;
-use super::cpu::{Cpu, R};
+use super::cpu::{CodeWrite, Cpu, R};
 use super::native::Width;
 use super::slots::UsedSlots;
 use std::ptr::NonNull;
@@ -449,8 +449,11 @@ impl Cpu {
             host: host as u64 & PAGE_MASK,
             addend: (host as u64 & PAGE_MASK).wrapping_sub(tag),
         };
-        if writes_code {
-            self.wrote_code = Some(page);
+        // Others may decode these bytes between the question above and the write itself: it is asked again behind the write,
+        // unless they must wait for us.
+        let unsure = want == Want::Write && len != 0 && !unseen && self.shared.cpus() > 1;
+        if writes_code || unsure {
+            self.wrote_code.push(CodeWrite { page, offset: linear & 0xfff, len });
             self.stop = true;
         }
         self.tlb.enter(mmu, linear, entry, pick(translation.executable), translation.global);

@@ -3,7 +3,7 @@
 
 use super::block::Blocks;
 use super::check::Checker;
-use super::cpu::{Cpu, Exception, Mode, Msrs, R, RIP, Trap};
+use super::cpu::{CodeWrite, Cpu, Exception, Mode, Msrs, R, RIP, Trap};
 use super::fpu::FpuState;
 use super::mmu::Tlb;
 use super::perf::PerfMap;
@@ -14,7 +14,7 @@ use super::{Attention, Shared};
 use crate::{CpuBus, CpuError, CpuEvent, Exit, Kick, Vcpu};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use viv_arch::x86::{Activity, CpuState, PendingEvent, Segment, TableRegister, rflags, seg, vector};
 
 /// A virtual processor in software.
@@ -72,7 +72,7 @@ impl SoftCpu {
             nmi_masked: false,
             nmi_waits: false,
             loaded_rf: false,
-            wrote_code: None,
+            wrote_code: Vec::new(),
             failed: None,
             index,
             shared,
@@ -177,10 +177,19 @@ impl SoftCpu {
         slot.running.store(false, Ordering::SeqCst);
     }
 
-    /// A write into decoded code took effect: whoever decoded the old bytes meanwhile is stale too.
+    /// A write into what may be decoded code took effect: whoever decoded the old bytes meanwhile is stale too.
     fn finish_code_write(&mut self) {
-        if let Some(page) = self.cpu.wrote_code.take() {
-            self.cpu.shared.memory.code().invalidate(page);
+        let Cpu { wrote_code, shared, .. } = &mut *self.cpu;
+        if wrote_code.is_empty() {
+            return;
+        }
+        // Whoever marks code reads its bytes behind that: either we see the mark, or they see our bytes.
+        fence(Ordering::SeqCst);
+        let code = shared.memory.code();
+        for CodeWrite { page, offset, len } in wrote_code.drain(..) {
+            if code.touches(page, offset, len) {
+                code.invalidate(page);
+            }
         }
     }
 
@@ -607,9 +616,12 @@ impl SoftCpu {
             }
             let (rip, rsp) = (cpu.rip(), cpu.rsp());
             let (segs, flags, task) = (cpu.segs, cpu.rflags, cpu.tr.selector);
-            if cpu.deliver(current.vector, current.error, Origin::Hardware).is_ok() {
+            let delivered = cpu.deliver(current.vector, current.error, Origin::Hardware).is_ok();
+            self.finish_code_write();
+            if delivered {
                 return true;
             }
+            let cpu = &mut *self.cpu;
             if cpu.tr.selector == task {
                 cpu.regs[RIP] = rip;
                 cpu.regs[viv_arch::x86::gpr::RSP] = rsp;

@@ -276,3 +276,62 @@ fn one_processor_changes_the_code_of_the_other() {
         assert_eq!(word(&memory, COUNTER + 16), 0, "stale instructions");
     }
 }
+
+#[test]
+fn a_processor_that_serializes_runs_what_was_written_before() {
+    // Processor 0 writes one number after the other into the other's MOV, without waiting, and says so behind each; processor 1
+    // reads what was said, serializes (CPUID), and must get that number or a later one.
+    let rounds = 300_000u32;
+    let memories = two("code that is rewritten all the time", |a| {
+        let (mut other, mut next, mut again, mut function, mut fine, mut end) = (
+            a.create_label(),
+            a.create_label(),
+            a.create_label(),
+            a.create_label(),
+            a.create_label(),
+            a.create_label(),
+        );
+        let (written, errors, called) = (COUNTER, COUNTER + 16, COUNTER + 24);
+        a.lea(rsi, qword_ptr(function))?;
+        a.test(edi, edi)?;
+        a.jne(other)?;
+        a.set_label(&mut again)?;
+        a.pause()?;
+        a.cmp(dword_ptr(called), 1000)?;
+        a.jb(again)?;
+        a.mov(r8d, 1)?;
+        a.set_label(&mut next)?;
+        a.mov(dword_ptr(rsi + 1), r8d)?;
+        a.mov(dword_ptr(written), r8d)?;
+        a.inc(r8d)?;
+        a.cmp(r8d, rounds)?;
+        a.jbe(next)?;
+        a.jmp(end)?;
+        a.set_label(&mut other)?;
+        a.mov(r9d, dword_ptr(written))?;
+        a.xor(eax, eax)?;
+        a.cpuid()?;
+        a.call(function)?;
+        a.inc(dword_ptr(called))?;
+        a.cmp(eax, r9d)?;
+        a.jae(fine)?;
+        a.inc(dword_ptr(errors))?;
+        a.set_label(&mut fine)?;
+        a.cmp(r9d, rounds)?;
+        a.jb(other)?;
+        a.jmp(end)?;
+        // On a page of its own.
+        for _ in 0..0x200 {
+            a.dq(&[0xcccc_cccc_cccc_cccc])?;
+        }
+        a.set_label(&mut function)?;
+        a.mov(eax, 0)?;
+        a.ret()?;
+        a.set_label(&mut end)?;
+        a.nop()
+    });
+    for memory in memories {
+        assert_eq!(word(&memory, COUNTER), rounds.into());
+        assert_eq!(word(&memory, COUNTER + 16), 0, "stale instructions");
+    }
+}

@@ -136,7 +136,7 @@ impl Cpu {
             || self.rflags & (rflags::TF | rflags::RF) != 0
             || self.dr[5] & 0xff != 0
             || self.breakpoint_hits != 0
-            || self.wrote_code.is_some()
+            || !self.wrote_code.is_empty()
             || self.failed.is_some()
             || self.activity != Activity::Running
             || self.attention_wanted()
