@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use viv_arch::x86::{Activity, CpuState};
-use viv_block::{Disk, RawDisk};
+use viv_block::Disk;
 use viv_cpu::CpuError;
 use viv_cpu::kvm::{CpuLevel, KvmPlaces, KvmVm, KvmWorth, probe_kvm};
 use viv_cpu::soft::{self, PerfMap, ShownStats, SoftCpu, SoftStats};
@@ -126,7 +126,7 @@ impl Machine {
         files::check_memory(spec.memory_mib)?;
         let mut disks: Vec<Arc<dyn Disk>> = Vec::new();
         for disk in &spec.disks {
-            disks.push(Arc::new(RawDisk::open(&disk.path, disk.read_only)?));
+            disks.push(viv_block::open(&files::disk_source(disk))?);
         }
         let accel = resolve(spec.accel)?;
         let mut regions = layout::ram(spec.memory_mib);

@@ -51,15 +51,83 @@ impl fmt::Display for Accel {
     }
 }
 
+/// The format of a disk image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskFormat {
+    /// The file's bytes are the disk's.
+    Raw,
+    /// QEMU's.
+    Qcow2,
+    /// VMware's.
+    Vmdk,
+    /// VirtualBox's.
+    Vdi,
+    /// Virtual PC's and Azure's.
+    Vhd,
+    /// Hyper-V's.
+    Vhdx,
+}
+
+impl DiskFormat {
+    /// All of them.
+    pub const ALL: [DiskFormat; 6] = [
+        DiskFormat::Raw,
+        DiskFormat::Qcow2,
+        DiskFormat::Vmdk,
+        DiskFormat::Vdi,
+        DiskFormat::Vhd,
+        DiskFormat::Vhdx,
+    ];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            DiskFormat::Raw => "raw",
+            DiskFormat::Qcow2 => "qcow2",
+            DiskFormat::Vmdk => "vmdk",
+            DiskFormat::Vdi => "vdi",
+            DiskFormat::Vhd => "vhd",
+            DiskFormat::Vhdx => "vhdx",
+        }
+    }
+}
+
+impl FromStr for DiskFormat {
+    type Err = Fault;
+    /// By its name, or QEMU's for it.
+    fn from_str(text: &str) -> Result<DiskFormat, Fault> {
+        let known = DiskFormat::ALL.into_iter().find(|format| format.name() == text);
+        known.or((text == "vpc").then_some(DiskFormat::Vhd)).ok_or_else(|| {
+            let names: Vec<&str> = DiskFormat::ALL.iter().map(|format| format.name()).collect();
+            let fix = format!("use one of: {}", names.join(", "));
+            Fault::new(Kind::Usage, format!("no disk format is called {text:?}"), fix)
+        })
+    }
+}
+
+impl fmt::Display for DiskFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
 /// One disk of a machine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskSpec {
-    /// The raw image file on the host.
+    /// The image file, or a block device, on the host.
     pub path: PathBuf,
     /// The guest may not write to it; other VMs may read it too.
     #[serde(default)]
     pub read_only: bool,
+    /// Its format. Looked up once, before the guest first runs, and then kept here: what a guest writes into a raw
+    /// disk never makes it something else. In a machine, none is raw.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<DiskFormat>,
+    /// Files and directories outside the image's own that it may refer to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub backing: Vec<PathBuf>,
 }
 
 /// How the software CPU does its work. None of it changes what a guest sees, but for time.

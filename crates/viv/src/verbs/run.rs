@@ -33,6 +33,10 @@ const READER_GONE: u8 = 141;
                   viv run -- uname -a                          one command in it\n\
                   viv run -d --name web debian                 a Debian in the background\n\
                   viv run --kernel F --disk F --append \"…\"     anything that boots\n\n\
+                  Options of a disk, after its file and a comma each:\n\
+                  ro                 the guest may only read it; VMs may share it then\n\
+                  format=F           raw, qcow2, vmdk, vdi, vhd or vhdx; looked up once if not given\n\
+                  backing=PATH       a file or directory outside its own that the image may stand over\n\n\
                   Options of the software CPU, for -o; each is on or off, and off if not given:\n\
                   soft.interpreter   execute all with the interpreter, our reference, and translate nothing\n\
                   soft.count         count the instructions and blocks that translated code executes: slower\n\
@@ -74,8 +78,8 @@ pub(crate) struct Args {
     /// Its command line; without --kernel, words added to the image's
     #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
     append: Option<String>,
-    /// A raw disk file; ",ro" lets the guest only read it
-    #[arg(long = "disk", value_name = "FILE[,ro]")]
+    /// A disk image or block device; ",ro" lets the guest only read it; more below
+    #[arg(long = "disk", value_name = "FILE[,ro,…]")]
     disks: Vec<String>,
     /// What a reset by the guest does; "end" with --rm and in the foreground
     #[arg(long, value_name = "restart|end", value_parser = on_reboot)]
@@ -318,26 +322,45 @@ fn absolute(path: &Path) -> Result<PathBuf, Fault> {
     })
 }
 
-/// `FILE`, `FILE,ro` or `FILE,rw`.
+/// `FILE[,OPTION…]`. A comma that no option follows belongs to the file's name.
 fn disk(text: &str) -> Result<DiskSpec, Fault> {
-    let (path, read_only) = match text.rsplit_once(',') {
-        Some((path, "ro")) => (path, true),
-        Some((path, "rw")) => (path, false),
-        _ => (text, false),
-    };
-    Ok(DiskSpec { path: absolute(Path::new(path))?, read_only })
+    let mut spec = DiskSpec::default();
+    let mut path = text;
+    while let Some((before, option)) = path.rsplit_once(',') {
+        match option.split_once('=') {
+            None if option == "ro" => spec.read_only = true,
+            None if option == "rw" => spec.read_only = false,
+            Some(("format", name)) => spec.format = Some(name.parse()?),
+            Some(("backing", file)) => spec.backing.insert(0, absolute(Path::new(file))?),
+            _ => break,
+        }
+        path = before;
+    }
+    Ok(DiskSpec { path: absolute(Path::new(path))?, ..spec })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use viv_model::DiskFormat;
 
     #[test]
     fn disks_are_writable_unless_told() {
         assert!(!disk("/a,b").unwrap().read_only);
         assert_eq!(disk("/a,b").unwrap().path, Path::new("/a,b"));
-        assert_eq!(disk("/a,ro").unwrap(), DiskSpec { path: "/a".into(), read_only: true });
+        assert_eq!(
+            disk("/a,ro").unwrap(),
+            DiskSpec { path: "/a".into(), read_only: true, ..DiskSpec::default() }
+        );
         assert!(!disk("/a,rw").unwrap().read_only);
+        let all = disk("/a,b,ro,format=qcow2,backing=/c,backing=/d").unwrap();
+        assert_eq!(
+            (all.path.to_str(), all.read_only, all.format),
+            (Some("/a,b"), true, Some(DiskFormat::Qcow2))
+        );
+        assert_eq!(all.backing, [Path::new("/c"), Path::new("/d")]);
+        assert_eq!(disk("/a,format=floppy").unwrap_err().kind, Kind::Usage);
+        assert_eq!(disk("/a,size=3").unwrap().path, Path::new("/a,size=3"));
         assert_eq!(disk("").unwrap_err().kind, Kind::Usage);
         assert!(disk("b").unwrap().path.is_absolute());
     }
