@@ -4,7 +4,7 @@
 use crate::host_file::HostFile;
 use crate::probe::probe_file;
 use crate::qcow2::Facts;
-use crate::{Disk, OpenError, Qcow2, RawDisk};
+use crate::{Disk, OpenError, Qcow2, RawDisk, vdi, vhd, vhdx, vmdk};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use viv_model::DiskFormat;
@@ -38,6 +38,8 @@ pub(crate) struct Link {
     pub(crate) path: PathBuf,
     pub(crate) format: DiskFormat,
     pub(crate) facts: Option<Facts>,
+    /// It is no disk, but a part of the one before.
+    pub(crate) is_part: bool,
 }
 
 /// Opens the disk with all that lies below it; that is only read.
@@ -49,12 +51,27 @@ pub fn open(source: &Source) -> Result<Arc<dyn Disk>, OpenError> {
 /// Opens a qcow2 image as what it is, for what only such an image can do.
 pub fn open_qcow2(source: &Source) -> Result<Qcow2, OpenError> {
     let mut walk = Walk::new(source)?;
-    let file = HostFile::open(&source.path, source.read_only)?;
-    let format = source.format.map_or_else(|| probe_file(&file), Ok)?;
-    if format != DiskFormat::Qcow2 {
-        return Err(OpenError::WrongFormat { path: source.path.clone(), format, wanted: DiskFormat::Qcow2 });
-    }
-    walk.open_qcow2(file, source.format.is_none())
+    let file = walk.open_file(source)?;
+    walk.open_below(file, source.format.is_none())
+}
+
+/// An image without what lies below it.
+pub struct Layer {
+    /// The image, which knows only what it has itself.
+    pub image: Qcow2,
+    /// The disk below it, as the image says.
+    pub below: Option<Source>,
+}
+
+/// Opens a qcow2 image alone, to move what it has to the disk below it.
+pub fn open_layer(source: &Source) -> Result<Layer, OpenError> {
+    let mut walk = Walk::new(source)?;
+    let file = walk.open_file(source)?;
+    let facts = Qcow2::peek(&file)?;
+    let format = facts.backing_format.as_deref();
+    let below = facts.backing.as_deref().map(|name| walk.below(file.path(), name, format, false));
+    let below = below.transpose()?.map(|(path, format)| Source { path, format, ..source.clone() });
+    Ok(Layer { image: Qcow2::from_file(file, None)?, below })
 }
 
 /// The files of a disk, the one that was named first; each is locked only while it is looked at.
@@ -78,7 +95,12 @@ pub(crate) fn links(source: &Source) -> Result<Vec<Link>, OpenError> {
             let named = facts.as_ref().and_then(|facts| facts.backing_format.as_deref());
             next = Some(walk.below(&path, name, named, probed && !links.is_empty())?);
         }
-        links.push(Link { path, format, facts });
+        let parts = if format == DiskFormat::Vmdk { vmdk::names(&file)? } else { Vec::new() };
+        links.push(Link { path: path.clone(), format, facts, is_part: false });
+        for name in parts {
+            let (path, _) = walk.below(&path, &name, None, false)?;
+            links.push(Link { path, format: DiskFormat::Raw, facts: None, is_part: true });
+        }
     }
     Ok(links)
 }
@@ -126,15 +148,30 @@ impl Walk {
         Ok(match format.map_or_else(|| probe_file(&file), Ok)? {
             DiskFormat::Raw => Arc::new(RawDisk::from_file(file)?),
             DiskFormat::Qcow2 => Arc::new(self.open_below(file, probed)?),
-            other => {
-                return Err(OpenError::NotYet { path, format: other });
+            format if !read_only => return Err(OpenError::ReadOnlyFormat { path, format }),
+            DiskFormat::Vmdk => {
+                let image = path.clone();
+                Arc::new(vmdk::open(file, &mut |name| {
+                    let (extent, _) = self.below(&image, name, None, false)?;
+                    HostFile::open(&extent, true)
+                })?)
             }
+            DiskFormat::Vdi => Arc::new(vdi::open(file)?),
+            DiskFormat::Vhd => Arc::new(vhd::open(file)?),
+            DiskFormat::Vhdx => Arc::new(vhdx::open(file)?),
         })
     }
 
-    fn open_qcow2(&mut self, file: HostFile, probed: bool) -> Result<Qcow2, OpenError> {
+    /// Opens and enters the file of a qcow2 image that the user has named.
+    fn open_file(&mut self, source: &Source) -> Result<HostFile, OpenError> {
+        let file = HostFile::open(&source.path, source.read_only)?;
         self.enter(&file)?;
-        self.open_below(file, probed)
+        match source.format.map_or_else(|| probe_file(&file), Ok)? {
+            DiskFormat::Qcow2 => Ok(file),
+            format => {
+                Err(OpenError::WrongFormat { path: source.path.clone(), format, wanted: DiskFormat::Qcow2 })
+            }
+        }
     }
 
     /// Opens an image whose file has been entered.

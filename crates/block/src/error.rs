@@ -98,14 +98,6 @@ pub enum OpenError {
         /// What it has.
         what: String,
     },
-    /// A format that is known, but not how to open it.
-    #[error("disk {path:?} is a {format} image, which cannot be opened")]
-    NotYet {
-        /// The image.
-        path: PathBuf,
-        /// Its format.
-        format: DiskFormat,
-    },
     /// An image of this format can be read only.
     #[error("disk {path:?} is a {format} image, which can only be read")]
     ReadOnlyFormat {
@@ -189,7 +181,6 @@ impl OpenError {
             | OpenError::OddSize { .. }
             | OpenError::BadSize { .. }
             | OpenError::Unsupported { .. }
-            | OpenError::NotYet { .. }
             | OpenError::ReadOnlyFormat { .. }
             | OpenError::WrongFormat { .. } => Kind::Usage,
             OpenError::Damaged { .. } | OpenError::Circle { .. } | OpenError::Io { .. } => Kind::Error,
@@ -237,7 +228,7 @@ impl OpenError {
                  of it",
                 shell_word(path)
             ),
-            OpenError::Unsupported { path, .. } | OpenError::NotYet { path, .. } => format!(
+            OpenError::Unsupported { path, .. } => format!(
                 "convert it with its own program: qemu-img convert -O qcow2 {} NEW.qcow2",
                 shell_word(path)
             ),
@@ -251,7 +242,7 @@ impl OpenError {
                 format!("convert it first: viv disk convert {} NEW.qcow2", shell_word(path))
             }
             OpenError::Outside { path, target } => format!(
-                "if you trust it, name the file: --disk {},backing={}",
+                "if you trust it, name the file: --disk {},allow={}",
                 shell_word(path),
                 shell_word(target)
             ),
@@ -308,7 +299,6 @@ mod tests {
             OpenError::BadSize { path: path(), text: "no".into() },
             OpenError::Damaged { path: path(), format: "qcow2", what: "no".into() },
             OpenError::Unsupported { path: path(), format: "qcow2", what: "no".into() },
-            OpenError::NotYet { path: path(), format },
             OpenError::ReadOnlyFormat { path: path(), format },
             OpenError::WrongFormat { path: path(), format, wanted },
             OpenError::Outside { path: path(), target: target() },

@@ -21,6 +21,11 @@ pub(crate) fn le32(data: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes(data, at))
 }
 
+/// A little-endian 64-bit number.
+pub(crate) fn le64(data: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes(data, at))
+}
+
 /// Big-endian 64-bit numbers, one after the other.
 pub(crate) fn be64s(data: &[u8]) -> impl Iterator<Item = u64> {
     let (chunks, _) = data.as_chunks::<8>();

@@ -51,20 +51,26 @@ pub struct Qcow2Info {
 
 /// What the image and those below it say about themselves. A VM may be using it.
 pub fn info(source: &Source) -> Result<DiskInfo, OpenError> {
-    let mut infos = links(source)?.into_iter().map(one).collect::<Result<Vec<_>, _>>()?.into_iter();
+    let mut infos = links(source)?
+        .into_iter()
+        .filter(|link| !link.is_part)
+        .map(|link| one(link, &source.allowed))
+        .collect::<Result<Vec<_>, _>>()?
+        .into_iter();
     let top = infos.next().ok_or_else(|| OpenError::Missing { path: source.path.clone() })?;
     Ok(DiskInfo { below: infos.collect(), ..top })
 }
 
-fn one(link: Link) -> Result<DiskInfo, OpenError> {
-    let Link { path, format, facts } = link;
+fn one(link: Link, allowed: &[PathBuf]) -> Result<DiskInfo, OpenError> {
+    let Link { path, format, facts, .. } = link;
     let file = HostFile::look(&path)?;
     let used = file.allocated().map_err(|source| file.failed("measure", source))?;
     let size = match &facts {
         Some(facts) => facts.size,
         None if format == DiskFormat::Raw => file.measure()?,
         None => {
-            let source = Source { format: Some(format), ..Source::new(&path, true) };
+            let source =
+                Source { format: Some(format), allowed: allowed.to_vec(), ..Source::new(&path, true) };
             open(&source)?.size()
         }
     };

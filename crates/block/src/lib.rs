@@ -3,6 +3,8 @@
 //! ```text
 //!  devices (virtio-blk) ──► Disk ──┬── RawDisk     a file or a block device of the host
 //!                                  ├── Qcow2       QEMU's image, versions 2 and 3, over a chain of others
+//!                                  ├── Vmdk, VDI, VHD, VHDX   for reading: what people bring along
+//!                                  ├── Throttled   another disk, as fast as its limits let it be
 //!                                  └── MemoryDisk  for tests: counts, fails on demand, loses what was not flushed
 //! ```
 //! [`open`] opens an image of any format with all that it refers to.
@@ -11,22 +13,31 @@
 //! at [`Disk`]; `tests/conformance.rs` says what every implementation must do.
 
 mod chain;
+mod copy;
 mod error;
 mod fields;
 mod host_file;
 mod info;
+mod map;
 mod memory;
 mod probe;
 mod qcow2;
 mod raw;
+mod throttle;
+mod vdi;
+mod vhd;
+mod vhdx;
+mod vmdk;
 
-pub use chain::{Source, files, open, open_qcow2};
+pub use chain::{Layer, Source, files, open, open_layer, open_qcow2};
+pub use copy::{Progress, copy};
 pub use error::OpenError;
 pub use info::{DiskInfo, Qcow2Info, info};
 pub use memory::{Counts, MemoryDisk};
 pub use probe::{mark_raw, probe};
 pub use qcow2::{CreateOptions, Qcow2, Report};
 pub use raw::RawDisk;
+pub use throttle::{Gate, Throttle, Throttled};
 
 use std::io;
 
@@ -36,6 +47,10 @@ pub const SECTOR: u64 = 512;
 /// A disk. Offsets and lengths are in bytes; implementations bounce what is not aligned for them.
 /// Calls come from several threads at once. What [`Disk::flush`] has confirmed survives a power cut.
 pub trait Disk: Send + Sync {
+    /// Waits until a request of so many bytes may begin; only a [`Throttled`] disk ever waits.
+    fn admit(&self, bytes: u64) {
+        let _ = bytes;
+    }
     /// Size in bytes.
     fn size(&self) -> u64;
     /// Whether writes are refused.

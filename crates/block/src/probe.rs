@@ -10,7 +10,7 @@ use viv_model::DiskFormat;
 
 /// Extended attribute of a file that is a raw disk, whatever is in it.
 const ATTRIBUTE: &str = "user.viv.format";
-/// "KDMV" and "COWD": the sparse extents of VMDK; a descriptor is text.
+/// "KDMV" begins a sparse extent of VMDK; a descriptor is text.
 const VMDK_SPARSE: u32 = 0x4b44_4d56;
 const VMDK_DESCRIPTOR: &[u8] = b"# Disk DescriptorFile";
 /// At 64 of a VDI.
@@ -33,7 +33,7 @@ pub(crate) fn probe_file(file: &HostFile) -> Result<DiskFormat, OpenError> {
     let magic = be32(&head, 0);
     Ok(match () {
         () if magic == qcow2::MAGIC => DiskFormat::Qcow2,
-        () if le32(&head, 0) == VMDK_SPARSE || head.starts_with(VMDK_DESCRIPTOR) => DiskFormat::Vmdk,
+        () if magic == VMDK_SPARSE || head.starts_with(VMDK_DESCRIPTOR) => DiskFormat::Vmdk,
         () if le32(&head, 64) == VDI && head.starts_with(b"<<<") => DiskFormat::Vdi,
         () if head.starts_with(VHDX) => DiskFormat::Vhdx,
         () if be64(&head, 0) == VHD => DiskFormat::Vhd,

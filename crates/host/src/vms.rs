@@ -14,7 +14,7 @@ use viv_api::runner::{Ask as RunnerAsk, RunnerSpec};
 use viv_api::stats::VmStats;
 use viv_api::timestamp::Timestamp;
 use viv_api::vm::{Process, Vm, VmCreate, VmKill, VmMemory, VmStart, VmStop};
-use viv_model::{Accel, Ask, DiskFormat, DiskSpec, End, Fault, Kind, MachineSpec, State, next};
+use viv_model::{Accel, Ask, DiskFormat, DiskLimits, DiskSpec, End, Fault, Kind, MachineSpec, State, next};
 
 /// The kernel's command line for an image.
 const APPEND_IMAGE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=k cryptomgr.notests";
@@ -378,6 +378,26 @@ impl Vms {
             }
             runner.ask(&RunnerAsk::ResizeMemory { mib: ask.memory_mib })?;
             Ok(view)
+        })
+    }
+
+    /// Lets a disk be as fast as this: at once if the VM runs, and whenever it starts.
+    pub(crate) fn limit_disk(&self, name: &str, disk: &str, limits: DiskLimits) -> Result<Vm, Fault> {
+        limits.check()?;
+        self.change(name, |mut record, runner| {
+            let count = record.machine.disks.len();
+            let index = disk.parse::<usize>().ok().filter(|index| *index < count).ok_or_else(|| {
+                let text = format!("{} has no disk {disk:?}: it has {count}", record.name);
+                Fault::new(Kind::NotFound, text, "count from 0; see the disks with: viv inspect")
+            })?;
+            if let Some(disk) = record.machine.disks.get_mut(index) {
+                disk.limits = limits;
+            }
+            if self.view(record.clone(), &runner).state.is_live() {
+                runner.ask(&RunnerAsk::LimitDisk { disk: index, limits })?;
+            }
+            self.store.update(&record)?;
+            Ok(self.view(record, &runner))
         })
     }
 

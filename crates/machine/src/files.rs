@@ -16,7 +16,7 @@ pub(crate) fn disk_source(disk: &DiskSpec) -> Source {
         path: disk.path.clone(),
         format: Some(disk.format.unwrap_or(DiskFormat::Raw)),
         read_only: disk.read_only,
-        allowed: disk.backing.clone(),
+        allowed: disk.allow.clone(),
     }
 }
 

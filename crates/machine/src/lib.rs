@@ -19,6 +19,7 @@ pub mod vsock;
 mod board;
 mod bus;
 mod core;
+mod drives;
 mod files;
 mod machine;
 mod parts;

@@ -127,7 +127,48 @@ pub struct DiskSpec {
     pub format: Option<DiskFormat>,
     /// Files and directories outside the image's own that it may refer to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub backing: Vec<PathBuf>,
+    pub allow: Vec<PathBuf>,
+    /// How fast it may be.
+    #[serde(default, skip_serializing_if = "DiskLimits::is_unlimited")]
+    pub limits: DiskLimits,
+}
+
+/// How fast a disk may be; what is not there has no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DiskLimits {
+    /// Requests a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iops: Option<u64>,
+    /// Bytes a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bps: Option<u64>,
+    /// Requests that may come at once after a rest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iops_burst: Option<u64>,
+    /// Bytes that may come at once after a rest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bps_burst: Option<u64>,
+}
+
+impl DiskLimits {
+    /// Whether nothing is limited.
+    pub fn is_unlimited(&self) -> bool {
+        self.iops.is_none() && self.bps.is_none()
+    }
+
+    /// Refuses what limits nothing or lets nothing pass.
+    pub fn check(&self) -> Result<(), Fault> {
+        let wrong = |message, fix| Err(Fault::new(Kind::Usage, message, fix));
+        if self.iops_burst.is_some() && self.iops.is_none() || self.bps_burst.is_some() && self.bps.is_none()
+        {
+            return wrong("a burst needs a limit that it goes beyond", "say iops=N or bps=N too");
+        }
+        if [self.iops, self.bps, self.iops_burst, self.bps_burst].contains(&Some(0)) {
+            return wrong("a disk's limit of 0 would let nothing pass", "use at least 1, or leave it out");
+        }
+        Ok(())
+    }
 }
 
 /// How the software CPU does its work. None of it changes what a guest sees, but for time.
@@ -229,6 +270,7 @@ impl MachineSpec {
                 format!("use --memory-max with more than --memory, both multiples of {MEMORY_STEP_MIB}M"),
             ));
         }
+        self.disks.iter().try_for_each(|disk| disk.limits.check())?;
         if self.accel == Accel::Kvm && self.soft != SoftSpec::default() {
             return Err(Fault::new(
                 Kind::Usage,

@@ -13,7 +13,7 @@ use std::io;
 const CLUSTERS_MAX: u64 = 1 << 28;
 
 /// What a check has found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Report {
     /// Clusters that take space and that nobody uses.
     pub leaks: u64,

@@ -5,7 +5,7 @@ use super::header::Header;
 use super::state::Mapping;
 use super::{CreateOptions, Qcow2};
 use crate::host_file::HostFile;
-use crate::{Disk, OpenError, check_writable};
+use crate::{Disk, OpenError, Progress, check_writable};
 use std::io;
 use std::path::Path;
 
@@ -37,7 +37,7 @@ impl Qcow2 {
 
     /// Writes all that the image has itself to `below`, the disk under it, and is empty then. `progress` is told how
     /// many bytes of the disk are done.
-    pub fn commit(&self, below: &dyn Disk, progress: &mut dyn FnMut(u64)) -> io::Result<()> {
+    pub fn commit(&self, below: &dyn Disk, progress: Progress<'_>) -> io::Result<()> {
         check_writable(self.read_only())?;
         if below.size() < self.size() {
             below.resize(self.size())?;
@@ -51,15 +51,14 @@ impl Qcow2 {
                 self.read(at, piece)?;
                 below.write(at, piece)?;
             }
-            progress(at + len);
-            Ok(())
+            progress(at + len)
         })?;
         below.flush()?;
         self.empty()
     }
 
     /// Takes over what differs between the disk below and `new`, so that the image may stand over `new`.
-    pub fn take_over(&self, new: Option<&dyn Disk>, progress: &mut dyn FnMut(u64)) -> io::Result<()> {
+    pub fn take_over(&self, new: Option<&dyn Disk>, progress: Progress<'_>) -> io::Result<()> {
         check_writable(self.read_only())?;
         let (mut old_bytes, mut new_bytes) = (vec![0; PIECE as usize], vec![0; PIECE as usize]);
         let (old_bytes, new_bytes) = (&mut old_bytes, &mut new_bytes);
@@ -78,8 +77,7 @@ impl Qcow2 {
                     self.write(at, old)?;
                 }
             }
-            progress(at + len);
-            Ok(())
+            progress(at + len)
         })?;
         self.flush()
     }

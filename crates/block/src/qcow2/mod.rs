@@ -273,7 +273,7 @@ impl Drop for Qcow2 {
         if !self.read_only() {
             // What the guest has flushed is safe already; the rest is a favour.
             let mut state = self.state_mut();
-            if state.commit(&self.file).is_ok() {
+            if !state.is_dirty() || state.commit(&self.file).is_ok() {
                 state.trim(&self.file);
             }
         }
