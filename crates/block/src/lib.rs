@@ -24,6 +24,8 @@ mod probe;
 mod qcow2;
 mod raw;
 mod throttle;
+#[cfg(feature = "trial")]
+pub mod trial;
 mod vdi;
 mod vhd;
 mod vhdx;

@@ -76,7 +76,7 @@ pub(crate) fn open(file: HostFile) -> Result<BlockMap, OpenError> {
 }
 
 /// The complement of the sum of all bytes but the checksum's own.
-fn checksum(data: &[u8], at: usize) -> u32 {
+pub(crate) fn checksum(data: &[u8], at: usize) -> u32 {
     let own = at..at + 4;
     let others = data.iter().enumerate().filter(|(index, _)| !own.contains(index));
     !others.fold(0u32, |sum, (_, byte)| sum.wrapping_add(u32::from(*byte)))

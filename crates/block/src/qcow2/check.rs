@@ -7,6 +7,7 @@ use super::refcounts::{Refcounts, set_count, write_pointer};
 use super::state::{COPIED, Mapping, snapshots};
 use crate::fields::be64s;
 use crate::host_file::HostFile;
+use std::collections::BTreeSet;
 use std::io;
 
 /// Most clusters whose references are counted: 16 TiB at 64 KiB a cluster.
@@ -249,20 +250,22 @@ pub(crate) fn rebuild(file: &HostFile, header: &mut Header) -> io::Result<()> {
     let per_cluster = cluster / 8;
     // Behind the old ones too, which stand until the header has changed.
     let start = file.size()?.div_ceil(cluster);
-    let (mut blocks, mut table) = (1, 1);
-    loop {
-        let used = start + table + blocks;
-        let (needed, entries) =
-            (used.div_ceil(block_entries), used.div_ceil(block_entries).div_ceil(per_cluster));
-        if needed <= blocks && entries <= table {
-            break;
+    // Only blocks that count something.
+    let counted = (0u64..).zip(&count.found).filter(|(_, references)| **references > 0);
+    let mut blocks: BTreeSet<u64> = counted.map(|(cluster, _)| cluster / block_entries).collect();
+    let mut table = 1;
+    let new = loop {
+        let new = start..start + table + blocks.len() as u64;
+        let (before, entries) = (blocks.len(), (new.end.div_ceil(block_entries)).div_ceil(per_cluster));
+        blocks.extend(new.start / block_entries..=(new.end - 1) / block_entries);
+        if blocks.len() == before && entries <= table {
+            break new;
         }
-        (blocks, table) = (needed.max(blocks), entries.max(table));
-    }
-    let new = start..start + table + blocks;
+        table = entries.max(table);
+    };
     let max = if header.refcount_order == 6 { u64::MAX } else { (1 << (1u64 << header.refcount_order)) - 1 };
-    let mut entries = Vec::new();
-    for block in 0..blocks {
+    let mut entries = vec![0; (table << bits) as usize];
+    for (number, block) in (0u64..).zip(&blocks) {
         let mut data = vec![0; cluster as usize];
         for index in 0..block_entries {
             let at = block * block_entries + index;
@@ -272,11 +275,12 @@ pub(crate) fn rebuild(file: &HostFile, header: &mut Header) -> io::Result<()> {
             }
             set_count(&mut data, header.refcount_order, index as usize, references);
         }
-        let place = (start + table + block) << bits;
+        let place = (start + table + number) << bits;
         file.write(place, &data)?;
-        entries.extend(place.to_be_bytes());
+        if let Some(entry) = entries.get_mut(*block as usize * 8..*block as usize * 8 + 8) {
+            entry.copy_from_slice(&place.to_be_bytes());
+        }
     }
-    entries.resize((table << bits) as usize, 0);
     file.write(start << bits, &entries)?;
     file.sync()?;
     write_pointer(file, start << bits, table as u32)?;
