@@ -172,6 +172,8 @@ impl HostFile {
     }
 
     pub(crate) fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        #[cfg(feature = "trial")]
+        crate::journal::note(|| crate::journal::Event::Write { at: offset, data: data.to_vec() });
         self.file.write_all_at(data, offset)
     }
 
@@ -184,10 +186,15 @@ impl HostFile {
         if self.flush_failed.load(Ordering::Acquire) {
             return Err(io::Error::other("an earlier flush failed: writes before it may be lost"));
         }
-        self.file.sync_data().inspect_err(|_| self.flush_failed.store(true, Ordering::Release))
+        self.file.sync_data().inspect_err(|_| self.flush_failed.store(true, Ordering::Release))?;
+        #[cfg(feature = "trial")]
+        crate::journal::note(|| crate::journal::Event::Sync);
+        Ok(())
     }
 
     pub(crate) fn set_size(&self, size: u64) -> io::Result<()> {
+        #[cfg(feature = "trial")]
+        crate::journal::note(|| crate::journal::Event::Size(size));
         self.file.set_len(size)
     }
 
@@ -218,7 +225,11 @@ impl HostFile {
     fn allocate(&self, flags: FallocateFlags, offset: u64, len: u64) -> io::Result<bool> {
         loop {
             return match fallocate(&self.file, flags | FallocateFlags::KEEP_SIZE, offset, len) {
-                Ok(()) => Ok(true),
+                Ok(()) => {
+                    #[cfg(feature = "trial")]
+                    crate::journal::note(|| crate::journal::Event::Zero { at: offset, len });
+                    Ok(true)
+                }
                 Err(Errno::INTR) => continue,
                 Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NODEV) => Ok(false),
                 Err(errno) => Err(errno.into()),

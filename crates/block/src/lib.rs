@@ -18,6 +18,8 @@ mod error;
 mod fields;
 mod host_file;
 mod info;
+#[cfg(feature = "trial")]
+pub mod journal;
 mod map;
 mod memory;
 mod probe;

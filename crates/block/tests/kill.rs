@@ -2,6 +2,7 @@
 
 mod scratch;
 
+use scratch::history::{BLOCK, BLOCKS, expected, write_number};
 use scratch::{Directory, qemu_img, qemu_img_is_there};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -9,15 +10,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 use viv_block::{CreateOptions, Qcow2, RawDisk, Source, open};
 
-const BLOCK: u64 = 4096;
-const BLOCKS: u64 = 2048;
 /// Names the image to the process that is to be killed.
 const VICTIM: &str = "VIV_TEST_VICTIM";
 const ROUNDS: u64 = if cfg!(debug_assertions) { 8 } else { 25 };
-
-fn place(number: u64) -> u64 {
-    number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20
-}
 
 /// The process that writes: each block says which write it was; what was flushed is told on standard output.
 fn write_for_ever(path: &str) -> ! {
@@ -25,33 +20,13 @@ fn write_for_ever(path: &str) -> ! {
     let mut out = std::io::stdout();
     writeln!(out, "\nflushed 0").unwrap();
     for number in 1.. {
-        let at = place(number) % BLOCKS * BLOCK;
-        match number % 11 {
-            7 => disk.write_zeroes(at, BLOCK * 4.min(BLOCKS - at / BLOCK), true).unwrap(),
-            _ => disk.write(at, &number.to_le_bytes().repeat(BLOCK as usize / 8)).unwrap(),
-        }
+        write_number(&*disk, number);
         if number % 23 == 0 {
             disk.flush().unwrap();
             writeln!(out, "\nflushed {number}").unwrap();
         }
     }
     unreachable!("it is killed");
-}
-
-/// The blocks after the first `writes`, and for each the writes after them up to `last` that it may have instead.
-fn expected(writes: u64, last: u64) -> Vec<Vec<u64>> {
-    let mut blocks = vec![vec![0]; BLOCKS as usize];
-    for number in 1..=last {
-        let first = place(number) % BLOCKS;
-        let (count, value) = if number % 11 == 7 { (4.min(BLOCKS - first), 0) } else { (1, number) };
-        for block in &mut blocks[first as usize..(first + count) as usize] {
-            if number <= writes {
-                block.clear();
-            }
-            block.push(value);
-        }
-    }
-    blocks
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Files that go away with their test, and Debian's `qemu-img`.
 #![allow(dead_code, reason = "not each test needs all")]
 
+pub(crate) mod history;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
