@@ -9,7 +9,11 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
+/// How long a lock is waited for: a program that has let a file go may have a child that was just forked, which has it
+/// until it executes another program.
+const LOCK_PATIENCE: Duration = Duration::from_millis(200);
 /// Zeroes written at a time where the file system cannot zero a range by itself.
 static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
 
@@ -68,7 +72,15 @@ impl HostFile {
     }
 
     fn lock(file: File, path: &Path, read_only: bool, is_device: bool) -> Result<HostFile, OpenError> {
-        let locked = if read_only { file.try_lock_shared() } else { file.try_lock() };
+        let begin = Instant::now();
+        let locked = loop {
+            let locked = if read_only { file.try_lock_shared() } else { file.try_lock() };
+            let held = matches!(locked, Err(TryLockError::WouldBlock));
+            if !held || begin.elapsed() >= LOCK_PATIENCE {
+                break locked;
+            }
+            std::thread::sleep(LOCK_PATIENCE / 20);
+        };
         match locked {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
