@@ -149,3 +149,31 @@ fn cpu_seconds(name: &str) -> f64 {
     let ticks: f64 = fields[11].parse::<f64>().unwrap_or(0.0) + fields[12].parse::<f64>().unwrap_or(0.0);
     ticks / 100.0
 }
+
+/// The guest sees what `viv disk` made, and `viv disk` what the guest wrote, through the sandbox of the VM's process.
+#[test]
+fn disks_of_other_formats_and_their_limits() {
+    let dir = std::env::temp_dir().join(format!("viv-e2e-disks-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let path = |name: &str| dir.join(name).to_str().unwrap().to_string();
+    let (base, top, back) = (path("base.raw"), path("top.qcow2"), path("back.raw"));
+    std::fs::write(&base, [b'b'; 1 << 20]).unwrap();
+    run(&["disk", "create", "--backing", &base, &top], "").ok();
+    let limited = format!("{base},ro,iops=100");
+    let script = "head -c 3 /dev/vda; printf new | dd of=/dev/vda bs=3 conv=notrunc,fsync 2>/dev/null; \
+                  set -- $(cat /proc/uptime); dd if=/dev/vdb of=/dev/null bs=4k count=200 iflag=direct 2>/dev/null; \
+                  echo \" $1 $(cat /proc/uptime)\"";
+    let words =
+        ["run", "--rm", "--accel", "soft", "--disk", &top, "--disk", &limited, "--", "sh", "-c", script];
+    let done = run(&words, "").ok();
+    let words: Vec<&str> = done.out.split_whitespace().collect();
+    assert_eq!(words[0], "bbb", "{done:?}");
+    let seconds = words[2].parse::<f64>().unwrap() - words[1].parse::<f64>().unwrap();
+    assert!((1.9..3.0).contains(&seconds), "200 requests at 100 a second took {seconds} s");
+    run(&["disk", "check", &top], "").ok();
+    run(&["disk", "convert", &top, &back], "").ok();
+    let bytes = std::fs::read(&back).unwrap();
+    assert_eq!((&bytes[..4], bytes.len()), (&b"newb"[..], 1 << 20));
+    assert_eq!(std::fs::read(&base).unwrap()[0], b'b', "the disk below was written");
+    std::fs::remove_dir_all(&dir).unwrap();
+}

@@ -42,6 +42,7 @@ pub(crate) fn viv(args: &[String]) -> Result<(), String> {
 /// The README's test command.
 pub(crate) fn test(quick: bool) -> Result<(), String> {
     install::need("cc", "gcc")?;
+    install::need("qemu-img", "qemu-utils")?;
     floors::check(&root())?;
     tidy::check(&root())?;
     step("format", cargo().args(["fmt", "--all", "--check"]))?;
@@ -70,6 +71,17 @@ pub(crate) fn nightly() -> Result<(), String> {
             "--release",
             "--package",
             "viv-cpu",
+            "--tests",
+        ]),
+    )?;
+    install::need("qemu-img", "qemu-utils")?;
+    step(
+        "1,000,000 operations on disks, all fields of images at their bounds",
+        cargo().env("VIV_DISK_OPERATIONS", "150000").args([
+            "test",
+            "--release",
+            "--package",
+            "viv-block",
             "--tests",
         ]),
     )?;

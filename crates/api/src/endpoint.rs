@@ -62,6 +62,8 @@ pub enum Route {
     VmPause,
     /// Resume a VM.
     VmResume,
+    /// How fast a VM's disk may be.
+    VmDiskLimits,
     /// Stop a VM.
     VmStop,
     /// Resize a VM's memory.
@@ -150,6 +152,13 @@ pub const TABLE: &[Endpoint] = &[
     ),
     line(Route::VmPause, Method::Post, "/v1/vms/{vm}/pause", Answer::Json, "let its vCPUs stand still (Vm)"),
     line(Route::VmResume, Method::Post, "/v1/vms/{vm}/resume", Answer::Json, "let its vCPUs go on (Vm)"),
+    line(
+        Route::VmDiskLimits,
+        Method::Post,
+        "/v1/vms/{vm}/disks/{disk}/limits",
+        Answer::Json,
+        "how fast a disk may be from now on; disks count from 0 (DiskLimits -> Vm)",
+    ),
     line(
         Route::VmStop,
         Method::Post,
@@ -352,7 +361,7 @@ mod tests {
     #[test]
     fn every_endpoint_is_found_by_its_own_path() {
         for endpoint in TABLE {
-            let path = endpoint.route.path(&["a b/ü"]);
+            let path = endpoint.route.path(&["a b/ü"; 2]);
             let (found, arguments) = find(endpoint.method.name(), &path).unwrap();
             assert_eq!(found.route, endpoint.route, "{path}");
             assert_eq!(arguments.len(), endpoint.path.matches('{').count());

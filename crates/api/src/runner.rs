@@ -10,7 +10,7 @@ use crate::info::Kvm;
 use crate::stats::VmStats;
 use crate::vm::{OnReboot, Process};
 use serde::{Deserialize, Serialize};
-use viv_model::{Accel, End, Fault, MachineSpec, State};
+use viv_model::{Accel, DiskLimits, End, Fault, MachineSpec, State};
 
 /// What the VM is asked to be: a [`RunnerSpec`]. All names are relative to the VM's directory.
 pub const SPEC: &str = "spec.json";
@@ -78,6 +78,13 @@ pub enum Ask {
     Pause,
     /// Let them go on.
     Resume,
+    /// Let a disk be as fast as this from now on.
+    LimitDisk {
+        /// Which one, from 0.
+        disk: usize,
+        /// How fast.
+        limits: DiskLimits,
+    },
     /// Press the power button. If the guest obeys, `end` is written as the VM's end.
     PowerButton {
         /// What to write instead of [`End::PowerOff`].

@@ -2,19 +2,46 @@
 //!
 //! ```text
 //!  devices (virtio-blk) ──► Disk ──┬── RawDisk     a file or a block device of the host
+//!                                  ├── Qcow2       QEMU's image, versions 2 and 3, over a chain of others
+//!                                  ├── Vmdk, VDI, VHD, VHDX   for reading: what people bring along
+//!                                  ├── Throttled   another disk, as fast as its limits let it be
 //!                                  └── MemoryDisk  for tests: counts, fails on demand, loses what was not flushed
 //! ```
+//! [`open`] opens an image of any format with all that it refers to.
 //! A disk never grows, never writes beyond its end and never reports as durable what is not. What it will
 //! never do: know of sectors' contents (partitions, file systems) or of the device that asks. Start reading
 //! at [`Disk`]; `tests/conformance.rs` says what every implementation must do.
 
+mod chain;
+mod copy;
+mod error;
+mod fields;
+mod host_file;
+mod info;
+#[cfg(feature = "trial")]
+pub mod journal;
+mod map;
 mod memory;
-mod open;
+mod probe;
+mod qcow2;
 mod raw;
+mod throttle;
+#[cfg(feature = "trial")]
+pub mod trial;
+mod vdi;
+mod vhd;
+mod vhdx;
+mod vmdk;
 
+pub use chain::{Layer, Source, files, open, open_layer, open_qcow2};
+pub use copy::{Progress, copy};
+pub use error::OpenError;
+pub use info::{DiskInfo, Qcow2Info, info};
 pub use memory::{Counts, MemoryDisk};
-pub use open::OpenError;
+pub use probe::{mark_raw, probe};
+pub use qcow2::{CreateOptions, Qcow2, Report};
 pub use raw::RawDisk;
+pub use throttle::{Gate, Throttle, Throttled};
 
 use std::io;
 
@@ -24,6 +51,10 @@ pub const SECTOR: u64 = 512;
 /// A disk. Offsets and lengths are in bytes; implementations bounce what is not aligned for them.
 /// Calls come from several threads at once. What [`Disk::flush`] has confirmed survives a power cut.
 pub trait Disk: Send + Sync {
+    /// Waits until a request of so many bytes may begin; only a [`Throttled`] disk ever waits.
+    fn admit(&self, bytes: u64) {
+        let _ = bytes;
+    }
     /// Size in bytes.
     fn size(&self) -> u64;
     /// Whether writes are refused.
@@ -38,6 +69,26 @@ pub trait Disk: Send + Sync {
     fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
     /// Makes the range read as zeroes; `unmap` allows to give the space back.
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()>;
+    /// What is known of the bytes at `offset` without reading them: whether they are zero, and for how many
+    /// of `len` bytes (at least one, unless `len` is zero) the answer holds.
+    fn extent(&self, offset: u64, len: u64) -> io::Result<Extent> {
+        check_range(self.size(), offset, len)?;
+        Ok(Extent { len, zero: false })
+    }
+    /// Changes the size. What is new reads as zero; what is cut off is lost.
+    fn resize(&self, size: u64) -> io::Result<()> {
+        let _ = size;
+        Err(io::Error::new(io::ErrorKind::Unsupported, "this kind of disk cannot change its size"))
+    }
+}
+
+/// A range of a disk that is of one kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Its bytes.
+    pub len: u64,
+    /// They are all zero, and take no space; else they may be anything.
+    pub zero: bool,
 }
 
 /// Refuses a range that is not wholly within `size` bytes.

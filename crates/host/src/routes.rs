@@ -47,7 +47,8 @@ pub(crate) async fn answer(
                 "see the table of endpoints in the API's documentation",
             ),
         })?;
-    let name = arguments.into_iter().next().unwrap_or_default();
+    let mut arguments = arguments.into_iter();
+    let name = arguments.next().unwrap_or_default();
     let flag = |flag: &str| endpoint::query_value(&query, flag).is_some_and(|value| value != "false");
     let vms = service.vms.clone();
     match endpoint.route {
@@ -68,6 +69,11 @@ pub(crate) async fn answer(
         }
         Route::VmPause => blocking(move || vms.step(&name, Ask::Pause)).await,
         Route::VmResume => blocking(move || vms.step(&name, Ask::Resume)).await,
+        Route::VmDiskLimits => {
+            let disk = arguments.next().unwrap_or_default();
+            let limits = body(request).await?;
+            blocking(move || vms.limit_disk(&name, &disk, limits)).await
+        }
         Route::VmStop => {
             let ask: viv_api::vm::VmStop = body(request).await?;
             let (_, runner) = vms.find(&name)?;

@@ -14,7 +14,7 @@ use viv_api::runner::{Ask as RunnerAsk, RunnerSpec};
 use viv_api::stats::VmStats;
 use viv_api::timestamp::Timestamp;
 use viv_api::vm::{Process, Vm, VmCreate, VmKill, VmMemory, VmStart, VmStop};
-use viv_model::{Accel, Ask, End, Fault, Kind, MachineSpec, State, next};
+use viv_model::{Accel, Ask, DiskFormat, DiskLimits, DiskSpec, End, Fault, Kind, MachineSpec, State, next};
 
 /// The kernel's command line for an image.
 const APPEND_IMAGE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=k cryptomgr.notests";
@@ -296,8 +296,9 @@ impl Vms {
                 ));
             }
         }
+        let disks = ask.disks.iter().map(resolve_disk).collect::<Result<Vec<_>, _>>()?;
         if ask.image.is_none() && ask.kernel.is_some() {
-            machine.disks = ask.disks.clone();
+            machine.disks = disks;
             return Ok((None, machine));
         }
         let name = ask.image.as_deref().unwrap_or(viv_api::image::DEFAULT);
@@ -314,7 +315,7 @@ impl Vms {
         machine.initrd = machine.initrd.or(instance.initrd);
         let words = [APPEND_IMAGE, &instance.append, ask.append.as_deref().unwrap_or_default()];
         machine.append = words.into_iter().filter(|words| !words.is_empty()).collect::<Vec<_>>().join(" ");
-        machine.disks = instance.disks.into_iter().chain(ask.disks.iter().cloned()).collect();
+        machine.disks = instance.disks.into_iter().chain(disks).collect();
         Ok((Some(name.to_string()), machine))
     }
 
@@ -377,6 +378,26 @@ impl Vms {
             }
             runner.ask(&RunnerAsk::ResizeMemory { mib: ask.memory_mib })?;
             Ok(view)
+        })
+    }
+
+    /// Lets a disk be as fast as this: at once if the VM runs, and whenever it starts.
+    pub(crate) fn limit_disk(&self, name: &str, disk: &str, limits: DiskLimits) -> Result<Vm, Fault> {
+        limits.check()?;
+        self.change(name, |mut record, runner| {
+            let count = record.machine.disks.len();
+            let index = disk.parse::<usize>().ok().filter(|index| *index < count).ok_or_else(|| {
+                let text = format!("{} has no disk {disk:?}: it has {count}", record.name);
+                Fault::new(Kind::NotFound, text, "count from 0; see the disks with: viv inspect")
+            })?;
+            if let Some(disk) = record.machine.disks.get_mut(index) {
+                disk.limits = limits;
+            }
+            if self.view(record.clone(), &runner).state.is_live() {
+                runner.ask(&RunnerAsk::LimitDisk { disk: index, limits })?;
+            }
+            self.store.update(&record)?;
+            Ok(self.view(record, &runner))
         })
     }
 
@@ -462,4 +483,14 @@ fn fits(memory_mib: u64) -> Result<(), Fault> {
         ),
         format!("use --memory with less: {} MiB are free now", room.available_mib),
     ))
+}
+/// Looks up the format of a disk whose user has not said it: now, before the guest has written to it, and never again
+/// (docs/decisions/032).
+fn resolve_disk(asked: &DiskSpec) -> Result<DiskSpec, Fault> {
+    let format = asked.format.map_or_else(|| viv_block::probe(&asked.path), Ok)?;
+    if format == DiskFormat::Raw && !asked.read_only {
+        // File systems without extended attributes have the record alone.
+        let _ = viv_block::mark_raw(&asked.path);
+    }
+    Ok(DiskSpec { format: Some(format), ..asked.clone() })
 }

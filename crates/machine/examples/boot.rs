@@ -31,7 +31,9 @@ fn main() -> ExitCode {
             "--cpus" => spec.cpus = value().parse().unwrap_or(0),
             "--memory" => spec.memory_mib = value().parse().unwrap_or(0),
             "--accel" => spec.accel = value().parse().unwrap_or_default(),
-            "--disk" => spec.disks.push(DiskSpec { path: value().into(), read_only: false }),
+            "--disk" => {
+                spec.disks.push(DiskSpec { path: value().into(), read_only: false, ..DiskSpec::default() })
+            }
             "--vsock" => vsock = Some(PathBuf::from(value())),
             _ => plain.push(arg),
         }

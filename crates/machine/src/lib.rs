@@ -19,11 +19,13 @@ pub mod vsock;
 mod board;
 mod bus;
 mod core;
+mod drives;
 mod files;
 mod machine;
 mod parts;
 mod threads;
 
+pub use files::files_below;
 pub use machine::{ConsoleWriter, Machine, MachineIo, MachineStats};
 pub use viv_cpu::kvm::{KvmReport, KvmWorth, probe_kvm};
 pub use viv_cpu::soft::{PerfMap, SoftStats as SoftCounts};

@@ -3,6 +3,7 @@ use crate::acpi;
 use crate::board::{Board, Built, HOT_PLUG, Plan};
 use crate::boot::{self, BootFiles};
 use crate::core::{Alarm, Clock, Control, CpuSlot, KvmWires, Lines, Phase, SoftWires, Wires, World, lock};
+use crate::drives::Drives;
 use crate::files;
 use crate::layout::{self, ACPI_TABLES, MIB};
 use crate::parts::{ConsoleSink, Doorbells, Work};
@@ -12,13 +13,13 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use viv_arch::x86::{Activity, CpuState};
-use viv_block::{Disk, RawDisk};
+use viv_block::Disk;
 use viv_cpu::CpuError;
 use viv_cpu::kvm::{CpuLevel, KvmPlaces, KvmVm, KvmWorth, probe_kvm};
 use viv_cpu::soft::{self, PerfMap, ShownStats, SoftCpu, SoftStats};
 use viv_devices::virtio::GuestMemoryStats;
 use viv_mem::{Gpa, GuestMemory};
-use viv_model::{Accel, End, Fault, Kind, MEMORY_MIB_MIN, MachineSpec, SoftSpec};
+use viv_model::{Accel, DiskLimits, End, Fault, Kind, MEMORY_MIB_MIN, MachineSpec, SoftSpec};
 use viv_net::vsock::{VsockGuest, VsockMuxer, Waker};
 
 /// How long vCPUs may take to stand still.
@@ -81,6 +82,8 @@ pub struct Machine {
     memory: GuestMemory,
     /// What it has from the start.
     memory_mib: u64,
+    /// The last to go: what has a disk besides must be gone by then.
+    drives: Drives,
 }
 
 fn cpu_fault(error: CpuError) -> Fault {
@@ -124,10 +127,7 @@ impl Machine {
         let kernel = files::read(&spec.kernel, "kernel")?;
         let initrd = spec.initrd.as_deref().map(|path| files::read(path, "initrd")).transpose()?;
         files::check_memory(spec.memory_mib)?;
-        let mut disks: Vec<Arc<dyn Disk>> = Vec::new();
-        for disk in &spec.disks {
-            disks.push(Arc::new(RawDisk::open(&disk.path, disk.read_only)?));
-        }
+        let drives = Drives::open(&spec.disks)?;
         let accel = resolve(spec.accel)?;
         let mut regions = layout::ram(spec.memory_mib);
         regions.extend(layout::hot_memory(spec.memory_mib, spec.memory_max_mib));
@@ -164,7 +164,7 @@ impl Machine {
             memory: memory.clone(),
             cpus: spec.cpus,
             hot_memory: memory.regions().last().filter(|_| spec.memory_max_mib.is_some()).copied(),
-            disks,
+            disks: drives.disks(),
             vsock: waker.clone(),
             sink: sink.clone(),
         };
@@ -199,6 +199,7 @@ impl Machine {
             muxer: Mutex::new(muxer),
             memory,
             memory_mib: spec.memory_mib,
+            drives,
         })
     }
 
@@ -359,6 +360,11 @@ impl Machine {
         self.world.end(End::Killed);
     }
 
+    /// Lets a disk be as fast as this from now on.
+    pub fn limit_disk(&self, index: usize, limits: &DiskLimits) -> Result<(), Fault> {
+        self.drives.limit(index, limits)
+    }
+
     /// Bytes from the user. They wait in the machine until the guest takes them.
     pub fn console_input(&self, bytes: &[u8]) {
         self.board.input(bytes);
@@ -378,6 +384,7 @@ impl Machine {
             let _ = thread.join();
         }
         drop(lock(&self.muxer).take());
+        self.drives.settle();
         self.sink.close();
         if let Some(thread) = lock(&self.console_thread).take() {
             let _ = thread.join();

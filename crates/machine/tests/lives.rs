@@ -246,7 +246,7 @@ fn bad_descriptions_are_refused_with_a_way_out() {
         let built = Machine::build(&spec, MachineIo { console: Box::new(|_| ()), vsock: None });
         built.err().unwrap_or_else(|| panic!("{spec:?} was built"))
     };
-    let disk = |path: PathBuf| DiskSpec { path, read_only: false };
+    let disk = |path: PathBuf| DiskSpec { path, read_only: false, ..DiskSpec::default() };
     let faults = [
         (Kind::Usage, build(&|spec| spec.cpus = 0)),
         (Kind::Usage, build(&|spec| spec.cpus = 300)),
@@ -271,7 +271,7 @@ fn a_disk_belongs_to_one_machine_at_a_time() {
     let kernel = Scratch::new(&elf(&[0xf4]));
     let disk = Scratch::new(&[0; 4096]);
     let mut spec = spec(&kernel);
-    spec.disks = vec![DiskSpec { path: disk.0.clone(), read_only: false }];
+    spec.disks = vec![DiskSpec { path: disk.0.clone(), read_only: false, ..DiskSpec::default() }];
     let build = || Machine::build(&spec, MachineIo { console: Box::new(|_| ()), vsock: None });
     let first = build().unwrap();
     assert_eq!(build().err().unwrap().kind, Kind::Conflict);

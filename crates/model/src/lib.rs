@@ -14,4 +14,6 @@ pub use end::End;
 pub use fault::{Fault, Kind};
 pub use lifecycle::{Ask, Refused, State, next};
 pub use room::Room;
-pub use spec::{Accel, CPUS_MAX, DiskSpec, MEMORY_MIB_MIN, MEMORY_STEP_MIB, MachineSpec, SoftSpec};
+pub use spec::{
+    Accel, CPUS_MAX, DiskFormat, DiskLimits, DiskSpec, MEMORY_MIB_MIN, MEMORY_STEP_MIB, MachineSpec, SoftSpec,
+};

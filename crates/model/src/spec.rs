@@ -51,15 +51,124 @@ impl fmt::Display for Accel {
     }
 }
 
+/// The format of a disk image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskFormat {
+    /// The file's bytes are the disk's.
+    Raw,
+    /// QEMU's.
+    Qcow2,
+    /// VMware's.
+    Vmdk,
+    /// VirtualBox's.
+    Vdi,
+    /// Virtual PC's and Azure's.
+    Vhd,
+    /// Hyper-V's.
+    Vhdx,
+}
+
+impl DiskFormat {
+    /// All of them.
+    pub const ALL: [DiskFormat; 6] = [
+        DiskFormat::Raw,
+        DiskFormat::Qcow2,
+        DiskFormat::Vmdk,
+        DiskFormat::Vdi,
+        DiskFormat::Vhd,
+        DiskFormat::Vhdx,
+    ];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            DiskFormat::Raw => "raw",
+            DiskFormat::Qcow2 => "qcow2",
+            DiskFormat::Vmdk => "vmdk",
+            DiskFormat::Vdi => "vdi",
+            DiskFormat::Vhd => "vhd",
+            DiskFormat::Vhdx => "vhdx",
+        }
+    }
+}
+
+impl FromStr for DiskFormat {
+    type Err = Fault;
+    /// By its name, or QEMU's for it.
+    fn from_str(text: &str) -> Result<DiskFormat, Fault> {
+        let known = DiskFormat::ALL.into_iter().find(|format| format.name() == text);
+        known.or((text == "vpc").then_some(DiskFormat::Vhd)).ok_or_else(|| {
+            let names: Vec<&str> = DiskFormat::ALL.iter().map(|format| format.name()).collect();
+            let fix = format!("use one of: {}", names.join(", "));
+            Fault::new(Kind::Usage, format!("no disk format is called {text:?}"), fix)
+        })
+    }
+}
+
+impl fmt::Display for DiskFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
 /// One disk of a machine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskSpec {
-    /// The raw image file on the host.
+    /// The image file, or a block device, on the host.
     pub path: PathBuf,
     /// The guest may not write to it; other VMs may read it too.
     #[serde(default)]
     pub read_only: bool,
+    /// Its format. Looked up once, before the guest first runs, and then kept here: what a guest writes into a raw
+    /// disk never makes it something else. In a machine, none is raw.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<DiskFormat>,
+    /// Files and directories outside the image's own that it may refer to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<PathBuf>,
+    /// How fast it may be.
+    #[serde(default, skip_serializing_if = "DiskLimits::is_unlimited")]
+    pub limits: DiskLimits,
+}
+
+/// How fast a disk may be; what is not there has no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DiskLimits {
+    /// Requests a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iops: Option<u64>,
+    /// Bytes a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bps: Option<u64>,
+    /// Requests that may come at once after a rest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iops_burst: Option<u64>,
+    /// Bytes that may come at once after a rest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bps_burst: Option<u64>,
+}
+
+impl DiskLimits {
+    /// Whether nothing is limited.
+    pub fn is_unlimited(&self) -> bool {
+        self.iops.is_none() && self.bps.is_none()
+    }
+
+    /// Refuses what limits nothing or lets nothing pass.
+    pub fn check(&self) -> Result<(), Fault> {
+        let wrong = |message, fix| Err(Fault::new(Kind::Usage, message, fix));
+        if self.iops_burst.is_some() && self.iops.is_none() || self.bps_burst.is_some() && self.bps.is_none()
+        {
+            return wrong("a burst needs a limit that it goes beyond", "say iops=N or bps=N too");
+        }
+        if [self.iops, self.bps, self.iops_burst, self.bps_burst].contains(&Some(0)) {
+            return wrong("a disk's limit of 0 would let nothing pass", "use at least 1, or leave it out");
+        }
+        Ok(())
+    }
 }
 
 /// How the software CPU does its work. None of it changes what a guest sees, but for time.
@@ -161,6 +270,7 @@ impl MachineSpec {
                 format!("use --memory-max with more than --memory, both multiples of {MEMORY_STEP_MIB}M"),
             ));
         }
+        self.disks.iter().try_for_each(|disk| disk.limits.check())?;
         if self.accel == Accel::Kvm && self.soft != SoftSpec::default() {
             return Err(Fault::new(
                 Kind::Usage,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use viv_api::runner::{RunnerSpec, VSOCK};
 use viv_api::stats::VmStats;
 use viv_machine::{Machine, MachineIo};
-use viv_model::{Accel, End, Fault};
+use viv_model::{Accel, DiskLimits, End, Fault};
 
 /// A guest that has been built. Every call may come from any thread.
 pub trait Guest: Send + Sync {
@@ -21,6 +21,8 @@ pub trait Guest: Send + Sync {
     fn resize_memory(&self, mib: u64) -> Result<(), Fault>;
     /// Ends the guest now: [`Guest::wait`] returns soon.
     fn kill(&self);
+    /// Lets a disk be as fast as this from now on.
+    fn limit_disk(&self, disk: usize, limits: &DiskLimits) -> Result<(), Fault>;
     /// Bytes for its serial line.
     fn console_input(&self, bytes: &[u8]);
     /// Returns when the guest has ended, and how.
@@ -53,6 +55,9 @@ impl Guest for Machine {
     }
     fn kill(&self) {
         Machine::kill(self);
+    }
+    fn limit_disk(&self, disk: usize, limits: &DiskLimits) -> Result<(), Fault> {
+        Machine::limit_disk(self, disk, limits)
     }
     fn console_input(&self, bytes: &[u8]) {
         Machine::console_input(self, bytes);

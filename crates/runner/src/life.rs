@@ -4,6 +4,7 @@ use crate::guest::{Build, Guest};
 use crate::{command, control, sandbox, written};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -19,7 +20,7 @@ use viv_api::runner::{
 use viv_api::stats::VmStats;
 use viv_api::vm::{OnReboot, Process};
 use viv_machine::PerfMap;
-use viv_model::{Accel, End, Fault, Kind, State, next};
+use viv_model::{Accel, DiskLimits, End, Fault, Kind, State, next};
 
 /// How long the last output may take to reach its readers.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
@@ -50,6 +51,8 @@ struct Inner {
     dying: bool,
     /// What to write as its end, if that was our wish.
     end_as: Option<End>,
+    /// How fast disks may be, where that was changed since the start.
+    limits: BTreeMap<usize, DiskLimits>,
 }
 
 impl Life {
@@ -63,6 +66,7 @@ impl Life {
             memory_mib: None,
             dying: false,
             end_as: None,
+            limits: BTreeMap::new(),
         };
         Life { process: Process::current(), console, inner: Mutex::new(inner) }
     }
@@ -93,6 +97,11 @@ impl Life {
             },
             Ask::Pause => self.step(viv_model::Ask::Pause, |guest| guest.pause()),
             Ask::Resume => self.step(viv_model::Ask::Resume, |guest| guest.resume()),
+            Ask::LimitDisk { disk, limits } => {
+                let guest = self.lock().guest.clone();
+                let limited = guest.ok_or_else(booting).and_then(|guest| guest.limit_disk(disk, &limits));
+                limited.inspect(|()| _ = self.lock().limits.insert(disk, limits))
+            }
             Ask::PowerButton { end } => {
                 let mut inner = self.lock();
                 inner.end_as = end.or(inner.end_as.take());
@@ -384,6 +393,9 @@ fn until_the_end(
             Ok(guest) => guest,
             Err(fault) => return End::Failed { message: fault.to_string() },
         };
+        for (disk, limits) in &life.lock().limits {
+            let _ = guest.limit_disk(*disk, limits); // the machine that had it taken has the same disks
+        }
         if let Err(fault) = life.boot(guest.clone()) {
             return End::Failed { message: fault.to_string() };
         }

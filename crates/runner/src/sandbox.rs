@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::path::Path;
 use viv_api::runner::RunnerSpec;
-use viv_machine::PerfMap;
+use viv_machine::{PerfMap, files_below};
 use viv_model::{Fault, Kind};
 
 /// Files outside the VM's directory that its process may read: what the machine asks the host.
@@ -119,6 +119,10 @@ fn restrict_files(spec: &RunnerSpec) -> Result<bool, Fault> {
     }
     for disk in &machine.disks {
         allow(&disk.path, if disk.read_only { read } else { write })?;
+        // What is wrong with an image is said when the machine opens it.
+        for below in files_below(disk).unwrap_or_default() {
+            allow(&below, read)?;
+        }
     }
     if machine.soft.perf_map {
         allow(&PerfMap::path(), write)?;

@@ -71,6 +71,9 @@ impl Guest for Puppet {
     fn kill(&self) {
         self.end.send(End::Killed).unwrap();
     }
+    fn limit_disk(&self, _disk: usize, _limits: &viv_model::DiskLimits) -> Result<(), Fault> {
+        Ok(())
+    }
     fn console_input(&self, bytes: &[u8]) {
         let mut line = self.line.lock().unwrap();
         for &byte in bytes {

@@ -60,6 +60,8 @@ pub(crate) enum Verb {
     Image(verbs::images::Image),
     /// Build an image from the packages of this host's apt
     Build(verbs::build::Args),
+    /// Make, look at and change disk images
+    Disk(verbs::disk::Disk),
     /// Show the service, the host and what its KVM is worth
     Info(verbs::info::Args),
     /// Print a script by which a shell completes commands, with the names of VMs

@@ -14,6 +14,23 @@ pub(crate) fn mib(text: &str) -> Result<u64, String> {
     number.checked_mul(factor).ok_or_else(|| "that is more than any host has".to_string())
 }
 
+/// Bytes of `64K`, `512M`, `4G`, `1T` or a bare number of bytes.
+pub(crate) fn exact(text: &str) -> Result<u64, String> {
+    const HOW: &str = "write it as 512M or 4G";
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(split);
+    let shift = match unit.to_ascii_uppercase().as_str() {
+        "" | "B" => 0,
+        "K" | "KB" | "KIB" => 10,
+        "M" | "MB" | "MIB" => 20,
+        "G" | "GB" | "GIB" => 30,
+        "T" | "TB" | "TIB" => 40,
+        _ => return Err(HOW.to_string()),
+    };
+    let number: u64 = digits.parse().map_err(|_| HOW.to_string())?;
+    number.checked_mul(1 << shift).ok_or_else(|| "that is more than any host has".to_string())
+}
+
 /// Bytes as people read them: `45.3 MB`.
 pub(crate) fn bytes(number: u64) -> String {
     let mut value = number as f64;
@@ -42,6 +59,16 @@ mod tests {
         assert_eq!(mib("0"), Ok(0));
         for wrong in ["", "M", "1.5G", "-1M", "512k", "99999999999999999999", "18446744073709551615T"] {
             assert!(mib(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn bytes_are_exact() {
+        for (text, bytes) in [("512", 512), ("64k", 65536), ("4G", 4 << 30), ("1TiB", 1 << 40)] {
+            assert_eq!(exact(text), Ok(bytes));
+        }
+        for wrong in ["", "G", "1.5G", "-1", "3X", "99999999T"] {
+            assert!(exact(wrong).is_err(), "{wrong}");
         }
     }
 

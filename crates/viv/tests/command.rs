@@ -37,6 +37,7 @@ fn help_is_as_it_was() {
         "images",
         "image",
         "build",
+        "disk",
         "info",
         "completions",
         "man",

@@ -6,7 +6,7 @@ use rustix::fs::{SeekFrom, copy_file_range, ftruncate, ioctl_ficlone, seek};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use viv_model::{DiskSpec, Fault};
+use viv_model::{DiskFormat, DiskSpec, Fault};
 
 pub(super) fn instantiate(store: &Store, image: &Image, vm_dir: &Path) -> Result<Instance, Fault> {
     let link = |part: &Part, name: &str| -> Result<PathBuf, Fault> {
@@ -29,7 +29,7 @@ pub(super) fn instantiate(store: &Store, image: &Image, vm_dir: &Path) -> Result
             let _ = fs::remove_file(&path);
             io_fault("copy the image's disk to", &path)(error)
         })?;
-        disks.push(DiskSpec { path, read_only: false });
+        disks.push(DiskSpec { path, format: Some(DiskFormat::Raw), ..DiskSpec::default() });
     }
     Ok(Instance { kernel, initrd, append: image.manifest.append.clone(), disks })
 }

@@ -75,6 +75,7 @@ impl DiskThreads {
 }
 
 fn perform(disk: &dyn Disk, memory: &GuestMemory, request: &BlkRequest, buffer: &mut Vec<u8>) -> BlkOutcome {
+    disk.admit(request.segments.iter().map(|segment| u64::from(segment.len)).sum());
     let offset = request.sector.saturating_mul(SECTOR);
     let done = match request.kind {
         BlkKind::Read => transfer(request, buffer, |at, gpa, piece| {

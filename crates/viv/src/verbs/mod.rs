@@ -3,6 +3,7 @@ pub(crate) mod build;
 pub(crate) mod complete;
 pub(crate) mod completions;
 pub(crate) mod console;
+pub(crate) mod disk;
 pub(crate) mod exec;
 pub(crate) mod images;
 pub(crate) mod info;
@@ -44,6 +45,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
         Verb::Completions(args) => return completions::run(args),
         Verb::Complete(args) => return complete::run(args),
         Verb::Man => return man::run(),
+        Verb::Disk(args) => return disk::run(args, cli.json),
         _ => {}
     }
     let context = Context::new(cli.json)?;
@@ -67,6 +69,11 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
         Verb::Image(args) => images::image(&context, args),
         Verb::Build(args) => build::run(&context, args),
         Verb::Info(args) => info::run(&context, args),
-        Verb::Serve(_) | Verb::Runner(_) | Verb::Completions(_) | Verb::Complete(_) | Verb::Man => Ok(0),
+        Verb::Serve(_)
+        | Verb::Runner(_)
+        | Verb::Completions(_)
+        | Verb::Complete(_)
+        | Verb::Disk(_)
+        | Verb::Man => Ok(0),
     }
 }

@@ -17,7 +17,7 @@ use viv_api::client::Request;
 use viv_api::endpoint::Route;
 use viv_api::image::{DEFAULT, ImageBuild};
 use viv_api::vm::{OnReboot, Process, Vm, VmCreate, VmKill, VmStop};
-use viv_model::{Accel, CPUS_MAX, DiskSpec, Fault, Kind, SoftSpec};
+use viv_model::{Accel, CPUS_MAX, DiskLimits, DiskSpec, Fault, Kind, SoftSpec};
 
 /// How long a guest may take until its agent answers, seconds: a big one on the software CPU takes minutes.
 const AGENT_WAIT_S: u64 = 600;
@@ -33,6 +33,12 @@ const READER_GONE: u8 = 141;
                   viv run -- uname -a                          one command in it\n\
                   viv run -d --name web debian                 a Debian in the background\n\
                   viv run --kernel F --disk F --append \"…\"     anything that boots\n\n\
+                  Options of a disk, after its file and a comma each:\n\
+                  ro                 the guest may only read it; VMs may share it then\n\
+                  format=F           raw, qcow2, vmdk, vdi, vhd or vhdx; looked up once if not given\n\
+                  allow=PATH         a file or directory outside its own that the image may stand over\n\
+                  iops=N, bps=N      requests and bytes a second at most: iops=500,bps=20M\n\
+                  iops-burst=N, bps-burst=N   what may come at once after a rest\n\n\
                   Options of the software CPU, for -o; each is on or off, and off if not given:\n\
                   soft.interpreter   execute all with the interpreter, our reference, and translate nothing\n\
                   soft.count         count the instructions and blocks that translated code executes: slower\n\
@@ -74,8 +80,8 @@ pub(crate) struct Args {
     /// Its command line; without --kernel, words added to the image's
     #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
     append: Option<String>,
-    /// A raw disk file; ",ro" lets the guest only read it
-    #[arg(long = "disk", value_name = "FILE[,ro]")]
+    /// A disk image or block device; ",ro" lets the guest only read it; more below
+    #[arg(long = "disk", value_name = "FILE[,ro,…]")]
     disks: Vec<String>,
     /// What a reset by the guest does; "end" with --rm and in the foreground
     #[arg(long, value_name = "restart|end", value_parser = on_reboot)]
@@ -318,26 +324,72 @@ fn absolute(path: &Path) -> Result<PathBuf, Fault> {
     })
 }
 
-/// `FILE`, `FILE,ro` or `FILE,rw`.
+/// `FILE[,OPTION…]`. A comma that no option follows belongs to the file's name.
 fn disk(text: &str) -> Result<DiskSpec, Fault> {
-    let (path, read_only) = match text.rsplit_once(',') {
-        Some((path, "ro")) => (path, true),
-        Some((path, "rw")) => (path, false),
-        _ => (text, false),
+    let mut spec = DiskSpec::default();
+    let mut path = text;
+    while let Some((before, option)) = path.rsplit_once(',') {
+        match option.split_once('=') {
+            None if option == "ro" => spec.read_only = true,
+            None if option == "rw" => spec.read_only = false,
+            Some(("format", name)) => spec.format = Some(name.parse()?),
+            Some((name, value)) if set_limit(&mut spec.limits, name, value)? => {}
+            Some(("allow", file)) => spec.allow.insert(0, absolute(Path::new(file))?),
+            _ => break,
+        }
+        path = before;
+    }
+    Ok(DiskSpec { path: absolute(Path::new(path))?, ..spec })
+}
+
+/// Sets a limit of a disk; false if none is called so.
+pub(crate) fn set_limit(limits: &mut DiskLimits, name: &str, value: &str) -> Result<bool, Fault> {
+    let place = match name {
+        "iops" => &mut limits.iops,
+        "bps" => &mut limits.bps,
+        "iops-burst" => &mut limits.iops_burst,
+        "bps-burst" => &mut limits.bps_burst,
+        _ => return Ok(false),
     };
-    Ok(DiskSpec { path: absolute(Path::new(path))?, read_only })
+    let number = size::exact(value).map_err(|_| {
+        let text = format!("a disk's {name} cannot be {value:?}");
+        Fault::new(Kind::Usage, text, format!("write a number a second: {name}=500, or 20M for bytes"))
+    })?;
+    *place = Some(number);
+    Ok(true)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use viv_model::DiskFormat;
 
     #[test]
     fn disks_are_writable_unless_told() {
         assert!(!disk("/a,b").unwrap().read_only);
         assert_eq!(disk("/a,b").unwrap().path, Path::new("/a,b"));
-        assert_eq!(disk("/a,ro").unwrap(), DiskSpec { path: "/a".into(), read_only: true });
+        assert_eq!(
+            disk("/a,ro").unwrap(),
+            DiskSpec { path: "/a".into(), read_only: true, ..DiskSpec::default() }
+        );
         assert!(!disk("/a,rw").unwrap().read_only);
+        let all = disk("/a,b,ro,format=qcow2,allow=/c,allow=/d").unwrap();
+        assert_eq!(
+            (all.path.to_str(), all.read_only, all.format),
+            (Some("/a,b"), true, Some(DiskFormat::Qcow2))
+        );
+        assert_eq!(all.allow, [Path::new("/c"), Path::new("/d")]);
+        let limits = disk("/a,iops=500,bps=20M,iops-burst=9,bps-burst=1G").unwrap().limits;
+        let expected = DiskLimits {
+            iops: Some(500),
+            bps: Some(20 << 20),
+            iops_burst: Some(9),
+            bps_burst: Some(1 << 30),
+        };
+        assert_eq!(limits, expected);
+        assert_eq!(disk("/a,iops=many").unwrap_err().kind, Kind::Usage);
+        assert_eq!(disk("/a,format=floppy").unwrap_err().kind, Kind::Usage);
+        assert_eq!(disk("/a,size=3").unwrap().path, Path::new("/a,size=3"));
         assert_eq!(disk("").unwrap_err().kind, Kind::Usage);
         assert!(disk("b").unwrap().path.is_absolute());
     }

@@ -224,7 +224,7 @@ fn configure(
         append: format!(
             "console=ttyS0 quiet loglevel=4 panic=-1 reboot=k cryptomgr.notests {APPEND} viv.task=/viv-configure"
         ),
-        disks: vec![DiskSpec { path: disk.to_path_buf(), read_only: false }],
+        disks: vec![DiskSpec { path: disk.to_path_buf(), read_only: false, ..DiskSpec::default() }],
     };
     let mut console = Console { total, watcher, done: 0, line: Vec::new(), lines: Vec::new() };
     console.report();

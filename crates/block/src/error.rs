@@ -3,7 +3,7 @@
 use crate::SECTOR;
 use std::io;
 use std::path::{Path, PathBuf};
-use viv_model::{Fault, Kind};
+use viv_model::{DiskFormat, Fault, Kind};
 
 /// Why a disk could not be opened. Each kind has its own way out: see the conversion into [`Fault`].
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +58,88 @@ pub enum OpenError {
         /// Its size in bytes.
         size: u64,
     },
+    /// A file that was to be made is there already.
+    #[error("{path:?} exists already")]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The directory for a new file is not there.
+    #[error("there is no directory for {path:?}")]
+    NoDirectory {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A new disk cannot be as it was asked for.
+    #[error("cannot make disk {path:?}: {text}")]
+    BadSize {
+        /// The disk.
+        path: PathBuf,
+        /// Why.
+        text: String,
+    },
+    /// An image contradicts itself or its file.
+    #[error("{format} image {path:?} is damaged: {what}")]
+    Damaged {
+        /// The image.
+        path: PathBuf,
+        /// Its format.
+        format: &'static str,
+        /// What is wrong.
+        what: String,
+    },
+    /// An image has something that we do not have.
+    #[error("{format} image {path:?} cannot be opened: {what}")]
+    Unsupported {
+        /// The image.
+        path: PathBuf,
+        /// Its format.
+        format: &'static str,
+        /// What it has.
+        what: String,
+    },
+    /// An image of this format can be read only.
+    #[error("disk {path:?} is a {format} image, which can only be read")]
+    ReadOnlyFormat {
+        /// The image.
+        path: PathBuf,
+        /// Its format.
+        format: DiskFormat,
+    },
+    /// Something that only images of another format can do.
+    #[error("disk {path:?} is {format}, not {wanted}")]
+    WrongFormat {
+        /// The image.
+        path: PathBuf,
+        /// Its format.
+        format: DiskFormat,
+        /// The format that can.
+        wanted: DiskFormat,
+    },
+    /// An image refers to a file outside its directory that its user has not named.
+    #[error("disk {path:?} refers to {target:?}, outside its own directory")]
+    Outside {
+        /// The disk that the user has named.
+        path: PathBuf,
+        /// The file.
+        target: PathBuf,
+    },
+    /// The disk below an image is not there.
+    #[error("disk {path:?} stands over {target:?}, which does not exist")]
+    NoBacking {
+        /// The image.
+        path: PathBuf,
+        /// The disk below it.
+        target: PathBuf,
+    },
+    /// A chain of images that comes back to itself, or does not end.
+    #[error("disk {path:?} stands over itself, or over too many images: again at {target:?}")]
+    Circle {
+        /// The disk that the user has named.
+        path: PathBuf,
+        /// Where the way down was given up.
+        target: PathBuf,
+    },
     /// Anything else.
     #[error("cannot {what} disk {path:?}")]
     Io {
@@ -87,14 +169,21 @@ impl OpenError {
     /// The class of the fault.
     fn kind(&self) -> Kind {
         match self {
-            OpenError::Missing { .. } => Kind::NotFound,
-            OpenError::Permission { .. } => Kind::Denied,
-            OpenError::InUse { .. } => Kind::Conflict,
+            OpenError::Missing { .. } | OpenError::NoBacking { .. } | OpenError::NoDirectory { .. } => {
+                Kind::NotFound
+            }
+            OpenError::Permission { .. } | OpenError::Outside { .. } => Kind::Denied,
+            OpenError::InUse { .. } | OpenError::Exists { .. } => Kind::Conflict,
+            OpenError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => Kind::NoCapacity,
             OpenError::Directory { .. }
             | OpenError::NotADisk { .. }
             | OpenError::Empty { .. }
-            | OpenError::OddSize { .. } => Kind::Usage,
-            OpenError::Io { .. } => Kind::Error,
+            | OpenError::OddSize { .. }
+            | OpenError::BadSize { .. }
+            | OpenError::Unsupported { .. }
+            | OpenError::ReadOnlyFormat { .. }
+            | OpenError::WrongFormat { .. } => Kind::Usage,
+            OpenError::Damaged { .. } | OpenError::Circle { .. } | OpenError::Io { .. } => Kind::Error,
         }
     }
 
@@ -102,7 +191,7 @@ impl OpenError {
     fn fix(&self) -> String {
         match self {
             OpenError::Missing { path } => {
-                format!("check the path, or make an empty disk: truncate -s 4G {}", shell_word(path))
+                format!("check the path, or make an empty disk: viv disk create {} 4G", shell_word(path))
             }
             OpenError::Directory { .. } => "name a disk image inside it, or the file of another disk".into(),
             OpenError::NotADisk { .. } => "name a raw image file or a block device".into(),
@@ -125,6 +214,48 @@ impl OpenError {
             OpenError::Empty { path } => format!("give it a size: truncate -s 4G {}", shell_word(path)),
             OpenError::OddSize { path, .. } => {
                 format!("pad it with zeroes: truncate -s %{SECTOR} {}", shell_word(path))
+            }
+            OpenError::Exists { path } => {
+                format!("name another file, or remove it first: rm {}", shell_word(path))
+            }
+            OpenError::NoDirectory { path } => {
+                let directory = path.parent().unwrap_or(Path::new("."));
+                format!("make it: mkdir -p {}", shell_word(directory))
+            }
+            OpenError::BadSize { .. } => "see viv disk create --help".into(),
+            OpenError::Damaged { path, .. } => format!(
+                "see what is wrong with viv disk check {0}, repair it with viv disk check --repair {0}, or use a copy \
+                 of it",
+                shell_word(path)
+            ),
+            OpenError::Unsupported { path, .. } => format!(
+                "convert it with its own program: qemu-img convert -O qcow2 {} NEW.qcow2",
+                shell_word(path)
+            ),
+            OpenError::ReadOnlyFormat { path, .. } => {
+                let word = shell_word(path);
+                format!(
+                    "attach it read-only with --disk {word},ro or convert it: viv disk convert {word} NEW.qcow2"
+                )
+            }
+            OpenError::WrongFormat { path, .. } => {
+                format!("convert it first: viv disk convert {} NEW.qcow2", shell_word(path))
+            }
+            OpenError::Outside { path, target } => format!(
+                "if you trust it, name the file: --disk {},allow={}",
+                shell_word(path),
+                shell_word(target)
+            ),
+            OpenError::NoBacking { path, .. } => format!(
+                "put it back, or say where it is now: viv disk rebase --unsafe --backing FILE {}",
+                shell_word(path)
+            ),
+            OpenError::Circle { path, .. } => format!(
+                "see the chain with viv disk info {0}; let it end: viv disk rebase --unsafe --backing FILE {0}",
+                shell_word(path)
+            ),
+            OpenError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                "make room on its file system: df -h".into()
             }
             OpenError::Io { what: "lock", .. } => "copy the disk to a file system that supports locks".into(),
             OpenError::Io { .. } => "check the file system that the disk is on (see dmesg)".into(),
@@ -160,7 +291,19 @@ mod tests {
     fn every_refusal_says_what_to_do() {
         let path = || PathBuf::from("/disks/it's mine.img");
         let source = || io::Error::from_raw_os_error(5);
+        let (format, wanted) = (DiskFormat::Vmdk, DiskFormat::Qcow2);
+        let target = || PathBuf::from("/etc/shadow");
         let errors = [
+            OpenError::Exists { path: path() },
+            OpenError::NoDirectory { path: path() },
+            OpenError::BadSize { path: path(), text: "no".into() },
+            OpenError::Damaged { path: path(), format: "qcow2", what: "no".into() },
+            OpenError::Unsupported { path: path(), format: "qcow2", what: "no".into() },
+            OpenError::ReadOnlyFormat { path: path(), format },
+            OpenError::WrongFormat { path: path(), format, wanted },
+            OpenError::Outside { path: path(), target: target() },
+            OpenError::NoBacking { path: path(), target: target() },
+            OpenError::Circle { path: path(), target: target() },
             OpenError::Missing { path: path() },
             OpenError::Directory { path: path() },
             OpenError::NotADisk { path: path() },

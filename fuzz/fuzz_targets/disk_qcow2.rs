@@ -1,0 +1,9 @@
+//! qcow2 images with changed headers and tables, used like a disk.
+#![no_main]
+use viv_block::trial::{Place, hostile};
+use viv_model::DiskFormat;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    let Ok(place) = Place::new("fuzz-qcow2") else { return };
+    hostile(DiskFormat::Qcow2, &place.file("image"), data);
+});

@@ -1,0 +1,9 @@
+//! VHD images with changed headers and tables, used like a disk.
+#![no_main]
+use viv_block::trial::{Place, hostile};
+use viv_model::DiskFormat;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    let Ok(place) = Place::new("fuzz-vhd") else { return };
+    hostile(DiskFormat::Vhd, &place.file("image"), data);
+});

@@ -1,0 +1,9 @@
+//! VHDX images with changed headers and tables, used like a disk.
+#![no_main]
+use viv_block::trial::{Place, hostile};
+use viv_model::DiskFormat;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    let Ok(place) = Place::new("fuzz-vhdx") else { return };
+    hostile(DiskFormat::Vhdx, &place.file("image"), data);
+});
