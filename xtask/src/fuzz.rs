@@ -14,11 +14,11 @@ const LIMITS: &[(&str, u64, u32)] = &[
     ("kernel_file", 200_000, 8192),
     ("deb_package", 200_000, 8192),
     // Each input is a file that is written, used and checked.
-    ("disk_qcow2", 50_000, 300),
+    ("disk_qcow2", 10_000, 300),
     ("disk_vmdk", 50_000, 300),
     ("disk_vdi", 20_000, 300),
     ("disk_vhd", 20_000, 300),
-    ("disk_vhdx", 20_000, 300),
+    ("disk_vhdx", 5_000, 300),
 ];
 const OTHER: (u64, u32) = (1_000_000, 4096);
 
