@@ -419,3 +419,64 @@ impl Cpu {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::mmu::Want;
+    use super::super::{NO_BUS, Shared, SoftCpu};
+    use super::*;
+    use crate::Vcpu;
+    use viv_arch::x86::{CpuState, Segment, cr0, cr4, efer, gpr};
+    use viv_mem::{Gpa, GuestMemory};
+
+    const CODE: u64 = 0x4000;
+
+    fn state() -> CpuState {
+        let segment = |selector, rights| Segment { selector, base: 0, limit: u32::MAX, rights };
+        let mut state = CpuState {
+            rip: CODE,
+            cr0: cr0::PE | cr0::PG | cr0::ET,
+            cr3: 0x1000,
+            cr4: cr4::PAE,
+            efer: efer::LME | efer::LMA,
+            segments: [segment(0x10, 0xc093); 6],
+            ..CpuState::default()
+        };
+        state.segments[1] = segment(8, 0xa09b);
+        state
+    }
+
+    /// A processor is about to write, another one decodes the old bytes, then the write takes place: they are stale.
+    #[test]
+    fn what_is_decoded_during_a_write_is_stale() {
+        type Step = fn(&mut SoftCpu) -> Result<(), super::super::Exception>;
+        let steps: [Step; 2] = [|cpu| cpu.step(&NO_BUS), |cpu| cpu.step_translated(&NO_BUS, 1)];
+        for (step, rewritten) in steps.into_iter().flat_map(|step| [(step, 0), (step, 10)]) {
+            let memory = GuestMemory::new(&[(Gpa(0), 1 << 20)]).unwrap();
+            for (at, entry) in [(0x1000u64, 0x2003u64), (0x2000, 0x3003), (0x3000, 0x83)] {
+                memory.write(Gpa(at), &entry.to_le_bytes()).unwrap();
+            }
+            // mov eax, 1. Beside it is code, so that nobody writes to the page unseen.
+            memory.write(Gpa(CODE), &[0xb8, 1, 0, 0, 0]).unwrap();
+            (0..rewritten).for_each(|_| memory.code().invalidate((CODE / PAGE_SIZE) as u32));
+            memory.code().mark((CODE / PAGE_SIZE) as u32, 0x800, 1);
+            let shared = Shared::new(&memory, 2);
+            let (mut writer, mut reader) = (SoftCpu::new(0, shared.clone()), SoftCpu::new(1, shared));
+            writer.load(&state()).unwrap();
+            let mmu = writer.cpu.mmu;
+            let Ok(Place::Ram(host)) = writer.cpu.place(mmu, CODE + 1, Want::Write, 4) else {
+                panic!("RAM is there");
+            };
+            let mut runs = || {
+                reader.load(&state()).unwrap();
+                step(&mut reader).unwrap();
+                reader.save().unwrap().gprs[gpr::RAX]
+            };
+            assert_eq!(runs(), 1);
+            // SAFETY: four bytes of guest RAM.
+            unsafe { host.cast::<u32>().write_unaligned(2) };
+            writer.finish_code_write();
+            assert_eq!(runs(), 2);
+        }
+    }
+}

@@ -178,7 +178,7 @@ impl SoftCpu {
     }
 
     /// A write into what may be decoded code took effect: whoever decoded the old bytes meanwhile is stale too.
-    fn finish_code_write(&mut self) {
+    pub(super) fn finish_code_write(&mut self) {
         let Cpu { wrote_code, shared, .. } = &mut *self.cpu;
         if wrote_code.is_empty() {
             return;
