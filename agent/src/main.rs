@@ -12,6 +12,7 @@
 //! It never does what the host could do, never talks first, and needs nothing of the guest's user land.
 mod children;
 mod command;
+mod disks;
 mod exec;
 mod init;
 mod power;

@@ -1,6 +1,6 @@
 //! The server of requests over vsock: a thread for each connection.
 use crate::power::{self, Last};
-use crate::{children, exec, say, sys};
+use crate::{children, disks, exec, say, sys};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -70,10 +70,14 @@ fn take(connection: File) {
 }
 
 fn handle(mut connection: File) -> io::Result<()> {
-    let mut reply = Reply { agent: env!("CARGO_PKG_VERSION").to_string(), error: None };
+    let mut reply = Reply { agent: env!("CARGO_PKG_VERSION").to_string(), error: None, in_use: None };
     let asked = match read_line(&mut connection) {
         Ok(Request::Exec(what)) => return exec::run(connection, &what),
         Ok(Request::Ping {}) => None,
+        Ok(Request::Disk { serial }) => {
+            reply.in_use = disks::in_use(&serial);
+            None
+        }
         Ok(Request::Poweroff {}) => Some(Last::PowerOff),
         Ok(Request::Reboot {}) => Some(Last::Reboot),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {

@@ -97,6 +97,64 @@ fn a_running_guest_gets_more_memory_and_gives_it_back() {
 }
 
 #[test]
+fn disks_come_and_go_while_it_runs() {
+    let _vm = start("e2e-plug", &[]);
+    let place = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let (raw, cow) = (place.join("plug.raw"), place.join("plug.qcow2"));
+    let _ = (fs::remove_file(&raw), fs::remove_file(&cow));
+    fs::write(&raw, vec![0; 16 << 20]).unwrap();
+    run(&["disk", "create", "--format", "qcow2", cow.to_str().unwrap(), "64M"], "").ok();
+    let there = |serial: &str| {
+        let find = format!("grep -lx {serial} /sys/block/*/serial");
+        exec("e2e-plug", &["sh", "-c", &find]).out.trim().split('/').nth(3).map(|name| format!("/dev/{name}"))
+    };
+    let attach = |disk: &str| run(&["attach", "e2e-plug", disk], "");
+    attach(&format!("{},serial=data", raw.display())).ok();
+    attach(cow.to_str().unwrap()).ok();
+    until("both disks", LIMIT, || there("data").is_some() && there("viv-disk-0").is_some());
+    let shell = |script: &str| exec("e2e-plug", &["sh", "-ec", script]).ok().out;
+    let device = there("data").unwrap();
+    shell(&format!(
+        "mke2fs {device} >/dev/null 2>&1; mkdir /data; mount {device} /data; echo kept > /data/file"
+    ));
+    assert_eq!(attach(raw.to_str().unwrap()).status, 4, "it has it already");
+
+    let refused = run(&["detach", "e2e-plug", "data"], "");
+    assert!(refused.status == 4 && refused.err.contains("is mounted on /data"), "{refused:?}");
+    shell("umount /data");
+    run(&["detach", "e2e-plug", "data"], "").ok();
+    assert_eq!(there("data"), None);
+    // Whoever comes next may have it at once.
+    let other = run(
+        &[
+            "run",
+            "--rm",
+            "--accel",
+            "soft",
+            "--disk",
+            raw.to_str().unwrap(),
+            "--",
+            "sh",
+            "-c",
+            "mkdir /data; mount /dev/vda /data && cat /data/file",
+        ],
+        "",
+    )
+    .ok();
+    assert_eq!(other.out, "kept\n");
+
+    // The other one is still there after the guest's reboot, and after the VM's next start.
+    exec("e2e-plug", &["reboot"]);
+    until("the second boot", LIMIT, || inspect("e2e-plug")["boots"] == 2);
+    until("the disk", LIMIT, || there("viv-disk-0").is_some());
+    run(&["stop", "--time", "100", "e2e-plug"], "").ok();
+    run(&["start", "e2e-plug"], "").ok();
+    until("the disk", LIMIT, || there("viv-disk-0").is_some());
+    run(&["detach", "e2e-plug", "0"], "").ok();
+    assert_eq!(inspect("e2e-plug")["machine"]["disks"], serde_json::json!([]));
+}
+
+#[test]
 fn a_command_in_the_background_ends_its_vm_with_its_status() {
     let _vm = start("e2e-job", &["--", "sh", "-c", "echo from the job; exit 3"]);
     until("the job's end", LIMIT, || inspect("e2e-job")["state"] == "stopped");

@@ -36,6 +36,11 @@ pub enum Request {
     Poweroff {},
     /// Restart the guest in its own orderly way.
     Reboot {},
+    /// Whether somebody uses the disk with this serial number: then the answer's `in_use` says who.
+    Disk {
+        /// The serial number.
+        serial: String,
+    },
 }
 
 /// A command to run in the guest.
@@ -94,6 +99,9 @@ pub struct Reply {
     /// Why the request was refused, if it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Who uses the disk that was asked about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_use: Option<String>,
 }
 
 /// What the client sends after an `exec` request.

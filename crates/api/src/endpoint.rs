@@ -66,6 +66,10 @@ pub enum Route {
     VmDiskLimits,
     /// Stop a VM.
     VmStop,
+    /// Attach a disk.
+    VmDiskAttach,
+    /// Detach a disk.
+    VmDiskDetach,
     /// Resize a VM's memory.
     VmMemory,
     /// Kill a VM.
@@ -152,6 +156,20 @@ pub const TABLE: &[Endpoint] = &[
     ),
     line(Route::VmPause, Method::Post, "/v1/vms/{vm}/pause", Answer::Json, "let its vCPUs stand still (Vm)"),
     line(Route::VmResume, Method::Post, "/v1/vms/{vm}/resume", Answer::Json, "let its vCPUs go on (Vm)"),
+    line(
+        Route::VmDiskAttach,
+        Method::Post,
+        "/v1/vms/{vm}/disks",
+        Answer::Json,
+        "give it one more disk, also while it runs (DiskSpec -> Vm)",
+    ),
+    line(
+        Route::VmDiskDetach,
+        Method::Delete,
+        "/v1/vms/{vm}/disks/{disk}",
+        Answer::Json,
+        "take a disk from it, when its guest lets it go; disks count from 0 (Vm)",
+    ),
     line(
         Route::VmDiskLimits,
         Method::Post,

@@ -10,7 +10,8 @@ use crate::info::Kvm;
 use crate::stats::VmStats;
 use crate::vm::{OnReboot, Process};
 use serde::{Deserialize, Serialize};
-use viv_model::{Accel, DiskLimits, End, Fault, MachineSpec, State};
+use std::path::PathBuf;
+use viv_model::{Accel, DiskLimits, DiskSpec, End, Fault, MachineSpec, State};
 
 /// What the VM is asked to be: a [`RunnerSpec`]. All names are relative to the VM's directory.
 pub const SPEC: &str = "spec.json";
@@ -95,6 +96,19 @@ pub enum Ask {
     ResizeMemory {
         /// MiB.
         mib: u64,
+    },
+    /// Put a disk behind the others. Its files, opened, come with the request (SCM_RIGHTS of unix(7)), for the VM's
+    /// process may open none.
+    AttachDisk {
+        /// The disk.
+        disk: DiskSpec,
+        /// The paths of the files that come, in order.
+        files: Vec<PathBuf>,
+    },
+    /// Ask the guest to let a disk go.
+    DetachDisk {
+        /// Which, from 0.
+        disk: usize,
     },
     /// End now.
     Kill {

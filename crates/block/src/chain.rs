@@ -5,6 +5,7 @@ use crate::host_file::HostFile;
 use crate::probe::probe_file;
 use crate::qcow2::Facts;
 use crate::{Disk, OpenError, Qcow2, RawDisk, vdi, vhd, vhdx, vmdk};
+use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use viv_model::DiskFormat;
@@ -23,12 +24,14 @@ pub struct Source {
     pub read_only: bool,
     /// Files and directories outside the image's directory that it may refer to.
     pub allowed: Vec<PathBuf>,
+    /// Files that somebody has opened for us, by their paths: these are not opened again. For who may open none.
+    pub handed: Arc<[(PathBuf, File)]>,
 }
 
 impl Source {
     /// The image at `path`, in whatever format it is.
     pub fn new(path: &Path, read_only: bool) -> Source {
-        Source { path: path.to_owned(), format: None, read_only, allowed: Vec::new() }
+        Source { path: path.to_owned(), format: None, read_only, allowed: Vec::new(), handed: Arc::default() }
     }
 }
 
@@ -86,7 +89,7 @@ pub(crate) fn links(source: &Source) -> Result<Vec<Link>, OpenError> {
     let mut next = Some((source.path.clone(), source.format));
     while let Some((path, format)) = next.take() {
         // Someone may have it open for writing: its header is still what it is.
-        let file = HostFile::look(&path)?;
+        let file = walk.file(&path, true, false)?;
         walk.enter(&file)?;
         let probed = format.is_none();
         let format = format.map_or_else(|| probe_file(&file), Ok)?;
@@ -112,6 +115,7 @@ struct Walk {
     roots: Vec<PathBuf>,
     /// Files that are open already.
     seen: Vec<(u64, u64)>,
+    handed: Arc<[(PathBuf, File)]>,
 }
 
 impl Walk {
@@ -122,7 +126,16 @@ impl Walk {
         for allowed in &source.allowed {
             roots.push(allowed.canonicalize().map_err(|error| OpenError::from_io(allowed, true, error))?);
         }
-        Ok(Walk { top: source.path.clone(), roots, seen: Vec::new() })
+        Ok(Walk { top: source.path.clone(), roots, seen: Vec::new(), handed: source.handed.clone() })
+    }
+
+    /// The file at `path`, to be used or (unlocked) just to be looked at.
+    fn file(&self, path: &Path, read_only: bool, lock: bool) -> Result<HostFile, OpenError> {
+        match self.handed.iter().find(|(handed, _)| handed == path) {
+            Some((_, file)) => HostFile::take(file, path, read_only, lock),
+            None if lock => HostFile::open(path, read_only),
+            None => HostFile::look(path),
+        }
     }
 
     /// Notes that a file belongs to the chain, once.
@@ -142,8 +155,8 @@ impl Walk {
         read_only: bool,
     ) -> Result<Arc<dyn Disk>, OpenError> {
         // Looked at before it is locked: a chain that comes back to itself would find its own lock.
-        self.enter(&HostFile::look(&path)?)?;
-        let file = HostFile::open(&path, read_only)?;
+        self.enter(&self.file(&path, true, false)?)?;
+        let file = self.file(&path, read_only, true)?;
         let probed = format.is_none();
         Ok(match format.map_or_else(|| probe_file(&file), Ok)? {
             DiskFormat::Raw => Arc::new(RawDisk::from_file(file)?),
@@ -153,7 +166,7 @@ impl Walk {
                 let image = path.clone();
                 Arc::new(vmdk::open(file, &mut |name| {
                     let (extent, _) = self.below(&image, name, None, false)?;
-                    HostFile::open(&extent, true)
+                    self.file(&extent, true, true)
                 })?)
             }
             DiskFormat::Vdi => Arc::new(vdi::open(file)?),

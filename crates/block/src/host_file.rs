@@ -58,6 +58,18 @@ impl HostFile {
         }
     }
 
+    /// Takes a file that somebody else has opened at `path`.
+    pub(crate) fn take(file: &File, path: &Path, read_only: bool, lock: bool) -> Result<HostFile, OpenError> {
+        let refused = |source| OpenError::from_io(path, read_only, source);
+        let file = file.try_clone().map_err(refused)?;
+        let is_device = file.metadata().map_err(refused)?.file_type().is_block_device();
+        if lock {
+            HostFile::lock(file, path, read_only, is_device)
+        } else {
+            Ok(HostFile::of(file, path, true, is_device))
+        }
+    }
+
     /// Makes a new, empty file; one that is there already is left alone.
     pub(crate) fn create(path: &Path) -> Result<HostFile, OpenError> {
         let file =

@@ -69,6 +69,26 @@ pub(crate) async fn answer(
         }
         Route::VmPause => blocking(move || vms.step(&name, Ask::Pause)).await,
         Route::VmResume => blocking(move || vms.step(&name, Ask::Resume)).await,
+        Route::VmDiskAttach => {
+            let disk = body(request).await?;
+            blocking(move || vms.attach_disk(&name, &disk)).await
+        }
+        Route::VmDiskDetach => {
+            let disk = arguments.next().unwrap_or_default();
+            if !flag("force") {
+                let (serial, runner) = vms.disk_serial(&name, &disk)?;
+                if let Some(used) = streams::disk_use(&runner, serial).await {
+                    return Err(Fault::new(
+                        Kind::Conflict,
+                        format!("the disk is in use in the guest: {used}"),
+                        format!(
+                            "end that first: viv exec {name} -- umount …; or lose what is not written yet: --force"
+                        ),
+                    ));
+                }
+            }
+            blocking(move || vms.detach_disk(&name, &disk)).await
+        }
         Route::VmDiskLimits => {
             let disk = arguments.next().unwrap_or_default();
             let limits = body(request).await?;

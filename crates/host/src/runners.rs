@@ -1,9 +1,12 @@
 //! The process of a VM, seen from outside: started, asked, waited for, found again.
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufRead, BufReader, IoSlice, Read, Seek, SeekFrom, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -16,7 +19,8 @@ use viv_api::socket;
 use viv_api::stats::VmStats;
 use viv_api::timestamp::Timestamp;
 use viv_api::vm::Process;
-use viv_model::{End, Fault, Kind};
+use viv_block::Source;
+use viv_model::{DiskSpec, End, Fault, Kind};
 
 /// How long a runner may take to answer a question.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -143,12 +147,54 @@ impl Runner {
         }
     }
 
+    /// Has it attach a disk, whose files we open for it: its sandbox opens none that it was not started with.
+    pub(crate) fn attach_disk(&self, disk: &DiskSpec) -> Result<Status, Fault> {
+        let source = Source {
+            format: disk.format,
+            allowed: disk.allow.clone(),
+            ..Source::new(&disk.path, disk.read_only)
+        };
+        let paths = viv_block::files(&source)?;
+        let mut files = Vec::new();
+        for (depth, path) in paths.iter().enumerate() {
+            let write = depth == 0 && !disk.read_only;
+            let file = OpenOptions::new().read(true).write(write).open(path).map_err(|error| {
+                let text = format!("cannot open {}: {error}", path.display());
+                let fix = "see that you may read it, and write it unless it is attached with ,ro";
+                Fault::new(Kind::Denied, text, fix)
+            })?;
+            files.push(file);
+        }
+        let ask = Ask::AttachDisk { disk: disk.clone(), files: paths };
+        match self.exchange_with(&ask, &files).map_err(no_answer)? {
+            Reply::Ok(status) => Ok(status),
+            Reply::Stats(_) => Err(no_answer(io::ErrorKind::InvalidData.into())),
+            Reply::Refused(fault) => Err(fault),
+        }
+    }
+
     fn exchange(&self, ask: &Ask) -> io::Result<Reply> {
+        self.exchange_with(ask, &[])
+    }
+
+    /// Sends files along (SCM_RIGHTS, unix(7)).
+    fn exchange_with(&self, ask: &Ask, files: &[File]) -> io::Result<Reply> {
         let mut socket = socket::connect(&self.dir.join(CONTROL))?;
         socket.set_read_timeout(Some(ANSWER_LIMIT))?;
         let mut line = serde_json::to_vec(ask)?;
         line.push(b'\n');
-        socket.write_all(&line)?;
+        let mut sent = 0;
+        if !files.is_empty() {
+            let files: Vec<BorrowedFd<'_>> = files.iter().map(File::as_fd).collect();
+            let message = SendAncillaryMessage::ScmRights(&files);
+            let mut space = vec![MaybeUninit::uninit(); message.size()];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            if !ancillary.push(message) {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+            sent = sendmsg(&socket, &[IoSlice::new(&line)], &mut ancillary, SendFlags::NOSIGNAL)?;
+        }
+        socket.write_all(line.get(sent..).unwrap_or_default())?;
         let mut answer = Vec::new();
         BufReader::new(socket).take(LINE_MAX as u64).read_until(b'\n', &mut answer)?;
         Ok(serde_json::from_slice(&answer)?)

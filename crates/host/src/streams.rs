@@ -169,6 +169,18 @@ pub(crate) fn ask_agent_to_power_off(runner: Runner) {
     });
 }
 
+/// Who in the guest uses the disk with this serial number, as far as an agent is there to say.
+pub(crate) async fn disk_use(runner: &Runner, serial: String) -> Option<String> {
+    let asked = async {
+        let mut stream = attempt(runner).await?;
+        stream.write_all(&agent::to_line(&AgentRequest::Disk { serial })?).await?;
+        let mut answer = Vec::new();
+        stream.take(agent::LINE_MAX as u64).read_to_end(&mut answer).await?;
+        Ok::<_, io::Error>(serde_json::from_slice::<agent::Reply>(&answer)?)
+    };
+    tokio::time::timeout(ATTEMPT_LIMIT, asked).await.ok()?.ok()?.in_use
+}
+
 /// What the serial line has said, and, if that is wanted, what it goes on to say.
 pub(crate) fn logs(runner: Runner, follow: bool) -> mpsc::Receiver<Bytes> {
     let (sender, receiver) = mpsc::channel(4);

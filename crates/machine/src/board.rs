@@ -93,7 +93,7 @@ enum Virtio {
     Rng,
     Vsock,
     Console,
-    Disk(Arc<dyn Disk>),
+    Disk(Arc<dyn Disk>, String),
     Balloon,
     Mem(Region),
 }
@@ -129,7 +129,8 @@ pub(crate) struct Plan {
     pub(crate) cpus: u32,
     /// The region of `memory` in which the guest may get more.
     pub(crate) hot_memory: Option<Region>,
-    pub(crate) disks: Vec<Arc<dyn Disk>>,
+    /// With their serial numbers.
+    pub(crate) disks: Vec<(Arc<dyn Disk>, String)>,
     pub(crate) vsock: Option<Waker>,
     pub(crate) sink: Arc<ConsoleSink>,
 }
@@ -234,7 +235,9 @@ impl Plan {
                     let host = ConsoleHost { sink: self.sink.clone(), used: console_used.clone() };
                     console = Some(attach.add(Console::new(80, 25), host, transport)?);
                 }
-                Virtio::Disk(disk) => work.extend(self.add_disk(&mut attach, disk, transport)?),
+                Virtio::Disk(disk, serial) => {
+                    work.extend(self.add_disk(&mut attach, disk, serial, transport)?);
+                }
                 Virtio::Balloon => {
                     let (device, taker) = self.add_giving(&mut attach, Balloon::new(), transport)?;
                     work.push(("balloon", taker));
@@ -290,7 +293,11 @@ impl Plan {
             (Virtio::Vsock, Transport::Pci),
             (Virtio::Console, Transport::Pci),
         ];
-        devices.extend(self.disks.iter().map(|disk| (Virtio::Disk(disk.clone()), Transport::Pci)));
+        // First of those that may change: disk n is in slot n of these.
+        let disk = |(disk, serial): &(Arc<dyn Disk>, String)| {
+            (Virtio::Disk(disk.clone(), serial.clone()), Transport::Pci)
+        };
+        devices.extend(self.disks.iter().map(disk));
         devices.push((Virtio::Balloon, Transport::Pci));
         devices.extend(self.hot_memory.map(|region| (Virtio::Mem(region), Transport::Pci)));
         devices
@@ -361,9 +368,10 @@ impl Plan {
         &self,
         attach: &mut Attach,
         disk: Arc<dyn Disk>,
+        serial: String,
         transport: Transport,
     ) -> io::Result<Vec<(&'static str, Work)>> {
-        let (device, host, threads) = attach.hot_plug.disk(disk);
+        let (device, host, threads) = attach.hot_plug.disk(disk, serial);
         let device = attach.add(device, host, transport)?;
         Ok(attach.hot_plug.disk_work(threads, &device))
     }
@@ -375,21 +383,18 @@ pub(crate) struct HotPlug {
     memory: GuestMemory,
     cpus: u32,
     windows: Allocator,
-    /// Disks so far.
-    disks: usize,
 }
 
 impl HotPlug {
-    fn disk(&mut self, disk: Arc<dyn Disk>) -> (Blk, DiskHost, DiskThreads) {
+    fn disk(&self, disk: Arc<dyn Disk>, serial: String) -> (Blk, DiskHost, DiskThreads) {
         let queues = self.cpus.clamp(1, DISK_QUEUES_MAX) as u16;
         let settings = BlkSettings {
             bytes: disk.size(),
             read_only: disk.read_only(),
             block_size: DISK_BLOCK_SIZE,
             queues,
-            id: format!("viv-disk-{}", self.disks),
+            id: serial,
         };
-        self.disks += 1;
         let (host, threads) = DiskHost::new(disk, queues);
         (Blk::new(settings), host, threads)
     }
@@ -451,7 +456,6 @@ impl Attach {
                 memory: plan.memory.clone(),
                 cpus: plan.cpus,
                 windows,
-                disks: 0,
             },
             functions: BTreeMap::from([(Bdf::root(0), bridge)]),
             next_slot: 1,
@@ -527,10 +531,14 @@ impl Board {
     }
 
     /// Puts a disk into a free slot and tells the guest. Returns the slot, and what the disk's threads do.
-    pub(crate) fn plug_disk(&self, disk: Arc<dyn Disk>) -> io::Result<(u8, Vec<(&'static str, Work)>)> {
+    pub(crate) fn plug_disk(
+        &self,
+        disk: Arc<dyn Disk>,
+        serial: String,
+    ) -> io::Result<(u8, Vec<(&'static str, Work)>)> {
         let mut hot_plug = lock(&self.hot_plug);
         let slot = self.pci.free_slot(HOT_PLUG).ok_or_else(|| io::Error::other("no PCI slot is free"))?;
-        let (device, host, threads) = hot_plug.disk(disk);
+        let (device, host, threads) = hot_plug.disk(disk, serial);
         let function = hot_plug.function(device, host, slot)?;
         self.pci.plug(Bdf::root(slot), function.clone());
         let device: Arc<dyn Hosted<Blk>> = function;

@@ -1,9 +1,13 @@
 //! The machine's disks, from their opening to the moment when another machine may open them.
+use crate::board::HOT_PLUG;
+use crate::core::lock;
 use crate::files::disk_source;
-use std::sync::Arc;
+use std::fs::File;
+use std::path::PathBuf;
 use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use viv_block::{Disk, Gate, Throttled};
+use viv_block::{Disk, Gate, Source, Throttled};
 use viv_model::{DiskLimits, DiskSpec, Fault, Kind};
 
 /// How long the end waits for disks: one may hang.
@@ -14,43 +18,89 @@ const LOOK: Duration = Duration::from_millis(1);
 struct Drive {
     disk: Arc<dyn Disk>,
     gate: Arc<Gate>,
+    serial: String,
+    /// Its PCI slot.
+    slot: u8,
 }
 
-/// The disks, and how fast each may be.
-pub(crate) struct Drives(Vec<Drive>);
+/// The disks, and how fast each may be. They may come and go.
+pub(crate) struct Drives(Mutex<Vec<Drive>>);
+
+/// Files that somebody has opened for us, by their paths.
+pub type HandedFiles = Arc<[(PathBuf, File)]>;
+
+/// Opens a disk, not yet in any slot.
+fn open(spec: &DiskSpec, index: usize, handed: HandedFiles) -> Result<Drive, Fault> {
+    spec.check()?;
+    let gate = Arc::new(Gate::new(&spec.limits));
+    let disk = viv_block::open(&Source { handed, ..disk_source(spec) })?;
+    Ok(Drive {
+        disk: Arc::new(Throttled::new(disk, gate.clone())),
+        gate,
+        serial: spec.serial_of(index),
+        slot: u8::MAX,
+    })
+}
 
 impl Drives {
+    /// The disks of the start: they are in the first slots that may change, in order.
     pub(crate) fn open(specs: &[DiskSpec]) -> Result<Drives, Fault> {
-        let open = |spec: &DiskSpec| {
-            let gate = Arc::new(Gate::new(&spec.limits));
-            let disk = viv_block::open(&disk_source(spec))?;
-            Ok(Drive { disk: Arc::new(Throttled::new(disk, gate.clone())), gate })
-        };
-        Ok(Drives(specs.iter().map(open).collect::<Result<_, Fault>>()?))
+        let each = |(slot, (index, spec))| Ok(Drive { slot, ..open(spec, index, HandedFiles::default())? });
+        let drives = HOT_PLUG.zip(specs.iter().enumerate()).map(each).collect::<Result<_, Fault>>()?;
+        Ok(Drives(Mutex::new(drives)))
     }
 
-    pub(crate) fn disks(&self) -> Vec<Arc<dyn Disk>> {
-        self.0.iter().map(|drive| drive.disk.clone()).collect()
+    /// The disks with their serial numbers.
+    pub(crate) fn disks(&self) -> Vec<(Arc<dyn Disk>, String)> {
+        lock(&self.0).iter().map(|drive| (drive.disk.clone(), drive.serial.clone())).collect()
+    }
+
+    /// Adds a disk; `plug` puts it into a slot.
+    pub(crate) fn add(
+        &self,
+        spec: &DiskSpec,
+        handed: HandedFiles,
+        plug: impl FnOnce(Arc<dyn Disk>, String) -> Result<u8, Fault>,
+    ) -> Result<(), Fault> {
+        let index = lock(&self.0).len();
+        let drive = open(spec, index, handed)?;
+        let slot = plug(drive.disk.clone(), drive.serial.clone())?;
+        lock(&self.0).push(Drive { slot, ..drive });
+        Ok(())
+    }
+
+    /// The slot of a disk.
+    pub(crate) fn slot(&self, index: usize) -> Result<u8, Fault> {
+        let drives = lock(&self.0);
+        drives.get(index).map(|drive| drive.slot).ok_or_else(|| missing(index, drives.len()))
+    }
+
+    /// Forgets the disk of a slot that is empty now, and waits until its threads have let it go.
+    pub(crate) fn remove(&self, slot: u8) {
+        let mut gone = lock(&self.0);
+        let Some(index) = gone.iter().position(|drive| drive.slot == slot) else { return };
+        let drive = gone.remove(index);
+        drop(gone);
+        drive.gate.open();
+        drive.wait();
     }
 
     pub(crate) fn limit(&self, index: usize, limits: &DiskLimits) -> Result<(), Fault> {
         limits.check()?;
-        let drive = self.0.get(index).ok_or_else(|| {
-            let text = format!("the machine has no disk {index}: it has {}", self.0.len());
-            Fault::new(Kind::NotFound, text, "count from 0; see the disks with: viv inspect")
-        })?;
+        let drives = lock(&self.0);
+        let drive = drives.get(index).ok_or_else(|| missing(index, drives.len()))?;
         drive.gate.set(limits);
         Ok(())
     }
 
     /// Lets all that waits go on, and makes what the guest has written durable.
     pub(crate) fn settle(&self) {
-        self.0.iter().for_each(|drive| drive.gate.open());
-        let disks: Vec<_> = self.disks().into_iter().filter(|disk| !disk.read_only()).collect();
+        lock(&self.0).iter().for_each(|drive| drive.gate.open());
+        let disks: Vec<_> = self.disks().into_iter().filter(|(disk, _)| !disk.read_only()).collect();
         let (done, wait) = channel();
         let flush = move || {
             // The guest has its own answer for each flush that it asked for.
-            disks.iter().for_each(|disk| drop(disk.flush()));
+            disks.iter().for_each(|(disk, _)| drop(disk.flush()));
             drop(disks);
             let _ = done.send(());
         };
@@ -63,10 +113,20 @@ impl Drives {
 impl Drop for Drives {
     /// Waits until the disks' threads have seen the end, so that a machine that is built next finds no lock.
     fn drop(&mut self) {
+        lock(&self.0).iter().for_each(Drive::wait);
+    }
+}
+
+impl Drive {
+    fn wait(&self) {
         let begin = Instant::now();
-        let held = |drive: &Drive| Arc::strong_count(&drive.disk) > 1;
-        while self.0.iter().any(held) && begin.elapsed() < PATIENCE {
+        while Arc::strong_count(&self.disk) > 1 && begin.elapsed() < PATIENCE {
             std::thread::sleep(LOOK);
         }
     }
+}
+
+fn missing(index: usize, count: usize) -> Fault {
+    let text = format!("the machine has no disk {index}: it has {count}");
+    Fault::new(Kind::NotFound, text, "count from 0; see the disks with: viv inspect")
 }

@@ -13,10 +13,9 @@ const FILE_MAX: u64 = 4 << 30;
 /// been before.
 pub(crate) fn disk_source(disk: &DiskSpec) -> Source {
     Source {
-        path: disk.path.clone(),
         format: Some(disk.format.unwrap_or(DiskFormat::Raw)),
-        read_only: disk.read_only,
         allowed: disk.allow.clone(),
+        ..Source::new(&disk.path, disk.read_only)
     }
 }
 

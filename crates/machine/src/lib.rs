@@ -25,6 +25,7 @@ mod machine;
 mod parts;
 mod threads;
 
+pub use drives::HandedFiles;
 pub use files::files_below;
 pub use machine::{ConsoleWriter, Machine, MachineIo, MachineStats};
 pub use viv_cpu::kvm::{KvmReport, KvmWorth, probe_kvm};

@@ -1,9 +1,9 @@
 //! A machine from its description to its end.
 use crate::acpi;
-use crate::board::{Board, Built, HOT_PLUG, Plan};
+use crate::board::{Board, Built, Plan};
 use crate::boot::{self, BootFiles};
 use crate::core::{Alarm, Clock, Control, CpuSlot, KvmWires, Lines, Phase, SoftWires, Wires, World, lock};
-use crate::drives::Drives;
+use crate::drives::{Drives, HandedFiles};
 use crate::files;
 use crate::layout::{self, ACPI_TABLES, MIB};
 use crate::parts::{ConsoleSink, Doorbells, Work};
@@ -13,13 +13,13 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use viv_arch::x86::{Activity, CpuState};
-use viv_block::Disk;
+
 use viv_cpu::CpuError;
 use viv_cpu::kvm::{CpuLevel, KvmPlaces, KvmVm, KvmWorth, probe_kvm};
 use viv_cpu::soft::{self, PerfMap, ShownStats, SoftCpu, SoftStats};
 use viv_devices::virtio::GuestMemoryStats;
 use viv_mem::{Gpa, GuestMemory};
-use viv_model::{Accel, DiskLimits, End, Fault, Kind, MEMORY_MIB_MIN, MachineSpec, SoftSpec};
+use viv_model::{Accel, DiskLimits, DiskSpec, End, Fault, Kind, MEMORY_MIB_MIN, MachineSpec, SoftSpec};
 use viv_net::vsock::{VsockGuest, VsockMuxer, Waker};
 
 /// How long vCPUs may take to stand still.
@@ -307,18 +307,17 @@ impl Machine {
         Ok(())
     }
 
-    /// Puts a disk into the running machine; the guest notices by itself. Returns its PCI slot, for
-    /// [`Machine::detach`].
-    pub fn attach_disk(&self, disk: Arc<dyn Disk>) -> Result<u8, Fault> {
-        let (slot, work) = self.board.plug_disk(disk).map_err(|error| {
-            Fault::new(
-                Kind::NoCapacity,
-                format!("cannot attach the disk: {error}"),
-                "detach another one first",
-            )
-        })?;
-        self.serve_disk(slot, work)?;
-        Ok(slot)
+    /// Puts a disk behind the others into the running machine; the guest notices by itself. Its files are not opened but
+    /// taken from `handed`, where they are there.
+    pub fn attach_disk(&self, spec: &DiskSpec, handed: HandedFiles) -> Result<(), Fault> {
+        self.drives.add(spec, handed, |disk, serial| {
+            let (slot, work) = self.board.plug_disk(disk, serial).map_err(|error| {
+                let text = format!("cannot attach the disk: {error}");
+                Fault::new(Kind::NoCapacity, text, "detach another one first")
+            })?;
+            self.serve_disk(slot, work)?;
+            Ok(slot)
+        })
     }
 
     fn serve_disk(&self, slot: u8, work: Vec<(&'static str, Work)>) -> Result<(), Fault> {
@@ -333,25 +332,22 @@ impl Machine {
         Ok(())
     }
 
-    /// Asks the guest to let the device in this slot go, and waits until it has.
-    pub fn detach(&self, slot: u8, patience: Duration) -> Result<(), Fault> {
-        if !HOT_PLUG.contains(&slot) || !self.board.has_slot(slot) {
-            let text = format!("there is nothing to detach in slot {slot}");
-            return Err(Fault::new(Kind::NotFound, text, "see what there is with: viv inspect"));
-        }
+    /// Asks the guest to let a disk go, counted from 0, and waits until it has. The disk's files are closed then.
+    pub fn detach_disk(&self, disk: usize, patience: Duration) -> Result<(), Fault> {
+        let slot = self.drives.slot(disk)?;
         self.board.request_eject(slot);
         let begin = Instant::now();
         while self.board.has_slot(slot) {
             if begin.elapsed() > patience {
                 return Err(Fault::new(
                     Kind::StillGoingOn,
-                    "the guest has not let the device go yet",
-                    "see that nothing in the guest uses it, and that it runs and has a driver for ACPI hot plug; it goes \
-                     as soon as the guest lets it go",
+                    "the guest has not let the disk go yet",
+                    "see that the guest runs and that its kernel has ACPI hot plug, then ask again",
                 ));
             }
             std::thread::sleep(EJECT_LOOK);
         }
+        self.drives.remove(slot);
         Ok(())
     }
 

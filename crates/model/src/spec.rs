@@ -131,6 +131,35 @@ pub struct DiskSpec {
     /// How fast it may be.
     #[serde(default, skip_serializing_if = "DiskLimits::is_unlimited")]
     pub limits: DiskLimits,
+    /// Its serial number, by which the guest finds it (`/dev/disk/by-id/virtio-…`); none: [`DiskSpec::serial_of`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+}
+
+/// Most bytes of a disk's serial number (Virtio 1.3 §5.2.6).
+const SERIAL_LEN: usize = 20;
+
+impl DiskSpec {
+    /// Its serial number as disk `index` of its machine.
+    pub fn serial_of(&self, index: usize) -> String {
+        self.serial.clone().unwrap_or_else(|| format!("viv-disk-{index}"))
+    }
+
+    /// Checks what needs no look at the host.
+    pub fn check(&self) -> Result<(), Fault> {
+        self.limits.check()?;
+        let fits = |serial: &String| {
+            (1..=SERIAL_LEN).contains(&serial.len()) && serial.bytes().all(|byte| byte.is_ascii_graphic())
+        };
+        if let Some(serial) = self.serial.as_ref().filter(|serial| !fits(serial)) {
+            return Err(Fault::new(
+                Kind::Usage,
+                format!("a disk's serial number cannot be {serial:?}"),
+                format!("use 1 to {SERIAL_LEN} letters, digits and signs"),
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// How fast a disk may be; what is not there has no limit.

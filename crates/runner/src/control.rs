@@ -1,5 +1,6 @@
 //! The control socket: JSON lines, an answer for each request, a thread for each connection.
 use crate::life::Life;
+use crate::passed::WithFiles;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
@@ -48,7 +49,7 @@ pub(crate) fn serve(
 /// Answers the requests of one connection.
 pub(crate) fn answer(life: &Life, connection: UnixStream) {
     let Ok(mut writer) = connection.try_clone() else { return };
-    let mut reader = BufReader::new(connection);
+    let mut reader = BufReader::new(WithFiles::new(connection));
     let mut line = Vec::new();
     loop {
         line.clear();
@@ -57,7 +58,7 @@ pub(crate) fn answer(life: &Life, connection: UnixStream) {
             Ok(_) => {}
         }
         let reply = match serde_json::from_slice::<Ask>(&line) {
-            Ok(ask) => life.ask(ask),
+            Ok(ask) => life.ask(ask, reader.get_mut().take_files()),
             Err(error) => Reply::Refused(Fault::new(
                 Kind::Usage,
                 format!("a request to the VM's process was not understood: {error}"),

@@ -2,10 +2,14 @@
 use crate::console::Console;
 use crate::stats;
 use std::sync::Arc;
+use std::time::Duration;
 use viv_api::runner::{RunnerSpec, VSOCK};
 use viv_api::stats::VmStats;
-use viv_machine::{Machine, MachineIo};
-use viv_model::{Accel, DiskLimits, End, Fault};
+use viv_machine::{HandedFiles, Machine, MachineIo};
+use viv_model::{Accel, DiskLimits, DiskSpec, End, Fault};
+
+/// How long a guest may take to let a disk go.
+const DETACH_LIMIT: Duration = Duration::from_secs(8);
 
 /// A guest that has been built. Every call may come from any thread.
 pub trait Guest: Send + Sync {
@@ -23,6 +27,10 @@ pub trait Guest: Send + Sync {
     fn kill(&self);
     /// Lets a disk be as fast as this from now on.
     fn limit_disk(&self, disk: usize, limits: &DiskLimits) -> Result<(), Fault>;
+    /// Puts a disk behind the others.
+    fn attach_disk(&self, disk: &DiskSpec, files: HandedFiles) -> Result<(), Fault>;
+    /// Has it let a disk go, counted from 0.
+    fn detach_disk(&self, disk: usize) -> Result<(), Fault>;
     /// Bytes for its serial line.
     fn console_input(&self, bytes: &[u8]);
     /// Returns when the guest has ended, and how.
@@ -58,6 +66,12 @@ impl Guest for Machine {
     }
     fn limit_disk(&self, disk: usize, limits: &DiskLimits) -> Result<(), Fault> {
         Machine::limit_disk(self, disk, limits)
+    }
+    fn attach_disk(&self, disk: &DiskSpec, files: HandedFiles) -> Result<(), Fault> {
+        Machine::attach_disk(self, disk, files)
+    }
+    fn detach_disk(&self, disk: usize) -> Result<(), Fault> {
+        Machine::detach_disk(self, disk, DETACH_LIMIT)
     }
     fn console_input(&self, bytes: &[u8]) {
         Machine::console_input(self, bytes);

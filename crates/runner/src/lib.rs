@@ -15,6 +15,7 @@ mod console;
 mod control;
 mod guest;
 mod life;
+mod passed;
 mod probe;
 pub mod sandbox;
 mod stats;

@@ -4,7 +4,6 @@ use crate::guest::{Build, Guest};
 use crate::{command, control, sandbox, written};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -19,8 +18,8 @@ use viv_api::runner::{
 };
 use viv_api::stats::VmStats;
 use viv_api::vm::{OnReboot, Process};
-use viv_machine::PerfMap;
-use viv_model::{Accel, DiskLimits, End, Fault, Kind, State, next};
+use viv_machine::{HandedFiles, PerfMap};
+use viv_model::{Accel, DiskSpec, End, Fault, Kind, State, next};
 
 /// How long the last output may take to reach its readers.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
@@ -52,7 +51,15 @@ struct Inner {
     /// What to write as its end, if that was our wish.
     end_as: Option<End>,
     /// How fast disks may be, where that was changed since the start.
-    limits: BTreeMap<usize, DiskLimits>,
+    disks: Vec<Held>,
+}
+
+/// A disk that the guest has.
+#[derive(Clone)]
+struct Held {
+    spec: DiskSpec,
+    /// Its open files, if it was attached while the VM ran: the sandbox opens none of them again.
+    files: Option<HandedFiles>,
 }
 
 impl Life {
@@ -66,7 +73,7 @@ impl Life {
             memory_mib: None,
             dying: false,
             end_as: None,
-            limits: BTreeMap::new(),
+            disks: Vec::new(),
         };
         Life { process: Process::current(), console, inner: Mutex::new(inner) }
     }
@@ -88,7 +95,7 @@ impl Life {
     }
 
     /// Does what the control socket asks.
-    pub(crate) fn ask(&self, ask: Ask) -> Reply {
+    pub(crate) fn ask(&self, ask: Ask, files: Vec<File>) -> Reply {
         let done = match ask {
             Ask::Status => Ok(()),
             Ask::Stats => match self.stats() {
@@ -98,9 +105,26 @@ impl Life {
             Ask::Pause => self.step(viv_model::Ask::Pause, |guest| guest.pause()),
             Ask::Resume => self.step(viv_model::Ask::Resume, |guest| guest.resume()),
             Ask::LimitDisk { disk, limits } => {
-                let guest = self.lock().guest.clone();
-                let limited = guest.ok_or_else(booting).and_then(|guest| guest.limit_disk(disk, &limits));
-                limited.inspect(|()| _ = self.lock().limits.insert(disk, limits))
+                let limited = self.guest().and_then(|guest| guest.limit_disk(disk, &limits));
+                limited.inspect(|()| {
+                    if let Some(held) = self.lock().disks.get_mut(disk) {
+                        held.spec.limits = limits;
+                    }
+                })
+            }
+            Ask::AttachDisk { disk, files: paths } => {
+                let files: HandedFiles = paths.into_iter().zip(files).collect();
+                let attached = self.guest().and_then(|guest| guest.attach_disk(&disk, files.clone()));
+                attached.inspect(|()| self.lock().disks.push(Held { spec: disk, files: Some(files) }))
+            }
+            Ask::DetachDisk { disk } => {
+                let detached = self.guest().and_then(|guest| guest.detach_disk(disk));
+                detached.inspect(|()| {
+                    let mut inner = self.lock();
+                    if disk < inner.disks.len() {
+                        inner.disks.remove(disk); // closes its files, which lets go of their locks
+                    }
+                })
             }
             Ask::PowerButton { end } => {
                 let mut inner = self.lock();
@@ -136,6 +160,10 @@ impl Life {
         act(guest.as_ref())?;
         inner.state = state;
         Ok(())
+    }
+
+    fn guest(&self) -> Result<Arc<dyn Guest>, Fault> {
+        self.lock().guest.clone().ok_or_else(booting)
     }
 
     fn resize_memory(&self, mib: u64) -> Result<(), Fault> {
@@ -324,6 +352,8 @@ fn live(prepared: Prepared, build: &Build) -> Result<End, Fault> {
 
     let started = Instant::now();
     let guest = build(&spec, console.clone())?;
+    life.lock().disks =
+        spec.machine.disks.iter().map(|disk| Held { spec: disk.clone(), files: None }).collect();
     life.boot(guest.clone())?;
     restricted.extend(sandbox::filter_calls());
     life.lock().sandbox = restricted;
@@ -389,17 +419,28 @@ fn until_the_end(
         let _ = fs::remove_file(VSOCK);
         life.console.forget_panic();
         started = Instant::now();
-        guest = match build(spec, life.console.clone()) {
+        guest = match rebuild(life, spec, build) {
             Ok(guest) => guest,
             Err(fault) => return End::Failed { message: fault.to_string() },
         };
-        for (disk, limits) in &life.lock().limits {
-            let _ = guest.limit_disk(*disk, limits); // the machine that had it taken has the same disks
-        }
         if let Err(fault) = life.boot(guest.clone()) {
             return End::Failed { message: fault.to_string() };
         }
     }
+}
+
+/// Builds the guest anew, with the disks that it has by now.
+fn rebuild(life: &Life, spec: &RunnerSpec, build: &Build) -> Result<Arc<dyn Guest>, Fault> {
+    let disks = life.lock().disks.clone();
+    let mut spec = spec.clone();
+    // Those that came later are behind the others.
+    let (before, later): (Vec<Held>, Vec<Held>) = disks.into_iter().partition(|held| held.files.is_none());
+    spec.machine.disks = before.into_iter().map(|held| held.spec).collect();
+    let guest = build(&spec, life.console.clone())?;
+    for held in later {
+        guest.attach_disk(&held.spec, held.files.unwrap_or_default())?;
+    }
+    Ok(guest)
 }
 
 /// A kernel that was not told to reboot after a panic stands still for ever: that is the VM's end.

@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use viv_api::runner::{Ask, CONSOLE, CONSOLE_LOG, CONTROL, END, Reply, RunnerSpec, SPEC, Started, Status};
 use viv_api::stats::VmStats;
 use viv_api::vm::{OnReboot, Process};
-use viv_model::{Accel, End, Fault, Kind, MachineSpec, State};
+use viv_machine::HandedFiles;
+use viv_model::{Accel, DiskSpec, End, Fault, Kind, MachineSpec, State};
 use viv_runner::{Console, Guest};
 
 /// What the puppet does with its lines.
@@ -64,6 +65,12 @@ impl Guest for Puppet {
     }
     fn power_button(&self) {
         self.obey("off");
+    }
+    fn attach_disk(&self, _disk: &DiskSpec, _files: HandedFiles) -> Result<(), Fault> {
+        Ok(())
+    }
+    fn detach_disk(&self, _disk: usize) -> Result<(), Fault> {
+        Ok(())
     }
     fn resize_memory(&self, _mib: u64) -> Result<(), Fault> {
         Ok(())

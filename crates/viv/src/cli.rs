@@ -40,6 +40,10 @@ pub(crate) enum Verb {
     Pause(verbs::lifecycle::Names),
     /// Let them go on
     Resume(verbs::lifecycle::Names),
+    /// Give a VM one more disk, also while it runs
+    Attach(verbs::attach::Attach),
+    /// Take a disk from a VM
+    Detach(verbs::attach::Detach),
     /// Ask a running VM to get by with less memory, or let it have more
     ResizeMemory(verbs::lifecycle::ResizeMemory),
     /// Forget VMs, with their disks and logs

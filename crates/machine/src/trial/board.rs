@@ -54,7 +54,7 @@ impl Trial {
             memory: memory.clone(),
             cpus,
             hot_memory: None,
-            disks,
+            disks: disks.into_iter().map(|disk| (disk, "trial".to_string())).collect(),
             vsock: None,
             sink: sink.clone(),
         };
@@ -67,7 +67,7 @@ impl Trial {
 
     /// A disk comes while the machine runs. Returns its slot.
     pub fn plug_disk(&self, disk: Arc<dyn Disk>) -> io::Result<u8> {
-        let (slot, work) = self.board.plug_disk(disk)?;
+        let (slot, work) = self.board.plug_disk(disk, "plugged".to_string())?;
         lock(&self.threads).0.extend(work.into_iter().map(|(_, work)| std::thread::spawn(work)));
         Ok(slot)
     }

@@ -133,7 +133,7 @@ fn format(text: &str) -> Result<DiskFormat, String> {
 
 impl Image {
     fn source(&self, read_only: bool) -> Source {
-        Source { path: self.file.clone(), format: self.format, read_only, allowed: self.allow.clone() }
+        Source { format: self.format, allowed: self.allow.clone(), ..Source::new(&self.file, read_only) }
     }
 }
 

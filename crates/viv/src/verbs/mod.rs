@@ -1,4 +1,5 @@
 //! The verbs, a file each.
+pub(crate) mod attach;
 pub(crate) mod build;
 pub(crate) mod complete;
 pub(crate) mod completions;
@@ -56,6 +57,8 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
         Verb::Start(args) => lifecycle::start(&context, args),
         Verb::Stop(args) => lifecycle::stop(&context, args),
         Verb::Kill(args) => lifecycle::each(&context, &args.vms, Route::VmKill),
+        Verb::Attach(args) => attach::attach(&context, args),
+        Verb::Detach(args) => attach::detach(&context, args),
         Verb::ResizeMemory(args) => lifecycle::resize_memory(&context, args),
         Verb::Pause(args) => lifecycle::each(&context, &args.vms, Route::VmPause),
         Verb::Resume(args) => lifecycle::each(&context, &args.vms, Route::VmResume),

@@ -325,13 +325,14 @@ fn absolute(path: &Path) -> Result<PathBuf, Fault> {
 }
 
 /// `FILE[,OPTION…]`. A comma that no option follows belongs to the file's name.
-fn disk(text: &str) -> Result<DiskSpec, Fault> {
+pub(crate) fn disk(text: &str) -> Result<DiskSpec, Fault> {
     let mut spec = DiskSpec::default();
     let mut path = text;
     while let Some((before, option)) = path.rsplit_once(',') {
         match option.split_once('=') {
             None if option == "ro" => spec.read_only = true,
             None if option == "rw" => spec.read_only = false,
+            Some(("serial", serial)) => spec.serial = Some(serial.to_string()),
             Some(("format", name)) => spec.format = Some(name.parse()?),
             Some((name, value)) if set_limit(&mut spec.limits, name, value)? => {}
             Some(("allow", file)) => spec.allow.insert(0, absolute(Path::new(file))?),
@@ -339,7 +340,9 @@ fn disk(text: &str) -> Result<DiskSpec, Fault> {
         }
         path = before;
     }
-    Ok(DiskSpec { path: absolute(Path::new(path))?, ..spec })
+    let spec = DiskSpec { path: absolute(Path::new(path))?, ..spec };
+    spec.check()?;
+    Ok(spec)
 }
 
 /// Sets a limit of a disk; false if none is called so.
