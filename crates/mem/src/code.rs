@@ -27,9 +27,9 @@ struct Page {
     told: AtomicU32,
 }
 
-/// Rewritten so often, a page is taken for one whose code will be rewritten again: permission to write unseen would
+/// Rewritten so often (two steps of the version each), a page is taken for one whose code will be rewritten again: permission to write unseen would
 /// only be taken back at once, at a price.
-const OFTEN: u32 = 4;
+const OFTEN: u32 = 2 * 4;
 /// So many writes without new code in between make it data again.
 const DATA: u32 = 64;
 
@@ -47,9 +47,16 @@ impl CodeMap {
         CodeMap { pages: unsafe { zeroed.assume_init() }, watchers: Mutex::default() }
     }
 
-    /// The version of page `page`. Read it before the bytes are decoded.
+    /// The version of page `page`, an even number. Read it before the bytes are decoded.
     pub fn version(&self, page: u32) -> u32 {
-        self.pages[page as usize].version.load(Ordering::SeqCst)
+        loop {
+            let version = self.pages[page as usize].version.load(Ordering::SeqCst);
+            if version.is_multiple_of(2) {
+                return version;
+            }
+            // Somebody is about to make it the next one.
+            std::thread::yield_now();
+        }
     }
 
     /// Where the version lives, for a cheap check before each run of cached code.
@@ -88,9 +95,12 @@ impl CodeMap {
     /// Every cached piece of code from this page is stale.
     pub fn invalidate(&self, page: u32) {
         let page = &self.pages[page as usize];
+        let watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        // Odd in between: nobody decodes for such a version, so the marks of a version stand as long as it does.
         page.version.fetch_add(1, Ordering::SeqCst);
         page.chunks.store(0, Ordering::SeqCst);
-        for watcher in self.watchers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        page.version.fetch_add(1, Ordering::SeqCst);
+        for watcher in watchers.iter() {
             watcher();
         }
     }
@@ -126,9 +136,41 @@ mod tests {
         map.written(4096, 64);
         assert_eq!(map.version(1), 0);
         map.written(4096 + 159, 1);
-        assert_eq!(map.version(1), 1);
+        assert_eq!(map.version(1), 2);
         map.written(4096 + 100, 1);
-        assert_eq!(map.version(1), 1, "forgotten after the first write");
+        assert_eq!(map.version(1), 2, "forgotten after the first write");
+    }
+
+    /// Or a write to that code would not be noticed.
+    #[test]
+    fn a_mark_stays_as_long_as_the_version_stands() {
+        let map = CodeMap::new(1);
+        let (mut stood, end) = (0u32, std::sync::atomic::AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !end.load(Ordering::Relaxed) {
+                    map.invalidate(0);
+                }
+            });
+            let start = std::time::Instant::now();
+            while start.elapsed().as_millis() < 500 {
+                let version = map.version(0);
+                map.mark(0, 64, 8);
+                for _ in 0..10 {
+                    let touched = map.touches(0, 64, 8);
+                    if map.version(0) != version {
+                        break;
+                    }
+                    if !touched {
+                        end.store(true, Ordering::Relaxed);
+                    }
+                    assert!(touched, "marked for version {version}, and forgotten");
+                    stood += 1;
+                }
+            }
+            end.store(true, Ordering::Relaxed);
+        });
+        assert!(stood > 0);
     }
 
     #[test]
