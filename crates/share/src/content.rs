@@ -4,7 +4,9 @@ use crate::nodes::{open_beneath, stat};
 use crate::protocol::{FSYNC_FDATASYNC, Input, Output, WRITE_MAX};
 use crate::session::{Session, by_number};
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom, copy_file_range, fallocate, fdatasync, fsync, openat, seek};
+use rustix::fs::{
+    FallocateFlags, Mode, OFlags, SeekFrom, copy_file_range, fallocate, fdatasync, fsync, openat, seek,
+};
 use rustix::io::{Errno, pread, pwrite};
 use std::ffi::CStr;
 
@@ -13,7 +15,8 @@ const COPY_MAX: u64 = 128 << 20;
 
 /// What of a guest's flags means something to us. Direct I/O does not: buffers are not aligned here.
 fn flags(raw: u32) -> OFlags {
-    let known = OFlags::RWMODE | OFlags::APPEND | OFlags::TRUNC | OFlags::DSYNC | OFlags::SYNC | OFlags::NOATIME;
+    let known =
+        OFlags::RWMODE | OFlags::APPEND | OFlags::TRUNC | OFlags::DSYNC | OFlags::SYNC | OFlags::NOATIME;
     (OFlags::from_bits_retain(raw) & known) | OFlags::NOCTTY | OFlags::NONBLOCK
 }
 

@@ -15,12 +15,8 @@ impl Session<'_> {
     pub(crate) fn opendir(&mut self, node: u64, output: &mut Output<'_>) -> Result<(), Errno> {
         let directory = self.parent(node)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-        let file = crate::nodes::open_beneath(
-            std::os::fd::AsFd::as_fd(&directory),
-            c".",
-            flags,
-            Mode::empty(),
-        )?;
+        let file =
+            crate::nodes::open_beneath(std::os::fd::AsFd::as_fd(&directory), c".", flags, Mode::empty())?;
         output.u64(self.handles.add_listing(file)?);
         output.u64(0);
         Ok(())

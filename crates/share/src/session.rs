@@ -183,12 +183,7 @@ impl<'a> Session<'a> {
     }
 
     /// Tells the guest of `name` in a directory.
-    pub(crate) fn entry(
-        &mut self,
-        parent: u64,
-        name: &CStr,
-        output: &mut Output<'_>,
-    ) -> Result<(), Errno> {
+    pub(crate) fn entry(&mut self, parent: u64, name: &CStr, output: &mut Output<'_>) -> Result<(), Errno> {
         let (node, stat) = self.nodes.look_up(parent, name)?;
         self.owner.entry_out(output, node, &stat);
         Ok(())
