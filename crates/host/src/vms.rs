@@ -280,6 +280,7 @@ impl Vms {
             initrd: ask.initrd.clone(),
             append: ask.append.clone().unwrap_or_else(|| APPEND_OWN.to_string()),
             disks: Vec::new(),
+            shares: Vec::new(),
         };
         machine.check()?;
         fits(machine.memory_max_mib.unwrap_or(machine.memory_mib))?;

@@ -149,6 +149,7 @@ impl Stage {
             initrd: None,
             append: String::new(),
             disks: Vec::new(),
+            shares: Vec::new(),
         };
         let mut spec = RunnerSpec {
             name: test.into(),
