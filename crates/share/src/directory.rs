@@ -1,7 +1,7 @@
 //! The directory that is shared, and what its server holds open from before its sandbox closes.
 use crate::nodes::{self, open_beneath};
 use crate::protocol::Owner;
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, open, openat, syncfs};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -24,6 +24,12 @@ pub struct Directory {
     gid: u32,
     device: (u32, u32),
     open_max: u64,
+}
+
+impl AsFd for Directory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
 }
 
 impl Directory {
@@ -62,6 +68,11 @@ impl Directory {
             device: (stat.stx_dev_major, stat.stx_dev_minor),
             open_max: getrlimit(Resource::Nofile).current.unwrap_or(OPEN_MAX),
         })
+    }
+
+    /// Whether the guest may not change anything.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
     }
 
     /// Descriptors for files that the guest knows of, and for files that it has open.

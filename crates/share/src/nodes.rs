@@ -238,12 +238,9 @@ impl Nodes {
     fn make_room(&mut self) -> Result<(), Errno> {
         let mut tries = TRIES_MAX + self.open_max;
         while self.open_count >= self.open_max {
-            tries = tries.checked_sub(1).ok_or(Errno::NFILE)?;
             let number = self.open.pop_front().ok_or(Errno::NFILE)?;
-            let Some(node) = self.nodes.get_mut(&number) else { continue };
-            if node.file.is_none() {
-                continue;
-            }
+            let Some(node) = self.nodes.get_mut(&number).filter(|node| node.file.is_some()) else { continue };
+            tries = tries.checked_sub(1).ok_or(Errno::NFILE)?;
             if std::mem::take(&mut node.recent) {
                 self.open.push_back(number);
                 continue;

@@ -153,3 +153,22 @@ fn rename_link_and_remove_do_what_they_say() {
     assert_eq!(fs::read_link(at("link")).unwrap(), Path::new("/anywhere/at all"));
     assert_eq!(fs::read(at("again")).unwrap(), b"a");
 }
+
+#[test]
+fn descriptors_are_closed_also_when_all_were_just_used() {
+    let place = Place::new();
+    let mut nodes = nodes(&place, 300);
+    for round in 0..3 {
+        for n in 0..400 {
+            let text = format!("file{round}-{n}");
+            fs::write(place.inside().join(&text), "").unwrap();
+            let (node, _) = nodes.look_up(ROOT, &name(&text)).unwrap();
+            nodes.file(node).unwrap();
+            // As when the guest forgets most of what it has seen.
+            if n % 3 != 0 {
+                nodes.forget(node, 1);
+            }
+        }
+    }
+    assert!(nodes.count().1 <= 300);
+}
