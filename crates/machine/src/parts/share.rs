@@ -76,6 +76,9 @@ fn scatter(memory: &GuestMemory, segments: &[Segment], reply: &[u8]) -> u32 {
     let mut rest = reply;
     for segment in segments {
         let (piece, more) = rest.split_at(rest.len().min(segment.len as usize));
+        if piece.is_empty() {
+            break;
+        }
         let _ = memory.write(segment.gpa, piece);
         rest = more;
     }
