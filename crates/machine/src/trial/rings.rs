@@ -102,7 +102,7 @@ pub fn run_rings(data: &[u8]) {
     let shares = if with_share { vec![deaf_server()] } else { Vec::new() };
     let Ok(trial) = Trial::with_shares(RAM, split, 1, disks, shares) else { return };
     let bus = trial.bus(0);
-    // The entropy source is on MMIO, the others on PCI: vsock, console, disk, balloon.
+    // The entropy source is on MMIO, the others on PCI: vsock, console, disk, balloon, share.
     let slot = u64::from(match () {
         () if with_disk => 3 + entropy.u8() % 2,
         () if with_share => 4,
