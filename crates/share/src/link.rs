@@ -7,7 +7,7 @@
 //! One request at a time: the server does one thing after the other anyway. A session ends with its stream, the server
 //! with the control socket.
 use crate::directory::Directory;
-use crate::protocol::{IN_HEADER_LEN, WRITE_MAX};
+use crate::protocol::WRITE_MAX;
 use crate::session::Session;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::net::{
@@ -25,8 +25,8 @@ pub const REPLY_MAX: usize = WRITE_MAX as usize + 4096;
 /// Bytes before a request, and before a reply.
 const REQUEST_HEAD: usize = 8;
 const REPLY_HEAD: usize = 4;
-/// Most bytes of a message on the control socket.
-const MESSAGE_MAX: usize = 4096;
+/// Bytes of a reply that are taken in one piece with its head: nearly all have fewer.
+const REPLY_USUAL: usize = 4096;
 
 fn broken() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "the other side does not keep to the protocol")
@@ -51,7 +51,7 @@ impl Caller {
         write_both(&mut self.stream, &head.to_le_bytes(), request)?;
         reply.clear();
         // Most replies come in one piece, head and all.
-        reply.resize(REPLY_HEAD + room.min(MESSAGE_MAX), 0);
+        reply.resize(REPLY_HEAD + room.min(REPLY_USUAL), 0);
         let mut have = 0;
         while have < REPLY_HEAD {
             have += read_some(&mut self.stream, reply, have)?;
@@ -117,10 +117,6 @@ fn serve_session(directory: &Directory, stream: UnixStream) -> io::Result<()> {
         input.read_exact(&mut request)?;
         session.answer(&request, room, &mut reply);
         write_both(&mut output, &(reply.len() as u32).to_le_bytes(), &reply)?;
-        // A large one is rare in a series of small ones.
-        if len <= IN_HEADER_LEN {
-            request.shrink_to(MESSAGE_MAX);
-        }
     }
 }
 

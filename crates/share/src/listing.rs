@@ -40,8 +40,14 @@ impl Session<'_> {
         }
         loop {
             let listing = self.handles.listing(handle)?;
-            if listing.waiting.is_empty() && refill(listing)? == 0 {
-                return Ok(());
+            if listing.waiting.is_empty() {
+                match refill(listing) {
+                    Ok(0) => return Ok(()),
+                    Ok(_) => {}
+                    // What has been listed so far counts; the error comes again.
+                    Err(_) if output.len() > start => return Ok(()),
+                    Err(errno) => return Err(errno),
+                }
             }
             let Some(listed) = listing.waiting.front() else { return Ok(()) };
             let entry = if plus { ENTRY_LEN } else { 0 };
