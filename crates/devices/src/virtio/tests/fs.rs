@@ -90,7 +90,7 @@ fn a_driver_that_resets_without_waiting_cannot_pile_up_requests() {
         driver.transport.set_status(0);
         let memory = driver.memory.clone();
         memory.fill(Gpa(0), 0x10000, 0).unwrap();
-        driver = MockDriver::new(driver.transport, memory, u64::MAX, 2, 64);
+        driver = MockDriver::new(driver.transport, memory, SPLIT, 2, 64);
         for _ in 0..16 {
             send(&mut driver, 1, b"more", 64);
         }
