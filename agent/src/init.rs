@@ -1,7 +1,7 @@
 //! Process 1 of the default guest: set up, serve commands, hold a shell on the console, switch off.
 use crate::power::{self, Last};
 use crate::setup::{self, Wishes};
-use crate::{children, exec, say, serve, stage, sys};
+use crate::{children, exec, say, serve, shares, stage, sys};
 use std::fs;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::mpsc;
@@ -23,6 +23,7 @@ pub(crate) fn main() -> ExitCode {
     setup::mount_all();
     let wishes = Wishes::parse(&fs::read_to_string("/proc/cmdline").unwrap_or_default());
     setup::load_modules();
+    shares::load_driver(&wishes.shares);
     if let Some(device) = &wishes.root {
         if let Err(error) = stage::enter(device, &wishes) {
             say(format_args!("cannot start the disk {device}: {error}"));
@@ -31,6 +32,7 @@ pub(crate) fn main() -> ExitCode {
         }
         setup::mount_all();
     }
+    shares::mount(&wishes.shares);
     setup::name_guest(wishes.hostname.as_deref());
     if let Err(error) = sys::loopback_up() {
         say(format_args!("cannot set the loopback network up: {error}"));

@@ -7,7 +7,8 @@
 //! | `viv-agent serve` | only the server of commands over vsock | [`serve`] |
 //!
 //! Kernel parameters: `viv.root=DEVICE` starts that disk; `viv.task=PROGRAM` runs only that program, prints
-//! `viv-task: exit N` and switches off; `viv.hostname=NAME` names the guest.
+//! `viv-task: exit N` and switches off; `viv.hostname=NAME` names the guest;
+//! `viv.share=TAG:ro:PATH` mounts a directory of the host.
 //!
 //! It never does what the host could do, never talks first, and needs nothing of the guest's user land.
 mod children;
@@ -18,6 +19,7 @@ mod init;
 mod power;
 mod serve;
 mod setup;
+mod shares;
 mod stage;
 mod sys;
 mod users;

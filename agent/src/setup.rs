@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use viv_model::ShareMount;
 
 /// The list of modules to load, in order, made when the initial RAM disk was built.
 const MODULES: &str = "/etc/viv/modules";
@@ -21,10 +22,12 @@ pub(crate) struct Wishes {
     pub(crate) task: Option<String>,
     /// The guest's name.
     pub(crate) hostname: Option<String>,
+    /// The host's directories to mount.
+    pub(crate) shares: Vec<ShareMount>,
 }
 
 impl Wishes {
-    /// Reads a kernel command line; later words win, as in the kernel.
+    /// Reads a kernel command line; later words win, as in the kernel, but for shares: each word is one.
     pub(crate) fn parse(line: &str) -> Wishes {
         let mut wishes = Wishes::default();
         for word in line.split_ascii_whitespace() {
@@ -35,6 +38,9 @@ impl Wishes {
                 "viv.init" => wishes.init = value,
                 "viv.task" => wishes.task = value,
                 "viv.hostname" => wishes.hostname = value,
+                ShareMount::PARAMETER => {
+                    wishes.shares.extend(value.as_deref().and_then(ShareMount::from_value));
+                }
                 "ro" => wishes.read_only = true,
                 "rw" => wishes.read_only = false,
                 _ => {}
@@ -123,5 +129,8 @@ mod tests {
         assert_eq!(wishes, Wishes { root: Some("/dev/vdb".into()), ..Wishes::default() });
         assert_eq!(Wishes::parse("viv.task=/build").task.as_deref(), Some("/build"));
         assert_eq!(Wishes::parse(""), Wishes::default());
+        let shares = Wishes::parse("viv.share=share0:rw:/a%20b viv.share= viv.share=share1:ro:/c").shares;
+        let targets: Vec<_> = shares.iter().map(|share| (share.target.as_str(), share.read_only)).collect();
+        assert_eq!(targets, [("/a b", false), ("/c", true)]);
     }
 }

@@ -1,6 +1,6 @@
 //! The step before a disk's own init: mount the disk, leave the agent and its service in `/run`, and make way.
 use crate::setup::Wishes;
-use crate::{say, sys};
+use crate::{say, shares, sys};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -64,6 +64,7 @@ pub(crate) fn enter(device: &str, wishes: &Wishes) -> io::Result<()> {
     if wishes.task.is_some() {
         return Ok(());
     }
+    shares::mount(&wishes.shares);
     let mut command = Command::new(init);
     command.env_clear().env("HOME", "/").env("TERM", "linux").env("PATH", crate::exec::DEFAULT_PATH);
     // What replaces us inherits blocked signals; init must not.

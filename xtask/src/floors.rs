@@ -14,6 +14,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("viv-devices", 1),
     ("viv-block", 1),
     ("viv-net", 1),
+    ("viv-share", 1),
     ("viv-model", 0),
     ("viv-arch", 0),
     ("viv-mem", 0),

@@ -3,7 +3,7 @@ use crate::agent::Exec;
 use crate::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
-use viv_model::{Accel, DiskSpec, End, MachineSpec, SoftSpec, State};
+use viv_model::{Accel, DiskSpec, End, MachineSpec, ShareSpec, SoftSpec, State};
 
 /// What happens when the guest asks for a reset.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +52,8 @@ pub struct VmCreate {
     pub append: Option<String>,
     /// Disks after the image's own.
     pub disks: Vec<DiskSpec>,
+    /// Directories that the guest may use.
+    pub shares: Vec<ShareSpec>,
     /// Start it at once.
     pub start: bool,
     /// Forget it when it ends.

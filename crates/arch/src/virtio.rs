@@ -24,6 +24,8 @@ pub mod device_type {
     pub const VSOCK: u16 = 19;
     /// Memory device (§5.15).
     pub const MEM: u16 = 24;
+    /// File system (§5.11).
+    pub const FS: u16 = 26;
 }
 
 /// Device status bits (§2.1).
@@ -447,4 +449,18 @@ pub mod vsock {
     pub const SHUTDOWN_SEND: u32 = 2;
     /// Event: all connections are gone and the CID may have changed (§5.10.6.7).
     pub const EVENT_TRANSPORT_RESET: u32 = 0;
+}
+
+/// File system (§5.11).
+pub mod fs {
+    /// Requests that may overtake others (§5.11.2).
+    pub const QUEUE_HIPRIO: u16 = 0;
+    /// The first of the request queues (§5.11.2).
+    pub const QUEUE_REQUEST: u16 = 1;
+    /// Bytes of `tag`: UTF-8, filled up with zeroes (§5.11.4).
+    pub const TAG_LEN: usize = 36;
+    /// Configuration: num_request_queues, u32 (§5.11.4).
+    pub const CONFIG_NUM_REQUEST_QUEUES: usize = 36;
+    /// Bytes of the configuration without the fields of F_NOTIFICATION (§5.11.4).
+    pub const CONFIG_LEN: usize = 40;
 }

@@ -20,6 +20,7 @@ pub mod places;
 mod routes;
 mod runners;
 mod service;
+mod shares;
 mod signs;
 pub mod start;
 pub mod store;

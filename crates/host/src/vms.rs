@@ -3,6 +3,7 @@ use crate::images::Images;
 use crate::names;
 use crate::places::Places;
 use crate::runners::Runner;
+use crate::shares;
 use crate::store::{Store, VmRecord};
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -280,6 +281,7 @@ impl Vms {
             initrd: ask.initrd.clone(),
             append: ask.append.clone().unwrap_or_else(|| APPEND_OWN.to_string()),
             disks: Vec::new(),
+            shares: ask.shares.clone(),
         };
         machine.check()?;
         fits(machine.memory_max_mib.unwrap_or(machine.memory_mib))?;
@@ -287,10 +289,12 @@ impl Vms {
             .into_iter()
             .flatten()
             .chain(ask.disks.iter().map(|d| &d.path))
+            .chain(ask.shares.iter().map(|share| &share.path))
         {
             absolute(path)?;
         }
         let disks = ask.disks.iter().map(resolve_disk).collect::<Result<Vec<_>, _>>()?;
+        ask.shares.iter().try_for_each(shares::check)?;
         if ask.image.is_none() && ask.kernel.is_some() {
             machine.disks = disks;
             return Ok((None, machine));
@@ -307,7 +311,8 @@ impl Vms {
             machine.kernel = instance.kernel;
         }
         machine.initrd = machine.initrd.or(instance.initrd);
-        let words = [APPEND_IMAGE, &instance.append, ask.append.as_deref().unwrap_or_default()];
+        let mounts = shares::boot_words(&ask.shares);
+        let words = [APPEND_IMAGE, &instance.append, &mounts, ask.append.as_deref().unwrap_or_default()];
         machine.append = words.into_iter().filter(|words| !words.is_empty()).collect::<Vec<_>>().join(" ");
         machine.disks = instance.disks.into_iter().chain(disks).collect();
         Ok((Some(name.to_string()), machine))

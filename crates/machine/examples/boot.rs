@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         initrd: None,
         append: "console=ttyS0 panic=-1 reboot=k".to_string(),
         disks: Vec::new(),
+        shares: Vec::new(),
     };
     let mut vsock = None;
     let mut plain = Vec::new();
@@ -49,7 +50,7 @@ fn main() -> ExitCode {
         // Nobody reads any more: the machine goes on.
         let _ = out.write_all(bytes).and_then(|()| out.flush());
     });
-    let machine = match Machine::build(&spec, MachineIo { console, vsock }) {
+    let machine = match Machine::build(&spec, MachineIo { console, vsock, shares: Vec::new() }) {
         Ok(machine) => Arc::new(machine),
         Err(fault) => {
             eprintln!("boot: {fault}");

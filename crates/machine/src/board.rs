@@ -7,12 +7,13 @@ use crate::layout::{ECAM, PCI_WINDOW, VIRTIO_MMIO, VIRTIO_MMIO_SIZE, pci_window6
 use crate::parts::giving::{self, Giver, Giving};
 use crate::parts::{
     Chip, ConsoleHost, ConsoleSink, DiskHost, DiskThreads, Doorbells, HostSide, Hosted, Part, Pci, PciSlot,
-    PlainFunction, RngHost, Serial, VirtioPart, Work,
+    PlainFunction, RngHost, Serial, ShareHost, VirtioPart, Work,
 };
 use crate::vsock::{GuestSockets, VsockHost};
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
@@ -29,10 +30,10 @@ use viv_devices::chips::slots::{self, PciSlots};
 use viv_devices::pci::{Allocator, HostBridge, PciFunction, PciRoot};
 use viv_devices::virtio::blk::{Blk, BlkSettings};
 use viv_devices::virtio::{
-    Balloon, Console, GuestMemoryStats, Mem, Rng, VirtioDevice, VirtioMmio, VirtioPci, Vsock,
+    Balloon, Console, Fs, GuestMemoryStats, Mem, Rng, VirtioDevice, VirtioMmio, VirtioPci, Vsock,
 };
 use viv_mem::{Gpa, GuestMemory, Region};
-use viv_model::End;
+use viv_model::{End, ShareSpec};
 use viv_net::vsock::{VsockGuest, Waker};
 
 /// The chips of the board.
@@ -96,6 +97,8 @@ enum Virtio {
     Disk(Arc<dyn Disk>, String),
     Balloon,
     Mem(Region),
+    /// With its number and its server's socket.
+    Share(usize, UnixStream),
 }
 
 /// How the guest reaches it.
@@ -131,6 +134,8 @@ pub(crate) struct Plan {
     pub(crate) hot_memory: Option<Region>,
     /// With their serial numbers.
     pub(crate) disks: Vec<(Arc<dyn Disk>, String)>,
+    /// The sockets of the servers of shared directories.
+    pub(crate) shares: Vec<UnixStream>,
     pub(crate) vsock: Option<Waker>,
     pub(crate) sink: Arc<ConsoleSink>,
 }
@@ -186,7 +191,8 @@ fn end(world: &World, sink: &ConsoleSink, end: End) {
 
 impl Plan {
     /// Builds the board.
-    pub(crate) fn build(self) -> io::Result<Built> {
+    pub(crate) fn build(mut self) -> io::Result<Built> {
+        let devices = self.virtio_devices();
         let world = &self.world;
         let (mut ports, mut parts) = (Ranges::default(), Vec::<Arc<dyn Part>>::new());
         let serial_line = BOARD.iter().find(|entry| entry.what == What::Serial).and_then(|entry| entry.line);
@@ -224,7 +230,7 @@ impl Plan {
         let (mut work, mut vsock, mut console) = (Vec::new(), None, None);
         let (mut balloon, mut mem_device) = (None, None);
         let console_used = Arc::new(AtomicBool::new(false));
-        for (device, transport) in self.virtio_devices() {
+        for (device, transport) in devices {
             match device {
                 Virtio::Rng => drop(attach.add(Rng::new(), RngHost::new()?, transport)?),
                 Virtio::Vsock => {
@@ -248,6 +254,11 @@ impl Plan {
                     let (device, taker) = self.add_giving(&mut attach, mem, transport)?;
                     work.push(("mem", taker));
                     mem_device = Some(device);
+                }
+                Virtio::Share(index, server) => {
+                    let (host, requests) = ShareHost::new();
+                    let device = attach.add(Fs::new(&ShareSpec::tag(index)), host, transport)?;
+                    work.push(("share", requests.work(server, &device, &self.memory)));
                 }
             }
         }
@@ -287,7 +298,7 @@ impl Plan {
     }
 
     /// The second table: what this machine has besides the chips.
-    fn virtio_devices(&self) -> Vec<(Virtio, Transport)> {
+    fn virtio_devices(&mut self) -> Vec<(Virtio, Transport)> {
         let mut devices = vec![
             (Virtio::Rng, Transport::Mmio(5)),
             (Virtio::Vsock, Transport::Pci),
@@ -300,6 +311,8 @@ impl Plan {
         devices.extend(self.disks.iter().map(disk));
         devices.push((Virtio::Balloon, Transport::Pci));
         devices.extend(self.hot_memory.map(|region| (Virtio::Mem(region), Transport::Pci)));
+        let shares = self.shares.drain(..).enumerate();
+        devices.extend(shares.map(|(index, server)| (Virtio::Share(index, server), Transport::Pci)));
         devices
     }
 
@@ -473,7 +486,7 @@ impl Attach {
             Transport::Pci => {
                 let slot = self.next_slot;
                 if slot >= DEVICES_PER_BUS {
-                    return Err(io::Error::other("the PCI bus has no slot left; use fewer disks"));
+                    return Err(io::Error::other("the PCI bus has no slot left; use fewer disks or shares"));
                 }
                 self.next_slot += 1;
                 let part = self.hot_plug.function(device, host, slot)?;

@@ -8,6 +8,7 @@ use crate::files;
 use crate::layout::{self, ACPI_TABLES, MIB};
 use crate::parts::{ConsoleSink, Doorbells, Work};
 use crate::threads::{self, Engine};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -35,6 +36,8 @@ pub struct MachineIo {
     pub console: ConsoleWriter,
     /// The Unix socket to serve the guest's vsock on.
     pub vsock: Option<PathBuf>,
+    /// The sockets of the servers of shared directories ([`viv_share::link`]), in the guest's order.
+    pub shares: Vec<UnixStream>,
 }
 
 /// How often a device that shall go is looked for.
@@ -165,6 +168,7 @@ impl Machine {
             cpus: spec.cpus,
             hot_memory: memory.regions().last().filter(|_| spec.memory_max_mib.is_some()).copied(),
             disks: drives.disks(),
+            shares: io.shares,
             vsock: waker.clone(),
             sink: sink.clone(),
         };
@@ -220,7 +224,7 @@ impl Machine {
         *lock(&self.console_thread) = Some(console.map_err(fault)?);
         let mut handles = lock(&self.threads);
         for (index, (name, work)) in parked.work.into_iter().enumerate() {
-            // They end when the machine is dropped, and are not waited for: a disk may hang.
+            // They end when the machine is dropped, and are not waited for: a disk may hang, or a server.
             drop(threads::spawn(format!("{name}-{index}"), &self.world, work).map_err(fault)?);
         }
         let board = self.board.clone();

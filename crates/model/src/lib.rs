@@ -8,12 +8,14 @@ mod end;
 mod fault;
 mod lifecycle;
 mod room;
+mod share;
 mod spec;
 
 pub use end::End;
 pub use fault::{Fault, Kind};
 pub use lifecycle::{Ask, Refused, State, next};
 pub use room::Room;
+pub use share::{SHARES_MAX, ShareMount, ShareSpec};
 pub use spec::{
     Accel, CPUS_MAX, DiskFormat, DiskLimits, DiskSpec, MEMORY_MIB_MIN, MEMORY_STEP_MIB, MachineSpec, SoftSpec,
 };

@@ -1,5 +1,5 @@
 //! What a machine is asked to be.
-use crate::{Fault, Kind};
+use crate::{Fault, Kind, ShareSpec};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
@@ -270,6 +270,9 @@ pub struct MachineSpec {
     /// The disks, in the order in which the guest finds them.
     #[serde(default)]
     pub disks: Vec<DiskSpec>,
+    /// The directories that the guest may use.
+    #[serde(default)]
+    pub shares: Vec<ShareSpec>,
 }
 
 impl MachineSpec {
@@ -321,7 +324,7 @@ impl MachineSpec {
                 "leave one of them out",
             ));
         }
-        Ok(())
+        ShareSpec::check_all(&self.shares)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The seam to whatever computer the process runs.
 use crate::console::Console;
 use crate::stats;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 use viv_api::runner::{RunnerSpec, VSOCK};
@@ -41,9 +42,10 @@ pub trait Guest: Send + Sync {
     fn stats(&self) -> VmStats;
 }
 
-/// Builds a guest whose serial output goes to the console. Called again for each reboot; everything that
-/// the guest before had open is closed by then.
-pub type Build = dyn Fn(&RunnerSpec, Arc<Console>) -> Result<Arc<dyn Guest>, Fault> + Send + Sync;
+/// Builds a guest whose serial output goes to the console, with a socket of each shared directory's server. Called
+/// again for each reboot; everything that the guest before had open is closed by then.
+pub type Build =
+    dyn Fn(&RunnerSpec, Arc<Console>, Vec<UnixStream>) -> Result<Arc<dyn Guest>, Fault> + Send + Sync;
 
 impl Guest for Machine {
     fn start(&self) -> Result<(), Fault> {
@@ -88,8 +90,13 @@ impl Guest for Machine {
 }
 
 /// Builds a whole computer. Its sockets are in the working directory, which is the VM's own.
-pub(crate) fn machine(spec: &RunnerSpec, console: Arc<Console>) -> Result<Arc<dyn Guest>, Fault> {
+pub(crate) fn machine(
+    spec: &RunnerSpec,
+    console: Arc<Console>,
+    shares: Vec<UnixStream>,
+) -> Result<Arc<dyn Guest>, Fault> {
     let output = Box::new(move |bytes: &[u8]| console.write(bytes));
-    let machine = Machine::build(&spec.machine, MachineIo { console: output, vsock: Some(VSOCK.into()) })?;
+    let io = MachineIo { console: output, vsock: Some(VSOCK.into()), shares };
+    let machine = Machine::build(&spec.machine, io)?;
     Ok(Arc::new(machine))
 }

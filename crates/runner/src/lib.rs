@@ -6,6 +6,8 @@
 //!                   console.log  ◄────────────┘          └─► end.json, last
 //! ```
 //!
+//! A directory that the guest shares has a process of its own beside it: [`share`].
+//!
 //! [`run`] reads what the VM is asked to be, gives up every right that it does not need
 //! ([`sandbox`]), builds the guest, reports that it runs, and then waits for its end. It knows nothing of
 //! other VMs, of images or of names: that is policy, and lives in `host`. It needs no host service to go on.
@@ -18,6 +20,7 @@ mod life;
 mod passed;
 mod probe;
 pub mod sandbox;
+pub mod share;
 mod stats;
 mod written;
 

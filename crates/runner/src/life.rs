@@ -1,6 +1,7 @@
 //! The life of one VM, from its description to its end.
 use crate::console::{Console, Log, REPLAY_MAX};
 use crate::guest::{Build, Guest};
+use crate::share::Servers;
 use crate::{command, control, sandbox, written};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -259,6 +260,7 @@ struct Prepared {
     console: UnixListener,
     log: Log,
     owner: Option<rustix::fd::OwnedFd>,
+    shares: Servers,
     signals: signal_hook::iterator::Signals,
     _lock: File,
 }
@@ -311,6 +313,8 @@ fn prepare(dir: &Path) -> Result<Prepared, Fault> {
         log: Log::open(CONSOLE_LOG.as_ref(), CONSOLE_LOG_OLD.as_ref(), CONSOLE_LOG_MAX)
             .map_err(broken("open its console's log"))?,
         owner,
+        // Processes: the sandbox allows none later.
+        shares: Servers::start(&spec.machine.shares)?,
         signals: signal_hook::iterator::Signals::new([
             signal_hook::consts::SIGTERM,
             signal_hook::consts::SIGINT,
@@ -330,7 +334,8 @@ fn attended(owner: &Process) -> Result<rustix::fd::OwnedFd, Fault> {
 }
 
 fn live(prepared: Prepared, build: &Build) -> Result<End, Fault> {
-    let Prepared { spec, control, console: listener, mut log, owner, mut signals, _lock } = prepared;
+    let Prepared { spec, control, console: listener, mut log, owner, mut shares, mut signals, _lock } =
+        prepared;
     let console = Arc::new(Console::new());
     let life = Arc::new(Life::new(console.clone()));
     // Before the first thread: these restrictions are a thread's own and pass on to the threads it makes.
@@ -351,7 +356,8 @@ fn live(prepared: Prepared, build: &Build) -> Result<End, Fault> {
     )?;
 
     let started = Instant::now();
-    let guest = build(&spec, console.clone())?;
+    shares.watch().map_err(broken("make a thread"))?;
+    let guest = build(&spec, console.clone(), shares.connect()?)?;
     life.lock().disks =
         spec.machine.disks.iter().map(|disk| Held { spec: disk.clone(), files: None }).collect();
     life.boot(guest.clone())?;
@@ -390,17 +396,21 @@ fn live(prepared: Prepared, build: &Build) -> Result<End, Fault> {
         spawn("command", Box::new(move || command::run(&shared, &exec)))?;
     }
     report(&Started::Running(life.status()));
-    let end = until_the_end(&life, &spec, build, guest, started);
+    let build = |spec: &RunnerSpec, console: Arc<Console>| build(spec, console, shares.connect()?);
+    let end = until_the_end(&life, &spec, &build, guest, started);
     console.close();
     console.drain(DRAIN_LIMIT);
     Ok(end)
 }
 
+/// [`Build`] with the sockets of the shared directories' servers.
+type BuildAgain<'a> = dyn Fn(&RunnerSpec, Arc<Console>) -> Result<Arc<dyn Guest>, Fault> + 'a;
+
 /// Waits for the guest's end, over its reboots.
 fn until_the_end(
     life: &Life,
     spec: &RunnerSpec,
-    build: &Build,
+    build: &BuildAgain<'_>,
     mut guest: Arc<dyn Guest>,
     mut started: Instant,
 ) -> End {
@@ -430,7 +440,7 @@ fn until_the_end(
 }
 
 /// Builds the guest anew, with the disks that it has by now.
-fn rebuild(life: &Life, spec: &RunnerSpec, build: &Build) -> Result<Arc<dyn Guest>, Fault> {
+fn rebuild(life: &Life, spec: &RunnerSpec, build: &BuildAgain<'_>) -> Result<Arc<dyn Guest>, Fault> {
     let disks = life.lock().disks.clone();
     let mut spec = spec.clone();
     // Those that came later are behind the others.

@@ -64,7 +64,7 @@ pub(crate) fn restrict(spec: &RunnerSpec) -> Result<Vec<String>, Fault> {
 }
 
 /// Gives up all capabilities; root keeps the one that opens its users' disks again after a reboot.
-fn drop_capabilities() -> bool {
+pub(crate) fn drop_capabilities() -> bool {
     let keep = CapabilitySet::DAC_OVERRIDE;
     for number in 0..64 {
         let capability = CapabilitySet::from_bits_retain(1 << number);

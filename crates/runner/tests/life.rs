@@ -16,8 +16,10 @@ use viv_api::runner::{Ask, CONSOLE, CONSOLE_LOG, CONTROL, END, Reply, RunnerSpec
 use viv_api::stats::VmStats;
 use viv_api::vm::{OnReboot, Process};
 use viv_machine::HandedFiles;
-use viv_model::{Accel, DiskSpec, End, Fault, Kind, MachineSpec, State};
+use viv_model::{Accel, DiskSpec, End, Fault, Kind, MachineSpec, ShareSpec, State};
 use viv_runner::{Console, Guest};
+use viv_share::link::Caller;
+use viv_share::protocol::{ROOT, opcode};
 
 /// What the puppet does with its lines.
 struct Puppet {
@@ -25,6 +27,7 @@ struct Puppet {
     line: Mutex<Vec<u8>>,
     end: Sender<End>,
     ended: Mutex<Receiver<End>>,
+    share: Mutex<Option<Caller>>,
 }
 
 impl Puppet {
@@ -47,7 +50,29 @@ impl Puppet {
                 let own = fs::write("own", "x").is_ok();
                 say(format!("read={read} process={process} network={network} thread={thread} own={own}\n"));
             }
+            make if make.starts_with("mkdir ") => {
+                say(format!("{make}: {}\n", self.make_directory(&make[6..])))
+            }
             other => say(format!("heard {other}\n")),
+        }
+    }
+}
+
+impl Puppet {
+    /// Asks the server of the shared directory for a directory: what went wrong, 0 if nothing.
+    fn make_directory(&self, name: &str) -> String {
+        let mut request = Vec::new();
+        request.extend((40 + 8 + name.len() as u32 + 1).to_le_bytes());
+        request.extend(opcode::MKDIR.to_le_bytes());
+        request.extend([1, ROOT].iter().flat_map(|word: &u64| word.to_le_bytes()));
+        request.extend([0; 16]);
+        request.extend([0o755u32, 0].iter().flat_map(|word| word.to_le_bytes()));
+        request.extend(name.bytes().chain([0]));
+        let mut reply = Vec::new();
+        let mut share = self.share.lock().unwrap();
+        match share.as_mut().map(|caller| caller.call(&request, 4096, &mut reply)) {
+            Some(Ok(())) => i32::from_le_bytes(reply[4..8].try_into().unwrap()).to_string(),
+            _ => "gone".to_string(),
         }
     }
 }
@@ -101,12 +126,13 @@ impl Guest for Puppet {
     }
 }
 
-fn build(spec: &RunnerSpec, console: Arc<Console>) -> Result<Arc<dyn Guest>, Fault> {
+fn build(spec: &RunnerSpec, console: Arc<Console>, shares: Vec<UnixStream>) -> Result<Arc<dyn Guest>, Fault> {
     if spec.name == "broken" {
         return Err(Fault::new(Kind::NoCapacity, "no puppet fits", "buy a bigger theatre"));
     }
     let (end, ended) = channel();
-    Ok(Arc::new(Puppet { console, line: Mutex::default(), end, ended: Mutex::new(ended) }))
+    let share = Mutex::new(shares.into_iter().next().map(Caller::new));
+    Ok(Arc::new(Puppet { console, line: Mutex::default(), end, ended: Mutex::new(ended), share }))
 }
 
 /// One runner process, in a directory of its own.
@@ -149,6 +175,7 @@ impl Stage {
             initrd: None,
             append: String::new(),
             disks: Vec::new(),
+            shares: Vec::new(),
         };
         let mut spec = RunnerSpec {
             name: test.into(),
@@ -334,12 +361,87 @@ fn there_is_nothing_outside() {
     assert_eq!(stage.end(), End::PowerOff);
 }
 
+#[track_caller]
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let since = Instant::now();
+    while !done() {
+        assert!(since.elapsed() < Duration::from_secs(20), "{what} does not come");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The process that serves a directory of this VM.
+fn server_of(stage: &Stage) -> Option<u32> {
+    let children = format!("/proc/{0}/task/{0}/children", stage.child.id());
+    fs::read_to_string(children).ok()?.split_whitespace().next()?.parse().ok()
+}
+
+fn a_shared_directory_is_served_by_a_process_that_lives_as_long() {
+    let shared = std::env::temp_dir().join(format!("viv-runner-shared-{}", std::process::id()));
+    let _ = fs::remove_dir_all(&shared);
+    fs::create_dir_all(shared.join("in")).unwrap();
+    let spec = |read_only| ShareSpec { path: shared.join("in"), target: "/in".into(), read_only };
+    let (stage, _) = Stage::running("share", |asked| {
+        asked.machine.shares = vec![spec(false)];
+        asked.on_reboot = OnReboot::Restart;
+    });
+    let answer = |stage: &Stage, line: &str| {
+        stage.tell(line);
+        let start = format!("{line}: ");
+        let mut answer = None;
+        until("an answer", || {
+            let log = fs::read_to_string(stage.dir.join(CONSOLE_LOG)).unwrap_or_default();
+            answer = log.lines().find_map(|line| line.strip_prefix(&start)).map(str::to_string);
+            answer.is_some() && log.ends_with('\n')
+        });
+        answer.unwrap_or_default()
+    };
+    let reset = |stage: &Stage, boots: u32| {
+        stage.tell("reset");
+        until("a new boot", || matches!(stage.ask(&Ask::Status), Reply::Ok(status) if status.boots == boots));
+    };
+    assert_eq!(answer(&stage, "mkdir one"), "0");
+    assert_eq!(answer(&stage, "mkdir ../two"), "-22");
+    assert!(shared.join("in/one").is_dir() && !shared.join("two").exists());
+    let server = server_of(&stage).expect("a server");
+    let status = fs::read_to_string(format!("/proc/{server}/status")).unwrap();
+    assert!(status.contains("NoNewPrivs:\t1") && status.contains("Seccomp:\t2"), "{status}");
+    // A new boot is a new guest of the same server.
+    reset(&stage, 2);
+    assert_eq!(answer(&stage, "mkdir three"), "0");
+    assert_eq!(server_of(&stage), Some(server));
+    assert!(Command::new("kill").args(["-9", &server.to_string()]).status().unwrap().success());
+    assert_eq!(answer(&stage, "mkdir four"), "gone");
+    reset(&stage, 3);
+    assert_eq!(answer(&stage, "mkdir five"), "gone");
+    stage.tell("off");
+    assert_eq!(stage.end(), End::PowerOff);
+
+    let (stage, _) = Stage::running("share-read-only", |asked| asked.machine.shares = vec![spec(true)]);
+    assert_eq!(answer(&stage, "mkdir six"), "-30");
+    let server = server_of(&stage).expect("a server");
+    stage.tell("off");
+    assert_eq!(stage.end(), End::PowerOff);
+    // Whoever collects it may take a while: it is dead.
+    until("the server's end", || {
+        let status = fs::read_to_string(format!("/proc/{server}/status")).unwrap_or_default();
+        status.is_empty() || status.contains("State:\tZ")
+    });
+    fs::remove_dir_all(&shared).unwrap();
+}
+
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     if let [_, mode, dir] = arguments.as_slice()
         && mode == "as-runner"
     {
         std::process::exit(viv_runner::run_with(Path::new(dir), &build).into());
+    }
+    if let [_, verb, flag, dir, access @ ..] = arguments.as_slice()
+        && verb == "runner"
+        && flag == "--share"
+    {
+        std::process::exit(viv_runner::share::serve(Path::new(dir), !access.is_empty()).into());
     }
     let tests: &[(&str, fn())] = &[
         ("console", a_console_is_replayed_and_closed_after_the_last_word),
@@ -351,6 +453,7 @@ fn main() {
         ("owner", it_ends_with_the_process_that_it_is_for),
         ("signal", a_signal_ends_it_in_order),
         ("sandbox", there_is_nothing_outside),
+        ("share", a_shared_directory_is_served_by_a_process_that_lives_as_long),
     ];
     for (name, test) in tests {
         test();

@@ -25,7 +25,7 @@ pub(crate) struct Cli {
 #[derive(Subcommand, Debug)]
 pub(crate) enum Verb {
     /// Create and start a VM; without -d it ends with its shell, command or console
-    Run(verbs::run::Args),
+    Run(Box<verbs::run::Args>),
     /// List VMs
     Ps(verbs::ps::Args),
     /// Run a command in a VM

@@ -32,6 +32,7 @@ pub mod blk;
 mod chain;
 mod console;
 mod core;
+pub mod fs;
 mod mem;
 #[cfg(any(test, feature = "mock"))]
 pub mod mock;
@@ -47,6 +48,7 @@ pub use blk::{Blk, BlkKind, BlkOutcome, BlkRequest, BlkSettings};
 pub use chain::{Chain, Segment, cut, total};
 pub use console::Console;
 pub use core::Rings;
+pub use fs::{Fs, FsRequest};
 pub use mem::{MEM_BLOCK, Mem};
 pub use queue::{CHAIN_LEN_MAX, Queue, QueueError, RingFeatures};
 pub use rng::Rng;

@@ -131,6 +131,7 @@ pub(crate) mod conformance {
                 initrd: None,
                 append: String::new(),
                 disks: Vec::new(),
+                shares: Vec::new(),
             },
             on_reboot: OnReboot::Restart,
             remove: false,

@@ -7,6 +7,7 @@ mod doorbell;
 pub(crate) mod giving;
 mod pci;
 mod serial;
+mod share;
 mod virtio;
 
 pub(crate) use chip::Chip;
@@ -15,6 +16,7 @@ pub(crate) use disk::{DiskHost, DiskThreads};
 pub(crate) use doorbell::Doorbells;
 pub(crate) use pci::{Pci, PciSlot, PlainFunction};
 pub(crate) use serial::{ConsoleSink, Serial};
+pub(crate) use share::ShareHost;
 pub(crate) use virtio::{HostSide, Hosted, RngHost, VirtioPart};
 
 use viv_devices::Access;

@@ -5,6 +5,7 @@ use crate::core::{Alarm, Clock, Control, CpuSlot, Lines, SoftWires, World, lock}
 use crate::layout::{ECAM, HIGH_RAM_START, VIRTIO_MMIO};
 use crate::parts::ConsoleSink;
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use viv_arch::x86::CpuState;
@@ -29,6 +30,17 @@ pub struct Trial {
 impl Trial {
     /// A board with `bytes` of RAM (half of it above 4 GiB if `split`), `cpus` vCPUs and `disks`.
     pub fn new(bytes: u64, split: bool, cpus: u32, disks: Vec<Arc<dyn Disk>>) -> io::Result<Trial> {
+        Trial::with_shares(bytes, split, cpus, disks, Vec::new())
+    }
+
+    /// The same with shared directories, by their servers' sockets.
+    pub fn with_shares(
+        bytes: u64,
+        split: bool,
+        cpus: u32,
+        disks: Vec<Arc<dyn Disk>>,
+        shares: Vec<UnixStream>,
+    ) -> io::Result<Trial> {
         let half = bytes / 2;
         let layout = if split {
             vec![(Gpa(0), half), (Gpa(HIGH_RAM_START), bytes - half)]
@@ -55,6 +67,7 @@ impl Trial {
             cpus,
             hot_memory: None,
             disks: disks.into_iter().map(|disk| (disk, "trial".to_string())).collect(),
+            shares,
             vsock: None,
             sink: sink.clone(),
         };

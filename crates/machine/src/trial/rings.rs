@@ -2,6 +2,7 @@
 use super::accesses::host;
 use super::{Entropy, Trial};
 use crate::layout::{ECAM, VIRTIO_MMIO};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use viv_arch::virtio::{feature, mmio, packed, pci, split, status};
 use viv_block::{Disk, MemoryDisk};
@@ -96,10 +97,17 @@ pub fn run_rings(data: &[u8]) {
     let with_disk = entropy.one_in(2);
     let disks: Vec<Arc<dyn Disk>> =
         if with_disk { vec![Arc::new(MemoryDisk::zeroed(SECTORS))] } else { Vec::new() };
-    let Ok(trial) = Trial::new(RAM, entropy.one_in(4), 1, disks) else { return };
+    let split = entropy.one_in(4);
+    let with_share = !with_disk && entropy.one_in(3);
+    let shares = if with_share { vec![deaf_server()] } else { Vec::new() };
+    let Ok(trial) = Trial::with_shares(RAM, split, 1, disks, shares) else { return };
     let bus = trial.bus(0);
-    // The entropy source is on MMIO, the others on PCI: vsock, console, disk, balloon.
-    let slot = u64::from(if with_disk { 3 + entropy.u8() % 2 } else { entropy.u8() % 4 });
+    // The entropy source is on MMIO, the others on PCI: vsock, console, disk, balloon, share.
+    let slot = u64::from(match () {
+        () if with_disk => 3 + entropy.u8() % 2,
+        () if with_share => 4,
+        () => entropy.u8() % 4,
+    });
     let driver = if slot == 0 {
         Driver { bus: &bus, base: VIRTIO_MMIO, pci: false }
     } else {
@@ -121,6 +129,11 @@ pub fn run_rings(data: &[u8]) {
 }
 
 /// Sets the device up; says whether its rings are packed.
+/// A server that is gone: every request fails.
+fn deaf_server() -> UnixStream {
+    UnixStream::pair().map(|(ours, _)| ours).expect("the host gives sockets")
+}
+
 fn set_up(entropy: &mut Entropy<'_>, driver: &Driver<'_>) -> bool {
     let choice = entropy.u8();
     driver.set_status(0);

@@ -51,7 +51,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
     }
     let context = Context::new(cli.json)?;
     match cli.verb {
-        Verb::Run(args) => run::run(&context, args),
+        Verb::Run(args) => run::run(&context, *args),
         Verb::Ps(args) => ps::run(&context, args),
         Verb::Exec(args) => exec::run(&context, args),
         Verb::Start(args) => lifecycle::start(&context, args),

@@ -17,7 +17,7 @@ use viv_api::client::Request;
 use viv_api::endpoint::Route;
 use viv_api::image::{DEFAULT, ImageBuild};
 use viv_api::vm::{OnReboot, Process, Vm, VmCreate, VmKill, VmStop};
-use viv_model::{Accel, CPUS_MAX, DiskLimits, DiskSpec, Fault, Kind, SoftSpec};
+use viv_model::{Accel, CPUS_MAX, DiskLimits, DiskSpec, Fault, Kind, ShareSpec, SoftSpec};
 
 /// How long a guest may take until its agent answers, seconds: a big one on the software CPU takes minutes.
 const AGENT_WAIT_S: u64 = 600;
@@ -32,6 +32,7 @@ const READER_GONE: u8 = 141;
                   viv run                                      a shell in the default guest\n\
                   viv run -- uname -a                          one command in it\n\
                   viv run -d --name web debian                 a Debian in the background\n\
+                  viv run -v .:/src -- ls /src                 with a directory of the host\n\
                   viv run --kernel F --disk F --append \"…\"     anything that boots\n\n\
                   Options of a disk, after its file and a comma each:\n\
                   ro                 the guest may only read it; VMs may share it then\n\
@@ -83,6 +84,9 @@ pub(crate) struct Args {
     /// A disk image or block device; ",ro" lets the guest only read it; more below
     #[arg(long = "disk", value_name = "FILE[,ro,…]")]
     disks: Vec<String>,
+    /// Share a directory with the guest at PATH; ":ro" lets it only read
+    #[arg(short = 'v', long = "volume", value_name = "DIR:PATH[:ro]")]
+    shares: Vec<String>,
     /// What a reset by the guest does; "end" with --rm and in the foreground
     #[arg(long, value_name = "restart|end", value_parser = on_reboot)]
     reboot: Option<OnReboot>,
@@ -291,6 +295,7 @@ fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Fault> {
     };
     let ends = foreground || args.rm || command.is_some();
     let disks = args.disks.iter().map(|text| disk(text)).collect::<Result<_, _>>()?;
+    let shares = args.shares.iter().map(|text| share(text)).collect::<Result<_, _>>()?;
     let mut soft = SoftSpec::default();
     args.options.iter().try_for_each(|option| soft.set(option))?;
     let file = |path: &Option<PathBuf>| path.as_deref().map(absolute).transpose();
@@ -306,6 +311,7 @@ fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Fault> {
         initrd: file(&args.initrd)?,
         append: args.append.clone(),
         disks,
+        shares,
         start: true,
         remove: args.rm,
         on_reboot: args.reboot.unwrap_or(if ends { OnReboot::End } else { OnReboot::Restart }),
@@ -319,7 +325,7 @@ fn absolute(path: &Path) -> Result<PathBuf, Fault> {
         Fault::new(
             Kind::Usage,
             format!("{:?} names no file: {error}", path.display().to_string()),
-            "name the file: --kernel FILE, --initrd FILE, --disk FILE",
+            "name the file: --kernel FILE, --initrd FILE, --disk FILE, -v DIR:PATH",
         )
     })
 }
@@ -360,6 +366,12 @@ pub(crate) fn set_limit(limits: &mut DiskLimits, name: &str, value: &str) -> Res
     })?;
     *place = Some(number);
     Ok(true)
+}
+
+/// `DIR:PATH`, `DIR:PATH:ro` or `DIR:PATH:rw`.
+fn share(text: &str) -> Result<ShareSpec, Fault> {
+    let share: ShareSpec = text.parse()?;
+    Ok(ShareSpec { path: absolute(&share.path)?, ..share })
 }
 
 #[cfg(test)]

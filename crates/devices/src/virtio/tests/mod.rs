@@ -4,6 +4,7 @@ mod balloon;
 mod blk;
 mod broken_rings;
 mod console_rng;
+mod fs;
 mod mem;
 mod packed;
 mod transports;

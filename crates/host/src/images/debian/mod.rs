@@ -225,6 +225,7 @@ fn configure(
             "console=ttyS0 quiet loglevel=4 panic=-1 reboot=k cryptomgr.notests {APPEND} viv.task=/viv-configure"
         ),
         disks: vec![DiskSpec { path: disk.to_path_buf(), read_only: false, ..DiskSpec::default() }],
+        shares: Vec::new(),
     };
     let mut console = Console { total, watcher, done: 0, line: Vec::new(), lines: Vec::new() };
     console.report();
