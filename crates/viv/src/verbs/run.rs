@@ -38,7 +38,8 @@ const READER_GONE: u8 = 141;
                   ro                 the guest may only read it; VMs may share it then\n\
                   format=F           raw, qcow2, vmdk, vdi, vhd or vhdx; looked up once if not given\n\
                   allow=PATH         a file or directory outside its own that the image may stand over\n\
-                  iops=N, bps=N      requests and bytes a second at most: iops=500,bps=20M\n\
+                  serial=S           its serial number: /dev/disk/by-id/virtio-S in the guest\n\
+                        iops=N, bps=N      requests and bytes a second at most: iops=500,bps=20M\n\
                   iops-burst=N, bps-burst=N   what may come at once after a rest\n\n\
                   Options of the software CPU, for -o; each is on or off, and off if not given:\n\
                   soft.interpreter   execute all with the interpreter, our reference, and translate nothing\n\
