@@ -247,6 +247,96 @@ pub mod mmio {
     pub const WINDOW_LEN: u64 = 0x1000;
 }
 
+/// Network card (§5.1).
+pub mod net {
+    /// The device finishes checksums of packets that it is given (§5.1.3).
+    pub const F_CSUM: u64 = 1 << 0;
+    /// The driver takes packets whose checksum is not finished (§5.1.3).
+    pub const F_GUEST_CSUM: u64 = 1 << 1;
+    /// `mtu` is valid (§5.1.3).
+    pub const F_MTU: u64 = 1 << 3;
+    /// `mac` is valid (§5.1.3).
+    pub const F_MAC: u64 = 1 << 5;
+    /// The driver takes TCP over IPv4 in large segments (§5.1.3).
+    pub const F_GUEST_TSO4: u64 = 1 << 7;
+    /// The driver takes TCP over IPv6 in large segments (§5.1.3).
+    pub const F_GUEST_TSO6: u64 = 1 << 8;
+    /// The device takes TCP over IPv4 in large segments (§5.1.3).
+    pub const F_HOST_TSO4: u64 = 1 << 11;
+    /// The device takes TCP over IPv6 in large segments (§5.1.3).
+    pub const F_HOST_TSO6: u64 = 1 << 12;
+    /// A packet may be spread over several receive buffers (§5.1.3).
+    pub const F_MRG_RXBUF: u64 = 1 << 15;
+    /// `status` is valid (§5.1.3).
+    pub const F_STATUS: u64 = 1 << 16;
+    /// There is a control queue (§5.1.3).
+    pub const F_CTRL_VQ: u64 = 1 << 17;
+    /// The driver chooses what is received (§5.1.3).
+    pub const F_CTRL_RX: u64 = 1 << 18;
+    /// It may choose more finely (§5.1.3).
+    pub const F_CTRL_RX_EXTRA: u64 = 1 << 20;
+    /// Several pairs of queues (§5.1.3).
+    pub const F_MQ: u64 = 1 << 22;
+    /// The driver may set the MAC address by a command (§5.1.3).
+    pub const F_CTRL_MAC_ADDR: u64 = 1 << 23;
+
+    /// Configuration: mac, 6 bytes (§5.1.4).
+    pub const CONFIG_MAC: usize = 0;
+    /// Configuration: status, u16.
+    pub const CONFIG_STATUS: usize = 6;
+    /// Configuration: max_virtqueue_pairs, u16.
+    pub const CONFIG_PAIRS_MAX: usize = 8;
+    /// Configuration: mtu, u16.
+    pub const CONFIG_MTU: usize = 10;
+    /// Bytes of the configuration up to and with the MTU.
+    pub const CONFIG_LEN: usize = 12;
+    /// `status`: the link is up (§5.1.4).
+    pub const S_LINK_UP: u16 = 1;
+
+    /// Bytes of `struct virtio_net_hdr`: flags u8, gso_type u8, hdr_len, gso_size, csum_start, csum_offset and num_buffers
+    /// u16 each (§5.1.6).
+    pub const HEADER_LEN: usize = 12;
+    /// Header flag: the checksum is to be finished from `csum_start` on (§5.1.6).
+    pub const HDR_F_NEEDS_CSUM: u8 = 1;
+    /// Header flag: the checksum was found right (§5.1.6).
+    pub const HDR_F_DATA_VALID: u8 = 2;
+    /// `gso_type`: an ordinary packet (§5.1.6).
+    pub const HDR_GSO_NONE: u8 = 0;
+    /// `gso_type`: TCP over IPv4 (§5.1.6).
+    pub const HDR_GSO_TCPV4: u8 = 1;
+    /// `gso_type`: TCP over IPv6 (§5.1.6).
+    pub const HDR_GSO_TCPV6: u8 = 4;
+
+    /// Command class: what is received (§5.1.6.5.1).
+    pub const CTRL_RX: u8 = 0;
+    /// Command: everything.
+    pub const CTRL_RX_PROMISC: u8 = 0;
+    /// Command: all multicast.
+    pub const CTRL_RX_ALLMULTI: u8 = 1;
+    /// Command: all unicast.
+    pub const CTRL_RX_ALLUNI: u8 = 2;
+    /// Command: no multicast.
+    pub const CTRL_RX_NOMULTI: u8 = 3;
+    /// Command: no unicast.
+    pub const CTRL_RX_NOUNI: u8 = 4;
+    /// Command: no broadcast.
+    pub const CTRL_RX_NOBCAST: u8 = 5;
+    /// Command class: MAC addresses (§5.1.6.5.2).
+    pub const CTRL_MAC: u8 = 1;
+    /// Command: the tables of unicast and multicast addresses, each a u32 and so many addresses.
+    pub const CTRL_MAC_TABLE_SET: u8 = 0;
+    /// Command: the card's own address.
+    pub const CTRL_MAC_ADDR_SET: u8 = 1;
+    /// Command class: pairs of queues (§5.1.6.5.6).
+    pub const CTRL_MQ: u8 = 4;
+    /// Command: how many the driver uses, u16.
+    pub const CTRL_MQ_VQ_PAIRS_SET: u8 = 0;
+    /// Answer: done (§5.1.6.5).
+    pub const CTRL_OK: u8 = 0;
+    /// Answer: refused (§5.1.6.5).
+    pub const CTRL_ERR: u8 = 1;
+}
+
 /// Block device (§5.2).
 pub mod blk {
     /// Bytes of a sector, whatever `blk_size` says (§5.2.4).

@@ -40,11 +40,16 @@ impl Rings<'_> {
 
     /// Gives the chain that begins at `head` back to `queue`, with the number of bytes written to it.
     pub fn push(&mut self, queue: u16, head: u16, written: u32) {
+        self.push_all(queue, &[(head, written)]);
+    }
+
+    /// Gives chains back at once: the driver sees all of them or none.
+    pub fn push_all(&mut self, queue: u16, chains: &[(u16, u32)]) {
         if !self.state.live() {
             return;
         }
         let Some(queue) = self.state.queues.get_mut(usize::from(queue)) else { return };
-        let pushed = queue.push(&self.state.memory, head, written);
+        let pushed = queue.push_all(&self.state.memory, chains);
         self.state.unless_broken(pushed);
     }
 

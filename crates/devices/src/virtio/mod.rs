@@ -36,6 +36,7 @@ pub mod fs;
 mod mem;
 #[cfg(any(test, feature = "mock"))]
 pub mod mock;
+pub mod net;
 mod queue;
 mod rng;
 #[cfg(test)]
@@ -50,6 +51,7 @@ pub use console::Console;
 pub use core::Rings;
 pub use fs::{Fs, FsRequest};
 pub use mem::{MEM_BLOCK, Mem};
+pub use net::{Net, NetSettings};
 pub use queue::{CHAIN_LEN_MAX, Queue, QueueError, RingFeatures};
 pub use rng::Rng;
 pub use transport::{NOTIFY_MULTIPLIER, NOTIFY_OFFSET, VirtioMmio, VirtioPci, VirtioTransport};

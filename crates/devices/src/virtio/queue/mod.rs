@@ -233,12 +233,17 @@ impl Queue {
 
     /// Gives a chain back, by its [`Chain::head`], with the number of bytes written to it.
     pub fn push(&mut self, memory: &GuestMemory, head: u16, written: u32) -> Result<(), QueueError> {
+        self.push_all(memory, &[(head, written)])
+    }
+
+    /// Gives chains back at once: the driver sees all of them or none.
+    pub fn push_all(&mut self, memory: &GuestMemory, chains: &[(u16, u32)]) -> Result<(), QueueError> {
         if !self.ready {
             return Ok(());
         }
         match &mut self.ring {
-            Ring::Split(ring) => ring.push(&self.area, memory, head, written),
-            Ring::Packed(ring) => ring.push(&self.area, memory, head, written),
+            Ring::Split(ring) => ring.push(&self.area, memory, chains),
+            Ring::Packed(ring) => ring.push(&self.area, memory, chains),
         }
     }
 

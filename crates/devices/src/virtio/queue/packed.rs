@@ -124,28 +124,38 @@ impl Packed {
         Ok(chain)
     }
 
-    /// Marks the next used place (§2.8.8): one descriptor stands for the whole chain, the others are skipped.
+    /// Marks the next used places (§2.8.8): one descriptor stands for a whole chain, the others are skipped. The first
+    /// is marked last: the driver sees all of the chains or none (§5.1.6.4).
     pub(super) fn push(
         &mut self,
         area: &Area,
         memory: &GuestMemory,
-        id: u16,
-        written: u32,
+        chains: &[(u16, u32)],
     ) -> Result<(), QueueError> {
-        let Some(count) = self.held.remove(&id) else { return Ok(()) };
-        let Place { index, wrap } = self.next_used;
-        let place = offset(area.descriptors, u64::from(index) * split::DESCRIPTOR_LEN)?;
-        let mut entry = [0; 6];
-        entry[..4].copy_from_slice(&written.to_le_bytes());
-        entry[4..].copy_from_slice(&id.to_le_bytes());
-        memory.write(offset(place, packed::DESC_WRITTEN)?, &entry)?;
-        let mut flags = if written != 0 { split::DESC_F_WRITE } else { 0 };
-        if wrap {
-            flags |= packed::DESC_F_AVAIL | packed::DESC_F_USED;
+        let mut first = None;
+        for &(id, written) in chains {
+            let Some(count) = self.held.remove(&id) else { continue };
+            let Place { index, wrap } = self.next_used;
+            let place = offset(area.descriptors, u64::from(index) * split::DESCRIPTOR_LEN)?;
+            let mut entry = [0; 6];
+            entry[..4].copy_from_slice(&written.to_le_bytes());
+            entry[4..].copy_from_slice(&id.to_le_bytes());
+            memory.write(offset(place, packed::DESC_WRITTEN)?, &entry)?;
+            let mut flags = if written != 0 { split::DESC_F_WRITE } else { 0 };
+            if wrap {
+                flags |= packed::DESC_F_AVAIL | packed::DESC_F_USED;
+            }
+            let at = offset(place, packed::DESC_FLAGS)?;
+            match first {
+                None => first = Some((at, flags)),
+                Some(_) => memory.store_u16(at, flags)?,
+            }
+            self.next_used.advance(count, area.size);
+            self.unconsidered = self.unconsidered.saturating_add(count);
         }
-        memory.store_u16(offset(place, packed::DESC_FLAGS)?, flags)?;
-        self.next_used.advance(count, area.size);
-        self.unconsidered = self.unconsidered.saturating_add(count);
+        if let Some((at, flags)) = first {
+            memory.store_u16(at, flags)?;
+        }
         Ok(())
     }
 

@@ -61,19 +61,21 @@ impl Split {
         Ok(waiting)
     }
 
+    /// Gives chains back: the driver sees all of them or none (§5.1.6.4).
     pub(super) fn push(
         &mut self,
         area: &Area,
         memory: &GuestMemory,
-        head: u16,
-        written: u32,
+        chains: &[(u16, u32)],
     ) -> Result<(), QueueError> {
-        let slot = u64::from(self.next_used & (area.size - 1));
-        let mut entry = [0; 8];
-        entry[..4].copy_from_slice(&u32::from(head).to_le_bytes());
-        entry[4..].copy_from_slice(&written.to_le_bytes());
-        memory.write(offset(area.device, split::RING_ENTRIES + slot * split::USED_ENTRY_LEN)?, &entry)?;
-        self.next_used = self.next_used.wrapping_add(1);
+        for &(head, written) in chains {
+            let slot = u64::from(self.next_used & (area.size - 1));
+            let mut entry = [0; 8];
+            entry[..4].copy_from_slice(&u32::from(head).to_le_bytes());
+            entry[4..].copy_from_slice(&written.to_le_bytes());
+            memory.write(offset(area.device, split::RING_ENTRIES + slot * split::USED_ENTRY_LEN)?, &entry)?;
+            self.next_used = self.next_used.wrapping_add(1);
+        }
         memory.store_u16(offset(area.device, split::RING_IDX)?, self.next_used)?;
         Ok(())
     }

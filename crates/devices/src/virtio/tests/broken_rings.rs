@@ -3,6 +3,7 @@
 use super::*;
 use crate::virtio::blk::{BlkKind, BlkOutcome};
 use crate::virtio::mock::MockQueue;
+use crate::virtio::net::PACKET_MAX;
 use crate::virtio::{Balloon, MEM_BLOCK, Mem, Rng};
 use proptest::prelude::*;
 use viv_arch::virtio::{split, status};
@@ -242,6 +243,27 @@ proptest! {
             }
             vsock.resume(&mut rings);
             vsock.take_events();
+        });
+    }
+
+    #[test]
+    fn a_wild_driver_never_breaks_the_network_card(descriptors in noise(), (heads, writes) in actions()) {
+        let settings = NetSettings { mac: [2, 0, 0, 0, 0, 1], mtu: 1500, pairs: 2 };
+        let mut packet = Vec::new();
+        run_wild(Net::new(settings), &descriptors, &heads, &writes, |function| {
+            let (net, mut rings) = function.device();
+            for _ in 0..4 {
+                if net.transmit(&mut rings, &mut packet) {
+                    assert!((26..=PACKET_MAX).contains(&packet.len()));
+                    let word = |at: usize| usize::from(u16::from_le_bytes([packet[at], packet[at + 1]]));
+                    let end = word(6) + word(8) + 2;
+                    assert!(packet[0] & 1 == 0 || end <= packet.len() - 12, "an unfinished checksum lies in the frame");
+                }
+            }
+            packet.clear();
+            packet.resize(12 + 3000, 0xff);
+            packet[..12].fill(0);
+            net.receive(&mut rings, &packet);
         });
     }
 }

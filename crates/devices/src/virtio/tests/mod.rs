@@ -6,6 +6,7 @@ mod broken_rings;
 mod console_rng;
 mod fs;
 mod mem;
+mod net;
 mod packed;
 mod transports;
 mod vsock;

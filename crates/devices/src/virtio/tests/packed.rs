@@ -290,3 +290,19 @@ fn a_device_does_not_notice_which_rings_it_has() {
         rng.provide(&mut rings, &[7; 16]);
     });
 }
+
+#[test]
+fn chains_that_go_back_together_are_found_in_their_order() {
+    let (mut driver, mut queue, memory) = pair(8);
+    for _ in 0..5 {
+        for id in 0..3 {
+            driver.offer(id, &one(id));
+        }
+        for id in 0..3 {
+            assert_eq!(queue.pop(&memory).unwrap().unwrap().head(), id);
+        }
+        queue.push_all(&memory, &[(2, 5), (0, 6), (1, 7)]).unwrap();
+        let used: Vec<_> = std::iter::from_fn(|| driver.take_used()).collect();
+        assert_eq!(used, [(2, 5), (0, 6), (1, 7)]);
+    }
+}
