@@ -282,6 +282,7 @@ impl Vms {
             append: ask.append.clone().unwrap_or_else(|| APPEND_OWN.to_string()),
             disks: Vec::new(),
             shares: ask.shares.clone(),
+            nic: None,
         };
         machine.check()?;
         fits(machine.memory_max_mib.unwrap_or(machine.memory_mib))?;

@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         append: "console=ttyS0 panic=-1 reboot=k".to_string(),
         disks: Vec::new(),
         shares: Vec::new(),
+        nic: None,
     };
     let mut vsock = None;
     let mut plain = Vec::new();

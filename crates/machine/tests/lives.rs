@@ -77,6 +77,7 @@ fn spec(kernel: &Scratch) -> MachineSpec {
         append: String::new(),
         disks: Vec::new(),
         shares: Vec::new(),
+        nic: None,
     }
 }
 

@@ -7,6 +7,7 @@
 mod end;
 mod fault;
 mod lifecycle;
+mod nic;
 mod room;
 mod share;
 mod spec;
@@ -14,6 +15,7 @@ mod spec;
 pub use end::End;
 pub use fault::{Fault, Kind};
 pub use lifecycle::{Ask, Refused, State, next};
+pub use nic::{NetKind, NicSpec, PORTS_MAX, PortSpec, Protocol};
 pub use room::Room;
 pub use share::{SHARES_MAX, ShareMount, ShareSpec};
 pub use spec::{

@@ -1,5 +1,5 @@
 //! What a machine is asked to be.
-use crate::{Fault, Kind, ShareSpec};
+use crate::{Fault, Kind, NicSpec, PORTS_MAX, ShareSpec};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
@@ -273,6 +273,9 @@ pub struct MachineSpec {
     /// The directories that the guest may use.
     #[serde(default)]
     pub shares: Vec<ShareSpec>,
+    /// Its network card.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nic: Option<NicSpec>,
 }
 
 impl MachineSpec {
@@ -290,6 +293,15 @@ impl MachineSpec {
                 Kind::Usage,
                 format!("{} MiB of memory is too little for a machine", self.memory_mib),
                 format!("use --memory with at least {MEMORY_MIB_MIN}M; 512M is a good start"),
+            ));
+        }
+        if let Some(nic) = &self.nic
+            && nic.ports.len() > PORTS_MAX
+        {
+            return Err(Fault::new(
+                Kind::Usage,
+                format!("a VM cannot publish {} ports", nic.ports.len()),
+                format!("use -p up to {PORTS_MAX} times"),
             ));
         }
         let steps = |mib: u64| mib.is_multiple_of(MEMORY_STEP_MIB);

@@ -176,6 +176,7 @@ impl Stage {
             append: String::new(),
             disks: Vec::new(),
             shares: Vec::new(),
+            nic: None,
         };
         let mut spec = RunnerSpec {
             name: test.into(),

@@ -132,6 +132,7 @@ pub(crate) mod conformance {
                 append: String::new(),
                 disks: Vec::new(),
                 shares: Vec::new(),
+                nic: None,
             },
             on_reboot: OnReboot::Restart,
             remove: false,

@@ -226,6 +226,7 @@ fn configure(
         ),
         disks: vec![DiskSpec { path: disk.to_path_buf(), read_only: false, ..DiskSpec::default() }],
         shares: Vec::new(),
+        nic: None,
     };
     let mut console = Console { total, watcher, done: 0, line: Vec::new(), lines: Vec::new() };
     console.report();

@@ -1,0 +1,375 @@
+//! A whole network with a guest that is smoltcp's own stack, against sockets of the host's loopback.
+
+use super::address::{GATEWAY, GUEST, MTU};
+use super::{Listeners, UserNet, parse_frame};
+use crate::port::{NetPort, PACKET_MAX, SocketPort};
+use proptest::prelude::*;
+use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::socket::{dhcpv4, tcp, udp};
+use smoltcp::time::Instant as Clock;
+use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, IpEndpoint};
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, TcpListener, TcpStream, UdpSocket};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+use viv_model::{PortSpec, Protocol};
+
+const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A card for smoltcp; it can lose packets to the guest.
+struct Card {
+    port: SocketPort,
+    lose: u32,
+    count: u32,
+}
+
+struct Received(Vec<u8>);
+struct Sent<'a>(&'a SocketPort);
+
+impl RxToken for Received {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(&self.0[12..])
+    }
+}
+
+impl TxToken for Sent<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        let mut packet = vec![0; 12 + len];
+        let result = f(&mut packet[12..]);
+        self.0.send(&packet).expect("the network lives");
+        result
+    }
+}
+
+impl Device for Card {
+    type RxToken<'a> = Received;
+    type TxToken<'a> = Sent<'a>;
+
+    fn receive(&mut self, _: Clock) -> Option<(Received, Sent<'_>)> {
+        let mut buffer = vec![0; PACKET_MAX];
+        loop {
+            let len = self.port.receive(&mut buffer).expect("the network lives")?;
+            self.count += 1;
+            if self.lose != 0 && self.count % self.lose == 0 {
+                continue;
+            }
+            buffer.truncate(len);
+            assert!(crate::offload::finish_checksum(&mut buffer), "every packet's header is right");
+            return Some((Received(buffer), Sent(&self.port)));
+        }
+    }
+
+    fn transmit(&mut self, _: Clock) -> Option<Sent<'_>> {
+        Some(Sent(&self.port))
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ethernet;
+        capabilities.max_transmission_unit = usize::from(MTU) + 14;
+        capabilities
+    }
+}
+
+struct Guest {
+    card: Card,
+    interface: Interface,
+    sockets: SocketSet<'static>,
+}
+
+impl Guest {
+    fn plugged_into(listeners: Listeners) -> Guest {
+        let (_, port) = UserNet::start(listeners, MAC).unwrap();
+        let mut card = Card { port, lose: 0, count: 0 };
+        let config = Config::new(HardwareAddress::Ethernet(EthernetAddress(MAC)));
+        let mut interface = Interface::new(config, &mut card, Clock::now());
+        interface.update_ip_addrs(|addresses| addresses.push(IpCidr::new(GUEST.into(), 24)).unwrap());
+        interface.routes_mut().add_default_ipv4_route(GATEWAY).unwrap();
+        Guest { card, interface, sockets: SocketSet::new(Vec::new()) }
+    }
+
+    fn new() -> Guest {
+        Guest::plugged_into(Listeners { sockets: Vec::new(), resolver: None })
+    }
+
+    fn tcp(&mut self) -> SocketHandle {
+        let buffer = || tcp::SocketBuffer::new(vec![0; 256 << 10]);
+        self.sockets.add(tcp::Socket::new(buffer(), buffer()))
+    }
+
+    fn connect(&mut self, to: impl Into<IpEndpoint>, from: u16) -> SocketHandle {
+        let handle = self.tcp();
+        let context = self.interface.context();
+        self.sockets.get_mut::<tcp::Socket<'_>>(handle).connect(context, to, from).unwrap();
+        handle
+    }
+
+    /// Lets the stack run until `done` gives something.
+    fn until<T>(&mut self, mut done: impl FnMut(&mut SocketSet<'static>) -> Option<T>) -> T {
+        let begin = Instant::now();
+        loop {
+            self.interface.poll(Clock::now(), &mut self.card, &mut self.sockets);
+            if let Some(result) = done(&mut self.sockets) {
+                self.interface.poll(Clock::now(), &mut self.card, &mut self.sockets);
+                return result;
+            }
+            assert!(begin.elapsed() < PATIENCE, "it takes too long");
+            thread::sleep(Duration::from_micros(200));
+        }
+    }
+
+    /// Sends all and finishes; takes all until the other side finishes.
+    fn exchange(&mut self, handle: SocketHandle, bytes: &[u8]) -> Vec<u8> {
+        let (mut sent, mut got, mut closed) = (0, Vec::new(), false);
+        self.until(|sockets| {
+            let socket = sockets.get_mut::<tcp::Socket<'_>>(handle);
+            if socket.can_send() && sent < bytes.len() {
+                sent += socket.send_slice(&bytes[sent..]).unwrap();
+            }
+            if sent == bytes.len() && socket.may_send() && !closed {
+                closed = true;
+                socket.close();
+            }
+            while socket.can_recv() {
+                socket.recv(|piece| (piece.len(), got.extend_from_slice(piece))).unwrap();
+            }
+            (closed && !socket.may_recv()).then_some(())
+        });
+        got
+    }
+}
+
+fn bytes(len: usize) -> Vec<u8> {
+    (0..len).map(|n| (n * 7 + n / 251) as u8).collect()
+}
+
+/// A server that answers what it was sent, once that is over.
+fn parrot() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut all = Vec::new();
+            stream.read_to_end(&mut all).unwrap();
+            stream.write_all(&all).unwrap();
+        }
+    });
+    port
+}
+
+#[test]
+fn a_guest_gets_its_lease() {
+    let mut guest = Guest::new();
+    let handle = guest.sockets.add(dhcpv4::Socket::new());
+    let lease = guest.until(|sockets| match sockets.get_mut::<dhcpv4::Socket<'_>>(handle).poll() {
+        Some(dhcpv4::Event::Configured(lease)) => {
+            Some((lease.address.to_string(), lease.router, lease.dns_servers.first().copied()))
+        }
+        _ => None,
+    });
+    let name_server = Ipv4Addr::new(10, 0, 2, 3);
+    assert_eq!(lease, ("10.0.2.15/24".to_string(), Some(GATEWAY), Some(name_server)));
+}
+
+#[test]
+fn a_connection_to_the_gateway_reaches_the_hosts_loopback_and_halves_close_by_themselves() {
+    let mut guest = Guest::new();
+    let handle = guest.connect((GATEWAY, parrot()), 40000);
+    let sent = bytes(3 << 20);
+    assert!(guest.exchange(handle, &sent) == sent, "what comes back is what was sent");
+}
+
+#[test]
+fn lost_packets_are_sent_again() {
+    let mut guest = Guest::new();
+    guest.card.lose = 7;
+    let handle = guest.connect((GATEWAY, parrot()), 40000);
+    let sent = bytes(1 << 20);
+    assert!(guest.exchange(handle, &sent) == sent);
+}
+
+#[test]
+fn a_port_where_nobody_listens_is_refused_at_once() {
+    let mut guest = Guest::new();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let begin = Instant::now();
+    for (to, from) in [((GATEWAY, port), 40000), ((Ipv4Addr::new(10, 0, 2, 3), 80), 40001)] {
+        let handle = guest.connect(to, from);
+        guest.until(|sockets| {
+            (sockets.get_mut::<tcp::Socket<'_>>(handle).state() == tcp::State::Closed).then_some(())
+        });
+    }
+    assert!(begin.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn a_reset_on_the_host_is_one_in_the_guest() {
+    let mut guest = Guest::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let handle = guest.connect((GATEWAY, listener.local_addr().unwrap().port()), 40000);
+    guest.until(|sockets| sockets.get_mut::<tcp::Socket<'_>>(handle).may_send().then_some(()));
+    let (stream, _) = listener.accept().unwrap();
+    rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
+    drop(stream);
+    guest.until(|sockets| {
+        (sockets.get_mut::<tcp::Socket<'_>>(handle).state() == tcp::State::Closed).then_some(())
+    });
+}
+
+#[test]
+fn a_slow_reader_in_the_guest_stops_the_sender_and_loses_nothing() {
+    let mut guest = Guest::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let handle = guest.connect((GATEWAY, listener.local_addr().unwrap().port()), 40000);
+    let sent = bytes(24 << 20);
+    let (said, heard) = mpsc::channel();
+    let copy = sent.clone();
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.write_all(&copy).unwrap();
+        said.send(()).unwrap();
+    });
+    guest.until(|sockets| sockets.get_mut::<tcp::Socket<'_>>(handle).can_recv().then_some(()));
+    let begin = Instant::now();
+    guest.until(|_| (begin.elapsed() > Duration::from_millis(500)).then_some(()));
+    assert!(heard.try_recv().is_err(), "24 MiB do not fit between them");
+    assert!(guest.exchange(handle, &[]) == sent);
+}
+
+fn published(protocol: Protocol, guest: u16) -> (Listeners, u16) {
+    // The host's kernel chooses a port that is free.
+    let port = PortSpec { ip: Ipv4Addr::LOCALHOST.into(), host: 0, guest, protocol };
+    let listeners = Listeners::open(&[port]).unwrap();
+    let at = listeners.addresses()[0].port();
+    (listeners, at)
+}
+
+#[test]
+fn a_published_port_leads_into_the_guest() {
+    let (listeners, port) = published(Protocol::Tcp, 80);
+    let mut guest = Guest::plugged_into(listeners);
+    let handle = guest.tcp();
+    guest.sockets.get_mut::<tcp::Socket<'_>>(handle).listen(80).unwrap();
+    let client = thread::spawn(move || {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+        stream.write_all(b"ask").unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    });
+    let from = guest.until(|sockets| {
+        let socket = sockets.get_mut::<tcp::Socket<'_>>(handle);
+        socket.may_send().then(|| socket.remote_endpoint().unwrap().addr)
+    });
+    assert_eq!(from, GATEWAY.into());
+    assert_eq!(guest.exchange(handle, b"answer"), b"ask");
+    let begin = Instant::now();
+    guest.until(|_| (client.is_finished() || begin.elapsed() > PATIENCE).then_some(()));
+    assert_eq!(client.join().unwrap(), "answer");
+}
+
+#[test]
+fn a_published_port_that_the_guest_refuses_is_closed() {
+    let (listeners, port) = published(Protocol::Tcp, 81);
+    let mut guest = Guest::plugged_into(listeners);
+    let client = thread::spawn(move || {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+        stream.read(&mut [0]).map_or(0, |count| count)
+    });
+    guest.until(|_| client.is_finished().then_some(()));
+    assert_eq!(client.join().unwrap(), 0);
+}
+
+fn datagrams(guest: &mut Guest) -> SocketHandle {
+    let buffer = || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 16], vec![0; 256 << 10]);
+    guest.sockets.add(udp::Socket::new(buffer(), buffer()))
+}
+
+#[test]
+fn datagrams_go_out_and_come_back_small_and_large() {
+    let mut guest = Guest::new();
+    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let to = (GATEWAY, server.local_addr().unwrap().port());
+    thread::spawn(move || {
+        let mut buffer = vec![0; 1 << 16];
+        while let Ok((len, from)) = server.recv_from(&mut buffer) {
+            server.send_to(&buffer[..len], from).unwrap();
+        }
+    });
+    let handle = datagrams(&mut guest);
+    guest.sockets.get_mut::<udp::Socket<'_>>(handle).bind(5000).unwrap();
+    for len in [0, 1, 1472, 9000, 60000] {
+        guest.sockets.get_mut::<udp::Socket<'_>>(handle).send_slice(&bytes(len), to).unwrap();
+        let got = guest.until(|sockets| {
+            let socket = sockets.get_mut::<udp::Socket<'_>>(handle);
+            socket.recv().ok().map(|(payload, from)| (payload.to_vec(), from.endpoint))
+        });
+        assert_eq!(got, (bytes(len), IpEndpoint::from(to)));
+    }
+}
+
+#[test]
+fn a_published_datagram_port_leads_into_the_guest_and_back() {
+    let (listeners, port) = published(Protocol::Udp, 7);
+    let mut guest = Guest::plugged_into(listeners);
+    let handle = datagrams(&mut guest);
+    guest.sockets.get_mut::<udp::Socket<'_>>(handle).bind(7).unwrap();
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.send_to(b"ask", (Ipv4Addr::LOCALHOST, port)).unwrap();
+    guest.until(|sockets| {
+        let socket = sockets.get_mut::<udp::Socket<'_>>(handle);
+        let (payload, from) = socket.recv().map(|(payload, from)| (payload.to_vec(), from)).ok()?;
+        assert_eq!(payload, b"ask");
+        socket.send_slice(b"answer", from).unwrap();
+        Some(())
+    });
+    // The answer goes once the guest knows the gateway's address.
+    client.set_nonblocking(true).unwrap();
+    let mut buffer = [0; 16];
+    let (len, from) = guest.until(|_| client.recv_from(&mut buffer).ok());
+    assert_eq!((&buffer[..len], from.port()), (b"answer".as_slice(), port));
+}
+
+#[test]
+fn names_are_asked_for_at_the_resolver() {
+    // Loopback, but not the gateway's: nothing else leads there.
+    let resolver = UdpSocket::bind("127.0.0.53:53");
+    let Ok(resolver) = resolver else {
+        // Port 53 needs a privilege, and may be taken: then the address map's own test has to do.
+        return;
+    };
+    let address: IpAddr = resolver.local_addr().unwrap().ip();
+    let mut guest = Guest::plugged_into(Listeners { sockets: Vec::new(), resolver: Some(address) });
+    let handle = datagrams(&mut guest);
+    guest.sockets.get_mut::<udp::Socket<'_>>(handle).bind(5000).unwrap();
+    let to = (Ipv4Addr::new(10, 0, 2, 3), 53);
+    guest.sockets.get_mut::<udp::Socket<'_>>(handle).send_slice(b"query", to).unwrap();
+    thread::spawn(move || {
+        let mut buffer = [0; 512];
+        let (len, from) = resolver.recv_from(&mut buffer).unwrap();
+        assert_eq!(&buffer[..len], b"query");
+        resolver.send_to(b"reply", from).unwrap();
+    });
+    let got = guest.until(|sockets| {
+        sockets.get_mut::<udp::Socket<'_>>(handle).recv().ok().map(|(payload, _)| payload.to_vec())
+    });
+    assert_eq!(got, b"reply");
+}
+
+proptest! {
+    #[test]
+    fn any_frame_is_taken(packet in proptest::collection::vec(any::<u8>(), 0..200), kind in 0..4u8) {
+        let mut packet = packet;
+        if packet.len() > 40 {
+            packet[24..26].copy_from_slice(if kind == 0 { &[0x08, 0x06] } else { &[0x08, 0x00] });
+            packet[26] = 0x45;
+            packet[35] = [0, 6, 17, 1][usize::from(kind)];
+        }
+        parse_frame(&packet);
+    }
+}
