@@ -38,6 +38,7 @@ pub(crate) fn main() -> ExitCode {
         say(format_args!("cannot set the loopback network up: {error}"));
     }
     let (send, ends) = mpsc::channel();
+    setup::lease_address();
     power::set_sender(send.clone());
     power::watch_button();
     if let Err(error) = serve::start() {

@@ -16,6 +16,9 @@ fn a_full_debian_reaches_multi_user_and_remembers() {
     )
     .ok();
     up();
+    until("its address", SYSTEM_UP, || {
+        run(&["exec", "e2e-debian", "ip", "-4", "addr"], "").ok().out.contains("10.0.2.15/24")
+    });
     let apt = run(&["exec", "e2e-debian", "apt-get", "--version"], "").ok();
     assert!(apt.out.starts_with("apt "), "{apt:?}");
     let write = "echo kept > /root/kept && sync -f /root/kept && cat /etc/debian_version";

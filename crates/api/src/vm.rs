@@ -3,7 +3,7 @@ use crate::agent::Exec;
 use crate::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
-use viv_model::{Accel, DiskSpec, End, MachineSpec, ShareSpec, SoftSpec, State};
+use viv_model::{Accel, DiskSpec, End, MachineSpec, NetKind, PortSpec, ShareSpec, SoftSpec, State};
 
 /// What happens when the guest asks for a reset.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +54,10 @@ pub struct VmCreate {
     pub disks: Vec<DiskSpec>,
     /// Directories that the guest may use.
     pub shares: Vec<ShareSpec>,
+    /// What its network card is plugged into; a user network if it has an image, else nothing.
+    pub net: Option<NetKind>,
+    /// Ports of the host that lead to it.
+    pub ports: Vec<PortSpec>,
     /// Start it at once.
     pub start: bool,
     /// Forget it when it ends.

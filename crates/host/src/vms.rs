@@ -15,7 +15,10 @@ use viv_api::runner::{Ask as RunnerAsk, RunnerSpec};
 use viv_api::stats::VmStats;
 use viv_api::timestamp::Timestamp;
 use viv_api::vm::{Process, Vm, VmCreate, VmKill, VmMemory, VmStart, VmStop};
-use viv_model::{Accel, Ask, DiskFormat, DiskLimits, DiskSpec, End, Fault, Kind, MachineSpec, State, next};
+use viv_model::{
+    Accel, Ask, DiskFormat, DiskLimits, DiskSpec, End, Fault, Kind, MachineSpec, NetKind, NicSpec, State,
+    next,
+};
 
 /// The kernel's command line for an image.
 const APPEND_IMAGE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=k cryptomgr.notests";
@@ -282,7 +285,7 @@ impl Vms {
             append: ask.append.clone().unwrap_or_else(|| APPEND_OWN.to_string()),
             disks: Vec::new(),
             shares: ask.shares.clone(),
-            nic: None,
+            nic: nic_of(ask, dir)?,
         };
         machine.check()?;
         fits(machine.memory_max_mib.unwrap_or(machine.memory_mib))?;
@@ -500,6 +503,27 @@ fn refuse(state: State, ask: Ask, name: &str) -> Result<(), Fault> {
         let verb = if ask == Ask::Remove { "remove" } else { ask.verb() };
         Fault::new(Kind::Conflict, format!("cannot {verb} VM {name:?}: it is {state}"), refused.fix(name))
     })
+}
+
+/// The network card for what was asked; its address comes from the VM's identity.
+fn nic_of(ask: &VmCreate, dir: &Path) -> Result<Option<NicSpec>, Fault> {
+    let has_image = ask.image.is_some() || ask.kernel.is_none();
+    let default = if has_image { NetKind::User } else { NetKind::None };
+    match ask.net.unwrap_or(default) {
+        NetKind::User => {
+            let id = dir.file_name().unwrap_or_default().to_string_lossy();
+            let number = u64::from_str_radix(&id, 16).unwrap_or_default();
+            let [.., a, b, c] = number.to_be_bytes();
+            // Locally administered (IEEE 802 §8.4).
+            Ok(Some(NicSpec { mac: [0x02, 0x76, 0x69, a, b, c], ports: ask.ports.clone() }))
+        }
+        NetKind::None if ask.ports.is_empty() => Ok(None),
+        NetKind::None => Err(Fault::new(
+            Kind::Usage,
+            "a VM without a network cannot publish ports",
+            "use --net user, or leave out -p",
+        )),
+    }
 }
 
 fn no_random(error: std::io::Error) -> Fault {

@@ -51,7 +51,7 @@ fn main() -> ExitCode {
         // Nobody reads any more: the machine goes on.
         let _ = out.write_all(bytes).and_then(|()| out.flush());
     });
-    let machine = match Machine::build(&spec, MachineIo { console, vsock, shares: Vec::new() }) {
+    let machine = match Machine::build(&spec, MachineIo { console, port: None, vsock, shares: Vec::new() }) {
         Ok(machine) => Arc::new(machine),
         Err(fault) => {
             eprintln!("boot: {fault}");

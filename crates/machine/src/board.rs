@@ -6,8 +6,8 @@ use crate::core::{SoftWires, World, lock, wall_ns};
 use crate::layout::{ECAM, PCI_WINDOW, VIRTIO_MMIO, VIRTIO_MMIO_SIZE, pci_window64};
 use crate::parts::giving::{self, Giver, Giving};
 use crate::parts::{
-    Chip, ConsoleHost, ConsoleSink, DiskHost, DiskThreads, Doorbells, HostSide, Hosted, Part, Pci, PciSlot,
-    PlainFunction, RngHost, Serial, ShareHost, VirtioPart, Work,
+    CardHost, CardThread, Chip, ConsoleHost, ConsoleSink, DiskHost, DiskThreads, Doorbells, HostSide, Hosted,
+    Part, Pci, PciSlot, PlainFunction, RngHost, Serial, ShareHost, VirtioPart, Work,
 };
 use crate::vsock::{GuestSockets, VsockHost};
 use std::collections::BTreeMap;
@@ -30,10 +30,13 @@ use viv_devices::chips::slots::{self, PciSlots};
 use viv_devices::pci::{Allocator, HostBridge, PciFunction, PciRoot};
 use viv_devices::virtio::blk::{Blk, BlkSettings};
 use viv_devices::virtio::{
-    Balloon, Console, Fs, GuestMemoryStats, Mem, Rng, VirtioDevice, VirtioMmio, VirtioPci, Vsock,
+    Balloon, Console, Fs, GuestMemoryStats, Mem, Net, NetSettings, Rng, VirtioDevice, VirtioMmio, VirtioPci,
+    Vsock,
 };
 use viv_mem::{Gpa, GuestMemory, Region};
 use viv_model::{End, ShareSpec};
+use viv_net::port::NetPort;
+use viv_net::user::address::MTU;
 use viv_net::vsock::{VsockGuest, Waker};
 
 /// The chips of the board.
@@ -99,6 +102,7 @@ enum Virtio {
     Mem(Region),
     /// With its number and its server's socket.
     Share(usize, UnixStream),
+    Net(Nic),
 }
 
 /// How the guest reaches it.
@@ -115,12 +119,21 @@ const GUEST_CID: u64 = 3;
 const DISK_QUEUES_MAX: u32 = 4;
 /// Slots whose devices may come and go: behind those that every machine has.
 pub(crate) const HOT_PLUG: Range<u8> = 3..DEVICES_PER_BUS;
+/// Pairs of queues of a network card: one for each vCPU up to this many.
+const CARD_PAIRS_MAX: u32 = 4;
 /// Block size that guests are told, bytes.
 const DISK_BLOCK_SIZE: u32 = 512;
 
 /// How often and how long a guest is waited for that is asked about its memory.
 const STATS_TRIES: u32 = 20;
 const STATS_WAIT: Duration = Duration::from_millis(2);
+
+/// A network card, and what it is plugged into.
+#[derive(Clone)]
+pub(crate) struct Nic {
+    pub(crate) mac: [u8; 6],
+    pub(crate) port: Arc<dyn NetPort>,
+}
 
 /// What the board is built from.
 pub(crate) struct Plan {
@@ -136,6 +149,7 @@ pub(crate) struct Plan {
     pub(crate) disks: Vec<(Arc<dyn Disk>, String)>,
     /// The sockets of the servers of shared directories.
     pub(crate) shares: Vec<UnixStream>,
+    pub(crate) nic: Option<Nic>,
     pub(crate) vsock: Option<Waker>,
     pub(crate) sink: Arc<ConsoleSink>,
 }
@@ -260,6 +274,7 @@ impl Plan {
                     let device = attach.add(Fs::new(&ShareSpec::tag(index)), host, transport)?;
                     work.push(("share", requests.work(server, &device, &self.memory)));
                 }
+                Virtio::Net(nic) => work.push(("net", self.add_card(&mut attach, nic, transport)?)),
             }
         }
         let Attached { mmio, pci, virtio_mmio, bells, hot_plug } = attach.finish(self.kvm.as_ref())?;
@@ -313,6 +328,7 @@ impl Plan {
         devices.extend(self.hot_memory.map(|region| (Virtio::Mem(region), Transport::Pci)));
         let shares = self.shares.drain(..).enumerate();
         devices.extend(shares.map(|(index, server)| (Virtio::Share(index, server), Transport::Pci)));
+        devices.extend(self.nic.clone().map(|nic| (Virtio::Net(nic), Transport::Pci)));
         devices
     }
 
@@ -375,6 +391,15 @@ impl Plan {
         let world = self.world.clone();
         let taker = giving::take(given, &device, &self.memory, move || world.control.ended());
         Ok((device, taker))
+    }
+
+    fn add_card(&self, attach: &mut Attach, nic: Nic, transport: Transport) -> io::Result<Work> {
+        let pairs = self.cpus.clamp(1, CARD_PAIRS_MAX) as u16;
+        let waker = Waker::new()?;
+        let card = Net::new(NetSettings { mac: nic.mac, mtu: MTU, pairs });
+        let device = attach.add(card, CardHost(waker.clone()), transport)?;
+        let world = self.world.clone();
+        Ok(CardThread::work(&device, nic.port, waker, move || world.control.ended()))
     }
 
     fn add_disk(

@@ -1,6 +1,6 @@
 //! A machine from its description to its end.
 use crate::acpi;
-use crate::board::{Board, Built, Plan};
+use crate::board::{Board, Built, Nic, Plan};
 use crate::boot::{self, BootFiles};
 use crate::core::{Alarm, Clock, Control, CpuSlot, KvmWires, Lines, Phase, SoftWires, Wires, World, lock};
 use crate::drives::{Drives, HandedFiles};
@@ -21,6 +21,7 @@ use viv_cpu::soft::{self, PerfMap, ShownStats, SoftCpu, SoftStats};
 use viv_devices::virtio::GuestMemoryStats;
 use viv_mem::{Gpa, GuestMemory};
 use viv_model::{Accel, DiskLimits, DiskSpec, End, Fault, Kind, MEMORY_MIB_MIN, MachineSpec, SoftSpec};
+use viv_net::port::NetPort;
 use viv_net::vsock::{VsockGuest, VsockMuxer, Waker};
 
 /// How long vCPUs may take to stand still.
@@ -34,6 +35,8 @@ pub struct MachineIo {
     /// Takes what the guest writes to its console. Called from one thread of the machine; while it blocks, the
     /// guest is slowed down.
     pub console: ConsoleWriter,
+    /// What the network card is plugged into, if there is one.
+    pub port: Option<Arc<dyn NetPort>>,
     /// The Unix socket to serve the guest's vsock on.
     pub vsock: Option<PathBuf>,
     /// The sockets of the servers of shared directories ([`viv_share::link`]), in the guest's order.
@@ -169,6 +172,7 @@ impl Machine {
             hot_memory: memory.regions().last().filter(|_| spec.memory_max_mib.is_some()).copied(),
             disks: drives.disks(),
             shares: io.shares,
+            nic: spec.nic.as_ref().zip(io.port).map(|(nic, port)| Nic { mac: nic.mac, port }),
             vsock: waker.clone(),
             sink: sink.clone(),
         };

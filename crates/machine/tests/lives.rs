@@ -94,8 +94,11 @@ impl Life {
         let output = Arc::new(Mutex::new(Vec::new()));
         let written = output.clone();
         let console = Box::new(move |bytes: &[u8]| written.lock().unwrap().extend_from_slice(bytes));
-        let machine =
-            Machine::build(&spec(&kernel), MachineIo { console, vsock: None, shares: Vec::new() }).unwrap();
+        let machine = Machine::build(
+            &spec(&kernel),
+            MachineIo { console, port: None, vsock: None, shares: Vec::new() },
+        )
+        .unwrap();
         Life { machine: Arc::new(machine), output, _kernel: kernel }
     }
 
@@ -246,8 +249,10 @@ fn bad_descriptions_are_refused_with_a_way_out() {
     let build = |change: &dyn Fn(&mut MachineSpec)| {
         let mut spec = spec(&good);
         change(&mut spec);
-        let built =
-            Machine::build(&spec, MachineIo { console: Box::new(|_| ()), vsock: None, shares: Vec::new() });
+        let built = Machine::build(
+            &spec,
+            MachineIo { console: Box::new(|_| ()), port: None, vsock: None, shares: Vec::new() },
+        );
         built.err().unwrap_or_else(|| panic!("{spec:?} was built"))
     };
     let disk = |path: PathBuf| DiskSpec { path, read_only: false, ..DiskSpec::default() };
@@ -276,8 +281,12 @@ fn a_disk_belongs_to_one_machine_at_a_time() {
     let disk = Scratch::new(&[0; 4096]);
     let mut spec = spec(&kernel);
     spec.disks = vec![DiskSpec { path: disk.0.clone(), read_only: false, ..DiskSpec::default() }];
-    let build =
-        || Machine::build(&spec, MachineIo { console: Box::new(|_| ()), vsock: None, shares: Vec::new() });
+    let build = || {
+        Machine::build(
+            &spec,
+            MachineIo { console: Box::new(|_| ()), port: None, vsock: None, shares: Vec::new() },
+        )
+    };
     let first = build().unwrap();
     assert_eq!(build().err().unwrap().kind, Kind::Conflict);
     drop(first);

@@ -8,6 +8,7 @@ use viv_api::runner::{RunnerSpec, VSOCK};
 use viv_api::stats::VmStats;
 use viv_machine::{HandedFiles, Machine, MachineIo};
 use viv_model::{Accel, DiskLimits, DiskSpec, End, Fault};
+use viv_net::port::NetPort;
 
 /// How long a guest may take to let a disk go.
 const DETACH_LIMIT: Duration = Duration::from_secs(8);
@@ -42,10 +43,12 @@ pub trait Guest: Send + Sync {
     fn stats(&self) -> VmStats;
 }
 
-/// Builds a guest whose serial output goes to the console, with a socket of each shared directory's server. Called
-/// again for each reboot; everything that the guest before had open is closed by then.
-pub type Build =
-    dyn Fn(&RunnerSpec, Arc<Console>, Vec<UnixStream>) -> Result<Arc<dyn Guest>, Fault> + Send + Sync;
+/// Builds a guest whose serial output goes to the console, with a socket of each shared directory's server, and its
+/// network card plugged into the port. Called again for each reboot; everything that the guest before had open is
+/// closed by then.
+pub type Build = dyn Fn(&RunnerSpec, Arc<Console>, Vec<UnixStream>, Option<Arc<dyn NetPort>>) -> Result<Arc<dyn Guest>, Fault>
+    + Send
+    + Sync;
 
 impl Guest for Machine {
     fn start(&self) -> Result<(), Fault> {
@@ -94,9 +97,10 @@ pub(crate) fn machine(
     spec: &RunnerSpec,
     console: Arc<Console>,
     shares: Vec<UnixStream>,
+    port: Option<Arc<dyn NetPort>>,
 ) -> Result<Arc<dyn Guest>, Fault> {
     let output = Box::new(move |bytes: &[u8]| console.write(bytes));
-    let io = MachineIo { console: output, vsock: Some(VSOCK.into()), shares };
+    let io = MachineIo { console: output, port, vsock: Some(VSOCK.into()), shares };
     let machine = Machine::build(&spec.machine, io)?;
     Ok(Arc::new(machine))
 }

@@ -17,6 +17,7 @@ mod console;
 mod control;
 mod guest;
 mod life;
+mod network;
 mod passed;
 mod probe;
 pub mod sandbox;

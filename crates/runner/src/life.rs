@@ -2,7 +2,7 @@
 use crate::console::{Console, Log, REPLAY_MAX};
 use crate::guest::{Build, Guest};
 use crate::share::Servers;
-use crate::{command, control, sandbox, written};
+use crate::{command, control, network, sandbox, written};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::fs::{self, File, OpenOptions};
@@ -21,6 +21,8 @@ use viv_api::stats::VmStats;
 use viv_api::vm::{OnReboot, Process};
 use viv_machine::{HandedFiles, PerfMap};
 use viv_model::{Accel, DiskSpec, End, Fault, Kind, State, next};
+use viv_net::port::NetPort;
+use viv_net::user::{Listeners, UserNet};
 
 /// How long the last output may take to reach its readers.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
@@ -262,6 +264,7 @@ struct Prepared {
     owner: Option<rustix::fd::OwnedFd>,
     shares: Servers,
     signals: signal_hook::iterator::Signals,
+    listeners: Option<Listeners>,
     _lock: File,
 }
 
@@ -307,7 +310,9 @@ fn prepare(dir: &Path) -> Result<Prepared, Fault> {
         Some(owner) => Some(attended(owner)?),
         None => None,
     };
+    let listeners = spec.machine.nic.as_ref().map(network::listen).transpose()?;
     Ok(Prepared {
+        listeners,
         control: UnixListener::bind(CONTROL).map_err(broken("make its control socket"))?,
         console: UnixListener::bind(CONSOLE).map_err(broken("make its console socket"))?,
         log: Log::open(CONSOLE_LOG.as_ref(), CONSOLE_LOG_OLD.as_ref(), CONSOLE_LOG_MAX)
@@ -334,8 +339,17 @@ fn attended(owner: &Process) -> Result<rustix::fd::OwnedFd, Fault> {
 }
 
 fn live(prepared: Prepared, build: &Build) -> Result<End, Fault> {
-    let Prepared { spec, control, console: listener, mut log, owner, mut shares, mut signals, _lock } =
-        prepared;
+    let Prepared {
+        spec,
+        control,
+        console: listener,
+        mut log,
+        owner,
+        mut shares,
+        mut signals,
+        listeners,
+        _lock,
+    } = prepared;
     let console = Arc::new(Console::new());
     let life = Arc::new(Life::new(console.clone()));
     // Before the first thread: these restrictions are a thread's own and pass on to the threads it makes.
@@ -357,11 +371,18 @@ fn live(prepared: Prepared, build: &Build) -> Result<End, Fault> {
 
     let started = Instant::now();
     shares.watch().map_err(broken("make a thread"))?;
-    let guest = build(&spec, console.clone(), shares.connect()?)?;
+    let port = match (&spec.machine.nic, listeners) {
+        (Some(nic), Some(listeners)) => {
+            let (_, port) = UserNet::start(listeners, nic.mac).map_err(broken("start its network"))?;
+            Some(Arc::new(port) as Arc<dyn NetPort>)
+        }
+        _ => None,
+    };
+    let guest = build(&spec, console.clone(), shares.connect()?, port.clone())?;
     life.lock().disks =
         spec.machine.disks.iter().map(|disk| Held { spec: disk.clone(), files: None }).collect();
     life.boot(guest.clone())?;
-    restricted.extend(sandbox::filter_calls());
+    restricted.extend(sandbox::filter_calls(port.is_some()));
     life.lock().sandbox = restricted;
 
     let shared = life.clone();
@@ -396,7 +417,8 @@ fn live(prepared: Prepared, build: &Build) -> Result<End, Fault> {
         spawn("command", Box::new(move || command::run(&shared, &exec)))?;
     }
     report(&Started::Running(life.status()));
-    let build = |spec: &RunnerSpec, console: Arc<Console>| build(spec, console, shares.connect()?);
+    let build =
+        |spec: &RunnerSpec, console: Arc<Console>| build(spec, console, shares.connect()?, port.clone());
     let end = until_the_end(&life, &spec, &build, guest, started);
     console.close();
     console.drain(DRAIN_LIMIT);

@@ -17,6 +17,7 @@ use viv_api::stats::VmStats;
 use viv_api::vm::{OnReboot, Process};
 use viv_machine::HandedFiles;
 use viv_model::{Accel, DiskSpec, End, Fault, Kind, MachineSpec, ShareSpec, State};
+use viv_net::port::NetPort;
 use viv_runner::{Console, Guest};
 use viv_share::link::Caller;
 use viv_share::protocol::{ROOT, opcode};
@@ -126,7 +127,12 @@ impl Guest for Puppet {
     }
 }
 
-fn build(spec: &RunnerSpec, console: Arc<Console>, shares: Vec<UnixStream>) -> Result<Arc<dyn Guest>, Fault> {
+fn build(
+    spec: &RunnerSpec,
+    console: Arc<Console>,
+    shares: Vec<UnixStream>,
+    _port: Option<Arc<dyn NetPort>>,
+) -> Result<Arc<dyn Guest>, Fault> {
     if spec.name == "broken" {
         return Err(Fault::new(Kind::NoCapacity, "no puppet fits", "buy a bigger theatre"));
     }

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use viv_model::{Fault, Kind};
 
 /// Raise it when what this file makes changes: images are then built again.
-pub(super) const REVISION: u32 = 3;
+pub(super) const REVISION: u32 = 4;
 
 /// Packages that depend on the newest kernel for machines like ours, the best first.
 const KERNELS: [&str; 4] =
@@ -22,8 +22,8 @@ const KERNELS: [&str; 4] =
 /// The user land.
 const BUSYBOX: &str = "busybox-static";
 
-/// Loaded at boot: the ways to our devices, the power button, and the checksums of ext4.
-const LOADED: [&str; 11] = [
+/// Loaded at boot: the ways to our devices, raw sockets for the DHCP client, the power button, and the checksums of ext4.
+const LOADED: [&str; 13] = [
     "virtio_pci",
     "virtio_mmio",
     "virtio_blk",
@@ -31,13 +31,15 @@ const LOADED: [&str; 11] = [
     "virtio_rng",
     "virtio_balloon",
     "virtio_mem",
+    "virtio_net",
+    "af_packet",
     "vmw_vsock_virtio_transport",
     "button",
     "evdev",
     "crc32c_intel",
 ];
 /// There for `modprobe`.
-const INCLUDED: [&str; 7] = ["virtio_net", "virtio_scsi", "overlay", "virtiofs", "isofs", "squashfs", "loop"];
+const INCLUDED: [&str; 6] = ["virtio_scsi", "overlay", "virtiofs", "isofs", "squashfs", "loop"];
 
 /// What depmod(8) reads besides the modules.
 const LISTS: [&str; 3] = ["modules.order", "modules.builtin", "modules.builtin.modinfo"];
@@ -59,8 +61,23 @@ swapoff swapon switch_root sync sysctl tac tail tar taskset tee telnet test tftp
 true truncate ts tty udhcpc umount uname uncompress unexpand uniq unix2dos unlink unlzma unshare unxz unzip uptime \
 usleep uudecode uuencode vi watch wc wget which who whoami xargs xxd xz xzcat yes zcat";
 
+/// What udhcpc(8) calls with what it was told.
+const LEASE: &str = r#"#!/bin/sh
+case "$1" in
+deconfig)
+    ip link set "$interface" up
+    ip addr flush dev "$interface"
+    ;;
+bound | renew)
+    ip addr replace "$ip/$mask" dev "$interface"
+    [ -z "$router" ] || ip route replace default via "${router%% *}" dev "$interface"
+    for server in $dns; do echo "nameserver $server"; done > /etc/resolv.conf
+    ;;
+esac
+"#;
+
 /// Small files of the guest.
-const FILES: [(&str, u32, &str); 8] = [
+const FILES: [(&str, u32, &str); 9] = [
     (
         "etc/passwd",
         0o644,
@@ -80,6 +97,7 @@ const FILES: [(&str, u32, &str); 8] = [
         0o644,
         "NAME=\"Vivarium default guest\"\nID=vivarium\nPRETTY_NAME=\"Vivarium default guest\"\n",
     ),
+    ("etc/viv/lease", 0o755, LEASE),
     ("etc/shells", 0o644, "/bin/sh\n"),
 ];
 

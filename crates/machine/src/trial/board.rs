@@ -1,5 +1,5 @@
 //! A board by hand.
-use crate::board::{Board, Built, Plan};
+use crate::board::{Board, Built, Nic, Plan};
 use crate::bus::CpuView;
 use crate::core::{Alarm, Clock, Control, CpuSlot, Lines, SoftWires, World, lock};
 use crate::layout::{ECAM, HIGH_RAM_START, VIRTIO_MMIO};
@@ -13,6 +13,7 @@ use viv_block::Disk;
 use viv_cpu::soft::{Shared, SoftCpu};
 use viv_cpu::{CpuBus, CpuError, Vcpu};
 use viv_mem::{Gpa, GuestMemory};
+use viv_net::port::NetPort;
 use viv_net::vsock::VsockGuest;
 
 /// A board with the software CPU's interrupt chips, without threads (but its disks') and without a kernel.
@@ -30,17 +31,19 @@ pub struct Trial {
 impl Trial {
     /// A board with `bytes` of RAM (half of it above 4 GiB if `split`), `cpus` vCPUs and `disks`.
     pub fn new(bytes: u64, split: bool, cpus: u32, disks: Vec<Arc<dyn Disk>>) -> io::Result<Trial> {
-        Trial::with_shares(bytes, split, cpus, disks, Vec::new())
+        Trial::with(bytes, split, cpus, disks, Vec::new(), None)
     }
 
-    /// The same with shared directories, by their servers' sockets.
-    pub fn with_shares(
+    /// The same with shared directories, by their servers' sockets, and a network card that is plugged into `port`.
+    pub fn with(
         bytes: u64,
         split: bool,
         cpus: u32,
         disks: Vec<Arc<dyn Disk>>,
         shares: Vec<UnixStream>,
+        port: Option<Arc<dyn NetPort>>,
     ) -> io::Result<Trial> {
+        let nic = port.map(|port| Nic { mac: [2, 0, 0, 0, 0, 1], port });
         let half = bytes / 2;
         let layout = if split {
             vec![(Gpa(0), half), (Gpa(HIGH_RAM_START), bytes - half)]
@@ -68,6 +71,7 @@ impl Trial {
             hot_memory: None,
             disks: disks.into_iter().map(|disk| (disk, "trial".to_string())).collect(),
             shares,
+            nic,
             vsock: None,
             sink: sink.clone(),
         };

@@ -9,6 +9,7 @@ use viv_block::{Disk, MemoryDisk};
 use viv_cpu::CpuBus;
 use viv_devices::virtio::{NOTIFY_MULTIPLIER, NOTIFY_OFFSET};
 use viv_mem::{Gpa, GuestMemory};
+use viv_net::port::{NetPort, PACKET_MAX, SocketPort};
 
 /// RAM of the board, bytes.
 const RAM: u64 = 1 << 20;
@@ -100,13 +101,16 @@ pub fn run_rings(data: &[u8]) {
     let split = entropy.one_in(4);
     let with_share = !with_disk && entropy.one_in(3);
     let shares = if with_share { vec![deaf_server()] } else { Vec::new() };
-    let Ok(trial) = Trial::with_shares(RAM, split, 1, disks, shares) else { return };
+    // What comes out of the network card goes back in.
+    let Ok((port, mirror)) = SocketPort::pair() else { return };
+    let port: Arc<dyn NetPort> = Arc::new(port);
+    let Ok(trial) = Trial::with(RAM, split, 1, disks, shares, Some(port)) else { return };
     let bus = trial.bus(0);
-    // The entropy source is on MMIO, the others on PCI: vsock, console, disk, balloon, share.
+    // The entropy source is on MMIO, the others on PCI: vsock, console, disk, balloon, share, network card.
     let slot = u64::from(match () {
-        () if with_disk => 3 + entropy.u8() % 2,
-        () if with_share => 4,
-        () => entropy.u8() % 4,
+        () if with_disk => 3 + entropy.u8() % 3,
+        () if with_share => 4 + entropy.u8() % 2,
+        () => entropy.u8() % 5,
     });
     let driver = if slot == 0 {
         Driver { bus: &bus, base: VIRTIO_MMIO, pci: false }
@@ -119,21 +123,30 @@ pub fn run_rings(data: &[u8]) {
         Driver { bus: &bus, base, pci: true }
     };
     let mut packed = set_up(&mut entropy, &driver);
+    let mut packet = vec![0; PACKET_MAX];
     for _ in 0..STEPS_MAX {
         if entropy.is_empty() {
             break;
         }
         step(&mut entropy, &trial, &driver, &mut packed);
+        reflect(&mirror, &mut packet);
     }
     drop(trial.output());
 }
 
-/// Sets the device up; says whether its rings are packed.
+fn reflect(mirror: &SocketPort, packet: &mut [u8]) {
+    while let Ok(Some(len)) = mirror.receive(packet) {
+        // What finds no room is lost.
+        let _ = mirror.send(packet.get(..len).unwrap_or_default());
+    }
+}
+
 /// A server that is gone: every request fails.
 fn deaf_server() -> UnixStream {
     UnixStream::pair().map(|(ours, _)| ours).expect("the host gives sockets")
 }
 
+/// Sets the device up; says whether its rings are packed.
 fn set_up(entropy: &mut Entropy<'_>, driver: &Driver<'_>) -> bool {
     let choice = entropy.u8();
     driver.set_status(0);

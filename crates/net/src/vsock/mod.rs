@@ -99,11 +99,13 @@ impl Waker {
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 
-    fn fd(&self) -> BorrowedFd<'_> {
+    /// What to poll: readable once woken.
+    pub fn fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 
-    fn clear(&self) {
+    /// Awake: to be done before looking at what there is to do.
+    pub fn clear(&self) {
         let _ = rustix::io::read(&self.0, &mut [0u8; 8]);
     }
 }

@@ -25,9 +25,19 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
         output::print(&vms.iter().map(|vm| vm.name.clone() + "\n").collect::<String>());
     } else {
         let rows: Vec<_> = vms.iter().map(row).collect();
-        output::table(&["NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "ACCEL", "CREATED", "ID"], &rows);
+        output::table(
+            &["NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "ACCEL", "PORTS", "CREATED", "ID"],
+            &rows,
+        );
     }
     Ok(0)
+}
+
+/// As `-p` takes them.
+fn ports(vm: &Vm) -> String {
+    let ports = vm.machine.nic.iter().flat_map(|nic| &nic.ports);
+    let text = ports.map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if text.is_empty() { "-".to_string() } else { text }
 }
 
 fn row(vm: &Vm) -> Vec<String> {
@@ -45,6 +55,7 @@ fn row(vm: &Vm) -> Vec<String> {
         vm.machine.cpus.to_string(),
         format!("{}M", vm.machine.memory_mib),
         vm.accel.to_string(),
+        ports(vm),
         vm.created_at.ago(),
         vm.id.clone(),
     ]

@@ -17,7 +17,7 @@ use viv_api::client::Request;
 use viv_api::endpoint::Route;
 use viv_api::image::{DEFAULT, ImageBuild};
 use viv_api::vm::{OnReboot, Process, Vm, VmCreate, VmKill, VmStop};
-use viv_model::{Accel, CPUS_MAX, DiskLimits, DiskSpec, Fault, Kind, ShareSpec, SoftSpec};
+use viv_model::{Accel, CPUS_MAX, DiskLimits, DiskSpec, Fault, Kind, NetKind, ShareSpec, SoftSpec};
 
 /// How long a guest may take until its agent answers, seconds: a big one on the software CPU takes minutes.
 const AGENT_WAIT_S: u64 = 600;
@@ -33,7 +33,8 @@ const READER_GONE: u8 = 141;
                   viv run -- uname -a                          one command in it\n\
                   viv run -d --name web debian                 a Debian in the background\n\
                   viv run -v .:/src -- ls /src                 with a directory of the host\n\
-                  viv run --kernel F --disk F --append \"…\"     anything that boots\n\n\
+                  viv run --kernel F --disk F --append \"…\"     anything that boots\n\
+                  viv run -d -p 127.0.0.1:8080:80 debian       its port 80 is this host's 8080\n\n\
                   Options of a disk, after its file and a comma each:\n\
                   ro                 the guest may only read it; VMs may share it then\n\
                   format=F           raw, qcow2, vmdk, vdi, vhd or vhdx; looked up once if not given\n\
@@ -88,6 +89,12 @@ pub(crate) struct Args {
     /// Share a directory with the guest at PATH; ":ro" lets it only read
     #[arg(short = 'v', long = "volume", value_name = "DIR:PATH[:ro]")]
     shares: Vec<String>,
+    /// Network: user (it reaches what you reach; the default for images), or none
+    #[arg(long, value_name = "user|none", value_parser = net)]
+    net: Option<NetKind>,
+    /// Publish a port of the guest on this host: [IP:]HOST:GUEST, with /udp for datagrams
+    #[arg(short, long = "publish", value_name = "PORTS")]
+    ports: Vec<String>,
     /// What a reset by the guest does; "end" with --rm and in the foreground
     #[arg(long, value_name = "restart|end", value_parser = on_reboot)]
     reboot: Option<OnReboot>,
@@ -107,6 +114,10 @@ fn cpus(text: &str) -> Result<u32, String> {
 }
 
 fn accel(text: &str) -> Result<Accel, String> {
+    text.parse().map_err(|fault: Fault| fault.fix)
+}
+
+fn net(text: &str) -> Result<NetKind, String> {
     text.parse().map_err(|fault: Fault| fault.fix)
 }
 
@@ -297,6 +308,7 @@ fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Fault> {
     let ends = foreground || args.rm || command.is_some();
     let disks = args.disks.iter().map(|text| disk(text)).collect::<Result<_, _>>()?;
     let shares = args.shares.iter().map(|text| share(text)).collect::<Result<_, _>>()?;
+    let ports = args.ports.iter().map(|text| text.parse()).collect::<Result<_, Fault>>()?;
     let mut soft = SoftSpec::default();
     args.options.iter().try_for_each(|option| soft.set(option))?;
     let file = |path: &Option<PathBuf>| path.as_deref().map(absolute).transpose();
@@ -313,6 +325,8 @@ fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Fault> {
         append: args.append.clone(),
         disks,
         shares,
+        net: args.net,
+        ports,
         start: true,
         remove: args.rm,
         on_reboot: args.reboot.unwrap_or(if ends { OnReboot::End } else { OnReboot::Restart }),

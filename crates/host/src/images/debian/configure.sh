@@ -31,6 +31,10 @@ depmod "$(ls /lib/modules)"
 # Root has no password: who reaches a console of this VM owns it. Change it with passwd.
 sed -i 's/^root:[^:]*:/root::/' /etc/shadow
 systemctl set-default multi-user.target
+# Its network card asks for an address.
+systemctl enable systemd-networkd.service
+# Nobody waits for it at boot: a VM may have no card.
+systemctl disable systemd-networkd-wait-online.service || :
 # What a new VM should not spend its time on.
 for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service \
     fstrim.timer getty@tty1.service; do

@@ -24,7 +24,7 @@ use viv_api::image::Progress;
 use viv_model::{Accel, DiskSpec, End, Fault, Kind, MachineSpec};
 
 /// Raise it when what this folder makes changes: disks are then built again.
-pub(super) const REVISION: u32 = 3;
+pub(super) const REVISION: u32 = 4;
 /// What the image adds to the kernel's command line.
 pub(super) const APPEND: &str = "viv.root=/dev/vda rw";
 /// Least size of the disk, MiB: what the packages take, and room to work.
@@ -48,7 +48,8 @@ const EXTRA: [&str; 11] = [
 ];
 
 /// Modules on the disk, for `modprobe`; the initial RAM disk has loaded those that the boot needs.
-const MODULES: [&str; 29] = [
+const MODULES: [&str; 30] = [
+    "af_packet",
     "virtio_pci",
     "virtio_mmio",
     "virtio_blk",
@@ -84,7 +85,7 @@ const MODULES: [&str; 29] = [
 const CONFIGURE: &str = include_str!("configure.sh");
 
 /// The settings of the image: path, mode, text.
-const FILES: [(&str, u32, &str); 11] = [
+const FILES: [(&str, u32, &str); 12] = [
     ("etc/hostname", 0o644, "debian\n"),
     ("etc/hosts", 0o644, "127.0.0.1 localhost\n127.0.1.1 debian\n::1 localhost ip6-localhost ip6-loopback\n"),
     (
@@ -96,6 +97,8 @@ const FILES: [(&str, u32, &str); 11] = [
     ("etc/machine-id", 0o444, ""),
     ("etc/default/locale", 0o644, "LANG=C.UTF-8\n"),
     ("etc/systemd/network/80-viv.network", 0o644, "[Match]\nName=en* eth*\n\n[Network]\nDHCP=yes\n"),
+    // The name server of user networks; what would keep it up to date is a package of its own.
+    ("etc/resolv.conf", 0o644, "nameserver 10.0.2.3\n"),
     // The serial console belongs to whoever owns the VM: it asks for no password.
     (
         "etc/systemd/system/serial-getty@ttyS0.service.d/autologin.conf",

@@ -1,0 +1,164 @@
+//! The network card's host side: one thread moves packets between the card and the port that it is plugged into.
+use super::{HostSide, Hosted, Work};
+use rustix::event::{PollFd, PollFlags, poll};
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Weak};
+use viv_devices::virtio::Rings;
+use viv_devices::virtio::net::{Net, Received};
+use viv_net::offload;
+use viv_net::port::{NetPort, PACKET_MAX};
+use viv_net::vsock::Waker;
+
+/// Packets that are moved at once, each way.
+const BATCH: usize = 16;
+
+/// In the device: wakes the thread.
+pub(crate) struct CardHost(pub(crate) Waker);
+
+impl HostSide<Net> for CardHost {
+    fn serve(&self, device: &mut Net, _rings: &mut Rings<'_>) {
+        if device.take_wanted() {
+            self.0.wake();
+        }
+    }
+}
+
+impl Drop for CardHost {
+    fn drop(&mut self) {
+        // The port may have another card soon: the thread must not take its packets.
+        self.0.wake();
+    }
+}
+
+/// What the thread holds.
+pub(crate) struct CardThread {
+    device: Weak<dyn Hosted<Net>>,
+    port: Arc<dyn NetPort>,
+    waker: Waker,
+    /// From the guest, without room in the port yet.
+    out: VecDeque<Vec<u8>>,
+    /// For the guest, which has no buffers yet.
+    incoming: VecDeque<Vec<u8>>,
+    /// Buffers to be used again.
+    spare: Vec<Vec<u8>>,
+}
+
+/// What to wait for.
+struct Idle {
+    readable: bool,
+    writable: bool,
+}
+
+impl CardThread {
+    /// The thread's work: until the device is gone, or `ended` says so.
+    pub(crate) fn work(
+        device: &Arc<dyn Hosted<Net>>,
+        port: Arc<dyn NetPort>,
+        waker: Waker,
+        ended: impl Fn() -> bool + Send + 'static,
+    ) -> Work {
+        let mut thread = CardThread {
+            device: Arc::downgrade(device),
+            port,
+            waker,
+            out: VecDeque::new(),
+            incoming: VecDeque::new(),
+            spare: Vec::new(),
+        };
+        Box::new(move || {
+            // A network that is gone is a cable that leads nowhere.
+            while !ended() && thread.round().is_ok() {}
+        })
+    }
+
+    fn round(&mut self) -> io::Result<()> {
+        self.waker.clear();
+        let idle = {
+            let device = self.device.upgrade().ok_or(io::ErrorKind::NotConnected)?;
+            let sent = self.send(&*device)?;
+            let received = self.receive(&*device)?;
+            if sent || received {
+                return Ok(());
+            }
+            Idle { readable: self.incoming.is_empty(), writable: !self.out.is_empty() }
+        };
+        self.wait(&idle);
+        Ok(())
+    }
+
+    fn wait(&self, idle: &Idle) {
+        let mut wanted = PollFlags::empty();
+        wanted.set(PollFlags::IN, idle.readable);
+        wanted.set(PollFlags::OUT, idle.writable);
+        let mut fds = vec![PollFd::from_borrowed_fd(self.waker.fd(), PollFlags::IN)];
+        if !wanted.is_empty() {
+            fds.push(PollFd::from_borrowed_fd(self.port.descriptor(), wanted));
+        }
+        // Interrupted: look again.
+        let _ = poll(&mut fds, None);
+    }
+
+    /// Packets of the guest go to the port; true if there may be more.
+    fn send(&mut self, device: &dyn Hosted<Net>) -> io::Result<bool> {
+        if self.out.is_empty() {
+            let (out, spare) = (&mut self.out, &mut self.spare);
+            device.with_device(&mut |net, rings| {
+                while out.len() < BATCH {
+                    let mut packet = spare.pop().unwrap_or_default();
+                    if !net.transmit(rings, &mut packet) {
+                        spare.push(packet);
+                        break;
+                    }
+                    out.push_back(packet);
+                }
+            });
+        }
+        let mut any = false;
+        while let Some(packet) = self.out.front() {
+            if !self.port.send(packet)? {
+                return Ok(false);
+            }
+            any = true;
+            self.spare.extend(self.out.pop_front());
+        }
+        Ok(any)
+    }
+
+    /// Packets of the port go to the guest; true if there may be more.
+    fn receive(&mut self, device: &dyn Hosted<Net>) -> io::Result<bool> {
+        if self.incoming.is_empty() {
+            while self.incoming.len() < BATCH {
+                let mut packet = self.spare.pop().unwrap_or_default();
+                packet.resize(PACKET_MAX, 0);
+                match self.port.receive(&mut packet)? {
+                    Some(len) => {
+                        packet.truncate(len);
+                        self.incoming.push_back(packet);
+                    }
+                    None => {
+                        self.spare.push(packet);
+                        break;
+                    }
+                }
+            }
+        }
+        if self.incoming.is_empty() {
+            return Ok(false);
+        }
+        let (incoming, spare) = (&mut self.incoming, &mut self.spare);
+        device.with_device(&mut |net, rings| {
+            while let Some(packet) = incoming.front_mut() {
+                let mut received = net.receive(rings, packet);
+                if received == Received::Unfinished && offload::finish_checksum(packet) {
+                    received = net.receive(rings, packet);
+                }
+                if received == Received::NoBuffers {
+                    break;
+                }
+                spare.extend(incoming.pop_front());
+            }
+        });
+        Ok(self.incoming.is_empty())
+    }
+}

@@ -1,0 +1,115 @@
+//! The user network with the default guest: only the host's loopback is at its other end.
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream, UdpSocket};
+use std::thread;
+use std::time::Duration;
+use viv_e2e::{Vm, run, until};
+
+const WAIT: Duration = Duration::from_secs(60);
+
+fn soft(command: &str) -> Vec<&str> {
+    vec!["run", "--rm", "--accel", "soft", "--", "sh", "-c", command]
+}
+
+/// A port that nobody has now.
+fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+#[test]
+fn the_guest_has_an_address_and_reaches_the_host_as_its_gateway() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let body = "0123456789abcdef".repeat(1 << 16);
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut line = String::new();
+            BufReader::new(&stream).read_line(&mut line).unwrap();
+            write!(stream, "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+        }
+    });
+    let closed = free_port();
+    let command = format!(
+        "ip -4 addr show eth0 | grep -o 'inet [^ ]*'; cat /etc/resolv.conf; ping -c 1 -W 5 10.0.2.2 > /dev/null && echo pong; \
+         wget -qO- http://10.0.2.2:{port}/ | md5sum; wget -qO- http://10.0.2.2:{closed}/ 2>&1 | grep -o 'refused'"
+    );
+    let done = run(&soft(&command), "").ok();
+    let sum = "14d785daab3823736c981ca82a750c98";
+    let lines: Vec<&str> = done.out.lines().collect();
+    assert_eq!(lines[..3], ["inet 10.0.2.15/24", "nameserver 10.0.2.3", "pong"], "{done:?}");
+    assert_eq!(lines[3..], [&format!("{sum}  -"), "refused"], "{done:?}");
+}
+
+/// A name server that knows one address, by the protocol's letter (RFC 1035 §4): the question comes back with it.
+fn serve_names() -> u16 {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = socket.local_addr().unwrap().port();
+    thread::spawn(move || {
+        let mut buffer = [0; 512];
+        while let Ok((len, from)) = socket.recv_from(&mut buffer) {
+            let mut answer = buffer[..len].to_vec();
+            answer[2..4].copy_from_slice(&[0x81, 0x80]);
+            // Type A, and only that, has an answer.
+            if buffer[len - 4..len] == [0, 1, 0, 1] {
+                answer[6..8].copy_from_slice(&[0, 1]);
+                answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 7]);
+            }
+            socket.send_to(&answer, from).unwrap();
+        }
+    });
+    port
+}
+
+#[test]
+fn datagrams_reach_a_name_server_and_come_back() {
+    let port = serve_names();
+    let done = run(&soft(&format!("nslookup viv.test 10.0.2.2:{port}")), "").ok();
+    assert!(done.out.contains("192.0.2.7"), "{done:?}");
+}
+
+#[test]
+fn without_a_network_there_is_none() {
+    let words = ["run", "--rm", "--accel", "soft", "--net", "none", "--", "ls", "/sys/class/net"];
+    let done = run(&words, "").ok();
+    assert_eq!(done.out, "lo\n", "{done:?}");
+    let wrong = run(&["run", "--net", "none", "-p", "8080:80", "--", "true"], "");
+    assert_eq!(wrong.status, 2, "{wrong:?}");
+    assert!(wrong.err.contains("--net user"), "{wrong:?}");
+}
+
+#[test]
+fn published_ports_lead_into_the_guest_and_each_refusal_has_a_way_out() {
+    let (web, datagrams) = (free_port(), free_port());
+    let (web_spec, datagram_spec) = (format!("127.0.0.1:{web}:80"), format!("127.0.0.1:{datagrams}:7/udp"));
+    let _vm = Vm("e2e-net");
+    run(&["run", "-d", "--accel", "soft", "--name", "e2e-net", "-p", &web_spec, "-p", &datagram_spec], "")
+        .ok();
+    let shown = run(&["ps"], "").ok().out;
+    assert!(shown.contains(&web_spec) && shown.contains(&datagram_spec), "{shown}");
+    let serve = "mkdir /www && echo hello > /www/index.html && httpd -h /www";
+    run(&["exec", "e2e-net", "sh", "-c", serve], "").ok();
+
+    let mut answer = String::new();
+    until("the web page", WAIT, || {
+        let Ok(mut stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, web)) else { return false };
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        answer.clear();
+        stream.read_to_string(&mut answer).is_ok() && answer.ends_with("hello\n")
+    });
+    // Busybox has no server of datagrams: that they come is what the guest's kernel counts.
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    until("a datagram", WAIT, || {
+        socket.send_to(b"marco", (Ipv4Addr::LOCALHOST, datagrams)).unwrap();
+        let counts = run(&["exec", "e2e-net", "grep", "Udp: [0-9]", "/proc/net/snmp"], "").ok().out;
+        counts.split_whitespace().nth(2).is_some_and(|ports_without_server| ports_without_server != "0")
+    });
+
+    let taken = run(&["run", "--rm", "-p", &web_spec, "--", "true"], "");
+    assert_eq!(taken.status, 4, "{taken:?}");
+    assert!(taken.err.contains("in use"), "{taken:?}");
+    let malformed = run(&["run", "--rm", "-p", "80", "--", "true"], "");
+    assert_eq!(malformed.status, 2, "{malformed:?}");
+    assert!(malformed.err.contains("-p HOST:GUEST"), "{malformed:?}");
+}
