@@ -11,7 +11,21 @@ fn a_full_debian_reaches_multi_user_and_remembers() {
     run(&["build", "debian"], "").ok();
     let _vm = Vm("e2e-debian");
     run(
-        &["run", "-d", "--accel", "soft", "--cpus", "2", "--memory", "1G", "--name", "e2e-debian", "debian"],
+        &[
+            "run",
+            "-d",
+            "--accel",
+            "soft",
+            "--net",
+            "user",
+            "--cpus",
+            "2",
+            "--memory",
+            "1G",
+            "--name",
+            "e2e-debian",
+            "debian",
+        ],
         "",
     )
     .ok();

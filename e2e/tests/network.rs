@@ -8,7 +8,7 @@ use viv_e2e::{Vm, run, until};
 const WAIT: Duration = Duration::from_secs(60);
 
 fn soft(command: &str) -> Vec<&str> {
-    vec!["run", "--rm", "--accel", "soft", "--", "sh", "-c", command]
+    vec!["run", "--rm", "--accel", "soft", "--net", "user", "--", "sh", "-c", command]
 }
 
 /// A port that nobody has now.
@@ -70,7 +70,7 @@ fn datagrams_reach_a_name_server_and_come_back() {
 
 #[test]
 fn without_a_network_there_is_none() {
-    let words = ["run", "--rm", "--accel", "soft", "--net", "none", "--", "ls", "/sys/class/net"];
+    let words = ["run", "--rm", "--accel", "soft", "--", "ls", "/sys/class/net"];
     let done = run(&words, "").ok();
     assert_eq!(done.out, "lo\n", "{done:?}");
     let wrong = run(&["run", "--net", "none", "-p", "8080:80", "--", "true"], "");

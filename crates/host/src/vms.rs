@@ -507,8 +507,8 @@ fn refuse(state: State, ask: Ask, name: &str) -> Result<(), Fault> {
 
 /// The network card for what was asked; its address comes from the VM's identity.
 fn nic_of(ask: &VmCreate, dir: &Path) -> Result<Option<NicSpec>, Fault> {
-    let has_image = ask.image.is_some() || ask.kernel.is_none();
-    let default = if has_image { NetKind::User } else { NetKind::None };
+    // A VM reaches nothing until its user says so.
+    let default = if ask.ports.is_empty() { NetKind::None } else { NetKind::User };
     match ask.net.unwrap_or(default) {
         NetKind::User => {
             let id = dir.file_name().unwrap_or_default().to_string_lossy();

@@ -13,9 +13,9 @@ pub const PORTS_MAX: usize = 64;
 #[serde(rename_all = "kebab-case")]
 pub enum NetKind {
     /// A network of its own, which reaches what the user reaches.
-    #[default]
     User,
     /// Nothing: there is no card.
+    #[default]
     None,
 }
 

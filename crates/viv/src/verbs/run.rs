@@ -89,7 +89,7 @@ pub(crate) struct Args {
     /// Share a directory with the guest at PATH; ":ro" lets it only read
     #[arg(short = 'v', long = "volume", value_name = "DIR:PATH[:ro]")]
     shares: Vec<String>,
-    /// Network: user (it reaches what you reach; the default for images), or none
+    /// Network: none, or user: it reaches what you reach; the default with -p
     #[arg(long, value_name = "user|none", value_parser = net)]
     net: Option<NetKind>,
     /// Publish a port of the guest on this host: [IP:]HOST:GUEST, with /udp for datagrams
