@@ -8,7 +8,7 @@ use crate::{Disk, OpenError, Qcow2, RawDisk, vdi, vhd, vhdx, vmdk};
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
-use viv_model::DiskFormat;
+use viv_model::{DiskFormat, DiskSpec};
 
 /// Most images above each other.
 const DEPTH_MAX: usize = 64;
@@ -32,6 +32,16 @@ impl Source {
     /// The image at `path`, in whatever format it is.
     pub fn new(path: &Path, read_only: bool) -> Source {
         Source { path: path.to_owned(), format: None, read_only, allowed: Vec::new(), handed: Arc::default() }
+    }
+
+    /// The disk that a specification means. One without a format is raw: nothing is looked up here, where the guest may
+    /// have been before.
+    pub fn of(disk: &DiskSpec) -> Source {
+        Source {
+            format: Some(disk.format.unwrap_or(DiskFormat::Raw)),
+            allowed: disk.allow.clone(),
+            ..Source::new(&disk.path, disk.read_only)
+        }
     }
 }
 

@@ -131,7 +131,11 @@ impl Runner {
 
     /// Asks the process.
     pub(crate) fn ask(&self, ask: &Ask) -> Result<Status, Fault> {
-        match self.exchange(ask).map_err(no_answer)? {
+        self.ask_with(ask, &[])
+    }
+
+    fn ask_with(&self, ask: &Ask, files: &[File]) -> Result<Status, Fault> {
+        match self.exchange(ask, files).map_err(no_answer)? {
             Reply::Ok(status) => Ok(status),
             Reply::Stats(_) => Err(no_answer(io::ErrorKind::InvalidData.into())),
             Reply::Refused(fault) => Err(fault),
@@ -140,7 +144,7 @@ impl Runner {
 
     /// What the VM has used and done so far.
     pub(crate) fn stats(&self) -> Result<VmStats, Fault> {
-        match self.exchange(&Ask::Stats).map_err(no_answer)? {
+        match self.exchange(&Ask::Stats, &[]).map_err(no_answer)? {
             Reply::Stats(stats) => Ok(*stats),
             Reply::Ok(_) => Err(no_answer(io::ErrorKind::InvalidData.into())),
             Reply::Refused(fault) => Err(fault),
@@ -149,12 +153,7 @@ impl Runner {
 
     /// Has it attach a disk, whose files we open for it: its sandbox opens none that it was not started with.
     pub(crate) fn attach_disk(&self, disk: &DiskSpec) -> Result<Status, Fault> {
-        let source = Source {
-            format: disk.format,
-            allowed: disk.allow.clone(),
-            ..Source::new(&disk.path, disk.read_only)
-        };
-        let paths = viv_block::files(&source)?;
+        let paths = viv_block::files(&Source::of(disk))?;
         let mut files = Vec::new();
         for (depth, path) in paths.iter().enumerate() {
             let write = depth == 0 && !disk.read_only;
@@ -165,20 +164,11 @@ impl Runner {
             })?;
             files.push(file);
         }
-        let ask = Ask::AttachDisk { disk: disk.clone(), files: paths };
-        match self.exchange_with(&ask, &files).map_err(no_answer)? {
-            Reply::Ok(status) => Ok(status),
-            Reply::Stats(_) => Err(no_answer(io::ErrorKind::InvalidData.into())),
-            Reply::Refused(fault) => Err(fault),
-        }
+        self.ask_with(&Ask::AttachDisk { disk: disk.clone(), files: paths }, &files)
     }
 
-    fn exchange(&self, ask: &Ask) -> io::Result<Reply> {
-        self.exchange_with(ask, &[])
-    }
-
-    /// Sends files along (SCM_RIGHTS, unix(7)).
-    fn exchange_with(&self, ask: &Ask, files: &[File]) -> io::Result<Reply> {
+    /// One request and its answer; files go along (SCM_RIGHTS, unix(7)).
+    fn exchange(&self, ask: &Ask, files: &[File]) -> io::Result<Reply> {
         let mut socket = socket::connect(&self.dir.join(CONTROL))?;
         socket.set_read_timeout(Some(ANSWER_LIMIT))?;
         let mut line = serde_json::to_vec(ask)?;

@@ -619,7 +619,8 @@ impl Board {
         let mut asked = None;
         self.balloon.with_device(&mut |balloon, rings| {
             let before = balloon.stats().1;
-            asked = balloon.ask_stats(rings).then_some(before);
+            // A guest that has ended answers nothing.
+            asked = (!self.world.control.ended() && balloon.ask_stats(rings)).then_some(before);
         });
         let mut now = (0, GuestMemoryStats::default());
         for _ in 0..STATS_TRIES {

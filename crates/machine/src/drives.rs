@@ -1,7 +1,6 @@
 //! The machine's disks, from their opening to the moment when another machine may open them.
 use crate::board::HOT_PLUG;
 use crate::core::lock;
-use crate::files::disk_source;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::mpsc::channel;
@@ -33,7 +32,7 @@ pub type HandedFiles = Arc<[(PathBuf, File)]>;
 fn open(spec: &DiskSpec, index: usize, handed: HandedFiles) -> Result<Drive, Fault> {
     spec.check()?;
     let gate = Arc::new(Gate::new(&spec.limits));
-    let disk = viv_block::open(&Source { handed, ..disk_source(spec) })?;
+    let disk = viv_block::open(&Source { handed, ..Source::of(spec) })?;
     Ok(Drive {
         disk: Arc::new(Throttled::new(disk, gate.clone())),
         gate,

@@ -4,24 +4,14 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use viv_block::Source;
-use viv_model::{DiskFormat, DiskSpec, Fault, Kind, Room};
+use viv_model::{DiskSpec, Fault, Kind, Room};
 
 /// Largest file that is taken as a kernel or an initrd.
 const FILE_MAX: u64 = 4 << 30;
 
-/// The disk that a specification means. One without a format is raw: nothing is looked up here, where the guest may have
-/// been before.
-pub(crate) fn disk_source(disk: &DiskSpec) -> Source {
-    Source {
-        format: Some(disk.format.unwrap_or(DiskFormat::Raw)),
-        allowed: disk.allow.clone(),
-        ..Source::new(&disk.path, disk.read_only)
-    }
-}
-
 /// The files of the disks below a disk, which are only read.
 pub fn files_below(disk: &DiskSpec) -> Result<Vec<PathBuf>, Fault> {
-    Ok(viv_block::files(&disk_source(disk))?.into_iter().skip(1).collect())
+    Ok(viv_block::files(&Source::of(disk))?.into_iter().skip(1).collect())
 }
 
 /// Reads the file that the user named as the machine's `what`.
