@@ -1,8 +1,7 @@
 //! The memory balloon (virtio 1.3 §5.5): the guest gives memory back when it is asked to, and tells by itself which of its
 //! pages are free (free page reporting), so that the host has them meanwhile.
 
-use std::collections::{BTreeMap, BTreeSet};
-
+use super::in_flight::InFlight;
 use super::{Chain, Rings, Segment, VirtioDevice, read_config_bytes};
 use viv_arch::virtio::{balloon as reg, device_type};
 use viv_mem::{Gpa, PAGE_SIZE};
@@ -45,10 +44,7 @@ pub struct Balloon {
     /// Pages that the driver says are in it (`actual`).
     actual: u32,
     given: Vec<Given>,
-    in_flight: BTreeMap<u64, (u16, u16)>,
-    /// Given before a reset, and not taken yet: until then it is not the driver's again.
-    orphans: BTreeSet<u64>,
-    next_tag: u64,
+    in_flight: InFlight<(u16, u16)>,
     stats: GuestMemoryStats,
     /// Batches of statistics so far.
     batches: u64,
@@ -83,8 +79,7 @@ impl Balloon {
 
     /// The machine has taken what it was given under this tag, also after a reset.
     pub fn taken(&mut self, rings: &mut Rings<'_>, tag: u64) {
-        self.orphans.remove(&tag);
-        if let Some((queue, head)) = self.in_flight.remove(&tag) {
+        if let Some((queue, head)) = self.in_flight.finish(tag) {
             rings.push(queue, head, 0);
         }
     }
@@ -107,9 +102,7 @@ impl Balloon {
             rings.push(queue, chain.head(), 0);
             return;
         }
-        let tag = self.next_tag;
-        self.next_tag += 1;
-        self.in_flight.insert(tag, (queue, chain.head()));
+        let tag = self.in_flight.add((queue, chain.head()));
         self.given.push(Given { tag, ranges });
     }
 
@@ -208,7 +201,7 @@ impl VirtioDevice for Balloon {
     fn notified(&mut self, queue: u16, rings: &mut Rings<'_>) {
         while let Some(chain) = rings.pop(queue) {
             let most = 2 * usize::from(QUEUE_SIZE);
-            if self.in_flight.len() >= most || self.orphans.len() > 4 * most {
+            if self.in_flight.len() >= most || self.in_flight.piled_up(most) {
                 // More chains than the queues have descriptors, or resets that nobody waited for.
                 rings.fail();
                 return;
@@ -226,10 +219,10 @@ impl VirtioDevice for Balloon {
         }
     }
     fn busy(&self) -> bool {
-        !self.orphans.is_empty()
+        self.in_flight.busy()
     }
     fn reset(&mut self) {
-        self.orphans.extend(std::mem::take(&mut self.in_flight).into_keys());
+        self.in_flight.abandon();
         self.actual = 0;
         self.stats = GuestMemoryStats::default();
         self.stats_buffer = None;

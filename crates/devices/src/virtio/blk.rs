@@ -6,8 +6,7 @@
 //! ```
 //! What the device can answer itself (identify, malformed, out of range, unsupported) never leaves it.
 
-use std::collections::{BTreeMap, BTreeSet};
-
+use super::in_flight::InFlight;
 use super::{Chain, Rings, Segment, VirtioDevice, cut, read_config_bytes};
 use viv_arch::pci::CLASS_STORAGE;
 use viv_arch::virtio::{blk as reg, device_type};
@@ -92,7 +91,7 @@ pub enum BlkOutcome {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct InFlight {
+struct Waiting {
     queue: u16,
     head: u16,
     status: Gpa,
@@ -104,24 +103,14 @@ struct InFlight {
 pub struct Blk {
     settings: BlkSettings,
     requests: Vec<BlkRequest>,
-    in_flight: BTreeMap<u64, InFlight>,
-    /// Requests from before a reset that I/O threads still work on: their memory is not the driver's yet.
-    orphans: BTreeSet<u64>,
-    next_tag: u64,
+    in_flight: InFlight<Waiting>,
     write_cache: bool,
 }
 
 impl Blk {
     /// A disk of this kind.
     pub fn new(settings: BlkSettings) -> Blk {
-        Blk {
-            settings,
-            requests: Vec::new(),
-            in_flight: BTreeMap::new(),
-            orphans: BTreeSet::new(),
-            next_tag: 0,
-            write_cache: true,
-        }
+        Blk { settings, requests: Vec::new(), in_flight: InFlight::default(), write_cache: true }
     }
 
     /// Takes the requests that came in since the last call, in order.
@@ -136,8 +125,7 @@ impl Blk {
 
     /// Answers a request: every one that was taken, also after a reset, which is complete only then.
     pub fn complete(&mut self, rings: &mut Rings<'_>, tag: u64, outcome: BlkOutcome) {
-        self.orphans.remove(&tag);
-        if let Some(request) = self.in_flight.remove(&tag) {
+        if let Some(request) = self.in_flight.finish(tag) {
             let status = match outcome {
                 BlkOutcome::Ok => reg::S_OK,
                 BlkOutcome::IoError => reg::S_IOERR,
@@ -175,7 +163,7 @@ impl Blk {
         let data_in = writable - 1;
         let data_out = readable - reg::HEADER_LEN;
         let written = u32::try_from(writable).unwrap_or(u32::MAX);
-        let request = InFlight { queue, head: chain.head(), status, written };
+        let request = Waiting { queue, head: chain.head(), status, written };
         let checked = match kind {
             reg::T_IN => self
                 .check_range(sector, data_in)
@@ -205,9 +193,7 @@ impl Blk {
                     answer(rings, &request, reg::S_OK);
                     return;
                 }
-                let tag = self.next_tag;
-                self.next_tag += 1;
-                self.in_flight.insert(tag, request);
+                let tag = self.in_flight.add(request);
                 self.requests.push(BlkRequest { tag, queue, kind, sector, segments });
             }
             Ok(None) => answer(rings, &request, reg::S_OK),
@@ -256,7 +242,7 @@ impl Blk {
     }
 }
 
-fn answer(rings: &mut Rings<'_>, request: &InFlight, status: u8) {
+fn answer(rings: &mut Rings<'_>, request: &Waiting, status: u8) {
     if rings.live() {
         // The queue has checked that the chain is memory; if it is not, nobody reads the status.
         let _ = rings.memory().write(request.status, &[status]);
@@ -323,7 +309,7 @@ impl VirtioDevice for Blk {
     fn notified(&mut self, queue: u16, rings: &mut Rings<'_>) {
         for _ in 0..BATCH_MAX {
             let most = usize::from(QUEUE_SIZE) * usize::from(self.settings.queues.max(1));
-            if self.in_flight.len() > most || self.orphans.len() > 4 * most {
+            if self.in_flight.len() > most || self.in_flight.piled_up(most) {
                 // More requests than there are descriptors: the driver reused some that we still hold, or does not
                 // wait for the end of its resets, one after the other.
                 rings.fail();
@@ -336,14 +322,14 @@ impl VirtioDevice for Blk {
     }
 
     fn busy(&self) -> bool {
-        !self.orphans.is_empty()
+        self.in_flight.busy()
     }
 
     fn reset(&mut self) {
         for request in std::mem::take(&mut self.requests) {
-            self.in_flight.remove(&request.tag);
+            self.in_flight.finish(request.tag);
         }
-        self.orphans.extend(std::mem::take(&mut self.in_flight).into_keys());
+        self.in_flight.abandon();
         self.write_cache = true;
     }
 }

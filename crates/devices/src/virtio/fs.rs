@@ -6,8 +6,7 @@
 //! ```
 //! What the bytes mean is the server's business: the device only bounds how many there are.
 
-use std::collections::{BTreeMap, BTreeSet};
-
+use super::in_flight::InFlight;
 use super::{Chain, Rings, Segment, VirtioDevice, cut, read_config_bytes};
 use viv_arch::virtio::{device_type, fs as reg};
 
@@ -39,10 +38,7 @@ pub struct Fs {
     config: [u8; reg::CONFIG_LEN],
     requests: Vec<FsRequest>,
     /// Queue and head of each chain that waits for its reply, by tag.
-    in_flight: BTreeMap<u64, (u16, u16)>,
-    /// Requests from before a reset that the server still works on: their memory is not the driver's yet.
-    orphans: BTreeSet<u64>,
-    next_tag: u64,
+    in_flight: InFlight<(u16, u16)>,
 }
 
 impl Fs {
@@ -54,7 +50,7 @@ impl Fs {
         }
         let queues = config.iter_mut().skip(reg::CONFIG_NUM_REQUEST_QUEUES);
         queues.zip(REQUEST_QUEUES.to_le_bytes()).for_each(|(to, from)| *to = from);
-        Fs { config, requests: Vec::new(), in_flight: BTreeMap::new(), orphans: BTreeSet::new(), next_tag: 0 }
+        Fs { config, requests: Vec::new(), in_flight: InFlight::default() }
     }
 
     /// Takes the requests that came in since the last call, in order.
@@ -70,8 +66,7 @@ impl Fs {
     /// `written` bytes of reply are in the request's segments. Every request that was taken is completed, also
     /// after a reset, which is complete only then.
     pub fn complete(&mut self, rings: &mut Rings<'_>, tag: u64, written: u32) {
-        self.orphans.remove(&tag);
-        if let Some((queue, head)) = self.in_flight.remove(&tag) {
+        if let Some((queue, head)) = self.in_flight.finish(tag) {
             rings.push(queue, head, written);
         }
     }
@@ -82,9 +77,7 @@ impl Fs {
             rings.fail();
             return;
         }
-        let tag = self.next_tag;
-        self.next_tag += 1;
-        self.in_flight.insert(tag, (queue, chain.head()));
+        let tag = self.in_flight.add((queue, chain.head()));
         let writable = cut(&chain.writable, 0, REPLY_MAX);
         self.requests.push(FsRequest { tag, readable: chain.readable.clone(), writable });
     }
@@ -116,7 +109,7 @@ impl VirtioDevice for Fs {
     fn notified(&mut self, queue: u16, rings: &mut Rings<'_>) {
         for _ in 0..BATCH_MAX {
             let most = usize::from(QUEUE_SIZE) * (1 + REQUEST_QUEUES as usize);
-            if self.in_flight.len() > most || self.orphans.len() > 4 * most {
+            if self.in_flight.len() > most || self.in_flight.piled_up(most) {
                 // As on a disk: descriptors reused while we hold them, or resets that are not waited for.
                 rings.fail();
                 return;
@@ -128,13 +121,13 @@ impl VirtioDevice for Fs {
     }
 
     fn busy(&self) -> bool {
-        !self.orphans.is_empty()
+        self.in_flight.busy()
     }
 
     fn reset(&mut self) {
         for request in std::mem::take(&mut self.requests) {
-            self.in_flight.remove(&request.tag);
+            self.in_flight.finish(request.tag);
         }
-        self.orphans.extend(std::mem::take(&mut self.in_flight).into_keys());
+        self.in_flight.abandon();
     }
 }

@@ -1,8 +1,7 @@
 //! The memory device (virtio 1.3 §5.15): a region of addresses in which the guest gets more memory, block by block, and gives
 //! it back.
 
-use std::collections::{BTreeMap, BTreeSet};
-
+use super::in_flight::InFlight;
 use super::{Chain, Given, Rings, VirtioDevice, read_config_bytes};
 use viv_arch::virtio::{device_type, mem as reg};
 use viv_mem::Gpa;
@@ -30,10 +29,7 @@ pub struct Mem {
     /// Bytes that the host wants the guest to have here.
     requested: u64,
     given: Vec<Given>,
-    in_flight: BTreeMap<u64, Chain>,
-    /// Given before a reset, and not taken yet.
-    orphans: BTreeSet<u64>,
-    next_tag: u64,
+    in_flight: InFlight<Chain>,
 }
 
 impl Mem {
@@ -44,9 +40,7 @@ impl Mem {
             plugged: vec![false; (len / MEM_BLOCK) as usize],
             requested: 0,
             given: Vec::new(),
-            in_flight: BTreeMap::new(),
-            orphans: BTreeSet::new(),
-            next_tag: 0,
+            in_flight: InFlight::default(),
         }
     }
 
@@ -71,8 +65,7 @@ impl Mem {
 
     /// The machine has taken what it was given under this tag, also after a reset.
     pub fn taken(&mut self, rings: &mut Rings<'_>, tag: u64) {
-        self.orphans.remove(&tag);
-        if let Some(chain) = self.in_flight.remove(&tag) {
+        if let Some(chain) = self.in_flight.finish(tag) {
             answer(rings, &chain, reg::RESP_ACK, 0);
         }
     }
@@ -166,9 +159,7 @@ impl Mem {
             answer(rings, &chain, reg::RESP_ACK, 0);
             return;
         }
-        let tag = self.next_tag;
-        self.next_tag += 1;
-        self.in_flight.insert(tag, chain);
+        let tag = self.in_flight.add(chain);
         self.given.push(Given { tag, ranges: vec![(gpa, len)] });
     }
 }
@@ -212,7 +203,7 @@ impl VirtioDevice for Mem {
     fn notified(&mut self, _queue: u16, rings: &mut Rings<'_>) {
         while let Some(chain) = rings.pop(0) {
             let most = usize::from(QUEUE_SIZE);
-            if self.in_flight.len() >= most || self.orphans.len() > 4 * most {
+            if self.in_flight.len() >= most || self.in_flight.piled_up(most) {
                 // More chains than the queue has descriptors, or resets that nobody waited for.
                 rings.fail();
                 return;
@@ -221,10 +212,10 @@ impl VirtioDevice for Mem {
         }
     }
     fn busy(&self) -> bool {
-        !self.orphans.is_empty()
+        self.in_flight.busy()
     }
     /// A driver's reset leaves what is plugged as it is (§5.15.5): a kernel that is started anew finds its memory.
     fn reset(&mut self) {
-        self.orphans.extend(std::mem::take(&mut self.in_flight).into_keys());
+        self.in_flight.abandon();
     }
 }

@@ -33,6 +33,7 @@ mod chain;
 mod console;
 mod core;
 pub mod fs;
+mod in_flight;
 mod mem;
 #[cfg(any(test, feature = "mock"))]
 pub mod mock;
