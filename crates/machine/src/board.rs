@@ -4,7 +4,7 @@ use crate::acpi::{AcpiSpec, HOT_PLUG_GPE, MmioDevice, intx_gsi};
 use crate::bus::Ranges;
 use crate::core::{SoftWires, World, lock, wall_ns};
 use crate::layout::{ECAM, PCI_WINDOW, VIRTIO_MMIO, VIRTIO_MMIO_SIZE, pci_window64};
-use crate::parts::giving::{self, Giver, Giving};
+use crate::parts::giving::{self, Giver};
 use crate::parts::{
     CardHost, CardThread, Chip, ConsoleHost, ConsoleSink, DiskHost, DiskThreads, Doorbells, HostSide, Hosted,
     Part, Pci, PciSlot, PlainFunction, RngHost, Serial, ShareHost, VirtioPart, Work,
@@ -30,8 +30,8 @@ use viv_devices::chips::slots::{self, PciSlots};
 use viv_devices::pci::{Allocator, HostBridge, PciFunction, PciRoot};
 use viv_devices::virtio::blk::{Blk, BlkSettings};
 use viv_devices::virtio::{
-    Balloon, Console, Fs, GuestMemoryStats, Mem, Net, NetSettings, Rng, VirtioDevice, VirtioMmio, VirtioPci,
-    Vsock,
+    Balloon, Console, Fs, Giving, GuestMemoryStats, Mem, Net, NetSettings, Rng, VirtioDevice, VirtioMmio,
+    VirtioPci, Vsock,
 };
 use viv_mem::{Gpa, GuestMemory, Region};
 use viv_model::{End, ShareSpec};

@@ -2,7 +2,7 @@
 //! pages are free (free page reporting), so that the host has them meanwhile.
 
 use super::in_flight::InFlight;
-use super::{Chain, Rings, Segment, VirtioDevice, read_config_bytes};
+use super::{Chain, Given, Giving, Rings, Segment, VirtioDevice, read_config_bytes};
 use viv_arch::virtio::{balloon as reg, device_type};
 use viv_mem::{Gpa, PAGE_SIZE};
 
@@ -11,15 +11,6 @@ const QUEUE_SIZE: u16 = 128;
 const PAGES_MAX: u64 = 64 << 10;
 /// Most entries of one batch of statistics that are looked at; Linux sends ten.
 const STATS_MAX: u64 = 64;
-
-/// Memory that the guest does without until it touches it again. The machine takes it, then says [`Balloon::taken`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Given {
-    /// What [`Balloon::taken`] wants back; never used twice.
-    pub tag: u64,
-    /// Whole pages; whether they are memory, nobody has checked.
-    pub ranges: Vec<(Gpa, u64)>,
-}
 
 /// What the guest says of its memory, bytes; `None`: it does not say (§5.5.6.3).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,18 +63,6 @@ impl Balloon {
         u64::from(self.actual) * PAGE_SIZE
     }
 
-    /// Takes what the guest gave since the last call.
-    pub fn take_given(&mut self) -> Vec<Given> {
-        std::mem::take(&mut self.given)
-    }
-
-    /// The machine has taken what it was given under this tag, also after a reset.
-    pub fn taken(&mut self, rings: &mut Rings<'_>, tag: u64) {
-        if let Some((queue, head)) = self.in_flight.finish(tag) {
-            rings.push(queue, head, 0);
-        }
-    }
-
     /// Asks for new statistics: they are there when the second number of [`Balloon::stats`] has grown. Returns whether
     /// there is a driver to ask.
     pub fn ask_stats(&mut self, rings: &mut Rings<'_>) -> bool {
@@ -127,6 +106,17 @@ impl Balloon {
         // One buffer goes to and fro; a driver that sends more gets the others back.
         if let Some(before) = self.stats_buffer.replace(chain.head()) {
             rings.push(reg::QUEUE_STATS, before, 0);
+        }
+    }
+}
+
+impl Giving for Balloon {
+    fn take_given(&mut self) -> Vec<Given> {
+        std::mem::take(&mut self.given)
+    }
+    fn taken(&mut self, rings: &mut Rings<'_>, tag: u64) {
+        if let Some((queue, head)) = self.in_flight.finish(tag) {
+            rings.push(queue, head, 0);
         }
     }
 }

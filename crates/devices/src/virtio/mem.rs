@@ -2,7 +2,7 @@
 //! it back.
 
 use super::in_flight::InFlight;
-use super::{Chain, Given, Rings, VirtioDevice, read_config_bytes};
+use super::{Chain, Given, Giving, Rings, VirtioDevice, read_config_bytes};
 use viv_arch::virtio::{device_type, mem as reg};
 use viv_mem::Gpa;
 
@@ -20,7 +20,7 @@ enum Request {
     State(usize, usize),
 }
 
-/// The memory device. What is unplugged is handed out as [`Given`]: the machine takes it, then says [`Mem::taken`].
+/// The memory device. What is unplugged is handed out as [`Given`]: the machine takes it, then says [`Giving::taken`].
 #[derive(Debug)]
 pub struct Mem {
     start: Gpa,
@@ -56,18 +56,6 @@ impl Mem {
     /// Bytes that are plugged.
     pub fn plugged(&self) -> u64 {
         self.plugged.iter().filter(|plugged| **plugged).count() as u64 * MEM_BLOCK
-    }
-
-    /// Takes what was unplugged since the last call.
-    pub fn take_given(&mut self) -> Vec<Given> {
-        std::mem::take(&mut self.given)
-    }
-
-    /// The machine has taken what it was given under this tag, also after a reset.
-    pub fn taken(&mut self, rings: &mut Rings<'_>, tag: u64) {
-        if let Some(chain) = self.in_flight.finish(tag) {
-            answer(rings, &chain, reg::RESP_ACK, 0);
-        }
     }
 
     fn len(&self) -> u64 {
@@ -161,6 +149,17 @@ impl Mem {
         }
         let tag = self.in_flight.add(chain);
         self.given.push(Given { tag, ranges: vec![(gpa, len)] });
+    }
+}
+
+impl Giving for Mem {
+    fn take_given(&mut self) -> Vec<Given> {
+        std::mem::take(&mut self.given)
+    }
+    fn taken(&mut self, rings: &mut Rings<'_>, tag: u64) {
+        if let Some(chain) = self.in_flight.finish(tag) {
+            answer(rings, &chain, reg::RESP_ACK, 0);
+        }
     }
 }
 

@@ -33,6 +33,7 @@ mod chain;
 mod console;
 mod core;
 pub mod fs;
+mod giving;
 mod in_flight;
 mod mem;
 #[cfg(any(test, feature = "mock"))]
@@ -45,12 +46,13 @@ mod tests;
 mod transport;
 pub mod vsock;
 
-pub use balloon::{Balloon, Given, GuestMemoryStats};
+pub use balloon::{Balloon, GuestMemoryStats};
 pub use blk::{Blk, BlkKind, BlkOutcome, BlkRequest, BlkSettings};
 pub use chain::{Chain, Segment, cut, total};
 pub use console::Console;
 pub use core::Rings;
 pub use fs::{Fs, FsRequest};
+pub use giving::{Given, Giving};
 pub use mem::{MEM_BLOCK, Mem};
 pub use net::{Net, NetSettings};
 pub use queue::{CHAIN_LEN_MAX, Queue, QueueError, RingFeatures};

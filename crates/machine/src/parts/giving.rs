@@ -4,34 +4,8 @@ use super::{HostSide, Hosted, Work};
 use crate::core::lock;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
-use viv_devices::virtio::{Balloon, Given, Mem, Rings};
+use viv_devices::virtio::{Given, Giving, Rings};
 use viv_mem::GuestMemory;
-
-/// A device that hands out memory to take.
-pub(crate) trait Giving {
-    /// Takes what came since the last call.
-    fn take_given(&mut self) -> Vec<Given>;
-    /// It has been taken.
-    fn taken(&mut self, rings: &mut Rings<'_>, tag: u64);
-}
-
-impl Giving for Balloon {
-    fn take_given(&mut self) -> Vec<Given> {
-        Balloon::take_given(self)
-    }
-    fn taken(&mut self, rings: &mut Rings<'_>, tag: u64) {
-        Balloon::taken(self, rings, tag);
-    }
-}
-
-impl Giving for Mem {
-    fn take_given(&mut self) -> Vec<Given> {
-        Mem::take_given(self)
-    }
-    fn taken(&mut self, rings: &mut Rings<'_>, tag: u64) {
-        Mem::taken(self, rings, tag);
-    }
-}
 
 /// The sending end, in the device.
 pub(crate) struct Giver(Mutex<Sender<Given>>);

@@ -1,5 +1,5 @@
 use super::*;
-use crate::virtio::{Balloon, Given};
+use crate::virtio::{Balloon, Given, Giving};
 use viv_arch::virtio::{balloon as reg, status};
 
 fn page(number: u64) -> Gpa {

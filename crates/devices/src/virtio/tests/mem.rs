@@ -1,5 +1,5 @@
 use super::*;
-use crate::virtio::{MEM_BLOCK, Mem};
+use crate::virtio::{Giving, MEM_BLOCK, Mem};
 use viv_arch::virtio::{mem as reg, status};
 
 /// Behind the driver's own memory.
