@@ -202,3 +202,12 @@ pub struct PmSaved {
     /// Up to here the timer's top bit has been watched, ns.
     pub watched: u64,
 }
+
+/// The registers of PCI's slots, a bit for each slot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotsSaved {
+    /// Where a device came.
+    pub came: u32,
+    /// Whose device shall go.
+    pub go: u32,
+}

@@ -8,5 +8,6 @@
 pub mod chips;
 pub mod level;
 pub mod pci;
+pub mod saved;
 pub mod virtio;
 pub mod x86;

@@ -18,7 +18,9 @@ mod bus;
 pub mod chips;
 mod interrupt;
 pub mod pci;
+mod saved;
 pub mod virtio;
 
 pub use bus::{Access, BusDevice, Ns};
 pub use interrupt::Interrupt;
+pub use saved::{Unfit, Unsaved};

@@ -18,9 +18,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 use viv_arch::pci::{Bdf, DEVICES_PER_BUS};
+use viv_arch::saved::ChipSaved;
 use viv_block::Disk;
 use viv_cpu::kvm::KvmVm;
-use viv_devices::Access;
 use viv_devices::chips::i8042::I8042;
 use viv_devices::chips::pit::Pit;
 use viv_devices::chips::pm::{self, Pm};
@@ -33,6 +33,7 @@ use viv_devices::virtio::{
     Balloon, Console, Fs, Giving, GuestMemoryStats, Mem, Net, NetSettings, Rng, VirtioDevice, VirtioMmio,
     VirtioPci, Vsock,
 };
+use viv_devices::{Access, Unfit, Unsaved};
 use viv_mem::{Gpa, GuestMemory, Region};
 use viv_model::{End, ShareSpec};
 use viv_net::port::NetPort;
@@ -50,6 +51,22 @@ enum What {
     Pic,
     Timer,
     Slots,
+}
+
+impl What {
+    /// What its saved state is called.
+    fn name(self) -> &'static str {
+        match self {
+            What::Serial => "serial",
+            What::Rtc => "rtc",
+            What::Keyboard => "keyboard",
+            What::Power => "power",
+            What::Panic => "panic",
+            What::Pic => PIC,
+            What::Timer => TIMER,
+            What::Slots => "slots",
+        }
+    }
 }
 
 /// With which processor a chip is ours to model; KVM has some in the kernel.
@@ -74,6 +91,11 @@ const PM_BASE: u16 = 0x600;
 const SLOTS_BASE: u16 = 0x640;
 /// The ACPI interrupt.
 const SCI: u8 = 9;
+
+/// Names of the states of chips that KVM has in the kernel.
+pub(crate) const PIC: &str = "pic";
+pub(crate) const TIMER: &str = "timer";
+pub(crate) const IOAPIC_CHIP: &str = "ioapic";
 
 /// The board.
 const BOARD: &[Entry] = &[
@@ -163,8 +185,8 @@ pub(crate) struct Board {
     pub(crate) pci: Arc<Pci>,
     hot_plug: Mutex<HotPlug>,
     slots: Arc<Chip<PciSlots>>,
-    /// Parts with deadlines.
-    parts: Vec<Arc<dyn Part>>,
+    /// Chips by the names that their saved states have.
+    chips: Vec<(String, Arc<dyn Part>)>,
     serial: Arc<Serial>,
     power: Arc<Chip<Pm>>,
     clock: Arc<Chip<Rtc>>,
@@ -196,6 +218,14 @@ impl Part for PicPart {
     fn write(&self, access: Access, value: u64) {
         self.0.write_pic(access, value, self.1.clock.now());
     }
+    fn save(&self) -> Result<ChipSaved, Unsaved> {
+        Ok(ChipSaved::Pic(self.0.pic(|pic| pic.save())))
+    }
+    fn load(&self, saved: &ChipSaved) -> Result<(), Unfit> {
+        let ChipSaved::Pic(saved) = saved else { return Err(Unfit::new("it is another chip's")) };
+        self.0.pic(|pic| pic.load(saved));
+        Ok(())
+    }
 }
 
 /// A reset or a triple fault: the end that it looks like, or that of the panic which it followed.
@@ -208,7 +238,7 @@ impl Plan {
     pub(crate) fn build(mut self) -> io::Result<Built> {
         let devices = self.virtio_devices();
         let world = &self.world;
-        let (mut ports, mut parts) = (Ranges::default(), Vec::<Arc<dyn Part>>::new());
+        let (mut ports, mut chips) = (Ranges::default(), Vec::<(String, Arc<dyn Part>)>::new());
         let serial_line = BOARD.iter().find(|entry| entry.what == What::Serial).and_then(|entry| entry.line);
         let serial = Serial::new(serial_line.unwrap_or(4), world, self.sink.clone());
         let power = self.power();
@@ -238,7 +268,7 @@ impl Plan {
             for (window, (port, len)) in (0u8..).zip(entry.ports) {
                 ports.add(u64::from(*port), u64::from(*len), window, part.clone());
             }
-            parts.push(part);
+            chips.push((entry.what.name().to_string(), part));
         }
         let mut attach = Attach::new(&self);
         let (mut work, mut vsock, mut console) = (Vec::new(), None, None);
@@ -277,7 +307,11 @@ impl Plan {
                 Virtio::Net(nic) => work.push(("net", self.add_card(&mut attach, nic, transport)?)),
             }
         }
-        let Attached { mmio, pci, virtio_mmio, bells, hot_plug } = attach.finish(self.kvm.as_ref())?;
+        let Attached { mmio, mmio_parts, pci, virtio_mmio, bells, hot_plug } =
+            attach.finish(self.kvm.as_ref())?;
+        chips.extend(
+            (0..).zip(mmio_parts).map(|(index, part): (usize, _)| (format!("virtio-mmio-{index}"), part)),
+        );
         let _ = pci_of_slots.set(Arc::downgrade(&pci));
         let missing = || io::Error::other("the board's table lacks a device");
         let board = Board {
@@ -288,7 +322,7 @@ impl Plan {
             pci,
             hot_plug: Mutex::new(hot_plug),
             slots,
-            parts,
+            chips,
             serial,
             power,
             clock,
@@ -469,11 +503,13 @@ struct Attach {
     functions: BTreeMap<Bdf, Arc<dyn PciSlot>>,
     next_slot: u8,
     mmio: Ranges,
+    mmio_parts: Vec<Arc<dyn Part>>,
     virtio_mmio: Vec<MmioDevice>,
 }
 
 struct Attached {
     mmio: Ranges,
+    mmio_parts: Vec<Arc<dyn Part>>,
     pci: Arc<Pci>,
     virtio_mmio: Vec<MmioDevice>,
     bells: Option<Arc<Doorbells>>,
@@ -498,6 +534,7 @@ impl Attach {
             functions: BTreeMap::from([(Bdf::root(0), bridge)]),
             next_slot: 1,
             mmio: Ranges::default(),
+            mmio_parts: Vec::new(),
             virtio_mmio: Vec::new(),
         }
     }
@@ -523,6 +560,7 @@ impl Attach {
                 let transport = VirtioMmio::new(device, self.hot_plug.memory.clone());
                 let part = VirtioPart::new(transport, host, line, &self.hot_plug.world);
                 self.mmio.add(gpa.0, VIRTIO_MMIO_SIZE, 0, part.clone());
+                self.mmio_parts.push(part.clone());
                 self.virtio_mmio.push(MmioDevice { gpa, len: VIRTIO_MMIO_SIZE as u32, gsi: line });
                 Ok(part)
             }
@@ -531,12 +569,15 @@ impl Attach {
 
     fn finish(self, kvm: Option<&Arc<KvmVm>>) -> io::Result<Attached> {
         let bells = match kvm {
-            Some(kvm) => Some(Arc::new(Doorbells::new(kvm.clone(), &self.functions)?)),
+            Some(kvm) => {
+                let world = self.hot_plug.world.clone();
+                Some(Arc::new(Doorbells::new(kvm.clone(), &self.functions, world)?))
+            }
             None => None,
         };
         let pci = Arc::new(Pci::new(PciRoot::new(Gpa(ECAM), 256), self.functions, bells.clone()));
-        let (mmio, virtio_mmio) = (self.mmio, self.virtio_mmio);
-        Ok(Attached { mmio, pci, virtio_mmio, bells, hot_plug: self.hot_plug })
+        let Attach { mmio, mmio_parts, virtio_mmio, hot_plug, .. } = self;
+        Ok(Attached { mmio, mmio_parts, pci, virtio_mmio, bells, hot_plug })
     }
 }
 
@@ -559,12 +600,14 @@ impl Board {
                 console.input(rings, bytes);
             });
         } else {
+            let _going = self.world.going();
             self.serial.input(bytes);
         }
     }
 
     /// Somebody presses the power button.
     pub(crate) fn press_power_button(&self) {
+        let _going = self.world.going();
         self.power.with(|pm, _| pm.press_power_button());
     }
 
@@ -574,6 +617,7 @@ impl Board {
         disk: Arc<dyn Disk>,
         serial: String,
     ) -> io::Result<(u8, Vec<(&'static str, Work)>)> {
+        let _going = self.world.going();
         let mut hot_plug = lock(&self.hot_plug);
         let slot = self.pci.free_slot(HOT_PLUG).ok_or_else(|| io::Error::other("no PCI slot is free"))?;
         let (device, host, threads) = hot_plug.disk(disk, serial);
@@ -588,6 +632,7 @@ impl Board {
 
     /// Asks the guest to let the device in this slot go; it is gone when [`Board::has_slot`] says no.
     pub(crate) fn request_eject(&self, slot: u8) {
+        let _going = self.world.going();
         self.slots.with(|slots, _| slots.request_eject(slot));
         self.power.with(|pm, _| pm.raise_gpe(HOT_PLUG_GPE));
     }
@@ -637,6 +682,11 @@ impl Board {
         now
     }
 
+    /// The chips, with the names of their states.
+    pub(crate) fn chips(&self) -> &[(String, Arc<dyn Part>)] {
+        &self.chips
+    }
+
     /// The machine goes on after a pause: the real-time clock shows the real time again.
     pub(crate) fn resumed(&self) {
         self.clock.with(|rtc, now| rtc.set_unix_s((wall_ns() / 1_000_000_000) as i64, now));
@@ -645,7 +695,7 @@ impl Board {
     /// Time has come to `now`.
     #[cfg(feature = "trial")]
     pub(crate) fn tick(&self, now: u64) {
-        for part in &self.parts {
+        for (_, part) in &self.chips {
             part.tick(now);
         }
     }
@@ -666,12 +716,14 @@ impl Board {
             world.alarm.begin();
             let now = world.clock.now();
             let mut next = u64::MAX;
-            for part in &self.parts {
+            let going = world.going();
+            for (_, part) in &self.chips {
                 if part.deadline().is_some_and(|deadline| deadline <= now) {
                     part.tick(now);
                 }
                 next = next.min(part.deadline().unwrap_or(u64::MAX));
             }
+            drop(going);
             for cpu in world.cpus.iter() {
                 let deadline = cpu.deadline.load(Ordering::SeqCst);
                 if deadline <= now {

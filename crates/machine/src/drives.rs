@@ -23,7 +23,7 @@ struct Drive {
 }
 
 /// The disks, and how fast each may be. They may come and go.
-pub(crate) struct Drives(Mutex<Vec<Drive>>);
+pub(crate) struct Drives(Mutex<Vec<Drive>>, usize);
 
 /// Files that somebody has opened for us, by their paths.
 pub type HandedFiles = Arc<[(PathBuf, File)]>;
@@ -45,8 +45,8 @@ impl Drives {
     /// The disks of the start: they are in the first slots that may change, in order.
     pub(crate) fn open(specs: &[DiskSpec]) -> Result<Drives, Fault> {
         let each = |(slot, (index, spec))| Ok(Drive { slot, ..open(spec, index, HandedFiles::default())? });
-        let drives = HOT_PLUG.zip(specs.iter().enumerate()).map(each).collect::<Result<_, Fault>>()?;
-        Ok(Drives(Mutex::new(drives)))
+        let drives = HOT_PLUG.zip(specs.iter().enumerate()).map(each).collect::<Result<Vec<_>, Fault>>()?;
+        Ok(Drives(Mutex::new(drives), specs.len()))
     }
 
     /// The disks with their serial numbers.
@@ -66,6 +66,12 @@ impl Drives {
         let slot = plug(drive.disk.clone(), drive.serial.clone())?;
         lock(&self.0).push(Drive { slot, ..drive });
         Ok(())
+    }
+
+    /// Whether the disks are those of the start, in the slots that they have then.
+    pub(crate) fn are_as_started(&self) -> bool {
+        let drives = lock(&self.0);
+        drives.len() == self.1 && HOT_PLUG.zip(drives.iter()).all(|(slot, drive)| slot == drive.slot)
     }
 
     /// The slot of a disk.

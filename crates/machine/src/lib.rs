@@ -23,6 +23,7 @@ mod drives;
 mod files;
 mod machine;
 mod parts;
+mod saving;
 mod threads;
 
 pub use drives::HandedFiles;

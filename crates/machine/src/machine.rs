@@ -2,17 +2,20 @@
 use crate::acpi;
 use crate::board::{Board, Built, Nic, Plan};
 use crate::boot::{self, BootFiles};
-use crate::core::{Alarm, Clock, Control, CpuSlot, KvmWires, Lines, Phase, SoftWires, Wires, World, lock};
+use crate::core::{CpuSlot, KvmWires, Phase, SoftWires, Wires, World, lock};
 use crate::drives::{Drives, HandedFiles};
 use crate::files;
 use crate::layout::{self, ACPI_TABLES, MIB};
 use crate::parts::{ConsoleSink, Doorbells, Work};
+use crate::saving;
 use crate::threads::{self, Engine};
+use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use viv_arch::saved::MachineSaved;
 use viv_arch::x86::{Activity, CpuState};
 
 use viv_cpu::CpuError;
@@ -63,6 +66,14 @@ pub struct MachineStats {
     pub guest_memory: GuestMemoryStats,
 }
 
+/// What a machine begins with.
+enum Origin<'a> {
+    /// Its kernel.
+    Boot { kernel: Vec<u8>, initrd: Option<Vec<u8>> },
+    /// What was saved.
+    Saved { saved: &'a MachineSaved, memory: File },
+}
+
 /// What waits for the start.
 struct Parked {
     engines: Vec<Engine>,
@@ -72,10 +83,10 @@ struct Parked {
 
 /// A whole computer.
 pub struct Machine {
-    board: Arc<Board>,
-    world: Arc<World>,
+    pub(crate) board: Arc<Board>,
+    pub(crate) world: Arc<World>,
     accel: Accel,
-    kvm: Option<Arc<KvmVm>>,
+    pub(crate) kvm: Option<Arc<KvmVm>>,
     bells: Option<Arc<Doorbells>>,
     shown: Vec<Arc<ShownStats>>,
     /// kvmclock's value at the last pause.
@@ -85,14 +96,14 @@ pub struct Machine {
     threads: Mutex<Vec<JoinHandle<()>>>,
     console_thread: Mutex<Option<JoinHandle<()>>>,
     muxer: Mutex<Option<VsockMuxer>>,
-    memory: GuestMemory,
+    pub(crate) memory: GuestMemory,
     /// What it has from the start.
     memory_mib: u64,
     /// The last to go: what has a disk besides must be gone by then.
-    drives: Drives,
+    pub(crate) drives: Drives,
 }
 
-fn cpu_fault(error: CpuError) -> Fault {
+pub(crate) fn cpu_fault(error: CpuError) -> Fault {
     let cause = std::error::Error::source(&error).map_or(String::new(), |source| format!(": {source}"));
     Fault::new(
         Kind::Error,
@@ -132,12 +143,42 @@ impl Machine {
         spec.check()?;
         let kernel = files::read(&spec.kernel, "kernel")?;
         let initrd = spec.initrd.as_deref().map(|path| files::read(path, "initrd")).transpose()?;
+        Machine::assemble(spec, io, Origin::Boot { kernel, initrd })
+    }
+
+    /// Builds the machine that was saved: `spec` describes it as it was then, with disks that hold what they held then, and
+    /// `memory` is its memory, region after region ([`GuestMemory::of_file`]). It goes on at [`Machine::start`].
+    pub fn restore(
+        spec: &MachineSpec,
+        io: MachineIo,
+        saved: &MachineSaved,
+        memory: File,
+    ) -> Result<Machine, Fault> {
+        spec.check()?;
+        if spec.soft.check {
+            return Err(Fault::new(
+                Kind::Usage,
+                "a restored machine cannot run with soft.check",
+                "leave it out, or start the VM anew with it",
+            ));
+        }
+        Machine::assemble(spec, io, Origin::Saved { saved, memory })
+    }
+
+    fn assemble(spec: &MachineSpec, io: MachineIo, origin: Origin<'_>) -> Result<Machine, Fault> {
         files::check_memory(spec.memory_mib)?;
         let drives = Drives::open(&spec.disks)?;
         let accel = resolve(spec.accel)?;
         let mut regions = layout::ram(spec.memory_mib);
         regions.extend(layout::hot_memory(spec.memory_mib, spec.memory_max_mib));
-        let memory = GuestMemory::new(&regions).map_err(|error| {
+        let memory = match &origin {
+            Origin::Boot { .. } => GuestMemory::new(&regions),
+            Origin::Saved { memory, .. } => {
+                let file = memory.try_clone().map_err(|error| io_fault("open the saved memory", &error))?;
+                GuestMemory::of_file(&regions, file)
+            }
+        };
+        let memory = memory.map_err(|error| {
             Fault::new(
                 Kind::NoCapacity,
                 format!("the host gives no {} MiB of memory: {error}", spec.memory_mib),
@@ -153,19 +194,13 @@ impl Machine {
             (None, Some(soft)) => soft.clone(),
             (None, None) => unreachable!("a machine without KVM has its own interrupt chips"),
         };
-        let world = Arc::new(World {
-            clock: Clock::new(),
-            lines: Lines::new(wires),
-            control: Control::new(),
-            alarm: Alarm::new(),
-            cpus,
-        });
+        let world = Arc::new(World::new(wires, cpus));
         let sink = ConsoleSink::new();
         let waker = io.vsock.as_ref().map(|_| Waker::new()).transpose();
         let waker = waker.map_err(|error| io_fault("make an event file", &error))?;
         let plan = Plan {
             world: world.clone(),
-            soft,
+            soft: soft.clone(),
             kvm: kvm.clone(),
             memory: memory.clone(),
             cpus: spec.cpus,
@@ -178,16 +213,28 @@ impl Machine {
         };
         let Built { board, acpi, work, vsock, bells } =
             plan.build().map_err(|error| io_fault("build the machine's devices", &error))?;
-        let state = load(spec, &memory, &kernel, initrd.as_deref(), &acpi)?;
+        let states = match &origin {
+            Origin::Boot { kernel, initrd } => {
+                let first = load(spec, &memory, kernel, initrd.as_deref(), &acpi)?;
+                let others = || CpuState { activity: Activity::WaitForSipi, ..CpuState::default() };
+                std::iter::once(first).chain((1..spec.cpus).map(|_| others())).collect()
+            }
+            Origin::Saved { saved, .. } => saving::vcpus(&world, saved, kvm.is_none())?,
+        };
         let mut maker = match &kvm {
             Some(kvm) => Maker::Kvm(kvm),
             None => Maker::Soft(SoftMaker::new(&memory, spec)?),
         };
-        let engines = make_engines(&mut maker, &world, state).map_err(cpu_fault)?;
+        let engines = make_engines(&mut maker, &world, &states).map_err(cpu_fault)?;
         let shown = match maker {
             Maker::Kvm(_) => Vec::new(),
             Maker::Soft(soft) => soft.shown,
         };
+        let mut kvm_clock = None;
+        if let Origin::Saved { saved, .. } = &origin {
+            saving::load_board(&board, kvm.as_ref(), soft.as_ref(), saved)?;
+            kvm_clock = saved.kvm_clock_ns;
+        }
         let muxer = match (&io.vsock, waker) {
             (Some(path), Some(waker)) => Some(start_muxer(path, vsock, waker)?),
             _ => None,
@@ -199,7 +246,7 @@ impl Machine {
             kvm,
             bells,
             shown,
-            kvm_clock: Mutex::new(None),
+            kvm_clock: Mutex::new(kvm_clock),
             sink,
             parked: Mutex::new(Some(Parked { engines, work, console: io.console })),
             threads: Mutex::new(Vec::new()),
@@ -248,7 +295,7 @@ impl Machine {
             });
             handles.push(thread.map_err(fault)?);
         }
-        self.world.clock.thaw();
+        self.thaw()?;
         // A kill may have come first: then the threads end at once.
         let _ = self.world.control.go(&[Phase::Ready], Phase::Running);
         self.world.alarm.wake();
@@ -283,15 +330,26 @@ impl Machine {
         if control.phase() != Phase::Paused {
             return Err(refused("resume", control.phase()));
         }
+        self.thaw()?;
+        // A kill may have come first.
+        let _ = control.go(&[Phase::Paused], Phase::Running);
+        self.world.alarm.wake();
+        Ok(())
+    }
+
+    /// The guest's clocks go on from where they stand, and the real-time clock shows the real time.
+    fn thaw(&self) -> Result<(), Fault> {
         if let (Some(kvm), Some(clock)) = (&self.kvm, lock(&self.kvm_clock).take()) {
             kvm.set_clock_ns(clock).map_err(cpu_fault)?;
         }
         self.world.clock.thaw();
         self.board.resumed();
-        // A kill may have come first.
-        let _ = control.go(&[Phase::Paused], Phase::Running);
-        self.world.alarm.wake();
         Ok(())
+    }
+
+    /// kvmclock as it stands in a pause.
+    pub(crate) fn paused_kvm_clock(&self) -> Option<u64> {
+        *lock(&self.kvm_clock)
     }
 
     /// Presses the power button: the guest shuts itself down, if it listens.
@@ -417,7 +475,7 @@ impl Drop for Machine {
     }
 }
 
-fn refused(what: &str, phase: Phase) -> Fault {
+pub(crate) fn refused(what: &str, phase: Phase) -> Fault {
     let (is, fix) = match phase {
         Phase::Ready => ("not started", "start it first"),
         Phase::Running => ("running", "nothing needs to be done"),
@@ -510,17 +568,11 @@ impl SoftMaker {
     }
 }
 
-fn make_engines(maker: &mut Maker, world: &World, boot_state: CpuState) -> Result<Vec<Engine>, CpuError> {
-    let mut boot_state = Some(boot_state);
+fn make_engines(maker: &mut Maker, world: &World, states: &[CpuState]) -> Result<Vec<Engine>, CpuError> {
     let mut engines = Vec::new();
-    for (index, slot) in (0u32..).zip(world.cpus.iter()) {
+    for (index, (slot, state)) in (0u32..).zip(world.cpus.iter().zip(states)) {
         let mut engine = maker.make(index)?;
-        match boot_state.take() {
-            Some(state) => engine.vcpu().load(&state)?,
-            None => {
-                engine.vcpu().load(&CpuState { activity: Activity::WaitForSipi, ..CpuState::default() })?;
-            }
-        }
+        engine.vcpu().load(state)?;
         slot.set_kick(engine.vcpu().kicker());
         engines.push(engine);
     }

@@ -116,7 +116,11 @@ fn run_until_end(mut engine: Engine, board: &Arc<Board>, index: usize) {
     let view = CpuView { board: board.clone(), index };
     loop {
         let mut tsc = None;
-        match world.control.gate(|| tsc = engine.tsc()) {
+        let stand = || {
+            tsc = engine.tsc();
+            slot.set_stood(engine.vcpu().save());
+        };
+        match world.control.gate(stand) {
             None => return,
             Some(true) => engine.resume(tsc),
             Some(false) => {}

@@ -4,7 +4,8 @@
 use crate::{CodeMap, Gpa, PAGE_SIZE};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
@@ -69,6 +70,8 @@ struct Mapping {
     base: NonNull<u8>,
     len: usize,
     file: File,
+    /// With a private mapping: what tells which pages have left the file (Linux Documentation/admin-guide/mm/pagemap.rst).
+    pagemap: Option<File>,
     code: CodeMap,
     /// Writes by anybody but a vCPU; shared by all views.
     host_writes: Arc<AtomicU64>,
@@ -113,6 +116,81 @@ fn map(file: &File, len: usize, kind: libc::c_int) -> io::Result<NonNull<u8>> {
     NonNull::new(ptr.cast()).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
 }
 
+/// The regions of a layout, and their bytes.
+fn regions(layout: &[(Gpa, u64)]) -> Result<(Vec<Region>, u64), MemError> {
+    let mut regions = Vec::new();
+    let (mut total, mut end) = (0u64, 0u64);
+    for &(gpa, len) in layout {
+        let bad = MemError::BadLayout { gpa };
+        if len == 0 || len % PAGE_SIZE != 0 || gpa.0 % PAGE_SIZE != 0 || gpa.0 < end {
+            return Err(bad);
+        }
+        let Some(next) = gpa.0.checked_add(len) else { return Err(bad) };
+        let Some(sum) = total.checked_add(len) else { return Err(bad) };
+        regions.push(Region { gpa, len, file_offset: total });
+        end = next;
+        total = sum;
+    }
+    if total == 0 {
+        return Err(MemError::BadLayout { gpa: Gpa(0) });
+    }
+    Ok((regions, total))
+}
+
+/// The parts of a file that are no holes (lseek(2)).
+fn data_ranges(file: &File, len: u64) -> io::Result<Vec<(u64, u64)>> {
+    let seek = |offset: u64, whence| {
+        // SAFETY: our own file; the offset is below 2^63, for memory is.
+        match unsafe { libc::lseek(file.as_raw_fd(), offset as i64, whence) } {
+            -1 => Err(io::Error::last_os_error()),
+            at => Ok(at as u64),
+        }
+    };
+    let (mut ranges, mut at) = (Vec::new(), 0);
+    while at < len {
+        let start = match seek(at, libc::SEEK_DATA) {
+            Ok(start) => start,
+            // Nothing but a hole comes.
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => break,
+            Err(error) => return Err(error),
+        };
+        let start = start.min(len);
+        let end = seek(start, libc::SEEK_HOLE)?.min(len);
+        if start < end {
+            ranges.push((start, end - start));
+        }
+        at = end.max(start + 1);
+    }
+    Ok(ranges)
+}
+
+/// The pages of a private mapping that are not the file's any more.
+fn own_pages(pagemap: &File, base: u64, len: u64) -> io::Result<Vec<(u64, u64)>> {
+    /// Bits of an entry.
+    const PRESENT: u64 = 1 << 63;
+    const SWAPPED: u64 = 1 << 62;
+    const OF_FILE: u64 = 1 << 61;
+    /// Pages that are looked at with one call.
+    const BATCH: u64 = 8 << 10;
+    let (mut ranges, mut at) = (Vec::<(u64, u64)>::new(), 0);
+    while at < len {
+        let pages = BATCH.min((len - at) / PAGE_SIZE);
+        let mut entries = vec![0; pages as usize * 8];
+        pagemap.read_exact_at(&mut entries, (base + at) / PAGE_SIZE * 8)?;
+        for entry in entries.as_chunks::<8>().0 {
+            let entry = u64::from_le_bytes(*entry);
+            if entry & (PRESENT | SWAPPED) != 0 && entry & OF_FILE == 0 {
+                match ranges.last_mut() {
+                    Some((start, len)) if *start + *len == at => *len += PAGE_SIZE,
+                    _ => ranges.push((at, PAGE_SIZE)),
+                }
+            }
+            at += PAGE_SIZE;
+        }
+    }
+    Ok(ranges)
+}
+
 /// The RAM of one machine. Cloning it is cheap and shares the memory.
 #[derive(Clone)]
 pub struct GuestMemory(Arc<Mapping>);
@@ -121,22 +199,7 @@ impl GuestMemory {
     /// Makes zeroed RAM. `layout` lists regions as (address, bytes): whole pages, ascending, disjoint.
     /// The host gives pages as the guest touches them.
     pub fn new(layout: &[(Gpa, u64)]) -> Result<GuestMemory, MemError> {
-        let mut regions = Vec::new();
-        let (mut total, mut end) = (0u64, 0u64);
-        for &(gpa, len) in layout {
-            let bad = MemError::BadLayout { gpa };
-            if len == 0 || len % PAGE_SIZE != 0 || gpa.0 % PAGE_SIZE != 0 || gpa.0 < end {
-                return Err(bad);
-            }
-            let Some(next) = gpa.0.checked_add(len) else { return Err(bad) };
-            let Some(sum) = total.checked_add(len) else { return Err(bad) };
-            regions.push(Region { gpa, len, file_offset: total });
-            end = next;
-            total = sum;
-        }
-        if total == 0 {
-            return Err(MemError::BadLayout { gpa: Gpa(0) });
-        }
+        let (regions, total) = regions(layout)?;
         let host = |source| MemError::Host { bytes: total, source };
         let len = usize::try_from(total).map_err(|_| host(io::ErrorKind::OutOfMemory.into()))?;
         // SAFETY: the name is a C string; the result is checked.
@@ -149,7 +212,54 @@ impl GuestMemory {
         file.set_len(total).map_err(host)?;
         let base = map(&file, len, libc::MAP_SHARED).map_err(host)?;
         let code = CodeMap::new(total / PAGE_SIZE);
-        Ok(GuestMemory(Arc::new(Mapping { regions, base, len, file, code, host_writes: Arc::default() })))
+        let host_writes = Arc::default();
+        Ok(GuestMemory(Arc::new(Mapping { regions, base, len, file, pagemap: None, code, host_writes })))
+    }
+
+    /// RAM with the content of `file`, which holds the regions one after the other. Pages are read as they are touched, and
+    /// are the machine's own once it writes to them; the file is never written, and must not be by anybody.
+    pub fn of_file(layout: &[(Gpa, u64)], file: File) -> Result<GuestMemory, MemError> {
+        let (regions, total) = regions(layout)?;
+        let host = |source| MemError::Host { bytes: total, source };
+        let len = usize::try_from(total).map_err(|_| host(io::ErrorKind::OutOfMemory.into()))?;
+        if file.metadata().map_err(host)?.len() != total {
+            return Err(host(io::ErrorKind::UnexpectedEof.into()));
+        }
+        let pagemap = Some(File::open("/proc/self/pagemap").map_err(host)?);
+        let base = map(&file, len, libc::MAP_PRIVATE).map_err(host)?;
+        let code = CodeMap::new(total / PAGE_SIZE);
+        let host_writes = Arc::default();
+        Ok(GuestMemory(Arc::new(Mapping { regions, base, len, file, pagemap, code, host_writes })))
+    }
+
+    /// The ranges of the RAM that may hold something else than zeroes, in order, as (offset, bytes) counted through all
+    /// regions. Whoever asks sees to it that nobody writes meanwhile.
+    pub fn touched(&self) -> io::Result<Vec<(u64, u64)>> {
+        let mapping = &*self.0;
+        let mut ranges = data_ranges(&mapping.file, mapping.len as u64)?;
+        if let Some(pagemap) = &mapping.pagemap {
+            ranges.extend(own_pages(pagemap, mapping.base.as_ptr() as u64, mapping.len as u64)?);
+            ranges.sort_unstable();
+        }
+        let mut merged: Vec<(u64, u64)> = Vec::new();
+        for (start, len) in ranges {
+            match merged.last_mut() {
+                Some((at, before)) if *at + *before >= start => *before = (*before).max(start + len - *at),
+                _ => merged.push((start, len)),
+            }
+        }
+        Ok(merged)
+    }
+
+    /// Copies out what is at `offset`, counted through all regions.
+    pub fn read_offset(&self, offset: u64, data: &mut [u8]) -> Result<(), MemError> {
+        let len = data.len() as u64;
+        let fits = offset.checked_add(len).is_some_and(|end| end <= self.size());
+        let from = self.ram_host(offset).filter(|_| fits);
+        let from = from.ok_or(MemError::NotMemory { gpa: Gpa(offset), len })?;
+        // SAFETY: in range, as in `read`.
+        unsafe { std::ptr::copy_nonoverlapping(from, data.as_mut_ptr(), data.len()) };
+        Ok(())
     }
 
     /// The same RAM with pages of its own for all that is written through this view, until [`GuestMemory::discard`]. What
@@ -157,6 +267,10 @@ impl GuestMemory {
     pub fn private_view(&self) -> Result<GuestMemory, MemError> {
         let mapping = &*self.0;
         let host = |source| MemError::Host { bytes: mapping.len as u64, source };
+        if mapping.pagemap.is_some() {
+            // It would not show what has left the file.
+            return Err(host(io::ErrorKind::Unsupported.into()));
+        }
         let file = mapping.file.try_clone().map_err(host)?;
         let base = map(&file, mapping.len, libc::MAP_PRIVATE).map_err(host)?;
         Ok(GuestMemory(Arc::new(Mapping {
@@ -164,6 +278,7 @@ impl GuestMemory {
             base,
             len: mapping.len,
             file,
+            pagemap: None,
             code: CodeMap::new(mapping.len as u64 / PAGE_SIZE),
             host_writes: mapping.host_writes.clone(),
         })))
@@ -188,11 +303,6 @@ impl GuestMemory {
     /// Bytes of RAM in all regions.
     pub fn size(&self) -> u64 {
         self.0.len as u64
-    }
-
-    /// The memfd behind the RAM.
-    pub fn file(&self) -> BorrowedFd<'_> {
-        self.0.file.as_fd()
     }
 
     /// What of this RAM has been decoded as instructions.
@@ -292,8 +402,18 @@ impl GuestMemory {
         if !gpa.0.is_multiple_of(PAGE_SIZE) || !len.is_multiple_of(PAGE_SIZE) {
             return Err(MemError::BadLayout { gpa });
         }
-        // SAFETY: whole pages of our own mapping; for the guest it is a write of zeroes.
-        if unsafe { libc::madvise(range.ptr.cast(), range.len, libc::MADV_REMOVE) } != 0 {
+        let given = match &self.0.pagemap {
+            // SAFETY: whole pages of our own mapping; for the guest it is a write of zeroes.
+            None => unsafe { libc::madvise(range.ptr.cast(), range.len, libc::MADV_REMOVE) == 0 },
+            Some(_) => {
+                // The file would show through pages that are merely dropped.
+                let access = libc::PROT_READ | libc::PROT_WRITE;
+                let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+                // SAFETY: fresh pages take the place of whole pages of our own mapping.
+                unsafe { libc::mmap(range.ptr.cast(), range.len, access, flags, -1, 0) != libc::MAP_FAILED }
+            }
+        };
+        if !given {
             return Err(MemError::Host { bytes: len, source: io::Error::last_os_error() });
         }
         self.wrote(range);
@@ -379,6 +499,42 @@ mod tests {
         assert!(memory.host_writes() > before);
         view.discard();
         assert_eq!(&first(&view), b"new");
+    }
+
+    #[test]
+    fn memory_of_a_file_leaves_the_file_alone_and_knows_what_it_wrote() {
+        let layout = [(Gpa(0), 0x8000), (Gpa(0x10_0000), 0x8000)];
+        let path = std::env::temp_dir().join(format!("viv-memory-{}", std::process::id()));
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        file.set_len(0x10000).unwrap();
+        file.write_all_at(&[7; 0x1000], 0x3000).unwrap();
+        let memory = GuestMemory::of_file(&layout, file.try_clone().unwrap()).unwrap();
+        assert_eq!(memory.read_array::<2>(Gpa(0x3ffe)).unwrap(), [7, 7]);
+        memory.write(Gpa(0x5000), &[1]).unwrap();
+        memory.write(Gpa(0x10_0000), &[2]).unwrap();
+        memory.give_back(Gpa(0x3000), 0x1000).unwrap();
+        assert_eq!(memory.read_array::<1>(Gpa(0x3000)).unwrap(), [0]);
+        let touched = memory.touched().unwrap();
+        for offset in [0x3000, 0x5000, 0x8000] {
+            assert!(touched.iter().any(|(at, len)| (*at..at + len).contains(&offset)), "{touched:x?}");
+        }
+        let mut byte = [0];
+        memory.read_offset(0x8000, &mut byte).unwrap();
+        assert_eq!(byte, [2]);
+        assert!(memory.read_offset(0xffff, &mut [0; 2]).is_err());
+        let mut whole = vec![0; 0x10000];
+        file.read_exact_at(&mut whole, 0).unwrap();
+        assert!(whole.iter().enumerate().all(|(at, byte)| (*byte == 7) == (at / 0x1000 == 3)));
+        assert!(GuestMemory::of_file(&layout[..1], file).is_err());
+    }
+
+    #[test]
+    fn only_what_was_written_is_touched() {
+        let memory = two_regions();
+        assert_eq!(memory.touched().unwrap(), []);
+        memory.write(Gpa(0x10_1000), &[1]).unwrap();
+        assert_eq!(memory.touched().unwrap(), [(0x3000, 0x1000)]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Guest memory: the machine's RAM as one object, and the three kinds of address as three types.
 //!
-//! RAM is a memfd, mapped shared into this process; KVM, the software CPU and every device see the same
-//! bytes. Reads and writes that other vCPUs may race with go through volatile or atomic accesses: a guest
+//! RAM is a memfd, mapped shared into this process, or a snapshot's file, mapped privately; KVM, the software CPU and every
+//! device see the same bytes. Reads and writes that other vCPUs may race with go through volatile or atomic accesses: a guest
 //! can make data stale, never make this process misbehave.
 //!
 //! Most of the project's `unsafe` lives here, behind safe calls that check every range.

@@ -8,6 +8,7 @@
 //! Start reading at [`KvmVm::new`]; whether a host's KVM is worth using is [`probe_kvm`]'s business.
 #![allow(unsafe_code)]
 
+mod chips;
 mod cpuid;
 mod kick;
 mod probe;

@@ -19,8 +19,11 @@ pub mod pit;
 pub mod pm;
 pub mod pvpanic;
 pub mod rtc;
+mod saved;
 pub mod slots;
 pub mod uart;
+
+pub use saved::SavedChip;
 
 use crate::Access;
 

@@ -23,6 +23,16 @@ impl PvPanic {
         PvPanic::default()
     }
 
+    /// The whole state.
+    pub fn save(&self) -> u8 {
+        self.events
+    }
+
+    /// Replaces the whole state.
+    pub fn load(&mut self, events: &u8) {
+        self.events = events & (PANICKED | CRASH_LOADED);
+    }
+
     /// Whether the guest has reported a panic since the last reset.
     pub fn panicked(&self) -> bool {
         self.events & PANICKED != 0

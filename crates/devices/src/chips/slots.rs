@@ -5,6 +5,7 @@
 
 use super::{read_byte_lanes, write_byte_lanes};
 use crate::{Access, BusDevice, Ns};
+use viv_arch::chips::SlotsSaved;
 
 /// Slots where a device came since the last read, u32. Reading its last byte clears it.
 pub const CAME_OFFSET: u16 = 0;
@@ -42,6 +43,16 @@ impl PciSlots {
     /// Takes the slots that the guest has let go, a bit each.
     pub fn take_ejected(&mut self) -> u32 {
         std::mem::take(&mut self.ejected)
+    }
+
+    /// The whole state. What was ejected must have been taken before.
+    pub fn save(&self) -> SlotsSaved {
+        SlotsSaved { came: self.came, go: self.go }
+    }
+
+    /// Replaces the whole state.
+    pub fn load(&mut self, saved: &SlotsSaved) {
+        *self = PciSlots { came: saved.came, go: saved.go, ejected: 0 };
     }
 
     fn read_port(&mut self, offset: u64) -> u8 {

@@ -1,8 +1,9 @@
 //! The host bridge: function 0:0.0, which says that there is a root and does nothing.
 
 use super::{Allocator, BarRange, ConfigSpace, Identity, PciFunction};
-use crate::Interrupt;
+use crate::{Interrupt, Unfit, Unsaved};
 use viv_arch::pci::CLASS_HOST_BRIDGE;
+use viv_arch::saved::FunctionSaved;
 
 /// The host bridge of the board.
 #[derive(Clone, Debug)]
@@ -51,6 +52,15 @@ impl PciFunction for HostBridge {
     fn bar_write(&mut self, _bar: u8, _offset: u64, _size: u8, _value: u64) {}
     fn take_interrupts(&mut self) -> Vec<Interrupt> {
         Vec::new()
+    }
+    fn save(&self) -> Result<FunctionSaved, Unsaved> {
+        Ok(FunctionSaved { config: self.config.save(), virtio: None })
+    }
+    fn load(&mut self, saved: &FunctionSaved) -> Result<(), Unfit> {
+        if saved.virtio.is_some() {
+            return Err(Unfit::new("a host bridge is no virtio device"));
+        }
+        self.config.load(&saved.config)
     }
     fn reset(&mut self) {
         self.config.reset();

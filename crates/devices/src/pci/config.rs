@@ -1,6 +1,7 @@
 //! Configuration space of a function with a type 0 header (PCI §6.1).
 
 use super::{Allocator, BarRange};
+use crate::Unfit;
 use viv_arch::pci::{
     BAR_COUNT, BAR_MEMORY_64, BAR_PREFETCHABLE, BAR0, CACHE_LINE_SIZE, CAPABILITIES_POINTER, CLASS_CODE,
     COMMAND, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_MEMORY, COMMAND_PARITY, COMMAND_SERR,
@@ -211,6 +212,22 @@ impl ConfigSpace {
         self.set(COMMAND, &command.to_le_bytes());
         self.initial = Some(Box::new(self.bytes));
         true
+    }
+
+    /// The bytes.
+    pub fn save(&self) -> Vec<u8> {
+        self.bytes.to_vec()
+    }
+
+    /// Takes the bits that software can change.
+    pub fn load(&mut self, saved: &[u8]) -> Result<(), Unfit> {
+        if saved.len() != CONFIG_SPACE_LEN {
+            return Err(Unfit::new(format!("a configuration space of {} bytes", saved.len())));
+        }
+        for ((byte, saved), writable) in self.bytes.iter_mut().zip(saved).zip(&self.writable) {
+            *byte = *byte & !writable | saved & writable;
+        }
+        Ok(())
     }
 
     /// Back to the state after [`ConfigSpace::place_bars`].

@@ -25,7 +25,8 @@ pub use config::{BarKind, ConfigSpace, Identity};
 pub use msix::Msix;
 pub use root::{Allocator, PciRoot, Target};
 
-use crate::Interrupt;
+use crate::{Interrupt, Unfit, Unsaved};
+use viv_arch::saved::FunctionSaved;
 use viv_mem::Gpa;
 
 /// Where a BAR is decoded at present.
@@ -55,6 +56,10 @@ pub trait PciFunction: Send {
     fn bar_write(&mut self, bar: u8, offset: u64, size: u8, value: u64);
     /// Interrupts to deliver since the last call, in order.
     fn take_interrupts(&mut self) -> Vec<Interrupt>;
+    /// The whole state.
+    fn save(&self) -> Result<FunctionSaved, Unsaved>;
+    /// Replaces the whole state. BARs may have moved.
+    fn load(&mut self, saved: &FunctionSaved) -> Result<(), Unfit>;
     /// Back to the state after power-on, but with BARs where `place_bars` put them.
     fn reset(&mut self);
 }

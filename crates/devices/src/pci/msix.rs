@@ -1,8 +1,9 @@
 //! MSI-X: capability, table and pending bits (PCI §6.8.2).
 
 use super::ConfigSpace;
-use crate::Interrupt;
+use crate::{Interrupt, Unfit};
 use viv_arch::pci::{CAPABILITY_MSIX, MSIX_ENABLE, MSIX_ENTRY_LEN, MSIX_ENTRY_MASKED, MSIX_FUNCTION_MASK};
+use viv_arch::saved::MsixEntrySaved;
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
@@ -119,6 +120,29 @@ impl Msix {
             }
         }
         messages
+    }
+
+    /// The table with its pending bits.
+    pub fn save(&self) -> Vec<MsixEntrySaved> {
+        let each = |entry: &Entry| MsixEntrySaved {
+            address: entry.address,
+            data: entry.data,
+            control: entry.control,
+            pending: entry.pending,
+        };
+        self.entries.iter().map(each).collect()
+    }
+
+    /// Replaces the table; message control comes by [`Msix::update`].
+    pub fn load(&mut self, saved: &[MsixEntrySaved]) -> Result<(), Unfit> {
+        if saved.len() != self.entries.len() {
+            return Err(Unfit::new(format!("{} interrupt vectors, not {}", saved.len(), self.entries.len())));
+        }
+        for (entry, saved) in self.entries.iter_mut().zip(saved) {
+            let control = saved.control & MSIX_ENTRY_MASKED;
+            *entry = Entry { address: saved.address, data: saved.data, control, pending: saved.pending };
+        }
+        Ok(())
     }
 
     /// Forgets what is pending: the device was reset by its driver.

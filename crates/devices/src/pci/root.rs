@@ -110,6 +110,11 @@ impl PciRoot {
         }
     }
 
+    /// CONFIG_ADDRESS, for a saved state. The BARs come from their functions.
+    pub fn address(&self) -> u32 {
+        self.config_address
+    }
+
     /// Back to the state after power-on. Functions are reset by their owner, who then calls
     /// [`PciRoot::set_bars`].
     pub fn reset(&mut self) {

@@ -2,7 +2,9 @@
 //! pages are free (free page reporting), so that the host has them meanwhile.
 
 use super::in_flight::InFlight;
-use super::{Chain, Given, Giving, Rings, Segment, VirtioDevice, read_config_bytes};
+use super::{Chain, Given, Giving, Rings, Segment, VirtioDevice, another_kind, read_config_bytes};
+use crate::{Unfit, Unsaved};
+use viv_arch::saved::VirtioDeviceSaved;
 use viv_arch::virtio::{balloon as reg, device_type};
 use viv_mem::{Gpa, PAGE_SIZE};
 
@@ -210,6 +212,23 @@ impl VirtioDevice for Balloon {
     }
     fn busy(&self) -> bool {
         self.in_flight.busy()
+    }
+    fn save(&self) -> Result<VirtioDeviceSaved, Unsaved> {
+        if self.in_flight.len() != 0 || self.in_flight.busy() {
+            return Err(Unsaved::Busy);
+        }
+        Ok(VirtioDeviceSaved::Balloon {
+            wanted: self.wanted,
+            actual: self.actual,
+            stats_buffer: self.stats_buffer,
+        })
+    }
+    fn load(&mut self, saved: &VirtioDeviceSaved, _rings: &mut Rings<'_>) -> Result<(), Unfit> {
+        let VirtioDeviceSaved::Balloon { wanted, actual, stats_buffer } = saved else {
+            return Err(another_kind());
+        };
+        (self.wanted, self.actual, self.stats_buffer) = (*wanted, *actual, *stats_buffer);
+        Ok(())
     }
     fn reset(&mut self) {
         self.in_flight.abandon();

@@ -7,8 +7,10 @@
 //! What the device can answer itself (identify, malformed, out of range, unsupported) never leaves it.
 
 use super::in_flight::InFlight;
-use super::{Chain, Rings, Segment, VirtioDevice, cut, read_config_bytes};
+use super::{Chain, Rings, Segment, VirtioDevice, another_kind, cut, read_config_bytes};
+use crate::{Unfit, Unsaved};
 use viv_arch::pci::CLASS_STORAGE;
+use viv_arch::saved::VirtioDeviceSaved;
 use viv_arch::virtio::{blk as reg, device_type};
 use viv_mem::Gpa;
 
@@ -323,6 +325,19 @@ impl VirtioDevice for Blk {
 
     fn busy(&self) -> bool {
         self.in_flight.busy()
+    }
+
+    fn save(&self) -> Result<VirtioDeviceSaved, Unsaved> {
+        if self.in_flight.len() != 0 || self.in_flight.busy() {
+            return Err(Unsaved::Busy);
+        }
+        Ok(VirtioDeviceSaved::Blk { write_cache: self.write_cache })
+    }
+
+    fn load(&mut self, saved: &VirtioDeviceSaved, _rings: &mut Rings<'_>) -> Result<(), Unfit> {
+        let VirtioDeviceSaved::Blk { write_cache } = saved else { return Err(another_kind()) };
+        self.write_cache = *write_cache;
+        Ok(())
     }
 
     fn reset(&mut self) {

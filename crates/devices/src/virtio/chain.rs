@@ -1,5 +1,8 @@
 //! A descriptor chain as the device sees it: what it may read, then what it may write.
 
+use super::CHAIN_LEN_MAX;
+use crate::Unfit;
+use viv_arch::saved::{ChainSaved, SegmentSaved};
 use viv_mem::{Gpa, GuestMemory};
 
 /// A piece of guest memory. The queue has checked that it is RAM.
@@ -24,6 +27,30 @@ pub struct Chain {
 impl Chain {
     pub(super) fn new(head: u16) -> Chain {
         Chain { head, readable: Vec::new(), writable: Vec::new() }
+    }
+
+    /// For a saved state.
+    pub(super) fn save(&self) -> ChainSaved {
+        let each = |segment: &Segment| SegmentSaved { gpa: segment.gpa.0, len: segment.len };
+        ChainSaved {
+            head: self.head,
+            readable: self.readable.iter().map(each).collect(),
+            writable: self.writable.iter().map(each).collect(),
+        }
+    }
+
+    /// From a saved state: all of it must be memory.
+    pub(super) fn load(saved: &ChainSaved, memory: &GuestMemory) -> Result<Chain, Unfit> {
+        let each = |segment: &SegmentSaved| {
+            let segment = Segment { gpa: Gpa(segment.gpa), len: segment.len };
+            let range = memory.host_range(segment.gpa, u64::from(segment.len));
+            range.map(|_| segment).map_err(|error| Unfit::new(format!("a buffer: {error}")))
+        };
+        if saved.readable.len() + saved.writable.len() > CHAIN_LEN_MAX {
+            return Err(Unfit::new("a descriptor chain that is too long"));
+        }
+        let all = |segments: &[SegmentSaved]| segments.iter().map(each).collect::<Result<_, Unfit>>();
+        Ok(Chain { head: saved.head, readable: all(&saved.readable)?, writable: all(&saved.writable)? })
     }
 
     pub(super) fn set_head(&mut self, head: u16) {

@@ -2,8 +2,10 @@
 
 use std::collections::VecDeque;
 
-use super::{Chain, Rings, VirtioDevice, read_config_bytes};
+use super::{Chain, Rings, VirtioDevice, another_kind, read_config_bytes};
+use crate::{Unfit, Unsaved};
 use viv_arch::pci::CLASS_COMMUNICATION;
+use viv_arch::saved::VirtioDeviceSaved;
 use viv_arch::virtio::{console as reg, device_type};
 
 const QUEUE_SIZE: u16 = 128;
@@ -152,6 +154,28 @@ impl VirtioDevice for Console {
             reg::QUEUE_RECEIVE => self.receive(rings),
             _ => self.transmit(rings),
         }
+    }
+    fn save(&self) -> Result<VirtioDeviceSaved, Unsaved> {
+        Ok(VirtioDeviceSaved::Console {
+            cols: self.cols,
+            rows: self.rows,
+            output: self.output.clone(),
+            input: self.input.iter().copied().collect(),
+            stalled: self.stalled,
+            partial: self.partial.as_ref().map(|(chain, taken)| (chain.save(), *taken)),
+        })
+    }
+    fn load(&mut self, saved: &VirtioDeviceSaved, rings: &mut Rings<'_>) -> Result<(), Unfit> {
+        let VirtioDeviceSaved::Console { cols, rows, output, input, stalled, partial } = saved else {
+            return Err(another_kind());
+        };
+        let partial =
+            partial.as_ref().map(|(chain, taken)| Ok((Chain::load(chain, rings.memory())?, *taken)));
+        self.partial = partial.transpose()?;
+        (self.cols, self.rows, self.stalled) = (*cols, *rows, *stalled);
+        self.output = output.iter().copied().take(OUTPUT_MAX).collect();
+        self.input = input.iter().copied().take(INPUT_MAX).collect();
+        Ok(())
     }
     fn reset(&mut self) {
         self.output.clear();

@@ -4,6 +4,8 @@ use viv_arch::virtio::{feature, status};
 use viv_mem::{Gpa, GuestMemory};
 
 use super::{Chain, Queue, QueueError, RingFeatures, VirtioDevice};
+use crate::{Unfit, Unsaved};
+use viv_arch::saved::VirtioSaved;
 
 /// What a device sees of its driver: agreed features, memory, and queues to take chains from.
 ///
@@ -281,6 +283,52 @@ impl<D: VirtioDevice> Core<D> {
         state.queue_select = 0;
         (state.device_feature_select, state.driver_feature_select) = (0, 0);
         state.config_interrupt = false;
+    }
+
+    /// The whole state.
+    pub(super) fn save(&self) -> Result<VirtioSaved, Unsaved> {
+        let state = &self.state;
+        Ok(VirtioSaved {
+            queues: state.queues.iter().map(Queue::save).collect(),
+            queue_select: state.queue_select,
+            features: state.chosen,
+            device_feature_select: state.device_feature_select,
+            driver_feature_select: state.driver_feature_select,
+            status: state.status,
+            config_generation: state.config_generation,
+            config_interrupt: state.config_interrupt,
+            device: self.device.save()?,
+        })
+    }
+
+    /// Replaces the whole state of a device that nobody has used.
+    pub(super) fn load(&mut self, saved: &VirtioSaved) -> Result<(), Unfit> {
+        let state = &mut self.state;
+        let agreed = saved.status & status::FEATURES_OK != 0;
+        if agreed && saved.features & !state.offered != 0 {
+            let unknown = saved.features & !state.offered;
+            return Err(Unfit::new(format!("it uses features {unknown:#x}, which the device has not")));
+        }
+        if saved.queues.len() != state.queues.len() {
+            return Err(Unfit::new(format!("{} queues, not {}", saved.queues.len(), state.queues.len())));
+        }
+        for (queue, saved) in state.queues.iter_mut().zip(&saved.queues) {
+            queue.load(&state.memory, saved)?;
+        }
+        state.queue_select = saved.queue_select;
+        state.chosen = saved.features;
+        state.device_feature_select = saved.device_feature_select;
+        state.driver_feature_select = saved.driver_feature_select;
+        state.status = saved.status;
+        state.config_generation = saved.config_generation;
+        state.config_interrupt = saved.config_interrupt;
+        let mut rings = Rings { state: &mut self.state };
+        self.device.load(&saved.device, &mut rings)?;
+        // A notification may have been on its way when the state was saved.
+        for queue in 0..self.state.queues.len() as u16 {
+            self.notified(queue);
+        }
+        Ok(())
     }
 
     /// The driver notifies `queue`.

@@ -7,7 +7,9 @@
 //! What the bytes mean is the server's business: the device only bounds how many there are.
 
 use super::in_flight::InFlight;
-use super::{Chain, Rings, Segment, VirtioDevice, cut, read_config_bytes};
+use super::{Chain, Rings, Segment, VirtioDevice, another_kind, cut, read_config_bytes};
+use crate::{Unfit, Unsaved};
+use viv_arch::saved::VirtioDeviceSaved;
 use viv_arch::virtio::{device_type, fs as reg};
 
 /// Entries of each queue.
@@ -122,6 +124,15 @@ impl VirtioDevice for Fs {
 
     fn busy(&self) -> bool {
         self.in_flight.busy()
+    }
+
+    /// Its server knows which files the guest has open, and nobody can tell another one.
+    fn save(&self) -> Result<VirtioDeviceSaved, Unsaved> {
+        Err(Unsaved::Never("shared directory"))
+    }
+
+    fn load(&mut self, _saved: &VirtioDeviceSaved, _rings: &mut Rings<'_>) -> Result<(), Unfit> {
+        Err(another_kind())
     }
 
     fn reset(&mut self) {

@@ -2,7 +2,9 @@
 //! it back.
 
 use super::in_flight::InFlight;
-use super::{Chain, Given, Giving, Rings, VirtioDevice, read_config_bytes};
+use super::{Chain, Given, Giving, Rings, VirtioDevice, another_kind, read_config_bytes};
+use crate::{Unfit, Unsaved};
+use viv_arch::saved::VirtioDeviceSaved;
 use viv_arch::virtio::{device_type, mem as reg};
 use viv_mem::Gpa;
 
@@ -214,6 +216,21 @@ impl VirtioDevice for Mem {
         self.in_flight.busy()
     }
     /// A driver's reset leaves what is plugged as it is (§5.15.5): a kernel that is started anew finds its memory.
+    fn save(&self) -> Result<VirtioDeviceSaved, Unsaved> {
+        if self.in_flight.len() != 0 || self.in_flight.busy() {
+            return Err(Unsaved::Busy);
+        }
+        Ok(VirtioDeviceSaved::Mem { plugged: self.plugged.clone(), requested: self.requested })
+    }
+    fn load(&mut self, saved: &VirtioDeviceSaved, _rings: &mut Rings<'_>) -> Result<(), Unfit> {
+        let VirtioDeviceSaved::Mem { plugged, requested } = saved else { return Err(another_kind()) };
+        if plugged.len() != self.plugged.len() {
+            return Err(Unfit::new("it is of another size"));
+        }
+        self.plugged.clone_from(plugged);
+        self.requested = (*requested).min(self.len());
+        Ok(())
+    }
     fn reset(&mut self) {
         self.in_flight.abandon();
     }

@@ -27,6 +27,9 @@
 //!
 //! A driver that breaks the rules of its rings gets DEVICE_NEEDS_RESET (§2.1.2) and nothing more.
 
+use crate::{Unfit, Unsaved};
+use viv_arch::saved::VirtioDeviceSaved;
+
 mod balloon;
 pub mod blk;
 mod chain;
@@ -60,6 +63,11 @@ pub use rng::Rng;
 pub use transport::{NOTIFY_MULTIPLIER, NOTIFY_OFFSET, VirtioMmio, VirtioPci, VirtioTransport};
 pub use vsock::Vsock;
 
+/// The saved state is that of another kind of device.
+pub(crate) fn another_kind() -> Unfit {
+    Unfit::new("it is another kind of device's")
+}
+
 /// A virtio device: what it is, and what it does when its driver or its host side wants something.
 pub trait VirtioDevice: Send {
     /// Its type (§5, [`viv_arch::virtio::device_type`]).
@@ -88,6 +96,10 @@ pub trait VirtioDevice: Send {
     fn busy(&self) -> bool {
         false
     }
+    /// What it remembers itself.
+    fn save(&self) -> Result<VirtioDeviceSaved, Unsaved>;
+    /// Replaces what it remembers itself; its rings have been loaded already.
+    fn load(&mut self, saved: &VirtioDeviceSaved, rings: &mut Rings<'_>) -> Result<(), Unfit>;
     /// Back to the state after power-on. Work that is under way outside is forgotten when it comes back.
     fn reset(&mut self);
 }

@@ -2,7 +2,9 @@
 
 use std::collections::VecDeque;
 
-use super::{Chain, Rings, VirtioDevice};
+use super::{Chain, Rings, VirtioDevice, another_kind};
+use crate::{Unfit, Unsaved};
+use viv_arch::saved::VirtioDeviceSaved;
 use viv_arch::virtio::device_type;
 
 const QUEUE_SIZE: u16 = 64;
@@ -58,6 +60,18 @@ impl VirtioDevice for Rng {
             }
             self.waiting.push_back(chain);
         }
+    }
+    fn save(&self) -> Result<VirtioDeviceSaved, Unsaved> {
+        Ok(VirtioDeviceSaved::Rng { waiting: self.waiting.iter().map(Chain::save).collect() })
+    }
+    fn load(&mut self, saved: &VirtioDeviceSaved, rings: &mut Rings<'_>) -> Result<(), Unfit> {
+        let VirtioDeviceSaved::Rng { waiting } = saved else { return Err(another_kind()) };
+        if waiting.len() > usize::from(QUEUE_SIZE) {
+            return Err(Unfit::new("more buffers than its queue has"));
+        }
+        self.waiting =
+            waiting.iter().map(|chain| Chain::load(chain, rings.memory())).collect::<Result<_, _>>()?;
+        Ok(())
     }
     fn reset(&mut self) {
         self.waiting.clear();

@@ -5,7 +5,9 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
-use viv_cpu::{CpuEvent, Kick};
+use viv_arch::saved::CpuEventSaved;
+use viv_arch::x86::CpuState;
+use viv_cpu::{CpuError, CpuEvent, Kick};
 use viv_devices::BusDevice;
 use viv_devices::chips::lapic::{BASE, Lapic};
 
@@ -26,6 +28,8 @@ pub(crate) struct CpuSlot {
     kick: OnceLock<Arc<dyn Kick>>,
     woken: Mutex<bool>,
     wake: Condvar,
+    /// The vCPU as it was when it last came to a stand.
+    stood: Mutex<Option<Result<CpuState, CpuError>>>,
     /// Kernel thread ID while the thread runs, else 0.
     pub(crate) thread: AtomicU64,
     /// Processor time that the thread had used when it ended, nanoseconds.
@@ -49,6 +53,7 @@ impl CpuSlot {
             kick: OnceLock::new(),
             woken: Mutex::new(false),
             wake: Condvar::new(),
+            stood: Mutex::new(None),
             thread: AtomicU64::new(0),
             used_ns: AtomicU64::new(0),
         }
@@ -79,6 +84,42 @@ impl CpuSlot {
             events.push_back(event);
         }
         self.has_events.store(true, Ordering::Release);
+    }
+
+    /// What waits, oldest first.
+    pub(crate) fn saved_events(&self) -> Vec<CpuEventSaved> {
+        let each = |event: &CpuEvent| match event {
+            CpuEvent::Nmi => CpuEventSaved::Nmi,
+            CpuEvent::Init => CpuEventSaved::Init,
+            CpuEvent::Sipi(vector) => CpuEventSaved::Sipi(*vector),
+        };
+        lock(&self.events).iter().map(each).collect()
+    }
+
+    /// From a saved state.
+    pub(crate) fn load_events(&self, saved: &[CpuEventSaved]) {
+        for event in saved {
+            self.push_event(match event {
+                CpuEventSaved::Nmi => CpuEvent::Nmi,
+                CpuEventSaved::Init => CpuEvent::Init,
+                CpuEventSaved::Sipi(vector) => CpuEvent::Sipi(*vector),
+            });
+        }
+    }
+
+    /// The vCPU's thread, when it comes to a stand.
+    pub(crate) fn set_stood(&self, state: Result<CpuState, CpuError>) {
+        *lock(&self.stood) = Some(state);
+    }
+
+    /// The vCPU as it stands.
+    pub(crate) fn stood(&self) -> Result<CpuState, CpuError> {
+        let missing = || CpuError::Missing { what: "a vCPU that has stood still".to_string() };
+        match &*lock(&self.stood) {
+            Some(Ok(state)) => Ok(state.clone()),
+            Some(Err(error)) => Err(CpuError::Missing { what: format!("a vCPU that can be saved: {error}") }),
+            None => Err(missing()),
+        }
     }
 
     pub(crate) fn take_event(&self) -> Option<CpuEvent> {

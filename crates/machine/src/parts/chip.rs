@@ -2,7 +2,9 @@
 use super::Part;
 use crate::core::{World, lock};
 use std::sync::{Arc, Mutex};
-use viv_devices::{Access, BusDevice};
+use viv_arch::saved::ChipSaved;
+use viv_devices::chips::SavedChip;
+use viv_devices::{Access, BusDevice, Unfit, Unsaved};
 
 /// What the machine does after each call to the chip: takes its effects to the world. Runs under the chip's lock.
 type After<D> = Box<dyn Fn(&mut D, &World) + Send + Sync>;
@@ -51,7 +53,7 @@ impl<D: BusDevice> Chip<D> {
     }
 }
 
-impl<D: BusDevice> Part for Chip<D> {
+impl<D: SavedChip> Part for Chip<D> {
     fn read(&self, access: Access) -> u64 {
         self.with(|device, now| device.read(access, now))
     }
@@ -63,5 +65,11 @@ impl<D: BusDevice> Part for Chip<D> {
     }
     fn tick(&self, now: u64) {
         self.with(|device, _| device.tick(now));
+    }
+    fn save(&self) -> Result<ChipSaved, Unsaved> {
+        Ok(lock(&self.state).device.save_chip())
+    }
+    fn load(&self, saved: &ChipSaved) -> Result<(), Unfit> {
+        self.with(|device, _| device.load_chip(saved))
     }
 }

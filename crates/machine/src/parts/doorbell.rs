@@ -3,7 +3,7 @@
 //!
 //! The registers lie in a BAR, so they are registered anew whenever the guest moves it.
 use super::PciSlot;
-use crate::core::lock;
+use crate::core::{World, lock};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use std::collections::BTreeMap;
 use std::io;
@@ -39,6 +39,7 @@ pub(crate) struct Doorbells {
     functions: BTreeMap<Bdf, Function>,
     /// Written to end the thread.
     stop: OwnedFd,
+    world: Arc<World>,
 }
 
 fn event() -> io::Result<OwnedFd> {
@@ -47,7 +48,11 @@ fn event() -> io::Result<OwnedFd> {
 
 impl Doorbells {
     /// Makes the bells of every function that has queues.
-    pub(crate) fn new(kvm: Arc<KvmVm>, functions: &BTreeMap<Bdf, Arc<dyn PciSlot>>) -> io::Result<Doorbells> {
+    pub(crate) fn new(
+        kvm: Arc<KvmVm>,
+        functions: &BTreeMap<Bdf, Arc<dyn PciSlot>>,
+        world: Arc<World>,
+    ) -> io::Result<Doorbells> {
         let mut with_bells = BTreeMap::new();
         for (bdf, slot) in functions {
             let bells: io::Result<Vec<Bell>> =
@@ -60,7 +65,7 @@ impl Doorbells {
             };
             with_bells.insert(*bdf, function);
         }
-        Ok(Doorbells { kvm, functions: with_bells, stop: event()? })
+        Ok(Doorbells { kvm, functions: with_bells, stop: event()?, world })
     }
 
     /// The function's BARs are here now.
@@ -114,6 +119,8 @@ impl Doorbells {
                 return;
             }
             for ((function, bell), _) in bells.iter().zip(rung.iter().skip(1)).filter(|(_, rung)| **rung) {
+                // A bell that is answered only after the machine was saved is no loss: who loads it looks at all queues.
+                let _going = self.world.going();
                 let _ = rustix::io::read(&bell.event, &mut [0u8; 8]);
                 // A bell that was rung just before its function went.
                 let Some(slot) = function.slot.upgrade() else { continue };

@@ -21,7 +21,8 @@ pub(crate) use serial::{ConsoleSink, Serial};
 pub(crate) use share::ShareHost;
 pub(crate) use virtio::{HostSide, Hosted, RngHost, VirtioPart};
 
-use viv_devices::Access;
+use viv_arch::saved::ChipSaved;
+use viv_devices::{Access, Unfit, Unsaved};
 
 /// What a thread does beside the vCPUs.
 pub(crate) type Work = Box<dyn FnOnce() + Send>;
@@ -40,4 +41,8 @@ pub(crate) trait Part: Send + Sync {
     fn tick(&self, now: u64) {
         let _ = now;
     }
+    /// The whole state.
+    fn save(&self) -> Result<ChipSaved, Unsaved>;
+    /// Replaces the whole state, and drives its line as it says.
+    fn load(&self, saved: &ChipSaved) -> Result<(), Unfit>;
 }

@@ -5,14 +5,17 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use viv_arch::pci::{Bdf, CONFIG_ADDRESS_PORT};
-use viv_devices::Interrupt;
+use viv_arch::saved::FunctionSaved;
 use viv_devices::pci::{BarRange, PciFunction, PciRoot, Target};
+use viv_devices::{Interrupt, Unfit, Unsaved};
 use viv_mem::Gpa;
 
 /// A function behind its lock.
 pub(crate) trait PciSlot: Send + Sync {
     /// Does something to the function, then tells the world what followed.
     fn with_function(&self, act: &mut dyn FnMut(&mut dyn PciFunction));
+    /// The whole state. It is loaded through the function.
+    fn save(&self) -> Result<FunctionSaved, Unsaved>;
     /// Virtqueues of a virtio function.
     fn queues(&self) -> u16 {
         0
@@ -41,6 +44,9 @@ impl<F: PciFunction> PlainFunction<F> {
 impl<F: PciFunction> PciSlot for PlainFunction<F> {
     fn with_function(&self, act: &mut dyn FnMut(&mut dyn PciFunction)) {
         act(&mut *lock(&self.0));
+    }
+    fn save(&self) -> Result<FunctionSaved, Unsaved> {
+        lock(&self.0).save()
     }
 }
 
@@ -93,6 +99,34 @@ impl Pci {
     /// Whether there is a function in this slot.
     pub(crate) fn has(&self, slot: u8) -> bool {
         self.function(Bdf::root(slot)).is_some()
+    }
+
+    /// CONFIG_ADDRESS, and each function with its slot.
+    pub(crate) fn save(&self) -> Result<(u32, Vec<(u8, FunctionSaved)>), Unsaved> {
+        let functions = self.functions.read().unwrap_or_else(PoisonError::into_inner);
+        let each = |(bdf, slot): (&Bdf, &Arc<dyn PciSlot>)| Ok((bdf.device, slot.save()?));
+        Ok((lock(&self.root).address(), functions.iter().map(each).collect::<Result<_, Unsaved>>()?))
+    }
+
+    /// Replaces the state of all functions: the same ones that were saved.
+    pub(crate) fn load(&self, address: u32, saved: &[(u8, FunctionSaved)]) -> Result<(), Unfit> {
+        let here = self.functions.read().unwrap_or_else(PoisonError::into_inner).len();
+        if saved.len() != here {
+            return Err(Unfit::new(format!("{} PCI devices, not {here}", saved.len())));
+        }
+        for (slot, saved) in saved {
+            let missing = || Unfit::new(format!("a device in PCI slot {slot}, where there is none"));
+            let function = self.function(Bdf::root(*slot)).ok_or_else(missing)?;
+            let mut loaded = Ok(Vec::new());
+            function.with_function(&mut |function| {
+                loaded = function.load(saved).map(|()| function.bars());
+            });
+            let bars =
+                loaded.map_err(|unfit| Unfit::new(format!("the device in PCI slot {slot}: {unfit}")))?;
+            self.set_bars(Bdf::root(*slot), bars);
+        }
+        lock(&self.root).write_address(CONFIG_ADDRESS_PORT, 4, address);
+        Ok(())
     }
 
     fn function(&self, bdf: Bdf) -> Option<Arc<dyn PciSlot>> {

@@ -5,8 +5,9 @@ use crate::core::{World, lock};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
-use viv_devices::Access;
+use viv_arch::saved::ChipSaved;
 use viv_devices::chips::uart::Uart;
+use viv_devices::{Access, Unfit, Unsaved};
 
 /// Bytes of input that may wait for the guest; more is dropped, as on any serial line.
 const INPUT_MAX: usize = 1 << 20;
@@ -156,5 +157,18 @@ impl Part for Serial {
     }
     fn tick(&self, now: u64) {
         self.uart.tick(now);
+    }
+    fn save(&self) -> Result<ChipSaved, Unsaved> {
+        let waiting = || lock(&self.input).iter().copied().collect();
+        self.uart.save().map(|saved| match saved {
+            ChipSaved::Uart(uart, _) => ChipSaved::Uart(uart, waiting()),
+            other => other,
+        })
+    }
+    fn load(&self, saved: &ChipSaved) -> Result<(), Unfit> {
+        if let ChipSaved::Uart(_, waiting) = saved {
+            lock(&self.input).extend(waiting.iter().take(INPUT_MAX));
+        }
+        self.uart.load(saved)
     }
 }

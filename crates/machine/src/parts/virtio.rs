@@ -6,9 +6,10 @@ use std::fs::File;
 use std::io::Read;
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex};
-use viv_devices::Access;
+use viv_arch::saved::{ChipSaved, FunctionSaved};
 use viv_devices::pci::PciFunction;
 use viv_devices::virtio::{Rings, Rng, VirtioDevice, VirtioMmio, VirtioPci, VirtioTransport};
+use viv_devices::{Access, Unfit, Unsaved};
 
 /// What the machine does for a device after each call to it. Runs under the device's lock: it must not block.
 pub(crate) trait HostSide<D>: Send + Sync {
@@ -55,6 +56,7 @@ impl<T: VirtioTransport<D>, D: VirtioDevice, H: HostSide<D>> VirtioPart<T, D, H>
 
 impl<T: VirtioTransport<D>, D: VirtioDevice, H: HostSide<D>> Hosted<D> for VirtioPart<T, D, H> {
     fn with_device(&self, act: &mut dyn FnMut(&mut D, &mut Rings<'_>)) {
+        let _going = self.world.going();
         self.with(|transport| {
             let (device, mut rings) = transport.device();
             act(device, &mut rings);
@@ -65,6 +67,9 @@ impl<T: VirtioTransport<D>, D: VirtioDevice, H: HostSide<D>> Hosted<D> for Virti
 impl<D: VirtioDevice, H: HostSide<D>> PciSlot for VirtioPart<VirtioPci<D>, D, H> {
     fn with_function(&self, act: &mut dyn FnMut(&mut dyn PciFunction)) {
         self.with(|transport| act(transport));
+    }
+    fn save(&self) -> Result<FunctionSaved, Unsaved> {
+        lock(&self.transport).save()
     }
     fn queues(&self) -> u16 {
         self.queues
@@ -77,6 +82,13 @@ impl<D: VirtioDevice, H: HostSide<D>> Part for VirtioPart<VirtioMmio<D>, D, H> {
     }
     fn write(&self, access: Access, value: u64) {
         self.with(|transport| transport.write(access.offset, access.size, value));
+    }
+    fn save(&self) -> Result<ChipSaved, Unsaved> {
+        lock(&self.transport).save().map(|saved| ChipSaved::VirtioMmio(Box::new(saved)))
+    }
+    fn load(&self, saved: &ChipSaved) -> Result<(), Unfit> {
+        let ChipSaved::VirtioMmio(saved) = saved else { return Err(Unfit::new("it is another device's")) };
+        self.with(|transport| transport.load(saved))
     }
 }
 

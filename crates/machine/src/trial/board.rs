@@ -1,7 +1,7 @@
 //! A board by hand.
 use crate::board::{Board, Built, Nic, Plan};
 use crate::bus::CpuView;
-use crate::core::{Alarm, Clock, Control, CpuSlot, Lines, SoftWires, World, lock};
+use crate::core::{CpuSlot, SoftWires, World, lock};
 use crate::layout::{ECAM, HIGH_RAM_START, VIRTIO_MMIO};
 use crate::parts::ConsoleSink;
 use std::io;
@@ -53,13 +53,7 @@ impl Trial {
         let memory = GuestMemory::new(&layout).map_err(io::Error::other)?;
         let slots: Arc<[CpuSlot]> = (0..cpus).map(CpuSlot::new).collect();
         let soft = Arc::new(SoftWires::new(slots.clone()));
-        let world = Arc::new(World {
-            clock: Clock::new(),
-            lines: Lines::new(soft.clone()),
-            control: Control::new(),
-            alarm: Alarm::new(),
-            cpus: slots,
-        });
+        let world = Arc::new(World::new(soft.clone(), slots));
         let sink = ConsoleSink::new();
         sink.set_free();
         let plan = Plan {

@@ -22,6 +22,23 @@ pub(super) struct Filter {
 }
 
 impl Filter {
+    /// The modes, a bit each by their command's number, and both tables.
+    pub(super) fn save(&self) -> (u8, Vec<Mac>, Vec<Mac>) {
+        let mut filter = self.clone();
+        let bit = |command: u8| u8::from(filter.mode(command).is_some_and(|mode| *mode)) << command;
+        let modes = (0..8).map(bit).fold(0, |modes, bit| modes | bit);
+        (modes, self.unicast.clone(), self.multicast.clone())
+    }
+
+    pub(super) fn load(modes: u8, unicast: &[Mac], multicast: &[Mac]) -> Filter {
+        let first = |table: &[Mac]| table.iter().copied().take(TABLE_MAX).collect();
+        let mut filter = Filter { unicast: first(unicast), multicast: first(multicast), ..Filter::default() };
+        for command in 0..8 {
+            filter.set_mode(command, modes >> command & 1 != 0);
+        }
+        filter
+    }
+
     /// Whether a frame for `to` is wanted by a card with the address `own`.
     pub(super) fn wants(&self, to: Mac, own: Mac) -> bool {
         let [first, ..] = to;
@@ -38,17 +55,19 @@ impl Filter {
 
     /// Carries out a command of class RX. Says whether there is such a one.
     pub(super) fn set_mode(&mut self, command: u8, on: bool) -> bool {
-        let mode = match command {
+        self.mode(command).map(|mode| *mode = on).is_some()
+    }
+
+    fn mode(&mut self, command: u8) -> Option<&mut bool> {
+        Some(match command {
             reg::CTRL_RX_PROMISC => &mut self.promiscuous,
             reg::CTRL_RX_ALLMULTI => &mut self.all_multicast,
             reg::CTRL_RX_ALLUNI => &mut self.all_unicast,
             reg::CTRL_RX_NOMULTI => &mut self.no_multicast,
             reg::CTRL_RX_NOUNI => &mut self.no_unicast,
             reg::CTRL_RX_NOBCAST => &mut self.no_broadcast,
-            _ => return false,
-        };
-        *mode = on;
-        true
+            _ => return None,
+        })
     }
 
     /// Takes the two tables of addresses. Says whether they were whole.

@@ -11,12 +11,14 @@ mod control;
 mod filter;
 mod header;
 
-use super::{Chain, Rings, VirtioDevice, read_config_bytes};
+use super::{Chain, Rings, VirtioDevice, another_kind, read_config_bytes};
+use crate::{Unfit, Unsaved};
 pub use filter::Mac;
 use filter::{Filter, flow};
 use header::Header;
 use std::collections::VecDeque;
 use viv_arch::pci::CLASS_ETHERNET;
+use viv_arch::saved::{NetSaved, VirtioDeviceSaved};
 use viv_arch::virtio::{device_type, net as reg};
 
 /// Entries of a receive or transmit queue.
@@ -302,6 +304,37 @@ impl VirtioDevice for Net {
         } else {
             self.wanted = true;
         }
+    }
+
+    fn save(&self) -> Result<VirtioDeviceSaved, Unsaved> {
+        let (modes, unicast, multicast) = self.filter.save();
+        Ok(VirtioDeviceSaved::Net(NetSaved {
+            mac: self.mac,
+            link: self.link,
+            modes,
+            unicast,
+            multicast,
+            pairs: self.pairs,
+            held: self.held.iter().map(|held| held.iter().map(Chain::save).collect()).collect(),
+        }))
+    }
+
+    fn load(&mut self, saved: &VirtioDeviceSaved, rings: &mut Rings<'_>) -> Result<(), Unfit> {
+        let VirtioDeviceSaved::Net(saved) = saved else { return Err(another_kind()) };
+        let held = saved.held.iter().map(|held| -> Result<VecDeque<Chain>, Unfit> {
+            if held.len() > QUEUE_SIZE.into() {
+                return Err(Unfit::new("more buffers than its queue has"));
+            }
+            held.iter().map(|chain| Chain::load(chain, rings.memory())).collect()
+        });
+        let held: Vec<_> = held.collect::<Result<_, _>>()?;
+        if held.len() != self.held.len() || !(1..=self.settings.pairs).contains(&saved.pairs) {
+            return Err(Unfit::new("it has another number of queues"));
+        }
+        self.filter = Filter::load(saved.modes, &saved.unicast, &saved.multicast);
+        (self.mac, self.link, self.pairs, self.held) = (saved.mac, saved.link, saved.pairs, held);
+        self.wanted = true;
+        Ok(())
     }
 
     fn reset(&mut self) {

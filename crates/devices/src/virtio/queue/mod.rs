@@ -6,10 +6,12 @@
 mod packed;
 mod split;
 
+use viv_arch::saved::{QueueSaved, RingSaved};
 use viv_arch::virtio::split as layout;
 use viv_mem::{Gpa, GuestMemory, MemError};
 
 use super::chain::{Chain, Segment};
+use crate::Unfit;
 
 /// Most descriptors of one chain, whatever the queue's size: the bound on indirect tables.
 pub const CHAIN_LEN_MAX: usize = 1024;
@@ -212,6 +214,52 @@ impl Queue {
         self.ring =
             if features.packed { Ring::Packed(Default::default()) } else { Ring::Split(Default::default()) };
         self.ready = true;
+        Ok(())
+    }
+
+    /// The whole state.
+    pub fn save(&self) -> QueueSaved {
+        QueueSaved {
+            size: self.area.size,
+            ready: self.ready,
+            addresses: self.addresses().map(|gpa| gpa.0),
+            indirect: self.area.indirect,
+            event_idx: self.area.event_idx,
+            ring: match &self.ring {
+                Ring::Split(ring) => ring.save(),
+                Ring::Packed(ring) => ring.save(),
+            },
+        }
+    }
+
+    /// Replaces the whole state, after the checks of [`Queue::enable`].
+    pub fn load(&mut self, memory: &GuestMemory, saved: &QueueSaved) -> Result<(), Unfit> {
+        let mut queue = Queue::new(self.size_max);
+        if !(1..=self.size_max).contains(&saved.size) {
+            return Err(Unfit::new(format!("a queue of {} entries", saved.size)));
+        }
+        queue.set_size(saved.size);
+        queue.set_addresses(saved.addresses.map(Gpa));
+        let ring = match &saved.ring {
+            RingSaved::Split { next_available, next_used, considered_used } => {
+                Ring::Split(split::Split::load(*next_available, *next_used, *considered_used))
+            }
+            RingSaved::Packed { next_available, next_used, held, unconsidered } => {
+                let places = [*next_available, *next_used];
+                let ring = packed::Packed::load(saved.size, places, held, *unconsidered);
+                Ring::Packed(ring.ok_or_else(|| Unfit::new("a place outside its ring"))?)
+            }
+        };
+        if saved.ready {
+            let features = RingFeatures {
+                indirect: saved.indirect,
+                event_idx: saved.event_idx,
+                packed: matches!(ring, Ring::Packed(_)),
+            };
+            queue.enable(memory, features).map_err(|error| Unfit::new(error.to_string()))?;
+        }
+        queue.ring = ring;
+        *self = queue;
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{Ordering, fence};
+use viv_arch::saved::{PlaceSaved, RingSaved};
 use viv_arch::virtio::{packed, split};
 use viv_mem::GuestMemory;
 
@@ -16,6 +17,10 @@ struct Place {
 
 impl Place {
     const START: Place = Place { index: 0, wrap: true };
+
+    fn save(self) -> PlaceSaved {
+        PlaceSaved { index: self.index, wrap: self.wrap }
+    }
 
     /// `count` places further, at most once round.
     fn advance(&mut self, count: u16, size: u16) {
@@ -63,6 +68,35 @@ pub(super) fn parts(size: u64) -> [(u64, u64); 3] {
 }
 
 impl Packed {
+    pub(super) fn save(&self) -> RingSaved {
+        RingSaved::Packed {
+            next_available: self.next_available.save(),
+            next_used: self.next_used.save(),
+            held: self.held.iter().map(|(id, count)| (*id, *count)).collect(),
+            unconsidered: self.unconsidered,
+        }
+    }
+
+    /// `None` if a queue of `size` entries cannot be in such a state.
+    pub(super) fn load(
+        size: u16,
+        [next_available, next_used]: [PlaceSaved; 2],
+        held: &[(u16, u16)],
+        unconsidered: u16,
+    ) -> Option<Packed> {
+        let place = |saved: PlaceSaved| {
+            (saved.index < size).then_some(Place { index: saved.index, wrap: saved.wrap })
+        };
+        let taken: u64 = held.iter().map(|(_, count)| u64::from(*count)).sum();
+        (taken <= u64::from(size)).then_some(())?;
+        Some(Packed {
+            next_available: place(next_available)?,
+            next_used: place(next_used)?,
+            held: held.iter().copied().collect(),
+            unconsidered,
+        })
+    }
+
     pub(super) fn pop(&mut self, area: &Area, memory: &GuestMemory) -> Result<Option<Chain>, QueueError> {
         if !self.available(area, memory, self.next_available)? {
             if !area.event_idx {

@@ -1,6 +1,7 @@
 //! Split virtqueues (virtio 1.3 §2.7).
 
 use std::sync::atomic::{Ordering, fence};
+use viv_arch::saved::RingSaved;
 use viv_arch::virtio::split;
 use viv_mem::GuestMemory;
 
@@ -27,6 +28,18 @@ pub(super) fn parts(size: u64) -> [(u64, u64); 3] {
 }
 
 impl Split {
+    pub(super) fn save(&self) -> RingSaved {
+        RingSaved::Split {
+            next_available: self.next_available,
+            next_used: self.next_used,
+            considered_used: self.considered_used,
+        }
+    }
+
+    pub(super) fn load(next_available: u16, next_used: u16, considered_used: u16) -> Split {
+        Split { next_available, next_used, considered_used }
+    }
+
     pub(super) fn pop(&mut self, area: &Area, memory: &GuestMemory) -> Result<Option<Chain>, QueueError> {
         let waiting = match self.waiting(area, memory)? {
             0 => {

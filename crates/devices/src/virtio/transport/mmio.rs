@@ -6,7 +6,8 @@ use viv_mem::GuestMemory;
 use super::super::core::Core;
 use super::super::{Queue, Rings, VirtioDevice};
 use super::VirtioTransport;
-use crate::Interrupt;
+use crate::{Interrupt, Unfit, Unsaved};
+use viv_arch::saved::VirtioMmioSaved;
 
 /// A virtio device in a window of [`mmio::WINDOW_LEN`] bytes with one level-triggered interrupt line.
 pub struct VirtioMmio<D> {
@@ -112,6 +113,17 @@ impl<D: VirtioDevice> VirtioMmio<D> {
     pub fn reset(&mut self) {
         self.core.reset();
         self.interrupt_status = 0;
+    }
+
+    /// The whole state.
+    pub fn save(&self) -> Result<VirtioMmioSaved, Unsaved> {
+        Ok(VirtioMmioSaved { virtio: self.core.save()?, interrupt_status: self.interrupt_status })
+    }
+
+    /// Replaces the whole state of a device that nobody has used.
+    pub fn load(&mut self, saved: &VirtioMmioSaved) -> Result<(), Unfit> {
+        self.interrupt_status = saved.interrupt_status;
+        self.core.load(&saved.virtio)
     }
 
     fn collect(&mut self) {

@@ -1,14 +1,15 @@
 //! Virtio over PCI, modern only (virtio 1.2 §4.1).
 
 use viv_arch::pci::{CAPABILITY_VENDOR, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE};
+use viv_arch::saved::{FunctionSaved, VirtioFunctionSaved};
 use viv_arch::virtio::{PCI_DEVICE_ID_BASE, PCI_VENDOR_ID, pci as reg};
 use viv_mem::GuestMemory;
 
 use super::super::core::Core;
 use super::super::{Queue, Rings, VirtioDevice};
 use super::VirtioTransport;
-use crate::Interrupt;
 use crate::pci::{Allocator, BarKind, BarRange, ConfigSpace, Identity, Msix, PciFunction};
+use crate::{Interrupt, Unfit, Unsaved};
 
 /// The BAR that holds everything; pages of their own for each structure, so that a host may map notifications.
 const BAR: u8 = 0;
@@ -321,6 +322,33 @@ impl<D: VirtioDevice> PciFunction for VirtioPci<D> {
             interrupts.push(Interrupt::Line(line));
         }
         interrupts
+    }
+
+    fn save(&self) -> Result<FunctionSaved, Unsaved> {
+        let virtio = VirtioFunctionSaved {
+            virtio: self.core.save()?,
+            msix: self.msix.as_ref().map(Msix::save).unwrap_or_default(),
+            config_vector: self.config_vector,
+            queue_vectors: self.queue_vectors.clone(),
+            isr: self.isr,
+        };
+        Ok(FunctionSaved { config: self.config.save(), virtio: Some(virtio) })
+    }
+
+    fn load(&mut self, saved: &FunctionSaved) -> Result<(), Unfit> {
+        let virtio = saved.virtio.as_ref().ok_or_else(|| Unfit::new("it is no virtio device's"))?;
+        self.config.load(&saved.config)?;
+        if let Some(msix) = &mut self.msix {
+            msix.load(&virtio.msix)?;
+            msix.update(&self.config);
+        }
+        if virtio.queue_vectors.len() != self.queue_vectors.len() {
+            return Err(Unfit::new("it has another number of queues"));
+        }
+        self.config_vector = self.vector(virtio.config_vector);
+        self.queue_vectors = virtio.queue_vectors.iter().map(|vector| self.vector(*vector)).collect();
+        self.isr = virtio.isr & (reg::ISR_QUEUE | reg::ISR_CONFIG);
+        self.core.load(&virtio.virtio)
     }
 
     fn reset(&mut self) {

@@ -17,8 +17,10 @@ mod packet;
 pub use connections::{BUFFER_LEN, CONNECTIONS_MAX, Connections, Received, StreamEnd, StreamId, VsockEvent};
 pub use packet::Header;
 
-use super::{Rings, VirtioDevice, read_config_bytes};
+use super::{Rings, VirtioDevice, another_kind, read_config_bytes};
+use crate::{Unfit, Unsaved};
 use viv_arch::pci::CLASS_COMMUNICATION;
+use viv_arch::saved::VirtioDeviceSaved;
 use viv_arch::virtio::{device_type, vsock as reg};
 
 const QUEUE_SIZE: u16 = 128;
@@ -34,12 +36,14 @@ pub struct Vsock {
     connections: Connections,
     /// There may be packets on the tx ring that we have left there.
     stalled: bool,
+    /// The driver has not been told yet that its streams are gone.
+    owes_reset: bool,
 }
 
 impl Vsock {
     /// A device for the guest with context ID `cid`: at least 3, below 2^32 (§5.10.4).
     pub fn new(cid: u64) -> Vsock {
-        Vsock { cid, connections: Connections::new(cid), stalled: false }
+        Vsock { cid, connections: Connections::new(cid), stalled: false, owes_reset: false }
     }
 
     /// The host wants a stream to `guest_port`. An event tells how it went. `None` if the guest has no
@@ -126,6 +130,17 @@ impl Vsock {
         }
     }
 
+    /// The streams from before a restore are nobody's: has the driver end them (§5.10.6.7). It listens on.
+    fn tell_reset(&mut self, rings: &mut Rings<'_>) {
+        if self.owes_reset
+            && let Some(chain) = rings.pop(reg::QUEUE_EVENT)
+        {
+            let written = chain.write_at(rings.memory(), 0, &reg::EVENT_TRANSPORT_RESET.to_le_bytes());
+            rings.push(reg::QUEUE_EVENT, chain.head(), written as u32);
+            self.owes_reset = false;
+        }
+    }
+
     /// Handles packets from the tx ring, as long as their answers have somewhere to go (§5.10.6.1.2).
     fn drain(&mut self, rings: &mut Rings<'_>) {
         self.stalled = false;
@@ -184,12 +199,23 @@ impl VirtioDevice for Vsock {
     fn notified(&mut self, queue: u16, rings: &mut Rings<'_>) {
         match queue {
             reg::QUEUE_RX | reg::QUEUE_TX => self.resume(rings),
-            // Buffers for events stay where they are: the CID never changes.
-            _ => {}
+            // Other buffers for events stay where they are: the CID never changes.
+            _ => self.tell_reset(rings),
         }
+    }
+    fn save(&self) -> Result<VirtioDeviceSaved, Unsaved> {
+        Ok(VirtioDeviceSaved::Vsock)
+    }
+    fn load(&mut self, saved: &VirtioDeviceSaved, rings: &mut Rings<'_>) -> Result<(), Unfit> {
+        if *saved != VirtioDeviceSaved::Vsock {
+            return Err(another_kind());
+        }
+        self.owes_reset = true;
+        self.tell_reset(rings);
+        Ok(())
     }
     fn reset(&mut self) {
         self.connections.guest_reset();
-        self.stalled = false;
+        (self.stalled, self.owes_reset) = (false, false);
     }
 }

@@ -1,0 +1,187 @@
+//! A paused machine as data, and a machine from that data.
+//!
+//! The order counts at loading: interrupt controllers before those whose lines they watch, vCPUs before anything that
+//! interrupts them. What is on its way through threads of ours is waited for at saving: see [`World::standing`].
+use crate::board::{Board, IOAPIC_CHIP, PIC, TIMER};
+use crate::core::{CpuSlot, Phase, SoftWires, World};
+use crate::machine::{Machine, cpu_fault, refused};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use viv_arch::saved::{ChipSaved, MachineSaved, VcpuSaved};
+use viv_arch::x86::{CpuState, MsrValue, msr};
+use viv_cpu::CpuError;
+use viv_cpu::kvm::KvmVm;
+use viv_devices::{Unfit, Unsaved};
+use viv_mem::GuestMemory;
+use viv_model::{Fault, Kind};
+
+/// How long requests on their way may take to be answered.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is looked whether they are.
+const LOOK: Duration = Duration::from_micros(500);
+
+impl Machine {
+    /// Gives the state of the paused machine and its memory to `act`. Neither changes before `act` returns, and no disk is
+    /// written.
+    pub fn save<R>(
+        &self,
+        act: impl FnOnce(&MachineSaved, &GuestMemory) -> Result<R, Fault>,
+    ) -> Result<R, Fault> {
+        if self.world.control.phase() != Phase::Paused {
+            return Err(refused("save", self.world.control.phase()));
+        }
+        if !self.drives.are_as_started() {
+            return Err(Fault::new(
+                Kind::Conflict,
+                "cannot save the machine: disks were attached or detached since it was started",
+                "start the VM again, then its disks are its own",
+            ));
+        }
+        let begin = Instant::now();
+        loop {
+            let _standing = self.world.standing();
+            match self.parts() {
+                Ok(saved) => return act(&saved?, &self.memory),
+                Err(Unsaved::Busy) if begin.elapsed() < PATIENCE => {}
+                Err(Unsaved::Busy) => {
+                    return Err(Fault::new(
+                        Kind::StillGoingOn,
+                        "cannot save the machine: its disks do not answer what the guest has asked of them",
+                        "see that the disks' files can be reached, or lift their limits, then try again",
+                    ));
+                }
+                Err(Unsaved::Never(what)) => {
+                    return Err(Fault::new(
+                        Kind::Conflict,
+                        format!("cannot save the machine: it has a {what}, whose open files cannot be saved"),
+                        "start the VM without it (-v) to make snapshots of it",
+                    ));
+                }
+            }
+            drop(_standing);
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Everything but the memory. The outer result is for what may be tried again.
+    fn parts(&self) -> Result<Result<MachineSaved, Fault>, Unsaved> {
+        let chips = self.board.chips().iter().map(|(name, chip)| Ok((name.clone(), chip.save()?)));
+        let mut chips: Vec<(String, ChipSaved)> = chips.collect::<Result<_, Unsaved>>()?;
+        let (pci_address, functions) = self.board.pci.save()?;
+        let clock_ns = self.world.clock.now();
+        let rest = || -> Result<MachineSaved, CpuError> {
+            match (&self.kvm, &self.board.soft) {
+                (Some(kvm), _) => {
+                    chips.push((PIC.to_string(), ChipSaved::Pic(kvm.save_pic()?)));
+                    chips.push((IOAPIC_CHIP.to_string(), ChipSaved::Ioapic(kvm.save_ioapic()?)));
+                    chips.push((TIMER.to_string(), ChipSaved::Pit(kvm.save_pit(clock_ns)?)));
+                }
+                (None, Some(soft)) => {
+                    let ioapic = soft.ioapic(|ioapic| ioapic.save());
+                    chips.push((IOAPIC_CHIP.to_string(), ChipSaved::Ioapic(ioapic)));
+                }
+                (None, None) => {}
+            }
+            let cpus = self.world.cpus.iter().map(|slot| save_vcpu(slot, self.kvm.is_none(), clock_ns));
+            Ok(MachineSaved {
+                clock_ns,
+                kvm_clock_ns: self.paused_kvm_clock(),
+                cpus: cpus.collect::<Result<_, CpuError>>()?,
+                chips,
+                pci_address,
+                functions,
+            })
+        };
+        Ok(rest().map_err(cpu_fault))
+    }
+}
+
+fn save_vcpu(slot: &CpuSlot, soft: bool, now: u64) -> Result<VcpuSaved, CpuError> {
+    let mut state = slot.stood()?;
+    if soft {
+        slot.lapic(|lapic| {
+            state.lapic = lapic.save_page(now);
+            let of_lapic = |index| lapic.read_msr(index, now).map(|value| MsrValue { index, value });
+            state.msrs.extend([msr::APIC_BASE, msr::TSC_DEADLINE].into_iter().filter_map(of_lapic));
+        });
+    }
+    let extint = slot.extint.load(Ordering::Acquire);
+    Ok(VcpuSaved { state, events: slot.saved_events(), extint })
+}
+
+/// What of a vCPU the board keeps for the software CPU. Returns what is the vCPU's own.
+fn load_slot(slot: &CpuSlot, saved: &VcpuSaved, now: u64) -> CpuState {
+    let mut state = saved.state.clone();
+    let value = |index| state.msrs.iter().find(|msr| msr.index == index).map_or(0, |msr| msr.value);
+    let (base, deadline) = (value(msr::APIC_BASE), value(msr::TSC_DEADLINE));
+    slot.lapic(|lapic| lapic.load_page(base, &state.lapic, deadline, now));
+    slot.lapic_base.store(base & !0xfff, Ordering::Release);
+    slot.extint.store(saved.extint, Ordering::Release);
+    slot.load_events(&saved.events);
+    state.msrs.retain(|msr| ![msr::APIC_BASE, msr::TSC_DEADLINE].contains(&msr.index));
+    state
+}
+
+/// The vCPUs of a saved machine; their local APICs and events are loaded already.
+pub(crate) fn vcpus(world: &World, saved: &MachineSaved, soft: bool) -> Result<Vec<CpuState>, Fault> {
+    if saved.cpus.len() != world.cpus.len() {
+        let text = format!("it has {} processors, not {}", saved.cpus.len(), world.cpus.len());
+        return Err(unfit(&Unfit::new(text)));
+    }
+    world.clock.set(saved.clock_ns);
+    let each = |(slot, saved): (&CpuSlot, &VcpuSaved)| match soft {
+        true => load_slot(slot, saved, world.clock.now()),
+        false => saved.state.clone(),
+    };
+    Ok(world.cpus.iter().zip(&saved.cpus).map(each).collect())
+}
+
+/// Loads everything else, once the vCPUs are there.
+pub(crate) fn load_board(
+    board: &Board,
+    kvm: Option<&Arc<KvmVm>>,
+    soft: Option<&Arc<SoftWires>>,
+    saved: &MachineSaved,
+) -> Result<(), Fault> {
+    let mut chips: BTreeMap<&str, &ChipSaved> =
+        saved.chips.iter().map(|(name, chip)| (name.as_str(), chip)).collect();
+    let missing = |name: &str| unfit(&Unfit::new(format!("the state of {name} is not in it")));
+    let mut take = |name: &str| chips.remove(name).ok_or_else(|| missing(name));
+    let wrong = |name: &str| unfit(&Unfit::new(format!("the state of {name} is another chip's")));
+    let ChipSaved::Ioapic(ioapic) = take(IOAPIC_CHIP)? else { return Err(wrong(IOAPIC_CHIP)) };
+    if let Some(kvm) = kvm {
+        let ChipSaved::Pic(pic) = take(PIC)? else { return Err(wrong(PIC)) };
+        let ChipSaved::Pit(pit) = take(TIMER)? else { return Err(wrong(TIMER)) };
+        kvm.load_pic(pic).and_then(|()| kvm.load_ioapic(ioapic)).map_err(cpu_fault)?;
+        kvm.load_pit(pit).map_err(cpu_fault)?;
+    }
+    if let Some(soft) = soft {
+        soft.ioapic(|chip| chip.load(ioapic));
+    }
+    // The 8259A first: it watches the lines of the others.
+    let (pics, others): (Vec<_>, Vec<_>) = board.chips().iter().partition(|(name, _)| name == PIC);
+    for (name, chip) in pics.into_iter().chain(others) {
+        chip.load(take(name)?)
+            .map_err(|error| unfit(&Unfit::new(format!("the state of {name}: {error}"))))?;
+    }
+    if let Some((name, _)) = chips.pop_first() {
+        return Err(unfit(&Unfit::new(format!(
+            "it has the state of a chip called {name}, which nobody knows"
+        ))));
+    }
+    board.pci.load(saved.pci_address, &saved.functions).map_err(|error| unfit(&error))?;
+    for (index, slot) in board.world.cpus.iter().enumerate() {
+        board.publish_deadline(index, slot.lapic(|lapic| viv_devices::BusDevice::deadline(lapic)));
+    }
+    Ok(())
+}
+
+fn unfit(error: &Unfit) -> Fault {
+    Fault::new(
+        Kind::Error,
+        format!("the saved state does not fit the machine: {error}"),
+        "restore it with the release of Vivarium that saved it, or from another snapshot",
+    )
+}
