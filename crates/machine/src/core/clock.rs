@@ -8,7 +8,8 @@ const RUNS: u64 = u64::MAX;
 /// See the module.
 pub(crate) struct Clock {
     origin: Instant,
-    /// Host nanoseconds since `origin` at which the guest's clock was, or would have been, 0.
+    /// Host nanoseconds since `origin` at which the guest's clock was, or would have been, 0; modulo 2^64, for a restored
+    /// machine is older than its process.
     zero: AtomicU64,
     /// The time at which it stands still, or [`RUNS`].
     frozen: AtomicU64,
@@ -32,7 +33,7 @@ impl Clock {
     /// The guest's time.
     pub(crate) fn now(&self) -> u64 {
         match self.frozen.load(Ordering::Acquire) {
-            RUNS => self.host_ns().saturating_sub(self.zero.load(Ordering::Relaxed)),
+            RUNS => self.host_ns().wrapping_sub(self.zero.load(Ordering::Relaxed)),
             time => time,
         }
     }
@@ -51,7 +52,7 @@ impl Clock {
     pub(crate) fn thaw(&self) {
         if self.is_frozen() {
             let time = self.frozen.load(Ordering::Acquire);
-            self.zero.store(self.host_ns().saturating_sub(time), Ordering::Relaxed);
+            self.zero.store(self.host_ns().wrapping_sub(time), Ordering::Relaxed);
             self.frozen.store(RUNS, Ordering::Release);
         }
     }
@@ -70,6 +71,14 @@ pub(crate) fn wall_ns() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clock_may_be_older_than_its_process() {
+        let clock = Clock::new();
+        clock.set(1 << 50);
+        clock.thaw();
+        assert!(clock.now() >= 1 << 50);
+    }
 
     #[test]
     fn a_frozen_clock_stands_still_and_goes_on_without_a_jump() {
