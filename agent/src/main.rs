@@ -17,6 +17,7 @@ mod disks;
 mod exec;
 mod init;
 mod power;
+mod renew;
 mod serve;
 mod setup;
 mod shares;

@@ -1,6 +1,6 @@
 //! The server of requests over vsock: a thread for each connection.
 use crate::power::{self, Last};
-use crate::{children, disks, exec, say, sys};
+use crate::{children, disks, exec, renew, say, sys};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -74,6 +74,11 @@ fn handle(mut connection: File) -> io::Result<()> {
     let asked = match read_line(&mut connection) {
         Ok(Request::Exec(what)) => return exec::run(connection, &what),
         Ok(Request::Ping {}) => None,
+        Ok(Request::Renew { unix_ns, entropy, hostname }) => {
+            let renewed = renew::renew(unix_ns, &entropy, &hostname);
+            reply.error = renewed.err().map(|error| format!("cannot renew the guest: {error}"));
+            None
+        }
         Ok(Request::Disk { serial }) => {
             reply.in_use = disks::in_use(&serial);
             None

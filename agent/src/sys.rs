@@ -72,6 +72,39 @@ pub(crate) fn reboot(command: c_int) -> io::Result<()> {
     Ok(())
 }
 
+/// Sets the clock that everybody sees (clock_settime(2)).
+pub(crate) fn set_time(unix_ns: u64) -> io::Result<()> {
+    let time = libc::timespec {
+        tv_sec: (unix_ns / 1_000_000_000) as libc::time_t,
+        tv_nsec: (unix_ns % 1_000_000_000) as libc::c_long,
+    };
+    // SAFETY: a structure of ours.
+    check(unsafe { libc::clock_settime(libc::CLOCK_REALTIME, &time) })?;
+    Ok(())
+}
+
+/// Mixes `bytes` into the kernel's randomness and has all of it drawn anew from there: RNDADDENTROPY and RNDRESEEDCRNG of
+/// random(4).
+pub(crate) fn add_entropy(pool: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
+    const RNDADDENTROPY: c_ulong = 0x4008_5203;
+    const RNDRESEEDCRNG: c_ulong = 0x5207;
+    // struct rand_pool_info: bits, bytes, then the bytes, as whole words.
+    let words = bytes.len().div_ceil(4);
+    let mut info = vec![0u32; 2 + words];
+    let (head, rest) = info.split_at_mut(2);
+    head.copy_from_slice(&[(bytes.len() * 8) as u32, bytes.len() as u32]);
+    for (word, piece) in rest.iter_mut().zip(bytes.chunks(4)) {
+        let mut four = [0; 4];
+        four.iter_mut().zip(piece).for_each(|(to, from)| *to = *from);
+        *word = u32::from_ne_bytes(four);
+    }
+    // SAFETY: the structure is as long as it says.
+    check(unsafe { libc::ioctl(pool.as_raw_fd(), RNDADDENTROPY as _, info.as_ptr()) })?;
+    // SAFETY: it has no argument.
+    check(unsafe { libc::ioctl(pool.as_raw_fd(), RNDRESEEDCRNG as _) })?;
+    Ok(())
+}
+
 /// sethostname(2).
 pub(crate) fn set_hostname(name: &str) -> io::Result<()> {
     // SAFETY: pointer and length of one string.

@@ -36,6 +36,16 @@ pub enum Request {
     Poweroff {},
     /// Restart the guest in its own orderly way.
     Reboot {},
+    /// The guest goes on in another VM, or after a time in which it was only a file: take the time of now, be random in
+    /// another way than before and than others, and bear this name.
+    Renew {
+        /// Nanoseconds since 1970.
+        unix_ns: u64,
+        /// Random bytes, up to 256.
+        entropy: Vec<u8>,
+        /// The VM's name.
+        hostname: String,
+    },
     /// Whether somebody uses the disk with this serial number: then the answer's `in_use` says who.
     Disk {
         /// The serial number.

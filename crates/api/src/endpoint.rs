@@ -90,6 +90,20 @@ pub enum Route {
     ImageBuild,
     /// Remove an image.
     ImageRemove,
+    /// Make a snapshot.
+    SnapshotCreate,
+    /// List snapshots.
+    SnapshotList,
+    /// One snapshot.
+    SnapshotGet,
+    /// Remove a snapshot.
+    SnapshotRemove,
+    /// Verify a snapshot.
+    SnapshotVerify,
+    /// Go on from a snapshot.
+    SnapshotRestore,
+    /// Fork a VM.
+    VmFork,
     /// Give up a long work.
     JobCancel,
 }
@@ -242,6 +256,55 @@ pub const TABLE: &[Endpoint] = &[
         "build an image; ?job=NAME lets it be cancelled (ImageBuild -> BuildLine…)",
     ),
     line(Route::ImageRemove, Method::Delete, "/v1/images/{image}", Answer::Json, "remove an image (Image)"),
+    line(
+        Route::SnapshotCreate,
+        Method::Post,
+        "/v1/vms/{vm}/snapshots",
+        Answer::Json,
+        "save a live VM's state, memory and disks as they are at one moment (SnapshotCreate -> Snapshot)",
+    ),
+    line(
+        Route::SnapshotList,
+        Method::Get,
+        "/v1/snapshots",
+        Answer::Json,
+        "all snapshots, oldest first ([Snapshot])",
+    ),
+    line(
+        Route::SnapshotGet,
+        Method::Get,
+        "/v1/snapshots/{snapshot}",
+        Answer::Json,
+        "a snapshot by name, id or the beginning of its id (Snapshot)",
+    ),
+    line(
+        Route::SnapshotRemove,
+        Method::Delete,
+        "/v1/snapshots/{snapshot}",
+        Answer::Json,
+        "remove a snapshot; VMs that came from it live on (Snapshot)",
+    ),
+    line(
+        Route::SnapshotVerify,
+        Method::Post,
+        "/v1/snapshots/{snapshot}/verify",
+        Answer::Json,
+        "read all of it and compare it with its checksums (Snapshot)",
+    ),
+    line(
+        Route::SnapshotRestore,
+        Method::Post,
+        "/v1/snapshots/{snapshot}/restore",
+        Answer::Json,
+        "a new VM that goes on from it (SnapshotRestore -> Vm)",
+    ),
+    line(
+        Route::VmFork,
+        Method::Post,
+        "/v1/vms/{vm}/fork",
+        Answer::Json,
+        "new VMs that go on from where a live one is, beside it (VmFork -> [Vm])",
+    ),
     line(
         Route::JobCancel,
         Method::Delete,

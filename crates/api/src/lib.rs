@@ -17,6 +17,7 @@ pub mod image;
 pub mod info;
 mod process;
 pub mod runner;
+pub mod snapshot;
 pub mod socket;
 pub mod stats;
 pub mod timestamp;

@@ -11,7 +11,7 @@ use crate::stats::VmStats;
 use crate::vm::{OnReboot, Process};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
-use viv_model::{Accel, DiskLimits, DiskSpec, End, Fault, MachineSpec, State};
+use viv_model::{Accel, DiskLimits, DiskSpec, End, Fault, MachineSpec, SavedParts, State};
 
 /// What the VM is asked to be: a [`RunnerSpec`]. All names are relative to the VM's directory.
 pub const SPEC: &str = "spec.json";
@@ -35,6 +35,8 @@ pub const RUNNER_LOG: &str = "runner.log";
 pub const END: &str = "end.json";
 /// What the VM had used and done when its guest ended: a [`VmStats`].
 pub const STATS: &str = "stats.json";
+/// The directory of the snapshot that the VM goes on from ([`RunnerSpec::resume`]); gone once it does.
+pub const RESUME: &str = "resume";
 /// Most bytes of a line on [`CONTROL`].
 pub const LINE_MAX: usize = 64 * 1024;
 
@@ -55,6 +57,9 @@ pub struct RunnerSpec {
     /// The command for which the VM exists; its output joins the console's log.
     #[serde(default)]
     pub command: Option<Exec>,
+    /// It does not boot but goes on from the snapshot in [`RESUME`].
+    #[serde(default)]
+    pub resume: bool,
 }
 
 /// The one line on the runner's standard output.
@@ -97,6 +102,10 @@ pub enum Ask {
         /// MiB.
         mib: u64,
     },
+    /// Save its state, its memory and the disks that it may write to, all as they are at one moment, into files that come
+    /// with the request (SCM_RIGHTS of unix(7)): state, memory, memory's checksums, then each disk and its checksums. They
+    /// are empty. A VM that runs stands still meanwhile.
+    Snapshot,
     /// Put a disk behind the others. Its files, opened, come with the request (SCM_RIGHTS of unix(7)), for the VM's
     /// process may open none.
     AttachDisk {
@@ -126,6 +135,8 @@ pub enum Reply {
     Ok(Status),
     /// The answer to [`Ask::Stats`].
     Stats(Box<VmStats>),
+    /// The answer to [`Ask::Snapshot`].
+    Saved(Box<SavedParts>),
     /// Not done.
     Refused(Fault),
 }

@@ -64,6 +64,7 @@ impl BuilderVm<'_> {
             on_reboot: OnReboot::End,
             attended_by: Some(Process::current()),
             command: None,
+            resume: false,
         })?;
         let mut socket = socket::connect(&runner.dir().join(CONSOLE)).ok();
         let mut piece = [0; 16 * 1024];

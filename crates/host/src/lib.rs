@@ -22,6 +22,7 @@ mod runners;
 mod service;
 mod shares;
 mod signs;
+mod snapshots;
 pub mod start;
 pub mod store;
 mod streams;

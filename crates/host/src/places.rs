@@ -63,6 +63,11 @@ impl Places {
         self.state.join("vms")
     }
 
+    /// A directory for each snapshot.
+    pub fn snapshots(&self) -> PathBuf {
+        self.state.join("snapshots")
+    }
+
     /// The store of images.
     pub fn images(&self) -> PathBuf {
         self.data.join("images")

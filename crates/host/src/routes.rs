@@ -128,6 +128,22 @@ pub(crate) async fn answer(
             let there = streams::agent(&record.name, &runner, seconds("wait"), seconds("boot")).await?;
             Ok(streams::switch(&service, request, there))
         }
+        Route::SnapshotCreate => {
+            let ask = body(request).await?;
+            blocking(move || service.snapshots.create(&name, &ask)).await
+        }
+        Route::SnapshotList => blocking(move || service.snapshots.list()).await,
+        Route::SnapshotGet => blocking(move || service.snapshots.get(&name)).await,
+        Route::SnapshotRemove => blocking(move || service.snapshots.remove(&name)).await,
+        Route::SnapshotVerify => blocking(move || service.snapshots.verify(&name)).await,
+        Route::SnapshotRestore => {
+            let ask = body(request).await?;
+            blocking(move || service.snapshots.restore(&name, &ask)).await
+        }
+        Route::VmFork => {
+            let ask = body(request).await?;
+            blocking(move || service.snapshots.fork(&name, &ask)).await
+        }
         Route::ImageList => {
             blocking(move || Ok(service.images.list()?.iter().map(shown).collect::<Vec<_>>())).await
         }

@@ -20,10 +20,12 @@ use viv_api::stats::VmStats;
 use viv_api::timestamp::Timestamp;
 use viv_api::vm::Process;
 use viv_block::Source;
-use viv_model::{DiskSpec, End, Fault, Kind};
+use viv_model::{DiskSpec, End, Fault, Kind, SavedParts};
 
 /// How long a runner may take to answer a question.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// How long it may take to write its memory and disks.
+const SNAPSHOT_LIMIT: Duration = Duration::from_secs(3600);
 /// How long it may take to end once it was killed.
 const KILL_LIMIT: Duration = Duration::from_secs(8);
 /// Lines of console or log that a message shows.
@@ -135,18 +137,18 @@ impl Runner {
     }
 
     fn ask_with(&self, ask: &Ask, files: &[File]) -> Result<Status, Fault> {
-        match self.exchange(ask, files).map_err(no_answer)? {
+        match self.exchange(ask, files, ANSWER_LIMIT).map_err(no_answer)? {
             Reply::Ok(status) => Ok(status),
-            Reply::Stats(_) => Err(no_answer(io::ErrorKind::InvalidData.into())),
+            Reply::Stats(_) | Reply::Saved(_) => Err(no_answer(io::ErrorKind::InvalidData.into())),
             Reply::Refused(fault) => Err(fault),
         }
     }
 
     /// What the VM has used and done so far.
     pub(crate) fn stats(&self) -> Result<VmStats, Fault> {
-        match self.exchange(&Ask::Stats, &[]).map_err(no_answer)? {
+        match self.exchange(&Ask::Stats, &[], ANSWER_LIMIT).map_err(no_answer)? {
             Reply::Stats(stats) => Ok(*stats),
-            Reply::Ok(_) => Err(no_answer(io::ErrorKind::InvalidData.into())),
+            Reply::Ok(_) | Reply::Saved(_) => Err(no_answer(io::ErrorKind::InvalidData.into())),
             Reply::Refused(fault) => Err(fault),
         }
     }
@@ -167,10 +169,19 @@ impl Runner {
         self.ask_with(&Ask::AttachDisk { disk: disk.clone(), files: paths }, &files)
     }
 
+    /// Has it save itself into these files.
+    pub(crate) fn snapshot(&self, files: &[File]) -> Result<SavedParts, Fault> {
+        match self.exchange(&Ask::Snapshot, files, SNAPSHOT_LIMIT).map_err(no_answer)? {
+            Reply::Saved(parts) => Ok(*parts),
+            Reply::Ok(_) | Reply::Stats(_) => Err(no_answer(io::ErrorKind::InvalidData.into())),
+            Reply::Refused(fault) => Err(fault),
+        }
+    }
+
     /// One request and its answer; files go along (SCM_RIGHTS, unix(7)).
-    fn exchange(&self, ask: &Ask, files: &[File]) -> io::Result<Reply> {
+    fn exchange(&self, ask: &Ask, files: &[File], limit: Duration) -> io::Result<Reply> {
         let mut socket = socket::connect(&self.dir.join(CONTROL))?;
-        socket.set_read_timeout(Some(ANSWER_LIMIT))?;
+        socket.set_read_timeout(Some(limit))?;
         let mut line = serde_json::to_vec(ask)?;
         line.push(b'\n');
         let mut sent = 0;

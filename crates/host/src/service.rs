@@ -5,6 +5,7 @@ use crate::images::Images;
 use crate::places::Places;
 use crate::routes;
 use crate::runners;
+use crate::snapshots::Snapshots;
 use crate::store::{DirectoryStore, StoreError};
 use crate::vms::Vms;
 use hyper::body::Incoming;
@@ -44,6 +45,7 @@ pub(crate) struct Service {
     /// Work in hand: connections, builds.
     pub(crate) work: Arc<AtomicUsize>,
     jobs: Mutex<HashMap<String, Arc<AtomicBool>>>,
+    pub(crate) snapshots: Snapshots,
 }
 
 /// Something that keeps the service from ending.
@@ -146,7 +148,9 @@ async fn run(places: Places, listener: UnixListener) -> Result<(), Fault> {
     });
     let vms = Arc::new(Vms::new(Box::new(store), places.clone(), images.clone(), watch));
     vms.adopt()?;
+    let snapshots = Snapshots::open(&places, vms.clone())?;
     let service = Arc::new(Service {
+        snapshots,
         places,
         vms: vms.clone(),
         images,

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use viv_api::info::KvmState;
-use viv_api::runner::{Ask as RunnerAsk, RunnerSpec};
+use viv_api::runner::{Ask as RunnerAsk, RESUME, RunnerSpec};
 use viv_api::stats::VmStats;
 use viv_api::timestamp::Timestamp;
 use viv_api::vm::{Process, Vm, VmCreate, VmKill, VmMemory, VmStart, VmStop};
@@ -132,7 +132,7 @@ impl Vms {
     }
 
     /// One change of a VM at a time.
-    fn change<T>(
+    pub(crate) fn change<T>(
         &self,
         name: &str,
         act: impl FnOnce(VmRecord, Runner) -> Result<T, Fault>,
@@ -229,19 +229,30 @@ impl Vms {
         Some((End::Failed { message }, None))
     }
 
-    /// Describes a VM, and starts it if that is asked.
-    pub(crate) fn create(&self, ask: VmCreate) -> Result<Vm, Fault> {
+    /// The name that was asked for, or one that no VM has.
+    pub(crate) fn name(&self, asked: Option<&str>) -> Result<String, Fault> {
         let taken: HashSet<String> = self.store.all()?.into_iter().map(|record| record.name).collect();
-        let name = match &ask.name {
+        match asked {
             Some(name) => {
                 names::check(name)?;
                 if taken.contains(name) {
-                    return Err(crate::store::StoreError::NameTaken { name: name.clone() }.into());
+                    return Err(crate::store::StoreError::NameTaken { name: name.to_string() }.into());
                 }
-                name.clone()
+                Ok(name.to_string())
             }
-            None => names::pleasant(&|name| taken.contains(name)).map_err(no_random)?,
-        };
+            None => names::pleasant(&|name| taken.contains(name)).map_err(no_random),
+        }
+    }
+
+    /// Remembers a VM whose directory is there already.
+    pub(crate) fn insert(&self, record: &VmRecord) -> Result<(), Fault> {
+        fits(record.machine.memory_mib)?;
+        Ok(self.store.insert(record)?)
+    }
+
+    /// Describes a VM, and starts it if that is asked.
+    pub(crate) fn create(&self, ask: VmCreate) -> Result<Vm, Fault> {
+        let name = self.name(ask.name.as_deref())?;
         let id = names::identity().map_err(no_random)?;
         let dir = self.places.vms().join(&id);
         let made = self.machine_of(&ask, &dir).and_then(|(image, machine)| {
@@ -256,6 +267,7 @@ impl Vms {
                 command: ask.command.clone(),
                 started_at: None,
                 attended_by: None,
+                snapshot: None,
             };
             self.store.insert(&record)?;
             Ok(())
@@ -338,6 +350,7 @@ impl Vms {
                 on_reboot: record.on_reboot,
                 attended_by: ask.attended_by,
                 command: record.command.clone(),
+                resume: runner.dir().join(RESUME).exists(),
             };
             let record =
                 VmRecord { started_at: Some(Timestamp::now()), attended_by: ask.attended_by, ..record };

@@ -49,8 +49,13 @@ impl Drives {
         Ok(Drives(Mutex::new(drives), specs.len()))
     }
 
+    /// The disks.
+    pub(crate) fn disks(&self) -> Vec<Arc<dyn Disk>> {
+        lock(&self.0).iter().map(|drive| drive.disk.clone()).collect()
+    }
+
     /// The disks with their serial numbers.
-    pub(crate) fn disks(&self) -> Vec<(Arc<dyn Disk>, String)> {
+    pub(crate) fn with_serials(&self) -> Vec<(Arc<dyn Disk>, String)> {
         lock(&self.0).iter().map(|drive| (drive.disk.clone(), drive.serial.clone())).collect()
     }
 
@@ -101,11 +106,11 @@ impl Drives {
     /// Lets all that waits go on, and makes what the guest has written durable.
     pub(crate) fn settle(&self) {
         lock(&self.0).iter().for_each(|drive| drive.gate.open());
-        let disks: Vec<_> = self.disks().into_iter().filter(|(disk, _)| !disk.read_only()).collect();
+        let disks: Vec<_> = self.disks().into_iter().filter(|disk| !disk.read_only()).collect();
         let (done, wait) = channel();
         let flush = move || {
             // The guest has its own answer for each flush that it asked for.
-            disks.iter().for_each(|(disk, _)| drop(disk.flush()));
+            disks.iter().for_each(|disk| drop(disk.flush()));
             drop(disks);
             let _ = done.send(());
         };

@@ -205,7 +205,7 @@ impl Machine {
             memory: memory.clone(),
             cpus: spec.cpus,
             hot_memory: memory.regions().last().filter(|_| spec.memory_max_mib.is_some()).copied(),
-            disks: drives.disks(),
+            disks: drives.with_serials(),
             shares: io.shares,
             nic: spec.nic.as_ref().zip(io.port).map(|(nic, port)| Nic { mac: nic.mac, port }),
             vsock: waker.clone(),

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use viv_arch::saved::{ChipSaved, MachineSaved, VcpuSaved};
 use viv_arch::x86::{CpuState, MsrValue, msr};
+use viv_block::Disk;
 use viv_cpu::CpuError;
 use viv_cpu::kvm::KvmVm;
 use viv_devices::{Unfit, Unsaved};
@@ -23,11 +24,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_micros(500);
 
 impl Machine {
-    /// Gives the state of the paused machine and its memory to `act`. Neither changes before `act` returns, and no disk is
+    /// Gives the state of the paused machine, its memory and its disks to `act`. Neither changes before `act` returns, and no disk is
     /// written.
     pub fn save<R>(
         &self,
-        act: impl FnOnce(&MachineSaved, &GuestMemory) -> Result<R, Fault>,
+        act: impl FnOnce(&MachineSaved, &GuestMemory, &[Arc<dyn Disk>]) -> Result<R, Fault>,
     ) -> Result<R, Fault> {
         if self.world.control.phase() != Phase::Paused {
             return Err(refused("save", self.world.control.phase()));
@@ -43,7 +44,7 @@ impl Machine {
         loop {
             let _standing = self.world.standing();
             match self.parts() {
-                Ok(saved) => return act(&saved?, &self.memory),
+                Ok(saved) => return act(&saved?, &self.memory, &self.drives.disks()),
                 Err(Unsaved::Busy) if begin.elapsed() < PATIENCE => {}
                 Err(Unsaved::Busy) => {
                     return Err(Fault::new(

@@ -5,11 +5,9 @@ mod kit;
 use kit::*;
 use proptest::prelude::*;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use viv_machine::{Machine, MachineIo};
-use viv_model::{Accel, DiskSpec, End, Kind, MachineSpec};
+use viv_model::{DiskSpec, End, Kind, MachineSpec};
 
 #[test]
 fn what_a_guest_prints_before_it_switches_off_arrives_before_its_end() {

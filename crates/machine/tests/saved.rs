@@ -23,7 +23,7 @@ fn a_saved_machine_goes_on_in_others() {
     first.expect("ready.");
     first.machine.console_input(b"a");
     first.expect("ready.a");
-    assert_eq!(first.machine.save(|_, _| Ok(())).unwrap_err().kind, Kind::Conflict, "it runs");
+    assert_eq!(first.machine.save(|_, _, _| Ok(())).unwrap_err().kind, Kind::Conflict, "it runs");
     first.machine.pause().unwrap();
     let uptime = first.machine.stats().uptime_ns;
     let (saved, memory) = first.save();
@@ -86,7 +86,7 @@ fn a_state_of_another_machine_is_refused() {
     refused(&|saved| {
         let virtio = saved.functions[1].1.virtio.as_mut().unwrap();
         virtio.virtio.queues[0].ready = true;
-        virtio.virtio.queues[0].addresses = [u64::MAX & !0xfff; 3];
+        virtio.virtio.queues[0].addresses = [!0xfff; 3];
     });
     memory.set_len(4096).unwrap();
     refused(&|_| ());

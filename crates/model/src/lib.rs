@@ -10,6 +10,7 @@ mod lifecycle;
 mod nic;
 mod room;
 mod share;
+mod snapshot;
 mod spec;
 
 pub use end::End;
@@ -18,6 +19,7 @@ pub use lifecycle::{Ask, Refused, State, next};
 pub use nic::{NetKind, NicSpec, PORTS_MAX, PortSpec, Protocol};
 pub use room::Room;
 pub use share::{SHARES_MAX, ShareMount, ShareSpec};
+pub use snapshot::{Content, DiskContent, Manifest, Plain, SavedParts, Section};
 pub use spec::{
     Accel, CPUS_MAX, DiskFormat, DiskLimits, DiskSpec, MEMORY_MIB_MIN, MEMORY_STEP_MIB, MachineSpec, SoftSpec,
 };

@@ -30,7 +30,8 @@ pub(crate) fn run(life: &Life, exec: &Exec) {
     life.kill(Some(end));
 }
 
-fn connect() -> io::Result<UnixStream> {
+/// A connection to the agent.
+pub(crate) fn connect() -> io::Result<UnixStream> {
     let mut stream = UnixStream::connect(VSOCK)?;
     stream.set_read_timeout(Some(ANSWER_LIMIT))?;
     writeln!(stream, "CONNECT {}", agent::PORT)?;

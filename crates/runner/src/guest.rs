@@ -1,13 +1,14 @@
 //! The seam to whatever computer the process runs.
 use crate::console::Console;
+use crate::snapshot::{self, Files};
 use crate::stats;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use viv_api::runner::{RunnerSpec, VSOCK};
 use viv_api::stats::VmStats;
 use viv_machine::{HandedFiles, Machine, MachineIo};
-use viv_model::{Accel, DiskLimits, DiskSpec, End, Fault};
+use viv_model::{Accel, DiskLimits, DiskSpec, End, Fault, MachineSpec, SavedParts};
 use viv_net::port::NetPort;
 
 /// How long a guest may take to let a disk go.
@@ -39,6 +40,8 @@ pub trait Guest: Send + Sync {
     fn wait(&self) -> End;
     /// The processor that runs it: never [`Accel::Auto`].
     fn accel(&self) -> Accel;
+    /// Saves it while it stands still, since then; `spec` is what it was built from.
+    fn save(&self, spec: &MachineSpec, files: &Files, since: Instant) -> Result<SavedParts, Fault>;
     /// What it has used and done so far.
     fn stats(&self) -> VmStats;
 }
@@ -87,6 +90,9 @@ impl Guest for Machine {
     fn accel(&self) -> Accel {
         Machine::accel(self)
     }
+    fn save(&self, spec: &MachineSpec, files: &Files, since: Instant) -> Result<SavedParts, Fault> {
+        snapshot::save(self, spec, files, since)
+    }
     fn stats(&self) -> VmStats {
         stats::of(self)
     }
@@ -101,6 +107,9 @@ pub(crate) fn machine(
 ) -> Result<Arc<dyn Guest>, Fault> {
     let output = Box::new(move |bytes: &[u8]| console.write(bytes));
     let io = MachineIo { console: output, port, vsock: Some(VSOCK.into()), shares };
-    let machine = Machine::build(&spec.machine, io)?;
+    let machine = match spec.resume {
+        true => snapshot::resume(&spec.machine, io)?,
+        false => Machine::build(&spec.machine, io)?,
+    };
     Ok(Arc::new(machine))
 }

@@ -20,8 +20,10 @@ mod life;
 mod network;
 mod passed;
 mod probe;
+mod renew;
 pub mod sandbox;
 pub mod share;
+mod snapshot;
 mod stats;
 mod written;
 
@@ -29,6 +31,7 @@ pub use console::Console;
 pub use guest::{Build, Guest};
 pub use life::run_with;
 pub use probe::probe;
+pub use snapshot::Files as SnapshotFiles;
 
 /// Runs the VM whose directory is `dir` as a machine. The exit status says whether it could be started at
 /// all; how it ended is in its directory.

@@ -2,6 +2,7 @@
 use crate::console::{Console, Log, REPLAY_MAX};
 use crate::guest::{Build, Guest};
 use crate::share::Servers;
+use crate::snapshot::Files as SnapshotFiles;
 use crate::{command, control, network, sandbox, written};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -20,7 +21,7 @@ use viv_api::runner::{
 use viv_api::stats::VmStats;
 use viv_api::vm::{OnReboot, Process};
 use viv_machine::{HandedFiles, PerfMap};
-use viv_model::{Accel, DiskSpec, End, Fault, Kind, State, next};
+use viv_model::{Accel, DiskSpec, End, Fault, Kind, MachineSpec, SavedParts, State, next};
 use viv_net::port::NetPort;
 use viv_net::user::{Listeners, UserNet};
 
@@ -36,6 +37,8 @@ const QUICK_REBOOT: Duration = Duration::from_secs(1);
 /// What the threads of the process share.
 pub(crate) struct Life {
     process: Process,
+    /// What it was asked to be.
+    machine: MachineSpec,
     pub(crate) console: Arc<Console>,
     inner: Mutex<Inner>,
 }
@@ -66,7 +69,7 @@ struct Held {
 }
 
 impl Life {
-    fn new(console: Arc<Console>) -> Life {
+    fn new(machine: &MachineSpec, console: Arc<Console>) -> Life {
         let inner = Inner {
             state: State::Starting,
             guest: None,
@@ -78,7 +81,7 @@ impl Life {
             end_as: None,
             disks: Vec::new(),
         };
-        Life { process: Process::current(), console, inner: Mutex::new(inner) }
+        Life { process: Process::current(), machine: machine.clone(), console, inner: Mutex::new(inner) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -103,6 +106,10 @@ impl Life {
             Ask::Status => Ok(()),
             Ask::Stats => match self.stats() {
                 Ok(stats) => return Reply::Stats(Box::new(stats)),
+                Err(fault) => Err(fault),
+            },
+            Ask::Snapshot => match self.snapshot(files) {
+                Ok(parts) => return Reply::Saved(Box::new(parts)),
                 Err(fault) => Err(fault),
             },
             Ask::Pause => self.step(viv_model::Ask::Pause, |guest| guest.pause()),
@@ -163,6 +170,30 @@ impl Life {
         act(guest.as_ref())?;
         inner.state = state;
         Ok(())
+    }
+
+    /// Saves the guest into `files`; it stands still meanwhile.
+    fn snapshot(&self, files: Vec<File>) -> Result<SavedParts, Fault> {
+        // Whoever wants something else of it waits.
+        let inner = self.lock();
+        let guest = inner.guest.clone().ok_or_else(booting)?;
+        if !matches!(inner.state, State::Running | State::Paused) {
+            let message = format!("cannot make a snapshot of a VM that is {}", inner.state);
+            return Err(Fault::new(Kind::Conflict, message, "wait until it runs: viv ps"));
+        }
+        let disks = inner.disks.iter().map(|held| held.spec.clone()).collect();
+        let spec = MachineSpec { disks, ..self.machine.clone() };
+        let files = SnapshotFiles::new(files, &spec.disks)?;
+        let since = Instant::now();
+        let runs = inner.state == State::Running;
+        if runs {
+            guest.pause()?;
+        }
+        let saved = guest.save(&spec, &files, since);
+        if runs {
+            guest.resume()?;
+        }
+        saved
     }
 
     fn guest(&self) -> Result<Arc<dyn Guest>, Fault> {
@@ -351,7 +382,7 @@ fn live(prepared: Prepared, build: &Build) -> Result<End, Fault> {
         _lock,
     } = prepared;
     let console = Arc::new(Console::new());
-    let life = Arc::new(Life::new(console.clone()));
+    let life = Arc::new(Life::new(&spec.machine, console.clone()));
     // Before the first thread: these restrictions are a thread's own and pass on to the threads it makes.
     let mut restricted = sandbox::restrict(&spec)?;
 
@@ -412,6 +443,10 @@ fn live(prepared: Prepared, build: &Build) -> Result<End, Fault> {
     )?;
     let shared = life.clone();
     spawn("panic", Box::new(move || watch_for_standstill(&shared)))?;
+    if spec.resume {
+        let name = spec.name.clone();
+        spawn("renew", Box::new(move || crate::renew::run(&name)))?;
+    }
     if let Some(exec) = spec.command.clone() {
         let shared = life.clone();
         spawn("command", Box::new(move || command::run(&shared, &exec)))?;
@@ -467,6 +502,8 @@ fn rebuild(life: &Life, spec: &RunnerSpec, build: &BuildAgain<'_>) -> Result<Arc
     let mut spec = spec.clone();
     // Those that came later are behind the others.
     let (before, later): (Vec<Held>, Vec<Held>) = disks.into_iter().partition(|held| held.files.is_none());
+    // It boots, whatever it came from.
+    spec.resume = false;
     spec.machine.disks = before.into_iter().map(|held| held.spec).collect();
     let guest = build(&spec, life.console.clone())?;
     for held in later {

@@ -16,9 +16,9 @@ use viv_api::runner::{Ask, CONSOLE, CONSOLE_LOG, CONTROL, END, Reply, RunnerSpec
 use viv_api::stats::VmStats;
 use viv_api::vm::{OnReboot, Process};
 use viv_machine::HandedFiles;
-use viv_model::{Accel, DiskSpec, End, Fault, Kind, MachineSpec, ShareSpec, State};
+use viv_model::{Accel, DiskSpec, End, Fault, Kind, MachineSpec, SavedParts, ShareSpec, State};
 use viv_net::port::NetPort;
-use viv_runner::{Console, Guest};
+use viv_runner::{Console, Guest, SnapshotFiles};
 use viv_share::link::Caller;
 use viv_share::protocol::{ROOT, opcode};
 
@@ -79,6 +79,9 @@ impl Puppet {
 }
 
 impl Guest for Puppet {
+    fn save(&self, _: &MachineSpec, _: &SnapshotFiles, _: Instant) -> Result<SavedParts, Fault> {
+        Err(Fault::new(Kind::Error, "a puppet has no state", "take a machine"))
+    }
     fn start(&self) -> Result<(), Fault> {
         self.console.write(b"booted\n");
         Ok(())
@@ -190,6 +193,7 @@ impl Stage {
             on_reboot: OnReboot::End,
             attended_by: None,
             command: None,
+            resume: false,
         };
         change(&mut spec);
         fs::write(dir.join(SPEC), serde_json::to_vec(&spec).unwrap()).unwrap();
@@ -294,7 +298,7 @@ fn the_control_socket_knows_the_lifecycle() {
     let state = |reply| match reply {
         Reply::Ok(Status { state, .. }) => Ok(state),
         Reply::Refused(fault) => Err(fault.kind),
-        Reply::Stats(stats) => panic!("{stats:?}"),
+        other @ (Reply::Stats(_) | Reply::Saved(_)) => panic!("{other:?}"),
     };
     assert_eq!(state(stage.ask(&Ask::Resume)), Err(Kind::Conflict));
     assert_eq!(state(stage.ask(&Ask::Pause)), Ok(State::Paused));

@@ -46,6 +46,12 @@ pub(crate) enum Verb {
     Detach(verbs::attach::Detach),
     /// Ask a running VM to get by with less memory, or let it have more
     ResizeMemory(verbs::lifecycle::ResizeMemory),
+    /// Save VMs as they are at one moment, and look after what was saved
+    Snapshot(verbs::snapshot::Args),
+    /// Let a new VM go on from a snapshot
+    Restore(verbs::snapshot::Restore),
+    /// Let new VMs go on from where a VM is, beside it
+    Fork(verbs::snapshot::Fork),
     /// Forget VMs, with their disks and logs
     Rm(verbs::lifecycle::Rm),
     /// Print what a VM's serial console said

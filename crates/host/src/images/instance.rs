@@ -35,7 +35,7 @@ pub(super) fn instantiate(store: &Store, image: &Image, vm_dir: &Path) -> Result
 }
 
 /// Copies a file, as shared blocks if the file system can, else without its holes.
-pub(super) fn copy(from: &Path, to: &Path) -> io::Result<()> {
+pub(crate) fn copy(from: &Path, to: &Path) -> io::Result<()> {
     let source = File::open(from)?;
     let target = File::create(to)?;
     if ioctl_ficlone(&target, &source).is_ok() {

@@ -16,6 +16,7 @@ mod debian;
 mod default_guest;
 mod fault;
 mod instance;
+pub(crate) use instance::copy;
 mod kmod;
 mod manifest;
 mod store;

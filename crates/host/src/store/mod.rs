@@ -39,6 +39,9 @@ pub struct VmRecord {
     pub started_at: Option<Timestamp>,
     /// The process whose end is its end.
     pub attended_by: Option<Process>,
+    /// The snapshot that it came from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
 }
 
 /// Why the store did not do it.
@@ -139,6 +142,7 @@ pub(crate) mod conformance {
             command: None,
             started_at: None,
             attended_by: None,
+            snapshot: None,
         }
     }
 

@@ -122,7 +122,7 @@ impl Life {
         let path = std::env::temp_dir().join(format!("viv-saved-{}-{:p}", std::process::id(), self));
         let file = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
-        let saved = self.machine.save(|saved, memory| {
+        let saved = self.machine.save(|saved, memory, _| {
             file.set_len(memory.size()).unwrap();
             for (offset, len) in memory.touched().unwrap() {
                 let mut bytes = vec![0; len as usize];

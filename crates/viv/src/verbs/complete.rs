@@ -8,6 +8,7 @@ use clap::{Arg, Command, CommandFactory};
 use viv_api::client::{Client, Request};
 use viv_api::endpoint::Route;
 use viv_api::image::Image;
+use viv_api::snapshot::Snapshot;
 use viv_api::socket;
 use viv_api::vm::Vm;
 use viv_host::Places;
@@ -99,7 +100,9 @@ fn values(command: &Command, arg: &Arg, names: &dyn Fn(&str, &str) -> Vec<Candid
         "options" => SoftSpec::OPTIONS.iter().map(|name| (format!("{name}=on"), String::new())).collect(),
         "reboot" => fixed(&["restart", "end"]),
         "image" if command.get_name() == "build" => fixed(&["default", "debian"]),
-        id @ ("vm" | "vms" | "image" | "images") => names(command.get_name(), id.trim_end_matches('s')),
+        id @ ("vm" | "vms" | "image" | "images" | "snapshot" | "snapshots") => {
+            names(command.get_name(), id.trim_end_matches('s'))
+        }
         _ => {
             let possible = arg.get_possible_values();
             possible.iter().map(|value| (value.get_name().to_string(), text(value.get_help()))).collect()
@@ -107,7 +110,7 @@ fn values(command: &Command, arg: &Arg, names: &dyn Fn(&str, &str) -> Vec<Candid
     }
 }
 
-/// The VMs that `verb` could mean, or the images.
+/// The VMs that `verb` could mean, or the images or snapshots.
 fn live_names(verb: &str, what: &str) -> Vec<Candidate> {
     let Ok(places) = Places::find() else { return Vec::new() };
     let client = Client::new(Box::new(move || {
@@ -118,6 +121,10 @@ fn live_names(verb: &str, what: &str) -> Vec<Candidate> {
         let images: Vec<Image> = client.json(Request::new(Route::ImageList, &[])).unwrap_or_default();
         return images.into_iter().map(|image| (image.name, image.summary)).collect();
     }
+    if what == "snapshot" {
+        let all: Vec<Snapshot> = client.json(Request::new(Route::SnapshotList, &[])).unwrap_or_default();
+        return all.into_iter().map(|snapshot| (snapshot.name, snapshot.comment)).collect();
+    }
     let mut vms: Vec<Vm> = client.json(Request::new(Route::VmList, &[])).unwrap_or_default();
     vms.retain(|vm| fits(verb, vm.state));
     vms.into_iter().map(|vm| (vm.name, vm.state.to_string())).collect()
@@ -125,7 +132,7 @@ fn live_names(verb: &str, what: &str) -> Vec<Candidate> {
 
 fn fits(verb: &str, state: State) -> bool {
     match verb {
-        "exec" | "stop" | "kill" | "console" | "resize-memory" => state.is_live(),
+        "exec" | "stop" | "kill" | "console" | "resize-memory" | "fork" | "create" => state.is_live(),
         "pause" => state == State::Running,
         "resume" => state == State::Paused,
         "start" => !state.is_live(),
@@ -154,7 +161,7 @@ mod tests {
     #[test]
     fn every_place_of_the_grammar_has_its_words() {
         for (line, expected) in [
-            ("re", vec!["resume", "resize-memory"]),
+            ("res", vec!["resume", "resize-memory", "restore"]),
             ("--js", vec!["--json"]),
             ("--json st", vec!["start", "stop", "stats"]),
             ("stats ", vec!["vm-of-stats"]),
@@ -166,6 +173,9 @@ mod tests {
             ("run -d ", vec!["image-of-run"]),
             ("run -m 1G --name x ", vec!["image-of-run"]),
             ("run -- ", vec![]),
+            ("snapshot rm ", vec!["snapshot-of-rm"]),
+            ("restore ", vec!["snapshot-of-restore"]),
+            ("fork ", vec!["vm-of-fork"]),
             ("stop ", vec!["vm-of-stop"]),
             ("stop a b ", vec!["vm-of-stop"]),
             ("exec ", vec!["vm-of-exec"]),

@@ -16,6 +16,7 @@ pub(crate) mod ps;
 pub(crate) mod run;
 pub(crate) mod runner;
 pub(crate) mod serve;
+pub(crate) mod snapshot;
 pub(crate) mod stats;
 pub(crate) mod top;
 
@@ -62,6 +63,9 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
         Verb::ResizeMemory(args) => lifecycle::resize_memory(&context, args),
         Verb::Pause(args) => lifecycle::each(&context, &args.vms, Route::VmPause),
         Verb::Resume(args) => lifecycle::each(&context, &args.vms, Route::VmResume),
+        Verb::Snapshot(args) => snapshot::run(&context, args),
+        Verb::Restore(args) => snapshot::restore(&context, args),
+        Verb::Fork(args) => snapshot::fork(&context, args),
         Verb::Rm(args) => lifecycle::rm(&context, args),
         Verb::Logs(args) => logs::run(&context, args),
         Verb::Console(args) => console::run(&context, args),

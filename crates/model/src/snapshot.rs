@@ -1,0 +1,114 @@
+//! Snapshots as nouns: what one is. How it lies on a disk is `viv-snapshot`'s business.
+use crate::MachineSpec;
+use serde::{Deserialize, Serialize};
+
+/// What a snapshot is, and the checksums of all that it has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// The format: 1.
+    pub format: u32,
+    /// The release of Vivarium that wrote it.
+    pub release: String,
+    /// The snapshot's identity.
+    pub id: String,
+    /// Its name; unique.
+    pub name: String,
+    /// What its maker had to say of it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub comment: String,
+    /// When it was made, seconds since 1970.
+    pub created_unix_s: u64,
+    /// The VM that it is of: identity and name.
+    pub vm: (String, String),
+    /// The image that this VM was made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// The snapshot that the VM came from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+    /// The machine; its processor is the one that it ran on.
+    pub machine: MachineSpec,
+    /// How long the VM stood still for it, nanoseconds.
+    pub paused_ns: u64,
+    /// The pieces of the state file.
+    pub sections: Vec<Section>,
+    /// The memory.
+    pub memory: Content,
+    /// The disks that are in it, by their place in `machine`.
+    pub disks: Vec<DiskContent>,
+    /// Files that are kept as they are.
+    pub files: Vec<Plain>,
+}
+
+/// A disk that is in a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskContent {
+    /// Which disk of the machine, from 0.
+    pub index: usize,
+    /// What it held.
+    pub content: Content,
+}
+
+/// A piece of state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Section {
+    /// Its name.
+    pub name: String,
+    /// The version of its form.
+    pub version: u32,
+    /// Where it begins in the state file.
+    pub offset: u64,
+    /// Its bytes.
+    pub len: u64,
+    /// Its checksum, in hexadecimal digits.
+    pub checksum: String,
+}
+
+/// A small file that is kept whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plain {
+    /// Its name.
+    pub name: String,
+    /// Its checksum, in hexadecimal digits.
+    pub checksum: String,
+}
+
+/// What the manifest knows of a content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Content {
+    /// Its size.
+    pub bytes: u64,
+    /// Bytes of it that are not left out.
+    pub data_bytes: u64,
+    /// The checksum of its checksums, in hexadecimal digits.
+    pub checksum: String,
+}
+
+/// What the VM's process has written of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SavedParts {
+    /// The machine; its processor is the one that it runs on.
+    pub machine: MachineSpec,
+    /// How long the VM stood still for it, nanoseconds.
+    pub paused_ns: u64,
+    /// The pieces of the state file.
+    pub sections: Vec<Section>,
+    /// The memory.
+    pub memory: Content,
+    /// The disks that are in it.
+    pub disks: Vec<DiskContent>,
+}
+
+impl Manifest {
+    /// Bytes that it takes.
+    pub fn data_bytes(&self) -> u64 {
+        let disks = self.disks.iter().map(|disk| disk.content.data_bytes);
+        disks.fold(self.memory.data_bytes, u64::saturating_add)
+    }
+}

@@ -1,0 +1,41 @@
+//! Tells a guest that goes on from a snapshot what has changed without it: the time, and who it is.
+use crate::command::connect;
+use std::io::{self, Read, Write};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use viv_api::agent::{LINE_MAX, Reply, Request, to_line};
+
+/// How long an agent is waited for: a guest without one cannot be told.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long to wait between two attempts to reach it.
+const RETRY: Duration = Duration::from_millis(50);
+/// How long its answer may take.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// Bytes of randomness that it gets.
+const ENTROPY_LEN: usize = 64;
+
+/// Tells the guest's agent, if there is one, that it is in the VM called `name` now.
+pub(crate) fn run(name: &str) {
+    let begin = Instant::now();
+    loop {
+        match tell(name) {
+            Ok(Reply { error: None, .. }) => return,
+            Ok(Reply { error: Some(error), .. }) => return eprintln!("viv runner: {error}"),
+            Err(_) if begin.elapsed() < PATIENCE => thread::sleep(RETRY),
+            Err(error) => return eprintln!("viv runner: no agent to renew the guest: {error}"),
+        }
+    }
+}
+
+fn tell(name: &str) -> io::Result<Reply> {
+    let mut entropy = vec![0; ENTROPY_LEN];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut entropy)?;
+    let mut stream = connect()?;
+    stream.set_read_timeout(Some(ANSWER_LIMIT))?;
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let unix_ns = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
+    stream.write_all(&to_line(&Request::Renew { unix_ns, entropy, hostname: name.to_string() })?)?;
+    let mut answer = Vec::new();
+    stream.take(LINE_MAX as u64).read_to_end(&mut answer)?;
+    Ok(serde_json::from_slice(&answer)?)
+}

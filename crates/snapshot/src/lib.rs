@@ -1,0 +1,117 @@
+//! Snapshots as directories of files, each with checksums. What is in them is somebody else's business.
+//!
+//! ```text
+//!  manifest       what this is, and a checksum of everything below; written last, so that a snapshot is whole or is none
+//!  state          the sections, one after the other
+//!  memory         RAM as a sparse file          memory.sums   a checksum of each chunk of it
+//!  disk0 …        the disks likewise            disk0.sums …
+//!  kernel initrd  what a restored machine boots anew with
+//! ```
+//! `docs/snapshot-format.md` has the format to the byte. Start reading at [`viv_model::Manifest`]; a content is a large
+//! sparse file, a section a small piece of state.
+
+mod content;
+mod manifest;
+
+pub use content::{CHUNK, Ranges, SUM_LEN, write as write_content};
+pub use manifest::{
+    FORMAT, MANIFEST, plain, read_manifest, read_section, verify, verify_disks, verify_machine,
+    write_manifest, write_section,
+};
+
+use std::path::{Path, PathBuf};
+use viv_model::{Fault, Kind};
+
+/// The file of the sections.
+pub const STATE: &str = "state";
+/// The file of the memory.
+pub const MEMORY: &str = "memory";
+/// The kernel.
+pub const KERNEL: &str = "kernel";
+/// The initial RAM disk.
+pub const INITRD: &str = "initrd";
+
+/// The file of disk `index`.
+pub fn disk_file(index: usize) -> String {
+    format!("disk{index}")
+}
+
+/// The file of the checksums of a content.
+pub fn sums_file(content: &str) -> String {
+    format!("{content}.sums")
+}
+
+/// Why a snapshot is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The manifest is missing: the snapshot was never finished, or is none.
+    #[error("{} is no snapshot: it has no manifest", path.display())]
+    None {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// It was made by a release that knows more.
+    #[error("{} is of format {format}, and this release knows formats up to {newest}", path.display())]
+    Newer {
+        /// The directory.
+        path: PathBuf,
+        /// Its format.
+        format: u32,
+        /// The newest that we read.
+        newest: u32,
+    },
+    /// Its content is not what was written.
+    #[error("{} is damaged: {what}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Where and how.
+        what: String,
+    },
+    /// It cannot be read or written.
+    #[error("cannot {what} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+impl SnapshotError {
+    fn damaged(path: &Path, what: impl Into<String>) -> SnapshotError {
+        SnapshotError::Damaged { path: path.to_owned(), what: what.into() }
+    }
+
+    /// For `map_err`.
+    pub fn io(what: &'static str, path: &Path) -> impl Fn(std::io::Error) -> SnapshotError {
+        move |source| SnapshotError::Io { what, path: path.to_owned(), source }
+    }
+}
+
+impl From<SnapshotError> for Fault {
+    fn from(error: SnapshotError) -> Fault {
+        let message = error.to_string();
+        match error {
+            SnapshotError::None { .. } => {
+                Fault::new(Kind::NotFound, message, "see what there is: viv snapshot ls")
+            }
+            SnapshotError::Newer { .. } => {
+                Fault::new(Kind::Conflict, message, "use the release that made it, or a newer one")
+            }
+            SnapshotError::Damaged { .. } => Fault::new(
+                Kind::Error,
+                message,
+                "it cannot be used any more: use another one, and look after the disk that it is on",
+            ),
+            SnapshotError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+                Fault::new(Kind::NoCapacity, message, "free space on that disk, for example: viv snapshot rm")
+            }
+            SnapshotError::Io { .. } => {
+                Fault::new(Kind::Error, message, "see that the directory is yours and readable (viv info)")
+            }
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! The manifest: what a snapshot is, and the checksums of all that it has.
+
+use crate::{MEMORY, STATE, SnapshotError, content, disk_file};
+use serde::Deserialize;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use viv_model::{Manifest, Plain, Section};
+
+/// The manifest's file: one line of JSON, then `blake3 ` and the checksum of that line without its end.
+pub const MANIFEST: &str = "manifest";
+/// The newest format, which we write.
+pub const FORMAT: u32 = 1;
+/// Most bytes of a manifest: a machine has some hundred bytes for each of its disks.
+const MANIFEST_MAX: u64 = 1 << 20;
+/// Most bytes of a section.
+const SECTION_MAX: u64 = 64 << 20;
+
+/// The file called `name` in `dir`, as it is now.
+pub fn plain(dir: &Path, name: &str) -> Result<Plain, SnapshotError> {
+    let path = dir.join(name);
+    let bytes = std::fs::read(&path).map_err(SnapshotError::io("read", &path))?;
+    Ok(Plain { name: name.to_string(), checksum: blake3::hash(&bytes).to_hex().to_string() })
+}
+
+/// Writes a section at `offset`.
+pub fn write_section(
+    file: &File,
+    name: &str,
+    version: u32,
+    offset: u64,
+    bytes: &[u8],
+) -> io::Result<Section> {
+    file.write_all_at(bytes, offset)?;
+    Ok(Section {
+        name: name.to_string(),
+        version,
+        offset,
+        len: bytes.len() as u64,
+        checksum: blake3::hash(bytes).to_hex().to_string(),
+    })
+}
+
+fn read_checked(dir: &Path, section: &Section) -> Result<Vec<u8>, SnapshotError> {
+    let path = dir.join(STATE);
+    let damaged = |what: &str| SnapshotError::damaged(&path, format!("section {:?} {what}", section.name));
+    let file = File::open(&path).map_err(SnapshotError::io("open", &path))?;
+    if section.len > SECTION_MAX {
+        return Err(damaged("is larger than any"));
+    }
+    let mut bytes = vec![0; section.len as usize];
+    file.read_exact_at(&mut bytes, section.offset).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => damaged("is cut off"),
+        _ => SnapshotError::io("read", &path)(error),
+    })?;
+    if blake3::hash(&bytes).to_hex().as_str() != section.checksum {
+        return Err(damaged(&format!("at offset {} is not what was written", section.offset)));
+    }
+    Ok(bytes)
+}
+
+/// The bytes of the section that is called so, if it has this version.
+pub fn read_section(
+    dir: &Path,
+    manifest: &Manifest,
+    name: &str,
+    version: u32,
+) -> Result<Vec<u8>, SnapshotError> {
+    let path = dir.join(STATE);
+    for section in &manifest.sections {
+        // Something that the machine needs is in it: it must not be left out.
+        if section.name != name || section.version != version {
+            let what = format!("section {:?} of version {} is unknown", section.name, section.version);
+            return Err(SnapshotError::damaged(&path, what));
+        }
+    }
+    let section = manifest.sections.first();
+    let missing = || SnapshotError::damaged(&path, format!("section {name:?} is missing"));
+    read_checked(dir, section.ok_or_else(missing)?)
+}
+
+/// Reads the manifest of the snapshot in `dir`.
+pub fn read_manifest(dir: &Path) -> Result<Manifest, SnapshotError> {
+    let path = dir.join(MANIFEST);
+    let mut text = String::new();
+    let file = File::open(&path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => SnapshotError::None { path: dir.to_owned() },
+        _ => SnapshotError::io("open", &path)(error),
+    })?;
+    file.take(MANIFEST_MAX).read_to_string(&mut text).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => SnapshotError::damaged(&path, "it is no text"),
+        _ => SnapshotError::io("read", &path)(error),
+    })?;
+    let (json, rest) = text.split_once('\n').ok_or_else(|| SnapshotError::damaged(&path, "it is cut off"))?;
+    let sum = rest.strip_prefix("blake3 ").and_then(|rest| rest.strip_suffix('\n'));
+    if sum != Some(blake3::hash(json.as_bytes()).to_hex().as_str()) {
+        return Err(SnapshotError::damaged(&path, "its checksum is not that of its text"));
+    }
+    /// What every format has.
+    #[derive(Deserialize)]
+    struct Head {
+        format: u32,
+    }
+    let head: Head = serde_json::from_str(json)
+        .map_err(|error| SnapshotError::damaged(&path, format!("it does not say its format: {error}")))?;
+    if head.format > FORMAT {
+        return Err(SnapshotError::Newer { path: dir.to_owned(), format: head.format, newest: FORMAT });
+    }
+    serde_json::from_str(json)
+        .map_err(|error| SnapshotError::damaged(&path, format!("it is not understood: {error}")))
+}
+
+/// Writes the manifest: with it, the snapshot is there. All else must be on the disk by then.
+pub fn write_manifest(manifest: &Manifest, dir: &Path) -> Result<(), SnapshotError> {
+    let path = dir.join(MANIFEST);
+    let beside = dir.join("manifest.new");
+    let json = serde_json::to_string(manifest).unwrap_or_default();
+    let write = || {
+        let mut file = File::create(&beside)?;
+        writeln!(file, "{json}\nblake3 {}", blake3::hash(json.as_bytes()).to_hex())?;
+        file.sync_all()?;
+        std::fs::rename(&beside, &path)?;
+        File::open(dir)?.sync_all()
+    };
+    write().map_err(SnapshotError::io("write", &path))
+}
+
+/// Reads all of the snapshot and says what is not what was written.
+pub fn verify(manifest: &Manifest, dir: &Path) -> Result<(), SnapshotError> {
+    verify_disks(manifest, dir)?;
+    verify_machine(manifest, dir)
+}
+
+/// Reads its disks and the files that are kept whole, likewise.
+pub fn verify_disks(manifest: &Manifest, dir: &Path) -> Result<(), SnapshotError> {
+    for file in &manifest.files {
+        if plain(dir, &file.name)? != *file {
+            return Err(SnapshotError::damaged(&dir.join(&file.name), "it is not what was written"));
+        }
+    }
+    for disk in &manifest.disks {
+        content::verify(&dir.join(disk_file(disk.index)), &disk.content)?;
+    }
+    Ok(())
+}
+
+/// Reads its state and memory, likewise.
+pub fn verify_machine(manifest: &Manifest, dir: &Path) -> Result<(), SnapshotError> {
+    for section in &manifest.sections {
+        read_checked(dir, section)?;
+    }
+    content::verify(&dir.join(MEMORY), &manifest.memory)
+}

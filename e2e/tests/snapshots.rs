@@ -1,0 +1,210 @@
+//! Snapshots, restores and forks of real guests. Judged by what the guests see.
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::time::Duration;
+use viv_e2e::{Vm, run, until, viv};
+
+const WAIT: Duration = Duration::from_secs(60);
+
+/// What a command in the guest prints.
+#[track_caller]
+fn exec(vm: &str, command: &str) -> String {
+    run(&["exec", vm, "--", "sh", "-c", command], "").ok().out.trim().to_string()
+}
+
+/// Removes a snapshot when the test ends.
+struct Snapshot(&'static str);
+
+impl Drop for Snapshot {
+    fn drop(&mut self) {
+        let _ = run(&["snapshot", "rm", self.0], "");
+    }
+}
+
+/// The one value of `field` in a JSON answer.
+fn field(json: &str, field: &str) -> String {
+    let (_, rest) = json.split_once(&format!("\"{field}\": \"")).expect("the field is there");
+    rest.split('"').next().unwrap_or_default().to_string()
+}
+
+/// A file of zeroes that is gone when the test is over.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn new(name: &str) -> Disk {
+        let path = std::env::temp_dir().join(format!("viv-e2e-{name}-{}", std::process::id()));
+        File::create(&path).unwrap().set_len(16 << 20).unwrap();
+        Disk(path)
+    }
+    fn path(&self) -> &str {
+        self.0.to_str().unwrap()
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// A chain of hashes through memory: each line is the hash of the line before, from the first.
+const CHAIN: &str = "(line=start; while :; do line=$(echo $line | md5sum | cut -d' ' -f1); echo $line >> /tmp/chain; done) \
+                     >/dev/null 2>&1 &";
+/// Prints `whole` if it is one, at this moment.
+const CHECK: &str = "cp /tmp/chain /tmp/copy; line=start; n=0; while read next; do \
+                     line=$(echo $line | md5sum | cut -d' ' -f1); [ $line = $next ] || { echo broken at $n; exit; }; n=$((n+1)); \
+                     [ $n -lt 40 ] || break; done < /tmp/copy; echo whole";
+
+#[test]
+fn a_guest_goes_on_in_another_vm_with_memory_and_disk_of_one_moment() {
+    let disk = Disk::new("snapshot");
+    let (_one, _two, _saved) = (Vm("snap-one"), Vm("snap-two"), Snapshot("snap-ready"));
+    run(&["run", "-d", "--name", "snap-one", "--accel", "soft", "--cpus", "2", "--disk", disk.path()], "")
+        .ok();
+    exec(
+        "snap-one",
+        &format!(
+            "{CHAIN} echo before | dd of=/dev/vda bs=512 conv=sync,fsync 2>/dev/null; echo kept > /tmp/word"
+        ),
+    );
+    until("a chain", WAIT, || {
+        exec("snap-one", "wc -l < /tmp/chain 2>/dev/null || echo 0").parse::<u32>().unwrap_or(0) > 5
+    });
+    let made = run(&["snapshot", "create", "snap-one", "snap-ready", "-c", "it is ready"], "").ok();
+    assert_eq!(made.out, "snap-ready\n");
+    exec(
+        "snap-one",
+        "echo after | dd of=/dev/vda bs=512 conv=sync,fsync 2>/dev/null; echo changed > /tmp/word",
+    );
+
+    assert_eq!(run(&["restore", "snap-ready", "--name", "snap-two"], "").ok().out, "snap-two\n");
+    assert_eq!(exec("snap-two", "cat /tmp/word; nproc; head -c 6 /dev/vda"), "kept\n2\nbefore");
+    assert_eq!(exec("snap-one", "cat /tmp/word; head -c 5 /dev/vda"), "changed\nafter");
+    // Both go on, and neither has lost a step.
+    for vm in ["snap-one", "snap-two"] {
+        let count = || exec(vm, "wc -l < /tmp/chain").parse::<u32>().unwrap();
+        let before = count();
+        until("a longer chain", WAIT, || count() > before);
+        assert_eq!(exec(vm, CHECK), "whole", "{vm}");
+    }
+    // It has a name of its own, and the time of now.
+    until("a host name", WAIT, || exec("snap-two", "hostname") == "snap-two");
+    let (here, there) = (std::time::SystemTime::now(), exec("snap-two", "date +%s").parse::<u64>().unwrap());
+    let here = here.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    assert!(here.abs_diff(there) < 60, "{here} {there}");
+
+    // The snapshot may go: what came from it stays whole, also over a restart, which boots.
+    run(&["snapshot", "verify", "snap-ready"], "").ok();
+    run(&["snapshot", "rm", "snap-ready"], "").ok();
+    exec(
+        "snap-two",
+        "head -c 512 /dev/vda | grep -q before; echo own | dd of=/dev/vda bs=512 conv=sync,fsync 2>/dev/null",
+    );
+    run(&["stop", "-t", "60", "snap-two"], "").ok();
+    run(&["start", "snap-two"], "").ok();
+    assert_eq!(exec("snap-two", "head -c 3 /dev/vda; ls /tmp/word 2>/dev/null || true"), "own");
+    assert_eq!(exec("snap-one", "head -c 5 /dev/vda"), "after");
+}
+
+#[test]
+fn forks_are_alike_but_not_the_same() {
+    let _vms = [Vm("fork-me"), Vm("fork-me-fork-1"), Vm("fork-me-fork-2"), Vm("fork-again")];
+    run(&["run", "-d", "--name", "fork-me", "--accel", "soft"], "").ok();
+    exec("fork-me", "echo inherited > /tmp/word");
+    let made = run(&["fork", "fork-me", "--count", "2"], "").ok();
+    assert_eq!(made.out, "fork-me-fork-1\nfork-me-fork-2\n");
+    let children = ["fork-me-fork-1", "fork-me-fork-2"];
+    for child in children {
+        assert_eq!(exec(child, "cat /tmp/word"), "inherited");
+        until("a host name", WAIT, || exec(child, "hostname") == child);
+        exec(child, "echo $(hostname) > /tmp/word");
+    }
+    assert_eq!(exec("fork-me", "cat /tmp/word"), "inherited");
+    let random: BTreeSet<String> =
+        children.iter().map(|child| exec(child, "head -c 16 /dev/urandom | md5sum")).collect();
+    assert_eq!(random.len(), 2, "{random:?}");
+    // A child has children.
+    run(&["fork", "fork-me-fork-2", "--name", "fork-again"], "").ok();
+    assert_eq!(exec("fork-again", "cat /tmp/word"), "fork-me-fork-2");
+    // What was between is gone.
+    assert_eq!(
+        run(&["snapshot", "ls", "-q"], "").ok().out.lines().filter(|line| line.starts_with("fork-")).count(),
+        0
+    );
+}
+
+#[test]
+fn what_is_damaged_or_asked_wrongly_is_refused_with_a_way_out() {
+    let (_vm, _saved) = (Vm("snap-bad"), Snapshot("snap-bad-1"));
+    run(&["run", "-d", "--name", "snap-bad", "--accel", "soft"], "").ok();
+    run(&["snapshot", "create", "snap-bad"], "").ok();
+    let refused = |words: &[&str], status: i32, says: &str| {
+        let outcome = run(words, "");
+        assert!(outcome.status == status && outcome.err.contains(says), "{words:?}: {outcome:?}");
+    };
+    refused(&["snapshot", "create", "snap-bad", "snap-bad-1"], 4, "exists already");
+    refused(&["snapshot", "create", "snap-none"], 3, "no VM");
+    refused(&["restore", "snap-none"], 3, "no snapshot");
+    refused(&["restore", "snap-bad-1", "--name", "snap-bad"], 4, "exists already");
+    refused(&["restore", "snap-bad-1", "-p", "8080:80"], 2, "no network card");
+    refused(&["fork", "snap-bad", "--count", "0"], 2, "0 forks");
+    let shown = run(&["--json", "snapshot", "show", "snap-bad-1"], "").ok().out;
+    let (id, dir) = (field(&shown, "id"), PathBuf::from(field(&shown, "dir")));
+    // A byte of the memory, which is read-only for all but us.
+    let change = |name: &str, at: u64, by: u8| {
+        let path = dir.join(name);
+        let mut permissions = fs::metadata(&path).unwrap().permissions();
+        std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o600);
+        fs::set_permissions(&path, permissions).unwrap();
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).unwrap();
+        file.write_all_at(&[byte[0] ^ by], at).unwrap();
+    };
+    for (name, at) in [("memory", 0x12_3456), ("state", 100), ("memory.sums", 40)] {
+        change(name, at, 4);
+        refused(&["snapshot", "verify", "snap-bad-1"], 1, "damaged");
+        refused(&["restore", "snap-bad-1", "--name", "snap-never"], 1, "damaged");
+        change(name, at, 4);
+        run(&["snapshot", "verify", "snap-bad-1"], "").ok();
+    }
+    assert!(!run(&["ps", "-a", "-q"], "").ok().out.contains("snap-never"));
+    // One whose manifest is lost is shown and can be removed.
+    change("manifest", 30, 1);
+    assert!(run(&["snapshot", "ls"], "").ok().out.contains("DAMAGED"));
+    refused(&["restore", "snap-bad-1"], 3, "no snapshot");
+    run(&["snapshot", "rm", &id], "").ok();
+    assert!(!dir.exists());
+    exec("snap-bad", "true");
+}
+
+#[test]
+fn a_service_that_is_killed_over_it_leaves_a_whole_snapshot_or_none() {
+    let _vm = Vm("snap-kill");
+    run(&["run", "-d", "--name", "snap-kill", "--accel", "soft"], "").ok();
+    for delay_ms in [5, 30, 80, 150, 250, 400] {
+        let mut creating = viv(&["snapshot", "create", "snap-kill"]).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(delay_ms));
+        let info = run(&["--json", "info"], "").ok().out;
+        let (_, service) = info.split_once("\"service\"").unwrap();
+        let pid = service.split_once("\"pid\":").unwrap().1.split([',', '}']).next().unwrap().trim();
+        let killed = std::process::Command::new("kill").args(["-9", pid]).status().unwrap();
+        assert!(killed.success());
+        let _ = creating.wait();
+        // Whatever is listed is whole, and the VM goes on.
+        let listed = run(&["snapshot", "ls", "-q", "snap-kill"], "").ok().out;
+        for name in listed.lines() {
+            run(&["snapshot", "verify", name], "").ok();
+            run(&["snapshot", "rm", name], "").ok();
+        }
+        until("the VM goes on", WAIT, || run(&["exec", "snap-kill", "--", "true"], "").status == 0);
+    }
+    let dir = PathBuf::from(field(&run(&["--json", "inspect", "snap-kill"], "").ok().out, "dir"));
+    let snapshots = dir.parent().and_then(|vms| vms.parent()).unwrap().join("snapshots");
+    let left =
+        fs::read_dir(snapshots).unwrap().flatten().filter(|entry| !entry.path().join("manifest").exists());
+    // One may be under way no more: the service that has started since has swept.
+    assert_eq!(left.count(), 0);
+}
