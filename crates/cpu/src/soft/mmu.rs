@@ -396,23 +396,24 @@ impl Cpu {
         if tag == linear & PAGE_MASK {
             return Ok(Place::Ram(linear.wrapping_add(hit.addend) as *mut u8));
         }
-        self.enter_page(mmu, linear, want, len)
+        self.enter_page(mmu, linear, want, len, false)
     }
 
     /// Brings the page of `linear` into the TLB, for translated code that missed it there. Whether an access of `len`
-    /// bytes can now go the fast way; if not, the interpreter finds out why.
-    pub(crate) fn fill(&mut self, linear: u64, want: Want, len: u64) -> bool {
+    /// bytes can now go the fast way, and a write behind it if one comes soon; if not, the interpreter finds out why.
+    pub(crate) fn fill(&mut self, linear: u64, want: Want, len: u64, writes_soon: bool) -> bool {
         let in_page = linear & 0xfff <= PAGE_SIZE - len;
-        if !in_page || self.enter_page(self.mmu, linear, want, 0).is_err() {
+        if !in_page || self.enter_page(self.mmu, linear, want, 0, writes_soon).is_err() {
             return false;
         }
         let entry = &self.tlb.entries[self.mmu][slot(linear)];
-        let tag = if want == Want::Write { entry.write } else { entry.read };
+        let tag = if want == Want::Write || writes_soon { entry.write } else { entry.read };
         tag == linear & PAGE_MASK
     }
 
-    /// Translates and fills the TLB. `len` is 0 where nothing is about to be written.
-    fn enter_page(&mut self, mmu: usize, linear: u64, want: Want, len: u64) -> R<Place> {
+    /// Translates and fills the TLB. `len` is 0 where nothing is about to be written. A write that comes soon leaves the
+    /// dirty bit to itself.
+    fn enter_page(&mut self, mmu: usize, linear: u64, want: Want, len: u64, writes_soon: bool) -> R<Place> {
         let translation = self.translate(mmu, linear, want)?;
         let gpa = translation.gpa | linear & 0xfff;
         let Some((host, ram)) = self.shared.memory.locate(Gpa(gpa)) else { return Ok(Place::Device(gpa)) };
@@ -429,14 +430,14 @@ impl Cpu {
         let tag = linear & PAGE_MASK;
         let pick = |yes: bool| if yes { tag } else { no(slot(linear)) };
         // Write permission is cached with the first write only, so that the dirty bit is set by then.
-        let wanted = self.journal.is_none() || want == Want::Write;
+        let wanted = self.journal.is_none() || want == Want::Write || writes_soon;
         let unseen = wanted
             && translation.writable
             && translation.dirty
             && data
             && code.may_write_unseen(page, self.index);
         if let Some(journal) = &mut self.journal {
-            if want == Want::Write {
+            if want == Want::Write || unseen {
                 journal.writes(ram, host);
             }
             if unseen {

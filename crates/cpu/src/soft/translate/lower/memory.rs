@@ -4,7 +4,7 @@ use super::super::Lookups;
 use super::super::asm::{Alu, Label, Mem, Shift, at, at_index, cc};
 use super::super::layout::{self, CPU, HOMES, T0, T1};
 use super::super::stubs;
-use super::effect::{GS, PAGE, Place};
+use super::effect::{FS, GS, NONE, PAGE, Place};
 use super::group::Plan;
 use super::{Late, Lower};
 use iced_x86::{Instruction, Register};
@@ -145,7 +145,7 @@ impl Lower<'_> {
     /// The host memory of a word at a distance from RSP or RBP. It may use T0 and T1.
     pub(super) fn stack_operand(&mut self, x: &Instruction, base: usize, disp: i32, write: bool) -> Mem {
         let access = Access { size: 8, write, aligned: false };
-        let place = Place { base: base as u8, disp, size: 8, write };
+        let place = Place { base: base as u8, index: None, disp, size: 8, write };
         if let Some(mem) = self.grouped(place, x, access) {
             return mem;
         }
@@ -158,7 +158,10 @@ impl Lower<'_> {
 
     /// The host memory of an access that a group has, or gets now.
     fn grouped(&mut self, place: Place, x: &Instruction, access: Access) -> Option<Mem> {
-        if self.lookups == Lookups::Single {
+        let away = |register: u8| register < 16 && HOMES[usize::from(register)].is_none();
+        // Only one of them fits beside the delta.
+        let fits = place.index.is_none_or(|(index, _)| !(away(index) && away(place.base)));
+        if self.lookups == Lookups::Single || !fits {
             return None;
         }
         if let Some(group) = self.known.groups.find(&place, access.aligned) {
@@ -169,7 +172,8 @@ impl Lower<'_> {
             return Some(self.relative_to_base(place));
         }
         let rest = self.effects.get(self.place + 1..).unwrap_or_default();
-        let plan = self.known.groups.plan(&place, access.aligned, rest)?;
+        let sure = self.length.saturating_sub(self.place + 1);
+        let plan = self.known.groups.plan(&place, access.aligned, rest, sure)?;
         self.look_up_group(place, plan, x, access);
         self.known.groups.enter(plan.group);
         self.has_delta(plan.group.slot);
@@ -183,37 +187,46 @@ impl Lower<'_> {
 
     /// The operand with the delta in T1.
     fn relative_to_base(&mut self, place: Place) -> Mem {
-        match place.base {
-            GS | PAGE => at(T1, place.disp),
-            register => {
-                let number = usize::from(register);
-                let base = HOMES[number & 15].unwrap_or_else(|| {
-                    self.asm.load(T0, layout::reg(number));
-                    T0
-                });
+        match place {
+            Place { base: FS | GS | PAGE, .. } => at(T1, place.disp),
+            Place { index: None, base, .. } => {
+                let base = self.at_home(base, T0);
                 at_index(base, T1, place.disp)
+            }
+            _ => {
+                self.address(place, place.disp);
+                at_index(T0, T1, 0)
             }
         }
     }
 
+    /// The register that holds a value: `scratch`, after a load, if it lives in memory.
+    fn at_home(&mut self, value: u8, scratch: u8) -> u8 {
+        let from = match value {
+            FS => layout::segment_base(seg::FS),
+            GS => layout::segment_base(seg::GS),
+            PAGE => layout::page(),
+            register => match HOMES[usize::from(register) & 15] {
+                Some(home) => return home,
+                None => layout::reg(register.into()),
+            },
+        };
+        self.asm.load(scratch, from);
+        scratch
+    }
+
+    /// A place's address at another displacement into T0. At most one of its registers may live in memory.
+    fn address(&mut self, place: Place, disp: i32) {
+        let base = (place.base != NONE).then(|| self.at_home(place.base, T0));
+        let index = place.index.map(|(index, shift)| (self.at_home(index, T0), shift));
+        self.asm.lea(T0, Mem { base, index, disp });
+    }
+
     /// T1 becomes the delta of a group, which is kept.
     fn look_up_group(&mut self, place: Place, plan: Plan, x: &Instruction, access: Access) {
-        let base = match place.base {
-            GS => {
-                self.asm.load(T0, layout::segment_base(seg::GS));
-                T0
-            }
-            PAGE => {
-                self.asm.load(T0, layout::page());
-                T0
-            }
-            register => HOMES[usize::from(register) & 15].unwrap_or_else(|| {
-                self.asm.load(T0, layout::reg(register.into()));
-                T0
-            }),
-        };
-        self.asm.lea(T0, at(base, plan.disp));
-        let (from, retry, tag) = self.find_entry(plan.bytes, Access { aligned: false, ..access });
+        self.address(place, plan.disp);
+        let asked = Access { write: plan.group.write, aligned: false, ..access };
+        let (from, retry, tag) = self.find_entry(plan.bytes, asked);
         if access.aligned {
             let misaligned = self.asm.label();
             self.asm.test_imm(T0, 15);
@@ -222,6 +235,7 @@ impl Lower<'_> {
         }
         self.asm.load(T1, at_index(CPU, T1, layout::tlb_addend(self.context.mmu)));
         match place.base {
+            FS => self.asm.alu_mem(Alu::Add, T1, layout::segment_base(seg::FS)),
             GS => self.asm.alu_mem(Alu::Add, T1, layout::segment_base(seg::GS)),
             PAGE => self.asm.alu_mem(Alu::Add, T1, layout::page()),
             _ => {}
@@ -229,6 +243,7 @@ impl Lower<'_> {
         self.asm.store(layout::delta(plan.group.slot), T1);
         // What fills the TLB asks for the page alone: the group lies in one.
         let asked = stubs::access(x.ip() as u16, 1, access.write, false);
+        let asked = if plan.group.write && !access.write { asked | stubs::WRITES_SOON } else { asked };
         let flags = self.pending();
         self.late.push(Late::FillGroup { from, retry, access: asked, tag, bytes: plan.bytes, flags });
     }

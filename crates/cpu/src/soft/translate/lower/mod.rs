@@ -114,9 +114,11 @@ pub(super) struct Lower<'a> {
     labels: Vec<(u16, Label, bool)>,
     /// What is known at blocks that one jump leads to.
     expected: Vec<(u16, Known)>,
-    /// What the instructions of the block do, and which of them is emitted.
+    /// What the instructions of the block do, and those of the blocks that may follow.
     effects: Vec<Effect>,
     fates: Vec<Fate>,
+    /// Instructions of the block, and which of them is emitted.
+    length: usize,
     place: usize,
     /// The instruction at `place` has made the flags.
     fresh: bool,
@@ -151,6 +153,7 @@ impl<'a> Lower<'a> {
             expected: Vec::new(),
             effects: Vec::new(),
             fates: Vec::new(),
+            length: 0,
             place: 0,
             fresh: false,
             infos: iced_x86::InstructionInfoFactory::new(),
@@ -178,7 +181,7 @@ impl<'a> Lower<'a> {
             self.asm.jmp(label);
         }
         let mut falls = None;
-        for (block, follower) in region.blocks.iter().zip(followers(region)) {
+        for (at, (block, follower)) in region.blocks.iter().zip(followers(region)).enumerate() {
             if block.joins {
                 self.known = nothing();
             } else if falls != Some(block.start) {
@@ -191,7 +194,7 @@ impl<'a> Lower<'a> {
             if looks && block.loops {
                 self.look_up(block.start);
             }
-            falls = self.block(block, follower).then_some(follower).flatten();
+            falls = self.block(block, ahead(region, at), follower).then_some(follower).flatten();
         }
         self.finish();
         self.asm.finish();
@@ -227,13 +230,19 @@ impl<'a> Lower<'a> {
         self.labels.get(place).map(|(_, label, joins)| (*label, *joins))
     }
 
-    /// Emits a block. `follower` is the block emitted next. Whether the flow falls into that one.
-    fn block(&mut self, block: &Block, follower: Option<u16>) -> bool {
+    /// Emits a block. `ahead` are instructions that may follow and find what is known at its end; `follower` is the block emitted next. Whether the flow falls into that one.
+    fn block<'r>(
+        &mut self,
+        block: &'r Block,
+        ahead: impl Iterator<Item = &'r Instruction>,
+        follower: Option<u16>,
+    ) -> bool {
         self.effects.clear();
-        for x in &block.code {
+        for x in block.code.iter().chain(ahead) {
             let effect = effect::of(x, &mut self.infos);
             self.effects.push(effect);
         }
+        self.length = block.code.len();
         flags::fates(&block.code, &mut self.fates);
         self.count_block();
         for (place, x) in block.code.iter().enumerate() {
@@ -394,6 +403,22 @@ pub(super) fn way_in(asm: Asm, stubs: &Stubs, guard: Guard, block: u64) -> (Asm,
     lower.finish();
     lower.asm.finish();
     (lower.asm, Ways { guarded, linked })
+}
+
+/// Instructions looked at beyond a block's end.
+const AHEAD: usize = 24;
+
+/// What follows the block at `place` and finds what is known at its end: blocks that the flow falls into, and nobody else
+/// jumps to.
+fn ahead(region: &Region, place: usize) -> impl Iterator<Item = &Instruction> {
+    let block = |offset: u16| {
+        let at = region.blocks.binary_search_by_key(&offset, |block| block.start).ok()?;
+        region.blocks.get(at).filter(|block| !block.joins)
+    };
+    let next = move |from: &&Block| from.next.and_then(block);
+    std::iter::successors(region.blocks.get(place).as_ref().and_then(next), next)
+        .flat_map(|block| &block.code)
+        .take(AHEAD)
 }
 
 /// For each block the one emitted after it.
