@@ -56,7 +56,12 @@ fn volatile(host: u8) -> bool {
 }
 
 /// An access of [`access`] that reads, and whose neighbours soon write: they want that permission as well.
-pub(super) const WRITES_SOON: u64 = 1 << 14;
+const WRITES_SOON: u64 = 1 << 14;
+
+/// The access that looks up a group: for the page alone, since the group lies in one.
+pub(super) fn access_of_group(rip: u16, write: bool, group_writes: bool) -> u64 {
+    access(rip, 1, write, false) | if group_writes && !write { WRITES_SOON } else { 0 }
+}
 
 const SAVED: [u8; 6] = [host::RBX, host::RBP, host::R12, host::R13, host::R14, host::R15];
 

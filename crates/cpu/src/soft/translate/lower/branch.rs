@@ -136,10 +136,18 @@ impl Lower<'_> {
         if self.known.flags.rough {
             self.save_flags();
         }
-        self.prepare(to);
+        let again = self.turn_to(to);
+        if again.is_none() {
+            self.prepare(to);
+        }
         let condition = x.code().condition_number();
         let condition = if self.known.flags.host { condition } else { self.test_in_ax(condition) };
-        self.take(condition, to);
+        match again {
+            Some(again) => {
+                self.asm.jcc(condition, again);
+            }
+            None => self.take(condition, to),
+        }
     }
 
     /// Tests a condition of the guest's flags in AX; the host condition to ask then.
@@ -183,10 +191,10 @@ impl Lower<'_> {
 
     fn push_return(&mut self, x: &Instruction) {
         let place = self.stack_operand(x, RSP, -8, true);
-        self.asm.lea(T1, place);
+        let place = self.without_t0(place);
         self.asm.load(T0, layout::page());
         self.asm.lea(T0, at(T0, x.next_ip() as i32));
-        self.asm.store(at(T1, 0), T0);
+        self.asm.store(place, T0);
         let rsp = home_of(gpr::RSP);
         self.asm.lea(rsp, at(rsp, -8));
     }

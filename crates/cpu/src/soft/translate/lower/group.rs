@@ -5,7 +5,7 @@
 //! address to its host memory, for as long as the flow neither joins another nor leaves. If they are not, the code goes on
 //! in a translation that looks each of them up ([`super::Late::FillGroup`]).
 
-use super::super::layout::DELTAS;
+use super::super::layout::{DELTAS, KEPT};
 use super::effect::{BASES, Effect, Place};
 
 /// Most bytes from the first to the last of a group: the longer, the likelier across a border.
@@ -44,14 +44,14 @@ pub(super) struct Group {
 pub(super) struct Groups {
     values: [Value; BASES],
     roots: u32,
-    groups: [Option<Group>; DELTAS],
+    groups: [Option<Group>; DELTAS + KEPT],
     next: usize,
 }
 
 impl Default for Groups {
     fn default() -> Groups {
         let values = std::array::from_fn(|root| Value { root: root as u32, offset: 0 });
-        Groups { values, roots: BASES as u32, groups: [None; DELTAS], next: 0 }
+        Groups { values, roots: BASES as u32, groups: [None; DELTAS + KEPT], next: 0 }
     }
 }
 
@@ -119,9 +119,15 @@ impl Groups {
         })
     }
 
-    /// A group for this access and those of `rest` near it, if there are any. The first `sure` of the rest will be
+    /// A group for this access and those of `rest` near it, and how many they are. The first `sure` of the rest will be
     /// executed if nothing faults: where they write, the group asks for that at once.
-    pub(super) fn plan(&self, place: &Place, aligned: bool, rest: &[Effect], sure: usize) -> Option<Plan> {
+    pub(super) fn plan(
+        &self,
+        place: &Place,
+        aligned: bool,
+        rest: &[Effect],
+        sure: usize,
+    ) -> Option<(Plan, usize)> {
         let (root, first, end) = self.range(place)?;
         let (mut low, mut high, mut others, mut write) = (first, end, 0, place.write);
         let mut ahead = self.clone();
@@ -140,21 +146,31 @@ impl Groups {
             }
             ahead.follow(effect);
         }
-        if others == 0 {
-            return None;
-        }
         if aligned {
             // The first byte's alignment stands for the access's.
             low = first - (first - low + 15) / 16 * 16;
         }
         let group = Group { root, low, high, write, aligned: aligned.then_some(first), slot: self.next };
-        Some(Plan { group, disp: place.disp.checked_add(low - first)?, bytes: high - low })
+        let plan = Plan { group, disp: place.disp.checked_add(low - first)?, bytes: high - low };
+        Some((plan, others))
+    }
+
+    /// Whether all that an address builds on moves by constants, if at all, in a round of these instructions, at whose begin
+    /// nothing was known.
+    pub(super) fn moves_steadily(&self, place: &Place, round: &[Effect]) -> bool {
+        let mut end = Groups::default();
+        round.iter().for_each(|effect| end.follow(effect));
+        let steady = |root: u32| end.values.get(root as usize).is_some_and(|value| value.root == root);
+        self.range(place)
+            .is_some_and(|(root, ..)| steady(root.base) && root.index.is_none_or(|(index, _)| steady(index)))
     }
 
     /// The group of a plan has been looked up.
     pub(super) fn enter(&mut self, group: Group) {
-        self.groups[group.slot % DELTAS] = Some(group);
-        self.next = (self.next + 1) % DELTAS;
+        self.groups[group.slot % (DELTAS + KEPT)] = Some(group);
+        if group.slot < DELTAS {
+            self.next = (self.next + 1) % DELTAS;
+        }
     }
 }
 
@@ -176,7 +192,8 @@ mod tests {
         let mut groups = Groups::default();
         let rest = [read(3, 40)];
         let place = Place { base: 3, index: None, disp: 8, size: 8, write: false };
-        let plan = groups.plan(&place, false, &rest, 1).expect("two accesses");
+        let (plan, others) = groups.plan(&place, false, &rest, 1).unwrap();
+        assert_eq!(others, 1);
         assert_eq!((plan.disp, plan.bytes), (8, 40));
         groups.enter(plan.group);
         groups.follow(&Effect { moves: Some(Move { to: 6, from: 3, by: 16 }), ..Effect::default() });
@@ -196,9 +213,10 @@ mod tests {
     fn far_accesses_make_no_group() {
         let groups = Groups::default();
         let place = Place { base: 3, index: None, disp: 0, size: 8, write: false };
-        assert!(groups.plan(&place, false, &[], 0).is_none());
-        assert!(groups.plan(&place, false, &[read(3, SPAN)], 1).is_none());
-        assert!(groups.plan(&place, false, &[read(2, 8)], 1).is_none(), "another root");
+        let others = |rest: &[Effect]| groups.plan(&place, false, rest, rest.len()).unwrap().1;
+        assert_eq!(others(&[]), 0);
+        assert_eq!(others(&[read(3, SPAN)]), 0);
+        assert_eq!(others(&[read(2, 8)]), 0, "another root");
     }
 
     /// A group of aligned accesses begins on a boundary, wherever its first access is.
@@ -206,7 +224,7 @@ mod tests {
     fn aligned_groups_begin_aligned() {
         let groups = Groups::default();
         let place = Place { base: 3, index: None, disp: 32, size: 16, write: false };
-        let plan = groups.plan(&place, true, &[read(3, 4)], 1).expect("two accesses");
+        let (plan, _) = groups.plan(&place, true, &[read(3, 4)], 1).unwrap();
         assert_eq!((plan.disp, plan.bytes), (0, 48));
     }
 }

@@ -12,6 +12,7 @@ mod group;
 mod integer;
 mod memory;
 mod operand;
+mod turn;
 mod vector;
 
 use super::super::cpu::Mode;
@@ -26,6 +27,7 @@ use effect::Effect;
 use flags::{Fate, FlagsIn, IN_AX, IN_HOST, Recipe};
 use group::Groups;
 use iced_x86::{Encoder, FlowControl, Instruction, Mnemonic};
+use turn::{Again, Turn};
 
 /// The guest's registers in the host's vector and x87 registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,7 +57,7 @@ fn nothing() -> Known {
 /// Code that stands behind the region: what happens rarely.
 enum Late {
     /// Leave for the dispatcher with RIP at this offset.
-    Exit(Label, u16),
+    Exit(Label, u16, Option<Recipe>),
     /// Leave because the code at this offset is stale.
     Stale(Label, u16),
     /// Leave for the interpreter with RIP at this offset.
@@ -70,6 +72,8 @@ enum Late {
     Fill { from: Label, retry: Label, access: u64, tag: i32, flags: Option<Recipe> },
     /// As `Fill` for a group of so many bytes. Where they lie across a page border, each access is looked up.
     FillGroup { from: Label, retry: Label, access: u64, tag: i32, bytes: i32, flags: Option<Recipe> },
+    /// A lookup that earlier rounds have kept is for another page.
+    Keep { from: Label, retry: Label, again: Again, flags: Option<Recipe> },
     /// The vector or x87 registers are needed.
     Units { from: Label, back: Label, units: Units },
     /// The target in T0 is not in the table: look further; T1 becomes its code.
@@ -112,6 +116,8 @@ pub(super) struct Lower<'a> {
     outside: &'a dyn Fn(u16) -> Option<u64>,
     /// Labels of the region's blocks, and whether flows join there.
     labels: Vec<(u16, Label, bool)>,
+    /// The block that jumps to itself, while it is emitted.
+    turn: Option<Turn>,
     /// What is known at blocks that one jump leads to.
     expected: Vec<(u16, Known)>,
     /// What the instructions of the block do, and those of the blocks that may follow.
@@ -150,6 +156,7 @@ impl<'a> Lower<'a> {
             late: Vec::new(),
             outside,
             labels: Vec::new(),
+            turn: None,
             expected: Vec::new(),
             effects: Vec::new(),
             fates: Vec::new(),
@@ -194,7 +201,13 @@ impl<'a> Lower<'a> {
             if looks && block.loops {
                 self.look_up(block.start);
             }
-            falls = self.block(block, ahead(region, at), follower).then_some(follower).flatten();
+            let ahead = ahead(region, at);
+            let fell = if looks && block.turns {
+                self.turning(block, ahead, follower)
+            } else {
+                self.block(block, ahead, follower)
+            };
+            falls = fell.then_some(follower).flatten();
         }
         self.finish();
         self.asm.finish();
@@ -217,11 +230,16 @@ impl<'a> Lower<'a> {
 
     /// Leaves if somebody wants attention.
     fn look_up(&mut self, offset: u16) {
+        self.look_up_with(offset, None);
+    }
+
+    /// The same with flags that are to be made on the way out.
+    fn look_up_with(&mut self, offset: u16, flags: Option<Recipe>) {
         self.asm.load(T0, layout::attention());
         self.asm.cmp32_imm(at(T0, 0), 0);
         let out = self.asm.label();
         self.asm.jcc(cc::NE, out);
-        self.late.push(Late::Exit(out, offset));
+        self.late.push(Late::Exit(out, offset, flags));
     }
 
     /// The label of a block of the region, and whether flows join there.
@@ -244,6 +262,10 @@ impl<'a> Lower<'a> {
         }
         self.length = block.code.len();
         flags::fates(&block.code, &mut self.fates);
+        if self.turns_again() {
+            self.place = 0;
+            self.look_up_again(block.start);
+        }
         self.count_block();
         for (place, x) in block.code.iter().enumerate() {
             self.place = place;
@@ -283,6 +305,7 @@ impl<'a> Lower<'a> {
 
     /// The interpreter's own function for the instruction.
     fn interpret(&mut self, x: &Instruction) {
+        self.leaves_turn();
         self.save_flags();
         let op = self.ops.keep(decode(x, Mode::Code64));
         self.asm.mov_imm(T0, op as u64);
@@ -312,8 +335,17 @@ impl<'a> Lower<'a> {
         // Late code may add late code.
         while let Some(late) = self.late.pop() {
             match late {
-                Late::Exit(label, offset) => self.exit(label, offset, self.stubs.exit_at),
-                Late::Stale(label, offset) => self.exit(label, offset, self.stubs.exit_stale),
+                Late::Exit(label, offset, flags) => {
+                    self.asm.bind(label);
+                    self.save_late(flags.as_ref());
+                    self.asm.mov_imm(T0, offset.into());
+                    self.asm.jmp_at(self.stubs.exit_at);
+                }
+                Late::Stale(label, offset) => {
+                    self.asm.bind(label);
+                    self.asm.mov_imm(T0, offset.into());
+                    self.asm.jmp_at(self.stubs.exit_stale);
+                }
                 Late::Interpret(label, offset, flags) => {
                     self.asm.bind(label);
                     self.save_late(flags.as_ref());
@@ -361,6 +393,10 @@ impl<'a> Lower<'a> {
                     self.asm.mov_imm(T1, site);
                     self.asm.jmp_at(self.stubs.exit_single);
                 }
+                Late::Keep { from, retry, again, flags } => {
+                    self.asm.bind(from);
+                    self.keep_again(again, retry, flags);
+                }
                 Late::Units { from, back, units } => {
                     self.asm.bind(from);
                     let all = units == Units::All;
@@ -383,12 +419,6 @@ impl<'a> Lower<'a> {
             }
         }
     }
-
-    fn exit(&mut self, label: Label, offset: u16, stub: u64) {
-        self.asm.bind(label);
-        self.asm.mov_imm(T0, offset.into());
-        self.asm.jmp_at(stub);
-    }
 }
 
 /// A way into the middle of a region, to the block whose code is at `block`.
@@ -410,7 +440,7 @@ const AHEAD: usize = 24;
 
 /// What follows the block at `place` and finds what is known at its end: blocks that the flow falls into, and nobody else
 /// jumps to.
-fn ahead(region: &Region, place: usize) -> impl Iterator<Item = &Instruction> {
+fn ahead(region: &Region, place: usize) -> impl Iterator<Item = &Instruction> + Clone {
     let block = |offset: u16| {
         let at = region.blocks.binary_search_by_key(&offset, |block| block.start).ok()?;
         region.blocks.get(at).filter(|block| !block.joins)
