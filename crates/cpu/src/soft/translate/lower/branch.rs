@@ -71,14 +71,20 @@ impl Lower<'_> {
         }
         if let Some((label, _)) = label {
             self.asm.jmp(label);
-        } else if let Some(code) = (self.outside)(place) {
+        } else if let Some(code) = (self.outside)(place, self.leads_forward(place)) {
             self.asm.jmp_at(code);
         } else {
             let late = self.asm.label();
             let site = self.asm.jmp(late);
-            self.late.push(Late::Link(late, place, site));
+            self.late.push(Late::Link(late, place, site, self.leads_forward(place)));
         }
         false
+    }
+
+    /// Whether a jump from the present block leads to a block further on in the page. No loop consists of such jumps, so
+    /// their targets need not look whether somebody wants attention.
+    fn leads_forward(&self, place: u16) -> bool {
+        place > self.start
     }
 
     /// The label of a block of the region that a jump may lead to. Code that looks up each access goes back to the
@@ -104,15 +110,16 @@ impl Lower<'_> {
             Some((place, None)) if !self.known.flags.ax => {
                 let late = self.asm.label();
                 self.asm.jcc(condition, late);
-                self.late.push(Late::Save(late, place));
+                self.late.push(Late::Save(late, place, self.start));
             }
             Some((place, None)) => {
-                if let Some(code) = (self.outside)(place) {
+                let forward = self.leads_forward(place);
+                if let Some(code) = (self.outside)(place, forward) {
                     return self.asm.jcc_at(condition, code);
                 }
                 let late = self.asm.label();
                 let site = self.asm.jcc(condition, late);
-                self.late.push(Late::Link(late, place, site));
+                self.late.push(Late::Link(late, place, site, forward));
             }
             None => {
                 let late = self.asm.label();

@@ -62,10 +62,10 @@ enum Late {
     Stale(Label, u16),
     /// Leave for the interpreter with RIP at this offset.
     Interpret(Label, u16, Option<Recipe>),
-    /// A jump to this offset of the page that can be linked; the address of its distance.
-    Link(Label, u16, u64),
-    /// A jump to this offset of the page, on whose way the flags are saved.
-    Save(Label, u16),
+    /// A jump to this offset of the page that can be linked; the address of its distance, and whether it leads forward.
+    Link(Label, u16, u64, bool),
+    /// A jump to this offset of the page from a block that starts at the other one, on whose way the flags are saved.
+    Save(Label, u16, u16),
     /// A jump to another page, and whether the flags are in AX.
     Cross(Label, i64, bool),
     /// A TLB miss: T0 holds address XOR tag, T1 the entry's offset.
@@ -100,7 +100,22 @@ pub(super) struct Guard {
 /// A region's ways in.
 pub(super) struct Ways {
     pub(super) guarded: u64,
+    /// Behind the guard.
     pub(super) linked: u64,
+    /// Where nobody looks whether somebody wants attention.
+    pub(super) forward: u64,
+}
+
+/// Says that the jump to be linked leads forward: no address of code has this bit.
+const FORWARD: u64 = 1 << 63;
+
+fn link_site(site: u64, forward: bool) -> u64 {
+    site | if forward { FORWARD } else { 0 }
+}
+
+/// Where the distance of a jump that asked to be linked stands, and whether it leads forward.
+pub(super) fn linked_site(link: u64) -> (u64, bool) {
+    (link & !FORWARD, link & FORWARD != 0)
 }
 
 pub(super) struct Lower<'a> {
@@ -112,8 +127,8 @@ pub(super) struct Lower<'a> {
     lookups: Lookups,
     known: Known,
     late: Vec<Late>,
-    /// Code of the page that was translated before, by offset.
-    outside: &'a dyn Fn(u16) -> Option<u64>,
+    /// Code of the page that was translated before, by offset, for jumps that lead forward or not.
+    outside: &'a dyn Fn(u16, bool) -> Option<u64>,
     /// Labels of the region's blocks, and whether flows join there.
     labels: Vec<(u16, Label, bool)>,
     /// The block that jumps to itself, while it is emitted.
@@ -123,6 +138,8 @@ pub(super) struct Lower<'a> {
     /// What the instructions of the block do, and those of the blocks that may follow.
     effects: Vec<Effect>,
     fates: Vec<Fate>,
+    /// Where the block starts.
+    start: u16,
     /// Instructions of the block, and which of them is emitted.
     length: usize,
     place: usize,
@@ -143,7 +160,7 @@ impl<'a> Lower<'a> {
         ops: &'a mut Ops,
         context: Context,
         lookups: Lookups,
-        outside: &'a dyn Fn(u16) -> Option<u64>,
+        outside: &'a dyn Fn(u16, bool) -> Option<u64>,
     ) -> Lower<'a> {
         Lower {
             asm,
@@ -160,6 +177,7 @@ impl<'a> Lower<'a> {
             expected: Vec::new(),
             effects: Vec::new(),
             fates: Vec::new(),
+            start: 0,
             length: 0,
             place: 0,
             fresh: false,
@@ -184,9 +202,15 @@ impl<'a> Lower<'a> {
         if looks && first.is_none_or(|first| !first.loops) {
             self.look_up(region.start);
         }
+        let forward = self.asm.here();
         if let Some((label, _)) = self.label_of(region.start).filter(|_| first.is_none()) {
             self.asm.jmp(label);
         }
+        let effects: Vec<Vec<Effect>> = region
+            .blocks
+            .iter()
+            .map(|block| block.code.iter().map(|x| effect::of(x, &mut self.infos)).collect())
+            .collect();
         let mut falls = None;
         for (at, (block, follower)) in region.blocks.iter().zip(followers(region)).enumerate() {
             if block.joins {
@@ -201,11 +225,13 @@ impl<'a> Lower<'a> {
             if looks && block.loops {
                 self.look_up(block.start);
             }
-            let ahead = ahead(region, at);
+            let its = effects.get(at).map(Vec::as_slice).unwrap_or_default();
+            self.effects.clear();
+            self.effects.extend(its.iter().chain(ahead(region, &effects, at)));
             let fell = if looks && block.turns {
-                self.turning(block, ahead, follower)
+                self.turning(block, follower)
             } else {
-                self.block(block, ahead, follower)
+                self.block(block, follower)
             };
             falls = fell.then_some(follower).flatten();
         }
@@ -214,7 +240,7 @@ impl<'a> Lower<'a> {
         let joined = region.blocks.iter().filter(|block| block.joins);
         let address = |block: &Block| Some((block.start, self.asm.address(self.label_of(block.start)?.0)));
         let middles = joined.filter_map(address).collect();
-        (self.asm, Ways { guarded, linked }, middles)
+        (self.asm, Ways { guarded, linked, forward }, middles)
     }
 
     /// The guard against stale code.
@@ -248,19 +274,9 @@ impl<'a> Lower<'a> {
         self.labels.get(place).map(|(_, label, joins)| (*label, *joins))
     }
 
-    /// Emits a block. `ahead` are instructions that may follow and find what is known at its end; `follower` is the block emitted next. Whether the flow falls into that one.
-    fn block<'r>(
-        &mut self,
-        block: &'r Block,
-        ahead: impl Iterator<Item = &'r Instruction>,
-        follower: Option<u16>,
-    ) -> bool {
-        self.effects.clear();
-        for x in block.code.iter().chain(ahead) {
-            let effect = effect::of(x, &mut self.infos);
-            self.effects.push(effect);
-        }
-        self.length = block.code.len();
+    /// Emits a block, whose `effects` are there. `follower` is the block emitted next. Whether the flow falls into that one.
+    fn block(&mut self, block: &Block, follower: Option<u16>) -> bool {
+        (self.start, self.length) = (block.start, block.code.len());
         flags::fates(&block.code, &mut self.fates);
         if self.turns_again() {
             self.place = 0;
@@ -352,14 +368,15 @@ impl<'a> Lower<'a> {
                     self.asm.mov_imm(T0, offset.into());
                     self.asm.jmp_at(self.stubs.exit_interpret);
                 }
-                Late::Link(label, offset, site) => {
+                Late::Link(label, offset, site, forward) => {
                     self.asm.bind(label);
                     self.asm.mov_imm(T0, offset.into());
-                    self.asm.mov_imm(T1, site);
+                    self.asm.mov_imm(T1, link_site(site, forward));
                     self.asm.jmp_at(self.stubs.exit_link);
                 }
-                Late::Save(label, offset) => {
+                Late::Save(label, offset, from) => {
                     self.asm.bind(label);
+                    self.start = from;
                     self.known = Known { flags: IN_HOST, ..nothing() };
                     self.go_to(offset.into(), None);
                 }
@@ -425,30 +442,28 @@ impl<'a> Lower<'a> {
 pub(super) fn way_in(asm: Asm, stubs: &Stubs, guard: Guard, block: u64) -> (Asm, Ways) {
     let (mut encoder, mut ops) = (Encoder::new(64), Ops::default());
     let context = Context { mmu: 0, units: false };
-    let mut lower = Lower::new(asm, &mut encoder, stubs, &mut ops, context, Lookups::Single, &|_| None);
+    let mut lower = Lower::new(asm, &mut encoder, stubs, &mut ops, context, Lookups::Single, &|_, _| None);
     let guarded = lower.guard(guard);
     let linked = lower.asm.here();
     lower.look_up(guard.offset);
     lower.asm.jmp_at(block);
     lower.finish();
     lower.asm.finish();
-    (lower.asm, Ways { guarded, linked })
+    (lower.asm, Ways { guarded, linked, forward: block })
 }
 
 /// Instructions looked at beyond a block's end.
 const AHEAD: usize = 24;
 
-/// What follows the block at `place` and finds what is known at its end: blocks that the flow falls into, and nobody else
-/// jumps to.
-fn ahead(region: &Region, place: usize) -> impl Iterator<Item = &Instruction> + Clone {
-    let block = |offset: u16| {
+/// The effects of what follows the block at `place` and finds what is known at its end: blocks that the flow falls into,
+/// and nobody else jumps to.
+fn ahead<'e>(region: &Region, effects: &'e [Vec<Effect>], place: usize) -> impl Iterator<Item = &'e Effect> {
+    let next = |from: &usize| {
+        let offset = region.blocks.get(*from)?.next?;
         let at = region.blocks.binary_search_by_key(&offset, |block| block.start).ok()?;
-        region.blocks.get(at).filter(|block| !block.joins)
+        region.blocks.get(at).filter(|block| !block.joins).map(|_| at)
     };
-    let next = move |from: &&Block| from.next.and_then(block);
-    std::iter::successors(region.blocks.get(place).as_ref().and_then(next), next)
-        .flat_map(|block| &block.code)
-        .take(AHEAD)
+    std::iter::successors(next(&place), next).filter_map(|at| effects.get(at)).flatten().take(AHEAD)
 }
 
 /// For each block the one emitted after it.

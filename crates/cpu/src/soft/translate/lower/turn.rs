@@ -40,22 +40,17 @@ pub(super) struct Kept {
 
 impl Lower<'_> {
     /// Emits a block that jumps to itself, as [`Lower::block`] does others.
-    pub(super) fn turning<'r>(
-        &mut self,
-        block: &'r Block,
-        ahead: impl Iterator<Item = &'r Instruction> + Clone,
-        follower: Option<u16>,
-    ) -> bool {
+    pub(super) fn turning(&mut self, block: &Block, follower: Option<u16>) -> bool {
         // Both rounds find the same groups.
         self.known.groups = Groups::default();
         self.known.delta = None;
         let again = self.asm.label();
         self.turn = Some(Turn { start: block.start, again, known: None, kept: Vec::new(), alone: true });
-        self.block(block, ahead.clone(), None);
+        self.block(block, None);
         self.asm.bind(again);
         let known = self.turn.as_ref().and_then(|turn| turn.known.clone());
         self.known = known.unwrap_or_else(nothing);
-        let falls = self.block(block, ahead, follower);
+        let falls = self.block(block, follower);
         self.turn = None;
         falls
     }
