@@ -13,11 +13,11 @@
 //! - **Units.** XMM and x87 registers are the host's own while `Frame::units` says so, else in the FXSAVE image.
 //! - **Memory** goes through the software TLB, looked up inline. A miss calls [`Cpu::fill`]; what still does not fit (devices,
 //!   page borders, faults, decoded code) leaves to the interpreter *before* the instruction changed anything. Accesses
-//!   near each other share one lookup (`lower::group`).
+//!   near each other share one lookup (`lower::group`), and so do the rounds of a loop (`lower::turn`).
 //! - **Regions** are blocks of one physical page that have been executed, with their jumps to each other. Their code does
 //!   not know at which linear address it runs (`Frame::page` says it), so it serves every address space.
 //! - **Validity.** A region is entered from elsewhere through a guard that compares its page's version in
-//!   [`viv_mem::CodeMap`]. Every way in, and every loop, looks at [`super::Attention`].
+//!   [`viv_mem::CodeMap`]. Every way in but for jumps forward in the page, and every loop, looks at [`super::Attention`].
 #![allow(unsafe_code)]
 
 mod asm;
