@@ -14,7 +14,8 @@ use std::ptr::NonNull;
 use viv_arch::x86::{cr0, cr4, rflags, seg, vector};
 use viv_mem::{Gpa, PAGE_SIZE};
 
-pub(crate) const ENTRIES: usize = 1024;
+/// Of a TLB: 16 MiB of the guest's memory. What does not fit costs a walk each time.
+pub(crate) const ENTRIES: usize = 4096;
 pub(crate) const PAGE_MASK: u64 = !(PAGE_SIZE - 1);
 /// `Exception::address` of a #GP for a non-canonical address.
 pub(crate) const NOT_CANONICAL: u64 = 1;
@@ -54,8 +55,9 @@ pub(crate) struct Tlb {
     used: UsedSlots<ENTRIES>,
     /// Binary logarithm of the page size behind each entry.
     shift: [[u8; ENTRIES]; 3],
-    /// Whether a page larger than 4 KiB was entered in the lower and in the upper half of the address space.
-    large: [bool; 2],
+    /// Binary logarithm of the largest page that was entered in the lower and in the upper half of the address space; 0: none
+    /// larger than 4 KiB.
+    large: [u8; 2],
 }
 
 impl Tlb {
@@ -92,7 +94,7 @@ impl Tlb {
             while let Some((mmu, slot)) = self.used.pop(true) {
                 self.forget(mmu, slot);
             }
-            self.large = [false; 2];
+            self.large = [0; 2];
         }
     }
 
@@ -113,12 +115,15 @@ impl Tlb {
         for mmu in 0..self.entries.len() {
             self.forget(mmu, slot(linear));
         }
-        if !self.large[usize::from(linear >> 63 != 0)] {
+        let large = self.large[usize::from(linear >> 63 != 0)];
+        if large == 0 {
             return;
         }
         // A large page has an entry for each 4 KiB of it that was used: INVLPG forgets all of them (SDM vol. 3 §4.10.4.1).
+        let slots = ENTRIES.min(1 << (large - 12));
+        let first = slot(linear) & !(slots - 1);
         for mmu in 0..self.entries.len() {
-            for slot in 0..ENTRIES {
+            for slot in first..first + slots {
                 let (entry, shift) = (&self.entries[mmu][slot], self.shift[mmu][slot]);
                 let tag =
                     [entry.read, entry.write, self.execute[mmu][slot]].into_iter().find(|tag| tag & NO == 0);
@@ -130,7 +135,7 @@ impl Tlb {
     }
 
     fn has_large(&self, linear: u64) -> bool {
-        self.large[usize::from(linear >> 63 != 0)]
+        self.large[usize::from(linear >> 63 != 0)] != 0
     }
 
     /// Whether an entry says that user code cannot execute the page, nor therefore anybody with SMEP: only sure for
@@ -145,7 +150,8 @@ impl Tlb {
     fn note_size(&mut self, mmu: usize, linear: u64, shift: u8) {
         self.shift[mmu][slot(linear)] = shift;
         if shift > 12 {
-            self.large[usize::from(linear >> 63 != 0)] = true;
+            let large = &mut self.large[usize::from(linear >> 63 != 0)];
+            *large = (*large).max(shift);
         }
     }
 
@@ -396,23 +402,24 @@ impl Cpu {
         if tag == linear & PAGE_MASK {
             return Ok(Place::Ram(linear.wrapping_add(hit.addend) as *mut u8));
         }
-        self.enter_page(mmu, linear, want, len)
+        self.enter_page(mmu, linear, want, len, false)
     }
 
     /// Brings the page of `linear` into the TLB, for translated code that missed it there. Whether an access of `len`
-    /// bytes can now go the fast way; if not, the interpreter finds out why.
-    pub(crate) fn fill(&mut self, linear: u64, want: Want, len: u64) -> bool {
+    /// bytes can now go the fast way, and a write behind it if one comes soon; if not, the interpreter finds out why.
+    pub(crate) fn fill(&mut self, linear: u64, want: Want, len: u64, writes_soon: bool) -> bool {
         let in_page = linear & 0xfff <= PAGE_SIZE - len;
-        if !in_page || self.enter_page(self.mmu, linear, want, 0).is_err() {
+        if !in_page || self.enter_page(self.mmu, linear, want, 0, writes_soon).is_err() {
             return false;
         }
         let entry = &self.tlb.entries[self.mmu][slot(linear)];
-        let tag = if want == Want::Write { entry.write } else { entry.read };
+        let tag = if want == Want::Write || writes_soon { entry.write } else { entry.read };
         tag == linear & PAGE_MASK
     }
 
-    /// Translates and fills the TLB. `len` is 0 where nothing is about to be written.
-    fn enter_page(&mut self, mmu: usize, linear: u64, want: Want, len: u64) -> R<Place> {
+    /// Translates and fills the TLB. `len` is 0 where nothing is about to be written. A write that comes soon leaves the
+    /// dirty bit to itself.
+    fn enter_page(&mut self, mmu: usize, linear: u64, want: Want, len: u64, writes_soon: bool) -> R<Place> {
         let translation = self.translate(mmu, linear, want)?;
         let gpa = translation.gpa | linear & 0xfff;
         let Some((host, ram)) = self.shared.memory.locate(Gpa(gpa)) else { return Ok(Place::Device(gpa)) };
@@ -429,14 +436,14 @@ impl Cpu {
         let tag = linear & PAGE_MASK;
         let pick = |yes: bool| if yes { tag } else { no(slot(linear)) };
         // Write permission is cached with the first write only, so that the dirty bit is set by then.
-        let wanted = self.journal.is_none() || want == Want::Write;
+        let wanted = self.journal.is_none() || want == Want::Write || writes_soon;
         let unseen = wanted
             && translation.writable
             && translation.dirty
             && data
             && code.may_write_unseen(page, self.index);
         if let Some(journal) = &mut self.journal {
-            if want == Want::Write {
+            if want == Want::Write || unseen {
                 journal.writes(ram, host);
             }
             if unseen {

@@ -37,7 +37,20 @@ pub(crate) struct Frame {
     pub(crate) panic: Option<Box<dyn Any + Send>>,
     /// What code that counts has counted.
     pub(crate) counted: Translated,
+    /// Lookups that the rounds of a loop share (see `lower::turn`).
+    pub(crate) kept: [Kept; KEPT],
 }
+
+/// A page, and what leads from the guest's addresses there to the host's.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+pub(crate) struct Kept {
+    tag: u64,
+    delta: u64,
+}
+
+/// Lookups kept at a time.
+pub(super) const KEPT: usize = 4;
 
 /// Groups of accesses at a time.
 pub(super) const DELTAS: usize = 8;
@@ -56,6 +69,7 @@ impl Frame {
             translator: std::ptr::null_mut(),
             panic: None,
             counted: Translated::default(),
+            kept: [Kept::default(); KEPT],
         }
     }
 }
@@ -116,8 +130,18 @@ pub(super) fn interrupt_waits() -> Mem {
 pub(super) fn kernel_gs_base() -> Mem {
     field(offset_of!(Cpu, msrs) + offset_of!(Msrs, kernel_gs_base))
 }
+/// The delta of a group; those of kept lookups are numbered behind the others.
 pub(super) fn delta(slot: usize) -> Mem {
-    frame(offset_of!(Frame, deltas) + 8 * slot)
+    match slot.checked_sub(DELTAS) {
+        None => frame(offset_of!(Frame, deltas) + 8 * slot),
+        Some(kept) => frame(kept_offset(kept) + offset_of!(Kept, delta)),
+    }
+}
+pub(super) fn kept_tag(slot: usize) -> Mem {
+    frame(kept_offset(slot) + offset_of!(Kept, tag))
+}
+fn kept_offset(slot: usize) -> usize {
+    offset_of!(Frame, kept) + slot * size_of::<Kept>()
 }
 pub(super) fn page() -> Mem {
     frame(offset_of!(Frame, page))

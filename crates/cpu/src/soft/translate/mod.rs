@@ -13,11 +13,11 @@
 //! - **Units.** XMM and x87 registers are the host's own while `Frame::units` says so, else in the FXSAVE image.
 //! - **Memory** goes through the software TLB, looked up inline. A miss calls [`Cpu::fill`]; what still does not fit (devices,
 //!   page borders, faults, decoded code) leaves to the interpreter *before* the instruction changed anything. Accesses
-//!   near each other share one lookup (`lower::group`).
+//!   near each other share one lookup (`lower::group`), and so do the rounds of a loop (`lower::turn`).
 //! - **Regions** are blocks of one physical page that have been executed, with their jumps to each other. Their code does
 //!   not know at which linear address it runs (`Frame::page` says it), so it serves every address space.
 //! - **Validity.** A region is entered from elsewhere through a guard that compares its page's version in
-//!   [`viv_mem::CodeMap`]. Every way in, and every loop, looks at [`super::Attention`].
+//!   [`viv_mem::CodeMap`]. Every way in but for jumps forward in the page, and every loop, looks at [`super::Attention`].
 #![allow(unsafe_code)]
 
 mod asm;
@@ -202,6 +202,8 @@ struct Entry {
     guarded: u64,
     /// Behind the guard: for jumps of the same page. In the middle of a region: the block itself.
     linked: u64,
+    /// For jumps that lead forward in the page.
+    forward: u64,
     version: u32,
 }
 
@@ -380,7 +382,7 @@ impl Translator {
             let name = guest_name(linear, context.mmu != Tlb::USER as u8);
             map.name(ways.guarded, self.scratch.len(), &name);
         }
-        let entry = Entry { guarded: ways.guarded, linked: ways.linked, version };
+        let entry = Entry { guarded: ways.guarded, linked: ways.linked, forward: ways.forward, version };
         done.then(|| {
             self.entries.insert(key, entry);
             entry
@@ -389,10 +391,11 @@ impl Translator {
 
     /// Links the jump that left with [`Leave::Link`] to its target's code.
     pub(crate) fn link(&mut self, cpu: &Cpu, block: &Block, context: Context, generation: u32) {
+        let (site, forward) = lower::linked_site(cpu.native.link);
         if generation == self.generation
             && let Some(entry) = self.known(cpu, block.page, cpu.rip(), context, block.version)
         {
-            self.memory.patch(cpu.native.link, entry.linked);
+            self.memory.patch(site, if forward { entry.forward } else { entry.linked });
             self.stats.links += 1;
         }
     }
@@ -473,8 +476,10 @@ impl Translator {
         }
         let cell = std::ptr::from_ref(cpu.shared.memory.code().version_cell(page)) as u64;
         let asm = Asm::new(self.memory.next(), std::mem::take(&mut self.scratch));
-        let outside =
-            |offset: u16| known(offset).filter(|entry| entry.guarded != 0).map(|entry| entry.linked);
+        let outside = |offset: u16, forward: bool| {
+            let entry = known(offset)?;
+            if forward { Some(entry.forward) } else { Some(entry.linked).filter(|_| entry.guarded != 0) }
+        };
         let lower =
             Lower::new(asm, &mut self.encoder, &self.stubs, &mut self.ops, context, lookups, &outside);
         let (asm, ways, middles) = lower.counting(self.counting).region(&region, cell);
@@ -489,10 +494,10 @@ impl Translator {
         if lookups == Lookups::Grouped {
             for (offset, linked) in middles {
                 let key = key(page, offset.into(), context, lookups);
-                self.entries.insert(key, Entry { guarded: 0, linked, version });
+                self.entries.insert(key, Entry { guarded: 0, linked, forward: linked, version });
             }
         }
-        let entry = Entry { guarded: ways.guarded, linked: ways.linked, version };
+        let entry = Entry { guarded: ways.guarded, linked: ways.linked, forward: ways.forward, version };
         self.entries.insert(key(page, region.start.into(), context, lookups), entry);
         self.stats.regions += 1;
         self.stats.instructions += region.instructions() as u64;

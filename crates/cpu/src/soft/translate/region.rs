@@ -22,8 +22,10 @@ pub(super) struct Block {
     pub(super) next: Option<u16>,
     /// Somebody else than the block emitted before jumps here.
     pub(super) joins: bool,
-    /// A jump from here or from behind leads here.
+    /// A jump from behind leads here, or from here in another way than `turns`.
     pub(super) loops: bool,
+    /// It ends with a conditional jump to itself.
+    pub(super) turns: bool,
 }
 
 /// An instruction that ends in the next page.
@@ -169,6 +171,7 @@ fn divide(leads: &[u16], at: &[u16], code: &[Instruction], across: Option<&Acros
             next,
             joins: false,
             loops: false,
+            turns: false,
         });
     }
     blocks
@@ -205,7 +208,16 @@ impl Region {
     /// Finds out where flows join: everywhere but where one jump, or the flow itself, leads from a block before.
     fn connect(&mut self) {
         let mut edges = Vec::new();
-        for block in &self.blocks {
+        for block in &mut self.blocks {
+            block.turns = block.code.last().is_some_and(|x| {
+                x.is_jcc_short_or_near() && target(x).and_then(in_page) == Some(block.start)
+            });
+            if block.turns {
+                // It is left after its first round and after another one.
+                edges.extend(block.next.map(|to| (block.start, to)));
+                edges.extend(block.next.map(|to| (block.start, to)));
+                continue;
+            }
             let jump = block.code.last().and_then(|x| match x.flow_control() {
                 FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch => target(x),
                 _ => None,

@@ -55,6 +55,14 @@ fn volatile(host: u8) -> bool {
     !matches!(host, host::RBX | host::RBP | host::R12 | host::R13)
 }
 
+/// An access of [`access`] that reads, and whose neighbours soon write: they want that permission as well.
+const WRITES_SOON: u64 = 1 << 14;
+
+/// The access that looks up a group: for the page alone, since the group lies in one.
+pub(super) fn access_of_group(rip: u16, write: bool, group_writes: bool) -> u64 {
+    access(rip, 1, write, false) | if group_writes && !write { WRITES_SOON } else { 0 }
+}
+
 const SAVED: [u8; 6] = [host::RBX, host::RBP, host::R12, host::R13, host::R14, host::R15];
 
 /// Nothing of the guest's is in the host's vector and x87 registers.
@@ -318,7 +326,8 @@ extern "C" fn fill(cpu: *mut Cpu, linear: u64, access: u32) -> u32 {
     let want = if access & 1 << 12 != 0 { Want::Write } else { Want::Read };
     let size = u64::from(access >> 16);
     let misaligned = access & 1 << 13 != 0 && linear & (size - 1) != 0;
-    match catch_unwind(AssertUnwindSafe(|| !misaligned && cpu.fill(linear, want, size))) {
+    let writes_soon = u64::from(access) & WRITES_SOON != 0;
+    match catch_unwind(AssertUnwindSafe(|| !misaligned && cpu.fill(linear, want, size, writes_soon))) {
         Ok(true) => 0,
         Ok(false) => {
             cpu.regs[RIP] = cpu.native.page.wrapping_add(u64::from(access & 0xfff));

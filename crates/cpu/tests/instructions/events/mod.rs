@@ -9,6 +9,7 @@
 //! - [`latency`]: how long an interrupt waits.
 //! - [`permissions`]: the loop changes its page tables; faults come at the same places, and handlers repair them.
 //! - [`rewriting`]: the loop rewrites its own code, or another processor does.
+//! - [`strides`]: loops of one block go through pages in steady steps.
 //!
 //! `VIV_LOOPS=n` runs so many loops of each kind, `VIV_LOOP=0x…` only one, as a failure prints it.
 
@@ -18,6 +19,7 @@ mod machine;
 mod permissions;
 mod program;
 mod rewriting;
+mod strides;
 
 use crate::random::mix;
 use machine::{Machine, Run};

@@ -38,12 +38,12 @@ fn changed(random: &mut Random, page: u64, user: bool) -> u64 {
 }
 
 /// Answers questions with changes, and repairs what faults.
-struct Keeper {
-    random: Random,
-    tail: u64,
-    user: bool,
+pub(super) struct Keeper {
+    pub(super) random: Random,
+    pub(super) tail: u64,
+    pub(super) user: bool,
     /// Faults behind which the instruction is tried again.
-    repairs: u32,
+    pub(super) repairs: u32,
 }
 
 impl Script for Keeper {

@@ -158,7 +158,7 @@ fn jumps(
     Some(())
 }
 
-fn encode(code: &[Instruction], at: u64) -> Option<(Vec<u8>, Vec<u32>)> {
+pub(super) fn encode(code: &[Instruction], at: u64) -> Option<(Vec<u8>, Vec<u32>)> {
     let block = InstructionBlock::new(code, at);
     let options =
         BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS | BlockEncoderOptions::DONT_FIX_BRANCHES;

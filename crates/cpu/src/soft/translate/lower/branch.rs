@@ -71,14 +71,20 @@ impl Lower<'_> {
         }
         if let Some((label, _)) = label {
             self.asm.jmp(label);
-        } else if let Some(code) = (self.outside)(place) {
+        } else if let Some(code) = (self.outside)(place, self.leads_forward(place)) {
             self.asm.jmp_at(code);
         } else {
             let late = self.asm.label();
             let site = self.asm.jmp(late);
-            self.late.push(Late::Link(late, place, site));
+            self.late.push(Late::Link(late, place, site, self.leads_forward(place)));
         }
         false
+    }
+
+    /// Whether a jump from the present block leads to a block further on in the page. No loop consists of such jumps, so
+    /// their targets need not look whether somebody wants attention.
+    fn leads_forward(&self, place: u16) -> bool {
+        place > self.start
     }
 
     /// The label of a block of the region that a jump may lead to. Code that looks up each access goes back to the
@@ -104,15 +110,16 @@ impl Lower<'_> {
             Some((place, None)) if !self.known.flags.ax => {
                 let late = self.asm.label();
                 self.asm.jcc(condition, late);
-                self.late.push(Late::Save(late, place));
+                self.late.push(Late::Save(late, place, self.start));
             }
             Some((place, None)) => {
-                if let Some(code) = (self.outside)(place) {
+                let forward = self.leads_forward(place);
+                if let Some(code) = (self.outside)(place, forward) {
                     return self.asm.jcc_at(condition, code);
                 }
                 let late = self.asm.label();
                 let site = self.asm.jcc(condition, late);
-                self.late.push(Late::Link(late, place, site));
+                self.late.push(Late::Link(late, place, site, forward));
             }
             None => {
                 let late = self.asm.label();
@@ -136,10 +143,18 @@ impl Lower<'_> {
         if self.known.flags.rough {
             self.save_flags();
         }
-        self.prepare(to);
+        let again = self.turn_to(to);
+        if again.is_none() {
+            self.prepare(to);
+        }
         let condition = x.code().condition_number();
         let condition = if self.known.flags.host { condition } else { self.test_in_ax(condition) };
-        self.take(condition, to);
+        match again {
+            Some(again) => {
+                self.asm.jcc(condition, again);
+            }
+            None => self.take(condition, to),
+        }
     }
 
     /// Tests a condition of the guest's flags in AX; the host condition to ask then.
@@ -183,10 +198,10 @@ impl Lower<'_> {
 
     fn push_return(&mut self, x: &Instruction) {
         let place = self.stack_operand(x, RSP, -8, true);
-        self.asm.lea(T1, place);
+        let place = self.without_t0(place);
         self.asm.load(T0, layout::page());
         self.asm.lea(T0, at(T0, x.next_ip() as i32));
-        self.asm.store(at(T1, 0), T0);
+        self.asm.store(place, T0);
         let rsp = home_of(gpr::RSP);
         self.asm.lea(rsp, at(rsp, -8));
     }

@@ -6,14 +6,18 @@ use viv_arch::x86::gpr;
 
 /// Values that addresses build on: the general registers, then these.
 pub(super) const GS: u8 = 16;
+pub(super) const FS: u8 = 17;
 /// The linear address of the running page.
-pub(super) const PAGE: u8 = 17;
-pub(super) const BASES: usize = 18;
+pub(super) const PAGE: u8 = 18;
+/// Nothing: 0.
+pub(super) const NONE: u8 = 19;
+pub(super) const BASES: usize = 20;
 
-/// A memory operand at a distance from one value.
+/// A memory operand: a value, maybe another one shifted left, and a constant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) base: u8,
+    pub(super) index: Option<(u8, u8)>,
     pub(super) disp: i32,
     pub(super) size: u32,
     pub(super) write: bool,
@@ -68,20 +72,25 @@ fn place(x: &Instruction, write: bool) -> Option<Place> {
     if x.is_ip_rel_memory_operand() {
         let plain = x.memory_base() == Register::RIP && x.segment_prefix() == Register::None;
         let disp = i32::try_from(x.ip_rel_memory_address() as i64).ok()?;
-        return plain.then_some(Place { base: PAGE, disp, size, write });
+        return plain.then_some(Place { base: PAGE, index: None, disp, size, write });
     }
     let disp = i32::try_from(x.memory_displacement64() as i64).ok()?;
-    if x.memory_index() != Register::None {
-        return None;
-    }
+    let index = match x.memory_index() {
+        Register::None => None,
+        index if index.is_gpr64() => {
+            Some((index.number() as u8, x.memory_index_scale().trailing_zeros() as u8))
+        }
+        _ => return None,
+    };
     let base = match (x.memory_segment(), x.memory_base()) {
-        (Register::FS, _) => return None,
-        (Register::GS, Register::None) if x.memory_displ_size() == 8 => GS,
-        (Register::GS, _) | (_, Register::None) => return None,
+        (Register::GS, Register::None) if index.is_none() && x.memory_displ_size() == 8 => GS,
+        (Register::FS, Register::None) if index.is_none() && x.memory_displ_size() == 8 => FS,
+        (Register::FS | Register::GS, _) => return None,
+        (_, Register::None) if index.is_some() => NONE,
         (_, base) if base.is_gpr64() => base.number() as u8,
         _ => return None,
     };
-    Some(Place { base, disp, size, write })
+    Some(Place { base, index, disp, size, write })
 }
 
 fn is_wide_register(x: &Instruction, n: u32) -> bool {
@@ -121,7 +130,9 @@ fn moves(x: &Instruction) -> Option<Move> {
 }
 
 fn stack(x: &Instruction) -> Option<Place> {
-    let word = |base: usize, disp: i32, write: bool| Some(Place { base: base as u8, disp, size: 8, write });
+    let word = |base: usize, disp: i32, write: bool| {
+        Some(Place { base: base as u8, index: None, disp, size: 8, write })
+    };
     match x.mnemonic() {
         M::Push | M::Pushfq | M::Call if x.stack_pointer_increment() == -8 => word(gpr::RSP, -8, true),
         M::Pop if x.stack_pointer_increment() == 8 => word(gpr::RSP, 0, false),

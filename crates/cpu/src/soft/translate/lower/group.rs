@@ -5,7 +5,7 @@
 //! address to its host memory, for as long as the flow neither joins another nor leaves. If they are not, the code goes on
 //! in a translation that looks each of them up ([`super::Late::FillGroup`]).
 
-use super::super::layout::DELTAS;
+use super::super::layout::{DELTAS, KEPT};
 use super::effect::{BASES, Effect, Place};
 
 /// Most bytes from the first to the last of a group: the longer, the likelier across a border.
@@ -20,13 +20,20 @@ struct Value {
     offset: i32,
 }
 
+/// What the addresses of a group have in common: a root, and maybe another one shifted left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Root {
+    base: u32,
+    index: Option<(u32, u8)>,
+}
+
 /// Bytes from `low` to `high`, counted from a root, that lie in one page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Group {
-    root: u32,
+    root: Root,
     low: i32,
     high: i32,
-    write: bool,
+    pub(super) write: bool,
     /// A place known to be on a boundary of 16 bytes.
     aligned: Option<i32>,
     /// Where its delta is.
@@ -37,14 +44,14 @@ pub(super) struct Group {
 pub(super) struct Groups {
     values: [Value; BASES],
     roots: u32,
-    groups: [Option<Group>; DELTAS],
+    groups: [Option<Group>; DELTAS + KEPT],
     next: usize,
 }
 
 impl Default for Groups {
     fn default() -> Groups {
         let values = std::array::from_fn(|root| Value { root: root as u32, offset: 0 });
-        Groups { values, roots: BASES as u32, groups: [None; DELTAS], next: 0 }
+        Groups { values, roots: BASES as u32, groups: [None; DELTAS + KEPT], next: 0 }
     }
 }
 
@@ -87,11 +94,17 @@ impl Groups {
         }
     }
 
-    fn range(&self, place: &Place) -> Option<(u32, i32, i32)> {
-        let value = self.value(place.base);
-        let low = value.offset.checked_add(place.disp)?;
+    fn range(&self, place: &Place) -> Option<(Root, i32, i32)> {
+        let base = self.value(place.base);
+        let mut low = base.offset.checked_add(place.disp)?;
+        let mut root = Root { base: base.root, index: None };
+        if let Some((index, shift)) = place.index {
+            let index = self.value(index);
+            low = low.checked_add(index.offset.checked_mul(1 << (shift & 3))?)?;
+            root.index = Some((index.root, shift));
+        }
         let high = low.checked_add(place.size as i32)?;
-        Some((value.root, low, high))
+        Some((root, low, high))
     }
 
     /// The group that has looked up this access.
@@ -106,41 +119,58 @@ impl Groups {
         })
     }
 
-    /// A group for this access and those of `rest` near it, if there are any.
-    pub(super) fn plan(&self, place: &Place, aligned: bool, rest: &[Effect]) -> Option<Plan> {
+    /// A group for this access and those of `rest` near it, and how many they are. The first `sure` of the rest will be
+    /// executed if nothing faults: where they write, the group asks for that at once.
+    pub(super) fn plan(
+        &self,
+        place: &Place,
+        aligned: bool,
+        rest: &[Effect],
+        sure: usize,
+    ) -> Option<(Plan, usize)> {
         let (root, first, end) = self.range(place)?;
-        let (mut low, mut high, mut others) = (first, end, 0);
+        let (mut low, mut high, mut others, mut write) = (first, end, 0, place.write);
         let mut ahead = self.clone();
-        for effect in rest {
+        for (at, effect) in rest.iter().enumerate() {
             for next in [effect.operand, effect.stack].into_iter().flatten() {
                 let Some((its_root, its_low, its_high)) = ahead.range(&next) else { continue };
                 let (new_low, new_high) = (low.min(its_low), high.max(its_high));
                 if its_root == root
-                    && (place.write || !next.write)
+                    && (write || !next.write || at < sure)
                     && new_high.checked_sub(new_low).is_some_and(|span| span <= SPAN)
                 {
                     (low, high) = (new_low, new_high);
+                    write |= next.write;
                     others += 1;
                 }
             }
             ahead.follow(effect);
         }
-        if others == 0 {
-            return None;
-        }
         if aligned {
             // The first byte's alignment stands for the access's.
             low = first - (first - low + 15) / 16 * 16;
         }
-        let group =
-            Group { root, low, high, write: place.write, aligned: aligned.then_some(first), slot: self.next };
-        Some(Plan { group, disp: place.disp.checked_add(low - first)?, bytes: high - low })
+        let group = Group { root, low, high, write, aligned: aligned.then_some(first), slot: self.next };
+        let plan = Plan { group, disp: place.disp.checked_add(low - first)?, bytes: high - low };
+        Some((plan, others))
+    }
+
+    /// Whether all that an address builds on moves by constants, if at all, in a round of these instructions, at whose begin
+    /// nothing was known.
+    pub(super) fn moves_steadily(&self, place: &Place, round: &[Effect]) -> bool {
+        let mut end = Groups::default();
+        round.iter().for_each(|effect| end.follow(effect));
+        let steady = |root: u32| end.values.get(root as usize).is_some_and(|value| value.root == root);
+        self.range(place)
+            .is_some_and(|(root, ..)| steady(root.base) && root.index.is_none_or(|(index, _)| steady(index)))
     }
 
     /// The group of a plan has been looked up.
     pub(super) fn enter(&mut self, group: Group) {
-        self.groups[group.slot % DELTAS] = Some(group);
-        self.next = (self.next + 1) % DELTAS;
+        self.groups[group.slot % (DELTAS + KEPT)] = Some(group);
+        if group.slot < DELTAS {
+            self.next = (self.next + 1) % DELTAS;
+        }
     }
 }
 
@@ -150,7 +180,10 @@ mod tests {
     use super::*;
 
     fn read(base: u8, disp: i32) -> Effect {
-        Effect { operand: Some(Place { base, disp, size: 8, write: false }), ..Effect::default() }
+        Effect {
+            operand: Some(Place { base, index: None, disp, size: 8, write: false }),
+            ..Effect::default()
+        }
     }
 
     /// A moved register's accesses still belong to its root's group, and a written one's do not.
@@ -158,12 +191,13 @@ mod tests {
     fn groups_follow_values_not_registers() {
         let mut groups = Groups::default();
         let rest = [read(3, 40)];
-        let place = Place { base: 3, disp: 8, size: 8, write: false };
-        let plan = groups.plan(&place, false, &rest).expect("two accesses");
+        let place = Place { base: 3, index: None, disp: 8, size: 8, write: false };
+        let (plan, others) = groups.plan(&place, false, &rest, 1).unwrap();
+        assert_eq!(others, 1);
         assert_eq!((plan.disp, plan.bytes), (8, 40));
         groups.enter(plan.group);
         groups.follow(&Effect { moves: Some(Move { to: 6, from: 3, by: 16 }), ..Effect::default() });
-        let moved = |disp| Place { base: 6, disp, size: 8, write: false };
+        let moved = |disp| Place { base: 6, index: None, disp, size: 8, write: false };
         assert!(groups.find(&moved(24), false).is_some());
         assert!(groups.find(&moved(25), false).is_none(), "beyond what was looked up");
         assert!(groups.find(&moved(-9), false).is_none(), "before it");
@@ -178,18 +212,19 @@ mod tests {
     #[test]
     fn far_accesses_make_no_group() {
         let groups = Groups::default();
-        let place = Place { base: 3, disp: 0, size: 8, write: false };
-        assert!(groups.plan(&place, false, &[]).is_none());
-        assert!(groups.plan(&place, false, &[read(3, SPAN)]).is_none());
-        assert!(groups.plan(&place, false, &[read(2, 8)]).is_none(), "another root");
+        let place = Place { base: 3, index: None, disp: 0, size: 8, write: false };
+        let others = |rest: &[Effect]| groups.plan(&place, false, rest, rest.len()).unwrap().1;
+        assert_eq!(others(&[]), 0);
+        assert_eq!(others(&[read(3, SPAN)]), 0);
+        assert_eq!(others(&[read(2, 8)]), 0, "another root");
     }
 
     /// A group of aligned accesses begins on a boundary, wherever its first access is.
     #[test]
     fn aligned_groups_begin_aligned() {
         let groups = Groups::default();
-        let place = Place { base: 3, disp: 32, size: 16, write: false };
-        let plan = groups.plan(&place, true, &[read(3, 4)]).expect("two accesses");
+        let place = Place { base: 3, index: None, disp: 32, size: 16, write: false };
+        let (plan, _) = groups.plan(&place, true, &[read(3, 4)], 1).unwrap();
         assert_eq!((plan.disp, plan.bytes), (0, 48));
     }
 }

@@ -219,9 +219,9 @@ impl Lower<'_> {
             match HOMES[x.op0_register().number() & 15] {
                 Some(home) => self.asm.store(place, home),
                 None => {
-                    self.asm.lea(T1, place);
+                    let place = self.without_t0(place);
                     self.asm.load(T0, layout::reg(x.op0_register().number()));
-                    self.asm.store(at(T1, 0), T0);
+                    self.asm.store(place, T0);
                 }
             }
         } else {
@@ -235,9 +235,9 @@ impl Lower<'_> {
     fn push_scratch(&mut self, x: &Instruction) {
         self.asm.store(layout::scratch(0), T0);
         let place = self.stack_operand(x, RSP, -8, true);
-        self.asm.lea(T1, place);
+        let place = self.without_t0(place);
         self.asm.load(T0, layout::scratch(0));
-        self.asm.store(at(T1, 0), T0);
+        self.asm.store(place, T0);
         let rsp = home_of(gpr::RSP);
         self.asm.lea(rsp, at(rsp, -8));
     }
@@ -296,6 +296,7 @@ impl Lower<'_> {
         self.asm.store(base, T1);
         self.asm.store(kernel, T0);
         self.known.groups.renew(GS);
+        self.leaves_turn();
         true
     }
 

@@ -2,10 +2,11 @@
 
 use super::super::Lookups;
 use super::super::asm::{Alu, Label, Mem, Shift, at, at_index, cc};
-use super::super::layout::{self, CPU, HOMES, T0, T1};
+use super::super::layout::{self, CPU, DELTAS, HOMES, T0, T1};
 use super::super::stubs;
-use super::effect::{GS, PAGE, Place};
+use super::effect::{FS, GS, NONE, PAGE, Place};
 use super::group::Plan;
+use super::turn::Kept;
 use super::{Late, Lower};
 use iced_x86::{Instruction, Register};
 use viv_arch::x86::{gpr, seg};
@@ -99,7 +100,7 @@ impl Lower<'_> {
 
     /// T0 holds a linear address: becomes the offset in its page if an access of `bytes` fits there, and T1 the offset
     /// of its entry in the TLB. Otherwise goes to the label returned, where T0 is still XORed with the entry's tag.
-    fn find_entry(&mut self, bytes: i32, access: Access) -> (Label, Label, i32) {
+    pub(super) fn find_entry(&mut self, bytes: i32, access: Access) -> (Label, Label, i32) {
         self.clobber_flags();
         let retry = self.asm.bound();
         self.asm.mov(T1, T0);
@@ -145,7 +146,7 @@ impl Lower<'_> {
     /// The host memory of a word at a distance from RSP or RBP. It may use T0 and T1.
     pub(super) fn stack_operand(&mut self, x: &Instruction, base: usize, disp: i32, write: bool) -> Mem {
         let access = Access { size: 8, write, aligned: false };
-        let place = Place { base: base as u8, disp, size: 8, write };
+        let place = Place { base: base as u8, index: None, disp, size: 8, write };
         if let Some(mem) = self.grouped(place, x, access) {
             return mem;
         }
@@ -158,7 +159,10 @@ impl Lower<'_> {
 
     /// The host memory of an access that a group has, or gets now.
     fn grouped(&mut self, place: Place, x: &Instruction, access: Access) -> Option<Mem> {
-        if self.lookups == Lookups::Single {
+        let away = |register: u8| register < 16 && HOMES[usize::from(register)].is_none();
+        // Only one of them fits beside the delta.
+        let fits = place.index.is_none_or(|(index, _)| !(away(index) && away(place.base)));
+        if self.lookups == Lookups::Single || !fits {
             return None;
         }
         if let Some(group) = self.known.groups.find(&place, access.aligned) {
@@ -169,8 +173,17 @@ impl Lower<'_> {
             return Some(self.relative_to_base(place));
         }
         let rest = self.effects.get(self.place + 1..).unwrap_or_default();
-        let plan = self.known.groups.plan(&place, access.aligned, rest)?;
-        self.look_up_group(place, plan, x, access);
+        let sure = self.length.saturating_sub(self.place + 1);
+        let plan = self.known.groups.plan(&place, access.aligned, rest, sure);
+        let kept = self.keeps(place);
+        let (mut plan, _) = plan.filter(|(_, others)| *others != 0 || kept.is_some())?;
+        if let Some(kept) = &kept {
+            plan.group.slot = DELTAS + kept.slot;
+        }
+        match kept {
+            Some(Kept { slot, again: true }) => self.look_up_kept(slot, place, plan, x, access),
+            _ => self.look_up_group(kept.map(|kept| kept.slot), place, plan, x, access),
+        }
         self.known.groups.enter(plan.group);
         self.has_delta(plan.group.slot);
         Some(self.relative_to_base(place))
@@ -183,54 +196,84 @@ impl Lower<'_> {
 
     /// The operand with the delta in T1.
     fn relative_to_base(&mut self, place: Place) -> Mem {
-        match place.base {
-            GS | PAGE => at(T1, place.disp),
-            register => {
-                let number = usize::from(register);
-                let base = HOMES[number & 15].unwrap_or_else(|| {
-                    self.asm.load(T0, layout::reg(number));
-                    T0
-                });
+        match place {
+            Place { base: FS | GS | PAGE, .. } => at(T1, place.disp),
+            Place { index: None, base, .. } => {
+                let base = self.at_home(base, T0);
                 at_index(base, T1, place.disp)
+            }
+            _ => {
+                self.address(place, place.disp);
+                at_index(T0, T1, 0)
             }
         }
     }
 
-    /// T1 becomes the delta of a group, which is kept.
-    fn look_up_group(&mut self, place: Place, plan: Plan, x: &Instruction, access: Access) {
-        let base = match place.base {
-            GS => {
-                self.asm.load(T0, layout::segment_base(seg::GS));
-                T0
-            }
-            PAGE => {
-                self.asm.load(T0, layout::page());
-                T0
-            }
-            register => HOMES[usize::from(register) & 15].unwrap_or_else(|| {
-                self.asm.load(T0, layout::reg(register.into()));
-                T0
-            }),
+    /// The register that holds a value: `scratch`, after a load, if it lives in memory.
+    fn at_home(&mut self, value: u8, scratch: u8) -> u8 {
+        let from = match value {
+            FS => layout::segment_base(seg::FS),
+            GS => layout::segment_base(seg::GS),
+            PAGE => layout::page(),
+            register => match HOMES[usize::from(register) & 15] {
+                Some(home) => return home,
+                None => layout::reg(register.into()),
+            },
         };
-        self.asm.lea(T0, at(base, plan.disp));
-        let (from, retry, tag) = self.find_entry(plan.bytes, Access { aligned: false, ..access });
+        self.asm.load(scratch, from);
+        scratch
+    }
+
+    /// A place's address at another displacement into T0. At most one of its registers may live in memory.
+    pub(super) fn address(&mut self, place: Place, disp: i32) {
+        let base = (place.base != NONE).then(|| self.at_home(place.base, T0));
+        let index = place.index.map(|(index, shift)| (self.at_home(index, T0), shift));
+        self.asm.lea(T0, Mem { base, index, disp });
+    }
+
+    /// T1 becomes the delta of a group. Its page is kept if a slot is given.
+    fn look_up_group(
+        &mut self,
+        kept: Option<usize>,
+        place: Place,
+        plan: Plan,
+        x: &Instruction,
+        access: Access,
+    ) {
+        self.address(place, plan.disp);
+        let asked = Access { write: plan.group.write, aligned: false, ..access };
+        let (from, retry, tag) = self.find_entry(plan.bytes, asked);
         if access.aligned {
-            let misaligned = self.asm.label();
-            self.asm.test_imm(T0, 15);
-            self.asm.jcc(cc::NE, misaligned);
-            self.late.push(Late::Interpret(misaligned, x.ip() as u16, self.pending()));
+            self.must_be_aligned(x);
         }
+        if let Some(slot) = kept {
+            self.keep(slot, tag);
+        }
+        self.delta_from_entry(place.base, plan.group.slot);
+        // What fills the TLB asks for the page alone: the group lies in one.
+        let asked = stubs::access_of_group(x.ip() as u16, access.write, plan.group.write);
+        let flags = self.pending();
+        self.late.push(Late::FillGroup { from, retry, access: asked, tag, bytes: plan.bytes, flags });
+    }
+
+    /// T0 ends as a linear address does: where it is not on a boundary of 16 bytes, the instruction is the interpreter's.
+    pub(super) fn must_be_aligned(&mut self, x: &Instruction) {
+        let misaligned = self.asm.label();
+        self.asm.test_imm(T0, 15);
+        self.asm.jcc(cc::NE, misaligned);
+        self.late.push(Late::Interpret(misaligned, x.ip() as u16, self.pending()));
+    }
+
+    /// T1 becomes the delta, from its entry in the TLB, of a group with this base.
+    pub(super) fn delta_from_entry(&mut self, base: u8, slot: usize) {
         self.asm.load(T1, at_index(CPU, T1, layout::tlb_addend(self.context.mmu)));
-        match place.base {
+        match base {
+            FS => self.asm.alu_mem(Alu::Add, T1, layout::segment_base(seg::FS)),
             GS => self.asm.alu_mem(Alu::Add, T1, layout::segment_base(seg::GS)),
             PAGE => self.asm.alu_mem(Alu::Add, T1, layout::page()),
             _ => {}
         }
-        self.asm.store(layout::delta(plan.group.slot), T1);
-        // What fills the TLB asks for the page alone: the group lies in one.
-        let asked = stubs::access(x.ip() as u16, 1, access.write, false);
-        let flags = self.pending();
-        self.late.push(Late::FillGroup { from, retry, access: asked, tag, bytes: plan.bytes, flags });
+        self.asm.store(layout::delta(slot), T1);
     }
 }
 

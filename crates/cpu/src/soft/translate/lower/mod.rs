@@ -12,6 +12,7 @@ mod group;
 mod integer;
 mod memory;
 mod operand;
+mod turn;
 mod vector;
 
 use super::super::cpu::Mode;
@@ -26,6 +27,7 @@ use effect::Effect;
 use flags::{Fate, FlagsIn, IN_AX, IN_HOST, Recipe};
 use group::Groups;
 use iced_x86::{Encoder, FlowControl, Instruction, Mnemonic};
+use turn::{Again, Turn};
 
 /// The guest's registers in the host's vector and x87 registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,21 +57,23 @@ fn nothing() -> Known {
 /// Code that stands behind the region: what happens rarely.
 enum Late {
     /// Leave for the dispatcher with RIP at this offset.
-    Exit(Label, u16),
+    Exit(Label, u16, Option<Recipe>),
     /// Leave because the code at this offset is stale.
     Stale(Label, u16),
     /// Leave for the interpreter with RIP at this offset.
     Interpret(Label, u16, Option<Recipe>),
-    /// A jump to this offset of the page that can be linked; the address of its distance.
-    Link(Label, u16, u64),
-    /// A jump to this offset of the page, on whose way the flags are saved.
-    Save(Label, u16),
+    /// A jump to this offset of the page that can be linked; the address of its distance, and whether it leads forward.
+    Link(Label, u16, u64, bool),
+    /// A jump to this offset of the page from a block that starts at the other one, on whose way the flags are saved.
+    Save(Label, u16, u16),
     /// A jump to another page, and whether the flags are in AX.
     Cross(Label, i64, bool),
     /// A TLB miss: T0 holds address XOR tag, T1 the entry's offset.
     Fill { from: Label, retry: Label, access: u64, tag: i32, flags: Option<Recipe> },
     /// As `Fill` for a group of so many bytes. Where they lie across a page border, each access is looked up.
     FillGroup { from: Label, retry: Label, access: u64, tag: i32, bytes: i32, flags: Option<Recipe> },
+    /// A lookup that earlier rounds have kept is for another page.
+    Keep { from: Label, retry: Label, again: Again, flags: Option<Recipe> },
     /// The vector or x87 registers are needed.
     Units { from: Label, back: Label, units: Units },
     /// The target in T0 is not in the table: look further; T1 becomes its code.
@@ -96,7 +100,22 @@ pub(super) struct Guard {
 /// A region's ways in.
 pub(super) struct Ways {
     pub(super) guarded: u64,
+    /// Behind the guard.
     pub(super) linked: u64,
+    /// Where nobody looks whether somebody wants attention.
+    pub(super) forward: u64,
+}
+
+/// Says that the jump to be linked leads forward: no address of code has this bit.
+const FORWARD: u64 = 1 << 63;
+
+fn link_site(site: u64, forward: bool) -> u64 {
+    site | if forward { FORWARD } else { 0 }
+}
+
+/// Where the distance of a jump that asked to be linked stands, and whether it leads forward.
+pub(super) fn linked_site(link: u64) -> (u64, bool) {
+    (link & !FORWARD, link & FORWARD != 0)
 }
 
 pub(super) struct Lower<'a> {
@@ -108,15 +127,21 @@ pub(super) struct Lower<'a> {
     lookups: Lookups,
     known: Known,
     late: Vec<Late>,
-    /// Code of the page that was translated before, by offset.
-    outside: &'a dyn Fn(u16) -> Option<u64>,
+    /// Code of the page that was translated before, by offset, for jumps that lead forward or not.
+    outside: &'a dyn Fn(u16, bool) -> Option<u64>,
     /// Labels of the region's blocks, and whether flows join there.
     labels: Vec<(u16, Label, bool)>,
+    /// The block that jumps to itself, while it is emitted.
+    turn: Option<Turn>,
     /// What is known at blocks that one jump leads to.
     expected: Vec<(u16, Known)>,
-    /// What the instructions of the block do, and which of them is emitted.
+    /// What the instructions of the block do, and those of the blocks that may follow.
     effects: Vec<Effect>,
     fates: Vec<Fate>,
+    /// Where the block starts.
+    start: u16,
+    /// Instructions of the block, and which of them is emitted.
+    length: usize,
     place: usize,
     /// The instruction at `place` has made the flags.
     fresh: bool,
@@ -135,7 +160,7 @@ impl<'a> Lower<'a> {
         ops: &'a mut Ops,
         context: Context,
         lookups: Lookups,
-        outside: &'a dyn Fn(u16) -> Option<u64>,
+        outside: &'a dyn Fn(u16, bool) -> Option<u64>,
     ) -> Lower<'a> {
         Lower {
             asm,
@@ -148,9 +173,12 @@ impl<'a> Lower<'a> {
             late: Vec::new(),
             outside,
             labels: Vec::new(),
+            turn: None,
             expected: Vec::new(),
             effects: Vec::new(),
             fates: Vec::new(),
+            start: 0,
+            length: 0,
             place: 0,
             fresh: false,
             infos: iced_x86::InstructionInfoFactory::new(),
@@ -174,11 +202,17 @@ impl<'a> Lower<'a> {
         if looks && first.is_none_or(|first| !first.loops) {
             self.look_up(region.start);
         }
+        let forward = self.asm.here();
         if let Some((label, _)) = self.label_of(region.start).filter(|_| first.is_none()) {
             self.asm.jmp(label);
         }
+        let effects: Vec<Vec<Effect>> = region
+            .blocks
+            .iter()
+            .map(|block| block.code.iter().map(|x| effect::of(x, &mut self.infos)).collect())
+            .collect();
         let mut falls = None;
-        for (block, follower) in region.blocks.iter().zip(followers(region)) {
+        for (at, (block, follower)) in region.blocks.iter().zip(followers(region)).enumerate() {
             if block.joins {
                 self.known = nothing();
             } else if falls != Some(block.start) {
@@ -191,14 +225,22 @@ impl<'a> Lower<'a> {
             if looks && block.loops {
                 self.look_up(block.start);
             }
-            falls = self.block(block, follower).then_some(follower).flatten();
+            let its = effects.get(at).map(Vec::as_slice).unwrap_or_default();
+            self.effects.clear();
+            self.effects.extend(its.iter().chain(ahead(region, &effects, at)));
+            let fell = if looks && block.turns {
+                self.turning(block, follower)
+            } else {
+                self.block(block, follower)
+            };
+            falls = fell.then_some(follower).flatten();
         }
         self.finish();
         self.asm.finish();
         let joined = region.blocks.iter().filter(|block| block.joins);
         let address = |block: &Block| Some((block.start, self.asm.address(self.label_of(block.start)?.0)));
         let middles = joined.filter_map(address).collect();
-        (self.asm, Ways { guarded, linked }, middles)
+        (self.asm, Ways { guarded, linked, forward }, middles)
     }
 
     /// The guard against stale code.
@@ -214,11 +256,16 @@ impl<'a> Lower<'a> {
 
     /// Leaves if somebody wants attention.
     fn look_up(&mut self, offset: u16) {
+        self.look_up_with(offset, None);
+    }
+
+    /// The same with flags that are to be made on the way out.
+    fn look_up_with(&mut self, offset: u16, flags: Option<Recipe>) {
         self.asm.load(T0, layout::attention());
         self.asm.cmp32_imm(at(T0, 0), 0);
         let out = self.asm.label();
         self.asm.jcc(cc::NE, out);
-        self.late.push(Late::Exit(out, offset));
+        self.late.push(Late::Exit(out, offset, flags));
     }
 
     /// The label of a block of the region, and whether flows join there.
@@ -227,14 +274,14 @@ impl<'a> Lower<'a> {
         self.labels.get(place).map(|(_, label, joins)| (*label, *joins))
     }
 
-    /// Emits a block. `follower` is the block emitted next. Whether the flow falls into that one.
+    /// Emits a block, whose `effects` are there. `follower` is the block emitted next. Whether the flow falls into that one.
     fn block(&mut self, block: &Block, follower: Option<u16>) -> bool {
-        self.effects.clear();
-        for x in &block.code {
-            let effect = effect::of(x, &mut self.infos);
-            self.effects.push(effect);
-        }
+        (self.start, self.length) = (block.start, block.code.len());
         flags::fates(&block.code, &mut self.fates);
+        if self.turns_again() {
+            self.place = 0;
+            self.look_up_again(block.start);
+        }
         self.count_block();
         for (place, x) in block.code.iter().enumerate() {
             self.place = place;
@@ -274,6 +321,7 @@ impl<'a> Lower<'a> {
 
     /// The interpreter's own function for the instruction.
     fn interpret(&mut self, x: &Instruction) {
+        self.leaves_turn();
         self.save_flags();
         let op = self.ops.keep(decode(x, Mode::Code64));
         self.asm.mov_imm(T0, op as u64);
@@ -303,22 +351,32 @@ impl<'a> Lower<'a> {
         // Late code may add late code.
         while let Some(late) = self.late.pop() {
             match late {
-                Late::Exit(label, offset) => self.exit(label, offset, self.stubs.exit_at),
-                Late::Stale(label, offset) => self.exit(label, offset, self.stubs.exit_stale),
+                Late::Exit(label, offset, flags) => {
+                    self.asm.bind(label);
+                    self.save_late(flags.as_ref());
+                    self.asm.mov_imm(T0, offset.into());
+                    self.asm.jmp_at(self.stubs.exit_at);
+                }
+                Late::Stale(label, offset) => {
+                    self.asm.bind(label);
+                    self.asm.mov_imm(T0, offset.into());
+                    self.asm.jmp_at(self.stubs.exit_stale);
+                }
                 Late::Interpret(label, offset, flags) => {
                     self.asm.bind(label);
                     self.save_late(flags.as_ref());
                     self.asm.mov_imm(T0, offset.into());
                     self.asm.jmp_at(self.stubs.exit_interpret);
                 }
-                Late::Link(label, offset, site) => {
+                Late::Link(label, offset, site, forward) => {
                     self.asm.bind(label);
                     self.asm.mov_imm(T0, offset.into());
-                    self.asm.mov_imm(T1, site);
+                    self.asm.mov_imm(T1, link_site(site, forward));
                     self.asm.jmp_at(self.stubs.exit_link);
                 }
-                Late::Save(label, offset) => {
+                Late::Save(label, offset, from) => {
                     self.asm.bind(label);
+                    self.start = from;
                     self.known = Known { flags: IN_HOST, ..nothing() };
                     self.go_to(offset.into(), None);
                 }
@@ -352,6 +410,10 @@ impl<'a> Lower<'a> {
                     self.asm.mov_imm(T1, site);
                     self.asm.jmp_at(self.stubs.exit_single);
                 }
+                Late::Keep { from, retry, again, flags } => {
+                    self.asm.bind(from);
+                    self.keep_again(again, retry, flags);
+                }
                 Late::Units { from, back, units } => {
                     self.asm.bind(from);
                     let all = units == Units::All;
@@ -374,26 +436,34 @@ impl<'a> Lower<'a> {
             }
         }
     }
-
-    fn exit(&mut self, label: Label, offset: u16, stub: u64) {
-        self.asm.bind(label);
-        self.asm.mov_imm(T0, offset.into());
-        self.asm.jmp_at(stub);
-    }
 }
 
 /// A way into the middle of a region, to the block whose code is at `block`.
 pub(super) fn way_in(asm: Asm, stubs: &Stubs, guard: Guard, block: u64) -> (Asm, Ways) {
     let (mut encoder, mut ops) = (Encoder::new(64), Ops::default());
     let context = Context { mmu: 0, units: false };
-    let mut lower = Lower::new(asm, &mut encoder, stubs, &mut ops, context, Lookups::Single, &|_| None);
+    let mut lower = Lower::new(asm, &mut encoder, stubs, &mut ops, context, Lookups::Single, &|_, _| None);
     let guarded = lower.guard(guard);
     let linked = lower.asm.here();
     lower.look_up(guard.offset);
     lower.asm.jmp_at(block);
     lower.finish();
     lower.asm.finish();
-    (lower.asm, Ways { guarded, linked })
+    (lower.asm, Ways { guarded, linked, forward: block })
+}
+
+/// Instructions looked at beyond a block's end.
+const AHEAD: usize = 24;
+
+/// The effects of what follows the block at `place` and finds what is known at its end: blocks that the flow falls into,
+/// and nobody else jumps to.
+fn ahead<'e>(region: &Region, effects: &'e [Vec<Effect>], place: usize) -> impl Iterator<Item = &'e Effect> {
+    let next = |from: &usize| {
+        let offset = region.blocks.get(*from)?.next?;
+        let at = region.blocks.binary_search_by_key(&offset, |block| block.start).ok()?;
+        region.blocks.get(at).filter(|block| !block.joins).map(|_| at)
+    };
+    std::iter::successors(next(&place), next).filter_map(|at| effects.get(at)).flatten().take(AHEAD)
 }
 
 /// For each block the one emitted after it.

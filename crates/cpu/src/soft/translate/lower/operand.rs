@@ -237,7 +237,7 @@ impl Lower<'_> {
             let register = x.op_register(n);
             let number = register.full_register().number();
             if let Some(home) = home(register).filter(|_| is_high_byte(register)) {
-                mem = mem.map(|mem| self.in_one_register(mem));
+                mem = mem.map(|mem| self.without_t0(mem));
                 let host = scratch.next().unwrap_or(T0);
                 self.asm.rorx(host, home, 8);
                 if writes(self.infos.info(x).op_access(n)) {
@@ -252,7 +252,7 @@ impl Lower<'_> {
                     if let Some((_, host)) = loaded.iter().flatten().find(|(have, _)| *have == number) {
                         *host
                     } else {
-                        mem = mem.map(|mem| self.in_one_register(mem));
+                        mem = mem.map(|mem| self.without_t0(mem));
                         let host = scratch.next().unwrap_or(T0);
                         let replaced =
                             self.infos.info(x).op_access(n) == OpAccess::Write && register.size() >= 4;
@@ -305,9 +305,9 @@ impl Lower<'_> {
         }
     }
 
-    /// T1 takes the whole address, so that T0 is free.
-    fn in_one_register(&mut self, mem: Mem) -> Mem {
-        if mem.index.is_none() && mem.base != Some(T0) {
+    /// The same operand, with T1 for the whole address where T0 is part of it.
+    pub(super) fn without_t0(&mut self, mem: Mem) -> Mem {
+        if mem.base != Some(T0) && mem.index.is_none_or(|(index, _)| index != T0) {
             return mem;
         }
         self.asm.lea(T1, mem);

@@ -159,13 +159,21 @@ impl Promises<'_> {
         Reader::new(64, &code[at as usize..], at).next().filter(|x| !x.is_invalid())
     }
 
-    /// Where flows join, nothing is known: everywhere but where exactly one leads, from a block before.
+    /// Where flows join, nothing is known: everywhere but where exactly one leads, from a block before. One that turns
+    /// leads to itself in a way of its own, and twice to what follows.
     fn joined(&self, block: &Block) {
+        let itself = |from: &Block| {
+            jump(from) == Some(from.start) && from.code.last().is_some_and(Instruction::is_jcc_short_or_near)
+        };
+        assert_eq!(block.turns, itself(block));
         let ways: Vec<u16> = self
             .region
             .blocks
             .iter()
-            .flat_map(|from| [jump(from), from.next].map(|to| (from.start, to)))
+            .flat_map(|from| {
+                let jump = if itself(from) { from.next } else { jump(from) };
+                [jump, from.next].map(|to| (from.start, to))
+            })
             .filter(|(_, to)| *to == Some(block.start))
             .map(|(from, _)| from)
             .collect();
