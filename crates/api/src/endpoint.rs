@@ -84,6 +84,18 @@ pub enum Route {
     VmConsole,
     /// The guest agent.
     VmAgent,
+    /// List networks.
+    NetworkList,
+    /// Make a network.
+    NetworkCreate,
+    /// One network.
+    NetworkGet,
+    /// Remove a network.
+    NetworkRemove,
+    /// Plug a VM into a network.
+    NetworkConnect,
+    /// Take a VM out of a network.
+    NetworkDisconnect,
     /// List images.
     ImageList,
     /// Build an image.
@@ -232,6 +244,48 @@ pub const TABLE: &[Endpoint] = &[
         "/v1/vms/{vm}/agent",
         Answer::Stream,
         "a connection to its agent; ?wait=SECONDS waits until it is there, and on, up to ?boot=SECONDS, while the guest boots",
+    ),
+    line(
+        Route::NetworkList,
+        Method::Get,
+        "/v1/networks",
+        Answer::Json,
+        "the networks that VMs share, with their VMs ([Network])",
+    ),
+    line(
+        Route::NetworkCreate,
+        Method::Post,
+        "/v1/networks",
+        Answer::Json,
+        "make a network (NetworkCreate -> Network)",
+    ),
+    line(
+        Route::NetworkGet,
+        Method::Get,
+        "/v1/networks/{network}",
+        Answer::Json,
+        "a network by name (Network)",
+    ),
+    line(
+        Route::NetworkRemove,
+        Method::Delete,
+        "/v1/networks/{network}",
+        Answer::Json,
+        "forget a network that no VM is in (Network)",
+    ),
+    line(
+        Route::NetworkConnect,
+        Method::Post,
+        "/v1/networks/{network}/vms",
+        Answer::Json,
+        "move a VM's card into it, also while it runs (NetworkConnect -> Vm)",
+    ),
+    line(
+        Route::NetworkDisconnect,
+        Method::Delete,
+        "/v1/networks/{network}/vms/{vm}",
+        Answer::Json,
+        "take a VM's card out of it (Vm)",
     ),
     line(Route::ImageList, Method::Get, "/v1/images", Answer::Json, "the images in the store ([Image])"),
     line(

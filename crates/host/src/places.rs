@@ -21,7 +21,14 @@ impl Places {
     /// The places of this user, made if they are missing.
     pub fn find() -> Result<Places, Fault> {
         let places = Places::from(&|name| std::env::var_os(name).filter(|value| !value.is_empty()))?;
-        for directory in [&places.state, &places.vms(), &places.data, &places.images(), &places.runtime] {
+        for directory in [
+            &places.state,
+            &places.vms(),
+            &places.networks(),
+            &places.data,
+            &places.images(),
+            &places.runtime,
+        ] {
             make_private(directory)?;
         }
         Ok(places)
@@ -61,6 +68,11 @@ impl Places {
     /// A directory for each VM.
     pub fn vms(&self) -> PathBuf {
         self.state.join("vms")
+    }
+
+    /// A directory for each network that VMs share.
+    pub fn networks(&self) -> PathBuf {
+        self.state.join("networks")
     }
 
     /// The store of images.

@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use viv_api::endpoint::{self, NoRoute, Route};
 use viv_api::image::{BuildLine, Image, ImageBuild, Progress};
 use viv_api::info::{Info, KvmState, Service as ServiceInfo};
+use viv_api::network::NetworkConnect;
 use viv_api::timestamp::Timestamp;
 use viv_api::vm::{Vm, VmCreate};
 use viv_model::{Ask, Fault, Kind};
@@ -127,6 +128,21 @@ pub(crate) async fn answer(
             };
             let there = streams::agent(&record.name, &runner, seconds("wait"), seconds("boot")).await?;
             Ok(streams::switch(&service, request, there))
+        }
+        Route::NetworkList => blocking(move || vms.networks()).await,
+        Route::NetworkCreate => {
+            let ask = body(request).await?;
+            blocking(move || vms.create_network(&ask)).await
+        }
+        Route::NetworkGet => blocking(move || vms.network(&name)).await,
+        Route::NetworkRemove => blocking(move || vms.remove_network(&name)).await,
+        Route::NetworkConnect => {
+            let ask: NetworkConnect = body(request).await?;
+            blocking(move || vms.connect(&name, &ask.vm)).await
+        }
+        Route::NetworkDisconnect => {
+            let vm = arguments.next().unwrap_or_default();
+            blocking(move || vms.disconnect(&name, &vm)).await
         }
         Route::ImageList => {
             blocking(move || Ok(service.images.list()?.iter().map(shown).collect::<Vec<_>>())).await

@@ -7,6 +7,7 @@
 mod end;
 mod fault;
 mod lifecycle;
+mod network;
 mod nic;
 mod room;
 mod share;
@@ -15,6 +16,7 @@ mod spec;
 pub use end::End;
 pub use fault::{Fault, Kind};
 pub use lifecycle::{Ask, Refused, State, next};
+pub use network::{Attachment, NetworkSpec, Subnet};
 pub use nic::{NetKind, NicSpec, PORTS_MAX, PortSpec, Protocol};
 pub use room::Room;
 pub use share::{SHARES_MAX, ShareMount, ShareSpec};

@@ -66,6 +66,8 @@ pub(crate) enum Verb {
     Build(verbs::build::Args),
     /// Make, look at and change disk images
     Disk(verbs::disk::Disk),
+    /// Make, look at and remove networks that VMs share
+    Network(verbs::network::Args),
     /// Show the service, the host and what its KVM is worth
     Info(verbs::info::Args),
     /// Print a script by which a shell completes commands, with the names of VMs
@@ -81,4 +83,7 @@ pub(crate) enum Verb {
     /// One VM's process; the service starts it
     #[command(hide = true)]
     Runner(verbs::runner::Args),
+    /// One network's process; the service starts it
+    #[command(hide = true)]
+    Switch(verbs::switch::Args),
 }

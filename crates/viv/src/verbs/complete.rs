@@ -8,6 +8,7 @@ use clap::{Arg, Command, CommandFactory};
 use viv_api::client::{Client, Request};
 use viv_api::endpoint::Route;
 use viv_api::image::Image;
+use viv_api::network::Network;
 use viv_api::socket;
 use viv_api::vm::Vm;
 use viv_host::Places;
@@ -98,8 +99,15 @@ fn values(command: &Command, arg: &Arg, names: &dyn Fn(&str, &str) -> Vec<Candid
         "accel" => fixed(&["auto", "kvm", "soft"]),
         "options" => SoftSpec::OPTIONS.iter().map(|name| (format!("{name}=on"), String::new())).collect(),
         "reboot" => fixed(&["restart", "end"]),
+        "net" => {
+            let mut found: Vec<Candidate> = fixed(&["user", "user,host", "none"]);
+            found.extend(names(command.get_name(), "network"));
+            found
+        }
         "image" if command.get_name() == "build" => fixed(&["default", "debian"]),
-        id @ ("vm" | "vms" | "image" | "images") => names(command.get_name(), id.trim_end_matches('s')),
+        id @ ("vm" | "vms" | "image" | "images" | "network" | "networks") => {
+            names(command.get_name(), id.trim_end_matches('s'))
+        }
         _ => {
             let possible = arg.get_possible_values();
             possible.iter().map(|value| (value.get_name().to_string(), text(value.get_help()))).collect()
@@ -107,7 +115,7 @@ fn values(command: &Command, arg: &Arg, names: &dyn Fn(&str, &str) -> Vec<Candid
     }
 }
 
-/// The VMs that `verb` could mean, or the images.
+/// The VMs that `verb` could mean, or the images or networks.
 fn live_names(verb: &str, what: &str) -> Vec<Candidate> {
     let Ok(places) = Places::find() else { return Vec::new() };
     let client = Client::new(Box::new(move || {
@@ -117,6 +125,11 @@ fn live_names(verb: &str, what: &str) -> Vec<Candidate> {
     if what == "image" {
         let images: Vec<Image> = client.json(Request::new(Route::ImageList, &[])).unwrap_or_default();
         return images.into_iter().map(|image| (image.name, image.summary)).collect();
+    }
+    if what == "network" {
+        let networks: Vec<Network> = client.json(Request::new(Route::NetworkList, &[])).unwrap_or_default();
+        let about = |network: &Network| network.spec.subnet.to_string();
+        return networks.into_iter().map(|network| (network.spec.name.clone(), about(&network))).collect();
     }
     let mut vms: Vec<Vm> = client.json(Request::new(Route::VmList, &[])).unwrap_or_default();
     vms.retain(|vm| fits(verb, vm.state));
@@ -172,6 +185,10 @@ mod tests {
             ("exec web ", vec![]),
             ("image ", vec!["ls", "rm"]),
             ("image rm ", vec!["image-of-rm"]),
+            ("network rm ", vec!["network-of-rm"]),
+            ("network connect ", vec!["network-of-connect"]),
+            ("network connect shop ", vec!["vm-of-connect"]),
+            ("run --net ", vec!["user", "user,host", "none", "network-of-run"]),
             ("build ", vec!["default", "debian"]),
             ("completions ", vec!["bash", "zsh", "fish"]),
             ("fly ", vec![]),

@@ -89,8 +89,9 @@ pub(crate) struct Args {
     /// Share a directory with the guest at PATH; ":ro" lets it only read
     #[arg(short = 'v', long = "volume", value_name = "DIR:PATH[:ro]")]
     shares: Vec<String>,
-    /// Network: none, or user: it reaches what you reach; the default with -p
-    #[arg(long, value_name = "user|none", value_parser = net)]
+    /// Network: none; user: one of its own, which reaches the outside, the default with -p; user,host: this host too; or
+    /// one that VMs share, by its name: viv network
+    #[arg(long, value_name = "NETWORK|user|none", value_parser = net)]
     net: Option<NetKind>,
     /// Publish a port of the guest on this host: [IP:]HOST:GUEST, with /udp for datagrams
     #[arg(short, long = "publish", value_name = "PORTS")]
@@ -118,7 +119,7 @@ fn accel(text: &str) -> Result<Accel, String> {
 }
 
 fn net(text: &str) -> Result<NetKind, String> {
-    text.parse().map_err(|fault: Fault| fault.fix)
+    text.parse().map_err(|fault: Fault| format!("{}; {}", fault.message, fault.fix))
 }
 
 fn on_reboot(text: &str) -> Result<OnReboot, String> {
@@ -325,7 +326,7 @@ fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Fault> {
         append: args.append.clone(),
         disks,
         shares,
-        net: args.net,
+        net: args.net.clone(),
         ports,
         start: true,
         remove: args.rm,
