@@ -94,7 +94,7 @@ fn vms_of_different_networks_never_meet_until_one_moves() {
 
     let moved = run(&["network", "connect", other.0, "e2e-one-web"], "").ok();
     assert_eq!(moved.out.trim(), ip("e2e-one-web"));
-    exec("e2e-one-web", "udhcpc -n -q -i eth0 -s /etc/viv/lease").ok();
+    until("a lease", WAIT, || exec("e2e-one-web", "udhcpc -n -q -i eth0 -s /etc/viv/lease").status == 0);
     until("a page in the new network", WAIT, || {
         page_of("e2e-one-web", "e2e-other-db") == "this is e2e-other-db\n"
     });
@@ -102,6 +102,82 @@ fn vms_of_different_networks_never_meet_until_one_moves() {
     until("the cable is out", WAIT, || exec("e2e-one-web", "cat /sys/class/net/eth0/carrier").out == "0\n");
     let again = run(&["network", "disconnect", other.0, "e2e-one-web"], "");
     assert_eq!(again.status, 4, "{again:?}");
+}
+
+/// Removes a security group when the test ends, however it ends; its VMs must be gone by then.
+struct Group(&'static str);
+
+impl Group {
+    fn create(name: &'static str, rules: &[&str]) -> Group {
+        let _ = run(&["secgroup", "rm", name], "");
+        run(&[&["secgroup", "create", name], rules].concat(), "").ok();
+        Group(name)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = run(&["secgroup", "rm", self.0], "");
+    }
+}
+
+#[test]
+fn a_security_group_cuts_exactly_what_it_says_also_what_is_open() {
+    let network = Network::create("e2e-sec", &[]);
+    let group = Group::create("e2e-sec-db", &["in tcp/80 from label:role=web", "in icmp"]);
+    let (_web, _db) = (start("e2e-sec-web", network.0), start("e2e-sec-db", network.0));
+    serve_page("e2e-sec-db");
+    exec("e2e-sec-db", "nc -ll -p 5432 -e cat > /dev/null 2>&1 &").ok();
+    let explain = || run(&["secgroup", "explain", "e2e-sec-web", "e2e-sec-db", "tcp/80"], "").ok().out;
+    until("a page", WAIT, || page_of("e2e-sec-web", "e2e-sec-db") == "this is e2e-sec-db\n");
+    assert!(explain().starts_with("allowed\n"));
+
+    // A connection that is open while its VM joins the group.
+    exec(
+        "e2e-sec-web",
+        "mkfifo /tmp/ask; (sleep 1000 > /tmp/ask &); nc e2e-sec-db 5432 < /tmp/ask > /tmp/said & echo",
+    )
+    .ok();
+    let echoes = |text: &str| {
+        exec("e2e-sec-web", &format!("echo {text} > /tmp/ask")).ok();
+        exec("e2e-sec-web", "cat /tmp/said").out.contains(text)
+    };
+    until("an echo", WAIT, || echoes("before"));
+    run(&["secgroup", "join", group.0, "e2e-sec-db"], "").ok();
+    let denied = explain();
+    assert!(denied.starts_with("denied\n") && denied.contains("e2e-sec-db"), "{denied}");
+    let page = exec("e2e-sec-web", "timeout 5 wget -qO- http://e2e-sec-db/");
+    assert!(page.status != 0 && page.out.is_empty(), "{page:?}");
+    echoes("after");
+    exec("e2e-sec-web", "ping -c 5 -W 20 e2e-sec-db").ok();
+    // What was allowed all the time has come and gone five times by now.
+    let said = exec("e2e-sec-web", "cat /tmp/said").ok().out;
+    assert!(said.contains("before") && !said.contains("after"), "the open connection is cut: {said}");
+
+    let rules = run(&["secgroup", "add-rule", group.0, "in", "tcp/80", "from", "group:e2e-sec-db"], "").ok();
+    assert!(rules.out.contains("3       allow in tcp/80 from group:e2e-sec-db"), "{rules:?}");
+    run(&["secgroup", "join", group.0, "e2e-sec-web"], "").ok();
+    until("a page again", WAIT, || page_of("e2e-sec-web", "e2e-sec-db") == "this is e2e-sec-db\n");
+    let allowed = explain();
+    assert!(allowed.starts_with("allowed\n") && allowed.contains("rule 3 of group e2e-sec-db"), "{allowed}");
+    for (words, status, part) in [
+        (vec!["secgroup", "rm", group.0], 4, "viv secgroup leave"),
+        (vec!["secgroup", "rm-rule", group.0, "4"], 3, "it has 3"),
+        (vec!["secgroup", "add-rule", group.0, "deny in icmp"], 4, "opposite"),
+        (vec!["secgroup", "add-rule", group.0, "in tcp from group:e2e-nothing"], 3, "e2e-nothing"),
+        (vec!["secgroup", "add-rule", group.0, "in tcp/http"], 2, "in tcp/5432"),
+        (vec!["secgroup", "explain", "e2e-sec-web", "e2e-sec-db", "tcp"], 2, "tcp/PORT"),
+        (
+            vec!["run", "--net", network.0, "--secgroup", "e2e-nothing", "--", "true"],
+            3,
+            "viv secgroup create",
+        ),
+        (vec!["run", "--label", "role", "--", "true"], 2, "NAME=VALUE"),
+    ] {
+        let done = run(&words, "");
+        assert_eq!(done.status, status, "{words:?}: {done:?}");
+        assert!(done.err.contains(part), "{words:?}: {done:?}");
+    }
 }
 
 #[test]

@@ -96,6 +96,24 @@ pub enum Route {
     NetworkConnect,
     /// Take a VM out of a network.
     NetworkDisconnect,
+    /// List security groups.
+    SecGroupList,
+    /// Make a security group.
+    SecGroupCreate,
+    /// One security group.
+    SecGroupGet,
+    /// Remove a security group.
+    SecGroupRemove,
+    /// Add a rule.
+    SecGroupRuleAdd,
+    /// Take a rule out.
+    SecGroupRuleRemove,
+    /// Put a VM into a group.
+    SecGroupJoin,
+    /// Take a VM out of a group.
+    SecGroupLeave,
+    /// What decides about a flow.
+    Explain,
     /// List images.
     ImageList,
     /// Build an image.
@@ -286,6 +304,69 @@ pub const TABLE: &[Endpoint] = &[
         "/v1/networks/{network}/vms/{vm}",
         Answer::Json,
         "take a VM's card out of it (Vm)",
+    ),
+    line(
+        Route::SecGroupList,
+        Method::Get,
+        "/v1/secgroups",
+        Answer::Json,
+        "the security groups, with their rules and VMs ([SecGroupInfo])",
+    ),
+    line(
+        Route::SecGroupCreate,
+        Method::Post,
+        "/v1/secgroups",
+        Answer::Json,
+        "make a security group (SecGroupCreate -> SecGroupInfo)",
+    ),
+    line(
+        Route::SecGroupGet,
+        Method::Get,
+        "/v1/secgroups/{group}",
+        Answer::Json,
+        "a security group by name (SecGroupInfo)",
+    ),
+    line(
+        Route::SecGroupRemove,
+        Method::Delete,
+        "/v1/secgroups/{group}",
+        Answer::Json,
+        "forget a security group that no VM is in and no rule names (SecGroupInfo)",
+    ),
+    line(
+        Route::SecGroupRuleAdd,
+        Method::Post,
+        "/v1/secgroups/{group}/rules",
+        Answer::Json,
+        "add a rule, which takes effect at once (RuleAdd -> SecGroupInfo)",
+    ),
+    line(
+        Route::SecGroupRuleRemove,
+        Method::Delete,
+        "/v1/secgroups/{group}/rules/{number}",
+        Answer::Json,
+        "take a rule out, counted from 1, at once also for open flows (SecGroupInfo)",
+    ),
+    line(
+        Route::SecGroupJoin,
+        Method::Post,
+        "/v1/secgroups/{group}/vms",
+        Answer::Json,
+        "put a VM into it, also while it runs (SecGroupJoin -> Vm)",
+    ),
+    line(
+        Route::SecGroupLeave,
+        Method::Delete,
+        "/v1/secgroups/{group}/vms/{vm}",
+        Answer::Json,
+        "take a VM out of it, also while it runs (Vm)",
+    ),
+    line(
+        Route::Explain,
+        Method::Post,
+        "/v1/explain",
+        Answer::Json,
+        "would a flow be let through, and what decides (Explain -> Explanation)",
     ),
     line(Route::ImageList, Method::Get, "/v1/images", Answer::Json, "the images in the store ([Image])"),
     line(

@@ -20,6 +20,7 @@ pub mod network;
 pub mod passed;
 mod process;
 pub mod runner;
+pub mod secgroup;
 pub mod socket;
 pub mod stats;
 pub mod switch;

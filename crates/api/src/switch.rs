@@ -5,7 +5,7 @@
 //! then its [`Reply`], and so on. It ends when no VM has been plugged in for a while.
 use crate::vm::Process;
 use serde::{Deserialize, Serialize};
-use viv_model::{Attachment, Fault, NetworkSpec, PortSpec};
+use viv_model::{Attachment, Fault, NetworkSpec, PortSpec, SecGroup};
 
 /// Which network it is: a [`NetworkSpec`]. All names are relative to the switch's directory.
 pub const SPEC: &str = "switch.json";
@@ -15,8 +15,8 @@ pub const LOCK: &str = "switch.lock";
 pub const CONTROL: &str = "switch.sock";
 /// What the switch itself had to say; empty on a good day.
 pub const LOG: &str = "switch.log";
-/// Most bytes of a request on [`CONTROL`].
-pub const LINE_MAX: usize = 64 * 1024;
+/// Most bytes of a request on [`CONTROL`]: it has all rules.
+pub const LINE_MAX: usize = 64 << 20;
 /// Most bytes of an answer: it names all ports.
 pub const REPLY_MAX: usize = 8 << 20;
 
@@ -43,6 +43,18 @@ pub enum Ask {
         port: Attachment,
         /// Its published ports, as many as sockets come.
         publish: Vec<PortSpec>,
+    },
+    /// These are the security groups from now on, also for open flows.
+    Groups {
+        /// All of them.
+        groups: Vec<SecGroup>,
+    },
+    /// A VM is in these groups from now on, if it is plugged in.
+    Member {
+        /// The VM's identity.
+        vm: String,
+        /// Their names.
+        groups: Vec<String>,
     },
     /// Pull a VM's plug, if it has one.
     Unplug {

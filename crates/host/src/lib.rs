@@ -22,6 +22,7 @@ pub mod places;
 mod plugs;
 mod routes;
 mod runners;
+mod secgroups;
 mod service;
 mod shares;
 mod signs;

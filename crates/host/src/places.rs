@@ -25,6 +25,7 @@ impl Places {
             &places.state,
             &places.vms(),
             &places.networks(),
+            &places.secgroups(),
             &places.data,
             &places.images(),
             &places.runtime,
@@ -73,6 +74,11 @@ impl Places {
     /// A directory for each network that VMs share.
     pub fn networks(&self) -> PathBuf {
         self.state.join("networks")
+    }
+
+    /// A file for each security group.
+    pub fn secgroups(&self) -> PathBuf {
+        self.state.join("secgroups")
     }
 
     /// The store of images.

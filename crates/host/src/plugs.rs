@@ -19,10 +19,7 @@ const SHORT_LIFE: Duration = Duration::from_secs(2);
 impl Vms {
     /// The port for the process of a VM that starts.
     pub(crate) fn plug_in(&self, record: &VmRecord) -> Result<Option<OwnedFd>, Fault> {
-        match &record.machine.nic {
-            Some(nic) => self.networks.plug(&record.id, &record.name, nic),
-            None => Ok(None),
-        }
+        self.networks.plug(record)
     }
 
     fn switch_of(&self, record: &VmRecord) -> Option<Switch> {

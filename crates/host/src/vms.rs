@@ -4,6 +4,7 @@ use crate::names;
 use crate::networks::Networks;
 use crate::places::Places;
 use crate::runners::Runner;
+use crate::secgroups;
 use crate::shares;
 use crate::store::{Store, VmRecord};
 use std::collections::{HashMap, HashSet};
@@ -222,6 +223,8 @@ impl Vms {
             created_at: record.created_at,
             started_at: record.started_at,
             remove: record.remove,
+            groups: record.groups,
+            labels: record.labels,
             on_reboot: record.on_reboot,
             attended_by: record.attended_by,
             machine: record.machine,
@@ -263,6 +266,8 @@ impl Vms {
                 created_at: Timestamp::now(),
                 image,
                 machine,
+                groups: secgroups::distinct(&ask.groups)?,
+                labels: ask.labels.clone(),
                 on_reboot: ask.on_reboot,
                 remove: ask.remove,
                 command: ask.command.clone(),
@@ -270,6 +275,7 @@ impl Vms {
                 attended_by: None,
             };
             let _turn = self.networks.hold();
+            record.groups.iter().try_for_each(|group| self.networks.groups.find(group).map(drop))?;
             if let Some(nic) = &mut record.machine.nic {
                 self.networks.give_address(nic, &self.store.all()?)?;
             }

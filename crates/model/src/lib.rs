@@ -10,6 +10,7 @@ mod lifecycle;
 mod network;
 mod nic;
 mod room;
+mod secgroup;
 mod share;
 mod spec;
 
@@ -19,6 +20,7 @@ pub use lifecycle::{Ask, Refused, State, next};
 pub use network::{Attachment, NetworkSpec, Subnet};
 pub use nic::{NetKind, NicSpec, PORTS_MAX, PortSpec, Protocol};
 pub use room::Room;
+pub use secgroup::{Carrier, Direction, GROUPS_MAX, Label, Peer, RULES_MAX, Rule, SecGroup};
 pub use share::{SHARES_MAX, ShareMount, ShareSpec};
 pub use spec::{
     Accel, CPUS_MAX, DiskFormat, DiskLimits, DiskSpec, MEMORY_MIB_MIN, MEMORY_STEP_MIB, MachineSpec, SoftSpec,

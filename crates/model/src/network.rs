@@ -1,5 +1,5 @@
 //! Networks that VMs share: their descriptions and their plans of addresses.
-use crate::{Fault, Kind};
+use crate::{Fault, Kind, Label};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -215,6 +215,12 @@ pub struct Attachment {
     pub mac: [u8; 6],
     /// Its guest's address. No packet with another one leaves the port.
     pub address: Ipv4Addr,
+    /// The security groups that the VM is in.
+    #[serde(default)]
+    pub groups: Vec<String>,
+    /// The VM's labels.
+    #[serde(default)]
+    pub labels: Vec<Label>,
 }
 
 #[cfg(test)]

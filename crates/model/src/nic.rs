@@ -157,12 +157,16 @@ pub struct NicSpec {
     /// Ports of the host that lead to the guest.
     #[serde(default)]
     pub ports: Vec<PortSpec>,
-    /// What it is plugged into.
-    #[serde(default)]
+    /// What it is plugged into; where it is not said, as before there was a choice.
+    #[serde(default = "before_there_was_a_choice")]
     pub net: NetKind,
     /// Its guest's address in a network that VMs share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<Ipv4Addr>,
+}
+
+fn before_there_was_a_choice() -> NetKind {
+    NetKind::User { host: true }
 }
 
 #[cfg(test)]

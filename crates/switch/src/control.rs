@@ -65,6 +65,14 @@ fn obey(ask: Ask, files: Vec<OwnedFd>, controls: &Controls) -> Result<(), Fault>
     match ask {
         Ask::Status => Ok(()),
         Ask::Plug { port, publish } => plug(port, &publish, files, controls),
+        Ask::Groups { groups } => {
+            controls.set_groups(groups);
+            Ok(())
+        }
+        Ask::Member { vm, groups } => {
+            controls.set_member(&vm, groups);
+            Ok(())
+        }
         Ask::Unplug { vm } => {
             controls.unplug(&vm);
             Ok(())

@@ -68,6 +68,8 @@ pub(crate) enum Verb {
     Disk(verbs::disk::Disk),
     /// Make, look at and remove networks that VMs share
     Network(verbs::network::Args),
+    /// Say which VMs and addresses may reach a VM
+    Secgroup(verbs::secgroup::Args),
     /// Show the service, the host and what its KVM is worth
     Info(verbs::info::Args),
     /// Print a script by which a shell completes commands, with the names of VMs

@@ -7,6 +7,7 @@ mod publish;
 mod switch;
 
 use crate::places::Places;
+use crate::secgroups::SecGroups;
 use crate::store::{StoreError, VmRecord, write_whole};
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder};
@@ -36,6 +37,8 @@ pub(crate) struct Networks {
     vms: PathBuf,
     /// One change of networks, or of who is in one, at a time.
     changing: Mutex<()>,
+    /// What may pass between VMs.
+    pub(crate) groups: SecGroups,
     /// One switch is started, or told who is plugged in, at a time.
     switching: Mutex<()>,
     /// Told each switch that is started.
@@ -56,6 +59,7 @@ impl Networks {
             root: places.networks(),
             vms: places.vms(),
             changing: Mutex::default(),
+            groups: SecGroups::new(places),
             switching: Mutex::default(),
             watch,
         }
@@ -210,13 +214,14 @@ impl Networks {
     }
 
     /// Plugs a VM's card into its network, whose switch is started if it does not live. Gives what its process gets.
-    pub(crate) fn plug(&self, id: &str, name: &str, nic: &NicSpec) -> Result<Option<OwnedFd>, Fault> {
-        let Some((spec, switch)) = self.of(id, nic)? else { return Ok(None) };
+    pub(crate) fn plug(&self, record: &VmRecord) -> Result<Option<OwnedFd>, Fault> {
+        let Some(nic) = &record.machine.nic else { return Ok(None) };
+        let Some((spec, switch)) = self.of(&record.id, nic)? else { return Ok(None) };
         let address = nic.address.or_else(|| spec.subnet.guests().next()).unwrap_or(Ipv4Addr::UNSPECIFIED);
-        let port = Attachment { vm: id.to_string(), name: name.to_string(), mac: nic.mac, address };
+        let port = attachment(record, nic, address);
         let _turn = lock(&self.switching);
         // The sockets of an earlier port hold the published ports.
-        switch.unplug(id)?;
+        switch.unplug(&record.id)?;
         let listeners = publish::listen(nic)?;
         let (ours, theirs) = switch::pair()?;
         let gone = |error: io::Error| {
@@ -235,10 +240,48 @@ impl Networks {
             Ok(done) => done?,
             Err(_) => {
                 (self.watch)(switch.start(&spec)?, switch.clone());
-                switch.plug(port, &nic.ports, &theirs, &listeners).map_err(gone)??;
+                switch.set_groups(&self.groups.all()?).map_err(&gone)??;
+                switch.plug(port, &nic.ports, &theirs, &listeners).map_err(&gone)??;
             }
         }
         switch::owned(&ours).map(Some).map_err(gone)
+    }
+
+    /// Tells all switches that live what the security groups are now.
+    pub(crate) fn spread_groups(&self, records: &[VmRecord]) -> Result<(), Fault> {
+        let _turn = lock(&self.switching);
+        let groups = self.groups.all()?;
+        let mut told = HashSet::new();
+        for record in records {
+            let Some(nic) = &record.machine.nic else { continue };
+            let Some((spec, switch)) = self.of(&record.id, nic)? else { continue };
+            if switch.process().is_some() && told.insert(switch.clone()) {
+                answered(switch.set_groups(&groups), &switch, &spec)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells a VM's switch, if it lives, which groups the VM is in.
+    pub(crate) fn tell_member(&self, record: &VmRecord) -> Result<(), Fault> {
+        let Some(nic) = &record.machine.nic else { return Ok(()) };
+        let Some((spec, switch)) = self.of(&record.id, nic)? else { return Ok(()) };
+        let _turn = lock(&self.switching);
+        match switch.process() {
+            Some(_) => answered(switch.set_member(&record.id, &record.groups), &switch, &spec),
+            None => Ok(()),
+        }
+    }
+
+    /// The VMs that share a network with this one, as its switch knows them; only this one if it shares none.
+    pub(crate) fn neighbours(&self, record: &VmRecord, records: &[VmRecord]) -> Vec<Attachment> {
+        let name = match record.machine.nic.as_ref().map(|nic| &nic.net) {
+            Some(NetKind::Named(name)) => name.as_str(),
+            _ => return Vec::new(),
+        };
+        let all = members(name, records);
+        all.map(|(record, nic)| attachment(record, nic, nic.address.unwrap_or(Ipv4Addr::UNSPECIFIED)))
+            .collect()
     }
 
     /// Has a switch watched that an earlier service started.
@@ -246,6 +289,35 @@ impl Networks {
         if let Some(process) = switch.process() {
             (self.watch)(process, switch);
         }
+    }
+}
+
+/// What a switch answered; one that has just ended need not know.
+fn answered(
+    answer: io::Result<Result<(), Fault>>,
+    switch: &Switch,
+    network: &NetworkSpec,
+) -> Result<(), Fault> {
+    match answer {
+        Ok(answer) => answer,
+        Err(_) if switch.process().is_none() => Ok(()),
+        Err(error) => Err(Fault::new(
+            Kind::Error,
+            format!("the process of network {:?} does not answer: {error}", network.name),
+            "the change is kept; end that process (viv network show), and the next one has it",
+        )),
+    }
+}
+
+/// A VM as its switch knows it.
+pub(crate) fn attachment(record: &VmRecord, nic: &NicSpec, address: Ipv4Addr) -> Attachment {
+    Attachment {
+        vm: record.id.clone(),
+        name: record.name.clone(),
+        mac: nic.mac,
+        address,
+        groups: record.groups.clone(),
+        labels: record.labels.clone(),
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use viv_api::switch::{Ask, CONTROL, LINE_MAX, LOCK, LOG, REPLY_MAX, Reply, SPEC, Started, Status};
 use viv_api::vm::Process;
 use viv_api::{passed, socket};
-use viv_model::{Attachment, Fault, Kind, NetworkSpec, PortSpec};
+use viv_model::{Attachment, Fault, Kind, NetworkSpec, PortSpec, SecGroup};
 use viv_net::port::SocketPort;
 use viv_net::switch::Listeners;
 
@@ -110,6 +110,23 @@ impl Switch {
             [socket.descriptor()].into_iter().chain(listeners.descriptors()).collect();
         let reply = self.exchange(&Ask::Plug { port, publish: publish.to_vec() }, &files)?;
         Ok(match reply {
+            Reply::Ok(_) => Ok(()),
+            Reply::Refused(fault) => Err(fault),
+        })
+    }
+
+    /// Tells it the security groups; the outer error is that nobody answers.
+    pub(super) fn set_groups(&self, groups: &[SecGroup]) -> io::Result<Result<(), Fault>> {
+        self.told(&Ask::Groups { groups: groups.to_vec() })
+    }
+
+    /// Tells it the groups that a VM is in.
+    pub(super) fn set_member(&self, vm: &str, groups: &[String]) -> io::Result<Result<(), Fault>> {
+        self.told(&Ask::Member { vm: vm.to_string(), groups: groups.to_vec() })
+    }
+
+    fn told(&self, ask: &Ask) -> io::Result<Result<(), Fault>> {
+        Ok(match self.exchange(ask, &[])? {
             Reply::Ok(_) => Ok(()),
             Reply::Refused(fault) => Err(fault),
         })

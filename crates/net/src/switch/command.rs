@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use viv_model::Attachment;
+use viv_model::{Attachment, SecGroup};
 
 /// Commands that wait.
 const WAITING_MAX: usize = 16;
@@ -34,6 +34,8 @@ pub enum PlugError {
 pub(super) enum Command {
     Plug(Box<Attachment>, SocketPort, Listeners, SyncSender<Result<(), PlugError>>),
     Unplug(String, SyncSender<bool>),
+    Groups(Vec<SecGroup>, SyncSender<()>),
+    Member(String, Vec<String>, SyncSender<bool>),
     List(SyncSender<Vec<Attachment>>),
 }
 
@@ -86,6 +88,16 @@ impl Controls {
     /// Pulls a VM's plug; false if it had none.
     pub fn unplug(&self, vm: &str) -> bool {
         self.send(|answer| Command::Unplug(vm.to_string(), answer)).unwrap_or(false)
+    }
+
+    /// Other security groups from now on, also for open flows.
+    pub fn set_groups(&self, groups: Vec<SecGroup>) {
+        self.send(|answer| Command::Groups(groups, answer));
+    }
+
+    /// The groups that a VM is in from now on; false if it is not plugged in.
+    pub fn set_member(&self, vm: &str, groups: Vec<String>) -> bool {
+        self.send(|answer| Command::Member(vm.to_string(), groups, answer)).unwrap_or(false)
     }
 
     /// Who is plugged in.

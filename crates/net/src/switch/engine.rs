@@ -58,6 +58,8 @@ impl Engine {
             more = self.take_packets(&mut packet);
             self.nat.pump(&mut self.ports);
             self.flush();
+            // Those that took too few answers may have taken them now.
+            more |= self.ports.are_ready(4 * OUT_MAX);
             if self.lonely_until.is_some_and(|end| end <= Instant::now()) {
                 return Ok(());
             }
@@ -100,10 +102,27 @@ impl Engine {
                 address.into_iter().for_each(|address| self.unplug(address));
                 let _ = answer.send(address.is_some());
             }
+            Command::Groups(groups, answer) => {
+                let members = self.ports.all().map(|port| &port.attachment);
+                self.nat.filter.set_groups(groups, members);
+                self.nat.look_again(&mut self.ports);
+                let _ = answer.send(());
+            }
+            Command::Member(vm, groups, answer) => {
+                let port = self.address_of(&vm).and_then(|address| self.ports.get_mut(address));
+                let known = port.map(|port| port.attachment.groups = groups).is_some();
+                self.members_changed();
+                let _ = answer.send(known);
+            }
             Command::List(answer) => {
                 let _ = answer.send(self.ports.all().map(|port| port.attachment.clone()).collect());
             }
         }
+    }
+
+    fn members_changed(&mut self) {
+        self.nat.filter.compile(self.ports.all().map(|port| &port.attachment));
+        self.nat.look_again(&mut self.ports);
     }
 
     fn address_of(&self, vm: &str) -> Option<Ipv4Addr> {
@@ -138,10 +157,15 @@ impl Engine {
                 Socket::Tcp(listener) => self.nat.poll.watch(listener, who),
                 Socket::Udp(socket) => self.nat.poll.watch(socket.as_ref(), who),
             };
-            port.listeners.push((socket, guest, token.ok_or_else(refused)?));
+            let Some(token) = token else {
+                self.forget_tokens(&port);
+                return Err(refused());
+            };
+            port.listeners.push((socket, guest, token));
         }
         self.announce(address, mac);
         self.ports.add(port);
+        self.members_changed();
         self.lonely_until = None;
         Ok(())
     }
@@ -158,11 +182,16 @@ impl Engine {
         }
     }
 
+    fn forget_tokens(&mut self, port: &Port) {
+        self.nat.poll.forget(port.token);
+        port.listeners.iter().for_each(|(_, _, token)| self.nat.poll.forget(*token));
+    }
+
     fn unplug(&mut self, address: Ipv4Addr) {
         let Some(port) = self.ports.remove(address) else { return };
         self.nat.forget_guest(address);
-        self.nat.poll.forget(port.token);
-        port.listeners.iter().for_each(|(_, _, token)| self.nat.poll.forget(*token));
+        self.members_changed();
+        self.forget_tokens(&port);
         if self.ports.len() == 0 {
             self.lonely_until = Some(Instant::now() + LONELY);
         }
@@ -267,9 +296,12 @@ impl Engine {
 
     /// Hands a packet to the neighbours whom it is for.
     fn forward(&mut self, from: Ipv4Addr, to: EthernetAddress, address: Ipv4Addr, packet: &[u8]) {
+        let ip = packet.get(frame::NETWORK..).unwrap_or_default();
+        let now = Instant::now();
         if to.is_unicast() {
             // A card is reached at its guest's own address only: nobody is a router here but us.
-            if self.ports.of_mac(to) == Some(address) && !self.ports.forward(address, packet) {
+            let known = self.ports.of_mac(to) == Some(address) && address != from;
+            if known && self.nat.filter.passes(ip, address, now) && !self.ports.forward(address, packet) {
                 self.unplug(address);
             }
             return;
@@ -279,7 +311,7 @@ impl Engine {
         }
         let others: Vec<Ipv4Addr> = self.ports.all().map(|port| port.attachment.address).collect();
         for other in others.into_iter().filter(|other| *other != from) {
-            if !self.ports.forward(other, packet) {
+            if self.nat.filter.passes(ip, other, now) && !self.ports.forward(other, packet) {
                 self.unplug(other);
             }
         }

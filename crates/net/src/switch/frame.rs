@@ -11,7 +11,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use viv_arch::virtio::net as reg;
 
 const ETHERNET: usize = reg::HEADER_LEN;
-const NETWORK: usize = ETHERNET + 14;
+/// Where a packet's IP header is.
+pub(super) const NETWORK: usize = ETHERNET + 14;
 const TRANSPORT: usize = NETWORK + 20;
 const HOP_LIMIT: u8 = 64;
 /// Where the checksum of a TCP header is (RFC 9293 §3.1).

@@ -120,6 +120,9 @@ pub fn parse_frame(packet: &[u8]) -> bool {
             super::dhcp::answer(payload, &plan, own, "web").is_some()
                 | super::dns::answer(payload, &plan, |_| Some(own), |_| None).is_some()
         }
+        Some(Frame::Neighbours { address, .. }) => {
+            super::filter::passes_any_flow(packet.get(super::frame::NETWORK..).unwrap_or_default(), address)
+        }
         Some(_) => true,
         None => false,
     }

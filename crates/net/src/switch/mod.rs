@@ -4,7 +4,7 @@
 //! ```text
 //!  cards ◄─ a socket pair each ─► Engine: input.rs looks who sent it
 //!             ├─ ARP, DHCP, DNS: answered here
-//!             ├─ to another card: handed to its port
+//!             ├─ to another card: handed to its port, if Filter lets it pass
 //!             └─ to the outside: Nat ─┬─ TCP: tcp.rs, a peer for each connection ◄─► a socket
 //!                                     └─ UDP, echo: datagram.rs, a socket for each flow
 //! ```
@@ -18,6 +18,7 @@ mod datagram;
 mod dhcp;
 mod dns;
 mod engine;
+mod filter;
 mod frame;
 mod input;
 mod listen;
@@ -27,6 +28,7 @@ mod neighbours;
 mod pipe;
 mod poll;
 mod ports;
+pub mod rules;
 mod tcp;
 #[cfg(test)]
 mod tests;

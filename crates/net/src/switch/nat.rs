@@ -1,11 +1,13 @@
 //! The flows of a network that go on as sockets of the host.
 
-use super::address::{Flow, Plan, Way};
+use super::address::{DNS_PORT, Flow, Plan, Way};
 use super::datagram::{self, Echo, EchoFlow, Udp};
+use super::filter::Filter;
 use super::frame;
 use super::listen::Socket;
 use super::poll::{Poll, Who};
 use super::ports::Ports;
+use super::rules::Opening;
 use super::tcp::{self, Next, OUT_MAX, PIECE, Tcp};
 use crate::port::PACKET_MAX;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
@@ -17,6 +19,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use viv_model::Direction;
 
 /// Most connections of a guest, and of a network, at a time; more are refused.
 const CONNECTIONS_MAX: usize = 4096;
@@ -29,6 +32,7 @@ const ECHO_FLOWS_MAX: usize = 256;
 /// See the module.
 pub(super) struct Nat {
     pub(super) plan: Plan,
+    pub(super) filter: Filter,
     pub(super) poll: Poll,
     scratch: Vec<u8>,
     /// Each connection with its token.
@@ -51,6 +55,7 @@ impl Nat {
     pub(super) fn new(plan: Plan) -> io::Result<Nat> {
         Ok(Nat {
             plan,
+            filter: Filter::default(),
             poll: Poll::new()?,
             scratch: vec![0; PIECE.max(PACKET_MAX)],
             tcp: HashMap::new(),
@@ -106,6 +111,40 @@ impl Nat {
         (self.secret.hash_one(flow) as u32).wrapping_add(clock as u32)
     }
 
+    /// The rules have changed: flows that they do not let be opened any more end.
+    pub(super) fn look_again(&mut self, ports: &mut Ports) {
+        let denied = |(flow, (_, tcp)): (&Flow, &(u64, Tcp))| {
+            let allowed = match tcp.is_by_guest() {
+                true => allows_out(&self.plan, &self.filter, flow, Opening::Tcp(flow.remote.port())),
+                false => allows_in(&self.filter, flow, Opening::Tcp(flow.guest.port())),
+            };
+            (!allowed).then_some(*flow)
+        };
+        let connections: Vec<Flow> = self.tcp.iter().filter_map(denied).collect();
+        for flow in connections {
+            if let Some((_, tcp)) = self.tcp.get_mut(&flow)
+                && let Some(mut link) = ports.link(*flow.guest.ip(), &mut self.scratch)
+            {
+                let next = tcp.reset(&mut link);
+                self.settle(flow, next, ports);
+            }
+        }
+        let denied = |(flow, (_, udp)): (&Flow, &(u64, Udp))| {
+            let allowed = match udp.socket() {
+                Some(_) => allows_out(&self.plan, &self.filter, flow, Opening::Udp(flow.remote.port())),
+                None => allows_in(&self.filter, flow, Opening::Udp(flow.guest.port())),
+            };
+            (!allowed).then_some(Who::Udp(*flow))
+        };
+        let datagrams: Vec<Who> = self.udp.iter().filter_map(denied).collect();
+        let echoes = self
+            .echo
+            .keys()
+            .filter(|flow| !self.filter.allows(flow.guest, Direction::Out, Opening::Icmp, flow.remote));
+        let all: Vec<Who> = echoes.map(|flow| Who::Echo(*flow)).chain(datagrams).collect();
+        all.into_iter().for_each(|who| self.forget(who));
+    }
+
     fn is_full(&self, guest: Ipv4Addr) -> bool {
         let own = self.connections.get(&guest).copied().unwrap_or(0);
         own >= CONNECTIONS_MAX || self.tcp.len() >= CONNECTIONS_IN_ALL_MAX
@@ -127,7 +166,7 @@ impl Nat {
             return;
         }
         let expected = (segment.seq_number.0 as u32).wrapping_add(1);
-        let opened = match self.plan.outside(flow.remote) {
+        let opened = match way_out(&self.plan, &self.filter, &flow, Opening::Tcp(flow.remote.port())) {
             Way::Out(to) => open_tcp(to),
             Way::Nobody => Err(io::ErrorKind::HostUnreachable.into()),
             Way::Closed => Err(io::ErrorKind::ConnectionRefused.into()),
@@ -180,7 +219,7 @@ impl Nat {
             udp.send(payload, &mut link);
             return;
         }
-        let to = match self.plan.outside(flow.remote) {
+        let to = match way_out(&self.plan, &self.filter, &flow, Opening::Udp(flow.remote.port())) {
             Way::Out(to) => to,
             // Nobody answers for groups (RFC 1122 §3.2.2).
             _ if self.plan.is_group(*flow.remote.ip()) => return,
@@ -223,7 +262,9 @@ impl Nat {
             return;
         }
         if !self.echo.contains_key(&flow) {
-            let out = matches!(self.plan.outside(SocketAddrV4::new(flow.remote, 0)), Way::Out(_));
+            let ends =
+                Flow { guest: SocketAddrV4::new(flow.guest, 0), remote: SocketAddrV4::new(flow.remote, 0) };
+            let out = matches!(way_out(&self.plan, &self.filter, &ends, Opening::Icmp), Way::Out(_));
             if !out || self.echo.len() >= ECHO_FLOWS_MAX {
                 return;
             }
@@ -270,6 +311,11 @@ impl Nat {
         if ready.is_err() || self.is_full(*flow.guest.ip()) || self.tcp.contains_key(&flow) {
             return;
         }
+        if !allows_in(&self.filter, &flow, Opening::Tcp(flow.guest.port())) {
+            // Without lingering, closing is resetting (socket(7)).
+            let _ = rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO));
+            return;
+        }
         let first = self.first_sequence(&flow);
         let Some(mut link) = ports.link(*flow.guest.ip(), &mut self.scratch) else { return };
         let tcp = Tcp::by_host(flow, stream, first, &mut link);
@@ -289,6 +335,7 @@ impl Nat {
             let flow = Flow { guest, remote };
             match self.udp.get_mut(&flow) {
                 Some((_, udp)) => udp.touch(now),
+                None if !allows_in(&self.filter, &flow, Opening::Udp(guest.port())) => continue,
                 None => self.add_udp(flow, Udp::published(flow, socket.clone(), peer, now)),
             }
             let payload = self.scratch.get(..len.min(frame::DATAGRAM_MAX)).unwrap_or_default();
@@ -372,11 +419,31 @@ impl Nat {
             }
         }
         self.connections.remove(&guest);
+        self.filter.forget_vm(guest);
         let datagrams: Vec<Flow> = self.udp.keys().filter(is_its).copied().collect();
         datagrams.into_iter().for_each(|flow| self.forget(Who::Udp(flow)));
         let echoes: Vec<EchoFlow> = self.echo.keys().filter(|flow| flow.guest == guest).copied().collect();
         echoes.into_iter().for_each(|flow| self.forget(Who::Echo(flow)));
     }
+}
+
+/// Where a guest's flow goes, if the rules let it.
+fn way_out(plan: &Plan, filter: &Filter, flow: &Flow, opening: Opening) -> Way {
+    match allows_out(plan, filter, flow, opening) {
+        true => plan.outside(flow.remote),
+        false => Way::Forbidden,
+    }
+}
+
+fn allows_out(plan: &Plan, filter: &Filter, flow: &Flow, opening: Opening) -> bool {
+    let remote = *flow.remote.ip();
+    // Names are found whatever else is.
+    let asks = plan.is_name_server(remote) && flow.remote.port() == DNS_PORT;
+    asks || filter.allows(*flow.guest.ip(), Direction::Out, opening, remote)
+}
+
+fn allows_in(filter: &Filter, flow: &Flow, opening: Opening) -> bool {
+    filter.allows(*flow.guest.ip(), Direction::In, opening, *flow.remote.ip())
 }
 
 /// Begins to connect.

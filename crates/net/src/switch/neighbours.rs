@@ -7,7 +7,7 @@ use smoltcp::socket::tcp;
 use std::net::{Ipv4Addr, TcpListener};
 use std::thread;
 use std::time::Instant;
-use viv_model::NetworkSpec;
+use viv_model::{NetworkSpec, SecGroup};
 
 const OTHER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 16);
 const THIRD: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 17);
@@ -246,6 +246,71 @@ fn the_host_is_not_reached_unless_the_network_may() {
     });
     listener.set_nonblocking(true).unwrap();
     assert!(listener.accept().is_err(), "nobody came");
+}
+
+#[test]
+fn groups_decide_who_reaches_whom_and_a_change_cuts_what_is_open() {
+    let controls = shop();
+    let web = Raw::plugged_into(&controls, "web", GUEST);
+    let db = Raw::plugged_into(&controls, "db", OTHER);
+    web.frame();
+    let rules = |rules: &[&str]| {
+        let rules = rules.iter().map(|rule| rule.parse().unwrap()).collect();
+        controls.set_groups(vec![SecGroup { name: "db".to_string(), rules }]);
+    };
+    rules(&["in udp/5001 from group:web", "in udp/7"]);
+    assert!(controls.set_member("id-of-db", vec!["db".to_string()]) && !controls.set_member("x", vec![]));
+    // What passes for certain, so that what does not can be told from what is late.
+    let mut sure = ethernet(db.mac, web.mac, 0x0800);
+    sure.extend(ipv4(GUEST, OTHER, 17, &udp(5000, 7, b"sure")));
+    let passes = |frame: &[u8]| {
+        web.send(frame);
+        web.send(&sure);
+        let first = db.frame();
+        first != sure && {
+            assert_eq!((first, db.frame()), (frame.to_vec(), sure.clone()));
+            true
+        }
+    };
+    assert!(!passes(&web.datagram(&db, 1)), "it is not in the group that may");
+    controls.set_member("id-of-web", vec!["web".to_string()]);
+    assert!(passes(&web.datagram(&db, 2)), "now it is");
+    rules(&["in udp/7"]);
+    assert!(!passes(&web.datagram(&db, 3)), "the rule is gone, and the flow with it");
+    rules(&["in udp from group:web", "deny in udp/5001"]);
+    assert!(!passes(&web.datagram(&db, 4)), "to deny is stronger");
+    // And the answers of a flow that is let in pass a door that lets nothing else in.
+    let mut answer = ethernet(web.mac, db.mac, 0x0800);
+    answer.extend(ipv4(OTHER, GUEST, 17, &udp(7, 5000, b"answer")));
+    let mut stray = ethernet(web.mac, db.mac, 0x0800);
+    stray.extend(ipv4(OTHER, GUEST, 17, &udp(8, 5000, b"stray")));
+    db.send(&stray);
+    db.send(&answer);
+    assert_eq!(web.frame(), answer);
+}
+
+#[test]
+fn a_flow_to_the_outside_ends_when_the_rules_forbid_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let controls = network(&NetworkSpec { name: "shop".to_string(), ..NetworkSpec::user(true) }, None);
+    let mut guest = Guest::in_network(&controls, "web", GUEST, Listeners::default());
+    controls.set_member("id-of-web", vec!["web".to_string()]);
+    let rules = |rule: &str| {
+        let rules = vec![rule.parse().unwrap()];
+        controls.set_groups(vec![SecGroup { name: "web".to_string(), rules }]);
+    };
+    let is_closed = |sockets: &mut smoltcp::iface::SocketSet<'static>, handle| {
+        (sockets.get_mut::<tcp::Socket<'_>>(handle).state() == tcp::State::Closed).then_some(())
+    };
+    rules("out tcp to 10.0.2.2");
+    let handle = guest.connect((GATEWAY, port), 40000);
+    guest.until(|sockets| sockets.get_mut::<tcp::Socket<'_>>(handle).may_send().then_some(()));
+    let (mut stream, _) = listener.accept().unwrap();
+    rules("out udp to 10.0.2.2");
+    guest.until(|sockets| is_closed(sockets, handle));
+    let error = std::io::Read::read(&mut stream, &mut [0]).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "on the host, too");
 }
 
 #[test]

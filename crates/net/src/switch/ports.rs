@@ -100,6 +100,12 @@ impl Ports {
         self.by_mac.get(&mac).copied()
     }
 
+    /// Whether one may have packets for us, and not more than `most` to take.
+    pub(super) fn are_ready(&self, most: usize) -> bool {
+        let is_ready = |address| self.ports.get(address).is_some_and(|port| port.out.len() <= most);
+        self.readable.iter().any(is_ready)
+    }
+
     /// The way to a guest, if it is there.
     pub(super) fn link<'a>(&'a mut self, guest: Ipv4Addr, scratch: &'a mut [u8]) -> Option<Link<'a>> {
         let port = self.ports.get_mut(&guest)?;

@@ -166,6 +166,10 @@ impl Tcp {
         self.deadline
     }
 
+    pub(super) fn is_by_guest(&self) -> bool {
+        self.by_guest
+    }
+
     pub(super) fn stream(&self) -> &TcpStream {
         &self.stream
     }

@@ -82,7 +82,14 @@ pub(super) fn mac(address: Ipv4Addr) -> [u8; 6] {
 }
 
 pub(super) fn attachment(name: &str, address: Ipv4Addr) -> Attachment {
-    Attachment { vm: format!("id-of-{name}"), name: name.to_string(), mac: mac(address), address }
+    Attachment {
+        vm: format!("id-of-{name}"),
+        name: name.to_string(),
+        mac: mac(address),
+        address,
+        groups: Vec::new(),
+        labels: Vec::new(),
+    }
 }
 
 /// A network that runs until nobody is in it.

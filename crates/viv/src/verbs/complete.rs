@@ -9,6 +9,7 @@ use viv_api::client::{Client, Request};
 use viv_api::endpoint::Route;
 use viv_api::image::Image;
 use viv_api::network::Network;
+use viv_api::secgroup::SecGroupInfo;
 use viv_api::socket;
 use viv_api::vm::Vm;
 use viv_host::Places;
@@ -105,7 +106,7 @@ fn values(command: &Command, arg: &Arg, names: &dyn Fn(&str, &str) -> Vec<Candid
             found
         }
         "image" if command.get_name() == "build" => fixed(&["default", "debian"]),
-        id @ ("vm" | "vms" | "image" | "images" | "network" | "networks") => {
+        id @ ("vm" | "vms" | "image" | "images" | "network" | "networks" | "group" | "groups") => {
             names(command.get_name(), id.trim_end_matches('s'))
         }
         _ => {
@@ -115,7 +116,7 @@ fn values(command: &Command, arg: &Arg, names: &dyn Fn(&str, &str) -> Vec<Candid
     }
 }
 
-/// The VMs that `verb` could mean, or the images or networks.
+/// The VMs that `verb` could mean, or the images, networks or security groups.
 fn live_names(verb: &str, what: &str) -> Vec<Candidate> {
     let Ok(places) = Places::find() else { return Vec::new() };
     let client = Client::new(Box::new(move || {
@@ -125,6 +126,12 @@ fn live_names(verb: &str, what: &str) -> Vec<Candidate> {
     if what == "image" {
         let images: Vec<Image> = client.json(Request::new(Route::ImageList, &[])).unwrap_or_default();
         return images.into_iter().map(|image| (image.name, image.summary)).collect();
+    }
+    if what == "group" {
+        let groups: Vec<SecGroupInfo> =
+            client.json(Request::new(Route::SecGroupList, &[])).unwrap_or_default();
+        let about = |group: &SecGroupInfo| format!("{} rules", group.rules.len());
+        return groups.into_iter().map(|group| (group.name.clone(), about(&group))).collect();
     }
     if what == "network" {
         let networks: Vec<Network> = client.json(Request::new(Route::NetworkList, &[])).unwrap_or_default();
@@ -188,6 +195,8 @@ mod tests {
             ("network rm ", vec!["network-of-rm"]),
             ("network connect ", vec!["network-of-connect"]),
             ("network connect shop ", vec!["vm-of-connect"]),
+            ("secgroup rm-rule ", vec!["group-of-rm-rule"]),
+            ("run --secgroup ", vec!["group-of-run"]),
             ("run --net ", vec!["user", "user,host", "none", "network-of-run"]),
             ("build ", vec!["default", "debian"]),
             ("completions ", vec!["bash", "zsh", "fish"]),

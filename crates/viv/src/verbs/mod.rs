@@ -16,6 +16,7 @@ pub(crate) mod network;
 pub(crate) mod ps;
 pub(crate) mod run;
 pub(crate) mod runner;
+pub(crate) mod secgroup;
 pub(crate) mod serve;
 pub(crate) mod stats;
 pub(crate) mod switch;
@@ -72,6 +73,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
         Verb::Stats(args) => stats::run(&context, args),
         Verb::Inspect(args) => inspect::run(&context, args),
         Verb::Network(args) => network::run(&context, args),
+        Verb::Secgroup(args) => secgroup::run(&context, args),
         Verb::Images(args) => images::list(&context, args),
         Verb::Image(args) => images::image(&context, args),
         Verb::Build(args) => build::run(&context, args),

@@ -96,6 +96,12 @@ pub(crate) struct Args {
     /// Publish a port of the guest on this host: [IP:]HOST:GUEST, with /udp for datagrams
     #[arg(short, long = "publish", value_name = "PORTS")]
     ports: Vec<String>,
+    /// A security group that it is in; may be given several times: viv secgroup
+    #[arg(long = "secgroup", value_name = "GROUP")]
+    groups: Vec<String>,
+    /// A label, by which rules of security groups find it; may be given several times
+    #[arg(long = "label", value_name = "NAME=VALUE")]
+    labels: Vec<String>,
     /// What a reset by the guest does; "end" with --rm and in the foreground
     #[arg(long, value_name = "restart|end", value_parser = on_reboot)]
     reboot: Option<OnReboot>,
@@ -310,6 +316,7 @@ fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Fault> {
     let disks = args.disks.iter().map(|text| disk(text)).collect::<Result<_, _>>()?;
     let shares = args.shares.iter().map(|text| share(text)).collect::<Result<_, _>>()?;
     let ports = args.ports.iter().map(|text| text.parse()).collect::<Result<_, Fault>>()?;
+    let labels = args.labels.iter().map(|text| text.parse()).collect::<Result<_, Fault>>()?;
     let mut soft = SoftSpec::default();
     args.options.iter().try_for_each(|option| soft.set(option))?;
     let file = |path: &Option<PathBuf>| path.as_deref().map(absolute).transpose();
@@ -328,6 +335,8 @@ fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Fault> {
         shares,
         net: args.net.clone(),
         ports,
+        groups: args.groups.clone(),
+        labels,
         start: true,
         remove: args.rm,
         on_reboot: args.reboot.unwrap_or(if ends { OnReboot::End } else { OnReboot::Restart }),
