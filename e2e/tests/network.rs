@@ -1,4 +1,4 @@
-//! The user network with the default guest: only the host's loopback is at its other end.
+//! A VM's own network with the default guest: only the host's loopback is at its other end.
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::thread;
@@ -8,7 +8,7 @@ use viv_e2e::{Vm, run, until};
 const WAIT: Duration = Duration::from_secs(60);
 
 fn soft(command: &str) -> Vec<&str> {
-    vec!["run", "--rm", "--accel", "soft", "--net", "user", "--", "sh", "-c", command]
+    vec!["run", "--rm", "--accel", "soft", "--net", "user,host", "--", "sh", "-c", command]
 }
 
 /// A port that nobody has now.
@@ -66,6 +66,18 @@ fn datagrams_reach_a_name_server_and_come_back() {
     let port = serve_names();
     let done = run(&soft(&format!("nslookup viv.test 10.0.2.2:{port}")), "").ok();
     assert!(done.out.contains("192.0.2.7"), "{done:?}");
+}
+
+#[test]
+fn the_host_is_not_reached_unless_it_is_asked_for() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let command = format!("timeout 60 wget -qO- http://10.0.2.2:{port}/ 2>&1 | grep -o refused");
+    let words = ["run", "--rm", "--accel", "soft", "--net", "user", "--", "sh", "-c", &command];
+    let done = run(&words, "").ok();
+    assert_eq!(done.out, "refused\n", "{done:?}");
+    listener.set_nonblocking(true).unwrap();
+    assert!(listener.accept().is_err(), "nobody came");
 }
 
 #[test]

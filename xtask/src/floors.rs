@@ -7,6 +7,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("viv", 4),
     ("viv-host", 3),
     ("viv-runner", 3),
+    ("viv-switch", 3),
     ("viv-machine", 2),
     ("viv-process", 2),
     ("viv-api", 1),

@@ -84,6 +84,36 @@ pub enum Route {
     VmConsole,
     /// The guest agent.
     VmAgent,
+    /// List networks.
+    NetworkList,
+    /// Make a network.
+    NetworkCreate,
+    /// One network.
+    NetworkGet,
+    /// Remove a network.
+    NetworkRemove,
+    /// Plug a VM into a network.
+    NetworkConnect,
+    /// Take a VM out of a network.
+    NetworkDisconnect,
+    /// List security groups.
+    SecGroupList,
+    /// Make a security group.
+    SecGroupCreate,
+    /// One security group.
+    SecGroupGet,
+    /// Remove a security group.
+    SecGroupRemove,
+    /// Add a rule.
+    SecGroupRuleAdd,
+    /// Take a rule out.
+    SecGroupRuleRemove,
+    /// Put a VM into a group.
+    SecGroupJoin,
+    /// Take a VM out of a group.
+    SecGroupLeave,
+    /// What decides about a flow.
+    Explain,
     /// List images.
     ImageList,
     /// Build an image.
@@ -246,6 +276,111 @@ pub const TABLE: &[Endpoint] = &[
         "/v1/vms/{vm}/agent",
         Answer::Stream,
         "a connection to its agent; ?wait=SECONDS waits until it is there, and on, up to ?boot=SECONDS, while the guest boots",
+    ),
+    line(
+        Route::NetworkList,
+        Method::Get,
+        "/v1/networks",
+        Answer::Json,
+        "the networks that VMs share, with their VMs ([Network])",
+    ),
+    line(
+        Route::NetworkCreate,
+        Method::Post,
+        "/v1/networks",
+        Answer::Json,
+        "make a network (NetworkCreate -> Network)",
+    ),
+    line(
+        Route::NetworkGet,
+        Method::Get,
+        "/v1/networks/{network}",
+        Answer::Json,
+        "a network by name (Network)",
+    ),
+    line(
+        Route::NetworkRemove,
+        Method::Delete,
+        "/v1/networks/{network}",
+        Answer::Json,
+        "forget a network that no VM is in (Network)",
+    ),
+    line(
+        Route::NetworkConnect,
+        Method::Post,
+        "/v1/networks/{network}/vms",
+        Answer::Json,
+        "move a VM's card into it, also while it runs (NetworkConnect -> Vm)",
+    ),
+    line(
+        Route::NetworkDisconnect,
+        Method::Delete,
+        "/v1/networks/{network}/vms/{vm}",
+        Answer::Json,
+        "take a VM's card out of it (Vm)",
+    ),
+    line(
+        Route::SecGroupList,
+        Method::Get,
+        "/v1/secgroups",
+        Answer::Json,
+        "the security groups, with their rules and VMs ([SecGroupInfo])",
+    ),
+    line(
+        Route::SecGroupCreate,
+        Method::Post,
+        "/v1/secgroups",
+        Answer::Json,
+        "make a security group (SecGroupCreate -> SecGroupInfo)",
+    ),
+    line(
+        Route::SecGroupGet,
+        Method::Get,
+        "/v1/secgroups/{group}",
+        Answer::Json,
+        "a security group by name (SecGroupInfo)",
+    ),
+    line(
+        Route::SecGroupRemove,
+        Method::Delete,
+        "/v1/secgroups/{group}",
+        Answer::Json,
+        "forget a security group that no VM is in and no rule names (SecGroupInfo)",
+    ),
+    line(
+        Route::SecGroupRuleAdd,
+        Method::Post,
+        "/v1/secgroups/{group}/rules",
+        Answer::Json,
+        "add a rule, which takes effect at once (RuleAdd -> SecGroupInfo)",
+    ),
+    line(
+        Route::SecGroupRuleRemove,
+        Method::Delete,
+        "/v1/secgroups/{group}/rules/{number}",
+        Answer::Json,
+        "take a rule out, counted from 1, at once also for open flows (SecGroupInfo)",
+    ),
+    line(
+        Route::SecGroupJoin,
+        Method::Post,
+        "/v1/secgroups/{group}/vms",
+        Answer::Json,
+        "put a VM into it, also while it runs (SecGroupJoin -> Vm)",
+    ),
+    line(
+        Route::SecGroupLeave,
+        Method::Delete,
+        "/v1/secgroups/{group}/vms/{vm}",
+        Answer::Json,
+        "take a VM out of it, also while it runs (Vm)",
+    ),
+    line(
+        Route::Explain,
+        Method::Post,
+        "/v1/explain",
+        Answer::Json,
+        "would a flow be let through, and what decides (Explain -> Explanation)",
     ),
     line(Route::ImageList, Method::Get, "/v1/images", Answer::Json, "the images in the store ([Image])"),
     line(

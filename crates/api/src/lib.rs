@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! viv ──HTTP/JSON, Unix socket──► viv serve ──JSON lines──► viv runner ──vsock──► guest agent
-//!        endpoint, vm, image, info            runner                      agent
+//!   endpoint, vm, image, network, info    │    runner                      agent
+//!                                         └──JSON lines──► viv switch: switch
 //! ```
 //!
 //! Wire types and the table of endpoints ([`endpoint::TABLE`]), written once and used by both ends, and
@@ -15,10 +16,14 @@ pub mod client;
 pub mod endpoint;
 pub mod image;
 pub mod info;
+pub mod network;
+pub mod passed;
 mod process;
 pub mod runner;
+pub mod secgroup;
 pub mod snapshot;
 pub mod socket;
 pub mod stats;
+pub mod switch;
 pub mod timestamp;
 pub mod vm;

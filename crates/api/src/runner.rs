@@ -1,6 +1,7 @@
 //! How the host service and a VM's process talk.
 //!
-//! The runner of a VM lives in one directory. It reads [`SPEC`], holds a lock on [`LOCK`] for as long as it
+//! The runner of a VM lives in one directory. Behind its standard input is the port of its network card, if it has one.
+//! It reads [`SPEC`], holds a lock on [`LOCK`] for as long as it
 //! lives, says on its standard output in one line whether the VM has started ([`Started`]), and then
 //! serves the sockets. A connection to [`CONTROL`] carries JSON lines: an [`Ask`], then its [`Reply`], and
 //! so on. A connection to [`CONSOLE`] carries the last output of the serial line, then plain bytes both
@@ -119,6 +120,9 @@ pub enum Ask {
         /// Which, from 0.
         disk: usize,
     },
+    /// Plug the network card into the port whose socket comes with the request (SCM_RIGHTS of unix(7)), or, without one,
+    /// pull its plug.
+    Plug,
     /// End now.
     Kill {
         /// What to write instead of [`End::Killed`].

@@ -3,7 +3,7 @@ use crate::agent::Exec;
 use crate::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
-use viv_model::{Accel, DiskSpec, End, MachineSpec, NetKind, PortSpec, ShareSpec, SoftSpec, State};
+use viv_model::{Accel, DiskSpec, End, Label, MachineSpec, NetKind, PortSpec, ShareSpec, SoftSpec, State};
 
 /// What happens when the guest asks for a reset.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +58,10 @@ pub struct VmCreate {
     pub net: Option<NetKind>,
     /// Ports of the host that lead to it.
     pub ports: Vec<PortSpec>,
+    /// The security groups that it is in.
+    pub groups: Vec<String>,
+    /// Its labels.
+    pub labels: Vec<Label>,
     /// Start it at once.
     pub start: bool,
     /// Forget it when it ends.
@@ -135,6 +139,12 @@ pub struct Vm {
     pub on_reboot: OnReboot,
     /// The process whose end is its end.
     pub attended_by: Option<Process>,
+    /// The security groups that it is in.
+    #[serde(default)]
+    pub groups: Vec<String>,
+    /// Its labels.
+    #[serde(default)]
+    pub labels: Vec<Label>,
     /// What restricts its process, by name; only while it runs.
     #[serde(default)]
     pub sandbox: Vec<String>,

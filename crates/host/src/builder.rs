@@ -58,14 +58,15 @@ impl BuilderVm<'_> {
         spec: &MachineSpec,
         console: &mut dyn FnMut(&[u8]),
     ) -> Result<End, Fault> {
-        runner.start(&RunnerSpec {
+        let spec = RunnerSpec {
             name: "builder".into(),
             machine: spec.clone(),
             on_reboot: OnReboot::End,
             attended_by: Some(Process::current()),
             command: None,
             resume: false,
-        })?;
+        };
+        runner.start(&spec, None)?;
         let mut socket = socket::connect(&runner.dir().join(CONSOLE)).ok();
         let mut piece = [0; 16 * 1024];
         while let Some(stream) = &mut socket {

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   viv ── Unix socket ──► service ─► routes ─┬─► vms ──► runner processes (one per VM, detached)
-//!                          (http)             │    └────► store (what was asked for)
+//!                          (http)             │    ├────► store (what was asked for)
+//!                                             │    └────► networks ──► switch processes (one per network)
 //!                                             └─► images
 //! ```
 //!
@@ -16,9 +17,12 @@ mod http;
 pub mod images;
 mod info;
 mod names;
+mod networks;
 pub mod places;
+mod plugs;
 mod routes;
 mod runners;
+mod secgroups;
 mod service;
 mod shares;
 mod signs;

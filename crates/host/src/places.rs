@@ -21,7 +21,15 @@ impl Places {
     /// The places of this user, made if they are missing.
     pub fn find() -> Result<Places, Fault> {
         let places = Places::from(&|name| std::env::var_os(name).filter(|value| !value.is_empty()))?;
-        for directory in [&places.state, &places.vms(), &places.data, &places.images(), &places.runtime] {
+        for directory in [
+            &places.state,
+            &places.vms(),
+            &places.networks(),
+            &places.secgroups(),
+            &places.data,
+            &places.images(),
+            &places.runtime,
+        ] {
             make_private(directory)?;
         }
         Ok(places)
@@ -66,6 +74,16 @@ impl Places {
     /// A directory for each snapshot.
     pub fn snapshots(&self) -> PathBuf {
         self.state.join("snapshots")
+    }
+
+    /// A directory for each network that VMs share.
+    pub fn networks(&self) -> PathBuf {
+        self.state.join("networks")
+    }
+
+    /// A file for each security group.
+    pub fn secgroups(&self) -> PathBuf {
+        self.state.join("secgroups")
     }
 
     /// The store of images.

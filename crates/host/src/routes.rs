@@ -16,6 +16,8 @@ use tokio::sync::mpsc;
 use viv_api::endpoint::{self, NoRoute, Route};
 use viv_api::image::{BuildLine, Image, ImageBuild, Progress};
 use viv_api::info::{Info, KvmState, Service as ServiceInfo};
+use viv_api::network::NetworkConnect;
+use viv_api::secgroup::{RuleAdd, SecGroupJoin};
 use viv_api::timestamp::Timestamp;
 use viv_api::vm::{Vm, VmCreate};
 use viv_model::{Ask, Fault, Kind};
@@ -143,6 +145,48 @@ pub(crate) async fn answer(
         Route::VmFork => {
             let ask = body(request).await?;
             blocking(move || service.snapshots.fork(&name, &ask)).await
+        }
+        Route::NetworkList => blocking(move || vms.networks()).await,
+        Route::NetworkCreate => {
+            let ask = body(request).await?;
+            blocking(move || vms.create_network(&ask)).await
+        }
+        Route::NetworkGet => blocking(move || vms.network(&name)).await,
+        Route::NetworkRemove => blocking(move || vms.remove_network(&name)).await,
+        Route::NetworkConnect => {
+            let ask: NetworkConnect = body(request).await?;
+            blocking(move || vms.connect(&name, &ask.vm)).await
+        }
+        Route::NetworkDisconnect => {
+            let vm = arguments.next().unwrap_or_default();
+            blocking(move || vms.disconnect(&name, &vm)).await
+        }
+        Route::SecGroupList => blocking(move || vms.secgroups()).await,
+        Route::SecGroupCreate => {
+            let ask = body(request).await?;
+            blocking(move || vms.create_secgroup(ask)).await
+        }
+        Route::SecGroupGet => blocking(move || vms.secgroup(&name)).await,
+        Route::SecGroupRemove => blocking(move || vms.remove_secgroup(&name)).await,
+        Route::SecGroupRuleAdd => {
+            let ask: RuleAdd = body(request).await?;
+            blocking(move || vms.add_rule(&name, &ask.rule)).await
+        }
+        Route::SecGroupRuleRemove => {
+            let number = arguments.next().unwrap_or_default();
+            blocking(move || vms.remove_rule(&name, &number)).await
+        }
+        Route::SecGroupJoin => {
+            let ask: SecGroupJoin = body(request).await?;
+            blocking(move || vms.join(&name, &ask.vm)).await
+        }
+        Route::SecGroupLeave => {
+            let vm = arguments.next().unwrap_or_default();
+            blocking(move || vms.leave(&name, &vm)).await
+        }
+        Route::Explain => {
+            let ask = body(request).await?;
+            blocking(move || vms.explain(&ask)).await
         }
         Route::ImageList => {
             blocking(move || Ok(service.images.list()?.iter().map(shown).collect::<Vec<_>>())).await

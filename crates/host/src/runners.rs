@@ -1,11 +1,9 @@
 //! The process of a VM, seen from outside: started, asked, waited for, found again.
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, IoSlice, Read, Seek, SeekFrom, Write};
-use std::mem::MaybeUninit;
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -15,10 +13,10 @@ use viv_api::runner::{
     Ask, CONSOLE_LOG, CONTROL, END, LINE_MAX, LOCK, Probe, RUNNER_LOG, Reply, RunnerSpec, SPEC, STATS,
     Started, Status,
 };
-use viv_api::socket;
 use viv_api::stats::VmStats;
 use viv_api::timestamp::Timestamp;
 use viv_api::vm::Process;
+use viv_api::{passed, socket};
 use viv_block::Source;
 use viv_model::{DiskSpec, End, Fault, Kind, SavedParts};
 
@@ -36,7 +34,7 @@ const LAST_WORDS_BEFORE: usize = 4;
 const LAST_WORDS_BYTES: u64 = 16 << 10;
 
 /// The command that is this program.
-fn this_program() -> Command {
+pub(crate) fn this_program() -> Command {
     // Not its path: that may be a newer version's by now.
     let mut command = Command::new("/proc/self/exe");
     command.current_dir("/").stdin(Stdio::null());
@@ -82,8 +80,8 @@ impl Runner {
         }
     }
 
-    /// Starts the process and waits until the VM runs.
-    pub(crate) fn start(&self, spec: &RunnerSpec) -> Result<Status, Fault> {
+    /// Starts the process, with the port of its network card, and waits until the VM runs.
+    pub(crate) fn start(&self, spec: &RunnerSpec, port: Option<OwnedFd>) -> Result<Status, Fault> {
         let broken = |what: &'static str| {
             move |error: io::Error| {
                 Fault::new(
@@ -104,6 +102,7 @@ impl Runner {
         let mut child = this_program()
             .arg("runner")
             .arg(&self.dir)
+            .stdin(port.map_or_else(Stdio::null, Stdio::from))
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()
@@ -178,24 +177,20 @@ impl Runner {
         }
     }
 
+    /// Has its network card plugged into this port, or into none.
+    pub(crate) fn plug(&self, port: Option<OwnedFd>) -> Result<(), Fault> {
+        let port: Vec<File> = port.into_iter().map(File::from).collect();
+        self.ask_with(&Ask::Plug, &port).map(drop)
+    }
+
     /// One request and its answer; files go along (SCM_RIGHTS, unix(7)).
     fn exchange(&self, ask: &Ask, files: &[File], limit: Duration) -> io::Result<Reply> {
-        let mut socket = socket::connect(&self.dir.join(CONTROL))?;
+        let socket = socket::connect(&self.dir.join(CONTROL))?;
         socket.set_read_timeout(Some(limit))?;
         let mut line = serde_json::to_vec(ask)?;
         line.push(b'\n');
-        let mut sent = 0;
-        if !files.is_empty() {
-            let files: Vec<BorrowedFd<'_>> = files.iter().map(File::as_fd).collect();
-            let message = SendAncillaryMessage::ScmRights(&files);
-            let mut space = vec![MaybeUninit::uninit(); message.size()];
-            let mut ancillary = SendAncillaryBuffer::new(&mut space);
-            if !ancillary.push(message) {
-                return Err(io::ErrorKind::InvalidInput.into());
-            }
-            sent = sendmsg(&socket, &[IoSlice::new(&line)], &mut ancillary, SendFlags::NOSIGNAL)?;
-        }
-        socket.write_all(line.get(sent..).unwrap_or_default())?;
+        let files: Vec<BorrowedFd<'_>> = files.iter().map(File::as_fd).collect();
+        passed::send(&socket, &line, &files)?;
         let mut answer = Vec::new();
         BufReader::new(socket).take(LINE_MAX as u64).read_until(b'\n', &mut answer)?;
         Ok(serde_json::from_slice(&answer)?)

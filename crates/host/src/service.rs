@@ -2,7 +2,9 @@
 use crate::builder;
 use crate::http;
 use crate::images::Images;
+use crate::networks::Networks;
 use crate::places::Places;
+use crate::plugs::WatchedSwitch;
 use crate::routes;
 use crate::runners;
 use crate::snapshots::Snapshots;
@@ -146,7 +148,12 @@ async fn run(places: Places, listener: UnixListener) -> Result<(), Fault> {
     let watch = Box::new(move |process, id| {
         let _ = watch.send((process, id));
     });
-    let vms = Arc::new(Vms::new(Box::new(store), places.clone(), images.clone(), watch));
+    let (watch_switch, mut switches) = mpsc::unbounded_channel();
+    let watch_switch = Box::new(move |process, switch| {
+        let _ = watch_switch.send(WatchedSwitch { process, switch, since: Instant::now() });
+    });
+    let networks = Networks::new(&places, watch_switch);
+    let vms = Arc::new(Vms::new(Box::new(store), places.clone(), images.clone(), networks, watch));
     vms.adopt()?;
     let snapshots = Snapshots::open(&places, vms.clone())?;
     let service = Arc::new(Service {
@@ -157,6 +164,18 @@ async fn run(places: Places, listener: UnixListener) -> Result<(), Fault> {
         started_at: Timestamp::now(),
         work: Arc::default(),
         jobs: Mutex::default(),
+    });
+    let connected = vms.clone();
+    tokio::spawn(async move {
+        let mut known: Vec<Process> = Vec::new();
+        while let Some(watched) = switches.recv().await {
+            known.retain(Process::is_alive);
+            // VMs that are found again name the same one.
+            if !known.contains(&watched.process) {
+                known.push(watched.process);
+                tokio::spawn(watch_switch_of(connected.clone(), watched));
+            }
+        }
     });
     let live = Arc::new(AtomicUsize::new(0));
     let counter = live.clone();
@@ -200,6 +219,13 @@ async fn watch_vm(vms: Arc<Vms>, process: Process, id: String, busy: Busy) {
     ended(&process).await;
     let _ = tokio::task::spawn_blocking(move || vms.ended(&id)).await;
     drop(busy);
+}
+
+/// Waits for the end of a network's switch.
+async fn watch_switch_of(vms: Arc<Vms>, watched: WatchedSwitch) {
+    ended(&watched.process).await;
+    let lived = watched.since.elapsed();
+    let _ = tokio::task::spawn_blocking(move || vms.switch_ended(&watched.switch, lived)).await;
 }
 
 /// Returns when the process has ended.

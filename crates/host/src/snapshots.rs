@@ -18,7 +18,7 @@ use viv_api::snapshot::{Snapshot, SnapshotCreate, SnapshotRestore, VmFork};
 use viv_api::timestamp::Timestamp;
 use viv_api::vm::{Vm, VmStart};
 use viv_block::{CreateOptions, Qcow2};
-use viv_model::{DiskFormat, DiskSpec, Fault, Kind, Manifest, SavedParts, State};
+use viv_model::{DiskFormat, DiskSpec, Fault, Kind, Manifest, NetKind, SavedParts, State};
 use viv_snapshot::{
     FORMAT, INITRD, KERNEL, MANIFEST, MEMORY, STATE, disk_file, plain, read_manifest, sums_file, verify,
     verify_disks, write_manifest,
@@ -312,6 +312,8 @@ impl Snapshots {
                 started_at: None,
                 attended_by: None,
                 snapshot: Some(manifest.id.clone()),
+                groups: Vec::new(),
+                labels: Vec::new(),
             })
         });
         made.inspect_err(|_| drop(fs::remove_dir_all(&dir)))?;
@@ -429,7 +431,13 @@ fn lay_out(
         *spec = DiskSpec { path, format: Some(DiskFormat::Qcow2), allow: Vec::new(), ..spec.clone() };
     }
     match &mut machine.nic {
-        Some(nic) => nic.ports.clone_from(&ask.ports),
+        Some(nic) => {
+            nic.ports.clone_from(&ask.ports);
+            // In a network that VMs share, its card's and its guest's addresses are still those of the VM that was saved.
+            if matches!(nic.net, NetKind::Named(_)) {
+                (nic.net, nic.address) = (NetKind::None, None);
+            }
+        }
         None if ask.ports.is_empty() => {}
         None => {
             return Err(Fault::new(

@@ -1,8 +1,10 @@
 //! What may be done with VMs, and how.
 use crate::images::Images;
 use crate::names;
+use crate::networks::Networks;
 use crate::places::Places;
 use crate::runners::Runner;
+use crate::secgroups;
 use crate::shares;
 use crate::store::{Store, VmRecord};
 use std::collections::{HashMap, HashSet};
@@ -35,9 +37,10 @@ const ID_DIGITS_MIN: usize = 4;
 
 /// All VMs of this host.
 pub(crate) struct Vms {
-    store: Box<dyn Store>,
+    pub(crate) store: Box<dyn Store>,
     places: Places,
     images: Arc<Images>,
+    pub(crate) networks: Networks,
     /// One change at a time for each VM.
     changing: Mutex<HashMap<String, Arc<Mutex<()>>>>,
     /// Whose process has been started and has not yet said whether it runs.
@@ -55,16 +58,21 @@ impl Vms {
         store: Box<dyn Store>,
         places: Places,
         images: Arc<Images>,
+        networks: Networks,
         watch: Box<dyn Fn(Process, String) + Send + Sync>,
     ) -> Vms {
-        Vms { store, places, images, changing: Mutex::default(), starting: Mutex::default(), watch }
+        Vms { store, places, images, networks, changing: Mutex::default(), starting: Mutex::default(), watch }
     }
 
     /// Finds the VMs that live on from an earlier service, and forgets those that were to be.
     pub(crate) fn adopt(&self) -> Result<(), Fault> {
         for record in self.store.all()? {
-            match self.runner(&record).process() {
-                Some(process) => (self.watch)(process, record.id),
+            let runner = self.runner(&record);
+            match runner.process() {
+                Some(process) => {
+                    self.plug_in_again(&record, &runner);
+                    (self.watch)(process, record.id);
+                }
                 None => self.ended(&record.id),
             }
         }
@@ -131,6 +139,11 @@ impl Vms {
         Ok((record, runner))
     }
 
+    /// All records.
+    pub(crate) fn records(&self) -> Result<Vec<VmRecord>, Fault> {
+        Ok(self.store.all()?)
+    }
+
     /// One change of a VM at a time.
     pub(crate) fn change<T>(
         &self,
@@ -182,7 +195,7 @@ impl Vms {
         }
     }
 
-    fn view(&self, record: VmRecord, runner: &Runner) -> Vm {
+    pub(crate) fn view(&self, record: VmRecord, runner: &Runner) -> Vm {
         let process = runner.process();
         let status = process.and_then(|_| runner.ask(&RunnerAsk::Status).ok());
         let is_starting = process.is_some() || lock(&self.starting).contains(&record.id);
@@ -210,6 +223,8 @@ impl Vms {
             created_at: record.created_at,
             started_at: record.started_at,
             remove: record.remove,
+            groups: record.groups,
+            labels: record.labels,
             on_reboot: record.on_reboot,
             attended_by: record.attended_by,
             machine: record.machine,
@@ -256,12 +271,14 @@ impl Vms {
         let id = names::identity().map_err(no_random)?;
         let dir = self.places.vms().join(&id);
         let made = self.machine_of(&ask, &dir).and_then(|(image, machine)| {
-            let record = VmRecord {
+            let mut record = VmRecord {
                 id: id.clone(),
                 name,
                 created_at: Timestamp::now(),
                 image,
                 machine,
+                groups: secgroups::distinct(&ask.groups)?,
+                labels: ask.labels.clone(),
                 on_reboot: ask.on_reboot,
                 remove: ask.remove,
                 command: ask.command.clone(),
@@ -269,6 +286,11 @@ impl Vms {
                 attended_by: None,
                 snapshot: None,
             };
+            let _turn = self.networks.hold();
+            record.groups.iter().try_for_each(|group| self.networks.groups.find(group).map(drop))?;
+            if let Some(nic) = &mut record.machine.nic {
+                self.networks.give_address(nic, &self.store.all()?)?;
+            }
             self.store.insert(&record)?;
             Ok(())
         });
@@ -356,7 +378,7 @@ impl Vms {
                 VmRecord { started_at: Some(Timestamp::now()), attended_by: ask.attended_by, ..record };
             self.store.update(&record)?;
             lock(&self.starting).insert(record.id.clone());
-            let started = runner.start(&spec);
+            let started = self.plug_in(&record).and_then(|port| runner.start(&spec, port));
             lock(&self.starting).remove(&record.id);
             match started {
                 Ok(status) => {
@@ -521,22 +543,26 @@ fn refuse(state: State, ask: Ask, name: &str) -> Result<(), Fault> {
 /// The network card for what was asked; its address comes from the VM's identity.
 fn nic_of(ask: &VmCreate, dir: &Path) -> Result<Option<NicSpec>, Fault> {
     // A VM reaches nothing until its user says so.
-    let default = if ask.ports.is_empty() { NetKind::None } else { NetKind::User };
-    match ask.net.unwrap_or(default) {
-        NetKind::User => {
-            let id = dir.file_name().unwrap_or_default().to_string_lossy();
-            let number = u64::from_str_radix(&id, 16).unwrap_or_default();
-            let [.., a, b, c] = number.to_be_bytes();
-            // Locally administered (IEEE 802 §8.4).
-            Ok(Some(NicSpec { mac: [0x02, 0x76, 0x69, a, b, c], ports: ask.ports.clone() }))
-        }
+    let default = if ask.ports.is_empty() { NetKind::None } else { NetKind::User { host: false } };
+    match ask.net.clone().unwrap_or(default) {
         NetKind::None if ask.ports.is_empty() => Ok(None),
         NetKind::None => Err(Fault::new(
             Kind::Usage,
             "a VM without a network cannot publish ports",
-            "use --net user, or leave out -p",
+            "use --net user or --net NETWORK, or leave out -p",
         )),
+        net => {
+            let id = dir.file_name().unwrap_or_default().to_string_lossy();
+            Ok(Some(NicSpec { mac: card(&id), ports: ask.ports.clone(), net, address: None }))
+        }
     }
+}
+
+/// The address of a VM's network card: the VM's identity, locally administered (IEEE 802 §8.4).
+pub(crate) fn card(id: &str) -> [u8; 6] {
+    let number = u64::from_str_radix(id, 16).unwrap_or_default();
+    let [_, _, _, a, b, c, d, e] = number.to_be_bytes();
+    [0x02, a, b, c, d, e]
 }
 
 fn no_random(error: std::io::Error) -> Fault {

@@ -37,7 +37,7 @@ use viv_devices::{Access, Unfit, Unsaved};
 use viv_mem::{Gpa, GuestMemory, Region};
 use viv_model::{End, ShareSpec};
 use viv_net::port::NetPort;
-use viv_net::user::address::MTU;
+use viv_net::switch::address::MTU;
 use viv_net::vsock::{VsockGuest, Waker};
 
 /// The chips of the board.

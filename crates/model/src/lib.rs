@@ -7,8 +7,10 @@
 mod end;
 mod fault;
 mod lifecycle;
+mod network;
 mod nic;
 mod room;
+mod secgroup;
 mod share;
 mod snapshot;
 mod spec;
@@ -16,8 +18,10 @@ mod spec;
 pub use end::End;
 pub use fault::{Fault, Kind};
 pub use lifecycle::{Ask, Refused, State, next};
+pub use network::{Attachment, NetworkSpec, Subnet};
 pub use nic::{NetKind, NicSpec, PORTS_MAX, PortSpec, Protocol};
 pub use room::Room;
+pub use secgroup::{Carrier, Direction, GROUPS_MAX, Label, Peer, RULES_MAX, Rule, SecGroup};
 pub use share::{SHARES_MAX, ShareMount, ShareSpec};
 pub use snapshot::{Content, DiskContent, Manifest, Plain, SavedParts, Section};
 pub use spec::{

@@ -1,5 +1,5 @@
 //! Network cards of a machine, and the ports that are published into it.
-use crate::{Fault, Kind};
+use crate::{Fault, Kind, NetworkSpec};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -8,13 +8,18 @@ use std::str::FromStr;
 /// Most published ports of one VM.
 pub const PORTS_MAX: usize = 64;
 
-/// What a network card is plugged into.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+/// What a network card is plugged into: `user`, `user,host`, `none` or a network's name, also in JSON.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum NetKind {
-    /// A network of its own, which reaches what the user reaches.
-    User,
-    /// Nothing: there is no card.
+    /// A network of its own, which reaches what the user reaches outside this host.
+    User {
+        /// And this host.
+        host: bool,
+    },
+    /// A network that VMs share, by its name.
+    Named(String),
+    /// Nothing.
     #[default]
     None,
 }
@@ -23,14 +28,38 @@ impl FromStr for NetKind {
     type Err = Fault;
     fn from_str(text: &str) -> Result<NetKind, Fault> {
         match text {
-            "user" => Ok(NetKind::User),
+            "user" => Ok(NetKind::User { host: false }),
+            "user,host" => Ok(NetKind::User { host: true }),
             "none" => Ok(NetKind::None),
-            other => Err(Fault::new(
-                Kind::Usage,
-                format!("no network is called {other:?}"),
-                "use --net user, or --net none",
-            )),
+            name => {
+                NetworkSpec::check_name(name)?;
+                Ok(NetKind::Named(name.to_string()))
+            }
         }
+    }
+}
+
+impl TryFrom<String> for NetKind {
+    type Error = Fault;
+    fn try_from(text: String) -> Result<NetKind, Fault> {
+        text.parse()
+    }
+}
+
+impl From<NetKind> for String {
+    fn from(kind: NetKind) -> String {
+        kind.to_string()
+    }
+}
+
+impl fmt::Display for NetKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            NetKind::User { host: false } => "user",
+            NetKind::User { host: true } => "user,host",
+            NetKind::Named(name) => name,
+            NetKind::None => "none",
+        })
     }
 }
 
@@ -128,11 +157,31 @@ pub struct NicSpec {
     /// Ports of the host that lead to the guest.
     #[serde(default)]
     pub ports: Vec<PortSpec>,
+    /// What it is plugged into; where it is not said, as before there was a choice.
+    #[serde(default = "before_there_was_a_choice")]
+    pub net: NetKind,
+    /// Its guest's address in a network that VMs share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<Ipv4Addr>,
+}
+
+fn before_there_was_a_choice() -> NetKind {
+    NetKind::User { host: true }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_network_reads_as_it_is_written() {
+        for text in ["user", "user,host", "none", "web"] {
+            assert_eq!(text.parse::<NetKind>().unwrap().to_string(), text);
+        }
+        for text in ["", "host", "user,", "User", "a b", "web,host"] {
+            assert_eq!(text.parse::<NetKind>().unwrap_err().kind, Kind::Usage, "{text}");
+        }
+    }
 
     #[test]
     fn a_published_port_reads_as_it_is_written() {

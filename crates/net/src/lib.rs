@@ -2,13 +2,13 @@
 //!
 //! ```text
 //!  guest ◄─► devices::virtio::Vsock ◄─ machine implements vsock::VsockGuest ─► vsock::VsockMuxer ◄─► Unix sockets
-//!  guest ◄─► devices::virtio::Net ◄─ machine: the card's thread ─► port::NetPort ◄─► user::UserNet ◄─► IP sockets
+//!  guest ◄─► devices::virtio::Net ◄─ machine: the card's thread ─► port::NetPort ◄─► switch::Engine ◄─► IP sockets
 //! ```
 //! This crate knows no device: what it needs of a guest is a trait that the machine implements.
-//! Start reading at [`vsock`], or at [`user`].
+//! Start reading at [`vsock`], or at [`switch`].
 #![forbid(unsafe_code)]
 
 pub mod offload;
 pub mod port;
-pub mod user;
+pub mod switch;
 pub mod vsock;

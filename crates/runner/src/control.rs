@@ -1,11 +1,11 @@
 //! The control socket: JSON lines, an answer for each request, a thread for each connection.
 use crate::life::Life;
-use crate::passed::WithFiles;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use viv_api::passed::WithFiles;
 use viv_api::runner::{Ask, LINE_MAX, Reply};
 use viv_model::{Fault, Kind};
 

@@ -17,8 +17,6 @@ mod console;
 mod control;
 mod guest;
 mod life;
-mod network;
-mod passed;
 mod probe;
 mod renew;
 pub mod sandbox;

@@ -3,12 +3,14 @@ use crate::console::{Console, Log, REPLAY_MAX};
 use crate::guest::{Build, Guest};
 use crate::share::Servers;
 use crate::snapshot::Files as SnapshotFiles;
-use crate::{command, control, network, sandbox, written};
+use crate::{command, control, sandbox, written};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::SocketType;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,8 +24,7 @@ use viv_api::stats::VmStats;
 use viv_api::vm::{OnReboot, Process};
 use viv_machine::{HandedFiles, PerfMap};
 use viv_model::{Accel, DiskSpec, End, Fault, Kind, MachineSpec, SavedParts, State, next};
-use viv_net::port::NetPort;
-use viv_net::user::{Listeners, UserNet};
+use viv_net::port::{NetPort, Plug, SocketPort};
 
 /// How long the last output may take to reach its readers.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
@@ -40,6 +41,8 @@ pub(crate) struct Life {
     /// What it was asked to be.
     machine: MachineSpec,
     pub(crate) console: Arc<Console>,
+    /// Where the guest's network card is plugged in, if it has one.
+    plug: Option<Arc<Plug>>,
     inner: Mutex<Inner>,
 }
 
@@ -69,7 +72,7 @@ struct Held {
 }
 
 impl Life {
-    fn new(machine: &MachineSpec, console: Arc<Console>) -> Life {
+    fn new(machine: &MachineSpec, console: Arc<Console>, plug: Option<Arc<Plug>>) -> Life {
         let inner = Inner {
             state: State::Starting,
             guest: None,
@@ -81,7 +84,13 @@ impl Life {
             end_as: None,
             disks: Vec::new(),
         };
-        Life { process: Process::current(), machine: machine.clone(), console, inner: Mutex::new(inner) }
+        Life {
+            process: Process::current(),
+            machine: machine.clone(),
+            console,
+            plug,
+            inner: Mutex::new(inner),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -101,14 +110,14 @@ impl Life {
     }
 
     /// Does what the control socket asks.
-    pub(crate) fn ask(&self, ask: Ask, files: Vec<File>) -> Reply {
+    pub(crate) fn ask(&self, ask: Ask, files: Vec<OwnedFd>) -> Reply {
         let done = match ask {
             Ask::Status => Ok(()),
             Ask::Stats => match self.stats() {
                 Ok(stats) => return Reply::Stats(Box::new(stats)),
                 Err(fault) => Err(fault),
             },
-            Ask::Snapshot => match self.snapshot(files) {
+            Ask::Snapshot => match self.snapshot(files.into_iter().map(File::from).collect()) {
                 Ok(parts) => return Reply::Saved(Box::new(parts)),
                 Err(fault) => Err(fault),
             },
@@ -123,7 +132,7 @@ impl Life {
                 })
             }
             Ask::AttachDisk { disk, files: paths } => {
-                let files: HandedFiles = paths.into_iter().zip(files).collect();
+                let files: HandedFiles = paths.into_iter().zip(files.into_iter().map(File::from)).collect();
                 let attached = self.guest().and_then(|guest| guest.attach_disk(&disk, files.clone()));
                 attached.inspect(|()| self.lock().disks.push(Held { spec: disk, files: Some(files) }))
             }
@@ -144,6 +153,7 @@ impl Life {
                 }
                 Ok(())
             }
+            Ask::Plug => self.plug(files),
             Ask::ResizeMemory { mib } => self.resize_memory(mib),
             Ask::Kill { end } => {
                 self.kill(end);
@@ -194,6 +204,18 @@ impl Life {
             guest.resume()?;
         }
         saved
+    }
+
+    fn plug(&self, files: Vec<OwnedFd>) -> Result<(), Fault> {
+        let plug = self.plug.as_ref().ok_or_else(|| {
+            Fault::new(
+                Kind::Conflict,
+                "the VM runs without a network card",
+                "stop it, connect it, and start it again",
+            )
+        })?;
+        plug.set(files.into_iter().next().map(SocketPort::from));
+        Ok(())
     }
 
     fn guest(&self) -> Result<Arc<dyn Guest>, Fault> {
@@ -295,7 +317,7 @@ struct Prepared {
     owner: Option<rustix::fd::OwnedFd>,
     shares: Servers,
     signals: signal_hook::iterator::Signals,
-    listeners: Option<Listeners>,
+    plug: Option<Arc<Plug>>,
     _lock: File,
 }
 
@@ -341,9 +363,12 @@ fn prepare(dir: &Path) -> Result<Prepared, Fault> {
         Some(owner) => Some(attended(owner)?),
         None => None,
     };
-    let listeners = spec.machine.nic.as_ref().map(network::listen).transpose()?;
+    let plug = match &spec.machine.nic {
+        Some(_) => Some(Arc::new(first_plug().map_err(broken("take the port of its network"))?)),
+        None => None,
+    };
     Ok(Prepared {
-        listeners,
+        plug,
         control: UnixListener::bind(CONTROL).map_err(broken("make its control socket"))?,
         console: UnixListener::bind(CONSOLE).map_err(broken("make its console socket"))?,
         log: Log::open(CONSOLE_LOG.as_ref(), CONSOLE_LOG_OLD.as_ref(), CONSOLE_LOG_MAX)
@@ -361,6 +386,15 @@ fn prepare(dir: &Path) -> Result<Prepared, Fault> {
     })
 }
 
+/// The port that came as standard input.
+fn first_plug() -> std::io::Result<Plug> {
+    let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
+    // Nothing else holds it open once another one takes its place.
+    rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
+    let is_port = rustix::net::sockopt::socket_type(&socket) == Ok(SocketType::SEQPACKET);
+    Plug::new(is_port.then(|| SocketPort::from(socket)))
+}
+
 /// A descriptor that becomes readable when the process ends.
 fn attended(owner: &Process) -> Result<rustix::fd::OwnedFd, Fault> {
     let gone = || Fault::new(Kind::Conflict, "the command that wanted the VM has ended", "start it again");
@@ -370,19 +404,10 @@ fn attended(owner: &Process) -> Result<rustix::fd::OwnedFd, Fault> {
 }
 
 fn live(prepared: Prepared, build: &Build) -> Result<End, Fault> {
-    let Prepared {
-        spec,
-        control,
-        console: listener,
-        mut log,
-        owner,
-        mut shares,
-        mut signals,
-        listeners,
-        _lock,
-    } = prepared;
+    let Prepared { spec, control, console: listener, mut log, owner, mut shares, mut signals, plug, _lock } =
+        prepared;
     let console = Arc::new(Console::new());
-    let life = Arc::new(Life::new(&spec.machine, console.clone()));
+    let life = Arc::new(Life::new(&spec.machine, console.clone(), plug.clone()));
     // Before the first thread: these restrictions are a thread's own and pass on to the threads it makes.
     let mut restricted = sandbox::restrict(&spec)?;
 
@@ -402,18 +427,12 @@ fn live(prepared: Prepared, build: &Build) -> Result<End, Fault> {
 
     let started = Instant::now();
     shares.watch().map_err(broken("make a thread"))?;
-    let port = match (&spec.machine.nic, listeners) {
-        (Some(nic), Some(listeners)) => {
-            let (_, port) = UserNet::start(listeners, nic.mac).map_err(broken("start its network"))?;
-            Some(Arc::new(port) as Arc<dyn NetPort>)
-        }
-        _ => None,
-    };
+    let port = plug.map(|plug| plug as Arc<dyn NetPort>);
     let guest = build(&spec, console.clone(), shares.connect()?, port.clone())?;
     life.lock().disks =
         spec.machine.disks.iter().map(|disk| Held { spec: disk.clone(), files: None }).collect();
     life.boot(guest.clone())?;
-    restricted.extend(sandbox::filter_calls(port.is_some()));
+    restricted.extend(sandbox::filter_calls());
     life.lock().sandbox = restricted;
 
     let shared = life.clone();

@@ -207,13 +207,13 @@ const FORBIDDEN: &[libc::c_long] = &[
     libc::SYS_process_madvise,
 ];
 
-/// Filters the system calls of all threads; with a network, sockets that reach it are let through. Gives the names of what is in force.
-pub(crate) fn filter_calls(network: bool) -> Vec<String> {
+/// Filters the system calls of all threads. Gives the names of what is in force.
+pub(crate) fn filter_calls() -> Vec<String> {
     let mut in_force = Vec::new();
     if rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).is_ok() {
         in_force.push("not-dumpable".to_string());
     }
-    let filters = call_filters(network).unwrap_or_default();
+    let filters = call_filters().unwrap_or_default();
     let installed = filters.iter().all(|filter| seccompiler::apply_filter_all_threads(filter).is_ok());
     if installed && !filters.is_empty() {
         in_force.push("seccomp".to_string());
@@ -221,16 +221,13 @@ pub(crate) fn filter_calls(network: bool) -> Vec<String> {
     in_force
 }
 
-fn call_filters(network: bool) -> Option<Vec<BpfProgram>> {
+fn call_filters() -> Option<Vec<BpfProgram>> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         FORBIDDEN.iter().map(|&number| (number, Vec::new())).collect();
     let argument = |index, op, value| SeccompCondition::new(index, SeccompCmpArgLen::Dword, op, value).ok();
-    // Sockets of this host only, and, for a VM with a network, those that its connections go on as.
-    let domains: &[libc::c_int] =
-        if network { &[libc::AF_UNIX, libc::AF_INET, libc::AF_INET6] } else { &[libc::AF_UNIX] };
-    let other: Option<Vec<_>> =
-        domains.iter().map(|&domain| argument(0, SeccompCmpOp::Ne, domain as u64)).collect();
-    rules.insert(libc::SYS_socket, vec![SeccompRule::new(other?).ok()?]);
+    // Sockets of this host only: what reaches a network is its switch's.
+    let other = argument(0, SeccompCmpOp::Ne, libc::AF_UNIX as u64)?;
+    rules.insert(libc::SYS_socket, vec![SeccompRule::new(vec![other]).ok()?]);
     // Signals to our own threads only.
     let own = u64::from(std::process::id());
     for number in [libc::SYS_kill, libc::SYS_tgkill, libc::SYS_rt_sigqueueinfo, libc::SYS_rt_tgsigqueueinfo] {

@@ -72,6 +72,10 @@ pub(crate) enum Verb {
     Build(verbs::build::Args),
     /// Make, look at and change disk images
     Disk(verbs::disk::Disk),
+    /// Make, look at and remove networks that VMs share
+    Network(verbs::network::Args),
+    /// Say which VMs and addresses may reach a VM
+    Secgroup(verbs::secgroup::Args),
     /// Show the service, the host and what its KVM is worth
     Info(verbs::info::Args),
     /// Print a script by which a shell completes commands, with the names of VMs
@@ -87,4 +91,7 @@ pub(crate) enum Verb {
     /// One VM's process; the service starts it
     #[command(hide = true)]
     Runner(verbs::runner::Args),
+    /// One network's process; the service starts it
+    #[command(hide = true)]
+    Switch(verbs::switch::Args),
 }

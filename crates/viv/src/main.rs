@@ -22,7 +22,7 @@ use viv_model::{Fault, Kind};
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().collect();
     let verb = arguments.get(1).and_then(|verb| verb.to_str()).unwrap_or_default();
-    if verb == "serve" || verb == "runner" {
+    if ["serve", "runner", "switch"].contains(&verb) {
         viv_runner::sandbox::close_inherited();
     }
     // Asked for even where the command line is not understood.

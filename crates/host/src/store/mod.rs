@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use viv_api::agent::Exec;
 use viv_api::timestamp::Timestamp;
 use viv_api::vm::{OnReboot, Process};
-use viv_model::{Fault, Kind, MachineSpec};
+use viv_model::{Fault, Kind, Label, MachineSpec};
 
 /// One VM, as it was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +29,12 @@ pub struct VmRecord {
     pub image: Option<String>,
     /// Its machine.
     pub machine: MachineSpec,
+    /// The security groups that it is in.
+    #[serde(default)]
+    pub groups: Vec<String>,
+    /// Its labels.
+    #[serde(default)]
+    pub labels: Vec<Label>,
     /// What a reset does.
     pub on_reboot: OnReboot,
     /// It is forgotten when it ends.
@@ -137,6 +143,8 @@ pub(crate) mod conformance {
                 shares: Vec::new(),
                 nic: None,
             },
+            groups: Vec::new(),
+            labels: Vec::new(),
             on_reboot: OnReboot::Restart,
             remove: false,
             command: None,

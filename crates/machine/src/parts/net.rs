@@ -1,6 +1,5 @@
 //! The network card's host side: one thread moves packets between the card and the port that it is plugged into.
 use super::{HostSide, Hosted, Work};
-use rustix::event::{PollFd, PollFlags, poll};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Weak};
@@ -36,6 +35,8 @@ pub(crate) struct CardThread {
     device: Weak<dyn Hosted<Net>>,
     port: Arc<dyn NetPort>,
     waker: Waker,
+    /// Whether the guest's cable is plugged in.
+    up: bool,
     /// From the guest, without room in the port yet.
     out: VecDeque<Vec<u8>>,
     /// For the guest, which has no buffers yet.
@@ -62,6 +63,7 @@ impl CardThread {
             device: Arc::downgrade(device),
             port,
             waker,
+            up: true,
             out: VecDeque::new(),
             incoming: VecDeque::new(),
             spare: Vec::new(),
@@ -76,6 +78,10 @@ impl CardThread {
         self.waker.clear();
         let idle = {
             let device = self.device.upgrade().ok_or(io::ErrorKind::NotConnected)?;
+            let up = self.port.is_up();
+            if up != std::mem::replace(&mut self.up, up) {
+                device.with_device(&mut |net, rings| net.set_link(rings, up));
+            }
             let sent = self.send(&*device)?;
             let received = self.receive(&*device)?;
             if sent || received {
@@ -83,20 +89,8 @@ impl CardThread {
             }
             Idle { readable: self.incoming.is_empty(), writable: !self.out.is_empty() }
         };
-        self.wait(&idle);
+        self.port.wait(self.waker.fd(), idle.readable, idle.writable);
         Ok(())
-    }
-
-    fn wait(&self, idle: &Idle) {
-        let mut wanted = PollFlags::empty();
-        wanted.set(PollFlags::IN, idle.readable);
-        wanted.set(PollFlags::OUT, idle.writable);
-        let mut fds = vec![PollFd::from_borrowed_fd(self.waker.fd(), PollFlags::IN)];
-        if !wanted.is_empty() {
-            fds.push(PollFd::from_borrowed_fd(self.port.descriptor(), wanted));
-        }
-        // Interrupted: look again.
-        let _ = poll(&mut fds, None);
     }
 
     /// Packets of the guest go to the port; true if there may be more.

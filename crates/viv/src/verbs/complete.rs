@@ -8,6 +8,8 @@ use clap::{Arg, Command, CommandFactory};
 use viv_api::client::{Client, Request};
 use viv_api::endpoint::Route;
 use viv_api::image::Image;
+use viv_api::network::Network;
+use viv_api::secgroup::SecGroupInfo;
 use viv_api::snapshot::Snapshot;
 use viv_api::socket;
 use viv_api::vm::Vm;
@@ -99,10 +101,14 @@ fn values(command: &Command, arg: &Arg, names: &dyn Fn(&str, &str) -> Vec<Candid
         "accel" => fixed(&["auto", "kvm", "soft"]),
         "options" => SoftSpec::OPTIONS.iter().map(|name| (format!("{name}=on"), String::new())).collect(),
         "reboot" => fixed(&["restart", "end"]),
-        "image" if command.get_name() == "build" => fixed(&["default", "debian"]),
-        id @ ("vm" | "vms" | "image" | "images" | "snapshot" | "snapshots") => {
-            names(command.get_name(), id.trim_end_matches('s'))
+        "net" => {
+            let mut found: Vec<Candidate> = fixed(&["user", "user,host", "none"]);
+            found.extend(names(command.get_name(), "network"));
+            found
         }
+        "image" if command.get_name() == "build" => fixed(&["default", "debian"]),
+        id @ ("vm" | "vms" | "image" | "images" | "network" | "networks" | "group" | "groups"
+        | "snapshot" | "snapshots") => names(command.get_name(), id.trim_end_matches('s')),
         _ => {
             let possible = arg.get_possible_values();
             possible.iter().map(|value| (value.get_name().to_string(), text(value.get_help()))).collect()
@@ -110,7 +116,7 @@ fn values(command: &Command, arg: &Arg, names: &dyn Fn(&str, &str) -> Vec<Candid
     }
 }
 
-/// The VMs that `verb` could mean, or the images or snapshots.
+/// The VMs that `verb` could mean, or the images, networks, security groups or snapshots.
 fn live_names(verb: &str, what: &str) -> Vec<Candidate> {
     let Ok(places) = Places::find() else { return Vec::new() };
     let client = Client::new(Box::new(move || {
@@ -124,6 +130,17 @@ fn live_names(verb: &str, what: &str) -> Vec<Candidate> {
     if what == "snapshot" {
         let all: Vec<Snapshot> = client.json(Request::new(Route::SnapshotList, &[])).unwrap_or_default();
         return all.into_iter().map(|snapshot| (snapshot.name, snapshot.comment)).collect();
+    }
+    if what == "group" {
+        let groups: Vec<SecGroupInfo> =
+            client.json(Request::new(Route::SecGroupList, &[])).unwrap_or_default();
+        let about = |group: &SecGroupInfo| format!("{} rules", group.rules.len());
+        return groups.into_iter().map(|group| (group.name.clone(), about(&group))).collect();
+    }
+    if what == "network" {
+        let networks: Vec<Network> = client.json(Request::new(Route::NetworkList, &[])).unwrap_or_default();
+        let about = |network: &Network| network.spec.subnet.to_string();
+        return networks.into_iter().map(|network| (network.spec.name.clone(), about(&network))).collect();
     }
     let mut vms: Vec<Vm> = client.json(Request::new(Route::VmList, &[])).unwrap_or_default();
     vms.retain(|vm| fits(verb, vm.state));
@@ -182,6 +199,12 @@ mod tests {
             ("exec web ", vec![]),
             ("image ", vec!["ls", "rm"]),
             ("image rm ", vec!["image-of-rm"]),
+            ("network rm ", vec!["network-of-rm"]),
+            ("network connect ", vec!["network-of-connect"]),
+            ("network connect shop ", vec!["vm-of-connect"]),
+            ("secgroup rm-rule ", vec!["group-of-rm-rule"]),
+            ("run --secgroup ", vec!["group-of-run"]),
+            ("run --net ", vec!["user", "user,host", "none", "network-of-run"]),
             ("build ", vec!["default", "debian"]),
             ("completions ", vec!["bash", "zsh", "fish"]),
             ("fly ", vec![]),

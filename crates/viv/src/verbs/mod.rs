@@ -12,12 +12,15 @@ pub(crate) mod inspect;
 pub(crate) mod lifecycle;
 pub(crate) mod logs;
 pub(crate) mod man;
+pub(crate) mod network;
 pub(crate) mod ps;
 pub(crate) mod run;
 pub(crate) mod runner;
+pub(crate) mod secgroup;
 pub(crate) mod serve;
 pub(crate) mod snapshot;
 pub(crate) mod stats;
+pub(crate) mod switch;
 pub(crate) mod top;
 
 use crate::cli::{Cli, Verb};
@@ -44,6 +47,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
     match cli.verb {
         Verb::Serve(args) => return serve::run(args),
         Verb::Runner(args) => return runner::run(args),
+        Verb::Switch(args) => return switch::run(args),
         Verb::Completions(args) => return completions::run(args),
         Verb::Complete(args) => return complete::run(args),
         Verb::Man => return man::run(),
@@ -72,12 +76,15 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
         Verb::Top(args) => top::run(&context, args),
         Verb::Stats(args) => stats::run(&context, args),
         Verb::Inspect(args) => inspect::run(&context, args),
+        Verb::Network(args) => network::run(&context, args),
+        Verb::Secgroup(args) => secgroup::run(&context, args),
         Verb::Images(args) => images::list(&context, args),
         Verb::Image(args) => images::image(&context, args),
         Verb::Build(args) => build::run(&context, args),
         Verb::Info(args) => info::run(&context, args),
         Verb::Serve(_)
         | Verb::Runner(_)
+        | Verb::Switch(_)
         | Verb::Completions(_)
         | Verb::Complete(_)
         | Verb::Disk(_)

@@ -89,12 +89,19 @@ pub(crate) struct Args {
     /// Share a directory with the guest at PATH; ":ro" lets it only read
     #[arg(short = 'v', long = "volume", value_name = "DIR:PATH[:ro]")]
     shares: Vec<String>,
-    /// Network: none, or user: it reaches what you reach; the default with -p
-    #[arg(long, value_name = "user|none", value_parser = net)]
+    /// Network: none; user: one of its own, which reaches the outside, the default with -p; user,host: this host too; or
+    /// one that VMs share, by its name: viv network
+    #[arg(long, value_name = "NETWORK|user|none", value_parser = net)]
     net: Option<NetKind>,
     /// Publish a port of the guest on this host: [IP:]HOST:GUEST, with /udp for datagrams
     #[arg(short, long = "publish", value_name = "PORTS")]
     ports: Vec<String>,
+    /// A security group that it is in; may be given several times: viv secgroup
+    #[arg(long = "secgroup", value_name = "GROUP")]
+    groups: Vec<String>,
+    /// A label, by which rules of security groups find it; may be given several times
+    #[arg(long = "label", value_name = "NAME=VALUE")]
+    labels: Vec<String>,
     /// What a reset by the guest does; "end" with --rm and in the foreground
     #[arg(long, value_name = "restart|end", value_parser = on_reboot)]
     reboot: Option<OnReboot>,
@@ -118,7 +125,7 @@ fn accel(text: &str) -> Result<Accel, String> {
 }
 
 fn net(text: &str) -> Result<NetKind, String> {
-    text.parse().map_err(|fault: Fault| fault.fix)
+    text.parse().map_err(|fault: Fault| format!("{}; {}", fault.message, fault.fix))
 }
 
 fn on_reboot(text: &str) -> Result<OnReboot, String> {
@@ -309,6 +316,7 @@ fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Fault> {
     let disks = args.disks.iter().map(|text| disk(text)).collect::<Result<_, _>>()?;
     let shares = args.shares.iter().map(|text| share(text)).collect::<Result<_, _>>()?;
     let ports = args.ports.iter().map(|text| text.parse()).collect::<Result<_, Fault>>()?;
+    let labels = args.labels.iter().map(|text| text.parse()).collect::<Result<_, Fault>>()?;
     let mut soft = SoftSpec::default();
     args.options.iter().try_for_each(|option| soft.set(option))?;
     let file = |path: &Option<PathBuf>| path.as_deref().map(absolute).transpose();
@@ -325,8 +333,10 @@ fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Fault> {
         append: args.append.clone(),
         disks,
         shares,
-        net: args.net,
+        net: args.net.clone(),
         ports,
+        groups: args.groups.clone(),
+        labels,
         start: true,
         remove: args.rm,
         on_reboot: args.reboot.unwrap_or(if ends { OnReboot::End } else { OnReboot::Restart }),

@@ -1,6 +1,6 @@
 //! Packets to the guest, and the outer layers of those from it.
 
-use super::address::{Flow, GATEWAY, GATEWAY_MAC};
+use super::address::{Flow, GATEWAY_MAC};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr,
@@ -11,7 +11,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use viv_arch::virtio::net as reg;
 
 const ETHERNET: usize = reg::HEADER_LEN;
-const NETWORK: usize = ETHERNET + 14;
+/// Where a packet's IP header is.
+pub(super) const NETWORK: usize = ETHERNET + 14;
 const TRANSPORT: usize = NETWORK + 20;
 const HOP_LIMIT: u8 = 64;
 /// Where the checksum of a TCP header is (RFC 9293 §3.1).
@@ -93,6 +94,7 @@ pub(super) fn icmp(to: EthernetAddress, from: Ipv4Addr, dest: Ipv4Addr, repr: &I
 /// Tells the guest that what it sent on `flow` did not get there, and why (RFC 792). `word` follows the ports in its header.
 pub(super) fn unreachable(
     to: EthernetAddress,
+    gateway: Ipv4Addr,
     flow: &Flow,
     protocol: IpProtocol,
     word: u32,
@@ -110,11 +112,21 @@ pub(super) fn unreachable(
         hop_limit: HOP_LIMIT,
     };
     let repr = Icmpv4Repr::DstUnreachable { reason, header, data: &data };
-    icmp(to, GATEWAY, *flow.guest.ip(), &repr)
+    icmp(to, gateway, *flow.guest.ip(), &repr)
 }
 
-/// The answer to an ARP request for one of our addresses (RFC 826).
-pub(super) fn arp_reply(request: &[u8], ours: impl Fn(Ipv4Addr) -> bool) -> Option<Vec<u8>> {
+fn arp(from: EthernetAddress, to: EthernetAddress, repr: &ArpRepr) -> Option<Vec<u8>> {
+    let mut packet = ethernet(to, EthernetProtocol::Arp, repr.buffer_len());
+    EthernetFrame::new_unchecked(packet.get_mut(ETHERNET..)?).set_src_addr(from);
+    repr.emit(&mut ArpPacket::new_unchecked(packet.get_mut(NETWORK..)?));
+    Some(packet)
+}
+
+/// The answer to an ARP request for an address that somebody has (RFC 826): `owner` says who.
+pub(super) fn arp_reply(
+    request: &[u8],
+    owner: impl Fn(Ipv4Addr) -> Option<EthernetAddress>,
+) -> Option<Vec<u8>> {
     let repr = ArpRepr::parse(&ArpPacket::new_checked(request).ok()?).ok()?;
     let ArpRepr::EthernetIpv4 {
         operation: ArpOperation::Request,
@@ -126,17 +138,29 @@ pub(super) fn arp_reply(request: &[u8], ours: impl Fn(Ipv4Addr) -> bool) -> Opti
     else {
         return None;
     };
-    if !ours(target_protocol_addr) {
-        return None;
-    }
+    let owner = owner(target_protocol_addr)?;
     let reply = ArpRepr::EthernetIpv4 {
         operation: ArpOperation::Reply,
-        source_hardware_addr: EthernetAddress(GATEWAY_MAC),
+        source_hardware_addr: owner,
         source_protocol_addr: target_protocol_addr,
         target_hardware_addr: source_hardware_addr,
         target_protocol_addr: source_protocol_addr,
     };
-    let mut packet = ethernet(source_hardware_addr, EthernetProtocol::Arp, reply.buffer_len());
-    reply.emit(&mut ArpPacket::new_unchecked(packet.get_mut(NETWORK..)?));
-    Some(packet)
+    arp(owner, source_hardware_addr, &reply)
+}
+
+/// Tells `to` that `owner` has `address` now (RFC 5227 §3).
+pub(super) fn arp_announcement(
+    to: EthernetAddress,
+    owner: EthernetAddress,
+    address: Ipv4Addr,
+) -> Option<Vec<u8>> {
+    let repr = ArpRepr::EthernetIpv4 {
+        operation: ArpOperation::Request,
+        source_hardware_addr: owner,
+        source_protocol_addr: address,
+        target_hardware_addr: EthernetAddress([0; 6]),
+        target_protocol_addr: address,
+    };
+    arp(owner, to, &repr)
 }

@@ -1,6 +1,6 @@
-//! The DHCP server of a network with one guest (RFC 2131): always the same lease.
+//! The DHCP server of a network (RFC 2131): each port has its lease, always the same.
 
-use super::address::{GATEWAY, GUEST, MASK, MTU, NAME_SERVER};
+use super::address::{MTU, Plan};
 use smoltcp::wire::{DhcpMessageType, DhcpOption, DhcpPacket, DhcpRepr};
 use std::net::Ipv4Addr;
 
@@ -14,29 +14,36 @@ const LEASE_S: u32 = 24 * 60 * 60;
 const MESSAGE_MIN: usize = 300;
 /// Option: name servers (RFC 2132 §3.8).
 const NAME_SERVERS: u8 = 6;
+/// Option: the VM's name (RFC 2132 §3.14).
+const HOST_NAME: u8 = 12;
+/// Option: the domain of its network (RFC 2132 §3.17).
+const DOMAIN_NAME: u8 = 15;
 /// Option: interface MTU (RFC 2132 §5.1).
 const INTERFACE_MTU: u8 = 26;
 
-/// The answer to a client's message, if it gets one.
-pub(super) fn answer(message: &[u8]) -> Option<Vec<u8>> {
+/// The answer to a message from the client whose address is `guest`, if it gets one.
+pub(super) fn answer(message: &[u8], plan: &Plan, guest: Ipv4Addr, name: &str) -> Option<Vec<u8>> {
     let packet = DhcpPacket::new_checked(message).ok()?;
     let ask = DhcpRepr::parse(&packet).ok()?;
-    let for_us = ask.server_identifier.is_none_or(|server| server == GATEWAY);
+    let for_us = ask.server_identifier.is_none_or(|server| server == plan.gateway);
     let wanted = ask.requested_ip.unwrap_or(ask.client_ip);
     let message_type = match ask.message_type {
         DhcpMessageType::Discover => DhcpMessageType::Offer,
         DhcpMessageType::Request if !for_us => return None,
-        DhcpMessageType::Request if wanted == GUEST => DhcpMessageType::Ack,
+        DhcpMessageType::Request if wanted == guest => DhcpMessageType::Ack,
         DhcpMessageType::Request => DhcpMessageType::Nak,
         DhcpMessageType::Inform => DhcpMessageType::Ack,
         _ => return None,
     };
     let gives = message_type != DhcpMessageType::Nak;
     let leases = gives && ask.message_type != DhcpMessageType::Inform;
-    let (name_server, mtu) = (NAME_SERVER.octets(), MTU.to_be_bytes());
+    let (name_server, mtu) = (plan.name_server.octets(), MTU.to_be_bytes());
+    let domain = super::dns::zone(&plan.name);
     let more = [
         DhcpOption { kind: NAME_SERVERS, data: &name_server },
         DhcpOption { kind: INTERFACE_MTU, data: &mtu },
+        DhcpOption { kind: DOMAIN_NAME, data: domain.as_bytes() },
+        DhcpOption { kind: HOST_NAME, data: name.as_bytes() },
     ];
     let reply = DhcpRepr {
         message_type,
@@ -44,15 +51,15 @@ pub(super) fn answer(message: &[u8]) -> Option<Vec<u8>> {
         secs: 0,
         client_hardware_address: ask.client_hardware_address,
         client_ip: if gives { ask.client_ip } else { Ipv4Addr::UNSPECIFIED },
-        your_ip: if leases { GUEST } else { Ipv4Addr::UNSPECIFIED },
+        your_ip: if leases { guest } else { Ipv4Addr::UNSPECIFIED },
         server_ip: Ipv4Addr::UNSPECIFIED,
-        router: gives.then_some(GATEWAY),
-        subnet_mask: gives.then_some(MASK),
+        router: gives.then_some(plan.gateway),
+        subnet_mask: gives.then_some(plan.subnet.mask()),
         relay_agent_ip: Ipv4Addr::UNSPECIFIED,
         broadcast: ask.broadcast,
         requested_ip: None,
         client_identifier: None,
-        server_identifier: Some(GATEWAY),
+        server_identifier: Some(plan.gateway),
         parameter_request_list: None,
         dns_servers: None,
         max_size: None,
@@ -75,7 +82,8 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_taken(message in proptest::collection::vec(any::<u8>(), 0..600)) {
-            answer(&message);
+            let plan = Plan::new(&viv_model::NetworkSpec::user(false), None);
+            answer(&message, &plan, Ipv4Addr::new(10, 0, 2, 15), "web");
         }
     }
 }

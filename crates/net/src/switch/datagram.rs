@@ -55,7 +55,7 @@ fn reason(error: &io::Error) -> Option<Icmpv4DstUnreachable> {
 /// Tells the guest that a datagram did not get there.
 pub(super) fn tell(flow: &Flow, why: Icmpv4DstUnreachable, link: &mut Link<'_>) {
     // Behind the ports of a UDP header: length, without payload, and no checksum.
-    link.out.push_back(frame::unreachable(link.guest, flow, IpProtocol::Udp, 8 << 16, why));
+    link.out.push_back(frame::unreachable(link.guest, link.gateway, flow, IpProtocol::Udp, 8 << 16, why));
 }
 
 impl Udp {

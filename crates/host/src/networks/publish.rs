@@ -1,10 +1,11 @@
-//! The VM's network, as far as it has to be made before the sandbox closes.
+//! The ports of this host that lead into VMs: taken by the service, which says why if it cannot, and then handed to the
+//! VM's switch.
 use std::io::ErrorKind;
 use viv_model::{Fault, Kind, NicSpec, Protocol};
-use viv_net::user::{ListenError, Listeners};
+use viv_net::switch::{ListenError, Listeners};
 
-/// Opens the published ports.
-pub(crate) fn listen(nic: &NicSpec) -> Result<Listeners, Fault> {
+/// Opens a card's published ports.
+pub(super) fn listen(nic: &NicSpec) -> Result<Listeners, Fault> {
     Listeners::open(&nic.ports).map_err(|error| fault(&error))
 }
 

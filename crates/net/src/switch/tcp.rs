@@ -10,7 +10,7 @@ use super::pipe::Pipe;
 use smoltcp::wire::{EthernetAddress, Icmpv4DstUnreachable, IpProtocol, TcpControl, TcpRepr, TcpSeqNumber};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
 /// Bytes that wait for the host, and the window that the guest gets.
@@ -40,6 +40,7 @@ pub(super) const OUT_MAX: usize = 32;
 /// The way to the guest.
 pub(super) struct Link<'a> {
     pub(super) guest: EthernetAddress,
+    pub(super) gateway: Ipv4Addr,
     pub(super) out: &'a mut VecDeque<Vec<u8>>,
     pub(super) now: Instant,
     /// At least [`PIECE`] bytes for anything.
@@ -165,6 +166,10 @@ impl Tcp {
         self.deadline
     }
 
+    pub(super) fn is_by_guest(&self) -> bool {
+        self.by_guest
+    }
+
     pub(super) fn stream(&self) -> &TcpStream {
         &self.stream
     }
@@ -230,7 +235,7 @@ impl Tcp {
     }
 
     /// Ends it for the host's side: a reset there, too.
-    fn abandon(&self) -> Next {
+    pub(super) fn abandon(&self) -> Next {
         // Without lingering, closing is resetting (socket(7)).
         let _ = rustix::net::sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO));
         Next::Over
@@ -528,7 +533,7 @@ pub(super) fn refuse(flow: &Flow, expected: u32, error: &io::Error, link: &mut L
         }
     };
     let sequence = expected.wrapping_sub(1);
-    link.out.push_back(frame::unreachable(link.guest, flow, IpProtocol::Tcp, sequence, reason));
+    link.out.push_back(frame::unreachable(link.guest, link.gateway, flow, IpProtocol::Tcp, sequence, reason));
 }
 
 /// A reset for a segment that belongs to no connection (RFC 9293 §3.10.7.1).

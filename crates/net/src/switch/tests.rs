@@ -1,7 +1,7 @@
 //! A whole network with a guest that is smoltcp's own stack, against sockets of the host's loopback.
 
-use super::address::{GATEWAY, GUEST, MTU};
-use super::{Listeners, UserNet, parse_frame};
+use super::address::MTU;
+use super::{Controls, Engine, Listeners, parse_frame};
 use crate::port::{NetPort, PACKET_MAX, SocketPort};
 use proptest::prelude::*;
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
@@ -10,14 +10,15 @@ use smoltcp::socket::{dhcpv4, tcp, udp};
 use smoltcp::time::Instant as Clock;
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, IpEndpoint};
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Shutdown, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
-use viv_model::{PortSpec, Protocol};
+use viv_model::{Attachment, NetworkSpec, PortSpec, Protocol};
 
-const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+pub(super) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A card for smoltcp; it can lose packets to the guest.
 struct Card {
@@ -74,33 +75,69 @@ impl Device for Card {
     }
 }
 
-struct Guest {
+/// The card of the guest with this address.
+pub(super) fn mac(address: Ipv4Addr) -> [u8; 6] {
+    let [.., last] = address.octets();
+    [2, 0, 0, 0, 0, last]
+}
+
+pub(super) fn attachment(name: &str, address: Ipv4Addr) -> Attachment {
+    Attachment {
+        vm: format!("id-of-{name}"),
+        name: name.to_string(),
+        mac: mac(address),
+        address,
+        groups: Vec::new(),
+        labels: Vec::new(),
+    }
+}
+
+/// A network that runs until nobody is in it.
+pub(super) fn network(spec: &NetworkSpec, resolver: Option<SocketAddr>) -> Controls {
+    let (mut engine, controls) = Engine::new(spec, resolver).unwrap();
+    thread::spawn(move || engine.serve().unwrap());
+    controls
+}
+
+pub(super) struct Guest {
     card: Card,
     interface: Interface,
-    sockets: SocketSet<'static>,
+    pub(super) sockets: SocketSet<'static>,
 }
 
 impl Guest {
     fn plugged_into(listeners: Listeners) -> Guest {
-        let (_, port) = UserNet::start(listeners, MAC).unwrap();
+        let controls = network(&NetworkSpec::user(true), None);
+        Guest::in_network(&controls, "web", GUEST, listeners)
+    }
+
+    pub(super) fn in_network(
+        controls: &Controls,
+        name: &str,
+        address: Ipv4Addr,
+        listeners: Listeners,
+    ) -> Guest {
+        let (port, theirs) = SocketPort::pair().unwrap();
+        let mac = mac(address);
+        controls.plug(attachment(name, address), theirs, listeners).unwrap();
         let mut card = Card { port, lose: 0, count: 0 };
-        let config = Config::new(HardwareAddress::Ethernet(EthernetAddress(MAC)));
+        let config = Config::new(HardwareAddress::Ethernet(EthernetAddress(mac)));
         let mut interface = Interface::new(config, &mut card, Clock::now());
-        interface.update_ip_addrs(|addresses| addresses.push(IpCidr::new(GUEST.into(), 24)).unwrap());
+        interface.update_ip_addrs(|addresses| addresses.push(IpCidr::new(address.into(), 24)).unwrap());
         interface.routes_mut().add_default_ipv4_route(GATEWAY).unwrap();
         Guest { card, interface, sockets: SocketSet::new(Vec::new()) }
     }
 
     fn new() -> Guest {
-        Guest::plugged_into(Listeners { sockets: Vec::new(), resolver: None })
+        Guest::plugged_into(Listeners::default())
     }
 
-    fn tcp(&mut self) -> SocketHandle {
+    pub(super) fn tcp(&mut self) -> SocketHandle {
         let buffer = || tcp::SocketBuffer::new(vec![0; 256 << 10]);
         self.sockets.add(tcp::Socket::new(buffer(), buffer()))
     }
 
-    fn connect(&mut self, to: impl Into<IpEndpoint>, from: u16) -> SocketHandle {
+    pub(super) fn connect(&mut self, to: impl Into<IpEndpoint>, from: u16) -> SocketHandle {
         let handle = self.tcp();
         let context = self.interface.context();
         self.sockets.get_mut::<tcp::Socket<'_>>(handle).connect(context, to, from).unwrap();
@@ -108,7 +145,7 @@ impl Guest {
     }
 
     /// Lets the stack run until `done` gives something.
-    fn until<T>(&mut self, mut done: impl FnMut(&mut SocketSet<'static>) -> Option<T>) -> T {
+    pub(super) fn until<T>(&mut self, mut done: impl FnMut(&mut SocketSet<'static>) -> Option<T>) -> T {
         let begin = Instant::now();
         loop {
             self.interface.poll(Clock::now(), &mut self.card, &mut self.sockets);
@@ -122,7 +159,7 @@ impl Guest {
     }
 
     /// Sends all and finishes; takes all until the other side finishes.
-    fn exchange(&mut self, handle: SocketHandle, bytes: &[u8]) -> Vec<u8> {
+    pub(super) fn exchange(&mut self, handle: SocketHandle, bytes: &[u8]) -> Vec<u8> {
         let (mut sent, mut got, mut closed) = (0, Vec::new(), false);
         self.until(|sockets| {
             let socket = sockets.get_mut::<tcp::Socket<'_>>(handle);
@@ -142,7 +179,7 @@ impl Guest {
     }
 }
 
-fn bytes(len: usize) -> Vec<u8> {
+pub(super) fn bytes(len: usize) -> Vec<u8> {
     (0..len).map(|n| (n * 7 + n / 251) as u8).collect()
 }
 
@@ -338,13 +375,9 @@ fn a_published_datagram_port_leads_into_the_guest_and_back() {
 #[test]
 fn names_are_asked_for_at_the_resolver() {
     // Loopback, but not the gateway's: nothing else leads there.
-    let resolver = UdpSocket::bind("127.0.0.53:53");
-    let Ok(resolver) = resolver else {
-        // Port 53 needs a privilege, and may be taken: then the address map's own test has to do.
-        return;
-    };
-    let address: IpAddr = resolver.local_addr().unwrap().ip();
-    let mut guest = Guest::plugged_into(Listeners { sockets: Vec::new(), resolver: Some(address) });
+    let resolver = UdpSocket::bind("127.0.0.53:0").unwrap();
+    let controls = network(&NetworkSpec::user(false), Some(resolver.local_addr().unwrap()));
+    let mut guest = Guest::in_network(&controls, "web", GUEST, Listeners::default());
     let handle = datagrams(&mut guest);
     guest.sockets.get_mut::<udp::Socket<'_>>(handle).bind(5000).unwrap();
     let to = (Ipv4Addr::new(10, 0, 2, 3), 53);

@@ -1,8 +1,9 @@
 //! Published ports: sockets of the host that lead into the guest.
 
-use super::address::first_resolver;
+use super::address::{DNS_PORT, first_resolver};
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use viv_model::{PortSpec, Protocol};
 
@@ -26,25 +27,40 @@ pub(super) enum Socket {
     Udp(Arc<UdpSocket>),
 }
 
-/// What a user network needs of the host before its process is restricted.
-#[derive(Debug)]
+/// The sockets of a VM's published ports.
+#[derive(Debug, Default)]
 pub struct Listeners {
     /// Each with the guest's port.
     pub(super) sockets: Vec<(Socket, u16)>,
-    pub(super) resolver: Option<IpAddr>,
 }
 
 impl Listeners {
-    /// Opens the sockets of published ports, and looks up where the host asks for names.
+    /// Opens the sockets of published ports.
     pub fn open(ports: &[PortSpec]) -> Result<Listeners, ListenError> {
         let mut sockets = Vec::new();
         for port in ports {
             let failed = |error| ListenError { port: port.clone(), error };
             sockets.push((open(port).map_err(failed)?, port.guest));
         }
-        // Without one, names are not found, and the guest hears so.
-        let text = std::fs::read_to_string(RESOLV_CONF).unwrap_or_default();
-        Ok(Listeners { sockets, resolver: first_resolver(&text) })
+        Ok(Listeners { sockets })
+    }
+
+    /// Takes over those that another process opened, in the order of its ports.
+    pub fn adopt(ports: &[PortSpec], sockets: Vec<OwnedFd>) -> Listeners {
+        let adopt = |(port, socket): (&PortSpec, OwnedFd)| match port.protocol {
+            Protocol::Tcp => (Socket::Tcp(socket.into()), port.guest),
+            Protocol::Udp => (Socket::Udp(Arc::new(socket.into())), port.guest),
+        };
+        Listeners { sockets: ports.iter().zip(sockets).map(adopt).collect() }
+    }
+
+    /// Their descriptors, in order, to be handed over.
+    pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        let descriptors = self.sockets.iter().map(|(socket, _)| match socket {
+            Socket::Tcp(listener) => listener.as_fd(),
+            Socket::Udp(socket) => socket.as_fd(),
+        });
+        descriptors.collect()
     }
 
     /// The addresses that were taken, in order.
@@ -55,6 +71,12 @@ impl Listeners {
         });
         addresses.flatten().collect()
     }
+}
+
+/// The host's first name server, if it names one.
+pub fn resolver() -> Option<SocketAddr> {
+    let text = std::fs::read_to_string(RESOLV_CONF).unwrap_or_default();
+    first_resolver(&text).map(|address| SocketAddr::new(address, DNS_PORT))
 }
 
 fn open(port: &PortSpec) -> io::Result<Socket> {

@@ -1,27 +1,32 @@
 //! Files that come with the bytes of a Unix socket (SCM_RIGHTS, unix(7)).
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-use std::fs::File;
-use std::io::{self, IoSliceMut, Read};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-/// Most files that come at a time: a disk with all that lies below it.
+/// Most files that come at a time: a disk with all that lies below it, or a card with all published ports.
 const FILES_MAX: usize = 72;
 
 /// Reads a connection and keeps the files that come.
-pub(crate) struct WithFiles {
+#[derive(Debug)]
+pub struct WithFiles {
     connection: UnixStream,
     /// Since they were last taken.
-    files: Vec<File>,
+    files: Vec<OwnedFd>,
 }
 
 impl WithFiles {
-    pub(crate) fn new(connection: UnixStream) -> WithFiles {
+    /// Reads this connection.
+    pub fn new(connection: UnixStream) -> WithFiles {
         WithFiles { connection, files: Vec::new() }
     }
 
     /// The files that came since the last call.
-    pub(crate) fn take_files(&mut self) -> Vec<File> {
+    pub fn take_files(&mut self) -> Vec<OwnedFd> {
         std::mem::take(&mut self.files)
     }
 }
@@ -34,7 +39,7 @@ impl Read for WithFiles {
         let received = recvmsg(&self.connection, &mut [IoSliceMut::new(data)], &mut ancillary, flags)?;
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(files) = message {
-                self.files.extend(files.map(File::from));
+                self.files.extend(files);
             }
         }
         // Whoever sends files without a request has them closed.
@@ -43,36 +48,45 @@ impl Read for WithFiles {
     }
 }
 
+/// Sends all of `bytes`, and the files with the first of them.
+pub fn send(mut socket: &UnixStream, bytes: &[u8], files: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut sent = 0;
+    if !files.is_empty() {
+        let message = SendAncillaryMessage::ScmRights(files);
+        let mut space = vec![MaybeUninit::uninit(); message.size()];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if files.len() > FILES_MAX || !ancillary.push(message) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        sent = sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    }
+    socket.write_all(bytes.get(sent..).unwrap_or_default())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-    use std::io::{IoSlice, Seek, Write};
+    use std::fs::File;
+    use std::io::Seek;
     use std::os::fd::AsFd;
 
     #[test]
     fn a_file_comes_with_the_bytes_that_it_was_sent_with() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let mut file = tempfile();
+        let path = std::env::temp_dir().join(format!("viv-passed-{}", std::process::id()));
+        let mut file =
+            File::options().create(true).truncate(true).read(true).write(true).open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
         file.write_all(b"content").unwrap();
         file.rewind().unwrap();
-        let files = [file.as_fd()];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&files)));
-        sendmsg(&theirs, &[IoSlice::new(b"a line\n")], &mut ancillary, SendFlags::empty()).unwrap();
+        send(&theirs, b"a line\n", &[file.as_fd()]).unwrap();
         let mut reader = WithFiles::new(ours);
         let mut bytes = [0; 32];
         assert_eq!(reader.read(&mut bytes).unwrap(), 7);
         let mut came = reader.take_files();
         assert_eq!((came.len(), reader.take_files().len()), (1, 0));
         let mut text = String::new();
-        came[0].read_to_string(&mut text).unwrap();
+        File::from(came.remove(0)).read_to_string(&mut text).unwrap();
         assert_eq!(text, "content");
-    }
-
-    fn tempfile() -> File {
-        let flags = rustix::fs::MemfdFlags::CLOEXEC;
-        rustix::fs::memfd_create("test", flags).unwrap().into()
     }
 }

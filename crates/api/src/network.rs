@@ -1,0 +1,61 @@
+//! Networks as the host service shows and takes them.
+use serde::{Deserialize, Serialize};
+use std::net::Ipv4Addr;
+use viv_model::{NetworkSpec, PortSpec, Subnet};
+
+/// A network to make.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NetworkCreate {
+    /// Its name.
+    pub name: String,
+    /// Its addresses; a free subnet is chosen if there is none.
+    pub subnet: Option<Subnet>,
+    /// Its VMs reach one another, and nothing else.
+    pub isolated: bool,
+    /// Its VMs reach this host: its loopback address as the gateway's.
+    pub host: bool,
+}
+
+/// A VM to plug into a network.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NetworkConnect {
+    /// Its name or id.
+    pub vm: String,
+}
+
+/// A network that VMs share.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// What it is.
+    #[serde(flatten)]
+    pub spec: NetworkSpec,
+    /// Its gateway's address.
+    pub gateway: Ipv4Addr,
+    /// Its name server's address.
+    pub name_server: Ipv4Addr,
+    /// The process of its switch; none while no VM of it runs.
+    pub pid: Option<u32>,
+    /// What restricts that process, by name.
+    pub sandbox: Vec<String>,
+    /// Its VMs, also those that do not run.
+    pub vms: Vec<NetworkVm>,
+}
+
+/// A VM of a network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkVm {
+    /// Its identity.
+    pub id: String,
+    /// Its name, by which the others find it.
+    pub name: String,
+    /// Its address.
+    pub address: Option<Ipv4Addr>,
+    /// Its card's address.
+    pub mac: String,
+    /// Its published ports.
+    pub ports: Vec<PortSpec>,
+    /// It is plugged in now.
+    pub connected: bool,
+}

@@ -1,0 +1,443 @@
+//! Security groups: kept in a file each, told to the switches, and explained.
+use crate::networks::attachment;
+use crate::places::Places;
+use crate::runners::Runner;
+use crate::store::{StoreError, VmRecord, write_whole};
+use crate::vms::Vms;
+use std::fs;
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use viv_api::secgroup::{Explain, Explanation, SecGroupCreate, SecGroupInfo};
+use viv_api::vm::Vm;
+use viv_model::{
+    Carrier, Direction, Fault, GROUPS_MAX, Kind, NetKind, NetworkSpec, Peer, Protocol, RULES_MAX, Rule,
+    SecGroup,
+};
+use viv_net::switch::rules::{Opening, Rules, Verdict};
+
+/// Files of groups are called so.
+const SUFFIX: &str = ".json";
+
+/// All groups of this host.
+pub(crate) struct SecGroups {
+    root: PathBuf,
+}
+
+fn io_fault(what: &'static str, path: &Path) -> impl Fn(io::Error) -> Fault {
+    move |source| StoreError::Io { what, path: path.to_path_buf(), source }.into()
+}
+
+/// The groups that a new VM is to be in, each once.
+pub(crate) fn distinct(groups: &[String]) -> Result<Vec<String>, Fault> {
+    let mut distinct: Vec<String> = Vec::new();
+    for group in groups {
+        if !distinct.contains(group) {
+            distinct.push(group.clone());
+        }
+    }
+    match distinct.len() {
+        0..=GROUPS_MAX => Ok(distinct),
+        count => Err(too_many(count)),
+    }
+}
+
+fn too_many(count: usize) -> Fault {
+    Fault::new(
+        Kind::Usage,
+        format!("a VM cannot be in {count} security groups"),
+        format!("use up to {GROUPS_MAX}, with more rules each"),
+    )
+}
+
+impl SecGroups {
+    pub(crate) fn new(places: &Places) -> SecGroups {
+        SecGroups { root: places.secgroups() }
+    }
+
+    /// All of them, by name.
+    pub(crate) fn all(&self) -> Result<Vec<SecGroup>, Fault> {
+        let mut all: Vec<SecGroup> = Vec::new();
+        for entry in fs::read_dir(&self.root).map_err(io_fault("read", &self.root))? {
+            let path = entry.map_err(io_fault("read", &self.root))?.path();
+            if !path.to_string_lossy().ends_with(SUFFIX) {
+                continue; // half written when the power failed
+            }
+            let text = fs::read(&path).map_err(io_fault("read", &path))?;
+            let group = serde_json::from_slice(&text).map_err(io::Error::other);
+            all.push(group.map_err(io_fault("understand", &path))?);
+        }
+        all.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(all)
+    }
+
+    /// The group that is called so.
+    pub(crate) fn find(&self, name: &str) -> Result<SecGroup, Fault> {
+        self.all()?.into_iter().find(|group| group.name == name).ok_or_else(|| {
+            Fault::new(
+                Kind::NotFound,
+                format!("no security group is called {name:?}"),
+                "see what there is: viv secgroup ls; make one: viv secgroup create NAME",
+            )
+        })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.root.join(format!("{name}{SUFFIX}"))
+    }
+
+    fn write(&self, group: &SecGroup) -> Result<(), Fault> {
+        let path = self.path(&group.name);
+        write_whole(&path, group).map_err(io_fault("write", &path))
+    }
+
+    /// A rule may name groups that there are, and its own.
+    fn check_rule(&self, group: &SecGroup, rule: &Rule) -> Result<(), Fault> {
+        if let Peer::Group(other) = &rule.peer
+            && *other != group.name
+        {
+            self.find(other)?;
+        }
+        group.check_new(rule)
+    }
+}
+
+fn info(group: SecGroup, records: &[VmRecord]) -> SecGroupInfo {
+    let inside = records.iter().filter(|record| record.groups.contains(&group.name));
+    let vms = inside.map(|record| record.name.clone()).collect();
+    SecGroupInfo { name: group.name, rules: group.rules, vms }
+}
+
+impl Vms {
+    /// All security groups.
+    pub(crate) fn secgroups(&self) -> Result<Vec<SecGroupInfo>, Fault> {
+        let records = self.records()?;
+        Ok(self.networks.groups.all()?.into_iter().map(|group| info(group, &records)).collect())
+    }
+
+    /// One security group.
+    pub(crate) fn secgroup(&self, name: &str) -> Result<SecGroupInfo, Fault> {
+        Ok(info(self.networks.groups.find(name)?, &self.records()?))
+    }
+
+    /// Makes a security group.
+    pub(crate) fn create_secgroup(&self, ask: SecGroupCreate) -> Result<SecGroupInfo, Fault> {
+        SecGroup::check_name(&ask.name)?;
+        let _turn = self.networks.hold();
+        let groups = &self.networks.groups;
+        if groups.find(&ask.name).is_ok() {
+            return Err(Fault::new(
+                Kind::Conflict,
+                format!("a security group called {:?} exists already", ask.name),
+                format!("choose another name, or add rules to it: viv secgroup add-rule {}", ask.name),
+            ));
+        }
+        if ask.rules.len() > RULES_MAX {
+            return Err(Fault::new(
+                Kind::Usage,
+                format!("a security group cannot have {} rules", ask.rules.len()),
+                format!("use up to {RULES_MAX}"),
+            ));
+        }
+        let mut group = SecGroup { name: ask.name, rules: Vec::new() };
+        for rule in ask.rules {
+            groups.check_rule(&group, &rule)?;
+            group.rules.push(rule);
+        }
+        groups.write(&group)?;
+        self.networks.spread_groups(&self.records()?)?;
+        Ok(info(group, &[]))
+    }
+
+    /// Forgets a security group that nobody needs.
+    pub(crate) fn remove_secgroup(&self, name: &str) -> Result<SecGroupInfo, Fault> {
+        let _turn = self.networks.hold();
+        let groups = &self.networks.groups;
+        let shown = info(groups.find(name)?, &self.records()?);
+        if !shown.vms.is_empty() {
+            return Err(Fault::new(
+                Kind::Conflict,
+                format!("security group {name:?} has VMs: {}", shown.vms.join(", ")),
+                format!("take them out first: viv secgroup leave {name} VM"),
+            ));
+        }
+        let names = |rule: &Rule| rule.peer == Peer::Group(name.to_string());
+        let others = groups.all()?.into_iter().filter(|group| group.name != name);
+        if let Some(user) = others.into_iter().find(|group| group.rules.iter().any(names)) {
+            return Err(Fault::new(
+                Kind::Conflict,
+                format!("a rule of security group {:?} names group {name:?}", user.name),
+                format!(
+                    "take it out first: viv secgroup show {0}; viv secgroup rm-rule {0} NUMBER",
+                    user.name
+                ),
+            ));
+        }
+        let path = groups.path(name);
+        fs::remove_file(&path).map_err(io_fault("remove", &path))?;
+        self.networks.spread_groups(&self.records()?)?;
+        Ok(shown)
+    }
+
+    /// Adds a rule to a group.
+    pub(crate) fn add_rule(&self, name: &str, rule: &str) -> Result<SecGroupInfo, Fault> {
+        let rule: Rule = rule.parse()?;
+        self.change_group(name, |groups, group| {
+            groups.check_rule(group, &rule)?;
+            group.rules.push(rule);
+            Ok(())
+        })
+    }
+
+    /// Takes a rule out of a group; they count from 1.
+    pub(crate) fn remove_rule(&self, name: &str, number: &str) -> Result<SecGroupInfo, Fault> {
+        self.change_group(name, |_, group| {
+            let index = number.parse::<usize>().ok().and_then(|number| number.checked_sub(1));
+            match index.filter(|index| *index < group.rules.len()) {
+                Some(index) => {
+                    group.rules.remove(index);
+                    Ok(())
+                }
+                None => Err(Fault::new(
+                    Kind::NotFound,
+                    format!("security group {name:?} has no rule {number:?}: it has {}", group.rules.len()),
+                    format!("count from 1; see them with: viv secgroup show {name}"),
+                )),
+            }
+        })
+    }
+
+    fn change_group(
+        &self,
+        name: &str,
+        change: impl FnOnce(&SecGroups, &mut SecGroup) -> Result<(), Fault>,
+    ) -> Result<SecGroupInfo, Fault> {
+        let _turn = self.networks.hold();
+        let groups = &self.networks.groups;
+        let mut group = groups.find(name)?;
+        change(groups, &mut group)?;
+        groups.write(&group)?;
+        let records = self.records()?;
+        self.networks.spread_groups(&records)?;
+        Ok(info(group, &records))
+    }
+
+    /// Puts a VM into a group.
+    pub(crate) fn join(&self, group: &str, vm: &str) -> Result<Vm, Fault> {
+        self.change_member(vm, |record| {
+            self.networks.groups.find(group)?;
+            if record.groups.iter().any(|other| other == group) {
+                return Err(Fault::new(
+                    Kind::Conflict,
+                    format!("VM {:?} is in security group {group:?} already", record.name),
+                    format!("see it with: viv secgroup show {group}"),
+                ));
+            }
+            record.groups.push(group.to_string());
+            match record.groups.len() {
+                0..=GROUPS_MAX => Ok(()),
+                count => Err(too_many(count)),
+            }
+        })
+    }
+
+    /// Takes a VM out of a group.
+    pub(crate) fn leave(&self, group: &str, vm: &str) -> Result<Vm, Fault> {
+        self.change_member(vm, |record| {
+            let before = record.groups.len();
+            record.groups.retain(|other| other != group);
+            if record.groups.len() == before {
+                return Err(Fault::new(
+                    Kind::Conflict,
+                    format!("VM {:?} is not in security group {group:?}", record.name),
+                    "see its groups with: viv inspect",
+                ));
+            }
+            Ok(())
+        })
+    }
+
+    fn change_member(
+        &self,
+        vm: &str,
+        change: impl FnOnce(&mut VmRecord) -> Result<(), Fault>,
+    ) -> Result<Vm, Fault> {
+        self.change(vm, |mut record, runner: Runner| {
+            let _turn = self.networks.hold();
+            change(&mut record)?;
+            self.store.update(&record)?;
+            self.networks.tell_member(&record)?;
+            Ok(self.view(record, &runner))
+        })
+    }
+
+    /// Says what decides about a flow.
+    pub(crate) fn explain(&self, ask: &Explain) -> Result<Explanation, Fault> {
+        let opening = opening(&ask.what)?;
+        let (from, to) = (self.side(&ask.from)?, self.side(&ask.to)?);
+        let mut because = Vec::new();
+        let allowed = match (&from, &to) {
+            (Side::Outside(_), Side::Outside(_)) => {
+                return Err(Fault::new(
+                    Kind::Usage,
+                    format!("neither {:?} nor {:?} is a VM", ask.from, ask.to),
+                    "name a VM: viv ps -a",
+                ));
+            }
+            (Side::Vm(vm), Side::Outside(other)) => {
+                self.decide(vm, Direction::Out, opening, &ask.what, *other, &mut because)?
+                    && reaches(vm, &self.network_of(vm)?, *other, &mut because)
+            }
+            (Side::Outside(other), Side::Vm(vm)) => {
+                is_published(vm, opening, &mut because)
+                    && self.decide(vm, Direction::In, opening, &ask.what, *other, &mut because)?
+            }
+            (Side::Vm(one), Side::Vm(other)) => {
+                match (self.shared_address(one, other)?, self.shared_address(other, one)?) {
+                    (Some(of_one), Some(of_other)) => {
+                        self.decide(one, Direction::Out, opening, &ask.what, of_other, &mut because)?
+                            && self.decide(other, Direction::In, opening, &ask.what, of_one, &mut because)?
+                    }
+                    _ => {
+                        because.push(format!(
+                            "VM {} and VM {} share no network, and networks never meet",
+                            one.name, other.name
+                        ));
+                        false
+                    }
+                }
+            }
+        };
+        Ok(Explanation { allowed, because })
+    }
+
+    fn side(&self, text: &str) -> Result<Side, Fault> {
+        match text.parse() {
+            Ok(address) => Ok(Side::Outside(address)),
+            Err(_) => Ok(Side::Vm(Box::new(self.find(text)?.0))),
+        }
+    }
+
+    /// The network of a VM's card; none if it is plugged into nothing.
+    fn network_of(&self, record: &VmRecord) -> Result<Option<NetworkSpec>, Fault> {
+        match &record.machine.nic {
+            Some(nic) => Ok(self.networks.of(&record.id, nic)?.map(|(spec, _)| spec)),
+            None => Ok(None),
+        }
+    }
+
+    /// A VM's address in a network that the other one is in, too.
+    fn shared_address(&self, one: &VmRecord, other: &VmRecord) -> Result<Option<Ipv4Addr>, Fault> {
+        let name = |record: &VmRecord| match &record.machine.nic {
+            Some(nic) => match &nic.net {
+                NetKind::Named(name) => Some(name.clone()),
+                _ => None,
+            },
+            None => None,
+        };
+        let shared = name(one).is_some() && name(one) == name(other);
+        Ok(one.machine.nic.as_ref().and_then(|nic| nic.address).filter(|_| shared))
+    }
+
+    fn decide(
+        &self,
+        record: &VmRecord,
+        direction: Direction,
+        opening: Opening,
+        what: &str,
+        other: Ipv4Addr,
+        because: &mut Vec<String>,
+    ) -> Result<bool, Fault> {
+        let groups = self.networks.groups.all()?;
+        let nic = record.machine.nic.clone().unwrap_or_default();
+        let own = attachment(record, &nic, nic.address.unwrap_or(Ipv4Addr::UNSPECIFIED));
+        let neighbours = self.networks.neighbours(record, &self.records()?);
+        let rules = Rules::compile(&own, &groups, &neighbours.iter().collect::<Vec<_>>());
+        let verdict = rules.decide(direction, opening, other);
+        let name = &record.name;
+        let (way, preposition) = match direction {
+            Direction::In => ("in", "from"),
+            Direction::Out => ("out", "to"),
+        };
+        because.push(match &verdict {
+            Verdict::Unruled => format!("VM {name} is in no security group, which allows all"),
+            Verdict::Open => {
+                format!("no group of VM {name} has a rule for what it opens itself, which allows all")
+            }
+            Verdict::Rule { group, number, .. } => {
+                let group_of = groups.iter().find(|other| other.name == *group);
+                let rule = number.checked_sub(1).and_then(|index| group_of?.rules.get(index));
+                let rule = rule.map(ToString::to_string).unwrap_or_default();
+                format!("rule {number} of group {group} of VM {name}: {rule}")
+            }
+            Verdict::Nothing => format!(
+                "no rule of VM {name}'s groups ({}) allows {way} {what} {preposition} {other}",
+                record.groups.join(", ")
+            ),
+        });
+        Ok(verdict.allows())
+    }
+}
+
+/// One end of a flow.
+enum Side {
+    Vm(Box<VmRecord>),
+    Outside(Ipv4Addr),
+}
+
+fn opening(what: &str) -> Result<Opening, Fault> {
+    match what.parse() {
+        Ok(Carrier::Tcp(first, last)) if first == last => Ok(Opening::Tcp(first)),
+        Ok(Carrier::Udp(first, last)) if first == last => Ok(Opening::Udp(first)),
+        Ok(Carrier::Icmp) => Ok(Opening::Icmp),
+        _ => Err(Fault::new(
+            Kind::Usage,
+            format!("{what:?} is not one kind of flow"),
+            "write tcp/PORT, udp/PORT or icmp",
+        )),
+    }
+}
+
+/// Whether a network leads to an address outside.
+fn reaches(
+    record: &VmRecord,
+    network: &Option<NetworkSpec>,
+    other: Ipv4Addr,
+    because: &mut Vec<String>,
+) -> bool {
+    let name = &record.name;
+    let (reaches, why) = match network {
+        None => (false, format!("VM {name} has no network")),
+        Some(network) if network.isolated => {
+            (false, format!("network {} of VM {name} is isolated", network.name))
+        }
+        Some(network) if other == network.subnet.gateway() && !network.host => {
+            (false, format!("network {} of VM {name} does not reach this host (--host yes)", network.name))
+        }
+        Some(network) if network.subnet.contains(other) && other != network.subnet.gateway() => {
+            (false, format!("{other} is an address of network {}; name the VM that has it", network.name))
+        }
+        Some(network) => (true, format!("network {} of VM {name} leads outside", network.name)),
+    };
+    because.push(why);
+    reaches
+}
+
+/// Whether a published port leads to a VM.
+fn is_published(record: &VmRecord, opening: Opening, because: &mut Vec<String>) -> bool {
+    let ports = record.machine.nic.iter().flat_map(|nic| &nic.ports);
+    let leads = |port: &&viv_model::PortSpec| match (port.protocol, opening) {
+        (Protocol::Tcp, Opening::Tcp(guest)) | (Protocol::Udp, Opening::Udp(guest)) => port.guest == guest,
+        _ => false,
+    };
+    match ports.into_iter().find(leads) {
+        Some(port) => {
+            because.push(format!("port {port} of this host leads to VM {}", record.name));
+            true
+        }
+        None => {
+            because.push(format!("no published port (-p) leads to that of VM {}", record.name));
+            false
+        }
+    }
+}

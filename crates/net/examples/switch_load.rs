@@ -1,0 +1,113 @@
+//! What a switch costs: packets of one VM to another by themselves, without guests.
+//!
+//! `cargo run --release -p viv-net --example switch_load` sends small and large packets through a switch, without rules and
+//! with 1,000 of them, and prints what passed in each second of the switch's own processor time.
+use rustix::time::{ClockId, clock_gettime};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+use viv_model::{Attachment, NetworkSpec, SecGroup};
+use viv_net::port::{NetPort, PACKET_MAX, SocketPort};
+use viv_net::switch::{Controls, Engine, Listeners};
+
+/// How long each load lasts.
+const TIME: Duration = Duration::from_secs(3);
+/// Flows, so that not all packets are of one.
+const FLOWS: u16 = 64;
+
+fn attachment(last: u8, groups: &[&str]) -> Attachment {
+    let groups = groups.iter().map(|group| group.to_string()).collect();
+    Attachment {
+        vm: last.to_string(),
+        name: format!("vm{last}"),
+        mac: [2, 0, 0, 0, 0, last],
+        address: Ipv4Addr::new(10, 0, 2, last),
+        groups,
+        labels: Vec::new(),
+    }
+}
+
+fn plug(controls: &Controls, attachment: Attachment) -> std::io::Result<SocketPort> {
+    let (ours, theirs) = SocketPort::pair()?;
+    controls.plug(attachment, theirs, Listeners::default()).map_err(std::io::Error::other)?;
+    Ok(ours)
+}
+
+/// A UDP datagram of `len` bytes of Ethernet, from VM 15 to VM 16.
+fn packet(len: usize, flow: u16) -> Vec<u8> {
+    let mut packet = vec![0; 12];
+    packet.extend([2, 0, 0, 0, 0, 16, 2, 0, 0, 0, 0, 15, 8, 0]);
+    let ip = (len - 14) as u16;
+    packet.extend([0x45, 0]);
+    packet.extend(ip.to_be_bytes());
+    packet.extend([0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 2, 15, 10, 0, 2, 16]);
+    packet.extend((1000 + flow).to_be_bytes());
+    packet.extend(5001u16.to_be_bytes());
+    packet.extend((ip - 20).to_be_bytes());
+    packet.resize(12 + len, 0);
+    packet
+}
+
+/// Packets that arrived, and the switch's processor time.
+fn load(len: usize, rules: usize) -> std::io::Result<(u64, Duration)> {
+    let (mut engine, controls) = Engine::new(&NetworkSpec::user(false), None)?;
+    let switch = thread::spawn(move || {
+        let served = engine.serve();
+        let used = clock_gettime(ClockId::ThreadCPUTime);
+        served.map(|()| Duration::new(used.tv_sec as u64, used.tv_nsec as u32))
+    });
+    let groups: &[&str] = if rules == 0 { &[] } else { &["all"] };
+    let from = plug(&controls, attachment(15, groups))?;
+    let to = plug(&controls, attachment(16, groups))?;
+    if rules > 0 {
+        // The one that allows is the last.
+        let rule = |number: usize| match number + 1 == rules {
+            true => "in udp/5001".parse(),
+            false => format!("in tcp/{} from 10.1.{}.0/24", 1 + number, number % 256).parse(),
+        };
+        let rules = (0..rules).map(rule).collect::<Result<_, _>>().map_err(std::io::Error::other)?;
+        controls.set_groups(vec![SecGroup { name: "all".to_string(), rules }]);
+    }
+    let arrived = Arc::new(AtomicU64::new(0));
+    let over = Arc::new(AtomicBool::new(false));
+    let (counter, ended) = (arrived.clone(), over.clone());
+    let sink = thread::spawn(move || {
+        let mut buffer = vec![0; PACKET_MAX];
+        while !ended.load(Ordering::Relaxed) {
+            match to.receive(&mut buffer) {
+                Ok(Some(_)) => drop(counter.fetch_add(1, Ordering::Relaxed)),
+                Ok(None) => thread::yield_now(),
+                Err(_) => return,
+            }
+        }
+    });
+    let packets: Vec<Vec<u8>> = (0..FLOWS).map(|flow| packet(len, flow)).collect();
+    let begin = Instant::now();
+    while begin.elapsed() < TIME {
+        for packet in &packets {
+            while !from.send(packet)? {
+                thread::yield_now();
+            }
+        }
+    }
+    over.store(true, Ordering::Relaxed);
+    drop(from);
+    sink.join().map_err(|_| std::io::Error::other("the sink panicked"))?;
+    let used = switch.join().map_err(|_| std::io::Error::other("the switch panicked"))??;
+    Ok((arrived.load(Ordering::Relaxed), used))
+}
+
+fn main() -> std::io::Result<()> {
+    println!("of each second of the switch's processor time:");
+    for (len, name) in [(64, "64 bytes"), (65_000, "65,000 bytes")] {
+        for rules in [0, 1000] {
+            let (packets, used) = load(len, rules)?;
+            let rate = packets as f64 / used.as_secs_f64();
+            let gigabits = rate * len as f64 * 8.0 / 1e9;
+            println!("{name:>13}, {rules:>4} rules: {rate:>9.0} packets, {gigabits:>6.2} Gbit");
+        }
+    }
+    Ok(())
+}

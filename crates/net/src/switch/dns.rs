@@ -1,0 +1,224 @@
+//! The names of a network's VMs (RFC 1035): `VM` and `VM.NETWORK.viv`. All other names are the host's resolver's.
+
+use super::address::Plan;
+use smoltcp::wire::{DnsFlags, DnsOpcode, DnsPacket, DnsQueryType, DnsQuestion, DnsRcode};
+use std::net::Ipv4Addr;
+
+/// Below it is nothing but VMs. No such domain is delegated.
+const TOP: &str = "viv";
+/// Reverse lookup (RFC 1035 §3.5).
+const REVERSE: &str = ".in-addr.arpa";
+/// A header (RFC 1035 §4.1.1).
+const HEADER_LEN: usize = 12;
+/// Pointer to the question's name, which follows the header (RFC 1035 §4.1.4).
+const POINTER: [u8; 2] = [0xc0, HEADER_LEN as u8];
+/// Class IN (RFC 1035 §3.2.4).
+const CLASS: [u8; 2] = [0, 1];
+/// Type PTR (RFC 1035 §3.2.2).
+const PTR: u16 = 12;
+/// Addresses stay, but VMs come and go: seconds.
+const TTL: [u8; 4] = 5u32.to_be_bytes();
+/// Most bytes of a name in text.
+const NAME_MAX: usize = 253;
+
+/// The domain of a network's VMs.
+pub(super) fn zone(network: &str) -> String {
+    format!("{network}.{TOP}")
+}
+
+/// Who is asked for.
+enum Asked<'a> {
+    /// A VM, perhaps.
+    Vm(&'a str),
+    /// Who has this address of the network?
+    Address(Ipv4Addr),
+    /// Something in our domain that is no VM.
+    Nobody,
+}
+
+/// The answer to a query, if it is ours to give; `address` gives a VM's by its name in small letters, `name` a VM's by
+/// its address.
+pub(super) fn answer(
+    query: &[u8],
+    plan: &Plan,
+    address: impl Fn(&str) -> Option<Ipv4Addr>,
+    name: impl Fn(Ipv4Addr) -> Option<String>,
+) -> Option<Vec<u8>> {
+    let packet = DnsPacket::new_checked(query).ok()?;
+    let is_query = !packet.flags().contains(DnsFlags::RESPONSE) && packet.opcode() == DnsOpcode::Query;
+    if !is_query || packet.question_count() != 1 {
+        return None;
+    }
+    let (_, question) = DnsQuestion::parse(packet.payload()).ok()?;
+    let text = text(&packet, question.name)?;
+    let (rcode, data) = match asked(&text, plan) {
+        Some(Asked::Vm(vm)) => match address(vm) {
+            Some(address) if question.type_ == DnsQueryType::A => {
+                (DnsRcode::NoError, Some(address.octets().to_vec()))
+            }
+            Some(_) => (DnsRcode::NoError, None),
+            // A name alone may be one of the host's network.
+            None if vm == text && !plan.isolated => return None,
+            None => (DnsRcode::NXDomain, None),
+        },
+        Some(Asked::Address(address)) => match name(address) {
+            Some(name) if question.type_ == DnsQueryType::Unknown(PTR) => {
+                (DnsRcode::NoError, labels(&format!("{name}.{}", zone(&plan.name))))
+            }
+            Some(_) => (DnsRcode::NoError, None),
+            None => (DnsRcode::NXDomain, None),
+        },
+        Some(Asked::Nobody) => (DnsRcode::NXDomain, None),
+        None if plan.isolated => (DnsRcode::Refused, None),
+        None => return None,
+    };
+    Some(reply(&packet, &question, rcode, data))
+}
+
+fn asked<'a>(text: &'a str, plan: &Plan) -> Option<Asked<'a>> {
+    if let Some(reversed) = text.strip_suffix(REVERSE) {
+        let mut octets = [0; 4];
+        let mut parts = reversed.split('.');
+        for octet in octets.iter_mut().rev() {
+            *octet = parts.next()?.parse().ok()?;
+        }
+        let address = Ipv4Addr::from(octets);
+        return (parts.next().is_none() && plan.subnet.contains(address)).then_some(Asked::Address(address));
+    }
+    if !text.contains('.') && !text.is_empty() && text != TOP {
+        return Some(Asked::Vm(text));
+    }
+    let below = text.strip_suffix(TOP)?;
+    if !below.is_empty() && !below.ends_with('.') {
+        return None;
+    }
+    let vm = below.strip_suffix(&format!(".{}.", plan.name)).filter(|vm| !vm.is_empty());
+    Some(vm.map_or(Asked::Nobody, Asked::Vm))
+}
+
+/// A name in small letters, its labels between dots.
+fn text(packet: &DnsPacket<&[u8]>, name: &[u8]) -> Option<String> {
+    let mut text = String::new();
+    for label in packet.parse_name(name) {
+        let label = std::str::from_utf8(label.ok()?).ok()?;
+        if !text.is_empty() {
+            text.push('.');
+        }
+        text.push_str(&label.to_ascii_lowercase());
+        if text.len() > NAME_MAX {
+            return None;
+        }
+    }
+    Some(text)
+}
+
+fn labels(text: &str) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    for label in text.split('.') {
+        bytes.push(u8::try_from(label.len()).ok().filter(|len| (1..64).contains(len))?);
+        bytes.extend(label.as_bytes());
+    }
+    bytes.push(0);
+    Some(bytes)
+}
+
+fn reply(
+    query: &DnsPacket<&[u8]>,
+    question: &DnsQuestion<'_>,
+    rcode: DnsRcode,
+    data: Option<Vec<u8>>,
+) -> Vec<u8> {
+    let mut bytes = vec![0; HEADER_LEN + question.buffer_len()];
+    question.emit(bytes.get_mut(HEADER_LEN..).unwrap_or_default());
+    let mut packet = DnsPacket::new_unchecked(bytes.as_mut_slice());
+    packet.set_transaction_id(query.transaction_id());
+    packet.set_opcode(DnsOpcode::Query);
+    let echoed = query.flags() & DnsFlags::RECURSION_DESIRED;
+    packet.set_flags(echoed | DnsFlags::RESPONSE | DnsFlags::AUTHORITATIVE | DnsFlags::RECURSION_AVAILABLE);
+    packet.set_question_count(1);
+    packet.set_answer_record_count(data.is_some().into());
+    if let Some(flags) = bytes.get_mut(3) {
+        // The library sets no code (RFC 1035 §4.1.1).
+        *flags |= u8::from(rcode) & 0xf;
+    }
+    if let Some(data) = data {
+        let len = u16::try_from(data.len()).unwrap_or_default();
+        bytes.extend(POINTER);
+        bytes.extend(u16::from(question.type_).to_be_bytes());
+        bytes.extend(CLASS);
+        bytes.extend(TTL);
+        bytes.extend(len.to_be_bytes());
+        bytes.extend(data);
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use viv_model::NetworkSpec;
+
+    fn plan(isolated: bool) -> Plan {
+        let spec = NetworkSpec { name: "shop".to_string(), isolated, ..NetworkSpec::user(false) };
+        Plan::new(&spec, None)
+    }
+
+    fn query(name: &str, kind: u16) -> Vec<u8> {
+        let mut bytes = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        bytes.extend(labels(name).unwrap());
+        bytes.extend(kind.to_be_bytes());
+        bytes.extend(CLASS);
+        bytes
+    }
+
+    /// The code and the data of the answer.
+    fn ask(isolated: bool, name: &str, kind: u16) -> Option<(u8, Vec<u8>)> {
+        let web = Ipv4Addr::new(10, 0, 2, 15);
+        let query = query(name, kind);
+        let address = |name: &str| (name == "web").then_some(web);
+        let answer =
+            answer(&query, &plan(isolated), address, |address| (address == web).then(|| "web".to_string()))?;
+        assert_eq!(answer[..2], query[..2]);
+        assert_eq!(answer[2] & 0x81, 0x81, "an answer, and the wish to recurse is echoed");
+        let data = if answer[7] == 1 { answer[query.len() + 12..].to_vec() } else { Vec::new() };
+        Some((answer[3] & 0xf, data))
+    }
+
+    #[test]
+    fn vms_are_found_by_name_and_by_address() {
+        let web = Some((0, vec![10, 0, 2, 15]));
+        for name in ["web", "WEB", "web.shop.viv", "Web.Shop.VIV"] {
+            assert_eq!(ask(false, name, 1), web, "{name}");
+            assert_eq!(ask(false, name, 28), Some((0, Vec::new())), "{name} has no IPv6 address");
+        }
+        let (code, name) = ask(false, "15.2.0.10.in-addr.arpa", PTR).unwrap();
+        assert_eq!((code, name), (0, labels("web.shop.viv").unwrap()));
+        assert_eq!(ask(false, "16.2.0.10.in-addr.arpa", PTR), Some((3, Vec::new())));
+    }
+
+    #[test]
+    fn what_is_not_ours_goes_to_the_resolver_unless_there_is_none() {
+        for name in ["db", "example.org", "webviv", "8.8.8.8.in-addr.arpa", "1.in-addr.arpa"] {
+            assert_eq!(ask(false, name, 1), None, "{name}");
+        }
+        for (name, code) in [("db", 3), ("example.org", 5), ("8.8.8.8.in-addr.arpa", 5)] {
+            assert_eq!(ask(true, name, 1), Some((code, Vec::new())), "{name}");
+        }
+        for name in ["viv", "shop.viv", "db.shop.viv", "web.other.viv"] {
+            assert_eq!(ask(false, name, 1), Some((3, Vec::new())), "{name}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_taken(bytes in proptest::collection::vec(any::<u8>(), 0..300), sane in any::<bool>()) {
+            let mut bytes = bytes;
+            if sane && bytes.len() > 12 {
+                bytes[2..6].copy_from_slice(&[1, 0, 0, 1]);
+            }
+            let some = Ipv4Addr::LOCALHOST;
+            answer(&bytes, &plan(true), |_| Some(some), |_| Some("web".to_string()));
+        }
+    }
+}

@@ -1,0 +1,355 @@
+//! The thread of a switch.
+
+use super::address::{GATEWAY_MAC, Plan};
+use super::command::{Command, Commands, Controls, PlugError};
+use super::datagram::EchoFlow;
+use super::input::{self, Frame, Input};
+use super::listen::{Listeners, Socket};
+use super::nat::Nat;
+use super::poll::{Event, Who};
+use super::ports::{Port, Ports};
+use super::tcp::OUT_MAX;
+use super::{dhcp, dns, frame};
+use crate::port::{NetPort, PACKET_MAX, SocketPort};
+use smoltcp::wire::{EthernetAddress, Icmpv4Repr};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::time::{Duration, Instant};
+use viv_model::{Attachment, NetworkSpec};
+
+/// Packets that are taken from a port at once.
+const BATCH: usize = 64;
+/// A switch into which nobody is plugged any more ends; at its beginning it waits so long for the first.
+const LONELY_FIRST: Duration = Duration::from_secs(30);
+/// And later so long: a VM that starts anew finds it.
+const LONELY: Duration = Duration::from_secs(2);
+
+/// A switch. It is moved into the thread that serves it.
+pub struct Engine {
+    nat: Nat,
+    ports: Ports,
+    commands: Commands,
+    /// When it ends if nobody is plugged in by then.
+    lonely_until: Option<Instant>,
+}
+
+impl Engine {
+    /// A switch for this network, whose guests have other names asked for at `resolver`.
+    pub fn new(network: &NetworkSpec, resolver: Option<SocketAddr>) -> io::Result<(Engine, Controls)> {
+        let plan = Plan::new(network, resolver);
+        let ports = Ports::new(plan.gateway);
+        let mut nat = Nat::new(plan)?;
+        let (controls, commands) = Commands::new()?;
+        nat.poll.watch(&commands.waker, Who::Commands).ok_or(io::ErrorKind::OutOfMemory)?;
+        let lonely_until = Some(Instant::now() + LONELY_FIRST);
+        Ok((Engine { nat, ports, commands, lonely_until }, controls))
+    }
+
+    /// Serves until nobody has been plugged in for a while.
+    pub fn serve(&mut self) -> io::Result<()> {
+        let mut packet = vec![0; PACKET_MAX];
+        let mut more = true;
+        loop {
+            let timeout = if more { Some(Duration::ZERO) } else { self.until_something() };
+            for event in self.nat.poll.wait(timeout)? {
+                self.event(event);
+            }
+            self.nat.expire(&mut self.ports);
+            more = self.take_packets(&mut packet);
+            self.nat.pump(&mut self.ports);
+            self.flush();
+            // Those that took too few answers may have taken them now.
+            more |= self.ports.are_ready(4 * OUT_MAX);
+            if self.lonely_until.is_some_and(|end| end <= Instant::now()) {
+                return Ok(());
+            }
+        }
+    }
+
+    fn until_something(&self) -> Option<Duration> {
+        let lonely = self.lonely_until.map(|end| end.saturating_duration_since(Instant::now()));
+        [lonely, self.nat.until_timer()].into_iter().flatten().min()
+    }
+
+    fn event(&mut self, event: Event) {
+        match event.who {
+            Who::Commands => {
+                self.commands.clear();
+                while let Ok(command) = self.commands.receiver.try_recv() {
+                    self.obey(command);
+                }
+            }
+            Who::Port(address) => {
+                if event.readable {
+                    self.ports.readable.insert(address);
+                }
+                if event.writable {
+                    self.ports.writable.insert(address);
+                }
+            }
+            who => self.nat.event(who, event.readable, event.writable, &mut self.ports),
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        // Whoever asked may be gone.
+        match command {
+            Command::Plug(attachment, socket, listeners, answer) => {
+                let _ = answer.send(self.plug(*attachment, socket, listeners));
+            }
+            Command::Unplug(vm, answer) => {
+                let address = self.address_of(&vm);
+                address.into_iter().for_each(|address| self.unplug(address));
+                let _ = answer.send(address.is_some());
+            }
+            Command::Groups(groups, answer) => {
+                let members = self.ports.all().map(|port| &port.attachment);
+                self.nat.filter.set_groups(groups, members);
+                self.nat.look_again(&mut self.ports);
+                let _ = answer.send(());
+            }
+            Command::Member(vm, groups, answer) => {
+                let port = self.address_of(&vm).and_then(|address| self.ports.get_mut(address));
+                let known = port.map(|port| port.attachment.groups = groups).is_some();
+                self.members_changed();
+                let _ = answer.send(known);
+            }
+            Command::List(answer) => {
+                let _ = answer.send(self.ports.all().map(|port| port.attachment.clone()).collect());
+            }
+        }
+    }
+
+    fn members_changed(&mut self) {
+        self.nat.filter.compile(self.ports.all().map(|port| &port.attachment));
+        self.nat.look_again(&mut self.ports);
+    }
+
+    fn address_of(&self, vm: &str) -> Option<Ipv4Addr> {
+        self.ports.all().find(|port| port.attachment.vm == vm).map(|port| port.attachment.address)
+    }
+
+    fn plug(
+        &mut self,
+        attachment: Attachment,
+        socket: SocketPort,
+        listeners: Listeners,
+    ) -> Result<(), PlugError> {
+        let (address, mac) = (attachment.address, EthernetAddress(attachment.mac));
+        let plan = &self.nat.plan;
+        if !plan.subnet.contains(address) || plan.is_ours(address) || plan.is_group(address) {
+            return Err(PlugError::NotOurs(address));
+        }
+        if mac.0 == GATEWAY_MAC || !mac.is_unicast() {
+            return Err(PlugError::Taken("of the gateway".to_string()));
+        }
+        self.address_of(&attachment.vm).into_iter().for_each(|earlier| self.unplug(earlier));
+        let same = self.ports.of_mac(mac).or(self.ports.get(address).map(|_| address));
+        if let Some(other) = same.and_then(|same| self.ports.get(same)) {
+            return Err(PlugError::Taken(other.attachment.name.clone()));
+        }
+        let refused = || PlugError::Host("it watches no more descriptors".to_string());
+        let token = self.nat.poll.watch(socket.descriptor(), Who::Port(address)).ok_or_else(refused)?;
+        let mut port = Port::new(attachment, socket, token);
+        for (index, (socket, guest)) in listeners.into_sockets().into_iter().enumerate() {
+            let who = Who::Listener(address, index);
+            let token = match &socket {
+                Socket::Tcp(listener) => self.nat.poll.watch(listener, who),
+                Socket::Udp(socket) => self.nat.poll.watch(socket.as_ref(), who),
+            };
+            let Some(token) = token else {
+                self.forget_tokens(&port);
+                return Err(refused());
+            };
+            port.listeners.push((socket, guest, token));
+        }
+        self.announce(address, mac);
+        self.ports.add(port);
+        self.members_changed();
+        self.lonely_until = None;
+        Ok(())
+    }
+
+    /// Tells the others whose address that is now: an earlier VM may have had it.
+    fn announce(&mut self, address: Ipv4Addr, mac: EthernetAddress) {
+        let others: Vec<_> = self.ports.all().map(|port| (port.attachment.address, port.mac)).collect();
+        for (other, to) in others {
+            let announcement = frame::arp_announcement(to, mac, address);
+            let sent = announcement.is_none_or(|packet| self.ports.forward(other, &packet));
+            if !sent {
+                self.unplug(other);
+            }
+        }
+    }
+
+    fn forget_tokens(&mut self, port: &Port) {
+        self.nat.poll.forget(port.token);
+        port.listeners.iter().for_each(|(_, _, token)| self.nat.poll.forget(*token));
+    }
+
+    fn unplug(&mut self, address: Ipv4Addr) {
+        let Some(port) = self.ports.remove(address) else { return };
+        self.nat.forget_guest(address);
+        self.members_changed();
+        self.forget_tokens(&port);
+        if self.ports.len() == 0 {
+            self.lonely_until = Some(Instant::now() + LONELY);
+        }
+    }
+
+    /// Takes packets from the ports; true if there may be more.
+    fn take_packets(&mut self, packet: &mut [u8]) -> bool {
+        let mut more = false;
+        for address in std::mem::take(&mut self.ports.readable) {
+            match self.take_packets_of(address, packet) {
+                Ok(Taken::All) => {}
+                Ok(Taken::Some) => {
+                    self.ports.readable.insert(address);
+                    more = true;
+                }
+                // It asks faster than it takes our answers.
+                Ok(Taken::Waiting) => {
+                    self.ports.readable.insert(address);
+                }
+                Err(_) => self.unplug(address),
+            }
+        }
+        more
+    }
+
+    fn take_packets_of(&mut self, address: Ipv4Addr, packet: &mut [u8]) -> io::Result<Taken> {
+        for _ in 0..BATCH {
+            let Some(port) = self.ports.get(address) else { return Ok(Taken::All) };
+            if port.out.len() > 4 * OUT_MAX {
+                return Ok(Taken::Waiting);
+            }
+            let Some(len) = port.socket.receive(packet)? else { return Ok(Taken::All) };
+            self.input(address, packet.get(..len).unwrap_or_default());
+        }
+        Ok(Taken::Some)
+    }
+
+    /// A packet from the port of this address.
+    fn input(&mut self, from: Ipv4Addr, packet: &[u8]) {
+        let Some(port) = self.ports.get(from) else { return };
+        match input::parse(packet, &self.nat.plan, port.mac, from) {
+            None => {}
+            Some(Frame::Arp(request)) => {
+                let owner = |address| {
+                    let ours = self.nat.plan.is_ours(address).then_some(EthernetAddress(GATEWAY_MAC));
+                    // Its own nobody else has: it asks to find that out (RFC 5227).
+                    let other = self.ports.get(address).filter(|_| address != from);
+                    ours.or(other.map(|port| port.mac))
+                };
+                let reply = frame::arp_reply(request, owner);
+                self.reply(from, reply);
+            }
+            Some(Frame::Gateway(Input::Tcp(flow, segment))) => {
+                self.nat.segment(flow, &segment, &mut self.ports);
+            }
+            Some(Frame::Gateway(Input::Udp(flow, payload))) => self.datagram(from, flow, payload),
+            Some(Frame::Gateway(Input::Icmp(guest, remote, request))) => {
+                if let Icmpv4Repr::EchoRequest { ident, .. } = request {
+                    let flow = EchoFlow { guest, remote, ident };
+                    self.nat.echo_request(flow, &request, &mut self.ports);
+                }
+            }
+            Some(Frame::Neighbours { to, address }) => self.forward(from, to, address, packet),
+        }
+    }
+
+    fn datagram(&mut self, from: Ipv4Addr, flow: super::address::Flow, payload: &[u8]) {
+        let plan = &self.nat.plan;
+        if flow.remote.port() == dhcp::SERVER_PORT {
+            let Some(port) = self.ports.get(from) else { return };
+            let answer = dhcp::answer(payload, plan, from, &port.attachment.name);
+            // Its card takes it, whatever address it has or thinks to have.
+            let source = SocketAddrV4::new(plan.gateway, dhcp::SERVER_PORT);
+            let to = SocketAddrV4::new(Ipv4Addr::BROADCAST, dhcp::CLIENT_PORT);
+            let reply = answer.map(|answer| frame::udp(port.mac, source, to, &answer));
+            return self.reply(from, reply);
+        }
+        if flow.remote.port() == super::address::DNS_PORT && plan.is_name_server(*flow.remote.ip()) {
+            let named = |name: &str| {
+                let mut ports = self.ports.all();
+                let port = ports.find(|port| port.attachment.name.eq_ignore_ascii_case(name));
+                port.map(|port| port.attachment.address)
+            };
+            let name = |address| self.ports.get(address).map(|port| port.attachment.name.clone());
+            if let Some(answer) = dns::answer(payload, plan, named, name)
+                && let Some(port) = self.ports.get(from)
+            {
+                let reply = frame::udp(port.mac, flow.remote, flow.guest, &answer);
+                return self.reply(from, Some(reply));
+            }
+        }
+        self.nat.datagram(flow, payload, &mut self.ports);
+    }
+
+    fn reply(&mut self, to: Ipv4Addr, packet: Option<Vec<u8>>) {
+        if let Some(packet) = packet
+            && let Some(link) = self.ports.link(to, &mut [])
+        {
+            link.out.push_back(packet);
+        }
+    }
+
+    /// Hands a packet to the neighbours whom it is for.
+    fn forward(&mut self, from: Ipv4Addr, to: EthernetAddress, address: Ipv4Addr, packet: &[u8]) {
+        let ip = packet.get(frame::NETWORK..).unwrap_or_default();
+        let now = Instant::now();
+        if to.is_unicast() {
+            // A card is reached at its guest's own address only: nobody is a router here but us.
+            let known = self.ports.of_mac(to) == Some(address) && address != from;
+            if known && self.nat.filter.passes(ip, address, now) && !self.ports.forward(address, packet) {
+                self.unplug(address);
+            }
+            return;
+        }
+        if !self.nat.plan.is_group(address) {
+            return;
+        }
+        let others: Vec<Ipv4Addr> = self.ports.all().map(|port| port.attachment.address).collect();
+        for other in others.into_iter().filter(|other| *other != from) {
+            if self.nat.filter.passes(ip, other, now) && !self.ports.forward(other, packet) {
+                self.unplug(other);
+            }
+        }
+    }
+
+    /// Hands packets to the guests, and lets those connections go on that waited for that.
+    fn flush(&mut self) {
+        while let Some(address) = self.ports.writable.pop_first() {
+            while self.flush_port(address) {}
+        }
+    }
+
+    /// True if there is more to hand over.
+    fn flush_port(&mut self, address: Ipv4Addr) -> bool {
+        let Some(port) = self.ports.get_mut(address) else { return false };
+        while let Some(packet) = port.out.front() {
+            match port.socket.send(packet) {
+                Ok(true) => {}
+                Ok(false) => return false,
+                Err(_) => {
+                    self.unplug(address);
+                    return false;
+                }
+            }
+            port.out.pop_front();
+        }
+        if port.blocked.is_empty() {
+            return false;
+        }
+        self.nat.dirty.append(&mut port.blocked);
+        self.nat.pump(&mut self.ports);
+        self.ports.get(address).is_some_and(|port| !port.out.is_empty())
+    }
+}
+
+/// What was taken from a port.
+enum Taken {
+    All,
+    Some,
+    Waiting,
+}

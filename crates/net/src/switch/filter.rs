@@ -1,0 +1,419 @@
+//! Which packets pass between VMs, by their groups' rules: a flow that may be opened passes both ways, until the rules
+//! change. Flows to the outside are the NAT's; it asks here when one is opened.
+
+use super::rules::{Opening, Rules};
+use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet, TcpPacket, UdpPacket};
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::{Duration, Instant};
+use viv_model::{Attachment, Carrier, Direction, Peer, Rule, SecGroup};
+
+/// Most flows of a network that are remembered, and of those that one VM opened; more are not let through.
+const FLOWS_MAX: usize = 1 << 16;
+const FLOWS_OF_ONE_MAX: usize = 1 << 14;
+/// How long a flow is remembered without a packet: one that was answered (RFC 5382 §5, RFC 4787 §4.3), and one that was not
+/// or is closing.
+const IDLE_TCP: Duration = Duration::from_secs(2 * 3600 + 240);
+const IDLE: Duration = Duration::from_secs(120);
+const IDLE_UNANSWERED: Duration = Duration::from_secs(30);
+/// How often those that are forgotten are looked for.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// Both ends of a flow, in order of their addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    protocol: u8,
+    low: SocketAddrV4,
+    high: SocketAddrV4,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    opener: SocketAddrV4,
+    opening: Opening,
+    /// With which rules it was looked at.
+    generation: u64,
+    last: Instant,
+    answered: bool,
+    closing: bool,
+}
+
+impl Entry {
+    fn is_over(&self, key: &Key, now: Instant) -> bool {
+        let limit = match () {
+            () if !self.answered || self.closing => IDLE_UNANSWERED,
+            () if key.protocol == u8::from(IpProtocol::Tcp) => IDLE_TCP,
+            () => IDLE,
+        };
+        now.duration_since(self.last) > limit
+    }
+}
+
+/// A packet between VMs, as far as it matters here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Seen {
+    from: SocketAddrV4,
+    to: SocketAddrV4,
+    protocol: u8,
+    opening: Opening,
+    closes: bool,
+    /// It tells of a packet that came the other way.
+    is_error: bool,
+}
+
+impl Seen {
+    fn key(&self) -> Key {
+        let (low, high) = if self.from <= self.to { (self.from, self.to) } else { (self.to, self.from) };
+        Key { protocol: self.protocol, low, high }
+    }
+}
+
+/// The rules of a network's VMs, and their flows.
+#[derive(Default)]
+pub(super) struct Filter {
+    groups: Vec<SecGroup>,
+    /// Of the VMs that are in a group.
+    rules: HashMap<Ipv4Addr, Rules>,
+    flows: HashMap<Key, Entry>,
+    opened: HashMap<Ipv4Addr, usize>,
+    generation: u64,
+    swept: Option<Instant>,
+}
+
+impl Filter {
+    /// Other rules from now on, also for open flows.
+    pub(super) fn set_groups<'a>(
+        &mut self,
+        groups: Vec<SecGroup>,
+        members: impl Iterator<Item = &'a Attachment>,
+    ) {
+        self.groups = groups;
+        self.compile(members);
+    }
+
+    /// Other VMs, or the same in other groups, from now on.
+    pub(super) fn compile<'a>(&mut self, members: impl Iterator<Item = &'a Attachment>) {
+        let members: Vec<&Attachment> = members.collect();
+        let compiled = members.iter().map(|own| (own.address, Rules::compile(own, &self.groups, &members)));
+        self.rules = compiled.filter(|(_, rules)| rules.is_ruled()).collect();
+        self.generation += 1;
+    }
+
+    /// Whether a VM may have a flow with somebody outside.
+    pub(super) fn allows(
+        &self,
+        vm: Ipv4Addr,
+        direction: Direction,
+        opening: Opening,
+        other: Ipv4Addr,
+    ) -> bool {
+        let rules = self.rules.get(&vm);
+        rules.is_none_or(|rules| rules.decide(direction, opening, other).allows())
+    }
+
+    fn may_open(&self, from: Ipv4Addr, to: Ipv4Addr, sees: Ipv4Addr, opening: Opening) -> bool {
+        self.allows(from, Direction::Out, opening, to) && self.allows(sees, Direction::In, opening, from)
+    }
+
+    /// Whether an IPv4 packet passes from a VM to another one, or, if it is for all, to this one of them.
+    pub(super) fn passes(&mut self, packet: &[u8], to: Ipv4Addr, now: Instant) -> bool {
+        if self.rules.is_empty() {
+            return true;
+        }
+        let Some(seen) = see(packet) else { return false };
+        let (from, dest) = (*seen.from.ip(), *seen.to.ip());
+        if !self.rules.contains_key(&from) && !self.rules.contains_key(&to) {
+            return true;
+        }
+        if dest != to {
+            // For a group: nobody answers to that, so that it is no flow.
+            return self.may_open(from, dest, to, seen.opening);
+        }
+        let key = seen.key();
+        let generation = self.generation;
+        if let Some(entry) = self.flows.get_mut(&key)
+            && !entry.is_over(&key, now)
+        {
+            let entry_now = *entry;
+            if entry_now.generation == generation {
+                touch(entry, &seen, now);
+                return true;
+            }
+            return self.look_again(&seen, entry_now, now);
+        }
+        if seen.is_error || !self.may_open(from, to, to, seen.opening) {
+            return false;
+        }
+        self.remember(&seen, now)
+    }
+
+    /// The rules have changed since the flow was looked at.
+    fn look_again(&mut self, seen: &Seen, entry: Entry, now: Instant) -> bool {
+        let key = seen.key();
+        let other = if key.low == entry.opener { key.high } else { key.low };
+        if !self.may_open(*entry.opener.ip(), *other.ip(), *other.ip(), entry.opening) {
+            self.forget(&key);
+            return false;
+        }
+        let generation = self.generation;
+        if let Some(entry) = self.flows.get_mut(&key) {
+            entry.generation = generation;
+            touch(entry, seen, now);
+        }
+        true
+    }
+
+    fn remember(&mut self, seen: &Seen, now: Instant) -> bool {
+        let key = seen.key();
+        self.forget(&key);
+        let opener = *seen.from.ip();
+        let is_full = |filter: &Filter| {
+            let own = filter.opened.get(&opener).copied().unwrap_or(0);
+            filter.flows.len() >= FLOWS_MAX || own >= FLOWS_OF_ONE_MAX
+        };
+        if is_full(self) {
+            self.sweep(now);
+            if is_full(self) {
+                return false;
+            }
+        }
+        let entry = Entry {
+            opener: seen.from,
+            opening: seen.opening,
+            generation: self.generation,
+            last: now,
+            answered: false,
+            closing: seen.closes,
+        };
+        self.flows.insert(key, entry);
+        *self.opened.entry(opener).or_default() += 1;
+        true
+    }
+
+    fn forget(&mut self, key: &Key) {
+        if let Some(entry) = self.flows.remove(key)
+            && let Some(count) = self.opened.get_mut(entry.opener.ip())
+        {
+            *count -= 1;
+        }
+    }
+
+    /// Forgets what is over; not too often, for it looks at all.
+    fn sweep(&mut self, now: Instant) {
+        if self.swept.is_some_and(|last| now.duration_since(last) < SWEEP) {
+            return;
+        }
+        self.swept = Some(now);
+        let over: Vec<Key> =
+            self.flows.iter().filter(|(key, entry)| entry.is_over(key, now)).map(|(key, _)| *key).collect();
+        over.iter().for_each(|key| self.forget(key));
+    }
+
+    /// Forgets the flows of a VM whose plug was pulled.
+    pub(super) fn forget_vm(&mut self, vm: Ipv4Addr) {
+        let is_its = |key: &&Key| *key.low.ip() == vm || *key.high.ip() == vm;
+        let its: Vec<Key> = self.flows.keys().filter(is_its).copied().collect();
+        its.iter().for_each(|key| self.forget(key));
+        self.opened.remove(&vm);
+    }
+}
+
+fn touch(entry: &mut Entry, seen: &Seen, now: Instant) {
+    entry.last = now;
+    entry.answered |= seen.from != entry.opener;
+    entry.closing |= seen.closes;
+}
+
+/// Whether a packet passes to a VM that lets all in; for fuzzing.
+pub(super) fn passes_any_flow(packet: &[u8], to: Ipv4Addr) -> bool {
+    let all = Rule { allows: true, direction: Direction::In, carrier: Carrier::Any, peer: Peer::Any };
+    let own = Attachment {
+        vm: "vm".to_string(),
+        name: "vm".to_string(),
+        mac: [2, 0, 0, 0, 0, 2],
+        address: to,
+        groups: vec!["all".to_string()],
+        labels: Vec::new(),
+    };
+    let mut filter = Filter::default();
+    filter.set_groups(vec![SecGroup { name: "all".to_string(), rules: vec![all] }], std::iter::once(&own));
+    filter.passes(packet, to, Instant::now())
+}
+
+/// What a whole IPv4 packet is; none if its protocol's header is not there.
+fn see(packet: &[u8]) -> Option<Seen> {
+    let packet = Ipv4Packet::new_checked(packet).ok()?;
+    let (from, to) = (packet.src_addr(), packet.dst_addr());
+    let protocol = packet.next_header();
+    let mut seen = Seen {
+        from: SocketAddrV4::new(from, 0),
+        to: SocketAddrV4::new(to, 0),
+        protocol: protocol.into(),
+        opening: Opening::Other,
+        closes: false,
+        is_error: false,
+    };
+    match protocol {
+        IpProtocol::Tcp => {
+            let tcp = TcpPacket::new_checked(packet.payload()).ok()?;
+            seen.from.set_port(tcp.src_port());
+            seen.to.set_port(tcp.dst_port());
+            seen.opening = Opening::Tcp(tcp.dst_port());
+            seen.closes = tcp.fin() || tcp.rst();
+        }
+        IpProtocol::Udp => {
+            let udp = UdpPacket::new_checked(packet.payload()).ok()?;
+            seen.from.set_port(udp.src_port());
+            seen.to.set_port(udp.dst_port());
+            seen.opening = Opening::Udp(udp.dst_port());
+        }
+        IpProtocol::Icmp => {
+            let icmp = Icmpv4Packet::new_checked(packet.payload()).ok()?;
+            seen.opening = Opening::Icmp;
+            match icmp.msg_type() {
+                Icmpv4Message::EchoRequest | Icmpv4Message::EchoReply => {
+                    seen.from.set_port(icmp.echo_ident());
+                    seen.to.set_port(icmp.echo_ident());
+                }
+                Icmpv4Message::DstUnreachable | Icmpv4Message::TimeExceeded | Icmpv4Message::ParamProblem => {
+                    return blamed(icmp.data(), from, to);
+                }
+                _ => {}
+            }
+        }
+        _ => {}
+    }
+    Some(seen)
+}
+
+/// The flow that an ICMP error is about: it holds the beginning of a packet that went the other way (RFC 792).
+fn blamed(data: &[u8], from: Ipv4Addr, to: Ipv4Addr) -> Option<Seen> {
+    let header: &[u8; 20] = data.first_chunk()?;
+    let [first, _, _, _, _, _, _, _, _, protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3] = *header;
+    let (source, dest) = (Ipv4Addr::new(s0, s1, s2, s3), Ipv4Addr::new(d0, d1, d2, d3));
+    let transport: &[u8; 8] = data.get(20..)?.first_chunk()?;
+    if first != 0x45 || source != to || dest != from {
+        return None;
+    }
+    let [a, b, c, d, ident_high, ident_low, ..] = *transport;
+    let (source_port, dest_port) = match IpProtocol::from(protocol) {
+        IpProtocol::Icmp => {
+            let ident = u16::from_be_bytes([ident_high, ident_low]);
+            (ident, ident)
+        }
+        IpProtocol::Tcp | IpProtocol::Udp => (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])),
+        _ => (0, 0),
+    };
+    Some(Seen {
+        from: SocketAddrV4::new(dest, dest_port),
+        to: SocketAddrV4::new(source, source_port),
+        protocol,
+        opening: Opening::Icmp,
+        closes: false,
+        is_error: true,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const WEB: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+    const DB: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 16);
+
+    fn member(name: &str, address: Ipv4Addr, groups: &[&str]) -> Attachment {
+        let groups = groups.iter().map(|group| group.to_string()).collect();
+        let [.., last] = address.octets();
+        let mac = [2, 0, 0, 0, 0, last];
+        Attachment { vm: name.into(), name: name.into(), mac, address, groups, labels: Vec::new() }
+    }
+
+    fn filter(rules: &[&str]) -> (Filter, [Attachment; 2]) {
+        let members = [member("web", WEB, &[]), member("db", DB, &["db"])];
+        let mut filter = Filter::default();
+        filter.set_groups(groups(rules), members.iter());
+        (filter, members)
+    }
+
+    fn groups(rules: &[&str]) -> Vec<SecGroup> {
+        let rules = rules.iter().map(|rule| rule.parse().unwrap()).collect();
+        vec![SecGroup { name: "db".to_string(), rules }]
+    }
+
+    fn ip(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, payload: &[u8]) -> Vec<u8> {
+        let len = ((20 + payload.len()) as u16).to_be_bytes();
+        let mut packet = vec![0x45, 0, len[0], len[1], 0, 0, 0, 0, 64, protocol, 0, 0];
+        packet.extend(from.octets().into_iter().chain(to.octets()).chain(payload.iter().copied()));
+        packet
+    }
+
+    fn udp(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16)) -> Vec<u8> {
+        let ([a, b], [c, d]) = (from.1.to_be_bytes(), to.1.to_be_bytes());
+        ip(from.0, to.0, 17, &[a, b, c, d, 0, 8, 0, 0])
+    }
+
+    #[test]
+    fn what_was_let_in_is_answered_and_nothing_else() {
+        let (mut filter, _) = filter(&["in udp/53", "out udp/1 to 192.0.2.1"]);
+        let now = Instant::now();
+        assert!(!filter.passes(&udp((DB, 53), (WEB, 5000)), WEB, now), "nobody asked");
+        assert!(filter.passes(&udp((WEB, 5000), (DB, 53)), DB, now));
+        assert!(filter.passes(&udp((DB, 53), (WEB, 5000)), WEB, now), "the answer");
+        assert!(!filter.passes(&udp((DB, 53), (WEB, 5001)), WEB, now), "to somebody else");
+        assert!(!filter.passes(&udp((WEB, 5000), (DB, 54)), DB, now));
+        assert!(!filter.passes(&udp((DB, 53), (WEB, 5000)), WEB, now + IDLE * 2), "too late");
+        // That nobody listens is an answer, too, about a flow that there is.
+        assert!(filter.passes(&udp((WEB, 5000), (DB, 53)), DB, now));
+        let refused = |port| {
+            let mut message = vec![3, 3, 0, 0, 0, 0, 0, 0];
+            message.extend(udp((WEB, port), (DB, 53)));
+            ip(DB, WEB, 1, &message)
+        };
+        assert!(filter.passes(&refused(5000), WEB, now));
+        assert!(!filter.passes(&refused(5001), WEB, now));
+    }
+
+    #[test]
+    fn a_change_of_rules_cuts_open_flows_and_those_only() {
+        let (mut filter, mut members) = filter(&["in udp/53", "in udp/54"]);
+        let now = Instant::now();
+        let (one, other) = (udp((WEB, 5000), (DB, 53)), udp((WEB, 5000), (DB, 54)));
+        assert!(filter.passes(&one, DB, now) && filter.passes(&other, DB, now));
+        filter.set_groups(groups(&["in udp/54"]), members.iter());
+        assert!(!filter.passes(&udp((DB, 53), (WEB, 5000)), WEB, now), "no answer any more either");
+        assert!(!filter.passes(&one, DB, now) && filter.passes(&other, DB, now));
+        // Nor if the VM leaves the group that let it in.
+        members[1].groups.clear();
+        filter.compile(members.iter());
+        assert!(filter.passes(&one, DB, now), "a VM in no group lets all in");
+    }
+
+    #[test]
+    fn a_flood_of_flows_fills_its_own_place_only() {
+        let (mut filter, _) = filter(&["in any"]);
+        let now = Instant::now();
+        let ports = |count: usize| (0..count).map(|port| (port % 60000, port / 60000));
+        let mut passed = 0;
+        for (port, more) in ports(FLOWS_OF_ONE_MAX + 100) {
+            passed += usize::from(filter.passes(&udp((WEB, port as u16), (DB, 53 + more as u16)), DB, now));
+        }
+        assert_eq!(passed, FLOWS_OF_ONE_MAX);
+        assert!(filter.passes(&udp((DB, 1), (WEB, 1)), WEB, now), "the other one still has room");
+        let later = now + 2 * IDLE_UNANSWERED;
+        assert!(filter.passes(&udp((WEB, 60001), (DB, 53)), DB, later), "unanswered ones are forgotten");
+        assert!(filter.flows.len() < 10);
+    }
+
+    proptest! {
+        #[test]
+        fn any_packet_is_taken(bytes in proptest::collection::vec(any::<u8>(), 0..120), protocol in 0..4u8) {
+            let mut packet = ip(WEB, DB, [1, 6, 17, 99][usize::from(protocol)], &bytes);
+            let (mut filter, _) = filter(&["in any"]);
+            filter.passes(&packet, DB, Instant::now());
+            packet.truncate(bytes.len());
+            filter.passes(&packet, DB, Instant::now());
+            blamed(&bytes, WEB, DB);
+        }
+    }
+}

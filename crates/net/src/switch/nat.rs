@@ -1,0 +1,461 @@
+//! The flows of a network that go on as sockets of the host.
+
+use super::address::{DNS_PORT, Flow, Plan, Way};
+use super::datagram::{self, Echo, EchoFlow, Udp};
+use super::filter::Filter;
+use super::frame;
+use super::listen::Socket;
+use super::poll::{Poll, Who};
+use super::ports::Ports;
+use super::rules::Opening;
+use super::tcp::{self, Next, OUT_MAX, PIECE, Tcp};
+use crate::port::PACKET_MAX;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
+use smoltcp::wire::{Icmpv4DstUnreachable, Icmpv4Repr, TcpControl, TcpRepr};
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap, HashMap};
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use viv_model::Direction;
+
+/// Most connections of a guest, and of a network, at a time; more are refused.
+const CONNECTIONS_MAX: usize = 4096;
+const CONNECTIONS_IN_ALL_MAX: usize = 4 * CONNECTIONS_MAX;
+/// Most UDP flows of a network at a time; a new one then takes the place of the one that has been silent longest.
+const DATAGRAM_FLOWS_MAX: usize = 4096;
+/// Most addresses at a time whose echo is waited for.
+const ECHO_FLOWS_MAX: usize = 256;
+
+/// See the module.
+pub(super) struct Nat {
+    pub(super) plan: Plan,
+    pub(super) filter: Filter,
+    pub(super) poll: Poll,
+    scratch: Vec<u8>,
+    /// Each connection with its token.
+    tcp: HashMap<Flow, (u64, Tcp)>,
+    udp: HashMap<Flow, (u64, Udp)>,
+    echo: HashMap<EchoFlow, (u64, Echo)>,
+    /// How many connections a guest has.
+    connections: HashMap<Ipv4Addr, usize>,
+    /// Connections to look at after this round.
+    pub(super) dirty: BTreeSet<Flow>,
+    /// Deadlines, perhaps too early ones; each flow at most once.
+    timers: BinaryHeap<Reverse<(Instant, Who)>>,
+    timed: BTreeSet<Who>,
+    /// Where sequence numbers begin (RFC 6528).
+    secret: RandomState,
+    start: Instant,
+}
+
+impl Nat {
+    pub(super) fn new(plan: Plan) -> io::Result<Nat> {
+        Ok(Nat {
+            plan,
+            filter: Filter::default(),
+            poll: Poll::new()?,
+            scratch: vec![0; PIECE.max(PACKET_MAX)],
+            tcp: HashMap::new(),
+            udp: HashMap::new(),
+            echo: HashMap::new(),
+            connections: HashMap::new(),
+            dirty: BTreeSet::new(),
+            timers: BinaryHeap::new(),
+            timed: BTreeSet::new(),
+            secret: RandomState::new(),
+            start: Instant::now(),
+        })
+    }
+
+    /// How long until something is due.
+    pub(super) fn until_timer(&self) -> Option<Duration> {
+        let Reverse((first, _)) = self.timers.peek()?;
+        Some(first.saturating_duration_since(Instant::now()))
+    }
+
+    /// Something came for a flow, or there is room for something.
+    pub(super) fn event(&mut self, who: Who, readable: bool, writable: bool, ports: &mut Ports) {
+        match who {
+            Who::Tcp(flow) => {
+                if let Some((_, tcp)) = self.tcp.get_mut(&flow) {
+                    tcp.readable |= readable;
+                    tcp.writable |= writable;
+                    self.dirty.insert(flow);
+                }
+            }
+            Who::Udp(flow) => {
+                if let Some((_, udp)) = self.udp.get_mut(&flow)
+                    && let Some(mut link) = ports.link(*flow.guest.ip(), &mut self.scratch)
+                {
+                    udp.receive(&mut link);
+                }
+            }
+            Who::Echo(flow) => {
+                if let Some((_, echo)) = self.echo.get_mut(&flow)
+                    && let Some(mut link) = ports.link(flow.guest, &mut self.scratch)
+                {
+                    echo.receive(&mut link);
+                }
+            }
+            Who::Listener(guest, index) => self.knock(guest, index, ports),
+            Who::Port(_) | Who::Commands => {}
+        }
+    }
+
+    fn first_sequence(&self, flow: &Flow) -> u32 {
+        // A clock of 4 microseconds and a secret (RFC 6528 §3).
+        let clock = self.start.elapsed().as_micros() / 4;
+        (self.secret.hash_one(flow) as u32).wrapping_add(clock as u32)
+    }
+
+    /// The rules have changed: flows that they do not let be opened any more end.
+    pub(super) fn look_again(&mut self, ports: &mut Ports) {
+        let denied = |(flow, (_, tcp)): (&Flow, &(u64, Tcp))| {
+            let allowed = match tcp.is_by_guest() {
+                true => allows_out(&self.plan, &self.filter, flow, Opening::Tcp(flow.remote.port())),
+                false => allows_in(&self.filter, flow, Opening::Tcp(flow.guest.port())),
+            };
+            (!allowed).then_some(*flow)
+        };
+        let connections: Vec<Flow> = self.tcp.iter().filter_map(denied).collect();
+        for flow in connections {
+            if let Some((_, tcp)) = self.tcp.get_mut(&flow)
+                && let Some(mut link) = ports.link(*flow.guest.ip(), &mut self.scratch)
+            {
+                let next = tcp.reset(&mut link);
+                self.settle(flow, next, ports);
+            }
+        }
+        let denied = |(flow, (_, udp)): (&Flow, &(u64, Udp))| {
+            let allowed = match udp.socket() {
+                Some(_) => allows_out(&self.plan, &self.filter, flow, Opening::Udp(flow.remote.port())),
+                None => allows_in(&self.filter, flow, Opening::Udp(flow.guest.port())),
+            };
+            (!allowed).then_some(Who::Udp(*flow))
+        };
+        let datagrams: Vec<Who> = self.udp.iter().filter_map(denied).collect();
+        let echoes = self
+            .echo
+            .keys()
+            .filter(|flow| !self.filter.allows(flow.guest, Direction::Out, Opening::Icmp, flow.remote));
+        let all: Vec<Who> = echoes.map(|flow| Who::Echo(*flow)).chain(datagrams).collect();
+        all.into_iter().for_each(|who| self.forget(who));
+    }
+
+    fn is_full(&self, guest: Ipv4Addr) -> bool {
+        let own = self.connections.get(&guest).copied().unwrap_or(0);
+        own >= CONNECTIONS_MAX || self.tcp.len() >= CONNECTIONS_IN_ALL_MAX
+    }
+
+    /// A segment from a guest.
+    pub(super) fn segment(&mut self, flow: Flow, segment: &TcpRepr<'_>, ports: &mut Ports) {
+        let full = self.is_full(*flow.guest.ip());
+        let Some(mut link) = ports.link(*flow.guest.ip(), &mut self.scratch) else { return };
+        if let Some((_, tcp)) = self.tcp.get_mut(&flow) {
+            let next = tcp.segment(segment, &mut link);
+            self.dirty.insert(flow);
+            self.settle(flow, next, ports);
+            return;
+        }
+        let asks = segment.control == TcpControl::Syn && segment.ack_number.is_none();
+        if !asks || full {
+            tcp::stray(&flow, segment, &mut link);
+            return;
+        }
+        let expected = (segment.seq_number.0 as u32).wrapping_add(1);
+        let opened = match way_out(&self.plan, &self.filter, &flow, Opening::Tcp(flow.remote.port())) {
+            Way::Out(to) => open_tcp(to),
+            Way::Nobody => Err(io::ErrorKind::HostUnreachable.into()),
+            Way::Closed => Err(io::ErrorKind::ConnectionRefused.into()),
+            Way::Forbidden => Err(io::ErrorKind::PermissionDenied.into()),
+        };
+        match opened {
+            Ok(stream) => {
+                let tcp = Tcp::by_guest(flow, segment, stream, self.first_sequence(&flow));
+                self.add_tcp(flow, tcp);
+            }
+            Err(error) => tcp::refuse(&flow, expected, &error, &mut link),
+        }
+    }
+
+    fn add_tcp(&mut self, flow: Flow, tcp: Tcp) {
+        let Some(token) = self.poll.watch(tcp.stream(), Who::Tcp(flow)) else { return };
+        self.tcp.insert(flow, (token, tcp));
+        *self.connections.entry(*flow.guest.ip()).or_default() += 1;
+        self.dirty.insert(flow);
+    }
+
+    fn remove_tcp(&mut self, flow: &Flow) -> Option<Tcp> {
+        let (token, tcp) = self.tcp.remove(flow)?;
+        self.poll.forget(token);
+        self.dirty.remove(flow);
+        if let Some(count) = self.connections.get_mut(flow.guest.ip()) {
+            *count -= 1;
+        }
+        Some(tcp)
+    }
+
+    fn settle(&mut self, flow: Flow, next: Next, ports: &mut Ports) {
+        let port = ports.get_mut(*flow.guest.ip());
+        match next {
+            Next::Wait => {}
+            Next::Blocked => {
+                port.map(|port| port.blocked.insert(flow));
+            }
+            Next::Over => {
+                self.remove_tcp(&flow);
+                port.map(|port| port.blocked.remove(&flow));
+            }
+        }
+    }
+
+    /// A datagram from a guest.
+    pub(super) fn datagram(&mut self, flow: Flow, payload: &[u8], ports: &mut Ports) {
+        let Some(mut link) = ports.link(*flow.guest.ip(), &mut self.scratch) else { return };
+        if let Some((_, udp)) = self.udp.get_mut(&flow) {
+            udp.send(payload, &mut link);
+            return;
+        }
+        let to = match way_out(&self.plan, &self.filter, &flow, Opening::Udp(flow.remote.port())) {
+            Way::Out(to) => to,
+            // Nobody answers for groups (RFC 1122 §3.2.2).
+            _ if self.plan.is_group(*flow.remote.ip()) => return,
+            Way::Nobody => return datagram::tell(&flow, Icmpv4DstUnreachable::HostUnreachable, &mut link),
+            Way::Closed => return datagram::tell(&flow, Icmpv4DstUnreachable::PortUnreachable, &mut link),
+            Way::Forbidden => return datagram::tell(&flow, Icmpv4DstUnreachable::CommProhibited, &mut link),
+        };
+        match Udp::open(flow, to, link.now) {
+            Ok(mut udp) => {
+                udp.send(payload, &mut link);
+                self.add_udp(flow, udp);
+            }
+            Err(_) => datagram::tell(&flow, Icmpv4DstUnreachable::NetUnreachable, &mut link),
+        }
+    }
+
+    fn add_udp(&mut self, flow: Flow, udp: Udp) {
+        if self.udp.len() >= DATAGRAM_FLOWS_MAX {
+            let oldest = self.udp.iter().min_by_key(|(_, (_, udp))| udp.deadline()).map(|(flow, _)| *flow);
+            oldest.into_iter().for_each(|flow| self.forget(Who::Udp(flow)));
+        }
+        let token = match udp.socket() {
+            Some(socket) => self.poll.watch(socket, Who::Udp(flow)),
+            None => Some(self.poll.token(Who::Udp(flow))),
+        };
+        let Some(token) = token else { return };
+        self.time(udp.deadline(), Who::Udp(flow));
+        self.udp.insert(flow, (token, udp));
+    }
+
+    /// An echo request from a guest.
+    pub(super) fn echo_request(&mut self, flow: EchoFlow, request: &Icmpv4Repr<'_>, ports: &mut Ports) {
+        let Some(link) = ports.link(flow.guest, &mut self.scratch) else { return };
+        if self.plan.is_ours(flow.remote) {
+            if let Icmpv4Repr::EchoRequest { ident, seq_no, data } = *request {
+                let data = data.get(..data.len().min(frame::DATAGRAM_MAX)).unwrap_or_default();
+                let reply = Icmpv4Repr::EchoReply { ident, seq_no, data };
+                link.out.push_back(frame::icmp(link.guest, flow.remote, flow.guest, &reply));
+            }
+            return;
+        }
+        if !self.echo.contains_key(&flow) {
+            let ends =
+                Flow { guest: SocketAddrV4::new(flow.guest, 0), remote: SocketAddrV4::new(flow.remote, 0) };
+            let out = matches!(way_out(&self.plan, &self.filter, &ends, Opening::Icmp), Way::Out(_));
+            if !out || self.echo.len() >= ECHO_FLOWS_MAX {
+                return;
+            }
+            // Where the host allows its users no echo, there is none (icmp(7), ping_group_range).
+            let Ok(echo) = Echo::open(flow, link.now) else { return };
+            let deadline = echo.deadline();
+            let Some(token) = self.poll.watch(echo.socket(), Who::Echo(flow)) else { return };
+            self.echo.insert(flow, (token, echo));
+            self.time(deadline, Who::Echo(flow));
+        }
+        if let Some((_, echo)) = self.echo.get_mut(&flow)
+            && let Some(mut link) = ports.link(flow.guest, &mut self.scratch)
+        {
+            // Lost, as on any way.
+            let _ = echo.send(request, &mut link);
+        }
+    }
+
+    /// Somebody comes in by a published port.
+    fn knock(&mut self, guest: Ipv4Addr, index: usize, ports: &mut Ports) {
+        let Some((socket, port, _)) = ports.get(guest).and_then(|port| port.listeners.get(index)) else {
+            return;
+        };
+        let guest = SocketAddrV4::new(guest, *port);
+        match socket {
+            Socket::Tcp(listener) => {
+                let mut came = Vec::new();
+                while let Ok((stream, peer)) = listener.accept() {
+                    came.push((stream, peer));
+                }
+                for (stream, peer) in came {
+                    self.admit(Flow { guest, remote: self.plan.inside(peer) }, stream, ports);
+                }
+            }
+            Socket::Udp(socket) => {
+                let socket = socket.clone();
+                self.take_published(guest, &socket, ports);
+            }
+        }
+    }
+
+    fn admit(&mut self, flow: Flow, stream: TcpStream, ports: &mut Ports) {
+        let ready = stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true));
+        if ready.is_err() || self.is_full(*flow.guest.ip()) || self.tcp.contains_key(&flow) {
+            return;
+        }
+        if !allows_in(&self.filter, &flow, Opening::Tcp(flow.guest.port())) {
+            // Without lingering, closing is resetting (socket(7)).
+            let _ = rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO));
+            return;
+        }
+        let first = self.first_sequence(&flow);
+        let Some(mut link) = ports.link(*flow.guest.ip(), &mut self.scratch) else { return };
+        let tcp = Tcp::by_host(flow, stream, first, &mut link);
+        self.add_tcp(flow, tcp);
+    }
+
+    fn take_published(&mut self, guest: SocketAddrV4, socket: &Arc<UdpSocket>, ports: &mut Ports) {
+        let now = Instant::now();
+        loop {
+            let (len, peer) = match socket.recv_from(&mut self.scratch) {
+                Ok(came) => came,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // An earlier answer did not get there: whoever asked is gone.
+                Err(_) => continue,
+            };
+            let remote = self.plan.inside(peer);
+            let flow = Flow { guest, remote };
+            match self.udp.get_mut(&flow) {
+                Some((_, udp)) => udp.touch(now),
+                None if !allows_in(&self.filter, &flow, Opening::Udp(guest.port())) => continue,
+                None => self.add_udp(flow, Udp::published(flow, socket.clone(), peer, now)),
+            }
+            let payload = self.scratch.get(..len.min(frame::DATAGRAM_MAX)).unwrap_or_default();
+            let Some(link) = ports.link(*guest.ip(), &mut []) else { return };
+            if link.out.len() < 2 * OUT_MAX {
+                link.out.push_back(frame::udp(link.guest, remote, guest, payload));
+            }
+        }
+    }
+
+    /// Lets connections do what they can.
+    pub(super) fn pump(&mut self, ports: &mut Ports) {
+        let flows = std::mem::take(&mut self.dirty);
+        for flow in flows {
+            let Some((_, tcp)) = self.tcp.get_mut(&flow) else { continue };
+            let Some(mut link) = ports.link(*flow.guest.ip(), &mut self.scratch) else { continue };
+            let next = tcp.pump(&mut link);
+            let deadline = tcp.deadline();
+            self.settle(flow, next, ports);
+            if let Some(deadline) = deadline {
+                self.time(deadline, Who::Tcp(flow));
+            }
+        }
+    }
+
+    fn time(&mut self, at: Instant, who: Who) {
+        if self.timed.insert(who) {
+            self.timers.push(Reverse((at, who)));
+        }
+    }
+
+    /// Does what is due.
+    pub(super) fn expire(&mut self, ports: &mut Ports) {
+        let now = Instant::now();
+        while let Some(Reverse((at, who))) = self.timers.peek().copied() {
+            if at > now {
+                return;
+            }
+            self.timers.pop();
+            self.timed.remove(&who);
+            let later = match who {
+                Who::Tcp(flow) => self.tick(flow, ports),
+                Who::Udp(flow) => self.udp.get(&flow).map(|(_, udp)| udp.deadline()),
+                Who::Echo(flow) => self.echo.get(&flow).map(|(_, echo)| echo.deadline()),
+                Who::Port(_) | Who::Listener(..) | Who::Commands => None,
+            };
+            match later {
+                Some(later) if later > now => self.time(later, who),
+                Some(_) => self.forget(who),
+                None => {}
+            }
+        }
+    }
+
+    fn tick(&mut self, flow: Flow, ports: &mut Ports) -> Option<Instant> {
+        let mut link = ports.link(*flow.guest.ip(), &mut self.scratch)?;
+        let (_, tcp) = self.tcp.get_mut(&flow)?;
+        let next = tcp.tick(&mut link);
+        let deadline = tcp.deadline();
+        self.dirty.insert(flow);
+        self.settle(flow, next, ports);
+        deadline
+    }
+
+    fn forget(&mut self, who: Who) {
+        let token = match who {
+            Who::Udp(flow) => self.udp.remove(&flow).map(|(token, _)| token),
+            Who::Echo(flow) => self.echo.remove(&flow).map(|(token, _)| token),
+            Who::Tcp(_) | Who::Port(_) | Who::Listener(..) | Who::Commands => None,
+        };
+        token.into_iter().for_each(|token| self.poll.forget(token));
+    }
+
+    /// Ends all flows of a guest whose plug was pulled: on the host they are reset.
+    pub(super) fn forget_guest(&mut self, guest: Ipv4Addr) {
+        let is_its = |flow: &&Flow| *flow.guest.ip() == guest;
+        let connections: Vec<Flow> = self.tcp.keys().filter(is_its).copied().collect();
+        for flow in connections {
+            if let Some(tcp) = self.remove_tcp(&flow) {
+                tcp.abandon();
+            }
+        }
+        self.connections.remove(&guest);
+        self.filter.forget_vm(guest);
+        let datagrams: Vec<Flow> = self.udp.keys().filter(is_its).copied().collect();
+        datagrams.into_iter().for_each(|flow| self.forget(Who::Udp(flow)));
+        let echoes: Vec<EchoFlow> = self.echo.keys().filter(|flow| flow.guest == guest).copied().collect();
+        echoes.into_iter().for_each(|flow| self.forget(Who::Echo(flow)));
+    }
+}
+
+/// Where a guest's flow goes, if the rules let it.
+fn way_out(plan: &Plan, filter: &Filter, flow: &Flow, opening: Opening) -> Way {
+    match allows_out(plan, filter, flow, opening) {
+        true => plan.outside(flow.remote),
+        false => Way::Forbidden,
+    }
+}
+
+fn allows_out(plan: &Plan, filter: &Filter, flow: &Flow, opening: Opening) -> bool {
+    let remote = *flow.remote.ip();
+    // Names are found whatever else is.
+    let asks = plan.is_name_server(remote) && flow.remote.port() == DNS_PORT;
+    asks || filter.allows(*flow.guest.ip(), Direction::Out, opening, remote)
+}
+
+fn allows_in(filter: &Filter, flow: &Flow, opening: Opening) -> bool {
+    filter.allows(*flow.guest.ip(), Direction::In, opening, *flow.remote.ip())
+}
+
+/// Begins to connect.
+fn open_tcp(to: SocketAddr) -> io::Result<TcpStream> {
+    let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+    match connect(&socket, &to) {
+        Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let stream = TcpStream::from(socket);
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}

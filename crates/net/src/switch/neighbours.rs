@@ -1,0 +1,329 @@
+//! Several VMs on one network: they reach one another as themselves only.
+
+use super::tests::{GATEWAY, GUEST, Guest, PATIENCE, attachment, bytes, mac, network};
+use super::{Controls, Listeners, PlugError};
+use crate::port::{NetPort, PACKET_MAX, SocketPort};
+use smoltcp::socket::tcp;
+use std::net::{Ipv4Addr, TcpListener};
+use std::thread;
+use std::time::Instant;
+use viv_model::{NetworkSpec, SecGroup};
+
+const OTHER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 16);
+const THIRD: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 17);
+
+fn shop() -> Controls {
+    network(&NetworkSpec { name: "shop".to_string(), ..NetworkSpec::user(false) }, None)
+}
+
+/// A VM whose frames are the test's own.
+struct Raw {
+    port: SocketPort,
+    mac: [u8; 6],
+    address: Ipv4Addr,
+}
+
+impl Raw {
+    fn plugged_into(controls: &Controls, name: &str, address: Ipv4Addr) -> Raw {
+        let (port, theirs) = SocketPort::pair().unwrap();
+        controls.plug(attachment(name, address), theirs, Listeners::default()).unwrap();
+        Raw { port, mac: mac(address), address }
+    }
+
+    fn send(&self, frame: &[u8]) {
+        let mut packet = vec![0; 12];
+        packet.extend(frame);
+        assert!(self.port.send(&packet).unwrap());
+    }
+
+    /// The next frame that is there, or comes.
+    fn frame(&self) -> Vec<u8> {
+        let begin = Instant::now();
+        let mut buffer = vec![0; PACKET_MAX];
+        loop {
+            if let Some(len) = self.port.receive(&mut buffer).unwrap() {
+                return buffer[12..len].to_vec();
+            }
+            assert!(begin.elapsed() < PATIENCE, "no frame comes");
+            thread::yield_now();
+        }
+    }
+
+    /// A datagram to `to`, as it should be.
+    fn datagram(&self, to: &Raw, mark: u8) -> Vec<u8> {
+        let mut frame = ethernet(to.mac, self.mac, 0x0800);
+        frame.extend(ipv4(self.address, to.address, 17, &udp(5000, 5001, &[mark])));
+        frame
+    }
+}
+
+fn ethernet(to: [u8; 6], from: [u8; 6], kind: u16) -> Vec<u8> {
+    [&to[..], &from[..], &kind.to_be_bytes()].concat()
+}
+
+fn ipv4(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let len = (20 + payload.len()) as u16;
+    let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, protocol, 0, 0];
+    packet[2..4].copy_from_slice(&len.to_be_bytes());
+    packet.extend(from.octets());
+    packet.extend(to.octets());
+    packet.extend(payload);
+    packet
+}
+
+fn udp(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
+    let len = (8 + payload.len()) as u16;
+    let mut packet = Vec::new();
+    packet.extend([from.to_be_bytes(), to.to_be_bytes(), len.to_be_bytes(), [0, 0]].concat());
+    packet.extend(payload);
+    packet
+}
+
+fn arp(operation: u8, sender: ([u8; 6], Ipv4Addr), target: ([u8; 6], Ipv4Addr)) -> Vec<u8> {
+    let mut packet = vec![0, 1, 8, 0, 6, 4, 0, operation];
+    for (mac, address) in [sender, target] {
+        packet.extend(mac);
+        packet.extend(address.octets());
+    }
+    packet
+}
+
+#[test]
+fn two_vms_reach_each_other() {
+    let controls = shop();
+    let mut web = Guest::in_network(&controls, "web", GUEST, Listeners::default());
+    let server = thread::spawn(move || {
+        let mut db = Guest::in_network(&controls, "db", OTHER, Listeners::default());
+        let handle = db.tcp();
+        db.sockets.get_mut::<tcp::Socket<'_>>(handle).listen(5432).unwrap();
+        db.until(|sockets| sockets.get_mut::<tcp::Socket<'_>>(handle).may_send().then_some(()));
+        let got = db.exchange(handle, b"answer");
+        // Until the other side has it all.
+        db.until(|sockets| (!sockets.get_mut::<tcp::Socket<'_>>(handle).is_active()).then_some(()));
+        got
+    });
+    let handle = web.connect((OTHER, 5432), 40000);
+    let sent = bytes(2 << 20);
+    assert_eq!(web.exchange(handle, &sent), b"answer");
+    web.until(|_| server.is_finished().then_some(()));
+    assert!(server.join().unwrap() == sent, "what arrives is what was sent");
+}
+
+#[test]
+fn no_spoofed_frame_reaches_another_vm() {
+    let controls = shop();
+    let web = Raw::plugged_into(&controls, "web", GUEST);
+    let db = Raw::plugged_into(&controls, "db", OTHER);
+    let all = [0xff; 6];
+    let (own, theirs) = ((web.mac, GUEST), (db.mac, OTHER));
+    let stranger = [2, 9, 9, 9, 9, 9];
+    let good = udp(5000, 5001, b"x");
+    let ip = |from, to| ipv4(from, to, 17, &good);
+    let mut spoofed: Vec<(&str, Vec<u8>)> = Vec::new();
+    let mut add = |what, parts: &[&[u8]]| spoofed.push((what, parts.concat()));
+    let v4 = |to, from| ethernet(to, from, 0x0800);
+    let arp_frame = |to, from| ethernet(to, from, 0x0806);
+    let sane = ip(GUEST, OTHER);
+    add("a card that nobody has", &[&v4(db.mac, stranger), &sane]);
+    add("the neighbour's own card", &[&v4(db.mac, db.mac), &sane]);
+    add("the gateway's card", &[&v4(db.mac, super::address::GATEWAY_MAC), &sane]);
+    add("a group's card", &[&v4(db.mac, all), &sane]);
+    add("an address that nobody has", &[&v4(db.mac, web.mac), &ip(THIRD, OTHER)]);
+    add("the neighbour's address", &[&v4(db.mac, web.mac), &ip(OTHER, OTHER)]);
+    add("the gateway's address", &[&v4(db.mac, web.mac), &ip(GATEWAY, OTHER)]);
+    add("the name server's", &[&v4(db.mac, web.mac), &ip(Ipv4Addr::new(10, 0, 2, 3), OTHER)]);
+    add("an address of the outside", &[&v4(db.mac, web.mac), &ip(Ipv4Addr::new(198, 51, 100, 1), OTHER)]);
+    add("no address", &[&v4(db.mac, web.mac), &ip(Ipv4Addr::UNSPECIFIED, OTHER)]);
+    add("loopback", &[&v4(db.mac, web.mac), &ip(Ipv4Addr::LOCALHOST, OTHER)]);
+    add("to all, from loopback", &[&v4(all, web.mac), &ip(Ipv4Addr::LOCALHOST, Ipv4Addr::BROADCAST)]);
+    add("to all, from the neighbour", &[&v4(all, web.mac), &ip(OTHER, Ipv4Addr::BROADCAST)]);
+    add("another card at its address", &[&v4(db.mac, web.mac), &ip(GUEST, THIRD)]);
+    add("a card of all, one address", &[&v4(all, web.mac), &sane]);
+    add("behind a VLAN tag", &[&ethernet(db.mac, web.mac, 0x8100), &[0, 1, 8, 0], &ip(OTHER, OTHER)]);
+    add("behind two", &[&ethernet(db.mac, web.mac, 0x88a8), &[0, 1, 0x81, 0, 0, 1, 8, 0], &sane]);
+    add("IPv6", &[&ethernet(db.mac, web.mac, 0x86dd), &[0x60, 0, 0, 0, 0, 0, 59, 1], &[0; 32]]);
+    add("a protocol of its own", &[&ethernet(db.mac, web.mac, 0x9000), b"hello"]);
+    add("a length, not a type", &[&ethernet(db.mac, web.mac, 5), b"hello"]);
+    add(
+        "a reply that we are the gateway",
+        &[&arp_frame(db.mac, web.mac), &arp(2, (web.mac, GATEWAY), theirs)],
+    );
+    add("a reply that is true", &[&arp_frame(db.mac, web.mac), &arp(2, own, theirs)]);
+    add("a gratuitous reply to all", &[&arp_frame(all, web.mac), &arp(2, (web.mac, OTHER), (all, OTHER))]);
+    add(
+        "an announcement of another's",
+        &[&arp_frame(all, web.mac), &arp(1, (web.mac, OTHER), ([0; 6], OTHER))],
+    );
+    add("a request in another's name", &[&arp_frame(all, web.mac), &arp(1, theirs, ([0; 6], THIRD))]);
+    add("a request to the neighbour", &[&arp_frame(db.mac, web.mac), &arp(1, (web.mac, GATEWAY), theirs)]);
+    let mut options = ip(GUEST, OTHER);
+    options[0] = 0x46;
+    let route: &[u8] = &[0x83, 3, 4, 0];
+    add("a source route", &[&v4(db.mac, web.mac), &options[..20], route, &good]);
+    let mut first = ip(GUEST, OTHER);
+    first[6] = 0x20;
+    add("a first fragment", &[&v4(db.mac, web.mac), &first]);
+    let mut later = ip(GUEST, OTHER);
+    later[7] = 1;
+    add("a later fragment", &[&v4(db.mac, web.mac), &later]);
+    let offer = ipv4(GUEST, OTHER, 17, &udp(67, 68, &[2; 300]));
+    add("an offer of a lease", &[&v4(db.mac, web.mac), &offer]);
+    let offer = ipv4(GUEST, Ipv4Addr::BROADCAST, 17, &udp(67, 68, &[2; 300]));
+    add("an offer of a lease to all", &[&v4(all, web.mac), &offer]);
+    let ask = ipv4(Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST, 17, &udp(68, 67, &[1; 300]));
+    add("a question for a lease", &[&v4(all, web.mac), &ask]);
+    add("nothing of IP", &[&v4(db.mac, web.mac)]);
+    let mut short = ip(GUEST, OTHER);
+    short[3] = 200;
+    add("more than there is", &[&v4(db.mac, web.mac), &short]);
+    let mut version = ip(GUEST, OTHER);
+    version[0] = 0x65;
+    add("version 6 in IPv4's type", &[&v4(db.mac, web.mac), &version]);
+    assert!(spoofed.len() >= 30, "{}", spoofed.len());
+    for (index, (what, frame)) in spoofed.iter().enumerate() {
+        web.send(frame);
+        // What was sent later comes first: so nothing came in between.
+        let mark = web.datagram(&db, index as u8);
+        web.send(&mark);
+        assert_eq!(db.frame(), mark, "{what}");
+    }
+}
+
+#[test]
+fn what_is_for_all_reaches_all_others_and_each_knows_whose_address_it_is() {
+    let controls = shop();
+    let vms = [("web", GUEST), ("db", OTHER), ("cache", THIRD)];
+    let vms = vms.map(|(name, address)| Raw::plugged_into(&controls, name, address));
+    // Each newcomer is announced to those before it.
+    for newcomer in &vms[1..] {
+        let expected = arp(1, (newcomer.mac, newcomer.address), ([0; 6], newcomer.address));
+        assert_eq!(vms[0].frame()[14..42], expected);
+    }
+    vms[1].frame();
+    let mut frame = ethernet([0xff; 6], vms[0].mac, 0x0800);
+    frame.extend(ipv4(GUEST, Ipv4Addr::new(10, 0, 2, 255), 17, &udp(1, 2, b"hello")));
+    vms[0].send(&frame);
+    assert_eq!((vms[1].frame(), vms[2].frame()), (frame.clone(), frame));
+    for (asked, owner) in [(OTHER, vms[1].mac), (GATEWAY, super::address::GATEWAY_MAC)] {
+        let mut request = ethernet([0xff; 6], vms[0].mac, 0x0806);
+        request.extend(arp(1, (vms[0].mac, GUEST), ([0; 6], asked)));
+        // For its own address, which nobody else has, there is no answer.
+        let mut own = ethernet([0xff; 6], vms[0].mac, 0x0806);
+        own.extend(arp(1, (vms[0].mac, Ipv4Addr::UNSPECIFIED), ([0; 6], GUEST)));
+        vms[0].send(&own);
+        vms[0].send(&request);
+        assert_eq!(vms[0].frame()[14..42], arp(2, (owner, asked), (vms[0].mac, GUEST)));
+    }
+}
+
+#[test]
+fn no_two_vms_have_one_address_and_a_vm_moves_with_its_plug() {
+    let controls = shop();
+    let web = Raw::plugged_into(&controls, "web", GUEST);
+    let plug = |name: &str, address: Ipv4Addr| {
+        let (_, theirs) = SocketPort::pair().unwrap();
+        controls.plug(attachment(name, address), theirs, Listeners::default())
+    };
+    assert_eq!(plug("db", GUEST), Err(PlugError::Taken("web".to_string())));
+    for address in [GATEWAY, Ipv4Addr::new(10, 0, 2, 255), Ipv4Addr::new(10, 0, 3, 15)] {
+        assert_eq!(plug("db", address), Err(PlugError::NotOurs(address)));
+    }
+    let again = Raw::plugged_into(&controls, "web", OTHER);
+    assert!(web.port.send(b"x").is_err(), "its earlier port is closed");
+    assert_eq!(controls.list(), [attachment("web", OTHER)]);
+    assert!(controls.unplug("id-of-web") && !controls.unplug("id-of-web"));
+    assert!(again.port.send(b"x").is_err());
+}
+
+#[test]
+fn the_host_is_not_reached_unless_the_network_may() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let controls = shop();
+    let mut guest = Guest::in_network(&controls, "web", GUEST, Listeners::default());
+    let handle = guest.connect((GATEWAY, listener.local_addr().unwrap().port()), 40000);
+    guest.until(|sockets| {
+        (sockets.get_mut::<tcp::Socket<'_>>(handle).state() == tcp::State::Closed).then_some(())
+    });
+    listener.set_nonblocking(true).unwrap();
+    assert!(listener.accept().is_err(), "nobody came");
+}
+
+#[test]
+fn groups_decide_who_reaches_whom_and_a_change_cuts_what_is_open() {
+    let controls = shop();
+    let web = Raw::plugged_into(&controls, "web", GUEST);
+    let db = Raw::plugged_into(&controls, "db", OTHER);
+    web.frame();
+    let rules = |rules: &[&str]| {
+        let rules = rules.iter().map(|rule| rule.parse().unwrap()).collect();
+        controls.set_groups(vec![SecGroup { name: "db".to_string(), rules }]);
+    };
+    rules(&["in udp/5001 from group:web", "in udp/7"]);
+    assert!(controls.set_member("id-of-db", vec!["db".to_string()]) && !controls.set_member("x", vec![]));
+    // What passes for certain, so that what does not can be told from what is late.
+    let mut sure = ethernet(db.mac, web.mac, 0x0800);
+    sure.extend(ipv4(GUEST, OTHER, 17, &udp(5000, 7, b"sure")));
+    let passes = |frame: &[u8]| {
+        web.send(frame);
+        web.send(&sure);
+        let first = db.frame();
+        first != sure && {
+            assert_eq!((first, db.frame()), (frame.to_vec(), sure.clone()));
+            true
+        }
+    };
+    assert!(!passes(&web.datagram(&db, 1)), "it is not in the group that may");
+    controls.set_member("id-of-web", vec!["web".to_string()]);
+    assert!(passes(&web.datagram(&db, 2)), "now it is");
+    rules(&["in udp/7"]);
+    assert!(!passes(&web.datagram(&db, 3)), "the rule is gone, and the flow with it");
+    rules(&["in udp from group:web", "deny in udp/5001"]);
+    assert!(!passes(&web.datagram(&db, 4)), "to deny is stronger");
+    // And the answers of a flow that is let in pass a door that lets nothing else in.
+    let mut answer = ethernet(web.mac, db.mac, 0x0800);
+    answer.extend(ipv4(OTHER, GUEST, 17, &udp(7, 5000, b"answer")));
+    let mut stray = ethernet(web.mac, db.mac, 0x0800);
+    stray.extend(ipv4(OTHER, GUEST, 17, &udp(8, 5000, b"stray")));
+    db.send(&stray);
+    db.send(&answer);
+    assert_eq!(web.frame(), answer);
+}
+
+#[test]
+fn a_flow_to_the_outside_ends_when_the_rules_forbid_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let controls = network(&NetworkSpec { name: "shop".to_string(), ..NetworkSpec::user(true) }, None);
+    let mut guest = Guest::in_network(&controls, "web", GUEST, Listeners::default());
+    controls.set_member("id-of-web", vec!["web".to_string()]);
+    let rules = |rule: &str| {
+        let rules = vec![rule.parse().unwrap()];
+        controls.set_groups(vec![SecGroup { name: "web".to_string(), rules }]);
+    };
+    let is_closed = |sockets: &mut smoltcp::iface::SocketSet<'static>, handle| {
+        (sockets.get_mut::<tcp::Socket<'_>>(handle).state() == tcp::State::Closed).then_some(())
+    };
+    rules("out tcp to 10.0.2.2");
+    let handle = guest.connect((GATEWAY, port), 40000);
+    guest.until(|sockets| sockets.get_mut::<tcp::Socket<'_>>(handle).may_send().then_some(()));
+    let (mut stream, _) = listener.accept().unwrap();
+    rules("out udp to 10.0.2.2");
+    guest.until(|sockets| is_closed(sockets, handle));
+    let error = std::io::Read::read(&mut stream, &mut [0]).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "on the host, too");
+}
+
+#[test]
+fn names_of_vms_are_answered_by_the_network() {
+    let controls = shop();
+    let web = Raw::plugged_into(&controls, "web", GUEST);
+    let _db = Raw::plugged_into(&controls, "db", OTHER);
+    web.frame();
+    let mut query = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    query.extend(b"\x02db\x04shop\x03viv\x00\x00\x01\x00\x01");
+    let mut frame = ethernet(super::address::GATEWAY_MAC, web.mac, 0x0800);
+    frame.extend(ipv4(GUEST, Ipv4Addr::new(10, 0, 2, 3), 17, &udp(5000, 53, &query)));
+    web.send(&frame);
+    let answer = web.frame();
+    assert_eq!(answer[answer.len() - 4..], OTHER.octets());
+}

@@ -1,0 +1,104 @@
+//! The control socket: JSON lines, an answer for each request, a thread for each connection.
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::thread;
+use std::time::Duration;
+use viv_api::passed::WithFiles;
+use viv_api::switch::{Ask, LINE_MAX, Reply, Status};
+use viv_model::{Attachment, Fault, Kind, PortSpec};
+use viv_net::switch::{Controls, Listeners, PlugError};
+
+/// How long the service may take to send a request.
+const REQUEST_LIMIT: Duration = Duration::from_secs(10);
+
+/// Answers the service from now on.
+pub(crate) fn serve(listener: UnixListener, status: Status, controls: Controls) -> io::Result<()> {
+    thread::Builder::new().name("control".into()).spawn(move || {
+        for connection in listener.incoming() {
+            let Ok(connection) = connection else {
+                // Out of descriptors or memory: it passes, and must not become a busy loop.
+                thread::sleep(Duration::from_millis(100));
+                continue;
+            };
+            let (status, controls) = (status.clone(), controls.clone());
+            let _ = thread::Builder::new()
+                .name("control".into())
+                .spawn(move || answer(connection, &status, &controls));
+        }
+    })?;
+    Ok(())
+}
+
+fn answer(connection: UnixStream, status: &Status, controls: &Controls) {
+    let Ok(mut writer) = connection.try_clone() else { return };
+    let _ = connection.set_read_timeout(Some(REQUEST_LIMIT));
+    let mut reader = BufReader::new(WithFiles::new(connection));
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        match reader.by_ref().take(LINE_MAX as u64).read_until(b'\n', &mut line) {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+        let done = match serde_json::from_slice(&line) {
+            Ok(ask) => obey(ask, reader.get_mut().take_files(), controls),
+            Err(error) => Err(Fault::new(
+                Kind::Usage,
+                format!("a request to the network's process was not understood: {error}"),
+                "start the network's VMs anew with the command of one version",
+            )),
+        };
+        let reply = match done {
+            Ok(()) => Reply::Ok(Status { ports: controls.list(), ..status.clone() }),
+            Err(fault) => Reply::Refused(fault),
+        };
+        let Ok(mut bytes) = serde_json::to_vec(&reply) else { return };
+        bytes.push(b'\n');
+        if writer.write_all(&bytes).is_err() || line.last() != Some(&b'\n') {
+            return;
+        }
+    }
+}
+
+fn obey(ask: Ask, files: Vec<OwnedFd>, controls: &Controls) -> Result<(), Fault> {
+    match ask {
+        Ask::Status => Ok(()),
+        Ask::Plug { port, publish } => plug(port, &publish, files, controls),
+        Ask::Groups { groups } => {
+            controls.set_groups(groups);
+            Ok(())
+        }
+        Ask::Member { vm, groups } => {
+            controls.set_member(&vm, groups);
+            Ok(())
+        }
+        Ask::Unplug { vm } => {
+            controls.unplug(&vm);
+            Ok(())
+        }
+    }
+}
+
+fn plug(
+    port: Attachment,
+    publish: &[PortSpec],
+    files: Vec<OwnedFd>,
+    controls: &Controls,
+) -> Result<(), Fault> {
+    let name = port.name.clone();
+    let refused = |kind: Kind, why: String| {
+        let fix = "see who is in the network: viv network show";
+        Fault::new(kind, format!("cannot plug VM {name:?} into its network: {why}"), fix)
+    };
+    let mut files = files.into_iter();
+    let socket = files.next().ok_or_else(|| refused(Kind::Usage, "no socket came for it".to_string()))?;
+    let listeners = Listeners::adopt(publish, files.collect());
+    controls.plug(port, socket.into(), listeners).map_err(|error| {
+        let kind = match error {
+            PlugError::NotOurs(_) | PlugError::Taken(_) => Kind::Conflict,
+            PlugError::Gone | PlugError::Host(_) => Kind::Error,
+        };
+        refused(kind, error.to_string())
+    })
+}
