@@ -145,6 +145,9 @@ pub struct Status {
     pub panicked: bool,
     /// What restricts the process, by name.
     pub sandbox: Vec<String>,
+    /// Disks for which the host has no room: the VM is paused until it has.
+    #[serde(default)]
+    pub full_disks: Vec<PathBuf>,
 }
 
 /// What `viv runner --probe` prints.

@@ -1,4 +1,5 @@
 //! What may be done with VMs, and how.
+use crate::described;
 use crate::images::Images;
 use crate::names;
 use crate::places::Places;
@@ -201,8 +202,10 @@ impl Vms {
             pid: process.map(|process| process.pid),
             boots: status.map_or(0, |status| status.boots),
             sandbox: status.map(|status| status.sandbox.clone()).unwrap_or_default(),
+            full_disks: status.map(|status| status.full_disks.clone()).unwrap_or_default(),
             ended_at: last.as_ref().and_then(|(_, when)| *when),
             end: last.map(|(end, _)| end),
+            spec: described::spec_of(&record, runner.dir()),
             dir: runner.dir().to_path_buf(),
             id: record.id,
             name: record.name,
@@ -249,6 +252,7 @@ impl Vms {
                 id: id.clone(),
                 name,
                 created_at: Timestamp::now(),
+                append: ask.append.clone().filter(|_| image.is_some()),
                 image,
                 machine,
                 on_reboot: ask.on_reboot,
@@ -288,6 +292,7 @@ impl Vms {
             nic: nic_of(ask, dir)?,
         };
         machine.check()?;
+        ask.disks.iter().try_for_each(DiskSpec::check)?;
         fits(machine.memory_max_mib.unwrap_or(machine.memory_mib))?;
         for path in [ask.kernel.as_ref(), ask.initrd.as_ref()]
             .into_iter()
@@ -300,6 +305,7 @@ impl Vms {
         let disks = ask.disks.iter().map(resolve_disk).collect::<Result<Vec<_>, _>>()?;
         ask.shares.iter().try_for_each(shares::check)?;
         if ask.image.is_none() && ask.kernel.is_some() {
+            described::set_image_disks(&mut [], &ask.image_disks)?;
             machine.disks = disks;
             return Ok((None, machine));
         }
@@ -310,7 +316,8 @@ impl Vms {
             path: dir.to_path_buf(),
             source,
         })?;
-        let instance = self.images.instantiate(&image, dir)?;
+        let mut instance = self.images.instantiate(&image, dir)?;
+        described::set_image_disks(&mut instance.disks, &ask.image_disks)?;
         if ask.kernel.is_none() {
             machine.kernel = instance.kernel;
         }

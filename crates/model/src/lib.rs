@@ -19,5 +19,6 @@ pub use nic::{NetKind, NicSpec, PORTS_MAX, PortSpec, Protocol};
 pub use room::Room;
 pub use share::{SHARES_MAX, ShareMount, ShareSpec};
 pub use spec::{
-    Accel, CPUS_MAX, DiskFormat, DiskLimits, DiskSpec, MEMORY_MIB_MIN, MEMORY_STEP_MIB, MachineSpec, SoftSpec,
+    Accel, CPUS_MAX, DiskFormat, DiskLimits, DiskSpec, ImageDiskSpec, MEMORY_MIB_MIN, MEMORY_STEP_MIB,
+    MachineSpec, OnFull, SoftSpec,
 };

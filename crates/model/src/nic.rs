@@ -10,6 +10,7 @@ pub const PORTS_MAX: usize = 64;
 
 /// What a network card is plugged into.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum NetKind {
     /// A network of its own, which reaches what the user reaches.
@@ -47,6 +48,8 @@ pub enum Protocol {
 
 /// A port of the host that leads into the guest: `[IP:]HOST:GUEST[/tcp|/udp]`, also in JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(with = "String"))]
 #[serde(try_from = "String", into = "String")]
 pub struct PortSpec {
     /// The host's address; unspecified: all of its addresses.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use viv_api::runner::{RunnerSpec, VSOCK};
 use viv_api::stats::VmStats;
-use viv_machine::{HandedFiles, Machine, MachineIo};
+use viv_machine::{HandedFiles, Machine, MachineIo, Shortage};
 use viv_model::{Accel, DiskLimits, DiskSpec, End, Fault};
 use viv_net::port::NetPort;
 
@@ -33,6 +33,8 @@ pub trait Guest: Send + Sync {
     fn attach_disk(&self, disk: &DiskSpec, files: HandedFiles) -> Result<(), Fault>;
     /// Has it let a disk go, counted from 0.
     fn detach_disk(&self, disk: usize) -> Result<(), Fault>;
+    /// Its disks that wait for room on the host.
+    fn shortage(&self) -> Arc<Shortage>;
     /// Bytes for its serial line.
     fn console_input(&self, bytes: &[u8]);
     /// Returns when the guest has ended, and how.
@@ -77,6 +79,9 @@ impl Guest for Machine {
     }
     fn detach_disk(&self, disk: usize) -> Result<(), Fault> {
         Machine::detach_disk(self, disk, DETACH_LIMIT)
+    }
+    fn shortage(&self) -> Arc<Shortage> {
+        Machine::shortage(self)
     }
     fn console_input(&self, bytes: &[u8]) {
         Machine::console_input(self, bytes);

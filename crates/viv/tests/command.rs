@@ -21,6 +21,8 @@ fn help_is_as_it_was() {
     golden("help.txt", &home.viv(&["--help"]).ok().out);
     for verb in [
         "run",
+        "create",
+        "schema",
         "ps",
         "exec",
         "start",

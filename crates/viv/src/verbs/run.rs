@@ -40,7 +40,9 @@ const READER_GONE: u8 = 141;
                   format=F           raw, qcow2, vmdk, vdi, vhd or vhdx; looked up once if not given\n\
                   allow=PATH         a file or directory outside its own that the image may stand over\n\
                   serial=S           its serial number: /dev/disk/by-id/virtio-S in the guest\n\
-                        iops=N, bps=N      requests and bytes a second at most: iops=500,bps=20M\n\
+                  on-full=pause      if the host has no room for it, the VM is paused until there is: viv ps;\n\
+                  on-full=error      or the guest gets an I/O error\n\
+                  iops=N, bps=N      requests and bytes a second at most: iops=500,bps=20M\n\
                   iops-burst=N, bps-burst=N   what may come at once after a rest\n\n\
                   Options of the software CPU, for -o; each is on or off, and off if not given:\n\
                   soft.interpreter   execute all with the interpreter, our reference, and translate nothing\n\
@@ -313,6 +315,7 @@ fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Fault> {
     args.options.iter().try_for_each(|option| soft.set(option))?;
     let file = |path: &Option<PathBuf>| path.as_deref().map(absolute).transpose();
     Ok(VmCreate {
+        schema: None,
         name: args.name.clone(),
         image: args.image.clone(),
         cpus: args.cpus,
@@ -323,6 +326,7 @@ fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Fault> {
         kernel: file(&args.kernel)?,
         initrd: file(&args.initrd)?,
         append: args.append.clone(),
+        image_disks: Vec::new(),
         disks,
         shares,
         net: args.net,
@@ -354,6 +358,7 @@ pub(crate) fn disk(text: &str) -> Result<DiskSpec, Fault> {
             None if option == "ro" => spec.read_only = true,
             None if option == "rw" => spec.read_only = false,
             Some(("serial", serial)) => spec.serial = Some(serial.to_string()),
+            Some(("on-full", what)) => spec.on_full = what.parse()?,
             Some(("format", name)) => spec.format = Some(name.parse()?),
             Some((name, value)) if set_limit(&mut spec.limits, name, value)? => {}
             Some(("allow", file)) => spec.allow.insert(0, absolute(Path::new(file))?),
@@ -392,7 +397,7 @@ fn share(text: &str) -> Result<ShareSpec, Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use viv_model::DiskFormat;
+    use viv_model::{DiskFormat, OnFull};
 
     #[test]
     fn disks_are_writable_unless_told() {
@@ -417,6 +422,8 @@ mod tests {
             bps_burst: Some(1 << 30),
         };
         assert_eq!(limits, expected);
+        assert_eq!(disk("/a,on-full=error").unwrap().on_full, OnFull::Error);
+        assert_eq!(disk("/a,on-full=maybe").unwrap_err().kind, Kind::Usage);
         assert_eq!(disk("/a,iops=many").unwrap_err().kind, Kind::Usage);
         assert_eq!(disk("/a,format=floppy").unwrap_err().kind, Kind::Usage);
         assert_eq!(disk("/a,size=3").unwrap().path, Path::new("/a,size=3"));
