@@ -109,6 +109,20 @@ fn a_full_file_system_pauses_the_vm_until_there_is_room_or_is_an_error() {
         let same = format!("head -c 12582912 /dev/{device} | cmp - /tmp/content");
         shell(vm, &format!("echo 3 > /proc/sys/vm/drop_caches; {same}")).ok();
     }
+    // A command in the foreground says why it stands still.
+    let other = file_system.0.join("other.raw").display().to_string();
+    run(&["disk", "create", &other, "48M"], "").ok();
+    let words = ["run", "--rm", "--accel", "soft", "--disk", &other, "--", "dd", "if=/dev/urandom"];
+    let mut foreground = viv(&[&words[..], &["of=/dev/vda", "bs=1M", "count=48", "conv=fsync"]].concat())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(foreground.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(said.any(|line| line.contains("the host has no room for")), "it ended without a word");
+    tool(Command::new("mount").args(["-o", "remount,size=128M"]).arg(&file_system.0));
+    said.for_each(drop);
+    assert!(foreground.wait().unwrap().success());
+    fs::remove_file(&other).unwrap();
     tool(Command::new("mount").args(["-o", "remount,size=26M"]).arg(&file_system.0));
     let refused = shell(vm, "dd if=/tmp/content of=/dev/vdc bs=1M conv=fsync");
     assert!(refused.status != 0 && refused.err.contains("Input/output error"), "{refused:?}");

@@ -8,7 +8,7 @@
 use crate::agent::Exec;
 use crate::info::Kvm;
 use crate::stats::VmStats;
-use crate::vm::{OnReboot, Process};
+use crate::vm::{DiskSize, OnReboot, Process};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use viv_model::{Accel, DiskLimits, DiskSpec, End, Fault, MachineSpec, State};
@@ -85,6 +85,13 @@ pub enum Ask {
         disk: usize,
         /// How fast.
         limits: DiskLimits,
+    },
+    /// Give a disk another size, and tell the guest.
+    ResizeDisk {
+        /// Which one, from 0.
+        disk: usize,
+        /// How large.
+        size: DiskSize,
     },
     /// Press the power button. If the guest obeys, `end` is written as the VM's end.
     PowerButton {

@@ -4,7 +4,8 @@ use crate::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use viv_model::{
-    Accel, DiskSpec, End, ImageDiskSpec, MachineSpec, NetKind, PortSpec, ShareSpec, SoftSpec, State,
+    Accel, DiskSpec, End, ImageDiskSpec, MEMORY_MIB_USUAL, MachineSpec, NetKind, PortSpec, ShareSpec,
+    SoftSpec, State,
 };
 
 /// What happens when the guest asks for a reset.
@@ -101,6 +102,25 @@ pub struct VmCreate {
     pub command: Option<Exec>,
 }
 
+impl VmCreate {
+    /// The machine that is asked for, without what an image and the host bring along.
+    pub fn machine(&self) -> MachineSpec {
+        MachineSpec {
+            cpus: self.cpus.unwrap_or(1),
+            memory_mib: self.memory_mib.unwrap_or(MEMORY_MIB_USUAL),
+            memory_max_mib: self.memory_max_mib,
+            accel: self.accel,
+            soft: self.soft,
+            kernel: self.kernel.clone().unwrap_or_default(),
+            initrd: self.initrd.clone(),
+            append: String::new(),
+            disks: self.disks.clone(),
+            shares: self.shares.clone(),
+            nic: None,
+        }
+    }
+}
+
 /// A start of a VM that exists.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -125,6 +145,16 @@ pub struct VmStop {
 pub struct VmMemory {
     /// MiB; up to what it was started with.
     pub memory_mib: u64,
+}
+
+/// Another size for a disk of a VM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DiskSize {
+    /// The new size, bytes.
+    pub bytes: u64,
+    /// So many more than it has.
+    pub more: bool,
 }
 
 /// How to kill a VM.

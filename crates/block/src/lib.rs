@@ -45,6 +45,7 @@ pub use probe::{mark_raw, probe};
 pub use qcow2::{CreateOptions, Qcow2, Report};
 pub use raw::RawDisk;
 pub use throttle::{Gate, Throttle, Throttled};
+pub use vdi::NewVdi;
 
 use std::io;
 

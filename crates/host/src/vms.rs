@@ -15,7 +15,7 @@ use viv_api::info::KvmState;
 use viv_api::runner::{Ask as RunnerAsk, RunnerSpec};
 use viv_api::stats::VmStats;
 use viv_api::timestamp::Timestamp;
-use viv_api::vm::{Process, Vm, VmCreate, VmKill, VmMemory, VmStart, VmStop};
+use viv_api::vm::{DiskSize, Process, Vm, VmCreate, VmKill, VmMemory, VmStart, VmStop};
 use viv_model::{
     Accel, Ask, DiskFormat, DiskLimits, DiskSpec, End, Fault, Kind, MachineSpec, NetKind, NicSpec, State,
     next,
@@ -25,8 +25,6 @@ use viv_model::{
 const APPEND_IMAGE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=k cryptomgr.notests";
 /// The kernel's command line for a user's own kernel, unless the user gives one.
 const APPEND_OWN: &str = "console=ttyS0 panic=-1 reboot=k";
-/// Memory unless the user says how much, MiB.
-const MEMORY_MIB: u64 = 512;
 /// How long a guest may take to switch itself off, seconds.
 const STOP_S: u64 = 30;
 /// The longest that a user may let it take, seconds.
@@ -278,21 +276,11 @@ impl Vms {
 
     /// The image's name and the machine for what was asked. Copies of the image's disks go into `dir`.
     fn machine_of(&self, ask: &VmCreate, dir: &Path) -> Result<(Option<String>, MachineSpec), Fault> {
-        let mut machine = MachineSpec {
-            cpus: ask.cpus.unwrap_or(1),
-            memory_mib: ask.memory_mib.unwrap_or(MEMORY_MIB),
-            memory_max_mib: ask.memory_max_mib,
-            accel: ask.accel,
-            soft: ask.soft,
-            kernel: ask.kernel.clone().unwrap_or_default(),
-            initrd: ask.initrd.clone(),
-            append: ask.append.clone().unwrap_or_else(|| APPEND_OWN.to_string()),
-            disks: Vec::new(),
-            shares: ask.shares.clone(),
-            nic: nic_of(ask, dir)?,
-        };
+        let mut machine = ask.machine();
+        machine.append = ask.append.clone().unwrap_or_else(|| APPEND_OWN.to_string());
+        machine.nic = nic_of(ask, dir)?;
         machine.check()?;
-        ask.disks.iter().try_for_each(DiskSpec::check)?;
+        machine.disks.clear();
         fits(machine.memory_max_mib.unwrap_or(machine.memory_mib))?;
         for path in [ask.kernel.as_ref(), ask.initrd.as_ref()]
             .into_iter()
@@ -450,6 +438,27 @@ impl Vms {
             }
             self.store.update(&record)?;
             Ok(self.view(record, &runner))
+        })
+    }
+
+    /// Lets a disk of a running VM grow.
+    pub(crate) fn resize_disk(&self, name: &str, disk: &str, size: DiskSize) -> Result<Vm, Fault> {
+        self.change(name, |record, runner| {
+            let index = disk_index(&record, disk)?;
+            let view = self.view(record, &runner);
+            if !view.state.is_live() {
+                let disk = view.machine.disks.get(index).map(|disk| disk.path.display().to_string());
+                return Err(Fault::new(
+                    Kind::Conflict,
+                    format!("VM {:?} is {}, and does not use its disk", view.name, view.state),
+                    format!(
+                        "give the disk itself the size: viv disk resize {} SIZE",
+                        disk.unwrap_or_default()
+                    ),
+                ));
+            }
+            runner.ask(&RunnerAsk::ResizeDisk { disk: index, size })?;
+            Ok(view)
         })
     }
 

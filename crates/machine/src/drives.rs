@@ -2,6 +2,7 @@
 use crate::board::HOT_PLUG;
 use crate::core::lock;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
@@ -102,6 +103,37 @@ impl Drives {
         drop(gone);
         drive.gate.open();
         drive.wait();
+    }
+
+    /// Gives a disk another size; gives its slot and the size.
+    pub(crate) fn resize(&self, index: usize, size: impl FnOnce(u64) -> u64) -> Result<(u8, u64), Fault> {
+        let (disk, slot) = {
+            let drives = lock(&self.drives);
+            let drive = drives.get(index).ok_or_else(|| missing(index, drives.len()))?;
+            (drive.disk.clone(), drive.slot)
+        };
+        let old = disk.size();
+        let new = size(old);
+        if new < old {
+            return Err(Fault::new(
+                Kind::Usage,
+                format!(
+                    "the disk has {old} bytes: {new} would cut off its end, which the guest may be using"
+                ),
+                "give it more, or stop the VM and say: viv disk resize --shrink",
+            ));
+        }
+        disk.resize(new).map_err(|error| {
+            let full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
+            let kind = match error.kind() {
+                _ if full => Kind::NoCapacity,
+                ErrorKind::InvalidInput | ErrorKind::Unsupported | ErrorKind::PermissionDenied => Kind::Usage,
+                _ => Kind::Error,
+            };
+            let fix = if full { "make room on the host: df -h" } else { "see what it is: viv disk info" };
+            Fault::new(kind, format!("cannot give the disk {new} bytes: {error}"), fix)
+        })?;
+        Ok((slot, new))
     }
 
     pub(crate) fn limit(&self, index: usize, limits: &DiskLimits) -> Result<(), Fault> {

@@ -369,6 +369,13 @@ impl Machine {
         self.drives.limit(index, limits)
     }
 
+    /// Gives a disk the size that `size` makes of its present one, and tells the guest. It can only grow.
+    pub fn resize_disk(&self, index: usize, size: impl FnOnce(u64) -> u64) -> Result<(), Fault> {
+        let (slot, bytes) = self.drives.resize(index, size)?;
+        self.board.disk_resized(slot, bytes);
+        Ok(())
+    }
+
     /// The disks that wait for room on the host. The machine itself does not stand still meanwhile.
     pub fn shortage(&self) -> Arc<Shortage> {
         self.drives.shortage().clone()

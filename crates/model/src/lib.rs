@@ -19,6 +19,6 @@ pub use nic::{NetKind, NicSpec, PORTS_MAX, PortSpec, Protocol};
 pub use room::Room;
 pub use share::{SHARES_MAX, ShareMount, ShareSpec};
 pub use spec::{
-    Accel, CPUS_MAX, DiskFormat, DiskLimits, DiskSpec, ImageDiskSpec, MEMORY_MIB_MIN, MEMORY_STEP_MIB,
-    MachineSpec, OnFull, SoftSpec,
+    Accel, CPUS_MAX, DiskFormat, DiskLimits, DiskSpec, ImageDiskSpec, MEMORY_MIB_MIN, MEMORY_MIB_USUAL,
+    MEMORY_STEP_MIB, MachineSpec, OnFull, SoftSpec,
 };

@@ -9,6 +9,8 @@ use std::str::FromStr;
 pub const CPUS_MAX: u32 = 64;
 /// In such steps a running machine gets more memory, MiB: blocks of the memory device.
 pub const MEMORY_STEP_MIB: u64 = 2;
+/// Memory of a machine if nobody says how much, MiB.
+pub const MEMORY_MIB_USUAL: u64 = 512;
 /// Least memory of a machine, MiB: what a small Linux kernel needs to say that it has too little.
 pub const MEMORY_MIB_MIN: u64 = 16;
 
@@ -390,7 +392,7 @@ impl MachineSpec {
                 format!("use --memory-max with more than --memory, both multiples of {MEMORY_STEP_MIB}M"),
             ));
         }
-        self.disks.iter().try_for_each(|disk| disk.limits.check())?;
+        self.disks.iter().try_for_each(DiskSpec::check)?;
         if self.accel == Accel::Kvm && self.soft != SoftSpec::default() {
             return Err(Fault::new(
                 Kind::Usage,

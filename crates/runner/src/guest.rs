@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use viv_api::runner::{RunnerSpec, VSOCK};
 use viv_api::stats::VmStats;
+use viv_api::vm::DiskSize;
 use viv_machine::{HandedFiles, Machine, MachineIo, Shortage};
 use viv_model::{Accel, DiskLimits, DiskSpec, End, Fault};
 use viv_net::port::NetPort;
@@ -29,6 +30,8 @@ pub trait Guest: Send + Sync {
     fn kill(&self);
     /// Lets a disk be as fast as this from now on.
     fn limit_disk(&self, disk: usize, limits: &DiskLimits) -> Result<(), Fault>;
+    /// Gives a disk another size.
+    fn resize_disk(&self, disk: usize, size: DiskSize) -> Result<(), Fault>;
     /// Puts a disk behind the others.
     fn attach_disk(&self, disk: &DiskSpec, files: HandedFiles) -> Result<(), Fault>;
     /// Has it let a disk go, counted from 0.
@@ -73,6 +76,12 @@ impl Guest for Machine {
     }
     fn limit_disk(&self, disk: usize, limits: &DiskLimits) -> Result<(), Fault> {
         Machine::limit_disk(self, disk, limits)
+    }
+    fn resize_disk(&self, disk: usize, size: DiskSize) -> Result<(), Fault> {
+        Machine::resize_disk(self, disk, |old| match size.more {
+            true => old.saturating_add(size.bytes),
+            false => size.bytes,
+        })
     }
     fn attach_disk(&self, disk: &DiskSpec, files: HandedFiles) -> Result<(), Fault> {
         Machine::attach_disk(self, disk, files)

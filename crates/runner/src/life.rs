@@ -126,6 +126,7 @@ impl Life {
                     }
                 })
             }
+            Ask::ResizeDisk { disk, size } => self.guest().and_then(|guest| guest.resize_disk(disk, size)),
             Ask::AttachDisk { disk, files: paths } => {
                 let whole = if paths.len() == files.len() { Ok(()) } else { Err(out_of_files()) };
                 let files: HandedFiles = paths.into_iter().zip(files).collect();

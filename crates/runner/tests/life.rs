@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use viv_api::runner::{Ask, CONSOLE, CONSOLE_LOG, CONTROL, END, Reply, RunnerSpec, SPEC, Started, Status};
 use viv_api::stats::VmStats;
-use viv_api::vm::{OnReboot, Process};
+use viv_api::vm::{DiskSize, OnReboot, Process};
 use viv_block::{Disk, MemoryDisk, Patient};
 use viv_machine::{HandedFiles, Shortage};
 use viv_model::{Accel, DiskSpec, End, Fault, Kind, MachineSpec, ShareSpec, State};
@@ -105,6 +105,9 @@ impl Guest for Puppet {
     }
     fn power_button(&self) {
         self.obey("off");
+    }
+    fn resize_disk(&self, _disk: usize, _size: DiskSize) -> Result<(), Fault> {
+        Ok(())
     }
     fn attach_disk(&self, _disk: &DiskSpec, _files: HandedFiles) -> Result<(), Fault> {
         Ok(())

@@ -53,6 +53,7 @@ pub(crate) fn create(context: &Context, args: Create) -> Result<u8, Fault> {
     let interrupt = Interrupt::new(context.client.clone());
     let mut made = Vec::new();
     for mut ask in asks {
+        ask.machine().check()?; // before an image is built for it
         if ask.kernel.is_none() || ask.image.is_some() {
             let name = ask.image.get_or_insert_with(|| DEFAULT.to_string()).clone();
             let missing = ImageBuild { if_missing: true, ..ImageBuild::default() };

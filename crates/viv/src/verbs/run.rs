@@ -12,6 +12,7 @@ use crate::session::{self, Outcome};
 use crate::{ending, output, serial, size, streams, terminal};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use viv_api::agent::Exec;
 use viv_api::client::Request;
 use viv_api::endpoint::Route;
@@ -23,6 +24,8 @@ use viv_model::{Accel, CPUS_MAX, DiskLimits, DiskSpec, Fault, Kind, NetKind, Sha
 const AGENT_WAIT_S: u64 = 600;
 /// How long a guest with a disk may take to switch itself off after its command, seconds.
 const STOP_S: u64 = 30;
+/// How often a VM in the foreground is asked whether it waits for room on the host.
+const LOOK_FOR_ROOM: Duration = Duration::from_secs(5);
 /// 128 + SIGPIPE.
 const READER_GONE: u8 = 141;
 
@@ -164,6 +167,7 @@ fn purpose(args: &Args) -> Result<Purpose, Fault> {
 pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
     let purpose = purpose(&args)?;
     let mut ask = to_create(&args, &purpose)?;
+    ask.machine().check()?; // before an image is built for it
     let client = &context.client;
     let interrupt = Interrupt::new(client.clone());
     if ask.kernel.is_none() || ask.image.is_some() {
@@ -203,6 +207,7 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
         end_vm(client, &vm.id, args.rm);
         return Ok(status);
     }
+    tell_of_full_disks(context, &vm);
     let status = match exec {
         Some(exec) => attend_command(context, &interrupt, &vm, &exec),
         None => attend_console(context, &interrupt, &vm),
@@ -217,6 +222,29 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
         let _ = client.json::<Vm>(Request::new(Route::VmRemove, &[&vm.id]).query("force=true"));
     }
     status
+}
+
+/// A VM that stands still because the host is full looks like one that hangs: says so, once each time.
+fn tell_of_full_disks(context: &Context, vm: &Vm) {
+    if vm.machine.disks.iter().all(|disk| disk.read_only) {
+        return;
+    }
+    let (client, id) = (context.client.clone(), vm.id.clone());
+    std::thread::spawn(move || {
+        let mut told = Vec::new();
+        loop {
+            std::thread::sleep(LOOK_FOR_ROOM);
+            let Ok(vm) = client.json::<Vm>(Request::new(Route::VmGet, &[&id])) else { return };
+            for disk in vm.full_disks.iter().filter(|disk| !told.contains(*disk)) {
+                let disk = disk.display();
+                output::note(&format!(
+                    "{} is paused, for the host has no room for {disk}; it goes on when there is",
+                    vm.name
+                ));
+            }
+            told = vm.full_disks;
+        }
+    });
 }
 
 fn attend_command(context: &Context, interrupt: &Interrupt, vm: &Vm, exec: &Exec) -> Result<u8, Fault> {
