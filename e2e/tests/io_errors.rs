@@ -122,7 +122,7 @@ fn a_full_file_system_pauses_the_vm_until_there_is_room_or_is_an_error() {
     tool(Command::new("mount").args(["-o", "remount,size=128M"]).arg(&file_system.0));
     said.for_each(drop);
     assert!(foreground.wait().unwrap().success());
-    fs::remove_file(&other).unwrap();
+    fs::write(&other, "").unwrap(); // whoever still has it open
     tool(Command::new("mount").args(["-o", "remount,size=26M"]).arg(&file_system.0));
     let refused = shell(vm, "dd if=/tmp/content of=/dev/vdc bs=1M conv=fsync");
     assert!(refused.status != 0 && refused.err.contains("Input/output error"), "{refused:?}");

@@ -2,7 +2,7 @@
 
 mod scratch;
 
-use scratch::{Directory, qemu_img, qemu_img_is_there};
+use scratch::{Directory, alone, qemu_img, qemu_img_is_there};
 use viv_block::{CreateOptions, Disk, NewVdi, OpenError, Qcow2, RawDisk, Source, copy, info, open};
 use viv_model::DiskFormat;
 
@@ -28,6 +28,7 @@ const KINDS: [(&str, &str, DiskFormat); 12] = [
 
 #[test]
 fn they_are_read_as_qemu_reads_them() {
+    let _alone = alone();
     if !qemu_img_is_there() {
         return;
     }
@@ -60,6 +61,7 @@ fn they_are_read_as_qemu_reads_them() {
 
 #[test]
 fn a_disk_is_copied_into_a_vdi() {
+    let _alone = alone();
     let dir = Directory::new("new-vdi");
     for size in [512, (1 << 20) - 512, 5 * 1024 * 1024 + 512 * 3] {
         let (raw, vdi) = (dir.file(&format!("{size}.raw")), dir.file(&format!("{size}.vdi")));
@@ -87,6 +89,7 @@ fn a_disk_is_copied_into_a_vdi() {
 
 #[test]
 fn a_vmdk_names_no_file_outside_its_directory() {
+    let _alone = alone();
     let (dir, other) = (Directory::new("vmdk"), Directory::new("elsewhere"));
     let secret = other.file("secret");
     RawDisk::create(&secret, 1 << 20).unwrap();
