@@ -9,10 +9,12 @@ fn soft(rest: &[&'static str]) -> Vec<&'static str> {
 #[test]
 fn a_command_runs_on_one_two_and_four_processors() {
     for cpus in ["1", "2", "4"] {
-        let done =
-            run(&soft(&["--cpus", cpus, "--", "sh", "-c", "nproc; uname -sm; echo oops >&2; exit 7"]), "");
+        let done = run(
+            &soft(&["--cpus", cpus, "--", "sh", "-c", "nproc; uname -sm; id -un; echo oops >&2; exit 7"]),
+            "",
+        );
         assert_eq!(done.status, 7, "{done:?}");
-        assert_eq!(done.out, format!("{cpus}\nLinux x86_64\n"), "{done:?}");
+        assert_eq!(done.out, format!("{cpus}\nLinux x86_64\nroot\n"), "{done:?}");
         assert!(done.err.contains("oops"), "{done:?}");
     }
 }

@@ -118,6 +118,14 @@ fn disks_come_and_go_while_it_runs() {
         "mke2fs {device} >/dev/null 2>&1; mkdir /data; mount {device} /data; echo kept > /data/file"
     ));
     assert_eq!(attach(raw.to_str().unwrap()).status, 4, "it has it already");
+    // Both grow while the guest uses them.
+    let size = |device: &str| shell(&format!("cat /sys/block/{}/size", device.trim_start_matches("/dev/")));
+    let cow_device = there("viv-disk-0").unwrap();
+    run(&["disk", "resize", raw.to_str().unwrap(), "+8M"], "").ok();
+    run(&["disk", "resize", cow.to_str().unwrap(), "96M"], "").ok();
+    until("the new sizes", LIMIT, || (size(&device).trim(), size(&cow_device).trim()) == ("49152", "196608"));
+    shell(&format!("echo grown | dd of={cow_device} bs=512 seek=196607 conv=fsync,sync"));
+    assert_eq!(run(&["disk", "resize", "--shrink", raw.to_str().unwrap(), "8M"], "").status, 2);
 
     let refused = run(&["detach", "e2e-plug", "data"], "");
     assert!(refused.status == 4 && refused.err.contains("is mounted on /data"), "{refused:?}");

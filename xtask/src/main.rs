@@ -19,6 +19,7 @@ cargo xtask test --quick      the same without the whole-product tests
 cargo xtask nightly           the long forms: millions of instruction cases, every fuzz target, checked guests
 cargo xtask check             a full Debian and a C compiler, translated code held against the interpreter
 cargo xtask fuzz [TARGET [N]] every fuzz target, or one with N executions: fuzz/README.md
+cargo xtask disks             50 power cuts, full file systems and injected errors, with real guests (root)
 cargo xtask stress            hours of loads that check themselves, in the default guest with 4 vCPUs (see --help)
 cargo xtask lab               real KVM inside a software-emulated machine: the same guests there
 cargo xtask bench [--peer qemu] [ROW …]  our software CPU beside Debian's QEMU TCG, as ratios (see --help)
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         "nightly" => steps::nightly(),
         "fuzz" => fuzz::run(&rest),
         "check" => steps::check(),
+        "disks" => steps::disks(),
         "stress" => stress::run(&rest),
         "lab" => steps::lab(),
         "bench" => bench::run(&rest),

@@ -43,6 +43,7 @@ pub(crate) fn viv(args: &[String]) -> Result<(), String> {
 pub(crate) fn test(quick: bool) -> Result<(), String> {
     install::need("cc", "gcc")?;
     install::need("qemu-img", "qemu-utils")?;
+    install::need("e2fsck", "e2fsprogs")?;
     floors::check(&root())?;
     tidy::check(&root())?;
     step("format", cargo().args(["fmt", "--all", "--check"]))?;
@@ -86,6 +87,14 @@ pub(crate) fn nightly() -> Result<(), String> {
         ]),
     )?;
     step(
+        "1,000 resets and unplugs of a disk with 256 requests in flight",
+        cargo().env("VIV_RESETS", "1000").args(["test", "--release", "--package", "viv-devices"]).args([
+            "--package",
+            "viv-machine",
+            "in_flight",
+        ]),
+    )?;
+    step(
         "long property tests",
         cargo().env("PROPTEST_CASES", "20000").args([
             "test",
@@ -108,6 +117,26 @@ pub(crate) fn check() -> Result<(), String> {
         cargo()
             .args(["test", "--release", "--package", "viv-e2e", "--test", "checked", "--", "--ignored"])
             .args(["--test-threads=1", "--nocapture"]),
+    )
+}
+
+/// Power cuts and errors of the host under real guests. Full file systems take the right to mount.
+pub(crate) fn disks() -> Result<(), String> {
+    for (program, package) in
+        [("cc", "gcc"), ("e2fsck", "e2fsprogs"), ("qemu-img", "qemu-utils"), ("strace", "strace")]
+    {
+        install::need(program, package)?;
+    }
+    build()?;
+    let tests =
+        ["--test", "power_cuts", "--test", "io_errors", "--", "--include-ignored", "--test-threads=1"];
+    step(
+        "50 power cuts, full disks, injected errors",
+        cargo()
+            .env("VIV_CUTS", "50")
+            .args(["test", "--release", "--package", "viv-e2e"])
+            .args(tests)
+            .arg("--nocapture"),
     )
 }
 

@@ -55,6 +55,7 @@ pub enum Request {
 
 /// A command to run in the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Exec {
     /// The program, looked up in `PATH`, and its arguments.
     pub argv: Vec<String>,

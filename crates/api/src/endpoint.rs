@@ -64,6 +64,8 @@ pub enum Route {
     VmResume,
     /// How fast a VM's disk may be.
     VmDiskLimits,
+    /// Resize a VM's disk.
+    VmDiskSize,
     /// Stop a VM.
     VmStop,
     /// Attach a disk.
@@ -220,6 +222,13 @@ pub const TABLE: &[Endpoint] = &[
         "/v1/vms/{vm}/disks/{disk}/limits",
         Answer::Json,
         "how fast a disk may be from now on; disks count from 0 (DiskLimits -> Vm)",
+    ),
+    line(
+        Route::VmDiskSize,
+        Method::Post,
+        "/v1/vms/{vm}/disks/{disk}/size",
+        Answer::Json,
+        "let a disk of a running VM grow, and tell its guest; disks count from 0 (DiskSize -> Vm)",
     ),
     line(
         Route::VmStop,

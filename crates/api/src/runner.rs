@@ -9,7 +9,7 @@
 use crate::agent::Exec;
 use crate::info::Kvm;
 use crate::stats::VmStats;
-use crate::vm::{OnReboot, Process};
+use crate::vm::{DiskSize, OnReboot, Process};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use viv_model::{Accel, DiskLimits, DiskSpec, End, Fault, MachineSpec, SavedParts, State};
@@ -92,6 +92,13 @@ pub enum Ask {
         /// How fast.
         limits: DiskLimits,
     },
+    /// Give a disk another size, and tell the guest.
+    ResizeDisk {
+        /// Which one, from 0.
+        disk: usize,
+        /// How large.
+        size: DiskSize,
+    },
     /// Press the power button. If the guest obeys, `end` is written as the VM's end.
     PowerButton {
         /// What to write instead of [`End::PowerOff`].
@@ -160,6 +167,9 @@ pub struct Status {
     pub panicked: bool,
     /// What restricts the process, by name.
     pub sandbox: Vec<String>,
+    /// Disks for which the host has no room: the VM is paused until it has.
+    #[serde(default)]
+    pub full_disks: Vec<PathBuf>,
 }
 
 /// What `viv runner --probe` prints.

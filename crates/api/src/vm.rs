@@ -3,10 +3,14 @@ use crate::agent::Exec;
 use crate::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
-use viv_model::{Accel, DiskSpec, End, Label, MachineSpec, NetKind, PortSpec, ShareSpec, SoftSpec, State};
+use viv_model::{
+    Accel, DiskSpec, End, ImageDiskSpec, Label, MEMORY_MIB_USUAL, MachineSpec, NetKind, PortSpec, ShareSpec,
+    SoftSpec, State,
+};
 
 /// What happens when the guest asks for a reset.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum OnReboot {
     /// The machine is built anew and boots again.
@@ -25,53 +29,102 @@ pub struct Process {
     pub start_ticks: u64,
 }
 
-/// A VM to describe. What is left out comes from the image or is the default.
+/// A VM to describe, as a whole: `viv create -f` takes it, and `viv inspect` shows it as `spec`. What is left out
+/// comes from the image or is the default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct VmCreate {
+    /// For editors: where the JSON Schema is that describes this document. Ignored.
+    #[serde(rename = "$schema", skip_serializing_if = "Option::is_none")]
+    pub schema: Option<String>,
     /// Its name; a pleasant one is made up if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// The image that kernel, initrd, command line and disk come from. The default guest, unless a
     /// kernel is given.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
     /// Number of vCPUs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = viv_model::CPUS_MAX)))]
     pub cpus: Option<u32>,
     /// Memory, MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = viv_model::MEMORY_MIB_MIN)))]
     pub memory_mib: Option<u64>,
     /// Memory that it may get while it runs, MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_max_mib: Option<u64>,
     /// Which processor.
     pub accel: Accel,
     /// How the software CPU works, if it is that.
+    #[serde(skip_serializing_if = "SoftSpec::is_usual")]
     pub soft: SoftSpec,
-    /// A kernel instead of the image's. Absolute, as every path here.
+    /// A kernel instead of the image's. Paths are absolute; in a document they may begin at its directory.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel: Option<PathBuf>,
     /// An initial RAM disk instead of the image's.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub initrd: Option<PathBuf>,
     /// With a kernel: the whole command line. Else added to the image's.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub append: Option<String>,
+    /// What is set of the image's own disks, in their order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub image_disks: Vec<ImageDiskSpec>,
     /// Disks after the image's own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskSpec>,
     /// Directories that the guest may use.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub shares: Vec<ShareSpec>,
-    /// What its network card is plugged into; a user network if it has an image, else nothing.
+    /// What its network card is plugged into; nothing, unless there are ports.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub net: Option<NetKind>,
     /// Ports of the host that lead to it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<PortSpec>,
     /// The security groups that it is in.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<String>,
     /// Its labels.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<Label>,
     /// Start it at once.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub start: bool,
     /// Forget it when it ends.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub remove: bool,
     /// What a reset does.
     pub on_reboot: OnReboot,
     /// The process whose end is the VM's end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(skip))]
     pub attended_by: Option<Process>,
     /// The command for which the VM exists: it ends with it, with its status.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub command: Option<Exec>,
+}
+
+impl VmCreate {
+    /// The machine that is asked for, without what an image and the host bring along.
+    pub fn machine(&self) -> MachineSpec {
+        MachineSpec {
+            cpus: self.cpus.unwrap_or(1),
+            memory_mib: self.memory_mib.unwrap_or(MEMORY_MIB_USUAL),
+            memory_max_mib: self.memory_max_mib,
+            accel: self.accel,
+            soft: self.soft,
+            kernel: self.kernel.clone().unwrap_or_default(),
+            initrd: self.initrd.clone(),
+            append: String::new(),
+            disks: self.disks.clone(),
+            shares: self.shares.clone(),
+            nic: None,
+        }
+    }
 }
 
 /// A start of a VM that exists.
@@ -98,6 +151,16 @@ pub struct VmStop {
 pub struct VmMemory {
     /// MiB; up to what it was started with.
     pub memory_mib: u64,
+}
+
+/// Another size for a disk of a VM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DiskSize {
+    /// The new size, bytes.
+    pub bytes: u64,
+    /// So many more than it has.
+    pub more: bool,
 }
 
 /// How to kill a VM.
@@ -148,7 +211,13 @@ pub struct Vm {
     /// What restricts its process, by name; only while it runs.
     #[serde(default)]
     pub sandbox: Vec<String>,
-    /// Its machine.
+    /// Disks for which the host has no room. It is paused until there is room.
+    #[serde(default)]
+    pub full_disks: Vec<PathBuf>,
+    /// What it is made from: `viv create -f` makes another one like it.
+    #[serde(default)]
+    pub spec: VmCreate,
+    /// Its machine, as it is built from that.
     pub machine: MachineSpec,
     /// Where its files are.
     pub dir: PathBuf,

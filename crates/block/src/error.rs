@@ -152,6 +152,13 @@ pub enum OpenError {
     },
 }
 
+/// Whether this process, or the host, may have no more open files (EMFILE and ENFILE of open(2)).
+fn is_out_of_files(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let errno = error.raw_os_error();
+    errno == Some(Errno::MFILE.raw_os_error()) || errno == Some(Errno::NFILE.raw_os_error())
+}
+
 impl OpenError {
     /// Sorts what the system said about opening `path`.
     pub(crate) fn from_io(path: &Path, read_only: bool, source: io::Error) -> OpenError {
@@ -175,6 +182,7 @@ impl OpenError {
             OpenError::Permission { .. } | OpenError::Outside { .. } => Kind::Denied,
             OpenError::InUse { .. } | OpenError::Exists { .. } => Kind::Conflict,
             OpenError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => Kind::NoCapacity,
+            OpenError::Io { source, .. } if is_out_of_files(source) => Kind::NoCapacity,
             OpenError::Directory { .. }
             | OpenError::NotADisk { .. }
             | OpenError::Empty { .. }
@@ -256,6 +264,9 @@ impl OpenError {
             ),
             OpenError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 "make room on its file system: df -h".into()
+            }
+            OpenError::Io { source, .. } if is_out_of_files(source) => {
+                "close files, or let this process have more: ulimit -n".into()
             }
             OpenError::Io { what: "lock", .. } => "copy the disk to a file system that supports locks".into(),
             OpenError::Io { .. } => "check the file system that the disk is on (see dmesg)".into(),

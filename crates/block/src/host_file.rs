@@ -210,7 +210,11 @@ impl HostFile {
         if self.flush_failed.load(Ordering::Acquire) {
             return Err(io::Error::other("an earlier flush failed: writes before it may be lost"));
         }
-        self.file.sync_data().inspect_err(|_| self.flush_failed.store(true, Ordering::Release))?;
+        self.file.sync_data().map_err(|error| {
+            self.flush_failed.store(true, Ordering::Release);
+            // Not one of a kind that one waits out, as a lack of room is: what was to be written is lost.
+            io::Error::other(format!("the flush failed: {error}"))
+        })?;
         #[cfg(feature = "trial")]
         crate::journal::note(|| crate::journal::Event::Sync);
         Ok(())

@@ -5,6 +5,7 @@
 //!                                  ├── Qcow2       QEMU's image, versions 2 and 3, over a chain of others
 //!                                  ├── Vmdk, VDI, VHD, VHDX   for reading: what people bring along
 //!                                  ├── Throttled   another disk, as fast as its limits let it be
+//!                                  ├── Patient     another disk, whose changes wait while the host has no room
 //!                                  └── MemoryDisk  for tests: counts, fails on demand, loses what was not flushed
 //! ```
 //! [`open`] opens an image of any format with all that it refers to.
@@ -22,6 +23,7 @@ mod info;
 pub mod journal;
 mod map;
 mod memory;
+mod patient;
 mod probe;
 mod qcow2;
 mod raw;
@@ -38,10 +40,12 @@ pub use copy::{Progress, copy};
 pub use error::OpenError;
 pub use info::{DiskInfo, Qcow2Info, info};
 pub use memory::{Counts, MemoryDisk};
+pub use patient::{Patient, Shortage};
 pub use probe::{mark_raw, probe};
 pub use qcow2::{CreateOptions, Qcow2, Report};
 pub use raw::RawDisk;
 pub use throttle::{Gate, Throttle, Throttled};
+pub use vdi::NewVdi;
 
 use std::io;
 

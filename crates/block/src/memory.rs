@@ -49,6 +49,7 @@ struct Inside {
     read_fault: Countdown,
     write_fault: Countdown,
     flush_fault: Countdown,
+    full: bool,
 }
 
 /// A disk in memory. Unflushed writes are lost in a [`MemoryDisk::power_cut`].
@@ -70,6 +71,7 @@ impl MemoryDisk {
             read_fault: Countdown::default(),
             write_fault: Countdown::default(),
             flush_fault: Countdown::default(),
+            full: false,
         };
         MemoryDisk { inside: Mutex::new(inside), size, read_only: false }
     }
@@ -109,6 +111,11 @@ impl MemoryDisk {
         self.inside().flush_fault = Countdown(Some(n));
     }
 
+    /// Lets every change fail for lack of room after half of its bytes, until there is room again.
+    pub fn set_full(&self, full: bool) {
+        self.inside().full = full;
+    }
+
     /// What a read sees now.
     pub fn content(&self) -> Vec<u8> {
         self.inside().current.clone()
@@ -134,12 +141,17 @@ impl MemoryDisk {
         let mut inside = self.inside();
         inside.counts.writes += 1;
         check_range(self.size, offset, len)?;
-        let fails = inside.write_fault.strikes();
+        let full = inside.full;
+        let fails = inside.write_fault.strikes() || full;
         let done = if fails { len / 2 } else { len };
         if let Some(range) = inside.current.get_mut(offset as usize..(offset + done) as usize) {
             fill(range);
         }
-        if fails { Err(io::Error::other("the write was told to fail")) } else { Ok(()) }
+        match fails {
+            true if full => Err(io::Error::new(io::ErrorKind::StorageFull, "the disk was told to be full")),
+            true => Err(io::Error::other("the write was told to fail")),
+            false => Ok(()),
+        }
     }
 }
 

@@ -1,10 +1,13 @@
-//! VDI, VirtualBox's image, for reading: fixed and dynamic ones (VirtualBox src/VBox/Storage/VDICore.h). A map says
-//! for each block where in the file it is.
+//! VDI, VirtualBox's image: fixed and dynamic ones for reading, new fixed ones to copy a disk into (VirtualBox
+//! src/VBox/Storage/VDICore.h). A map says for each block where in the file it is.
 
 use crate::fields::{le32, le64};
 use crate::host_file::HostFile;
 use crate::map::{BLOCKS_MAX, BlockMap, Place};
-use crate::{OpenError, SECTOR};
+use crate::raw::check_size;
+use crate::{Disk, OpenError, SECTOR, check_range};
+use std::io::{self, Read};
+use std::path::Path;
 
 /// Length of the header that we read.
 const HEADER: usize = 512;
@@ -52,4 +55,107 @@ pub(crate) fn open(file: HostFile) -> Result<BlockMap, OpenError> {
     let places = places.collect::<Result<Vec<_>, _>>()?;
     // A size that is no multiple of a sector is made one: the last block has room.
     Ok(BlockMap::new(file, size.next_multiple_of(SECTOR), block, places))
+}
+
+/// Length of the part of the header whose length is told (from byte 72), and bytes of a block as VirtualBox makes them.
+const TOLD: u32 = 400;
+const BLOCK: u64 = 1 << 20;
+/// Fixed: each block has its place from the beginning.
+const FIXED: u32 = 2;
+
+/// A new image, for a disk to be copied into.
+///
+/// It is a fixed one, the only kind whose map never changes; the file is sparse all the same.
+pub struct NewVdi {
+    file: HostFile,
+    size: u64,
+    data_at: u64,
+}
+
+impl NewVdi {
+    /// Makes a new image for a disk of this size, all zero.
+    pub fn create(path: &Path, size: u64) -> Result<NewVdi, OpenError> {
+        let blocks = size.div_ceil(BLOCK);
+        if let Err(error) = check_size(size) {
+            return Err(OpenError::BadSize { path: path.to_owned(), text: error.to_string() });
+        }
+        if blocks > BLOCKS_MAX {
+            let text = format!("a VDI image has at most {BLOCKS_MAX} blocks of {BLOCK} bytes");
+            return Err(OpenError::BadSize { path: path.to_owned(), text });
+        }
+        let file = HostFile::create(path)?;
+        let map_at = HEADER as u64;
+        let data_at = (map_at + blocks * 4).next_multiple_of(BLOCK);
+        let write = || -> io::Result<()> {
+            file.set_size(data_at + blocks * BLOCK)?;
+            let map: Vec<u8> = (0..blocks as u32).flat_map(u32::to_le_bytes).collect();
+            file.write(map_at, &map)?;
+            file.write(0, &header(size, blocks as u32, map_at as u32, data_at as u32, &identities()?))
+        };
+        write().map_err(|source| file.failed("write", source))?;
+        Ok(NewVdi { file, size, data_at })
+    }
+}
+
+/// Two numbers that no other image has: of the image, and of its last change.
+fn identities() -> io::Result<[u8; 32]> {
+    let mut random = [0; 32];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut random)?;
+    Ok(random)
+}
+
+fn header(size: u64, blocks: u32, map_at: u32, data_at: u32, identities: &[u8; 32]) -> Vec<u8> {
+    let mut header = vec![0; HEADER];
+    let mut put = |at: usize, bytes: &[u8]| {
+        for (to, from) in header.iter_mut().skip(at).zip(bytes) {
+            *to = *from;
+        }
+    };
+    put(0, b"<<< Oracle VM VirtualBox Disk Image >>>\n");
+    let numbers = [
+        (64, 0xbeda_107f),
+        (68, 0x0001_0001), // the version
+        (72, TOLD),
+        (76, FIXED),
+        (340, map_at),
+        (344, data_at),
+        (360, SECTOR as u32),
+        (376, BLOCK as u32),
+        (384, blocks),
+        (388, blocks), // all of them have their place
+    ];
+    for (at, number) in numbers {
+        put(at, &u32::to_le_bytes(number));
+    }
+    put(368, &size.to_le_bytes());
+    put(392, identities);
+    header
+}
+
+impl Disk for NewVdi {
+    fn size(&self) -> u64 {
+        self.size
+    }
+    fn read_only(&self) -> bool {
+        false
+    }
+    fn read(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
+        check_range(self.size, offset, data.len() as u64)?;
+        self.file.read_padded(self.data_at + offset, data)
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        check_range(self.size, offset, data.len() as u64)?;
+        self.file.write(self.data_at + offset, data)
+    }
+    fn flush(&self) -> io::Result<()> {
+        self.file.sync()
+    }
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        check_range(self.size, offset, len)?;
+        self.file.punch(self.data_at + offset, len)
+    }
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        check_range(self.size, offset, len)?;
+        self.file.zero(self.data_at + offset, len, unmap)
+    }
 }

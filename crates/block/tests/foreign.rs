@@ -2,8 +2,8 @@
 
 mod scratch;
 
-use scratch::{Directory, qemu_img, qemu_img_is_there};
-use viv_block::{CreateOptions, OpenError, Qcow2, RawDisk, Source, copy, info, open};
+use scratch::{Directory, alone, qemu_img, qemu_img_is_there};
+use viv_block::{CreateOptions, Disk, NewVdi, OpenError, Qcow2, RawDisk, Source, copy, info, open};
 use viv_model::DiskFormat;
 
 fn content(size: usize) -> Vec<u8> {
@@ -28,6 +28,7 @@ const KINDS: [(&str, &str, DiskFormat); 12] = [
 
 #[test]
 fn they_are_read_as_qemu_reads_them() {
+    let _alone = alone();
     if !qemu_img_is_there() {
         return;
     }
@@ -59,7 +60,36 @@ fn they_are_read_as_qemu_reads_them() {
 }
 
 #[test]
+fn a_disk_is_copied_into_a_vdi() {
+    let _alone = alone();
+    let dir = Directory::new("new-vdi");
+    for size in [512, (1 << 20) - 512, 5 * 1024 * 1024 + 512 * 3] {
+        let (raw, vdi) = (dir.file(&format!("{size}.raw")), dir.file(&format!("{size}.vdi")));
+        let bytes = content(size);
+        std::fs::write(&raw, &bytes).unwrap();
+        let target = NewVdi::create(&vdi, size as u64).unwrap();
+        copy(&*open(&Source::new(&raw, true)).unwrap(), &target, &mut |_| Ok(())).unwrap();
+        assert!(target.write(size as u64, &[0; 512]).is_err(), "nothing is behind its end");
+        drop(target);
+        let disk = open(&Source::new(&vdi, true)).unwrap();
+        let mut data = vec![0x55; disk.size() as usize];
+        disk.read(0, &mut data).unwrap();
+        assert!(data == bytes, "{size}");
+        drop(disk);
+        if qemu_img_is_there() {
+            qemu_img(&["compare", "-q", "-f", "raw", "-F", "vdi"], &[&raw, &vdi]);
+            qemu_img(&["check", "-q", "-f", "vdi"], &[&vdi]);
+        }
+    }
+    for size in [0, 100, u64::MAX / 1024 * 512] {
+        assert!(matches!(NewVdi::create(&dir.file("wrong"), size), Err(OpenError::BadSize { .. })));
+        assert!(!dir.file("wrong").exists(), "nothing is left of it");
+    }
+}
+
+#[test]
 fn a_vmdk_names_no_file_outside_its_directory() {
+    let _alone = alone();
     let (dir, other) = (Directory::new("vmdk"), Directory::new("elsewhere"));
     let secret = other.file("secret");
     RawDisk::create(&secret, 1 << 20).unwrap();

@@ -4,7 +4,7 @@
 
 mod scratch;
 
-use scratch::{Directory, qemu_img, qemu_img_is_there};
+use scratch::{Directory, alone, qemu_img, qemu_img_is_there};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use viv_block::{Disk, Source, open};
@@ -200,6 +200,7 @@ fn known(content: &[u8], size: u64) -> Known {
 
 #[test]
 fn a_raw_disk() {
+    let _alone = alone();
     let dir = Directory::new("raw");
     let path = dir.file("disk.raw");
     viv_block::RawDisk::create(&path, SIZE).unwrap();
@@ -208,6 +209,7 @@ fn a_raw_disk() {
 
 #[test]
 fn images_of_our_own() {
+    let _alone = alone();
     let dir = Directory::new("own");
     for cluster in [4096, 65536, 2 << 20] {
         let path = dir.file(&format!("{cluster}.qcow2"));
@@ -230,6 +232,7 @@ fn made_by_qemu(dir: &Directory, name: &str, content: &[u8], options: &str, pack
 
 #[test]
 fn images_of_qemu() {
+    let _alone = alone();
     if !qemu_img_is_there() {
         return;
     }
@@ -252,6 +255,7 @@ fn images_of_qemu() {
 
 #[test]
 fn images_with_snapshots_of_their_own() {
+    let _alone = alone();
     if !qemu_img_is_there() {
         return;
     }
@@ -270,6 +274,7 @@ fn images_with_snapshots_of_their_own() {
 
 #[test]
 fn images_over_others() {
+    let _alone = alone();
     let dir = Directory::new("chain");
     for (index, below_size) in [SIZE / 2 / 512 * 512, SIZE, SIZE * 2].into_iter().enumerate() {
         let content = content(below_size);
@@ -292,6 +297,7 @@ fn images_over_others() {
 
 #[test]
 fn version_2_over_another() {
+    let _alone = alone();
     if !qemu_img_is_there() {
         return;
     }

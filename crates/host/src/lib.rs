@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod builder;
+mod described;
 mod http;
 pub mod images;
 mod info;

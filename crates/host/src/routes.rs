@@ -96,6 +96,11 @@ pub(crate) async fn answer(
             let limits = body(request).await?;
             blocking(move || vms.limit_disk(&name, &disk, limits)).await
         }
+        Route::VmDiskSize => {
+            let disk = arguments.next().unwrap_or_default();
+            let size = body(request).await?;
+            blocking(move || vms.resize_disk(&name, &disk, size)).await
+        }
         Route::VmStop => {
             let ask: viv_api::vm::VmStop = body(request).await?;
             let (_, runner) = vms.find(&name)?;

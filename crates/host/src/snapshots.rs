@@ -312,6 +312,7 @@ impl Snapshots {
                 started_at: None,
                 attended_by: None,
                 snapshot: Some(manifest.id.clone()),
+                append: None,
                 groups: Vec::new(),
                 labels: Vec::new(),
             })

@@ -1,4 +1,5 @@
 //! What may be done with VMs, and how.
+use crate::described;
 use crate::images::Images;
 use crate::names;
 use crate::networks::Networks;
@@ -16,7 +17,7 @@ use viv_api::info::KvmState;
 use viv_api::runner::{Ask as RunnerAsk, RESUME, RunnerSpec};
 use viv_api::stats::VmStats;
 use viv_api::timestamp::Timestamp;
-use viv_api::vm::{Process, Vm, VmCreate, VmKill, VmMemory, VmStart, VmStop};
+use viv_api::vm::{DiskSize, Process, Vm, VmCreate, VmKill, VmMemory, VmStart, VmStop};
 use viv_model::{
     Accel, Ask, DiskFormat, DiskLimits, DiskSpec, End, Fault, Kind, MachineSpec, NetKind, NicSpec, State,
     next,
@@ -26,8 +27,6 @@ use viv_model::{
 const APPEND_IMAGE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=k cryptomgr.notests";
 /// The kernel's command line for a user's own kernel, unless the user gives one.
 const APPEND_OWN: &str = "console=ttyS0 panic=-1 reboot=k";
-/// Memory unless the user says how much, MiB.
-const MEMORY_MIB: u64 = 512;
 /// How long a guest may take to switch itself off, seconds.
 const STOP_S: u64 = 30;
 /// The longest that a user may let it take, seconds.
@@ -214,8 +213,10 @@ impl Vms {
             pid: process.map(|process| process.pid),
             boots: status.map_or(0, |status| status.boots),
             sandbox: status.map(|status| status.sandbox.clone()).unwrap_or_default(),
+            full_disks: status.map(|status| status.full_disks.clone()).unwrap_or_default(),
             ended_at: last.as_ref().and_then(|(_, when)| *when),
             end: last.map(|(end, _)| end),
+            spec: described::spec_of(&record, runner.dir()),
             dir: runner.dir().to_path_buf(),
             id: record.id,
             name: record.name,
@@ -275,6 +276,7 @@ impl Vms {
                 id: id.clone(),
                 name,
                 created_at: Timestamp::now(),
+                append: ask.append.clone().filter(|_| image.is_some()),
                 image,
                 machine,
                 groups: secgroups::distinct(&ask.groups)?,
@@ -308,20 +310,11 @@ impl Vms {
 
     /// The image's name and the machine for what was asked. Copies of the image's disks go into `dir`.
     fn machine_of(&self, ask: &VmCreate, dir: &Path) -> Result<(Option<String>, MachineSpec), Fault> {
-        let mut machine = MachineSpec {
-            cpus: ask.cpus.unwrap_or(1),
-            memory_mib: ask.memory_mib.unwrap_or(MEMORY_MIB),
-            memory_max_mib: ask.memory_max_mib,
-            accel: ask.accel,
-            soft: ask.soft,
-            kernel: ask.kernel.clone().unwrap_or_default(),
-            initrd: ask.initrd.clone(),
-            append: ask.append.clone().unwrap_or_else(|| APPEND_OWN.to_string()),
-            disks: Vec::new(),
-            shares: ask.shares.clone(),
-            nic: nic_of(ask, dir)?,
-        };
+        let mut machine = ask.machine();
+        machine.append = ask.append.clone().unwrap_or_else(|| APPEND_OWN.to_string());
+        machine.nic = nic_of(ask, dir)?;
         machine.check()?;
+        machine.disks.clear();
         fits(machine.memory_max_mib.unwrap_or(machine.memory_mib))?;
         for path in [ask.kernel.as_ref(), ask.initrd.as_ref()]
             .into_iter()
@@ -334,6 +327,7 @@ impl Vms {
         let disks = ask.disks.iter().map(resolve_disk).collect::<Result<Vec<_>, _>>()?;
         ask.shares.iter().try_for_each(shares::check)?;
         if ask.image.is_none() && ask.kernel.is_some() {
+            described::set_image_disks(&mut [], &ask.image_disks)?;
             machine.disks = disks;
             return Ok((None, machine));
         }
@@ -344,7 +338,8 @@ impl Vms {
             path: dir.to_path_buf(),
             source,
         })?;
-        let instance = self.images.instantiate(&image, dir)?;
+        let mut instance = self.images.instantiate(&image, dir)?;
+        described::set_image_disks(&mut instance.disks, &ask.image_disks)?;
         if ask.kernel.is_none() {
             machine.kernel = instance.kernel;
         }
@@ -478,6 +473,27 @@ impl Vms {
             }
             self.store.update(&record)?;
             Ok(self.view(record, &runner))
+        })
+    }
+
+    /// Lets a disk of a running VM grow.
+    pub(crate) fn resize_disk(&self, name: &str, disk: &str, size: DiskSize) -> Result<Vm, Fault> {
+        self.change(name, |record, runner| {
+            let index = disk_index(&record, disk)?;
+            let view = self.view(record, &runner);
+            if !view.state.is_live() {
+                let disk = view.machine.disks.get(index).map(|disk| disk.path.display().to_string());
+                return Err(Fault::new(
+                    Kind::Conflict,
+                    format!("VM {:?} is {}, and does not use its disk", view.name, view.state),
+                    format!(
+                        "give the disk itself the size: viv disk resize {} SIZE",
+                        disk.unwrap_or_default()
+                    ),
+                ));
+            }
+            runner.ask(&RunnerAsk::ResizeDisk { disk: index, size })?;
+            Ok(view)
         })
     }
 

@@ -150,6 +150,9 @@ const DISK_BLOCK_SIZE: u32 = 512;
 const STATS_TRIES: u32 = 20;
 const STATS_WAIT: Duration = Duration::from_millis(2);
 
+/// What a thread does, and its name.
+type NamedWork = (&'static str, Work);
+
 /// A network card, and what it is plugged into.
 #[derive(Clone)]
 pub(crate) struct Nic {
@@ -184,6 +187,8 @@ pub(crate) struct Board {
     pub(crate) mmio: Ranges,
     pub(crate) pci: Arc<Pci>,
     hot_plug: Mutex<HotPlug>,
+    /// The disks by their slots. Those that have gone are forgotten by and by.
+    disks: Mutex<BTreeMap<u8, Weak<dyn Hosted<Blk>>>>,
     slots: Arc<Chip<PciSlots>>,
     /// Chips by the names that their saved states have.
     chips: Vec<(String, Arc<dyn Part>)>,
@@ -202,7 +207,7 @@ pub(crate) struct Built {
     pub(crate) board: Arc<Board>,
     pub(crate) acpi: AcpiSpec,
     /// Threads for real I/O, with their names.
-    pub(crate) work: Vec<(&'static str, Work)>,
+    pub(crate) work: Vec<NamedWork>,
     pub(crate) vsock: Arc<dyn VsockGuest>,
     /// With KVM.
     pub(crate) bells: Option<Arc<Doorbells>>,
@@ -273,6 +278,7 @@ impl Plan {
         let mut attach = Attach::new(&self);
         let (mut work, mut vsock, mut console) = (Vec::new(), None, None);
         let (mut balloon, mut mem_device) = (None, None);
+        let mut disks = BTreeMap::new();
         let console_used = Arc::new(AtomicBool::new(false));
         for (device, transport) in devices {
             match device {
@@ -286,7 +292,10 @@ impl Plan {
                     console = Some(attach.add(Console::new(80, 25), host, transport)?);
                 }
                 Virtio::Disk(disk, serial) => {
-                    work.extend(self.add_disk(&mut attach, disk, serial, transport)?);
+                    let slot = attach.next_slot;
+                    let (device, threads) = self.add_disk(&mut attach, disk, serial, transport)?;
+                    disks.insert(slot, Arc::downgrade(&device));
+                    work.extend(threads);
                 }
                 Virtio::Balloon => {
                     let (device, taker) = self.add_giving(&mut attach, Balloon::new(), transport)?;
@@ -321,6 +330,7 @@ impl Plan {
             mmio,
             pci,
             hot_plug: Mutex::new(hot_plug),
+            disks: Mutex::new(disks),
             slots,
             chips,
             serial,
@@ -442,10 +452,11 @@ impl Plan {
         disk: Arc<dyn Disk>,
         serial: String,
         transport: Transport,
-    ) -> io::Result<Vec<(&'static str, Work)>> {
+    ) -> io::Result<(Arc<dyn Hosted<Blk>>, Vec<NamedWork>)> {
         let (device, host, threads) = attach.hot_plug.disk(disk, serial);
         let device = attach.add(device, host, transport)?;
-        Ok(attach.hot_plug.disk_work(threads, &device))
+        let work = attach.hot_plug.disk_work(threads, &device);
+        Ok((device, work))
     }
 }
 
@@ -471,7 +482,7 @@ impl HotPlug {
         (Blk::new(settings), host, threads)
     }
 
-    fn disk_work(&self, threads: DiskThreads, device: &Arc<dyn Hosted<Blk>>) -> Vec<(&'static str, Work)> {
+    fn disk_work(&self, threads: DiskThreads, device: &Arc<dyn Hosted<Blk>>) -> Vec<NamedWork> {
         let world = self.world.clone();
         let work = threads.work(device, &self.memory, move || world.control.ended());
         work.into_iter().map(|work| ("disk", work)).collect()
@@ -612,11 +623,7 @@ impl Board {
     }
 
     /// Puts a disk into a free slot and tells the guest. Returns the slot, and what the disk's threads do.
-    pub(crate) fn plug_disk(
-        &self,
-        disk: Arc<dyn Disk>,
-        serial: String,
-    ) -> io::Result<(u8, Vec<(&'static str, Work)>)> {
+    pub(crate) fn plug_disk(&self, disk: Arc<dyn Disk>, serial: String) -> io::Result<(u8, Vec<NamedWork>)> {
         let _going = self.world.going();
         let mut hot_plug = lock(&self.hot_plug);
         let slot = self.pci.free_slot(HOT_PLUG).ok_or_else(|| io::Error::other("no PCI slot is free"))?;
@@ -625,9 +632,18 @@ impl Board {
         self.pci.plug(Bdf::root(slot), function.clone());
         let device: Arc<dyn Hosted<Blk>> = function;
         let work = hot_plug.disk_work(threads, &device);
+        lock(&self.disks).insert(slot, Arc::downgrade(&device));
         self.slots.with(|slots, _| slots.plugged(slot));
         self.power.with(|pm, _| pm.raise_gpe(HOT_PLUG_GPE));
         Ok((slot, work))
+    }
+
+    /// The disk in this slot has another size now.
+    pub(crate) fn disk_resized(&self, slot: u8, bytes: u64) {
+        let device = lock(&self.disks).get(&slot).and_then(Weak::upgrade);
+        if let Some(device) = device {
+            device.with_device(&mut |blk, rings| blk.resize(rings, bytes));
+        }
     }
 
     /// Asks the guest to let the device in this slot go; it is gone when [`Board::has_slot`] says no.

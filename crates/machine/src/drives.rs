@@ -2,12 +2,13 @@
 use crate::board::HOT_PLUG;
 use crate::core::lock;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use viv_block::{Disk, Gate, Source, Throttled};
-use viv_model::{DiskLimits, DiskSpec, Fault, Kind};
+use viv_block::{Disk, Gate, Patient, Shortage, Source, Throttled};
+use viv_model::{DiskLimits, DiskSpec, Fault, Kind, OnFull};
 
 /// How long the end waits for disks: one may hang.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -23,16 +24,30 @@ struct Drive {
 }
 
 /// The disks, and how fast each may be. They may come and go.
-pub(crate) struct Drives(Mutex<Vec<Drive>>, usize);
+pub(crate) struct Drives {
+    drives: Mutex<Vec<Drive>>,
+    shortage: Arc<Shortage>,
+    /// Disks of the start.
+    first: usize,
+}
 
 /// Files that somebody has opened for us, by their paths.
 pub type HandedFiles = Arc<[(PathBuf, File)]>;
 
 /// Opens a disk, not yet in any slot.
-fn open(spec: &DiskSpec, index: usize, handed: HandedFiles) -> Result<Drive, Fault> {
+fn open(
+    spec: &DiskSpec,
+    index: usize,
+    handed: HandedFiles,
+    shortage: &Arc<Shortage>,
+) -> Result<Drive, Fault> {
     spec.check()?;
     let gate = Arc::new(Gate::new(&spec.limits));
     let disk = viv_block::open(&Source { handed, ..Source::of(spec) })?;
+    let disk: Arc<dyn Disk> = match spec.on_full {
+        OnFull::Pause if !disk.read_only() => Arc::new(Patient::new(disk, &spec.path, shortage.clone())),
+        _ => disk,
+    };
     Ok(Drive {
         disk: Arc::new(Throttled::new(disk, gate.clone())),
         gate,
@@ -44,19 +59,27 @@ fn open(spec: &DiskSpec, index: usize, handed: HandedFiles) -> Result<Drive, Fau
 impl Drives {
     /// The disks of the start: they are in the first slots that may change, in order.
     pub(crate) fn open(specs: &[DiskSpec]) -> Result<Drives, Fault> {
-        let each = |(slot, (index, spec))| Ok(Drive { slot, ..open(spec, index, HandedFiles::default())? });
+        let shortage = Arc::<Shortage>::default();
+        let each = |(slot, (index, spec))| {
+            Ok(Drive { slot, ..open(spec, index, HandedFiles::default(), &shortage)? })
+        };
         let drives = HOT_PLUG.zip(specs.iter().enumerate()).map(each).collect::<Result<Vec<_>, Fault>>()?;
-        Ok(Drives(Mutex::new(drives), specs.len()))
+        Ok(Drives { drives: Mutex::new(drives), shortage, first: specs.len() })
+    }
+
+    /// Those that wait for room on the host.
+    pub(crate) fn shortage(&self) -> &Arc<Shortage> {
+        &self.shortage
     }
 
     /// The disks.
     pub(crate) fn disks(&self) -> Vec<Arc<dyn Disk>> {
-        lock(&self.0).iter().map(|drive| drive.disk.clone()).collect()
+        lock(&self.drives).iter().map(|drive| drive.disk.clone()).collect()
     }
 
     /// The disks with their serial numbers.
     pub(crate) fn with_serials(&self) -> Vec<(Arc<dyn Disk>, String)> {
-        lock(&self.0).iter().map(|drive| (drive.disk.clone(), drive.serial.clone())).collect()
+        lock(&self.drives).iter().map(|drive| (drive.disk.clone(), drive.serial.clone())).collect()
     }
 
     /// Adds a disk; `plug` puts it into a slot.
@@ -66,28 +89,28 @@ impl Drives {
         handed: HandedFiles,
         plug: impl FnOnce(Arc<dyn Disk>, String) -> Result<u8, Fault>,
     ) -> Result<(), Fault> {
-        let index = lock(&self.0).len();
-        let drive = open(spec, index, handed)?;
+        let index = lock(&self.drives).len();
+        let drive = open(spec, index, handed, &self.shortage)?;
         let slot = plug(drive.disk.clone(), drive.serial.clone())?;
-        lock(&self.0).push(Drive { slot, ..drive });
+        lock(&self.drives).push(Drive { slot, ..drive });
         Ok(())
     }
 
     /// Whether the disks are those of the start, in the slots that they have then.
     pub(crate) fn are_as_started(&self) -> bool {
-        let drives = lock(&self.0);
-        drives.len() == self.1 && HOT_PLUG.zip(drives.iter()).all(|(slot, drive)| slot == drive.slot)
+        let drives = lock(&self.drives);
+        drives.len() == self.first && HOT_PLUG.zip(drives.iter()).all(|(slot, drive)| slot == drive.slot)
     }
 
     /// The slot of a disk.
     pub(crate) fn slot(&self, index: usize) -> Result<u8, Fault> {
-        let drives = lock(&self.0);
+        let drives = lock(&self.drives);
         drives.get(index).map(|drive| drive.slot).ok_or_else(|| missing(index, drives.len()))
     }
 
     /// Forgets the disk of a slot that is empty now, and waits until its threads have let it go.
     pub(crate) fn remove(&self, slot: u8) {
-        let mut gone = lock(&self.0);
+        let mut gone = lock(&self.drives);
         let Some(index) = gone.iter().position(|drive| drive.slot == slot) else { return };
         let drive = gone.remove(index);
         drop(gone);
@@ -95,9 +118,40 @@ impl Drives {
         drive.wait();
     }
 
+    /// Gives a disk another size; gives its slot and the size.
+    pub(crate) fn resize(&self, index: usize, size: impl FnOnce(u64) -> u64) -> Result<(u8, u64), Fault> {
+        let (disk, slot) = {
+            let drives = lock(&self.drives);
+            let drive = drives.get(index).ok_or_else(|| missing(index, drives.len()))?;
+            (drive.disk.clone(), drive.slot)
+        };
+        let old = disk.size();
+        let new = size(old);
+        if new < old {
+            return Err(Fault::new(
+                Kind::Usage,
+                format!(
+                    "the disk has {old} bytes: {new} would cut off its end, which the guest may be using"
+                ),
+                "give it more, or stop the VM and say: viv disk resize --shrink",
+            ));
+        }
+        disk.resize(new).map_err(|error| {
+            let full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
+            let kind = match error.kind() {
+                _ if full => Kind::NoCapacity,
+                ErrorKind::InvalidInput | ErrorKind::Unsupported | ErrorKind::PermissionDenied => Kind::Usage,
+                _ => Kind::Error,
+            };
+            let fix = if full { "make room on the host: df -h" } else { "see what it is: viv disk info" };
+            Fault::new(kind, format!("cannot give the disk {new} bytes: {error}"), fix)
+        })?;
+        Ok((slot, new))
+    }
+
     pub(crate) fn limit(&self, index: usize, limits: &DiskLimits) -> Result<(), Fault> {
         limits.check()?;
-        let drives = lock(&self.0);
+        let drives = lock(&self.drives);
         let drive = drives.get(index).ok_or_else(|| missing(index, drives.len()))?;
         drive.gate.set(limits);
         Ok(())
@@ -105,7 +159,8 @@ impl Drives {
 
     /// Lets all that waits go on, and makes what the guest has written durable.
     pub(crate) fn settle(&self) {
-        lock(&self.0).iter().for_each(|drive| drive.gate.open());
+        self.shortage.end();
+        lock(&self.drives).iter().for_each(|drive| drive.gate.open());
         let disks: Vec<_> = self.disks().into_iter().filter(|disk| !disk.read_only()).collect();
         let (done, wait) = channel();
         let flush = move || {
@@ -123,7 +178,8 @@ impl Drives {
 impl Drop for Drives {
     /// Waits until the disks' threads have seen the end, so that a machine that is built next finds no lock.
     fn drop(&mut self) {
-        lock(&self.0).iter().for_each(Drive::wait);
+        self.shortage.end();
+        lock(&self.drives).iter().for_each(Drive::wait);
     }
 }
 

@@ -30,7 +30,7 @@ pub use drives::HandedFiles;
 pub use files::files_below;
 pub use machine::{ConsoleWriter, Machine, MachineIo, MachineStats};
 pub use viv_arch::saved::MachineSaved;
-pub use viv_block::Disk;
+pub use viv_block::{Disk, Shortage};
 pub use viv_cpu::kvm::{KvmReport, KvmWorth, probe_kvm};
 pub use viv_cpu::soft::{PerfMap, SoftStats as SoftCounts};
 pub use viv_devices::virtio::GuestMemoryStats;

@@ -17,7 +17,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use viv_arch::saved::MachineSaved;
 use viv_arch::x86::{Activity, CpuState};
-
+use viv_block::Shortage;
 use viv_cpu::CpuError;
 use viv_cpu::kvm::{CpuLevel, KvmPlaces, KvmVm, KvmWorth, probe_kvm};
 use viv_cpu::soft::{self, PerfMap, ShownStats, SoftCpu, SoftStats};
@@ -425,6 +425,18 @@ impl Machine {
     /// Lets a disk be as fast as this from now on.
     pub fn limit_disk(&self, index: usize, limits: &DiskLimits) -> Result<(), Fault> {
         self.drives.limit(index, limits)
+    }
+
+    /// Gives a disk the size that `size` makes of its present one, and tells the guest. It can only grow.
+    pub fn resize_disk(&self, index: usize, size: impl FnOnce(u64) -> u64) -> Result<(), Fault> {
+        let (slot, bytes) = self.drives.resize(index, size)?;
+        self.board.disk_resized(slot, bytes);
+        Ok(())
+    }
+
+    /// The disks that wait for room on the host. The machine itself does not stand still meanwhile.
+    pub fn shortage(&self) -> Arc<Shortage> {
+        self.drives.shortage().clone()
     }
 
     /// Bytes from the user. They wait in the machine until the guest takes them.

@@ -25,5 +25,6 @@ pub use secgroup::{Carrier, Direction, GROUPS_MAX, Label, Peer, RULES_MAX, Rule,
 pub use share::{SHARES_MAX, ShareMount, ShareSpec};
 pub use snapshot::{Content, DiskContent, Manifest, Plain, SavedParts, Section};
 pub use spec::{
-    Accel, CPUS_MAX, DiskFormat, DiskLimits, DiskSpec, MEMORY_MIB_MIN, MEMORY_STEP_MIB, MachineSpec, SoftSpec,
+    Accel, CPUS_MAX, DiskFormat, DiskLimits, DiskSpec, ImageDiskSpec, MEMORY_MIB_MIN, MEMORY_MIB_USUAL,
+    MEMORY_STEP_MIB, MachineSpec, OnFull, SoftSpec,
 };

@@ -10,6 +10,7 @@ pub const PORTS_MAX: usize = 64;
 
 /// What a network card is plugged into: `user`, `user,host`, `none` or a network's name, also in JSON.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(with = "String"))]
 #[serde(try_from = "String", into = "String")]
 pub enum NetKind {
     /// A network of its own, which reaches what the user reaches outside this host.
@@ -76,6 +77,8 @@ pub enum Protocol {
 
 /// A port of the host that leads into the guest: `[IP:]HOST:GUEST[/tcp|/udp]`, also in JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(with = "String"))]
 #[serde(try_from = "String", into = "String")]
 pub struct PortSpec {
     /// The host's address; unspecified: all of its addresses.

@@ -49,6 +49,7 @@ pub enum Peer {
 
 /// A VM's label: `NAME=VALUE`, also in JSON.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(with = "String"))]
 #[serde(try_from = "String", into = "String")]
 pub struct Label {
     /// What it says.

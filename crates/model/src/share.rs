@@ -9,6 +9,7 @@ pub const SHARES_MAX: usize = 16;
 
 /// One shared directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ShareSpec {
     /// The directory on the host.

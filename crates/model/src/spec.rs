@@ -9,11 +9,14 @@ use std::str::FromStr;
 pub const CPUS_MAX: u32 = 64;
 /// In such steps a running machine gets more memory, MiB: blocks of the memory device.
 pub const MEMORY_STEP_MIB: u64 = 2;
+/// Memory of a machine if nobody says how much, MiB.
+pub const MEMORY_MIB_USUAL: u64 = 512;
 /// Least memory of a machine, MiB: what a small Linux kernel needs to say that it has too little.
 pub const MEMORY_MIB_MIN: u64 = 16;
 
 /// Which processor runs the guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Accel {
     /// KVM where it is usable, else the software CPU.
@@ -53,6 +56,7 @@ impl fmt::Display for Accel {
 
 /// The format of a disk image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum DiskFormat {
     /// The file's bytes are the disk's.
@@ -114,6 +118,7 @@ impl fmt::Display for DiskFormat {
 
 /// One disk of a machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct DiskSpec {
     /// The image file, or a block device, on the host.
@@ -134,6 +139,43 @@ pub struct DiskSpec {
     /// Its serial number, by which the guest finds it (`/dev/disk/by-id/virtio-…`); none: [`DiskSpec::serial_of`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
+    /// What happens when the host has no room for what the guest writes.
+    #[serde(default, skip_serializing_if = "OnFull::is_usual")]
+    pub on_full: OnFull,
+}
+
+/// What happens when the host has no room for what the guest writes to a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum OnFull {
+    /// The VM is paused, and goes on by itself when there is room.
+    #[default]
+    Pause,
+    /// The guest gets an I/O error.
+    Error,
+}
+
+impl OnFull {
+    /// Whether it is what it is if nothing is said.
+    pub fn is_usual(&self) -> bool {
+        *self == OnFull::default()
+    }
+}
+
+impl FromStr for OnFull {
+    type Err = Fault;
+    fn from_str(text: &str) -> Result<OnFull, Fault> {
+        match text {
+            "pause" => Ok(OnFull::Pause),
+            "error" => Ok(OnFull::Error),
+            other => Err(Fault::new(
+                Kind::Usage,
+                format!("a disk's on-full cannot be {other:?}"),
+                "write on-full=pause, or on-full=error",
+            )),
+        }
+    }
 }
 
 /// Most bytes of a disk's serial number (Virtio 1.3 §5.2.6).
@@ -162,21 +204,51 @@ impl DiskSpec {
     }
 }
 
+/// What a user has set of a disk that comes with an image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct ImageDiskSpec {
+    /// How fast it may be.
+    #[serde(skip_serializing_if = "DiskLimits::is_unlimited")]
+    pub limits: DiskLimits,
+    /// What happens when the host has no room for what the guest writes.
+    #[serde(skip_serializing_if = "OnFull::is_usual")]
+    pub on_full: OnFull,
+}
+
+impl ImageDiskSpec {
+    /// What is set of a disk.
+    pub fn of(disk: &DiskSpec) -> ImageDiskSpec {
+        ImageDiskSpec { limits: disk.limits, on_full: disk.on_full }
+    }
+
+    /// Sets that of a disk.
+    pub fn set(self, disk: &mut DiskSpec) {
+        (disk.limits, disk.on_full) = (self.limits, self.on_full);
+    }
+}
+
 /// How fast a disk may be; what is not there has no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct DiskLimits {
     /// Requests a second.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub iops: Option<u64>,
     /// Bytes a second.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub bps: Option<u64>,
     /// Requests that may come at once after a rest.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub iops_burst: Option<u64>,
     /// Bytes that may come at once after a rest.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub bps_burst: Option<u64>,
 }
 
@@ -202,6 +274,7 @@ impl DiskLimits {
 
 /// How the software CPU does its work. None of it changes what a guest sees, but for time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct SoftSpec {
     /// The interpreter, our reference, executes everything.
@@ -217,6 +290,11 @@ pub struct SoftSpec {
 impl SoftSpec {
     /// What can be set, as users write it.
     pub const OPTIONS: [&'static str; 4] = ["soft.interpreter", "soft.count", "soft.perf-map", "soft.check"];
+
+    /// Whether nothing was set.
+    pub fn is_usual(&self) -> bool {
+        *self == SoftSpec::default()
+    }
 
     /// Sets an option: `soft.interpreter=on`.
     pub fn set(&mut self, text: &str) -> Result<(), Fault> {
@@ -314,7 +392,7 @@ impl MachineSpec {
                 format!("use --memory-max with more than --memory, both multiples of {MEMORY_STEP_MIB}M"),
             ));
         }
-        self.disks.iter().try_for_each(|disk| disk.limits.check())?;
+        self.disks.iter().try_for_each(DiskSpec::check)?;
         if self.accel == Accel::Kvm && self.soft != SoftSpec::default() {
             return Err(Fault::new(
                 Kind::Usage,

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use viv_api::runner::{RunnerSpec, VSOCK};
 use viv_api::stats::VmStats;
-use viv_machine::{HandedFiles, Machine, MachineIo};
+use viv_api::vm::DiskSize;
+use viv_machine::{HandedFiles, Machine, MachineIo, Shortage};
 use viv_model::{Accel, DiskLimits, DiskSpec, End, Fault, MachineSpec, SavedParts};
 use viv_net::port::NetPort;
 
@@ -30,10 +31,14 @@ pub trait Guest: Send + Sync {
     fn kill(&self);
     /// Lets a disk be as fast as this from now on.
     fn limit_disk(&self, disk: usize, limits: &DiskLimits) -> Result<(), Fault>;
+    /// Gives a disk another size.
+    fn resize_disk(&self, disk: usize, size: DiskSize) -> Result<(), Fault>;
     /// Puts a disk behind the others.
     fn attach_disk(&self, disk: &DiskSpec, files: HandedFiles) -> Result<(), Fault>;
     /// Has it let a disk go, counted from 0.
     fn detach_disk(&self, disk: usize) -> Result<(), Fault>;
+    /// Its disks that wait for room on the host.
+    fn shortage(&self) -> Arc<Shortage>;
     /// Bytes for its serial line.
     fn console_input(&self, bytes: &[u8]);
     /// Returns when the guest has ended, and how.
@@ -75,11 +80,20 @@ impl Guest for Machine {
     fn limit_disk(&self, disk: usize, limits: &DiskLimits) -> Result<(), Fault> {
         Machine::limit_disk(self, disk, limits)
     }
+    fn resize_disk(&self, disk: usize, size: DiskSize) -> Result<(), Fault> {
+        Machine::resize_disk(self, disk, |old| match size.more {
+            true => old.saturating_add(size.bytes),
+            false => size.bytes,
+        })
+    }
     fn attach_disk(&self, disk: &DiskSpec, files: HandedFiles) -> Result<(), Fault> {
         Machine::attach_disk(self, disk, files)
     }
     fn detach_disk(&self, disk: usize) -> Result<(), Fault> {
         Machine::detach_disk(self, disk, DETACH_LIMIT)
+    }
+    fn shortage(&self) -> Arc<Shortage> {
+        Machine::shortage(self)
     }
     fn console_input(&self, bytes: &[u8]) {
         Machine::console_input(self, bytes);

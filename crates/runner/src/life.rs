@@ -12,7 +12,7 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -59,6 +59,10 @@ struct Inner {
     dying: bool,
     /// What to write as its end, if that was our wish.
     end_as: Option<End>,
+    /// Disks for which the host has no room.
+    full_disks: Vec<PathBuf>,
+    /// It is paused because of that alone.
+    held: bool,
     /// How fast disks may be, where that was changed since the start.
     disks: Vec<Held>,
 }
@@ -82,6 +86,8 @@ impl Life {
             memory_mib: None,
             dying: false,
             end_as: None,
+            full_disks: Vec::new(),
+            held: false,
             disks: Vec::new(),
         };
         Life {
@@ -106,6 +112,7 @@ impl Life {
             boots: inner.boots,
             panicked: self.console.panicked(),
             sandbox: inner.sandbox.clone(),
+            full_disks: inner.full_disks.clone(),
         }
     }
 
@@ -122,7 +129,11 @@ impl Life {
                 Err(fault) => Err(fault),
             },
             Ask::Pause => self.step(viv_model::Ask::Pause, |guest| guest.pause()),
-            Ask::Resume => self.step(viv_model::Ask::Resume, |guest| guest.resume()),
+            Ask::Resume => self.step(viv_model::Ask::Resume, |guest| {
+                guest.resume()?;
+                guest.shortage().retry();
+                Ok(())
+            }),
             Ask::LimitDisk { disk, limits } => {
                 let limited = self.guest().and_then(|guest| guest.limit_disk(disk, &limits));
                 limited.inspect(|()| {
@@ -131,9 +142,13 @@ impl Life {
                     }
                 })
             }
+            Ask::ResizeDisk { disk, size } => self.guest().and_then(|guest| guest.resize_disk(disk, size)),
             Ask::AttachDisk { disk, files: paths } => {
+                let whole = if paths.len() == files.len() { Ok(()) } else { Err(out_of_files()) };
                 let files: HandedFiles = paths.into_iter().zip(files.into_iter().map(File::from)).collect();
-                let attached = self.guest().and_then(|guest| guest.attach_disk(&disk, files.clone()));
+                let attached = whole
+                    .and_then(|()| self.guest())
+                    .and_then(|guest| guest.attach_disk(&disk, files.clone()));
                 attached.inspect(|()| self.lock().disks.push(Held { spec: disk, files: Some(files) }))
             }
             Ask::DetachDisk { disk } => {
@@ -178,7 +193,7 @@ impl Life {
         })?;
         let guest = inner.guest.clone().ok_or_else(booting)?;
         act(guest.as_ref())?;
-        inner.state = state;
+        (inner.state, inner.held) = (state, false);
         Ok(())
     }
 
@@ -216,6 +231,20 @@ impl Life {
         })?;
         plug.set(files.into_iter().next().map(SocketPort::from));
         Ok(())
+    }
+
+    /// Lets the guest stand still while disks wait for room on the host.
+    fn hold(&self, full_disks: Vec<PathBuf>) {
+        let mut inner = self.lock();
+        let Some(guest) = inner.guest.clone() else { return };
+        let (full, state) = (!full_disks.is_empty(), inner.state);
+        inner.full_disks = full_disks;
+        // A guest that does not stand still, or not go on, is about to end.
+        if full && state == State::Running && guest.pause().is_ok() {
+            (inner.state, inner.held) = (State::Paused, true);
+        } else if !full && inner.held && state == State::Paused && guest.resume().is_ok() {
+            (inner.state, inner.held) = (State::Running, false);
+        }
     }
 
     fn guest(&self) -> Result<Arc<dyn Guest>, Fault> {
@@ -262,12 +291,13 @@ impl Life {
     }
 
     /// Lets a built guest run, unless the VM was told to end meanwhile.
-    fn boot(&self, guest: Arc<dyn Guest>) -> Result<(), Fault> {
+    fn boot(self: &Arc<Self>, guest: Arc<dyn Guest>) -> Result<(), Fault> {
         let mut inner = self.lock();
         inner.accel = guest.accel();
         inner.guest = Some(guest.clone());
         inner.boots += 1;
-        inner.state = State::Running;
+        (inner.state, inner.held) = (State::Running, false);
+        inner.full_disks.clear();
         let (dying, memory_mib) = (inner.dying, inner.memory_mib);
         drop(inner);
         if let Some(mib) = memory_mib {
@@ -277,7 +307,16 @@ impl Life {
         if dying {
             guest.kill();
         }
-        Ok(())
+        // It has the guest's list alone: a guest that ends lets go of its disks.
+        let (life, shortage) = (self.clone(), guest.shortage());
+        let watch = move || {
+            let mut seen = 0;
+            while let Some((now, full_disks)) = shortage.wait_for_change(seen) {
+                seen = now;
+                life.hold(full_disks);
+            }
+        };
+        thread::Builder::new().name("room".into()).spawn(watch).map(drop).map_err(broken("make a thread"))
     }
 
     /// What is written as the end of a VM whose guest ended like this.
@@ -289,6 +328,15 @@ impl Life {
             (end, _) => end,
         }
     }
+}
+
+/// Files that were sent have not come (SCM_RIGHTS of unix(7), RLIMIT_NOFILE).
+fn out_of_files() -> Fault {
+    Fault::new(
+        Kind::NoCapacity,
+        "the VM's process may have no more open files",
+        "detach disks that it does not need, or let it have more before it starts: ulimit -n",
+    )
 }
 
 fn booting() -> Fault {
@@ -355,6 +403,9 @@ fn prepare(dir: &Path) -> Result<Prepared, Fault> {
             return Err(broken("clear its directory")(error));
         }
     }
+    // A write beyond RLIMIT_FSIZE is an error of the disk, not the VM's end (setrlimit(2)).
+    signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default())
+        .map_err(broken("take signals"))?;
     if spec.machine.soft.perf_map {
         // The sandbox lets it be written later, but not be made.
         PerfMap::reserve().map_err(broken("make the map for perf in /tmp"))?;
@@ -484,7 +535,7 @@ type BuildAgain<'a> = dyn Fn(&RunnerSpec, Arc<Console>) -> Result<Arc<dyn Guest>
 
 /// Waits for the guest's end, over its reboots.
 fn until_the_end(
-    life: &Life,
+    life: &Arc<Life>,
     spec: &RunnerSpec,
     build: &BuildAgain<'_>,
     mut guest: Arc<dyn Guest>,

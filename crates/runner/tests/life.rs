@@ -14,8 +14,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use viv_api::runner::{Ask, CONSOLE, CONSOLE_LOG, CONTROL, END, Reply, RunnerSpec, SPEC, Started, Status};
 use viv_api::stats::VmStats;
-use viv_api::vm::{OnReboot, Process};
-use viv_machine::HandedFiles;
+use viv_api::vm::{DiskSize, OnReboot, Process};
+use viv_block::{Disk, MemoryDisk, Patient};
+use viv_machine::{HandedFiles, Shortage};
 use viv_model::{Accel, DiskSpec, End, Fault, Kind, MachineSpec, SavedParts, ShareSpec, State};
 use viv_net::port::NetPort;
 use viv_runner::{Console, Guest, SnapshotFiles};
@@ -29,6 +30,8 @@ struct Puppet {
     end: Sender<End>,
     ended: Mutex<Receiver<End>>,
     share: Mutex<Option<Caller>>,
+    shortage: Arc<Shortage>,
+    disk: Arc<MemoryDisk>,
 }
 
 impl Puppet {
@@ -36,6 +39,17 @@ impl Puppet {
         let say = |text: String| self.console.write(text.as_bytes());
         let end = |end| self.end.send(end).unwrap();
         match line {
+            "fill" => {
+                self.disk.set_full(true);
+                let patient = Patient::new(self.disk.clone(), Path::new("/full"), self.shortage.clone());
+                let console = self.console.clone();
+                std::thread::spawn(move || {
+                    if patient.write(0, &[1; 512]).is_ok() {
+                        console.write(b"written\n");
+                    }
+                });
+            }
+            "room" => self.disk.set_full(false),
             "off" => end(End::PowerOff),
             "reset" => end(End::Reboot),
             "panic" => {
@@ -95,6 +109,9 @@ impl Guest for Puppet {
     fn power_button(&self) {
         self.obey("off");
     }
+    fn resize_disk(&self, _disk: usize, _size: DiskSize) -> Result<(), Fault> {
+        Ok(())
+    }
     fn attach_disk(&self, _disk: &DiskSpec, _files: HandedFiles) -> Result<(), Fault> {
         Ok(())
     }
@@ -109,6 +126,9 @@ impl Guest for Puppet {
     }
     fn limit_disk(&self, _disk: usize, _limits: &viv_model::DiskLimits) -> Result<(), Fault> {
         Ok(())
+    }
+    fn shortage(&self) -> Arc<Shortage> {
+        self.shortage.clone()
     }
     fn console_input(&self, bytes: &[u8]) {
         let mut line = self.line.lock().unwrap();
@@ -141,7 +161,9 @@ fn build(
     }
     let (end, ended) = channel();
     let share = Mutex::new(shares.into_iter().next().map(Caller::new));
-    Ok(Arc::new(Puppet { console, line: Mutex::default(), end, ended: Mutex::new(ended), share }))
+    let (shortage, disk) = (Arc::<Shortage>::default(), Arc::new(MemoryDisk::zeroed(1)));
+    let ended = Mutex::new(ended);
+    Ok(Arc::new(Puppet { console, line: Mutex::default(), end, ended, share, shortage, disk }))
 }
 
 /// One runner process, in a directory of its own.
@@ -293,6 +315,34 @@ fn a_panic_ends_it_whether_the_kernel_resets_or_stands_still() {
     }
 }
 
+fn a_full_disk_holds_the_vm_until_there_is_room() {
+    let (stage, _) = Stage::running("full", |_| {});
+    let wait_for = |state: State| {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let status = stage.status();
+            let full = status.full_disks == [Path::new("/full")];
+            if status.state == state && full == (state == State::Paused) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{status:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    stage.tell("fill");
+    wait_for(State::Paused);
+    // A user's wish is tried, and in vain.
+    assert!(matches!(stage.ask(&Ask::Resume), Reply::Ok(_)));
+    wait_for(State::Paused);
+    stage.tell("room");
+    wait_for(State::Running);
+    // It waits for room no more when it ends.
+    stage.tell("fill");
+    wait_for(State::Paused);
+    stage.ask(&Ask::Kill { end: None });
+    assert_eq!(stage.end(), End::Killed);
+}
+
 fn the_control_socket_knows_the_lifecycle() {
     let (stage, _) = Stage::running("control", |_| {});
     let state = |reply| match reply {
@@ -306,6 +356,11 @@ fn the_control_socket_knows_the_lifecycle() {
     assert_eq!(state(stage.ask(&Ask::Resume)), Ok(State::Running));
     let Reply::Stats(stats) = stage.ask(&Ask::Stats) else { panic!("no stats") };
     assert_eq!(stats.uptime_ns, 42);
+    let disk = DiskSpec { path: "/d".into(), ..DiskSpec::default() };
+    let Reply::Refused(fault) = stage.ask(&Ask::AttachDisk { disk, files: vec!["/d".into()] }) else {
+        panic!("its file has not come")
+    };
+    assert!(fault.kind == Kind::NoCapacity && fault.message.contains("open files"), "{fault}");
     let mut noise = UnixStream::connect(stage.dir.join(CONTROL)).unwrap();
     noise.write_all(b"noise\n").unwrap();
     let mut answer = String::new();
@@ -458,6 +513,7 @@ fn main() {
         ("console", a_console_is_replayed_and_closed_after_the_last_word),
         ("reset", a_reset_restarts_or_ends),
         ("panic", a_panic_ends_it_whether_the_kernel_resets_or_stands_still),
+        ("full", a_full_disk_holds_the_vm_until_there_is_room),
         ("control", the_control_socket_knows_the_lifecycle),
         ("refusal", a_refusal_reaches_whoever_started_it),
         ("one process", a_vm_has_one_process),

@@ -26,6 +26,8 @@ pub(crate) struct Cli {
 pub(crate) enum Verb {
     /// Create and start a VM; without -d it ends with its shell, command or console
     Run(Box<verbs::run::Args>),
+    /// Create VMs from a document, without starting them
+    Create(verbs::create::Create),
     /// List VMs
     Ps(verbs::ps::Args),
     /// Run a command in a VM
@@ -64,6 +66,8 @@ pub(crate) enum Verb {
     Stats(verbs::stats::Args),
     /// Show all about VMs, as JSON
     Inspect(verbs::inspect::Args),
+    /// Print the JSON Schema of the documents of create
+    Schema(verbs::create::Schema),
     /// List images
     Images(verbs::images::Args),
     /// List and remove images

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod cli;
+mod document;
 mod ending;
 mod figures;
 mod interrupt;

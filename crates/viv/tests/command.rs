@@ -21,6 +21,8 @@ fn help_is_as_it_was() {
     golden("help.txt", &home.viv(&["--help"]).ok().out);
     for verb in [
         "run",
+        "create",
+        "schema",
         "ps",
         "exec",
         "start",
@@ -108,6 +110,8 @@ fn bad_input_is_told_what_to_do() {
     with(&["--disk", &dir]).fails(2, &["is a directory"]);
     with(&["--disk", &odd]).fails(2, &["odd", "512"]);
     with(&["--name", "a b"]).fails(2, &["\"a b\"", "letters"]);
+    home.viv(&["run", "--memory", "0"]).fails(2, &["0 MiB", "512M"]);
+    assert!(!home.viv(&["images"]).ok().out.contains("default"), "no image is built for what cannot be");
     home.viv(&["run", "nosuchimage"]).fails(3, &["nosuchimage", "viv images"]);
     home.viv(&["build", "nosuchimage"]).fails(3, &["nosuchimage", "default, debian"]);
     home.viv(&["image", "rm", "nosuchimage"]).fails(3, &["nosuchimage"]);

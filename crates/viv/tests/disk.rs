@@ -31,6 +31,8 @@ fn a_disk_goes_through_its_life() {
     qemu_img(&["check", "-q", &image]);
     qemu_img(&["compare", "-q", &raw, &image]);
     assert!(fs::metadata(&image).unwrap().len() < 3 << 20, "zeroes were copied");
+    home.viv(&["disk", "convert", &image, &path("a.vdi")]).ok();
+    qemu_img(&["compare", "-q", &raw, &path("a.vdi")]);
     // A layer over it takes what is written, and gives it down.
     home.viv(&["disk", "create", "--backing", &image, &top]).ok();
     let info: serde_json::Value =

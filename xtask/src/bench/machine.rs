@@ -182,7 +182,7 @@ impl Kind {
     }
 
     /// The process that does the work.
-    fn process(self, child: &Child) -> Option<u32> {
+    pub(super) fn process(self, child: &Child) -> Option<u32> {
         match self {
             Kind::Viv => guest::runner(VM),
             Kind::Qemu => Some(child.id()),

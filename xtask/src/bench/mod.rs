@@ -6,6 +6,7 @@
 //! the three alternate; the medians are compared. A load whose result differs is a failure.
 mod clock;
 mod debian;
+mod disks;
 mod guest;
 mod idle;
 mod machine;
@@ -28,6 +29,9 @@ struct Results {
 /// Runs the benchmark as `args` say.
 pub(crate) fn run(args: &[String]) -> Result<(), String> {
     let options = Options::parse(args)?;
+    if options.disks {
+        return disks::run(&options);
+    }
     let userland = guest::prepare(options.peer)?;
     let mut results = Results::default();
     if options.reuse {

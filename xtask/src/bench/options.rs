@@ -10,6 +10,7 @@ cargo xtask bench [OPTIONS] [ROW …]    our software CPU beside Debian's QEMU T
   --quick              one round
   --reuse              measure viv only, and compare with the last bare and QEMU figures of each row
   --json               the table as JSON on standard output
+  --disks              fio on disks instead: raw and qcow2, beside QEMU with io_uring
   --debian             the memory of both after a full Debian boot, too (always for the whole table, but for --quick)
   --idle               what a default guest costs that does nothing, too (always when no row is named)
   --timeout SECONDS    how long a load may take (120)
@@ -29,6 +30,7 @@ pub(super) struct Options {
     pub(super) json: bool,
     pub(super) idle: bool,
     pub(super) debian: bool,
+    pub(super) disks: bool,
     pub(super) timeout: u64,
     pub(super) qemu_cpu: String,
     pub(super) viv_args: Vec<String>,
@@ -44,6 +46,7 @@ impl Options {
             json: false,
             idle: false,
             debian: false,
+            disks: false,
             timeout: 120,
             qemu_cpu: QEMU_CPU.to_string(),
             viv_args: Vec::new(),
@@ -60,6 +63,7 @@ impl Options {
                 "--reuse" => options.reuse = true,
                 "--json" => options.json = true,
                 "--debian" => options.debian = true,
+                "--disks" => options.disks = true,
                 "--idle" => options.idle = true,
                 "--qemu-cpu" => options.qemu_cpu = value()?.to_string(),
                 "--viv-args" => options.viv_args = value()?.split_whitespace().map(str::to_string).collect(),

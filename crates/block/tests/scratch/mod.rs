@@ -6,6 +6,14 @@ pub(crate) mod history;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Lets a test be the only one of its program. A child that another test has just forked, to execute `qemu-img`, has
+/// our files open until it does, and so keeps their locks; on a busy machine that lasts.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A directory that goes away with its test.
 pub(crate) struct Directory(PathBuf);

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use viv_model::{Fault, Kind};
 
 /// Raise it when what this file makes changes: images are then built again.
-pub(super) const REVISION: u32 = 4;
+pub(super) const REVISION: u32 = 5;
 
 /// Packages that depend on the newest kernel for machines like ours, the best first.
 const KERNELS: [&str; 4] =
@@ -81,7 +81,7 @@ const FILES: [(&str, u32, &str); 9] = [
     (
         "etc/passwd",
         0o644,
-        "root::0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/:/bin/false\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+        "root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/:/bin/false\nnobody:x:65534:65534:nobody:/:/bin/false\n",
     ),
     ("etc/group", 0o644, "root:x:0:\ndaemon:x:1:\ntty:x:5:\ndisk:x:6:\nusers:x:100:\nnogroup:x:65534:\n"),
     ("etc/hostname", 0o644, "viv\n"),

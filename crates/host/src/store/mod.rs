@@ -27,6 +27,9 @@ pub struct VmRecord {
     pub created_at: Timestamp,
     /// The image that it was made from.
     pub image: Option<String>,
+    /// Words that its user has added to the image's command line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub append: Option<String>,
     /// Its machine.
     pub machine: MachineSpec,
     /// The security groups that it is in.
@@ -130,6 +133,7 @@ pub(crate) mod conformance {
             name: name.into(),
             created_at: Timestamp { unix_s },
             image: Some("default".into()),
+            append: Some("quiet".into()),
             machine: MachineSpec {
                 cpus: 1,
                 memory_mib: 64,

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use viv_api::client::Request;
 use viv_api::endpoint::Route;
 use viv_api::image::Progress;
-use viv_api::vm::Vm;
-use viv_block::{CreateOptions, Disk as _, DiskInfo, Layer, OpenError, Qcow2, RawDisk, Source};
+use viv_api::vm::{DiskSize, Vm};
+use viv_block::{CreateOptions, Disk as _, DiskInfo, Layer, NewVdi, OpenError, Qcow2, RawDisk, Source};
 use viv_host::Places;
 use viv_model::{DiskFormat, DiskLimits, Fault, Kind};
 
@@ -24,7 +24,7 @@ const INTERRUPTED: u8 = 130;
                   viv disk create --backing debian.qcow2 mine.qcow2   one that begins as another\n\
                   viv disk convert old.vmdk new.qcow2                 the same disk in another format\n\
                   viv disk resize data.qcow2 +10G\n\n\
-                  Formats: raw, qcow2 (read and written); vmdk, vdi, vhd, vhdx (read). A new file's format is that of\n\
+                  Formats: raw, qcow2 (read and written); vdi (read, converted to); vmdk, vhd, vhdx (read). A new file's format is that of\n\
                   its name's end, raw if there is none."
 )]
 pub(crate) struct Disk {
@@ -74,11 +74,11 @@ enum DiskVerb {
         image: Image,
         /// The new file
         to: PathBuf,
-        /// Its format: raw or qcow2
+        /// Its format: raw, qcow2 or vdi
         #[arg(short, long, value_name = "FORMAT", value_parser = format)]
         output: Option<DiskFormat>,
     },
-    /// Give a disk another size: 20G, or +5G
+    /// Give a disk another size: 20G, or +5G; also while a VM uses it
     Resize {
         #[command(flatten)]
         image: Image,
@@ -282,14 +282,18 @@ fn create(
 fn make(file: &Path, format: DiskFormat, options: CreateOptions) -> Result<Box<dyn viv_block::Disk>, Fault> {
     Ok(match format {
         DiskFormat::Raw => Box::new(RawDisk::create(file, options.size)?),
+        DiskFormat::Vdi => Box::new(NewVdi::create(file, options.size)?),
         _ => Box::new(Qcow2::create(file, &options)?),
     })
 }
 
+fn by_name(file: &Path) -> Option<DiskFormat> {
+    file.extension()?.to_str()?.parse().ok()
+}
+
 /// The format of a new file: what was asked, or what its name ends in.
 fn target_format(file: &Path, asked: Option<DiskFormat>) -> Result<DiskFormat, Fault> {
-    let by_name = || file.extension().and_then(|end| end.to_str()).and_then(|end| end.parse().ok());
-    match asked.or_else(by_name).unwrap_or(DiskFormat::Raw) {
+    match asked.or_else(|| by_name(file)).unwrap_or(DiskFormat::Raw) {
         format @ (DiskFormat::Raw | DiskFormat::Qcow2) => Ok(format),
         other => Err(Fault::new(
             Kind::Usage,
@@ -314,7 +318,10 @@ fn failed(what: &str, path: &Path, error: &io::Error) -> Fault {
 }
 
 fn convert(image: &Image, to: &Path, format: Option<DiskFormat>, json: bool) -> Result<u8, Fault> {
-    let format = target_format(to, format)?;
+    let format = match format.or_else(|| by_name(to)) {
+        Some(DiskFormat::Vdi) => DiskFormat::Vdi, // a copy, but no disk of a VM
+        format => target_format(to, format)?,
+    };
     if to.exists() {
         return Err(OpenError::Exists { path: to.to_owned() }.into());
     }
@@ -340,15 +347,41 @@ fn convert(image: &Image, to: &Path, format: Option<DiskFormat>, json: bool) -> 
     }
 }
 
+/// Lets the VM that uses the disk give it another size; none if no VM of ours does.
+fn resize_in_use(path: &Path, wanted: DiskSize) -> Result<Option<Vm>, Fault> {
+    let path = path.canonicalize().unwrap_or_default();
+    let client = viv_host::start::client(&Places::find()?);
+    let vms: Vec<Vm> = client.json(Request::new(Route::VmList, &[]))?;
+    for vm in vms.iter().filter(|vm| vm.state.is_live()) {
+        let uses = |disk: &viv_model::DiskSpec| disk.path.canonicalize().is_ok_and(|used| used == path);
+        if let Some(index) = vm.machine.disks.iter().position(uses) {
+            let index = index.to_string();
+            let path = [vm.id.as_str(), &index];
+            return client.json(Request::new(Route::VmDiskSize, &path).body(&wanted)).map(Some);
+        }
+    }
+    Ok(None)
+}
+
 fn resize(image: &Image, text: &str, shrink: bool, json: bool) -> Result<u8, Fault> {
-    let disk = viv_block::open(&image.source(false))?;
-    let old = disk.size();
     let wrong = |text| Fault::new(Kind::Usage, text, "write the size as 20G, or +5G to add to it");
-    let new = match text.strip_prefix('+') {
-        Some(more) => size::exact(more).map(|more| old.saturating_add(more)),
-        None => size::exact(text),
+    let bytes = size::exact(text.strip_prefix('+').unwrap_or(text))
+        .map_err(|how| wrong(format!("{text:?} is no size: {how}")))?;
+    let wanted = DiskSize { bytes, more: text.starts_with('+') };
+    let disk = match viv_block::open(&image.source(false)) {
+        Err(OpenError::InUse { path, read_only }) => {
+            let Some(vm) = resize_in_use(&path, wanted)? else {
+                return Err(OpenError::InUse { path, read_only }.into());
+            };
+            if json {
+                output::json(&vm);
+            }
+            return Ok(0);
+        }
+        opened => opened?,
     };
-    let new = new.map_err(|how| wrong(format!("{text:?} is no size: {how}")))?;
+    let old = disk.size();
+    let new = if wanted.more { old.saturating_add(bytes) } else { bytes };
     if new < old && !shrink {
         return Err(Fault::new(
             Kind::Usage,

@@ -7,6 +7,8 @@ use viv_api::vm::Vm;
 use viv_model::Fault;
 
 #[derive(clap::Args, Debug)]
+#[command(after_help = "spec is what the VM is made from; viv create -f makes another one like it:\n\n\
+                        viv inspect web | viv create -f - --name web2")]
 pub(crate) struct Args {
     /// Names or ids
     #[arg(required = true, value_name = "VM")]

@@ -4,6 +4,7 @@ pub(crate) mod build;
 pub(crate) mod complete;
 pub(crate) mod completions;
 pub(crate) mod console;
+pub(crate) mod create;
 pub(crate) mod disk;
 pub(crate) mod exec;
 pub(crate) mod images;
@@ -51,12 +52,14 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
         Verb::Completions(args) => return completions::run(args),
         Verb::Complete(args) => return complete::run(args),
         Verb::Man => return man::run(),
+        Verb::Schema(args) => return create::schema(args),
         Verb::Disk(args) => return disk::run(args, cli.json),
         _ => {}
     }
     let context = Context::new(cli.json)?;
     match cli.verb {
         Verb::Run(args) => run::run(&context, *args),
+        Verb::Create(args) => create::create(&context, args),
         Verb::Ps(args) => ps::run(&context, args),
         Verb::Exec(args) => exec::run(&context, args),
         Verb::Start(args) => lifecycle::start(&context, args),
@@ -88,6 +91,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
         | Verb::Completions(_)
         | Verb::Complete(_)
         | Verb::Disk(_)
+        | Verb::Schema(_)
         | Verb::Man => Ok(0),
     }
 }

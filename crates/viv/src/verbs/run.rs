@@ -12,6 +12,7 @@ use crate::session::{self, Outcome};
 use crate::{ending, output, serial, size, streams, terminal};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use viv_api::agent::Exec;
 use viv_api::client::Request;
 use viv_api::endpoint::Route;
@@ -23,6 +24,8 @@ use viv_model::{Accel, CPUS_MAX, DiskLimits, DiskSpec, Fault, Kind, NetKind, Sha
 const AGENT_WAIT_S: u64 = 600;
 /// How long a guest with a disk may take to switch itself off after its command, seconds.
 const STOP_S: u64 = 30;
+/// How often a VM in the foreground is asked whether it waits for room on the host.
+const LOOK_FOR_ROOM: Duration = Duration::from_secs(5);
 /// 128 + SIGPIPE.
 const READER_GONE: u8 = 141;
 
@@ -40,7 +43,9 @@ const READER_GONE: u8 = 141;
                   format=F           raw, qcow2, vmdk, vdi, vhd or vhdx; looked up once if not given\n\
                   allow=PATH         a file or directory outside its own that the image may stand over\n\
                   serial=S           its serial number: /dev/disk/by-id/virtio-S in the guest\n\
-                        iops=N, bps=N      requests and bytes a second at most: iops=500,bps=20M\n\
+                  on-full=pause      if the host has no room for it, the VM is paused until there is: viv ps;\n\
+                  on-full=error      or the guest gets an I/O error\n\
+                  iops=N, bps=N      requests and bytes a second at most: iops=500,bps=20M\n\
                   iops-burst=N, bps-burst=N   what may come at once after a rest\n\n\
                   Options of the software CPU, for -o; each is on or off, and off if not given:\n\
                   soft.interpreter   execute all with the interpreter, our reference, and translate nothing\n\
@@ -169,6 +174,7 @@ fn purpose(args: &Args) -> Result<Purpose, Fault> {
 pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
     let purpose = purpose(&args)?;
     let mut ask = to_create(&args, &purpose)?;
+    ask.machine().check()?; // before an image is built for it
     let client = &context.client;
     let interrupt = Interrupt::new(client.clone());
     if ask.kernel.is_none() || ask.image.is_some() {
@@ -208,6 +214,7 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
         end_vm(client, &vm.id, args.rm);
         return Ok(status);
     }
+    tell_of_full_disks(context, &vm);
     let status = match exec {
         Some(exec) => attend_command(context, &interrupt, &vm, &exec),
         None => attend_console(context, &interrupt, &vm),
@@ -222,6 +229,29 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
         let _ = client.json::<Vm>(Request::new(Route::VmRemove, &[&vm.id]).query("force=true"));
     }
     status
+}
+
+/// A VM that stands still because the host is full looks like one that hangs: says so, once each time.
+fn tell_of_full_disks(context: &Context, vm: &Vm) {
+    if vm.machine.disks.iter().all(|disk| disk.read_only) {
+        return;
+    }
+    let (client, id) = (context.client.clone(), vm.id.clone());
+    std::thread::spawn(move || {
+        let mut told = Vec::new();
+        loop {
+            std::thread::sleep(LOOK_FOR_ROOM);
+            let Ok(vm) = client.json::<Vm>(Request::new(Route::VmGet, &[&id])) else { return };
+            for disk in vm.full_disks.iter().filter(|disk| !told.contains(*disk)) {
+                let disk = disk.display();
+                output::note(&format!(
+                    "{} is paused, for the host has no room for {disk}; it goes on when there is",
+                    vm.name
+                ));
+            }
+            told = vm.full_disks;
+        }
+    });
 }
 
 fn attend_command(context: &Context, interrupt: &Interrupt, vm: &Vm, exec: &Exec) -> Result<u8, Fault> {
@@ -321,6 +351,7 @@ fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Fault> {
     args.options.iter().try_for_each(|option| soft.set(option))?;
     let file = |path: &Option<PathBuf>| path.as_deref().map(absolute).transpose();
     Ok(VmCreate {
+        schema: None,
         name: args.name.clone(),
         image: args.image.clone(),
         cpus: args.cpus,
@@ -331,6 +362,7 @@ fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Fault> {
         kernel: file(&args.kernel)?,
         initrd: file(&args.initrd)?,
         append: args.append.clone(),
+        image_disks: Vec::new(),
         disks,
         shares,
         net: args.net.clone(),
@@ -364,6 +396,7 @@ pub(crate) fn disk(text: &str) -> Result<DiskSpec, Fault> {
             None if option == "ro" => spec.read_only = true,
             None if option == "rw" => spec.read_only = false,
             Some(("serial", serial)) => spec.serial = Some(serial.to_string()),
+            Some(("on-full", what)) => spec.on_full = what.parse()?,
             Some(("format", name)) => spec.format = Some(name.parse()?),
             Some((name, value)) if set_limit(&mut spec.limits, name, value)? => {}
             Some(("allow", file)) => spec.allow.insert(0, absolute(Path::new(file))?),
@@ -402,7 +435,7 @@ fn share(text: &str) -> Result<ShareSpec, Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use viv_model::DiskFormat;
+    use viv_model::{DiskFormat, OnFull};
 
     #[test]
     fn disks_are_writable_unless_told() {
@@ -427,6 +460,8 @@ mod tests {
             bps_burst: Some(1 << 30),
         };
         assert_eq!(limits, expected);
+        assert_eq!(disk("/a,on-full=error").unwrap().on_full, OnFull::Error);
+        assert_eq!(disk("/a,on-full=maybe").unwrap_err().kind, Kind::Usage);
         assert_eq!(disk("/a,iops=many").unwrap_err().kind, Kind::Usage);
         assert_eq!(disk("/a,format=floppy").unwrap_err().kind, Kind::Usage);
         assert_eq!(disk("/a,size=3").unwrap().path, Path::new("/a,size=3"));

@@ -2,6 +2,7 @@
 
 mod balloon;
 mod blk;
+mod blk_resets;
 mod broken_rings;
 mod console_rng;
 mod fs;

@@ -1,0 +1,58 @@
+//! The document that describes a VM, from its record: what `viv create -f` makes another one like it from.
+use crate::store::VmRecord;
+use std::path::{Path, PathBuf};
+use viv_api::vm::VmCreate;
+use viv_model::{DiskSpec, Fault, ImageDiskSpec, Kind, NetKind};
+
+/// What the VM in `dir` is made from. What lies in `dir` came with its image, and comes with it again.
+pub(crate) fn spec_of(record: &VmRecord, dir: &Path) -> VmCreate {
+    let machine = &record.machine;
+    let own = |path: &PathBuf| (!path.starts_with(dir)).then(|| path.clone());
+    let (of_image, others): (Vec<DiskSpec>, Vec<DiskSpec>) =
+        machine.disks.iter().cloned().partition(|disk| disk.path.starts_with(dir));
+    let mut image_disks: Vec<ImageDiskSpec> = of_image.iter().map(ImageDiskSpec::of).collect();
+    if image_disks.iter().all(|disk| *disk == ImageDiskSpec::default()) {
+        image_disks.clear();
+    }
+    VmCreate {
+        schema: None,
+        name: Some(record.name.clone()),
+        image: record.image.clone(),
+        cpus: Some(machine.cpus),
+        memory_mib: Some(machine.memory_mib),
+        memory_max_mib: machine.memory_max_mib,
+        accel: machine.accel,
+        soft: machine.soft,
+        kernel: own(&machine.kernel),
+        initrd: machine.initrd.as_ref().and_then(own),
+        append: match &record.image {
+            None => Some(machine.append.clone()),
+            Some(_) => record.append.clone(),
+        },
+        image_disks,
+        disks: others,
+        shares: machine.shares.clone(),
+        net: Some(machine.nic.as_ref().map_or(NetKind::None, |nic| nic.net.clone())),
+        ports: machine.nic.as_ref().map(|nic| nic.ports.clone()).unwrap_or_default(),
+        groups: record.groups.clone(),
+        labels: record.labels.clone(),
+        start: false,
+        remove: record.remove,
+        on_reboot: record.on_reboot,
+        attended_by: None,
+        command: record.command.clone(),
+    }
+}
+
+/// Sets what was asked of an image's disks.
+pub(crate) fn set_image_disks(disks: &mut [DiskSpec], asked: &[ImageDiskSpec]) -> Result<(), Fault> {
+    if asked.len() > disks.len() {
+        let text = format!("image_disks names {} disks, and the image has {}", asked.len(), disks.len());
+        return Err(Fault::new(Kind::Usage, text, "name other disks in: disks"));
+    }
+    for (disk, asked) in disks.iter_mut().zip(asked) {
+        asked.set(disk);
+        disk.check()?;
+    }
+    Ok(())
+}
