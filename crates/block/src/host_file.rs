@@ -37,12 +37,17 @@ impl HostFile {
     fn open_kind(path: &Path, read_only: bool, lock: bool) -> Result<HostFile, OpenError> {
         let refused = |source| OpenError::from_io(path, read_only, source);
         // Looks first: opening a pipe or a terminal has effects.
-        let kind = std::fs::metadata(path).map_err(refused)?.file_type();
+        let metadata = std::fs::metadata(path).map_err(refused)?;
+        let kind = metadata.file_type();
         if kind.is_dir() {
             return Err(OpenError::Directory { path: path.to_owned() });
         }
         if !kind.is_file() && !kind.is_block_device() {
             return Err(OpenError::NotADisk { path: path.to_owned() });
+        }
+        // Root could write it all the same, and change what a snapshot shares with it.
+        if !read_only && kind.is_file() && metadata.mode() & 0o222 == 0 {
+            return Err(refused(io::ErrorKind::PermissionDenied.into()));
         }
         let file = OpenOptions::new()
             .read(true)
