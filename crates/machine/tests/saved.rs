@@ -3,6 +3,11 @@
 mod kit;
 
 use kit::*;
+use proptest::prelude::*;
+use serde_json::Value;
+use std::sync::OnceLock;
+use std::time::Duration;
+use viv_arch::saved::MachineSaved;
 use viv_model::{End, Kind};
 
 /// Leaves a word in memory, says so, echoes until 'q', and looks whether the word is still there.
@@ -57,7 +62,7 @@ fn an_armed_timer_fires_after_the_restore() {
     let first = Life::start(&interrupted_in_a_loop(&print("armed"), 2_000_000_000));
     first.expect("armed");
     // It arms its timer in the next microseconds.
-    std::thread::sleep(std::time::Duration::from_millis(200));
+    std::thread::sleep(Duration::from_millis(200));
     first.machine.pause().unwrap();
     let (saved, memory) = first.save();
     first.machine.kill();
@@ -72,10 +77,10 @@ fn a_state_of_another_machine_is_refused() {
     first.expect("ready.");
     first.machine.pause().unwrap();
     let (saved, memory) = first.save();
-    let refused = |change: &dyn Fn(&mut viv_arch::saved::MachineSaved)| {
+    let refused = |change: &dyn Fn(&mut MachineSaved)| {
         let mut broken = saved.clone();
         change(&mut broken);
-        first.try_restore(&broken, memory.try_clone().unwrap()).unwrap_err()
+        first.try_restore(&broken, memory.try_clone().unwrap()).map(drop).unwrap_err()
     };
     let none = refused(&|saved| saved.chips.clear());
     assert!(none.message.contains("ioapic"), "{none}");
@@ -90,4 +95,71 @@ fn a_state_of_another_machine_is_refused() {
     });
     memory.set_len(4096).unwrap();
     refused(&|_| ());
+}
+
+/// A sound state as JSON, with the memory and the machine that it is of.
+fn sound() -> &'static (Life, Value, std::fs::File) {
+    static SOUND: OnceLock<(Life, Value, std::fs::File)> = OnceLock::new();
+    SOUND.get_or_init(|| {
+        let life = Life::start(&remembers());
+        life.expect("ready.");
+        life.machine.pause().unwrap();
+        let (saved, memory) = life.save();
+        (life, serde_json::to_value(&saved).unwrap(), memory)
+    })
+}
+
+/// Changes the `which`th leaf of a tree.
+fn change(value: &mut Value, which: &mut usize, to: &dyn Fn(&Value) -> Value) -> bool {
+    match value {
+        Value::Array(all) => all.iter_mut().any(|value| change(value, which, to)),
+        Value::Object(all) => all.values_mut().any(|value| change(value, which, to)),
+        leaf if *which == 0 => {
+            *leaf = to(leaf);
+            true
+        }
+        _ => {
+            *which -= 1;
+            false
+        }
+    }
+}
+
+fn cases() -> u32 {
+    std::env::var("VIV_STATES").map_or(96, |cases| cases.parse().unwrap())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(cases()))]
+
+    /// Whatever somebody writes into a state whose checksum is right: it is refused, or it is the guest's misfortune.
+    /// `VIV_STATES` says how many are tried.
+    #[test]
+    fn a_made_up_state_never_fails_the_machine(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), 0usize..10, any::<u64>()), 1..6),
+    ) {
+        let (life, sound, memory) = sound();
+        let mut state = sound.clone();
+        for (which, kind, number) in changes {
+            let to: &dyn Fn(&Value) -> Value = &|old| match (kind, old) {
+                (_, Value::Bool(old)) => Value::Bool(!old),
+                (0..6, Value::Number(old)) => (old.as_u64().unwrap_or(0) ^ (number & 0xff)).into(),
+                (6, _) => (number & 0xffff).into(),
+                (7, _) => (number & 0xffff_ffff).into(),
+                (8, _) => Value::Null,
+                _ => number.into(),
+            };
+            let mut which = which.index(3000);
+            change(&mut state, &mut which, to);
+        }
+        // What does not even have the form is no case.
+        let Ok(saved) = serde_json::from_value::<MachineSaved>(state) else { return Ok(()) };
+        let Ok(machine) = life.try_restore(&saved, memory.try_clone().unwrap()) else { return Ok(()) };
+        if machine.start().is_ok() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        machine.kill();
+        let end = machine.wait();
+        prop_assert!(!matches!(&end, End::Failed { message } if message.contains("inside Vivarium")), "{end:?}");
+    }
 }

@@ -103,9 +103,9 @@ impl Life {
     }
 
     /// Whether it can be restored.
-    pub(crate) fn try_restore(&self, saved: &MachineSaved, memory: File) -> Result<(), Fault> {
+    pub(crate) fn try_restore(&self, saved: &MachineSaved, memory: File) -> Result<Machine, Fault> {
         let io = MachineIo { console: Box::new(|_| ()), port: None, vsock: None, shares: Vec::new() };
-        Machine::restore(&spec(&self.kernel), io, saved, memory).map(drop)
+        Machine::restore(&spec(&self.kernel), io, saved, memory)
     }
 
     fn of(kernel: Arc<Scratch>, make: impl FnOnce(&MachineSpec, MachineIo) -> Machine) -> Life {
