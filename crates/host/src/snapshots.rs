@@ -6,13 +6,13 @@
 use crate::names;
 use crate::places::Places;
 use crate::store::{StoreError, VmRecord};
-use crate::vms::Vms;
+use crate::vms::{Vms, lock};
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use viv_api::runner::RESUME;
 use viv_api::snapshot::{Snapshot, SnapshotCreate, SnapshotRestore, VmFork};
 use viv_api::timestamp::Timestamp;
@@ -24,8 +24,8 @@ use viv_snapshot::{
     verify_disks, write_manifest,
 };
 
-/// Ends the name of a directory that is being removed.
-const GONE: &str = ".gone";
+/// The extension of a directory that is being removed.
+const GONE: &str = "gone";
 /// Most forks at a time.
 const FORKS_MAX: u32 = 1000;
 
@@ -61,10 +61,6 @@ impl Drop for Named<'_> {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Snapshots {
     /// Those that there are; what was left half-made or half-removed goes.
     pub(crate) fn open(places: &Places, vms: Arc<Vms>) -> Result<Snapshots, Fault> {
@@ -72,7 +68,7 @@ impl Snapshots {
         DirBuilder::new().recursive(true).mode(0o700).create(&all).map_err(io_fault("make", &all))?;
         for entry in fs::read_dir(&all).map_err(io_fault("read", &all))?.flatten() {
             let path = entry.path();
-            let gone = path.extension().is_some_and(|extension| extension == "gone");
+            let gone = path.extension().is_some_and(|extension| extension == GONE);
             if gone || !path.join(MANIFEST).exists() {
                 let _ = fs::remove_dir_all(&path);
             }
@@ -183,7 +179,7 @@ impl Snapshots {
     }
 
     fn discard(&self, dir: &Path) -> Result<(), Fault> {
-        let gone = dir.with_extension(GONE.trim_start_matches('.'));
+        let gone = dir.with_extension(GONE);
         fs::rename(dir, &gone).map_err(io_fault("remove", dir))?;
         fs::remove_dir_all(&gone).map_err(io_fault("remove", &gone))
     }

@@ -1,9 +1,10 @@
 //! Snapshots from inside the VM's process: into files that the host service has opened, and back from the VM's own directory.
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 use viv_api::runner::RESUME;
-use viv_machine::{Disk, Machine, MachineIo, MachineSaved};
+use viv_machine::{Disk, GuestMemory, Machine, MachineIo, MachineSaved};
 use viv_model::{Accel, DiskContent, DiskSpec, Fault, Kind, MachineSpec, SavedParts, Section};
 use viv_snapshot::{
     MEMORY, SnapshotError, read_manifest, read_section, verify_machine, write_content, write_section,
@@ -14,14 +15,7 @@ const SECTION: (&str, u32) = ("machine", 1);
 /// How much of a disk is looked at at once for what is not zero.
 const EXTENT: u64 = 1 << 30;
 
-/// What there is to save of a machine that stands still.
-pub(crate) struct Saving<'a> {
-    pub(crate) state: &'a MachineSaved,
-    pub(crate) memory: &'a viv_machine::GuestMemory,
-    pub(crate) disks: &'a [std::sync::Arc<dyn Disk>],
-}
-
-/// Where it goes.
+/// Where a machine that stands still is saved to.
 pub struct Files {
     state: File,
     memory: [File; 2],
@@ -58,11 +52,12 @@ impl Files {
     /// Writes everything.
     pub(crate) fn write(
         &self,
-        saving: &Saving<'_>,
+        state: &MachineSaved,
+        memory: &GuestMemory,
+        disks: &[Arc<dyn Disk>],
     ) -> Result<(Vec<Section>, viv_model::Content, Vec<DiskContent>), Fault> {
-        let bytes = serde_json::to_vec(saving.state).map_err(|error| failed("state")(error.into()))?;
+        let bytes = serde_json::to_vec(state).map_err(|error| failed("state")(error.into()))?;
         let section = write_section(&self.state, SECTION.0, SECTION.1, 0, &bytes).map_err(failed("state"))?;
-        let memory = saving.memory;
         let ranges = memory.touched().map_err(failed("memory"))?;
         let [file, sums] = &self.memory;
         let content = write_content(file, sums, memory.size(), &ranges, &mut |offset, data| {
@@ -71,7 +66,7 @@ impl Files {
         let content = content.map_err(failed("memory"))?;
         let each = |(index, [file, sums]): &(usize, [File; 2])| {
             let gone = || Fault::new(Kind::Conflict, "a disk went while the VM was saved", "try again");
-            let disk = saving.disks.get(*index).ok_or_else(gone)?;
+            let disk = disks.get(*index).ok_or_else(gone)?;
             let ranges = data_of(&**disk).map_err(failed("disk"))?;
             let content =
                 write_content(file, sums, disk.size(), &ranges, &mut |at, data| disk.read(at, data));
@@ -104,7 +99,7 @@ pub(crate) fn save(
     since: Instant,
 ) -> Result<SavedParts, Fault> {
     machine.save(|state, memory, disks| {
-        let (sections, memory, disks) = files.write(&Saving { state, memory, disks })?;
+        let (sections, memory, disks) = files.write(state, memory, disks)?;
         let machine = MachineSpec { accel: machine.accel(), ..spec.clone() };
         let paused_ns = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
         Ok(SavedParts { machine, paused_ns, sections, memory, disks })

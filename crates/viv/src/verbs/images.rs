@@ -1,5 +1,5 @@
 //! `viv images`, `viv image ls|rm`: the images in the store.
-use super::Context;
+use super::{Context, each_of};
 use crate::{output, size};
 use viv_api::client::Request;
 use viv_api::endpoint::Route;
@@ -66,20 +66,6 @@ pub(crate) fn list(context: &Context, args: Args) -> Result<u8, Fault> {
 }
 
 fn rm(context: &Context, names: &[String]) -> Result<u8, Fault> {
-    let mut removed = Vec::new();
-    let mut status = 0;
-    for name in names {
-        match context.client.json::<image::Image>(Request::new(Route::ImageRemove, &[name])) {
-            Ok(image) if context.json => removed.push(image),
-            Ok(image) => output::print(&(image.name + "\n")),
-            Err(fault) => {
-                output::fault(&fault, context.json);
-                status = if status == 0 { fault.kind.exit_status() } else { status };
-            }
-        }
-    }
-    if context.json {
-        output::json(&removed);
-    }
-    Ok(status)
+    let remove = |name: &str| context.client.json(Request::new(Route::ImageRemove, &[name])).map(Some);
+    each_of(context, names, remove, |it: &image::Image| &it.name)
 }

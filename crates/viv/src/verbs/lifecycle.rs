@@ -1,6 +1,5 @@
 //! `viv start|stop|kill|pause|resume|rm`: the steps of a VM's life, for one or several VMs.
-use super::Context;
-use crate::output;
+use super::{Context, each_of};
 use viv_api::client::Request;
 use viv_api::endpoint::Route;
 use viv_api::vm::{Vm, VmMemory, VmStart, VmStop};
@@ -50,31 +49,31 @@ pub(crate) struct ResizeMemory {
 
 pub(crate) fn resize_memory(context: &Context, args: ResizeMemory) -> Result<u8, Fault> {
     let body = VmMemory { memory_mib: args.memory };
-    of_all(context, &[args.vm], |name| {
+    each_vm(context, &[args.vm], |name| {
         context.client.json(Request::new(Route::VmMemory, &[name]).body(&body)).map(Some)
     })
 }
 
 pub(crate) fn start(context: &Context, args: Names) -> Result<u8, Fault> {
-    of_all(context, &args.vms, |name| {
+    each_vm(context, &args.vms, |name| {
         context.client.json(Request::new(Route::VmStart, &[name]).body(&VmStart::default())).map(Some)
     })
 }
 
 pub(crate) fn stop(context: &Context, args: Stop) -> Result<u8, Fault> {
     let body = VmStop { time_s: args.time, status: None };
-    of_all(context, &args.vms, |name| {
+    each_vm(context, &args.vms, |name| {
         context.client.json(Request::new(Route::VmStop, &[name]).body(&body)).map(Some)
     })
 }
 
 pub(crate) fn each(context: &Context, names: &[String], route: Route) -> Result<u8, Fault> {
-    of_all(context, names, |name| context.client.json(Request::new(route, &[name])).map(Some))
+    each_vm(context, names, |name| context.client.json(Request::new(route, &[name])).map(Some))
 }
 
 pub(crate) fn rm(context: &Context, args: Rm) -> Result<u8, Fault> {
     let query = if args.force { "force=true" } else { "" };
-    of_all(context, &args.vms, |name| {
+    each_vm(context, &args.vms, |name| {
         match context.client.json(Request::new(Route::VmRemove, &[name]).query(query)) {
             Err(fault) if args.force && fault.kind == Kind::NotFound => Ok(None),
             outcome => outcome.map(Some),
@@ -82,30 +81,10 @@ pub(crate) fn rm(context: &Context, args: Rm) -> Result<u8, Fault> {
     })
 }
 
-/// Does it to each, whatever happens to the others; prints the names of those that it was done to. The exit
-/// status is that of the first fault.
-fn of_all(
+fn each_vm(
     context: &Context,
     names: &[String],
     act: impl Fn(&str) -> Result<Option<Vm>, Fault>,
 ) -> Result<u8, Fault> {
-    let mut done = Vec::new();
-    let mut status = 0;
-    for name in names {
-        match act(name) {
-            Ok(Some(vm)) if context.json => done.push(vm),
-            Ok(Some(vm)) => output::print(&(vm.name + "\n")),
-            Ok(None) => {}
-            Err(fault) => {
-                output::fault(&fault, context.json);
-                if status == 0 {
-                    status = fault.kind.exit_status();
-                }
-            }
-        }
-    }
-    if context.json {
-        output::json(&done);
-    }
-    Ok(status)
+    each_of(context, names, act, |vm| &vm.name)
 }

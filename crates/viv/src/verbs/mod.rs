@@ -25,6 +25,8 @@ pub(crate) mod switch;
 pub(crate) mod top;
 
 use crate::cli::{Cli, Verb};
+use crate::output;
+use serde::Serialize;
 use std::sync::Arc;
 use viv_api::client::Client;
 use viv_api::endpoint::Route;
@@ -41,6 +43,32 @@ impl Context {
     fn new(json: bool) -> Result<Context, Fault> {
         Ok(Context { client: Arc::new(viv_host::start::client(&Places::find()?)), json })
     }
+}
+
+/// Does it to each, whatever happens to the others; prints the names of those that it was done to. The exit status is that of
+/// the first fault.
+pub(crate) fn each_of<T: Serialize>(
+    context: &Context,
+    names: &[String],
+    act: impl Fn(&str) -> Result<Option<T>, Fault>,
+    name_of: impl Fn(&T) -> &String,
+) -> Result<u8, Fault> {
+    let (mut done, mut status) = (Vec::new(), 0);
+    for name in names {
+        match act(name) {
+            Ok(Some(it)) if context.json => done.push(it),
+            Ok(Some(it)) => output::print(&format!("{}\n", name_of(&it))),
+            Ok(None) => {}
+            Err(fault) => {
+                output::fault(&fault, context.json);
+                status = if status == 0 { fault.kind.exit_status() } else { status };
+            }
+        }
+    }
+    if context.json {
+        output::json(&done);
+    }
+    Ok(status)
 }
 
 /// Does what the command line says; gives the exit status.

@@ -1,5 +1,5 @@
 //! `viv network`: networks that VMs share.
-use super::Context;
+use super::{Context, each_of};
 use crate::output;
 use viv_api::client::Request;
 use viv_api::endpoint::Route;
@@ -189,20 +189,6 @@ fn show(context: &Context, name: &str) -> Result<u8, Fault> {
 }
 
 fn rm(context: &Context, names: &[String]) -> Result<u8, Fault> {
-    let mut removed = Vec::new();
-    let mut status = 0;
-    for name in names {
-        match context.client.json::<Network>(Request::new(Route::NetworkRemove, &[name])) {
-            Ok(network) if context.json => removed.push(network),
-            Ok(network) => name_or_json(context, &network),
-            Err(fault) => {
-                output::fault(&fault, context.json);
-                status = if status == 0 { fault.kind.exit_status() } else { status };
-            }
-        }
-    }
-    if context.json {
-        output::json(&removed);
-    }
-    Ok(status)
+    let remove = |name: &str| context.client.json(Request::new(Route::NetworkRemove, &[name])).map(Some);
+    each_of(context, names, remove, |it: &Network| &it.spec.name)
 }

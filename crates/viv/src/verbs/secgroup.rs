@@ -1,5 +1,5 @@
 //! `viv secgroup`: what may open a flow to a VM, or from it.
-use super::Context;
+use super::{Context, each_of};
 use crate::output;
 use viv_api::client::Request;
 use viv_api::endpoint::Route;
@@ -180,20 +180,6 @@ fn rules_or_json(context: &Context, group: &SecGroupInfo) {
 }
 
 fn rm(context: &Context, names: &[String]) -> Result<u8, Fault> {
-    let mut removed = Vec::new();
-    let mut status = 0;
-    for name in names {
-        match context.client.json::<SecGroupInfo>(Request::new(Route::SecGroupRemove, &[name])) {
-            Ok(group) if context.json => removed.push(group),
-            Ok(group) => name_or_json(context, &group),
-            Err(fault) => {
-                output::fault(&fault, context.json);
-                status = if status == 0 { fault.kind.exit_status() } else { status };
-            }
-        }
-    }
-    if context.json {
-        output::json(&removed);
-    }
-    Ok(status)
+    let remove = |name: &str| context.client.json(Request::new(Route::SecGroupRemove, &[name])).map(Some);
+    each_of(context, names, remove, |it: &SecGroupInfo| &it.name)
 }

@@ -1,6 +1,6 @@
 //! `viv snapshot create|ls|show|rm|verify`, `viv restore`, `viv fork`: VMs as they are at one moment, and what goes on from
 //! there.
-use super::Context;
+use super::{Context, each_of};
 use crate::{output, size};
 use viv_api::client::Request;
 use viv_api::endpoint::Route;
@@ -145,23 +145,9 @@ fn list(context: &Context, vm: Option<&str>, quiet: bool) -> Result<u8, Fault> {
     Ok(0)
 }
 
-/// Does it to each, whatever happens to the others. The exit status is that of the first fault.
 fn each(context: &Context, names: &[String], route: Route) -> Result<u8, Fault> {
-    let (mut done, mut status) = (Vec::<Snapshot>::new(), 0);
-    for name in names {
-        match context.client.json::<Snapshot>(Request::new(route, &[name])) {
-            Ok(snapshot) if context.json => done.push(snapshot),
-            Ok(snapshot) => output::print(&(snapshot.name + "\n")),
-            Err(fault) => {
-                output::fault(&fault, context.json);
-                status = if status == 0 { fault.kind.exit_status() } else { status };
-            }
-        }
-    }
-    if context.json {
-        output::json(&done);
-    }
-    Ok(status)
+    let ask = |name: &str| context.client.json(Request::new(route, &[name])).map(Some);
+    each_of(context, names, ask, |snapshot: &Snapshot| &snapshot.name)
 }
 
 pub(crate) fn restore(context: &Context, args: Restore) -> Result<u8, Fault> {
