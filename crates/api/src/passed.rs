@@ -3,7 +3,9 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
 };
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::io::{self, BufRead, BufReader, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -45,6 +47,32 @@ impl Read for WithFiles {
         // Whoever sends files without a request has them closed.
         self.files.truncate(FILES_MAX);
         Ok(received.bytes)
+    }
+}
+
+/// Answers JSON lines of up to `line_max` bytes, each with the files that came along, until the other side goes. What is not
+/// understood goes to `reply` too.
+pub fn answer_lines<A: DeserializeOwned, R: Serialize>(
+    connection: UnixStream,
+    line_max: usize,
+    mut reply: impl FnMut(serde_json::Result<A>, Vec<OwnedFd>) -> R,
+) {
+    let Ok(mut writer) = connection.try_clone() else { return };
+    let mut reader = BufReader::new(WithFiles::new(connection));
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        match reader.by_ref().take(line_max as u64).read_until(b'\n', &mut line) {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+        let asked = serde_json::from_slice(&line);
+        let answer = reply(asked, reader.get_mut().take_files());
+        let Ok(mut bytes) = serde_json::to_vec(&answer) else { return };
+        bytes.push(b'\n');
+        if writer.write_all(&bytes).is_err() || line.last() != Some(&b'\n') {
+            return;
+        }
     }
 }
 

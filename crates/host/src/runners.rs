@@ -2,12 +2,13 @@
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::de::DeserializeOwned;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, UNIX_EPOCH};
 use viv_api::runner::{
     Ask, CONSOLE_LOG, CONTROL, END, LINE_MAX, LOCK, Probe, RUNNER_LOG, Reply, RunnerSpec, SPEC, STATS,
@@ -39,6 +40,18 @@ pub(crate) fn this_program() -> Command {
     let mut command = Command::new("/proc/self/exe");
     command.current_dir("/").stdin(Stdio::null());
     command
+}
+
+/// What a process says in the one line of its standard output; one that does not is killed, and the error is how it ended.
+pub(crate) fn first_word<T: DeserializeOwned>(child: &mut Child, line_max: usize) -> Result<T, String> {
+    let mut line = Vec::new();
+    if let Some(output) = child.stdout.take() {
+        let _ = BufReader::new(output).take(line_max as u64).read_until(b'\n', &mut line);
+    }
+    serde_json::from_slice(&line).map_err(|_| {
+        let _ = child.kill();
+        child.wait().map(|status| status.to_string()).unwrap_or_default()
+    })
 }
 
 /// The runner of one VM, by the VM's directory.
@@ -107,19 +120,13 @@ impl Runner {
             .stderr(log)
             .spawn()
             .map_err(broken("start the process"))?;
-        let mut line = Vec::new();
-        if let Some(output) = child.stdout.take() {
-            let _ = BufReader::new(output).take(LINE_MAX as u64).read_until(b'\n', &mut line);
-        }
-        match serde_json::from_slice(&line) {
+        match first_word(&mut child, LINE_MAX) {
             Ok(Started::Running(status)) => Ok(status),
             Ok(Started::Refused(fault)) => {
                 let _ = child.wait();
                 Err(fault)
             }
-            Err(_) => {
-                let _ = child.kill();
-                let how = child.wait().map(|status| status.to_string()).unwrap_or_default();
+            Err(how) => {
                 let words = last_lines(&self.dir.join(RUNNER_LOG));
                 Err(Fault::new(
                     Kind::Error,

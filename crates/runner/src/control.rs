@@ -1,12 +1,11 @@
 //! The control socket: JSON lines, an answer for each request, a thread for each connection.
 use crate::life::Life;
-use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use viv_api::passed::WithFiles;
-use viv_api::runner::{Ask, LINE_MAX, Reply};
+use viv_api::passed::answer_lines;
+use viv_api::runner::{LINE_MAX, Reply};
 use viv_model::{Fault, Kind};
 
 /// Most connections to one socket of a VM at a time.
@@ -48,27 +47,13 @@ pub(crate) fn serve(
 
 /// Answers the requests of one connection.
 pub(crate) fn answer(life: &Life, connection: UnixStream) {
-    let Ok(mut writer) = connection.try_clone() else { return };
-    let mut reader = BufReader::new(WithFiles::new(connection));
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        match reader.by_ref().take(LINE_MAX as u64).read_until(b'\n', &mut line) {
-            Ok(0) | Err(_) => return,
-            Ok(_) => {}
-        }
-        let reply = match serde_json::from_slice::<Ask>(&line) {
-            Ok(ask) => life.ask(ask, reader.get_mut().take_files()),
-            Err(error) => Reply::Refused(Fault::new(
-                Kind::Usage,
-                format!("a request to the VM's process was not understood: {error}"),
-                "use the command of the same version as the VM's process, or start the VM anew",
-            )),
-        };
-        let Ok(mut bytes) = serde_json::to_vec(&reply) else { return };
-        bytes.push(b'\n');
-        if writer.write_all(&bytes).is_err() || line.last() != Some(&b'\n') {
-            return;
-        }
-    }
+    answer_lines(connection, LINE_MAX, |asked, files| match asked {
+        Ok(ask) => life.ask(ask, files),
+        // Files that came with what is not understood are closed here.
+        Err(error) => Reply::Refused(Fault::new(
+            Kind::Usage,
+            format!("a request to the VM's process was not understood: {error}"),
+            "use the command of the same version as the VM's process, or start the VM anew",
+        )),
+    });
 }

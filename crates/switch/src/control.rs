@@ -1,10 +1,10 @@
 //! The control socket: JSON lines, an answer for each request, a thread for each connection.
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread;
 use std::time::Duration;
-use viv_api::passed::WithFiles;
+use viv_api::passed::answer_lines;
 use viv_api::switch::{Ask, LINE_MAX, Reply, Status};
 use viv_model::{Attachment, Fault, Kind, PortSpec};
 use viv_net::switch::{Controls, Listeners, PlugError};
@@ -31,34 +31,21 @@ pub(crate) fn serve(listener: UnixListener, status: Status, controls: Controls) 
 }
 
 fn answer(connection: UnixStream, status: &Status, controls: &Controls) {
-    let Ok(mut writer) = connection.try_clone() else { return };
     let _ = connection.set_read_timeout(Some(REQUEST_LIMIT));
-    let mut reader = BufReader::new(WithFiles::new(connection));
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        match reader.by_ref().take(LINE_MAX as u64).read_until(b'\n', &mut line) {
-            Ok(0) | Err(_) => return,
-            Ok(_) => {}
-        }
-        let done = match serde_json::from_slice(&line) {
-            Ok(ask) => obey(ask, reader.get_mut().take_files(), controls),
+    answer_lines(connection, LINE_MAX, |asked, files| {
+        let done = match asked {
+            Ok(ask) => obey(ask, files, controls),
             Err(error) => Err(Fault::new(
                 Kind::Usage,
                 format!("a request to the network's process was not understood: {error}"),
                 "start the network's VMs anew with the command of one version",
             )),
         };
-        let reply = match done {
+        match done {
             Ok(()) => Reply::Ok(Status { ports: controls.list(), ..status.clone() }),
             Err(fault) => Reply::Refused(fault),
-        };
-        let Ok(mut bytes) = serde_json::to_vec(&reply) else { return };
-        bytes.push(b'\n');
-        if writer.write_all(&bytes).is_err() || line.last() != Some(&b'\n') {
-            return;
         }
-    }
+    });
 }
 
 fn obey(ask: Ask, files: Vec<OwnedFd>, controls: &Controls) -> Result<(), Fault> {

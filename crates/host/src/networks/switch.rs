@@ -1,5 +1,5 @@
 //! The process of a network's switch, seen from outside: started, asked, found again.
-use crate::runners::this_program;
+use crate::runners::{first_word, this_program};
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -76,25 +76,17 @@ impl Switch {
             .stderr(log)
             .spawn()
             .map_err(self.broken("start the process"))?;
-        let mut line = Vec::new();
-        if let Some(output) = child.stdout.take() {
-            let _ = BufReader::new(output).take(LINE_MAX as u64).read_until(b'\n', &mut line);
-        }
-        match serde_json::from_slice(&line) {
+        match first_word(&mut child, LINE_MAX) {
             Ok(Started::Serving(status)) => Ok(status.process),
             Ok(Started::Refused(fault)) => {
                 let _ = child.wait();
                 Err(fault)
             }
-            Err(_) => {
-                let _ = child.kill();
-                let how = child.wait().map(|status| status.to_string()).unwrap_or_default();
-                Err(Fault::new(
-                    Kind::Error,
-                    format!("the process of network {:?} broke off while it started ({how})", network.name),
-                    format!("see what it says: {}", self.dir.join(LOG).display()),
-                ))
-            }
+            Err(how) => Err(Fault::new(
+                Kind::Error,
+                format!("the process of network {:?} broke off while it started ({how})", network.name),
+                format!("see what it says: {}", self.dir.join(LOG).display()),
+            )),
         }
     }
 
