@@ -172,6 +172,8 @@ impl Machine {
         let mut regions = layout::ram(spec.memory_mib);
         regions.extend(layout::hot_memory(spec.memory_mib, spec.memory_max_mib));
         let memory = match &origin {
+            // It is looked at twice.
+            Origin::Boot { .. } if spec.soft.check => GuestMemory::viewable(&regions),
             Origin::Boot { .. } => GuestMemory::new(&regions),
             Origin::Saved { memory, .. } => {
                 let file = memory.try_clone().map_err(|error| io_fault("open the saved memory", &error))?;

@@ -44,6 +44,8 @@ pub(crate) struct Life {
     /// Where the guest's network card is plugged in, if it has one.
     plug: Option<Arc<Plug>>,
     inner: Mutex<Inner>,
+    /// Held while a snapshot is written.
+    saving: Mutex<()>,
 }
 
 struct Inner {
@@ -96,6 +98,7 @@ impl Life {
             console,
             plug,
             inner: Mutex::new(inner),
+            saving: Mutex::new(()),
         }
     }
 
@@ -197,8 +200,13 @@ impl Life {
         Ok(())
     }
 
-    /// Saves the guest into `files`; it stands still meanwhile.
+    /// Saves the guest as it is now into `files`. It goes on while they are written.
     fn snapshot(&self, files: Vec<File>) -> Result<SavedParts, Fault> {
+        let saving = self.saving.try_lock();
+        let _saving = saving.map_err(|_| {
+            let message = "another snapshot of the VM is just being written";
+            Fault::new(Kind::Conflict, message, "wait until it is there: viv snapshot ls")
+        })?;
         // Whoever wants something else of it waits.
         let inner = self.lock();
         let guest = inner.guest.clone().ok_or_else(booting)?;
@@ -207,18 +215,21 @@ impl Life {
             return Err(Fault::new(Kind::Conflict, message, "wait until it runs: viv ps"));
         }
         let disks = inner.disks.iter().map(|held| held.spec.clone()).collect();
-        let spec = MachineSpec { disks, ..self.machine.clone() };
+        let spec = MachineSpec { disks, accel: guest.accel(), ..self.machine.clone() };
         let files = SnapshotFiles::new(files, &spec.disks)?;
         let since = Instant::now();
         let runs = inner.state == State::Running;
         if runs {
             guest.pause()?;
         }
-        let saved = guest.save(&spec, &files, since);
+        let moment = guest.freeze(&files);
         if runs {
             guest.resume()?;
         }
-        saved
+        let paused_ns = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        // The VM may end, or boot anew, while this is written.
+        drop((inner, guest));
+        Ok(SavedParts { paused_ns, ..moment?.write(&spec, &files)? })
     }
 
     fn plug(&self, files: Vec<OwnedFd>) -> Result<(), Fault> {

@@ -23,14 +23,17 @@ fn is_zero(data: &[u8]) -> bool {
     words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0)
 }
 
-/// Writes a content of `bytes` to `file` and its checksums to `sums`, both empty; `read` fills its argument with what is at an
-/// offset. It is asked only for chunks of which a part lies in `ranges`.
+/// Reads the chunk at an offset, unless it is known to be zero: then it answers false.
+pub type ReadChunk<'a> = &'a mut dyn FnMut(u64, &mut [u8]) -> io::Result<bool>;
+
+/// Writes a content of `bytes` to `file` and its checksums to `sums`; both are empty, but for what `read` may have left in `file` of a
+/// chunk that it gives. It is asked only for chunks of which a part lies in `ranges`.
 pub fn write(
     file: &File,
     sums: &File,
     bytes: u64,
     ranges: &Ranges,
-    read: &mut dyn FnMut(u64, &mut [u8]) -> io::Result<()>,
+    read: ReadChunk<'_>,
 ) -> io::Result<Content> {
     file.set_len(bytes)?;
     let mut sums = HashingWriter { file: io::BufWriter::new(sums), hasher: blake3::Hasher::new() };
@@ -44,8 +47,7 @@ pub fn write(
         let touched = ranges.peek().is_some_and(|(start, _)| *start < at + len);
         let chunk = buffer.get_mut(..len as usize).unwrap_or_default();
         let mut sum = [0; SUM_LEN];
-        if touched {
-            read(at, chunk)?;
+        if touched && read(at, chunk)? {
             let written = write_pieces(file, at, chunk)?;
             data_bytes += written;
             if written != 0 {
@@ -194,7 +196,7 @@ mod tests {
             let create = |name| File::create(self.0.join(name)).unwrap();
             let read = &mut |at: u64, data: &mut [u8]| {
                 data.copy_from_slice(&bytes[at as usize..at as usize + data.len()]);
-                Ok(())
+                Ok(true)
             };
             write(&create("c"), &create("c.sums"), bytes.len() as u64, ranges, read).unwrap()
         }
@@ -231,7 +233,7 @@ mod tests {
         let ranges = [(CHUNK + 5, 10), (3 * CHUNK - 1, 2)];
         write(&create("c"), &create("c.sums"), 5 * CHUNK + 7, &ranges, &mut |at, data| {
             asked.push((at / CHUNK, data.len()));
-            Ok(())
+            Ok(false)
         })
         .unwrap();
         assert_eq!(asked, [(1, CHUNK as usize), (2, CHUNK as usize), (3, CHUNK as usize)]);
