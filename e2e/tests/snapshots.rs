@@ -163,13 +163,31 @@ fn what_is_damaged_or_asked_wrongly_is_refused_with_a_way_out() {
         file.read_exact_at(&mut byte, at).unwrap();
         file.write_all_at(&[byte[0] ^ by], at).unwrap();
     };
-    for (name, at) in [("memory", 0x12_3456), ("state", 100), ("memory.sums", 40)] {
+    for (name, at) in [("state", 100), ("memory.sums", 40)] {
         change(name, at, 4);
         refused(&["snapshot", "verify", "snap-bad-1"], 1, "damaged");
         refused(&["restore", "snap-bad-1", "--name", "snap-never"], 1, "damaged");
         change(name, at, 4);
         run(&["snapshot", "verify", "snap-bad-1"], "").ok();
     }
+    // Memory is compared as it is used: the VM ends when it gets to what is damaged, and says where that is.
+    change("memory", 0x12_3456, 4);
+    refused(&["snapshot", "verify", "snap-bad-1"], 1, "offset 1179648 are not what was written");
+    change("memory", 0x12_3456, 4);
+    let everywhere = || (0..64 << 20).step_by(0x1_0000).for_each(|at| change("memory", at + 0x1234, 4));
+    everywhere();
+    let restored = run(&["restore", "snap-bad-1", "--name", "snap-never"], "");
+    if restored.status == 0 {
+        let _vm = Vm("snap-never");
+        until("the VM ends", WAIT, || {
+            let shown = run(&["--json", "inspect", "snap-never"], "").ok().out;
+            shown.contains("\"failed\"") && shown.contains("are not what was written")
+        });
+    } else {
+        assert!(restored.status == 1 && restored.err.contains("damaged"), "{restored:?}");
+    }
+    everywhere();
+    run(&["snapshot", "verify", "snap-bad-1"], "").ok();
     assert!(!run(&["ps", "-a", "-q"], "").ok().out.contains("snap-never"));
     // One whose manifest is lost is shown and can be removed.
     change("manifest", 30, 1);

@@ -28,7 +28,7 @@ mod threads;
 
 pub use drives::HandedFiles;
 pub use files::files_below;
-pub use machine::{ConsoleWriter, Machine, MachineIo, MachineStats};
+pub use machine::{ConsoleWriter, Machine, MachineIo, MachineStats, SavedMemory};
 pub use saving::Frozen;
 pub use viv_arch::saved::MachineSaved;
 pub use viv_block::{Preserved, Shortage};

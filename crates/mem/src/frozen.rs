@@ -58,6 +58,9 @@ impl FrozenMemory {
         if offset.checked_add(len).is_none_or(|end| end > self.size()) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
+        if !self.memory.passes(offset, len) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, self.memory.damage().unwrap_or_default()));
+        }
         let mut question = [0; QUESTION];
         let (first, second) = question.split_at_mut(QUESTION / 2);
         first.copy_from_slice(&offset.to_ne_bytes());

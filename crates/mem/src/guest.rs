@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use crate::mapping::Mapping;
+use crate::origin::{Check, Origin};
 use crate::{CodeMap, FrozenMemory, Gpa, PAGE_SIZE};
 use std::fs::File;
 use std::io;
@@ -62,6 +63,8 @@ unsafe impl Send for HostRange {}
 struct Inner {
     regions: Vec<Region>,
     mapping: Mapping,
+    /// What must be checked before it is seen.
+    origin: Option<Origin>,
     code: CodeMap,
     /// Writes by anybody but a vCPU; shared by all views.
     host_writes: Arc<AtomicU64>,
@@ -96,33 +99,60 @@ impl GuestMemory {
     /// Makes zeroed RAM. `layout` lists regions as (address, bytes): whole pages, ascending, disjoint.
     /// The host gives pages as the guest touches them, and large ones where it can.
     pub fn new(layout: &[(Gpa, u64)]) -> Result<GuestMemory, MemError> {
-        GuestMemory::over(layout, Mapping::own)
+        let (regions, mapping) = GuestMemory::over(layout, Mapping::own)?;
+        Ok(GuestMemory::with(regions, mapping, None, Arc::default()))
     }
 
     /// The same, of which there can be views ([`GuestMemory::private_view`]) but no frozen copies.
     pub fn viewable(layout: &[(Gpa, u64)]) -> Result<GuestMemory, MemError> {
-        GuestMemory::over(layout, Mapping::shared)
+        let (regions, mapping) = GuestMemory::over(layout, Mapping::shared)?;
+        Ok(GuestMemory::with(regions, mapping, None, Arc::default()))
     }
 
     /// RAM with the content of `file`, which holds the regions one after the other. Pages are read as they are touched, and
-    /// are the machine's own once it writes to them; the file is never written, and must not be by anybody.
-    pub fn of_file(layout: &[(Gpa, u64)], file: File) -> Result<GuestMemory, MemError> {
-        GuestMemory::over(layout, |len| Mapping::of_file(file, len))
+    /// are the machine's own once it writes to them; the file is never written, and must not be by anybody. What `check` does not
+    /// let pass is no memory.
+    pub fn of_file(layout: &[(Gpa, u64)], file: File, check: Option<Check>) -> Result<GuestMemory, MemError> {
+        let (regions, mapping) = GuestMemory::over(layout, |len| Mapping::of_file(file, len))?;
+        let origin = check.map(|check| Origin::new(check, mapping.len() as u64));
+        Ok(GuestMemory::with(regions, mapping, origin, Arc::default()))
     }
 
     fn over(
         layout: &[(Gpa, u64)],
         map: impl FnOnce(usize) -> io::Result<Mapping>,
-    ) -> Result<GuestMemory, MemError> {
+    ) -> Result<(Vec<Region>, Mapping), MemError> {
         let (regions, total) = regions(layout)?;
         let mapping = usize::try_from(total).map_err(|_| io::ErrorKind::OutOfMemory.into()).and_then(map);
         let mapping = mapping.map_err(|source| MemError::Host { bytes: total, source })?;
-        Ok(GuestMemory::with(regions, mapping, Arc::default()))
+        Ok((regions, mapping))
     }
 
-    fn with(regions: Vec<Region>, mapping: Mapping, host_writes: Arc<AtomicU64>) -> GuestMemory {
+    fn with(
+        regions: Vec<Region>,
+        mapping: Mapping,
+        origin: Option<Origin>,
+        host_writes: Arc<AtomicU64>,
+    ) -> GuestMemory {
         let code = CodeMap::new(mapping.len() as u64 / PAGE_SIZE);
-        GuestMemory(Arc::new(Inner { regions, mapping, code, host_writes }))
+        GuestMemory(Arc::new(Inner { regions, mapping, origin, code, host_writes }))
+    }
+
+    /// Whether a range, counted through all regions, is what it must be.
+    pub(crate) fn passes(&self, offset: u64, len: u64) -> bool {
+        self.0.origin.as_ref().is_none_or(|origin| origin.passes(offset, len))
+    }
+
+    /// What the check of [`GuestMemory::of_file`] has found wrong so far.
+    pub fn damage(&self) -> Option<String> {
+        self.0.origin.as_ref().and_then(Origin::found)
+    }
+
+    /// Tells `watcher` what the check of [`GuestMemory::of_file`] finds wrong first, from whatever thread meets it.
+    pub fn on_damage(&self, watcher: impl FnOnce(&str) + Send + 'static) {
+        if let Some(origin) = &self.0.origin {
+            origin.watch(watcher);
+        }
     }
 
     /// The RAM as it is now, for as long as somebody wants to read it; this RAM goes on. Whoever asks sees to it that nobody
@@ -141,7 +171,7 @@ impl GuestMemory {
     pub fn private_view(&self) -> Result<GuestMemory, MemError> {
         let view = self.0.mapping.private_view();
         let view = view.map_err(|source| MemError::Host { bytes: self.size(), source })?;
-        Ok(GuestMemory::with(self.0.regions.clone(), view, self.0.host_writes.clone()))
+        Ok(GuestMemory::with(self.0.regions.clone(), view, None, self.0.host_writes.clone()))
     }
 
     /// Forgets all that was written through this private view.
@@ -194,10 +224,11 @@ impl GuestMemory {
         (host as usize).wrapping_sub(self.0.mapping.base() as usize) as u64
     }
 
-    /// The host address of byte `offset`, counted through all regions.
+    /// The host address of byte `offset`, counted through all regions, and of the rest of its page.
     pub fn ram_host(&self, offset: u64) -> Option<*mut u8> {
         // SAFETY: inside the mapping.
-        (offset < self.size()).then(|| unsafe { self.0.mapping.base().add(offset as usize) })
+        (offset < self.size() && self.passes(offset, 1))
+            .then(|| unsafe { self.0.mapping.base().add(offset as usize) })
     }
 
     /// The host memory behind `len` bytes at `gpa`, which must lie in one region.
@@ -215,6 +246,9 @@ impl GuestMemory {
                 }
                 // In range: offset + region.offset + len <= mapping.len(), so the casts cannot truncate.
                 let start = (region.offset + offset) as usize;
+                if !self.passes(start as u64, len) {
+                    return Err(fail);
+                }
                 // SAFETY: start lies inside the mapping.
                 let ptr = unsafe { self.0.mapping.base().add(start) };
                 return Ok(HostRange { ptr, len: len as usize });
@@ -357,7 +391,7 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         file.set_len(0x10000).unwrap();
         file.write_all_at(&[7; 0x1000], 0x3000).unwrap();
-        let memory = GuestMemory::of_file(&layout, file.try_clone().unwrap()).unwrap();
+        let memory = GuestMemory::of_file(&layout, file.try_clone().unwrap(), None).unwrap();
         assert_eq!(memory.read_array::<2>(Gpa(0x3ffe)).unwrap(), [7, 7]);
         memory.write(Gpa(0x5000), &[1]).unwrap();
         memory.write(Gpa(0x10_0000), &[2]).unwrap();
@@ -374,7 +408,42 @@ mod tests {
         let mut whole = vec![0; 0x10000];
         file.read_exact_at(&mut whole, 0).unwrap();
         assert!(whole.iter().enumerate().all(|(at, byte)| (*byte == 7) == (at / 0x1000 == 3)));
-        assert!(GuestMemory::of_file(&layout[..1], file).is_err());
+        assert!(GuestMemory::of_file(&layout[..1], file, None).is_err());
+    }
+
+    #[test]
+    fn what_does_not_pass_is_no_memory() {
+        let path = std::env::temp_dir().join(format!("viv-checked-{}", std::process::id()));
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        file.set_len(0x10_0000).unwrap();
+        let asked = Arc::<std::sync::Mutex<Vec<u64>>>::default();
+        let seen = asked.clone();
+        let check = move |at, len| {
+            assert_eq!(len, 0x1_0000);
+            seen.lock().unwrap().push(at);
+            if at == 0x3_0000 { Err("a bit flipped".to_string()) } else { Ok(()) }
+        };
+        let memory = GuestMemory::of_file(&[(Gpa(0), 0x10_0000)], file, Some(Box::new(check))).unwrap();
+        for gpa in [0x1_0008, 0x1_fff0, 0x2_0000, 0x4_0000] {
+            memory.read_array::<8>(Gpa(gpa)).unwrap();
+        }
+        assert!(memory.freeze().unwrap().read(0x5_0000, &mut [0; 8]).is_ok());
+        assert_eq!(
+            *asked.lock().unwrap(),
+            [0x1_0000, 0x2_0000, 0x4_0000, 0x5_0000],
+            "each once, none for nothing"
+        );
+        assert_eq!(memory.damage(), None);
+        let told = Arc::<std::sync::Mutex<String>>::default();
+        let heard = told.clone();
+        memory.on_damage(move |what| *heard.lock().unwrap() = what.to_string());
+        assert!(memory.read(Gpa(0x2_fffc), &mut [0; 8]).is_err());
+        assert!(memory.write(Gpa(0x3_1000), &[1]).is_err());
+        assert_eq!(memory.locate(Gpa(0x3_1000)), None);
+        assert!(memory.freeze().unwrap().read(0x3_0000, &mut [0; 8]).is_err());
+        assert_eq!(*told.lock().unwrap(), "a bit flipped");
+        assert_eq!(memory.damage().as_deref(), Some("a bit flipped"));
     }
 
     #[test]

@@ -11,8 +11,10 @@ mod code;
 mod frozen;
 mod guest;
 mod mapping;
+mod origin;
 
 pub use address::{Gpa, Gva, PAGE_SIZE};
 pub use code::CodeMap;
 pub use frozen::FrozenMemory;
 pub use guest::{GuestMemory, HostRange, MemError, Region};
+pub use origin::Check;

@@ -2,12 +2,11 @@
 use crate::guest::Moment;
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 use viv_api::runner::RESUME;
 use viv_machine::{Frozen, Machine, MachineIo, MachineSaved, Preserved};
 use viv_model::{Accel, DiskContent, DiskSpec, Fault, Kind, MachineSpec, SavedParts};
-use viv_snapshot::{
-    MEMORY, SnapshotError, read_manifest, read_section, verify_machine, write_content, write_section,
-};
+use viv_snapshot::{open_memory, read_manifest, read_section, write_content, write_section};
 
 /// The section with the machine's state, and the version of its form.
 const SECTION: (&str, u32) = ("machine", 1);
@@ -98,16 +97,20 @@ pub(crate) fn resume(spec: &MachineSpec, io: MachineIo) -> Result<Machine, Fault
             format!("the snapshot was made on {} and cannot go on on {}", manifest.machine.accel, spec.accel);
         return Err(Fault::new(Kind::Conflict, text, "restore it on the same kind of processor (viv info)"));
     }
-    verify_machine(&manifest, dir)?;
     let state = read_section(dir, &manifest, SECTION.0, SECTION.1)?;
     let saved: MachineSaved = serde_json::from_slice(&state).map_err(|error| {
         let text = format!("the state of the snapshot is not understood: {error}");
         Fault::new(Kind::Error, text, "restore it with the release that made it")
     })?;
-    let path = dir.join(MEMORY);
-    let memory = File::open(&path).map_err(|error| Fault::from(SnapshotError::io("open", &path)(error)))?;
-    let machine =
-        Machine::restore(&MachineSpec { accel: manifest.machine.accel, ..spec.clone() }, io, &saved, memory)?;
+    let memory = Arc::new(open_memory(&manifest, dir)?);
+    let file = memory.file().try_clone().map_err(failed("memory"))?;
+    let check = Box::new(move |at, len| memory.verify_range(at, len).map_err(|error| error.to_string()));
+    let machine = Machine::restore(
+        &MachineSpec { accel: manifest.machine.accel, ..spec.clone() },
+        io,
+        &saved,
+        (file, check),
+    )?;
     std::fs::remove_dir_all(dir).map_err(failed("directory"))?;
     Ok(machine)
 }

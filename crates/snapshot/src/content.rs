@@ -4,7 +4,7 @@ use crate::SnapshotError;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use viv_model::Content;
 
 /// Bytes of a chunk. The last one of a content may be shorter.
@@ -102,46 +102,79 @@ impl HashingWriter<'_> {
     }
 }
 
-/// Reads a content whole and says where it is not what was written. Holes cost nothing.
+/// A content that is compared with what was written, piece by piece or whole. Holes cost nothing.
+pub struct Checked {
+    path: PathBuf,
+    file: File,
+    sums: Vec<u8>,
+    bytes: u64,
+}
+
+impl Checked {
+    /// The file, whose checksums are whole.
+    pub(crate) fn open(path: &Path, content: &Content) -> Result<Checked, SnapshotError> {
+        let file = File::open(path).map_err(SnapshotError::io("open", path))?;
+        let sums_path =
+            path.with_file_name(crate::sums_file(&path.file_name().unwrap_or_default().to_string_lossy()));
+        let sums = std::fs::read(&sums_path).map_err(SnapshotError::io("read", &sums_path))?;
+        let chunks = content.bytes.div_ceil(CHUNK);
+        if sums.len() as u64 != chunks.saturating_mul(SUM_LEN as u64) {
+            let text = format!("it has {} bytes, which are not {chunks} checksums", sums.len());
+            return Err(SnapshotError::damaged(&sums_path, text));
+        }
+        if blake3::hash(&sums).to_hex().as_str() != content.checksum {
+            return Err(SnapshotError::damaged(&sums_path, "the checksums are not those of the manifest"));
+        }
+        let length = file.metadata().map_err(SnapshotError::io("look at", path))?.len();
+        if length != content.bytes {
+            let text = format!("it has {length} bytes instead of {}", content.bytes);
+            return Err(SnapshotError::damaged(path, text));
+        }
+        Ok(Checked { path: path.to_owned(), file, sums, bytes: content.bytes })
+    }
+
+    /// The file itself.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Reads all of it and says where it is not what was written.
+    pub fn verify(&self) -> Result<(), SnapshotError> {
+        self.verify_range(0, self.bytes)
+    }
+
+    /// The same with the chunks of a range.
+    pub fn verify_range(&self, offset: u64, len: u64) -> Result<(), SnapshotError> {
+        let io = |what| SnapshotError::io(what, &self.path);
+        let end = offset.saturating_add(len).min(self.bytes);
+        let mut buffer = vec![0; CHUNK as usize];
+        let mut data = Data::new(&self.file, self.bytes);
+        for index in offset / CHUNK..end.div_ceil(CHUNK) {
+            let at = index * CHUNK;
+            let len = CHUNK.min(self.bytes - at);
+            let wrong = || {
+                let text = format!("the {len} bytes at offset {at} are not what was written");
+                SnapshotError::damaged(&self.path, text)
+            };
+            let sum = self.sums.as_chunks::<SUM_LEN>().0.get(index as usize).ok_or_else(wrong)?;
+            let zero = *sum == [0; SUM_LEN];
+            if !data.touches(at, len).map_err(io("look at"))? {
+                if zero { continue } else { return Err(wrong()) }
+            }
+            let chunk = buffer.get_mut(..len as usize).unwrap_or_default();
+            self.file.read_exact_at(chunk, at).map_err(io("read"))?;
+            let good = if zero { is_zero(chunk) } else { <[u8; SUM_LEN]>::from(blake3::hash(chunk)) == *sum };
+            if !good {
+                return Err(wrong());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads a content whole and says where it is not what was written.
 pub(crate) fn verify(path: &Path, content: &Content) -> Result<(), SnapshotError> {
-    let open = |path: &Path| File::open(path).map_err(SnapshotError::io("open", path));
-    let file = open(path)?;
-    let sums_path =
-        path.with_file_name(crate::sums_file(&path.file_name().unwrap_or_default().to_string_lossy()));
-    let sums = std::fs::read(&sums_path).map_err(SnapshotError::io("read", &sums_path))?;
-    let chunks = content.bytes.div_ceil(CHUNK);
-    if sums.len() as u64 != chunks.saturating_mul(SUM_LEN as u64) {
-        let text = format!("it has {} bytes, which are not {chunks} checksums", sums.len());
-        return Err(SnapshotError::damaged(&sums_path, text));
-    }
-    if blake3::hash(&sums).to_hex().as_str() != content.checksum {
-        return Err(SnapshotError::damaged(&sums_path, "the checksums are not those of the manifest"));
-    }
-    let length = file.metadata().map_err(SnapshotError::io("look at", path))?.len();
-    if length != content.bytes {
-        let text = format!("it has {length} bytes instead of {}", content.bytes);
-        return Err(SnapshotError::damaged(path, text));
-    }
-    let mut buffer = vec![0; CHUNK as usize];
-    let mut data = Data::new(&file, length);
-    for (index, sum) in (0..chunks).zip(sums.as_chunks::<SUM_LEN>().0) {
-        let at = index * CHUNK;
-        let len = CHUNK.min(content.bytes - at);
-        let wrong = || {
-            SnapshotError::damaged(path, format!("the {len} bytes at offset {at} are not what was written"))
-        };
-        let zero = *sum == [0; SUM_LEN];
-        if !data.touches(at, len).map_err(SnapshotError::io("look at", path))? {
-            if zero { continue } else { return Err(wrong()) }
-        }
-        let chunk = buffer.get_mut(..len as usize).unwrap_or_default();
-        file.read_exact_at(chunk, at).map_err(SnapshotError::io("read", path))?;
-        let good = if zero { is_zero(chunk) } else { <[u8; SUM_LEN]>::from(blake3::hash(chunk)) == *sum };
-        if !good {
-            return Err(wrong());
-        }
-    }
-    Ok(())
+    Checked::open(path, content)?.verify()
 }
 
 /// Walks along the parts of a file that are no holes.

@@ -145,8 +145,13 @@ pub fn verify_disks(manifest: &Manifest, dir: &Path) -> Result<(), SnapshotError
     Ok(())
 }
 
+/// Its memory, to be compared with what was written as it is used.
+pub fn open_memory(manifest: &Manifest, dir: &Path) -> Result<content::Checked, SnapshotError> {
+    content::Checked::open(&dir.join(MEMORY), &manifest.memory)
+}
+
 /// Reads its state and memory, likewise.
-pub fn verify_machine(manifest: &Manifest, dir: &Path) -> Result<(), SnapshotError> {
+fn verify_machine(manifest: &Manifest, dir: &Path) -> Result<(), SnapshotError> {
     for section in &manifest.sections {
         read_checked(dir, section)?;
     }

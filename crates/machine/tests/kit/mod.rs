@@ -99,13 +99,15 @@ impl Life {
 
     /// The machine as it was saved.
     pub(crate) fn restore(&self, saved: &MachineSaved, memory: File) -> Life {
-        Life::of(self.kernel.clone(), |spec, io| Machine::restore(spec, io, saved, memory).unwrap())
+        Life::of(self.kernel.clone(), |spec, io| {
+            Machine::restore(spec, io, saved, (memory, Box::new(|_, _| Ok(())))).unwrap()
+        })
     }
 
     /// Whether it can be restored.
     pub(crate) fn try_restore(&self, saved: &MachineSaved, memory: File) -> Result<Machine, Fault> {
         let io = MachineIo { console: Box::new(|_| ()), port: None, vsock: None, shares: Vec::new() };
-        Machine::restore(&spec(&self.kernel), io, saved, memory)
+        Machine::restore(&spec(&self.kernel), io, saved, (memory, Box::new(|_, _| Ok(()))))
     }
 
     fn of(kernel: Arc<Scratch>, make: impl FnOnce(&MachineSpec, MachineIo) -> Machine) -> Life {
