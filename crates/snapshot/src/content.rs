@@ -172,11 +172,6 @@ impl Checked {
     }
 }
 
-/// Reads a content whole and says where it is not what was written.
-pub(crate) fn verify(path: &Path, content: &Content) -> Result<(), SnapshotError> {
-    Checked::open(path, content)?.verify()
-}
-
 /// Walks along the parts of a file that are no holes.
 struct Data<'a> {
     file: &'a File,
@@ -235,7 +230,7 @@ mod tests {
         }
 
         fn verify(&self, content: &Content) -> Result<(), SnapshotError> {
-            verify(&self.0.join("c"), content)
+            Checked::open(&self.0.join("c"), content)?.verify()
         }
     }
 

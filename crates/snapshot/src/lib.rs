@@ -15,7 +15,7 @@ mod manifest;
 
 pub use content::{CHUNK, Checked, Ranges, ReadChunk, SUM_LEN, write as write_content};
 pub use manifest::{
-    FORMAT, MANIFEST, open_memory, plain, read_manifest, read_section, verify, verify_disks, write_manifest,
+    FORMAT, MANIFEST, open_memory, plain, read_manifest, read_section, verify, verify_disk, write_manifest,
     write_section,
 };
 
