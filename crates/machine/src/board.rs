@@ -1,6 +1,6 @@
 //! The board as data: one table says which chips there are, where and with which line; a second one is made from
 //! the machine's description and says which virtio devices there are. One loop builds each.
-use crate::acpi::{AcpiSpec, HOT_PLUG_GPE, MmioDevice, intx_gsi};
+use crate::acpi::{AcpiSpec, GENERATION_GPE, HOT_PLUG_GPE, MmioDevice, intx_gsi};
 use crate::bus::Ranges;
 use crate::core::{SoftWires, World, lock, wall_ns};
 use crate::layout::{ECAM, PCI_WINDOW, VIRTIO_MMIO, VIRTIO_MMIO_SIZE, pci_window64};
@@ -620,6 +620,11 @@ impl Board {
     pub(crate) fn press_power_button(&self) {
         let _going = self.world.going();
         self.power.with(|pm, _| pm.press_power_button());
+    }
+
+    /// Tells the guest that the machine is of another generation: [`crate::layout::GENERATION`].
+    pub(crate) fn tell_generation(&self) {
+        self.power.with(|pm, _| pm.raise_gpe(GENERATION_GPE));
     }
 
     /// Puts a disk into a free slot and tells the guest. Returns the slot, and what the disk's threads do.
