@@ -13,6 +13,7 @@ mod machine;
 mod options;
 mod remembered;
 mod rows;
+mod snapshots;
 mod table;
 
 use machine::{Kind, Marks};
@@ -31,6 +32,9 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
     let options = Options::parse(args)?;
     if options.disks {
         return disks::run(&options);
+    }
+    if options.snapshots {
+        return snapshots::run(&options);
     }
     let userland = guest::prepare(options.peer)?;
     let mut results = Results::default();
