@@ -368,7 +368,10 @@ fn what_is_damaged_or_asked_wrongly_is_refused_with_a_way_out() {
 fn a_service_that_is_killed_over_it_leaves_a_whole_snapshot_or_none() {
     let _vm = Vm("snap-kill");
     run(&["run", "-d", "--name", "snap-kill", "--accel", "soft"], "").ok();
-    for delay_ms in [5, 30, 80, 150, 250, 400] {
+    // As many as one likes: VIV_KILLS=500.
+    let kills = std::env::var("VIV_KILLS").ok().and_then(|number| number.parse().ok()).unwrap_or(6);
+    let delays = (0u64..kills).map(|kill| [5, 30, 80, 150, 250, 400][kill as usize % 6] + kill / 6 * 13 % 97);
+    for delay_ms in delays {
         let mut creating = viv(&["snapshot", "create", "snap-kill"]).spawn().unwrap();
         std::thread::sleep(Duration::from_millis(delay_ms));
         let info = run(&["--json", "info"], "").ok().out;

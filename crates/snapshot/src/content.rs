@@ -267,8 +267,13 @@ mod tests {
         assert_eq!(asked, [(1, CHUNK as usize), (2, CHUNK as usize), (3, CHUNK as usize)]);
     }
 
+    /// As many as one likes: `VIV_FLIPS=10000 cargo test --release -p viv-snapshot`.
+    fn flips() -> u32 {
+        std::env::var("VIV_FLIPS").ok().and_then(|number| number.parse().ok()).unwrap_or(64)
+    }
+
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
+        #![proptest_config(ProptestConfig::with_cases(flips()))]
 
         /// Whatever bit flips, and wherever it is cut: it is found, and where.
         #[test]

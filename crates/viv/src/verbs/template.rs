@@ -1,10 +1,14 @@
 //! `viv template create|ls|rm`: VMs by whose memory and disks others begin.
 use super::{Context, each_of, snapshot};
-use crate::{output, size};
+use crate::{output, size, streams};
 use viv_api::client::Request;
 use viv_api::endpoint::Route;
 use viv_api::snapshot::{Snapshot, SnapshotCreate};
+use viv_api::vm::Vm;
 use viv_model::Fault;
+
+/// How long a guest may take until its agent answers, seconds.
+const AGENT_WAIT_S: u64 = 600;
 
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
@@ -26,6 +30,9 @@ enum Verb {
         /// What there is to say of it
         #[arg(short, long, default_value = "", value_name = "TEXT", hide_default_value = true)]
         comment: String,
+        /// As it is at this moment, also while it boots, or without an agent
+        #[arg(long)]
+        now: bool,
     },
     /// List templates
     Ls {
@@ -43,7 +50,11 @@ enum Verb {
 
 pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
     match args.verb {
-        Verb::Create { vm, name, comment } => {
+        Verb::Create { vm, name, comment, now } => {
+            if !now {
+                let vm: Vm = context.client.json(Request::new(Route::VmGet, &[&vm]))?;
+                drop(streams::agent(&context.client, &vm, AGENT_WAIT_S, AGENT_WAIT_S)?);
+            }
             let body = SnapshotCreate { name: Some(name), comment, template: true };
             snapshot::create(context, &vm, &body)
         }
