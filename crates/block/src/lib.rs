@@ -36,6 +36,7 @@ mod vdi;
 mod vhd;
 mod vhdx;
 mod vmdk;
+mod watched;
 
 pub use chain::{Layer, Source, files, open, open_layer, open_qcow2};
 pub use copy::{Progress, copy};
@@ -49,6 +50,7 @@ pub use qcow2::{CreateOptions, Qcow2, Report};
 pub use raw::RawDisk;
 pub use throttle::{Gate, Throttle, Throttled};
 pub use vdi::NewVdi;
+pub use watched::{Watch, Watched};
 
 use std::io;
 

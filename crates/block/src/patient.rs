@@ -1,8 +1,10 @@
 //! A disk that waits for room: when the host's file system is full, a change waits until there is room again, and
 //! the guest never learns of it. Whoever runs the guest sees that its disks wait, and lets it stand still meanwhile.
 
-use crate::{Disk, Extent};
+use crate::Disk;
+use crate::watched::{Watch, Watched};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -86,8 +88,10 @@ fn distinct(paths: &[PathBuf]) -> Vec<PathBuf> {
 }
 
 /// A disk whose changes wait for room.
-pub struct Patient {
-    disk: Arc<dyn Disk>,
+pub type Patient = Watched<Patience>;
+
+/// Waits for room for one disk.
+pub struct Patience {
     path: PathBuf,
     shortage: Arc<Shortage>,
 }
@@ -100,11 +104,18 @@ fn is_shortage(error: &io::Error) -> bool {
 impl Patient {
     /// The disk, which is called `path`.
     pub fn new(disk: Arc<dyn Disk>, path: &Path, shortage: Arc<Shortage>) -> Patient {
-        Patient { disk, path: path.to_owned(), shortage }
+        Watched::over(disk, Patience { path: path.to_owned(), shortage })
     }
+}
 
-    /// Does it until it is not for lack of room that it fails. It must be such that doing it again does no harm.
-    fn patiently(&self, act: impl Fn() -> io::Result<()>) -> io::Result<()> {
+impl Watch for Patience {
+    /// Does it until it is not for lack of room that it fails.
+    fn change(
+        &self,
+        _disk: &dyn Disk,
+        _range: Range<u64>,
+        act: &dyn Fn() -> io::Result<()>,
+    ) -> io::Result<()> {
         let mut done = act();
         if !done.as_ref().is_err_and(is_shortage) {
             return done;
@@ -120,40 +131,6 @@ impl Patient {
             }
         });
         done
-    }
-}
-
-impl Disk for Patient {
-    fn admit(&self, bytes: u64) {
-        self.disk.admit(bytes);
-    }
-    fn size(&self) -> u64 {
-        self.disk.size()
-    }
-    fn read_only(&self) -> bool {
-        self.disk.read_only()
-    }
-    fn read(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
-        self.disk.read(offset, data)
-    }
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.patiently(|| self.disk.write(offset, data))
-    }
-    fn flush(&self) -> io::Result<()> {
-        self.patiently(|| self.disk.flush())
-    }
-    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.patiently(|| self.disk.discard(offset, len))
-    }
-    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-        self.patiently(|| self.disk.write_zeroes(offset, len, unmap))
-    }
-    fn extent(&self, offset: u64, len: u64) -> io::Result<Extent> {
-        self.disk.extent(offset, len)
-    }
-    /// Its user looks on, and may make room himself.
-    fn resize(&self, size: u64) -> io::Result<()> {
-        self.disk.resize(size)
     }
 }
 

@@ -1,8 +1,10 @@
 //! A disk that can be preserved as it is at one moment, while it goes on: what the guest is about to change is copied first.
 
-use crate::{Disk, Extent};
+use crate::Disk;
+use crate::watched::{Watch, Watched};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
@@ -15,15 +17,15 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// A disk of which [`Preserving::preserve`] makes a [`Preserved`].
-pub struct Preserving {
-    disk: Arc<dyn Disk>,
-    /// Set only while nobody changes the disk.
-    preserved: RwLock<Option<Weak<Kept>>>,
-}
+pub type Preserving = Watched<Preservation>;
+
+/// What is preserved of one disk. Set only while nobody changes the disk.
+#[derive(Default)]
+pub struct Preservation(RwLock<Option<Weak<Kept>>>);
 
 /// What a disk held at one moment: the pieces that have changed since are in a file, the others still on the disk.
 pub struct Preserved {
-    disk: Weak<Preserving>,
+    disk: Weak<dyn Disk>,
     kept: Arc<Kept>,
 }
 
@@ -59,9 +61,8 @@ impl Kept {
     }
 
     /// Copies what is on the disk in this range, before it changes.
-    fn keep(&self, disk: &dyn Disk, offset: u64, len: u64) {
-        let end = offset.saturating_add(len).min(self.size);
-        for piece in offset / PIECE..end.div_ceil(PIECE) {
+    fn keep(&self, disk: &dyn Disk, range: Range<u64>) {
+        for piece in range.start / PIECE..range.end.min(self.size).div_ceil(PIECE) {
             if self.has(piece) {
                 continue;
             }
@@ -100,27 +101,32 @@ fn read_used(disk: &dyn Disk, offset: u64, data: &mut [u8]) -> io::Result<bool> 
 }
 
 impl Preserving {
-    /// The disk, which nobody changes but through this object.
+    /// The disk, of which nothing is preserved yet.
     pub fn new(disk: Arc<dyn Disk>) -> Preserving {
-        Preserving { disk, preserved: RwLock::default() }
+        Watched::over(disk, Preservation::default())
     }
 
     /// What the disk holds now, for as long as somebody wants to read it. What changes is kept in `file`, which is empty, at its
     /// own offset. Nobody may be changing the disk at this moment. There is one at a time: an earlier one ends.
-    pub fn preserve(self: &Arc<Self>, file: File) -> Preserved {
-        let size = self.disk.size();
+    pub fn preserve(&self, file: File) -> Preserved {
+        let size = self.size();
         let words = size.div_ceil(PIECE).div_ceil(64);
         let copied = (0..words).map(|_| AtomicU64::new(0)).collect();
         let kept = Arc::new(Kept { size, copied, state: Mutex::new(State { file, failed: None }) });
-        *self.preserved.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::downgrade(&kept));
-        Preserved { disk: Arc::downgrade(self), kept }
+        *self.watch().0.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::downgrade(&kept));
+        Preserved { disk: Arc::downgrade(self.disk()), kept }
     }
+}
 
-    fn keep(&self, offset: u64, len: u64) {
-        let preserved = self.preserved.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(kept) = preserved.as_ref().and_then(Weak::upgrade) {
-            kept.keep(&*self.disk, offset, len);
+impl Watch for Preservation {
+    fn change(&self, disk: &dyn Disk, range: Range<u64>, act: &dyn Fn() -> io::Result<()>) -> io::Result<()> {
+        if !range.is_empty() {
+            let preserved = self.0.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some(kept) = preserved.as_ref().and_then(Weak::upgrade) {
+                kept.keep(disk, range);
+            }
         }
+        act()
     }
 }
 
@@ -151,45 +157,9 @@ impl Preserved {
         }
         let gone = || io::Error::new(io::ErrorKind::NotConnected, "the disk has gone meanwhile");
         let disk = self.disk.upgrade().ok_or_else(gone)?;
-        let used = read_used(&*disk.disk, offset, data)?;
+        let used = read_used(&*disk, offset, data)?;
         self.kept.set(piece);
         Ok(used)
-    }
-}
-
-impl Disk for Preserving {
-    fn admit(&self, bytes: u64) {
-        self.disk.admit(bytes);
-    }
-    fn size(&self) -> u64 {
-        self.disk.size()
-    }
-    fn read_only(&self) -> bool {
-        self.disk.read_only()
-    }
-    fn read(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
-        self.disk.read(offset, data)
-    }
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.keep(offset, data.len() as u64);
-        self.disk.write(offset, data)
-    }
-    fn flush(&self) -> io::Result<()> {
-        self.disk.flush()
-    }
-    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.keep(offset, len);
-        self.disk.discard(offset, len)
-    }
-    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-        self.keep(offset, len);
-        self.disk.write_zeroes(offset, len, unmap)
-    }
-    fn extent(&self, offset: u64, len: u64) -> io::Result<Extent> {
-        self.disk.extent(offset, len)
-    }
-    fn resize(&self, size: u64) -> io::Result<()> {
-        self.disk.resize(size)
     }
 }
 
@@ -211,7 +181,7 @@ mod tests {
         file
     }
 
-    fn preserve(disk: &Arc<Preserving>) -> (Preserved, File) {
+    fn preserve(disk: &Preserving) -> (Preserved, File) {
         let file = unnamed();
         file.set_len(disk.size()).unwrap();
         (disk.preserve(file.try_clone().unwrap()), file)
@@ -236,7 +206,7 @@ mod tests {
             changes in prop::collection::vec((0u64..700, 1u64..300, 0u8..4), 0..30),
         ) {
             let inner = Arc::new(MemoryDisk::zeroed(1000));
-            let disk = Arc::new(Preserving::new(inner.clone()));
+            let disk = Preserving::new(inner.clone());
             for (at, len, byte) in before {
                 disk.write(at * 512, &vec![byte; len as usize * 512]).unwrap();
             }
@@ -264,7 +234,7 @@ mod tests {
     #[test]
     fn writers_and_the_reader_race() {
         let inner = Arc::new(MemoryDisk::zeroed(16 << 11));
-        let disk = Arc::new(Preserving::new(inner.clone()));
+        let disk = Preserving::new(inner.clone());
         disk.write(0, &vec![1; 16 << 20]).unwrap();
         for round in 1..=20u8 {
             let was = inner.content();
@@ -290,7 +260,7 @@ mod tests {
 
     #[test]
     fn the_guest_goes_on_when_there_is_no_room_for_the_old() {
-        let disk = Arc::new(Preserving::new(Arc::new(MemoryDisk::zeroed(1000))));
+        let disk = Preserving::new(Arc::new(MemoryDisk::zeroed(1000)));
         disk.write(0, &[1; 512]).unwrap();
         let full = File::open("/dev/null").unwrap();
         let preserved = disk.preserve(full);
@@ -304,9 +274,8 @@ mod tests {
 
     #[test]
     fn it_does_not_hold_the_disk() {
-        let disk = Arc::new(Preserving::new(Arc::new(MemoryDisk::zeroed(8))));
+        let disk = Preserving::new(Arc::new(MemoryDisk::zeroed(8)));
         let (preserved, _file) = preserve(&disk);
-        assert_eq!(Arc::strong_count(&disk), 1);
         drop(disk);
         assert!(preserved.read(0, &mut [0; 4096]).is_err());
     }

@@ -4,8 +4,8 @@
 //! costs at once, so a bucket may owe: then the next request waits until the debt is paid. So the average is exact
 //! at any request size, also at one that is larger than the bucket.
 
-use crate::{Disk, Extent};
-use std::io;
+use crate::Disk;
+use crate::watched::{Watch, Watched};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use viv_model::DiskLimits;
@@ -171,49 +171,19 @@ impl Gate {
     }
 }
 
-/// A disk behind a gate.
-pub struct Throttled {
-    disk: Arc<dyn Disk>,
-    gate: Arc<Gate>,
-}
+/// A disk, as fast as its gate lets it be.
+pub type Throttled = Watched<Arc<Gate>>;
 
 impl Throttled {
-    /// The disk, as fast as `gate` lets it be.
+    /// The disk behind the gate.
     pub fn new(disk: Arc<dyn Disk>, gate: Arc<Gate>) -> Throttled {
-        Throttled { disk, gate }
+        Watched::over(disk, gate)
     }
 }
 
-impl Disk for Throttled {
-    fn admit(&self, bytes: u64) {
-        self.gate.pass(bytes);
-    }
-    fn size(&self) -> u64 {
-        self.disk.size()
-    }
-    fn read_only(&self) -> bool {
-        self.disk.read_only()
-    }
-    fn read(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
-        self.disk.read(offset, data)
-    }
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.disk.write(offset, data)
-    }
-    fn flush(&self) -> io::Result<()> {
-        self.disk.flush()
-    }
-    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.disk.discard(offset, len)
-    }
-    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-        self.disk.write_zeroes(offset, len, unmap)
-    }
-    fn extent(&self, offset: u64, len: u64) -> io::Result<Extent> {
-        self.disk.extent(offset, len)
-    }
-    fn resize(&self, size: u64) -> io::Result<()> {
-        self.disk.resize(size)
+impl Watch for Arc<Gate> {
+    fn admit(&self, _disk: &dyn Disk, bytes: u64) {
+        self.pass(bytes);
     }
 }
 

@@ -93,8 +93,14 @@ pub(crate) fn resume(spec: &MachineSpec, io: MachineIo) -> Result<Machine, Fault
     let dir = Path::new(RESUME);
     let manifest = read_manifest(dir)?;
     if spec.accel != Accel::Auto && spec.accel != manifest.machine.accel {
-        let text =
-            format!("the snapshot was made on {} and cannot go on on {}", manifest.machine.accel, spec.accel);
+        let why = match manifest.machine.accel {
+            Accel::Soft => "its time stamp counter counts nanoseconds, which KVM shows only with TSC scaling",
+            _ => "its time stamp counter is the host's, and the software CPU's counts nanoseconds",
+        };
+        let text = format!(
+            "the snapshot was made on {} and cannot go on on {}: {why}",
+            manifest.machine.accel, spec.accel
+        );
         return Err(Fault::new(Kind::Conflict, text, "restore it on the same kind of processor (viv info)"));
     }
     let state = read_section(dir, &manifest, SECTION.0, SECTION.1)?;
