@@ -6,7 +6,7 @@ use crate::store::{StoreError, VmRecord, write_whole};
 use crate::vms::Vms;
 use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use viv_api::secgroup::{Explain, Explanation, SecGroupCreate, SecGroupInfo};
 use viv_api::vm::Vm;
@@ -295,8 +295,15 @@ impl Vms {
             (Side::Vm(one), Side::Vm(other)) => {
                 match (self.shared_address(one, other)?, self.shared_address(other, one)?) {
                     (Some(of_one), Some(of_other)) => {
-                        self.decide(one, Direction::Out, opening, &ask.what, of_other, &mut because)?
-                            && self.decide(other, Direction::In, opening, &ask.what, of_one, &mut because)?
+                        self.decide(one, Direction::Out, opening, &ask.what, of_other.into(), &mut because)?
+                            && self.decide(
+                                other,
+                                Direction::In,
+                                opening,
+                                &ask.what,
+                                of_one.into(),
+                                &mut because,
+                            )?
                     }
                     _ => {
                         because.push(format!(
@@ -345,7 +352,7 @@ impl Vms {
         direction: Direction,
         opening: Opening,
         what: &str,
-        other: Ipv4Addr,
+        other: IpAddr,
         because: &mut Vec<String>,
     ) -> Result<bool, Fault> {
         let groups = self.networks.groups.all()?;
@@ -382,7 +389,7 @@ impl Vms {
 /// One end of a flow.
 enum Side {
     Vm(Box<VmRecord>),
-    Outside(Ipv4Addr),
+    Outside(IpAddr),
 }
 
 fn opening(what: &str) -> Result<Opening, Fault> {
@@ -402,19 +409,23 @@ fn opening(what: &str) -> Result<Opening, Fault> {
 fn reaches(
     record: &VmRecord,
     network: &Option<NetworkSpec>,
-    other: Ipv4Addr,
+    other: IpAddr,
     because: &mut Vec<String>,
 ) -> bool {
+    let is_gateway = |network: &NetworkSpec| {
+        let subnet = network.subnet;
+        other == subnet.gateway() || other == subnet.gateway6()
+    };
     let name = &record.name;
     let (reaches, why) = match network {
         None => (false, format!("VM {name} has no network")),
         Some(network) if network.isolated => {
             (false, format!("network {} of VM {name} is isolated", network.name))
         }
-        Some(network) if other == network.subnet.gateway() && !network.host => {
+        Some(network) if is_gateway(network) && !network.host => {
             (false, format!("network {} of VM {name} does not reach this host (--host yes)", network.name))
         }
-        Some(network) if network.subnet.contains(other) && other != network.subnet.gateway() => {
+        Some(network) if network.subnet.holds(other) && !is_gateway(network) => {
             (false, format!("{other} is an address of network {}; name the VM that has it", network.name))
         }
         Some(network) => (true, format!("network {} of VM {name} leads outside", network.name)),

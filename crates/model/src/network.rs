@@ -2,7 +2,7 @@
 use crate::{Fault, Kind, Label};
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 /// Most bytes of a network's name, which is a label in the names of its VMs.
@@ -13,6 +13,8 @@ const RESERVED: [&str; 3] = ["user", "none", "host"];
 const PREFIX_MAX: u8 = 28;
 /// The largest.
 const PREFIX_MIN: u8 = 8;
+/// Where all networks have their IPv6 addresses: locally assigned (RFC 4193 §3.1). They never leave the host.
+const UNIQUE_LOCAL: [u16; 2] = [0xfd76, 0x6976];
 
 /// IPv4 addresses with the same first bits: `10.1.0.0/16`, also in JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +76,38 @@ impl Subnet {
         let begin = if self.prefix > 26 { 4 } else { 15 };
         let first = self.first.to_bits();
         (first.saturating_add(begin)..self.broadcast().to_bits()).map(Ipv4Addr::from_bits)
+    }
+
+    /// The first IPv6 address of the network that has this subnet, which has a /64: as no two networks of a host have
+    /// IPv4 addresses in common, they have none of IPv6.
+    pub fn prefix6(&self) -> Ipv6Addr {
+        let [top, site] = UNIQUE_LOCAL;
+        let [a, b, c, d] = self.first.octets();
+        let (high, low) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
+        Ipv6Addr::new(top, site, high, low, 0, 0, 0, 0)
+    }
+
+    /// The IPv6 address of the gateway.
+    pub fn gateway6(&self) -> Ipv6Addr {
+        Ipv6Addr::from_bits(self.prefix6().to_bits() | 2)
+    }
+
+    /// The IPv6 address of the name server.
+    pub fn name_server6(&self) -> Ipv6Addr {
+        Ipv6Addr::from_bits(self.prefix6().to_bits() | 3)
+    }
+
+    /// Whether it is the IPv6 address of some network of this or another host of ours.
+    pub fn is_unique_local(address: Ipv6Addr) -> bool {
+        address.segments().starts_with(&UNIQUE_LOCAL)
+    }
+
+    /// Whether an address of either version is one of the network that has this subnet.
+    pub fn holds(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => self.contains(address),
+            IpAddr::V6(address) => address.to_bits() >> 64 == self.prefix6().to_bits() >> 64,
+        }
     }
 
     fn nth(&self, number: u32) -> Ipv4Addr {

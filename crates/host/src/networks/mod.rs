@@ -22,6 +22,7 @@ use viv_api::vm::Process;
 use viv_model::{Attachment, Fault, Kind, NetKind, NetworkSpec, NicSpec, Subnet};
 
 pub(crate) use switch::Switch;
+use viv_net::switch::address::interface;
 
 /// A network's description in its directory.
 const RECORD: &str = "network.json";
@@ -165,6 +166,7 @@ impl Networks {
             id: record.id.clone(),
             name: record.name.clone(),
             address: nic.address,
+            address6: interface(spec.subnet.prefix6(), nic.mac),
             mac: nic.mac.map(|byte| format!("{byte:02x}")).join(":"),
             ports: nic.ports.clone(),
             connected: connected.contains(record.id.as_str()),
@@ -173,6 +175,9 @@ impl Networks {
             vms: vms.collect(),
             gateway: spec.subnet.gateway(),
             name_server: spec.subnet.name_server(),
+            prefix6: spec.subnet.prefix6(),
+            gateway6: spec.subnet.gateway6(),
+            name_server6: spec.subnet.name_server6(),
             pid: status.as_ref().map(|status| status.process.pid),
             sandbox: status.as_ref().map(|status| status.sandbox.clone()).unwrap_or_default(),
             spec,

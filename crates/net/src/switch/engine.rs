@@ -2,8 +2,8 @@
 
 use super::address::{GATEWAY_MAC, Plan};
 use super::command::{Command, Commands, Controls, PlugError};
-use super::datagram::EchoFlow;
-use super::input::{self, Frame, Input};
+use super::discovery::{self, Discovery};
+use super::input::{self, Frame, Input, Sender};
 use super::listen::{Listeners, Socket};
 use super::nat::Nat;
 use super::poll::{Event, Who};
@@ -11,9 +11,9 @@ use super::ports::{Port, Ports};
 use super::tcp::OUT_MAX;
 use super::{dhcp, dns, frame};
 use crate::port::{NetPort, PACKET_MAX, SocketPort};
-use smoltcp::wire::{EthernetAddress, Icmpv4Repr};
+use smoltcp::wire::EthernetAddress;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 use viv_model::{Attachment, NetworkSpec};
 
@@ -21,6 +21,8 @@ use viv_model::{Attachment, NetworkSpec};
 const BATCH: usize = 64;
 /// A switch into which nobody is plugged any more ends; at its beginning it waits so long for the first.
 const LONELY_FIRST: Duration = Duration::from_secs(30);
+/// How often the router is advertised.
+const ADVERTISE: Duration = Duration::from_secs(discovery::AGAIN_S);
 /// And later so long: a VM that starts anew finds it.
 const LONELY: Duration = Duration::from_secs(2);
 
@@ -31,18 +33,21 @@ pub struct Engine {
     commands: Commands,
     /// When it ends if nobody is plugged in by then.
     lonely_until: Option<Instant>,
+    /// When the router is advertised again.
+    advertise_at: Instant,
 }
 
 impl Engine {
     /// A switch for this network, whose guests have other names asked for at `resolver`.
     pub fn new(network: &NetworkSpec, resolver: Option<SocketAddr>) -> io::Result<(Engine, Controls)> {
         let plan = Plan::new(network, resolver);
-        let ports = Ports::new(plan.gateway);
+        let ports = Ports::new(&plan);
         let mut nat = Nat::new(plan)?;
         let (controls, commands) = Commands::new()?;
         nat.poll.watch(&commands.waker, Who::Commands).ok_or(io::ErrorKind::OutOfMemory)?;
         let lonely_until = Some(Instant::now() + LONELY_FIRST);
-        Ok((Engine { nat, ports, commands, lonely_until }, controls))
+        let advertise_at = Instant::now() + ADVERTISE;
+        Ok((Engine { nat, ports, commands, lonely_until, advertise_at }, controls))
     }
 
     /// Serves until nobody has been plugged in for a while.
@@ -57,6 +62,9 @@ impl Engine {
             self.nat.expire(&mut self.ports);
             more = self.take_packets(&mut packet);
             self.nat.pump(&mut self.ports);
+            if self.advertise_at <= Instant::now() {
+                self.advertise();
+            }
             self.flush();
             // Those that took too few answers may have taken them now.
             more |= self.ports.are_ready(4 * OUT_MAX);
@@ -68,7 +76,8 @@ impl Engine {
 
     fn until_something(&self) -> Option<Duration> {
         let lonely = self.lonely_until.map(|end| end.saturating_duration_since(Instant::now()));
-        [lonely, self.nat.until_timer()].into_iter().flatten().min()
+        let advertise = self.advertise_at.saturating_duration_since(Instant::now());
+        [lonely, self.nat.until_timer(), Some(advertise)].into_iter().flatten().min()
     }
 
     fn event(&mut self, event: Event) {
@@ -137,7 +146,7 @@ impl Engine {
     ) -> Result<(), PlugError> {
         let (address, mac) = (attachment.address, EthernetAddress(attachment.mac));
         let plan = &self.nat.plan;
-        if !plan.subnet.contains(address) || plan.is_ours(address) || plan.is_group(address) {
+        if !plan.subnet.contains(address) || plan.is_ours(address.into()) || plan.is_group(address.into()) {
             return Err(PlugError::NotOurs(address));
         }
         if mac.0 == GATEWAY_MAC || !mac.is_unicast() {
@@ -165,6 +174,10 @@ impl Engine {
         }
         self.announce(address, mac);
         self.ports.add(port);
+        // A guest that knew the network before tells what it has.
+        let advertisement = discovery::router_advertisement(&self.nat.plan, mac);
+        self.reply(address, Some(advertisement));
+        self.reply(address, Some(discovery::question(mac, self.ports.global(mac))));
         self.members_changed();
         self.lonely_until = None;
         Ok(())
@@ -174,11 +187,22 @@ impl Engine {
     fn announce(&mut self, address: Ipv4Addr, mac: EthernetAddress) {
         let others: Vec<_> = self.ports.all().map(|port| (port.attachment.address, port.mac)).collect();
         for (other, to) in others {
-            let announcement = frame::arp_announcement(to, mac, address);
-            let sent = announcement.is_none_or(|packet| self.ports.forward(other, &packet));
-            if !sent {
+            let global = self.ports.global(mac);
+            let announcements =
+                [frame::arp_announcement(to, mac, address), Some(discovery::announcement(to, mac, global))];
+            if !announcements.iter().flatten().all(|packet| self.ports.forward(other, packet)) {
                 self.unplug(other);
             }
+        }
+    }
+
+    /// Tells all guests of the router.
+    fn advertise(&mut self) {
+        self.advertise_at = Instant::now() + ADVERTISE;
+        let guests: Vec<_> = self.ports.all().map(|port| (port.attachment.address, port.mac)).collect();
+        for (guest, mac) in guests {
+            let advertisement = discovery::router_advertisement(&self.nat.plan, mac);
+            self.reply(guest, Some(advertisement));
         }
     }
 
@@ -232,50 +256,83 @@ impl Engine {
     /// A packet from the port of this address.
     fn input(&mut self, from: Ipv4Addr, packet: &[u8]) {
         let Some(port) = self.ports.get(from) else { return };
-        match input::parse(packet, &self.nat.plan, port.mac, from) {
+        let mac = port.mac;
+        let ports = &mut self.ports;
+        let sender = Sender { mac, address: from, owns: |address| ports.claim(from, address) };
+        match input::parse(packet, &self.nat.plan, sender) {
             None => {}
             Some(Frame::Arp(request)) => {
-                let owner = |address| {
-                    let ours = self.nat.plan.is_ours(address).then_some(EthernetAddress(GATEWAY_MAC));
-                    // Its own nobody else has: it asks to find that out (RFC 5227).
-                    let other = self.ports.get(address).filter(|_| address != from);
-                    ours.or(other.map(|port| port.mac))
-                };
+                // Its own nobody else has: it asks to find that out (RFC 5227).
+                let owner = |address| self.owner(address).filter(|_| address != from);
                 let reply = frame::arp_reply(request, owner);
                 self.reply(from, reply);
             }
+            Some(Frame::Discovery(asker, discovery)) => self.discover(from, mac, asker, discovery),
             Some(Frame::Gateway(Input::Tcp(flow, segment))) => {
                 self.nat.segment(flow, &segment, &mut self.ports);
             }
             Some(Frame::Gateway(Input::Udp(flow, payload))) => self.datagram(from, flow, payload),
-            Some(Frame::Gateway(Input::Icmp(guest, remote, request))) => {
-                if let Icmpv4Repr::EchoRequest { ident, .. } = request {
-                    let flow = EchoFlow { guest, remote, ident };
-                    self.nat.echo_request(flow, &request, &mut self.ports);
-                }
+            Some(Frame::Gateway(Input::Echo(flow, sequence, data))) => {
+                self.nat.echo_request(flow, sequence, data, &mut self.ports);
             }
             Some(Frame::Neighbours { to, address }) => self.forward(from, to, address, packet),
         }
     }
 
+    /// Whose card has an address.
+    fn owner(&self, address: impl Into<IpAddr>) -> Option<EthernetAddress> {
+        let address = address.into();
+        if self.nat.plan.is_ours(address) {
+            return Some(EthernetAddress(GATEWAY_MAC));
+        }
+        self.ports.of_address(address).and_then(|port| self.ports.get(port)).map(|port| port.mac)
+    }
+
+    /// Answers what a guest asks of neighbours.
+    fn discover(&mut self, from: Ipv4Addr, mac: EthernetAddress, asker: Ipv6Addr, discovery: Discovery) {
+        let answer = match discovery {
+            Discovery::Nothing => return,
+            Discovery::Router => discovery::router_advertisement(&self.nat.plan, mac),
+            Discovery::Neighbour(target) => {
+                // One that asks without an address wants to have it (RFC 4862 §5.4): it is its own if nobody has it.
+                if asker.is_unspecified() && self.ports.claim(from, target) {
+                    return;
+                }
+                let owner = self.owner(target).filter(|owner| *owner != mac);
+                match owner {
+                    Some(owner) => discovery::answer(mac, asker, target, owner),
+                    // It may not have it: as if we had it.
+                    None if asker.is_unspecified() => {
+                        discovery::answer(mac, asker, target, EthernetAddress(GATEWAY_MAC))
+                    }
+                    None => return,
+                }
+            }
+        };
+        self.reply(from, Some(answer));
+    }
+
     fn datagram(&mut self, from: Ipv4Addr, flow: super::address::Flow, payload: &[u8]) {
         let plan = &self.nat.plan;
-        if flow.remote.port() == dhcp::SERVER_PORT {
+        if flow.remote.port() == dhcp::SERVER_PORT && flow.remote.is_ipv4() {
             let Some(port) = self.ports.get(from) else { return };
             let answer = dhcp::answer(payload, plan, from, &port.attachment.name);
             // Its card takes it, whatever address it has or thinks to have.
-            let source = SocketAddrV4::new(plan.gateway, dhcp::SERVER_PORT);
-            let to = SocketAddrV4::new(Ipv4Addr::BROADCAST, dhcp::CLIENT_PORT);
+            let source = (plan.gateway.v4, dhcp::SERVER_PORT).into();
+            let to = (Ipv4Addr::BROADCAST, dhcp::CLIENT_PORT).into();
             let reply = answer.map(|answer| frame::udp(port.mac, source, to, &answer));
             return self.reply(from, reply);
         }
-        if flow.remote.port() == super::address::DNS_PORT && plan.is_name_server(*flow.remote.ip()) {
+        if flow.remote.port() == super::address::DNS_PORT && plan.is_name_server(flow.remote.ip()) {
             let named = |name: &str| {
                 let mut ports = self.ports.all();
-                let port = ports.find(|port| port.attachment.name.eq_ignore_ascii_case(name));
-                port.map(|port| port.attachment.address)
+                let port = ports.find(|port| port.attachment.name.eq_ignore_ascii_case(name))?;
+                Some(dns::Addresses { v4: port.attachment.address, v6: self.ports.address6(port) })
             };
-            let name = |address| self.ports.get(address).map(|port| port.attachment.name.clone());
+            let name = |address| {
+                let port = self.ports.of_address(address).and_then(|port| self.ports.get(port))?;
+                Some(port.attachment.name.clone())
+            };
             if let Some(answer) = dns::answer(payload, plan, named, name)
                 && let Some(port) = self.ports.get(from)
             {
@@ -295,14 +352,18 @@ impl Engine {
     }
 
     /// Hands a packet to the neighbours whom it is for.
-    fn forward(&mut self, from: Ipv4Addr, to: EthernetAddress, address: Ipv4Addr, packet: &[u8]) {
+    fn forward(&mut self, from: Ipv4Addr, to: EthernetAddress, address: IpAddr, packet: &[u8]) {
         let ip = packet.get(frame::NETWORK..).unwrap_or_default();
         let now = Instant::now();
         if to.is_unicast() {
-            // A card is reached at its guest's own address only: nobody is a router here but us.
-            let known = self.ports.of_mac(to) == Some(address) && address != from;
-            if known && self.nat.filter.passes(ip, address, now) && !self.ports.forward(address, packet) {
-                self.unplug(address);
+            // A card is reached at its guest's own addresses only: nobody is a router here but us.
+            let Some(port) = self.ports.of_mac(to).filter(|port| *port != from) else { return };
+            let known = self.ports.of_address(address) == Some(port);
+            if known
+                && self.nat.filter.passes(ip, [from, port], false, now)
+                && !self.ports.forward(port, packet)
+            {
+                self.unplug(port);
             }
             return;
         }
@@ -311,7 +372,7 @@ impl Engine {
         }
         let others: Vec<Ipv4Addr> = self.ports.all().map(|port| port.attachment.address).collect();
         for other in others.into_iter().filter(|other| *other != from) {
-            if self.nat.filter.passes(ip, other, now) && !self.ports.forward(other, packet) {
+            if self.nat.filter.passes(ip, [from, other], true, now) && !self.ports.forward(other, packet) {
                 self.unplug(other);
             }
         }

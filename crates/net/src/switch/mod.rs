@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  cards ◄─ a socket pair each ─► Engine: input.rs looks who sent it
-//!             ├─ ARP, DHCP, DNS: answered here
+//!             ├─ ARP, neighbours and routers of IPv6, DHCP, DNS: answered here
 //!             ├─ to another card: handed to its port, if Filter lets it pass
 //!             └─ to the outside: Nat ─┬─ TCP: tcp.rs, a peer for each connection ◄─► a socket
 //!                                     └─ UDP, echo: datagram.rs, a socket for each flow
@@ -16,6 +16,7 @@ pub mod address;
 mod command;
 mod datagram;
 mod dhcp;
+mod discovery;
 mod dns;
 mod engine;
 mod filter;

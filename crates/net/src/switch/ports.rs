@@ -1,17 +1,22 @@
 //! The ports of a switch: who is plugged in where.
 
-use super::address::Flow;
+use super::address::{Flow, Gateway, LINK_LOCAL, Plan, ROUTER, card_of, interface};
 use super::listen::{Listeners, Socket};
 use super::tcp::Link;
 use crate::port::{NetPort, SocketPort};
 use smoltcp::wire::EthernetAddress;
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Instant;
 use viv_model::Attachment;
 
 /// Packets of other VMs that wait for a port, beyond which they are lost.
 const FORWARD_MAX: usize = 64;
+/// Most IPv6 addresses of a guest at a time: those of its card, and some for privacy (RFC 8981), which change. The one that
+/// it has had longest goes for a new one.
+const ADDRESSES6_MAX: usize = 16;
+/// Below this, the last 64 bits of an address are ours to give.
+const OURS_BELOW: u64 = 1 << 32;
 
 /// Where a VM's card is plugged in.
 pub(super) struct Port {
@@ -22,6 +27,8 @@ pub(super) struct Port {
     pub(super) mac: EthernetAddress,
     /// Published ports, each with what it is called in the poll.
     pub(super) listeners: Vec<(Socket, u16, u64)>,
+    /// The IPv6 addresses that it has been seen to have.
+    addresses6: VecDeque<Ipv6Addr>,
     /// Packets that wait for room.
     pub(super) out: VecDeque<Vec<u8>>,
     /// Connections that wait for the same.
@@ -36,6 +43,7 @@ impl Port {
             mac: EthernetAddress(attachment.mac),
             attachment,
             listeners: Vec::new(),
+            addresses6: VecDeque::new(),
             out: VecDeque::new(),
             blocked: BTreeSet::new(),
         }
@@ -44,9 +52,11 @@ impl Port {
 
 /// All ports, by the guests' addresses.
 pub(super) struct Ports {
-    gateway: Ipv4Addr,
+    gateway: Gateway,
+    prefix: Ipv6Addr,
     ports: HashMap<Ipv4Addr, Port>,
     by_mac: HashMap<EthernetAddress, Ipv4Addr>,
+    by_address6: HashMap<Ipv6Addr, Ipv4Addr>,
     /// Those that may have packets for us.
     pub(super) readable: BTreeSet<Ipv4Addr>,
     /// Those that we may have packets for.
@@ -54,9 +64,11 @@ pub(super) struct Ports {
 }
 
 impl Ports {
-    pub(super) fn new(gateway: Ipv4Addr) -> Ports {
+    pub(super) fn new(plan: &Plan) -> Ports {
         Ports {
-            gateway,
+            gateway: plan.gateway,
+            prefix: plan.subnet.prefix6(),
+            by_address6: HashMap::new(),
             ports: HashMap::new(),
             by_mac: HashMap::new(),
             readable: BTreeSet::new(),
@@ -90,6 +102,9 @@ impl Ports {
     pub(super) fn remove(&mut self, address: Ipv4Addr) -> Option<Port> {
         let port = self.ports.remove(&address)?;
         self.by_mac.remove(&port.mac);
+        for address in &port.addresses6 {
+            self.by_address6.remove(address);
+        }
         self.readable.remove(&address);
         self.writable.remove(&address);
         Some(port)
@@ -98,6 +113,62 @@ impl Ports {
     /// The port of a card.
     pub(super) fn of_mac(&self, mac: EthernetAddress) -> Option<Ipv4Addr> {
         self.by_mac.get(&mac).copied()
+    }
+
+    /// The IPv6 address that a card gives itself in this network.
+    pub(super) fn global(&self, mac: EthernetAddress) -> Ipv6Addr {
+        interface(self.prefix, mac.0)
+    }
+
+    /// The port of a guest's address.
+    pub(super) fn of_address(&self, address: IpAddr) -> Option<Ipv4Addr> {
+        match address {
+            IpAddr::V4(address) => self.ports.contains_key(&address).then_some(address),
+            IpAddr::V6(address) => self.by_address6.get(&address).copied().or_else(|| {
+                // A guest that has not said anything yet has, or will have, its card's.
+                let mac = card_of(address).filter(|_| self.is_of_link(address))?;
+                self.of_mac(EthernetAddress(mac))
+            }),
+        }
+    }
+
+    fn is_of_link(&self, address: Ipv6Addr) -> bool {
+        [self.prefix, LINK_LOCAL].iter().any(|prefix| prefix.to_bits() >> 64 == address.to_bits() >> 64)
+    }
+
+    /// Whether an IPv6 address is the guest's at this port: from the first time that it is seen to have it, if nobody else
+    /// has it, and if it is not one that only another card, or we, may have (RFC 6620).
+    pub(super) fn claim(&mut self, port: Ipv4Addr, address: Ipv6Addr) -> bool {
+        if let Some(owner) = self.by_address6.get(&address) {
+            return *owner == port;
+        }
+        // The last 64 bits.
+        let is_ours = (address.to_bits() as u64) < OURS_BELOW || address == ROUTER;
+        let is_of_link = self.is_of_link(address);
+        let Some(it) = self.ports.get_mut(&port) else { return false };
+        let is_other_cards = card_of(address).is_some_and(|mac| mac != it.mac.0);
+        if is_ours || is_other_cards || !is_of_link {
+            return false;
+        }
+        if it.addresses6.len() >= ADDRESSES6_MAX
+            && let Some(oldest) = it.addresses6.pop_front()
+        {
+            self.by_address6.remove(&oldest);
+        }
+        it.addresses6.push_back(address);
+        self.by_address6.insert(address, port);
+        true
+    }
+
+    /// The IPv6 address by which others find a guest: its card's, if it has been seen to have it, else one that it has.
+    pub(super) fn address6(&self, port: &Port) -> Option<Ipv6Addr> {
+        let own = self.global(port.mac);
+        let in_prefix = |address: &&Ipv6Addr| address.to_bits() >> 64 == self.prefix.to_bits() >> 64;
+        let mut known = port.addresses6.iter().filter(in_prefix);
+        match known.clone().any(|address| *address == own) {
+            true => Some(own),
+            false => known.next_back().copied(),
+        }
     }
 
     /// Whether one may have packets for us, and not more than `most` to take.

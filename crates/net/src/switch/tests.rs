@@ -123,8 +123,14 @@ impl Guest {
         let mut card = Card { port, lose: 0, count: 0 };
         let config = Config::new(HardwareAddress::Ethernet(EthernetAddress(mac)));
         let mut interface = Interface::new(config, &mut card, Clock::now());
-        interface.update_ip_addrs(|addresses| addresses.push(IpCidr::new(address.into(), 24)).unwrap());
+        let prefix = NetworkSpec::USER.prefix6();
+        let global = super::address::interface(prefix, mac);
+        interface.update_ip_addrs(|addresses| {
+            addresses.push(IpCidr::new(address.into(), 24)).unwrap();
+            addresses.push(IpCidr::new(global.into(), 64)).unwrap();
+        });
         interface.routes_mut().add_default_ipv4_route(GATEWAY).unwrap();
+        interface.routes_mut().add_default_ipv6_route(super::address::ROUTER).unwrap();
         Guest { card, interface, sockets: SocketSet::new(Vec::new()) }
     }
 
@@ -394,14 +400,80 @@ fn names_are_asked_for_at_the_resolver() {
     assert_eq!(got, b"reply");
 }
 
+/// Ways to the host's loopback by IPv6, which not every host has.
+fn loopback6() -> Option<(TcpListener, UdpSocket)> {
+    Some((TcpListener::bind("[::1]:0").ok()?, UdpSocket::bind("[::1]:0").ok()?))
+}
+
+#[test]
+fn ipv6_reaches_the_host_as_its_gateway_and_what_is_not_there_says_so() {
+    let Some((listener, server)) = loopback6() else { return eprintln!("this host has no IPv6") };
+    let mut guest = Guest::new();
+    let gateway = NetworkSpec::USER.gateway6();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).unwrap();
+        stream.write_all(&all).unwrap();
+    });
+    let handle = guest.connect((gateway, port), 40000);
+    let sent = bytes(2 << 20);
+    assert!(guest.exchange(handle, &sent) == sent, "what comes back is what was sent");
+    // The listener is gone; and nobody is at these.
+    let begin = Instant::now();
+    for (to, from) in [((gateway, port), 40001), ((gateway, 9), 40002)] {
+        let handle = guest.connect(to, from);
+        guest.until(|sockets| {
+            (sockets.get_mut::<tcp::Socket<'_>>(handle).state() == tcp::State::Closed).then_some(())
+        });
+    }
+    assert!(begin.elapsed() < Duration::from_secs(5));
+    let to = (gateway, server.local_addr().unwrap().port());
+    thread::spawn(move || {
+        let mut buffer = vec![0; 1 << 16];
+        while let Ok((len, from)) = server.recv_from(&mut buffer) {
+            server.send_to(&buffer[..len], from).unwrap();
+        }
+    });
+    let handle = datagrams(&mut guest);
+    guest.sockets.get_mut::<udp::Socket<'_>>(handle).bind(5000).unwrap();
+    for len in [0, 1, 1472, 60000] {
+        guest.sockets.get_mut::<udp::Socket<'_>>(handle).send_slice(&bytes(len), to).unwrap();
+        let got = guest.until(|sockets| {
+            let socket = sockets.get_mut::<udp::Socket<'_>>(handle);
+            socket.recv().ok().map(|(payload, from)| (payload.to_vec(), from.endpoint))
+        });
+        assert_eq!(got, (bytes(len), IpEndpoint::from(to)));
+    }
+}
+
 proptest! {
     #[test]
-    fn any_frame_is_taken(packet in proptest::collection::vec(any::<u8>(), 0..200), kind in 0..4u8) {
+    fn any_frame_is_taken(packet in proptest::collection::vec(any::<u8>(), 0..200), kind in 0..9u8) {
         let mut packet = packet;
-        if packet.len() > 40 {
-            packet[24..26].copy_from_slice(if kind == 0 { &[0x08, 0x06] } else { &[0x08, 0x00] });
-            packet[26] = 0x45;
-            packet[35] = [0, 6, 17, 1][usize::from(kind)];
+        if packet.len() > 90 {
+            packet[18..24].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
+            match kind {
+                0 => packet[24..26].copy_from_slice(&[0x08, 0x06]),
+                1..=3 => {
+                    packet[24..26].copy_from_slice(&[0x08, 0x00]);
+                    packet[26] = 0x45;
+                    packet[35] = [6, 17, 1][usize::from(kind - 1)];
+                    packet[38..42].copy_from_slice(&GUEST.octets());
+                }
+                _ => {
+                    packet[24..26].copy_from_slice(&[0x86, 0xdd]);
+                    packet[26] = 0x60;
+                    let len = (packet.len() - 26 - 40) as u16;
+                    packet[30..32].copy_from_slice(&len.to_be_bytes());
+                    packet[32] = [6, 17, 58, 58, 58][usize::from(kind - 4)];
+                    if kind > 5 {
+                        packet[33] = 255;
+                        packet[66] = [133, 135, 128][usize::from(kind - 6)];
+                    }
+                }
+            }
         }
         parse_frame(&packet);
     }
