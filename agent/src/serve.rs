@@ -74,8 +74,8 @@ fn handle(mut connection: File) -> io::Result<()> {
     let asked = match read_line(&mut connection) {
         Ok(Request::Exec(what)) => return exec::run(connection, &what),
         Ok(Request::Ping {}) => None,
-        Ok(Request::Renew { unix_ns, entropy, hostname }) => {
-            let renewed = renew::renew(unix_ns, &entropy, &hostname);
+        Ok(Request::Renew { unix_ns, entropy, hostname, card }) => {
+            let renewed = renew::renew(unix_ns, &entropy, &hostname, card.as_ref());
             reply.error = renewed.err().map(|error| format!("cannot renew the guest: {error}"));
             None
         }

@@ -134,6 +134,39 @@ pub(crate) fn loopback_up() -> io::Result<()> {
     Ok(())
 }
 
+/// Gives a network interface another hardware address, and has its link go down and up (netdevice(7)).
+pub(crate) fn set_card_address(name: &str, mac: [u8; 6]) -> io::Result<()> {
+    // SAFETY: no pointers.
+    let socket = owned(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: `ifreq` is plain data for which zero is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as _;
+    }
+    // SAFETY: SIOCGIFFLAGS writes one `ifreq`.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &mut request) })?;
+    // SAFETY: SIOCGIFFLAGS has set the flags.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    let set_flags = |request: &mut libc::ifreq, flags| {
+        request.ifr_ifru.ifru_flags = flags;
+        // SAFETY: SIOCSIFFLAGS reads one `ifreq`.
+        check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &*request) }).map(drop)
+    };
+    set_flags(&mut request, flags & !(libc::IFF_UP as libc::c_short))?;
+    let mut address: libc::sockaddr = libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data: [0; 14] };
+    for (to, from) in address.sa_data.iter_mut().zip(mac) {
+        *to = from as _;
+    }
+    request.ifr_ifru.ifru_hwaddr = address;
+    // SAFETY: SIOCSIFHWADDR reads one `ifreq`.
+    let renamed = check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFHWADDR, &request) }).map(drop);
+    // Up again in any case.
+    set_flags(&mut request, flags).and(renamed)
+}
+
 /// kill(2). `pid` -1: everybody but us; below -1: a process group.
 pub(crate) fn kill(pid: i32, signal: c_int) -> io::Result<()> {
     // SAFETY: no pointers.

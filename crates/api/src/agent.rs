@@ -24,6 +24,15 @@ pub const STATUS_NOT_FOUND: u8 = 127;
 /// The exit status of a command that exists and cannot be run.
 pub const STATUS_NOT_EXECUTABLE: u8 = 126;
 
+/// A network card that has another address than the guest knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewCard {
+    /// Its addresses before: the guest's card has one of them.
+    pub before: Vec<[u8; 6]>,
+    /// Its address.
+    pub mac: [u8; 6],
+}
+
 /// The first line of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -45,6 +54,9 @@ pub enum Request {
         entropy: Vec<u8>,
         /// The VM's name.
         hostname: String,
+        /// The network card's new address, if it has one.
+        #[serde(default)]
+        card: Option<NewCard>,
     },
     /// Whether somebody uses the disk with this serial number: then the answer's `in_use` says who.
     Disk {

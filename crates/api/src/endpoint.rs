@@ -98,6 +98,16 @@ pub enum Route {
     NetworkConnect,
     /// Take a VM out of a network.
     NetworkDisconnect,
+    /// List ports.
+    PortList,
+    /// One VM's port.
+    PortGet,
+    /// How much may pass a VM's card.
+    PortLimits,
+    /// Another card and address for a VM.
+    PortRebind,
+    /// What passes a VM's port.
+    PortCapture,
     /// List security groups.
     SecGroupList,
     /// Make a security group.
@@ -327,6 +337,35 @@ pub const TABLE: &[Endpoint] = &[
         "/v1/networks/{network}/vms/{vm}",
         Answer::Json,
         "take a VM's card out of it (Vm)",
+    ),
+    line(
+        Route::PortList,
+        Method::Get,
+        "/v1/ports",
+        Answer::Json,
+        "the ports of all VMs with a network card: addresses, limits, what has passed ([Port])",
+    ),
+    line(Route::PortGet, Method::Get, "/v1/vms/{vm}/port", Answer::Json, "a VM's port (Port)"),
+    line(
+        Route::PortLimits,
+        Method::Post,
+        "/v1/vms/{vm}/port/limits",
+        Answer::Json,
+        "how much may pass a VM's card from now on (NicLimits -> Port)",
+    ),
+    line(
+        Route::PortRebind,
+        Method::Post,
+        "/v1/vms/{vm}/port/rebind",
+        Answer::Json,
+        "give a VM's card another address, and its guest another lease, also while it runs (Port)",
+    ),
+    line(
+        Route::PortCapture,
+        Method::Get,
+        "/v1/vms/{vm}/port/capture",
+        Answer::Bytes,
+        "what passes a VM's port, as pcapng, until it is closed or the VM's plug is pulled",
     ),
     line(
         Route::SecGroupList,

@@ -12,7 +12,7 @@ use crate::stats::VmStats;
 use crate::vm::{DiskSize, OnReboot, Process};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
-use viv_model::{Accel, DiskLimits, DiskSpec, End, Fault, MachineSpec, SavedParts, State};
+use viv_model::{Accel, DiskLimits, DiskSpec, End, Fault, MachineSpec, NicSpec, SavedParts, State};
 
 /// What the VM is asked to be: a [`RunnerSpec`]. All names are relative to the VM's directory.
 pub const SPEC: &str = "spec.json";
@@ -130,6 +130,11 @@ pub enum Ask {
     /// Plug the network card into the port whose socket comes with the request (SCM_RIGHTS of unix(7)), or, without one,
     /// pull its plug.
     Plug,
+    /// Its network card has other addresses: tell the guest's agent, if there is one.
+    Renew {
+        /// The card as it is now.
+        nic: NicSpec,
+    },
     /// End now.
     Kill {
         /// What to write instead of [`End::Killed`].

@@ -12,7 +12,7 @@ use viv_api::vm::{Process, Vm};
 use viv_model::{Fault, Kind, NetKind, NicSpec};
 
 /// How long a cable is out before it is in another network, so that the guest notices.
-const CABLE_OUT: Duration = Duration::from_secs(1);
+pub(crate) const CABLE_OUT: Duration = Duration::from_secs(1);
 /// A switch that lived shorter than this is started again only after as long.
 const SHORT_LIFE: Duration = Duration::from_secs(2);
 
@@ -22,7 +22,7 @@ impl Vms {
         self.networks.plug(record)
     }
 
-    fn switch_of(&self, record: &VmRecord) -> Option<Switch> {
+    pub(crate) fn switch_of(&self, record: &VmRecord) -> Option<Switch> {
         let nic = record.machine.nic.as_ref()?;
         Some(self.networks.of(&record.id, nic).ok()??.1)
     }
@@ -114,8 +114,8 @@ impl Vms {
 
     fn move_card(&self, mut record: VmRecord, runner: &Runner, net: NetKind) -> Result<Vm, Fault> {
         let lives = runner.process().is_some();
-        let (ports, mac) = match &record.machine.nic {
-            Some(nic) => (nic.ports.clone(), nic.mac),
+        let mut nic = match record.machine.nic.clone() {
+            Some(nic) => nic,
             None if lives => {
                 return Err(Fault::new(
                     Kind::Conflict,
@@ -123,10 +123,10 @@ impl Vms {
                     format!("stop it first: viv stop {}; or start VMs with --net", record.name),
                 ));
             }
-            None => (Vec::new(), card(&record.id)),
+            None => NicSpec { mac: card(&record.id), ..NicSpec::default() },
         };
         let before = self.switch_of(&record);
-        let mut nic = NicSpec { mac, ports, net, address: None };
+        (nic.net, nic.address) = (net, None);
         {
             let _turn = self.networks.hold();
             self.networks.give_address(&mut nic, &self.records()?)?;
@@ -134,12 +134,7 @@ impl Vms {
             self.store.update(&record)?;
         }
         if lives {
-            runner.plug(None)?;
-            before.map_or(Ok(()), |switch| switch.unplug(&record.id))?;
-            thread::sleep(CABLE_OUT);
-            if let Some(port) = self.plug_in(&record)? {
-                runner.plug(Some(port))?;
-            }
+            self.plug_anew(&record, runner, before)?;
         }
         Ok(self.view(record, runner))
     }

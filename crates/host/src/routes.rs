@@ -166,6 +166,18 @@ pub(crate) async fn answer(
             let vm = arguments.next().unwrap_or_default();
             blocking(move || vms.disconnect(&name, &vm)).await
         }
+        Route::PortList => blocking(move || vms.ports()).await,
+        Route::PortGet => blocking(move || vms.port(&name)).await,
+        Route::PortLimits => {
+            let ask = body(request).await?;
+            blocking(move || vms.limit_port(&name, ask)).await
+        }
+        Route::PortRebind => blocking(move || vms.rebind(&name)).await,
+        Route::PortCapture => {
+            let pieces = tokio::task::spawn_blocking(move || vms.capture(&name)).await;
+            let pieces = pieces.map_err(|error| defect(&error.to_string()))??;
+            Ok(http::pieces(pieces, "application/x-pcapng"))
+        }
         Route::SecGroupList => blocking(move || vms.secgroups()).await,
         Route::SecGroupCreate => {
             let ask = body(request).await?;

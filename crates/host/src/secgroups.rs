@@ -105,19 +105,25 @@ impl SecGroups {
 fn info(group: SecGroup, records: &[VmRecord]) -> SecGroupInfo {
     let inside = records.iter().filter(|record| record.groups.contains(&group.name));
     let vms = inside.map(|record| record.name.clone()).collect();
-    SecGroupInfo { name: group.name, rules: group.rules, vms }
+    SecGroupInfo { name: group.name, decided: vec![0; group.rules.len()], rules: group.rules, vms }
 }
 
 impl Vms {
     /// All security groups.
     pub(crate) fn secgroups(&self) -> Result<Vec<SecGroupInfo>, Fault> {
         let records = self.records()?;
-        Ok(self.networks.groups.all()?.into_iter().map(|group| info(group, &records)).collect())
+        let mut all: Vec<_> =
+            self.networks.groups.all()?.into_iter().map(|group| info(group, &records)).collect();
+        self.count_rules(&mut all)?;
+        Ok(all)
     }
 
     /// One security group.
     pub(crate) fn secgroup(&self, name: &str) -> Result<SecGroupInfo, Fault> {
-        Ok(info(self.networks.groups.find(name)?, &self.records()?))
+        let mut group = [info(self.networks.groups.find(name)?, &self.records()?)];
+        self.count_rules(&mut group)?;
+        let [group] = group;
+        Ok(group)
     }
 
     /// Makes a security group.

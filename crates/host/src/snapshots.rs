@@ -6,7 +6,7 @@
 use crate::names;
 use crate::places::Places;
 use crate::store::{StoreError, VmRecord};
-use crate::vms::{Vms, lock};
+use crate::vms::{Vms, card, lock};
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
@@ -18,7 +18,7 @@ use viv_api::snapshot::{Snapshot, SnapshotCreate, SnapshotRestore, VmFork};
 use viv_api::timestamp::Timestamp;
 use viv_api::vm::{Vm, VmStart};
 use viv_block::{CreateOptions, Qcow2};
-use viv_model::{DiskFormat, DiskSpec, Fault, Kind, Manifest, NetKind, SavedParts, State};
+use viv_model::{DiskFormat, DiskSpec, Fault, Kind, MachineSpec, Manifest, NetKind, SavedParts, State};
 use viv_snapshot::{
     FORMAT, INITRD, KERNEL, MANIFEST, MEMORY, STATE, disk_file, plain, read_manifest, sums_file, verify,
     verify_disks, write_manifest,
@@ -248,7 +248,8 @@ impl Snapshots {
         parts: SavedParts,
         files: &[File],
     ) -> Result<(), Fault> {
-        let machine = parts.machine.clone();
+        // Where its card is plugged in may have changed since its process was started.
+        let machine = MachineSpec { nic: record.machine.nic.clone(), ..parts.machine };
         let mut kept = Vec::new();
         for (file, path) in [(KERNEL, Some(&machine.kernel)), (INITRD, machine.initrd.as_ref())] {
             if let Some(path) = path {
@@ -271,6 +272,8 @@ impl Snapshots {
             vm: (record.id.clone(), record.name.clone()),
             image: record.image.clone(),
             parent: record.snapshot.clone(),
+            groups: record.groups.clone(),
+            labels: record.labels.clone(),
             machine,
             paused_ns: parts.paused_ns,
             sections: parts.sections,
@@ -296,7 +299,7 @@ impl Snapshots {
         let id = names::identity().map_err(io_fault("read", Path::new("/dev/urandom")))?;
         let dir = self.places.vms().join(&id);
         let made = lay_out(from, manifest, &dir, ask).and_then(|machine| {
-            self.vms.insert(&VmRecord {
+            let mut record = VmRecord {
                 id: id.clone(),
                 name,
                 created_at: Timestamp::now(),
@@ -309,9 +312,10 @@ impl Snapshots {
                 attended_by: None,
                 snapshot: Some(manifest.id.clone()),
                 append: None,
-                groups: Vec::new(),
-                labels: Vec::new(),
-            })
+                groups: manifest.groups.clone(),
+                labels: manifest.labels.clone(),
+            };
+            self.vms.insert_with_address(&mut record)
         });
         made.inspect_err(|_| drop(fs::remove_dir_all(&dir)))?;
         self.vms.start(&id, &VmStart::default()).inspect_err(|_| {
@@ -400,7 +404,7 @@ fn lay_out(
     manifest: &Manifest,
     dir: &Path,
     ask: &SnapshotRestore,
-) -> Result<viv_model::MachineSpec, Fault> {
+) -> Result<MachineSpec, Fault> {
     let resume = dir.join(RESUME);
     DirBuilder::new().recursive(true).mode(0o700).create(&resume).map_err(io_fault("make", &resume))?;
     for name in [MANIFEST, STATE, MEMORY, &sums_file(MEMORY)] {
@@ -430,9 +434,10 @@ fn lay_out(
     match &mut machine.nic {
         Some(nic) => {
             nic.ports.clone_from(&ask.ports);
-            // In a network that VMs share, its card's and its guest's addresses are still those of the VM that was saved.
+            // In a network that VMs share, the VM that was saved may still be.
             if matches!(nic.net, NetKind::Named(_)) {
-                (nic.net, nic.address) = (NetKind::None, None);
+                let id = dir.file_name().unwrap_or_default().to_string_lossy();
+                nic.rebind(card(&id));
             }
         }
         None if ask.ports.is_empty() => {}

@@ -180,7 +180,7 @@ impl Vms {
         let (record, runner) = self.find(name)?;
         let asked = runner.process().map(|_| runner.stats());
         if let Some(Ok(stats)) = asked {
-            return Ok(stats);
+            return Ok(VmStats { network: self.traffic(&record), ..stats });
         }
         match (asked, runner.process()) {
             (Some(Err(fault)), Some(_)) => Err(fault),
@@ -261,9 +261,20 @@ impl Vms {
         }
     }
 
-    /// Remembers a VM whose directory is there already.
-    pub(crate) fn insert(&self, record: &VmRecord) -> Result<(), Fault> {
+    /// Remembers a VM whose directory is there already, with an address in the network that it was in; if that is gone, it
+    /// is plugged into nothing.
+    pub(crate) fn insert_with_address(&self, record: &mut VmRecord) -> Result<(), Fault> {
         fits(record.machine.memory_mib)?;
+        let _turn = self.networks.hold();
+        record.groups.iter().try_for_each(|group| self.networks.groups.find(group).map(drop))?;
+        if let Some(nic) = &mut record.machine.nic {
+            if let NetKind::Named(name) = &nic.net
+                && self.networks.find(name).is_err_and(|fault| fault.kind == Kind::NotFound)
+            {
+                (nic.net, nic.address) = (NetKind::None, None);
+            }
+            self.networks.give_address(nic, &self.store.all()?)?;
+        }
         Ok(self.store.insert(record)?)
     }
 
@@ -370,8 +381,14 @@ impl Vms {
                 command: record.command.clone(),
                 resume: runner.dir().join(RESUME).exists(),
             };
-            let record =
+            let mut record =
                 VmRecord { started_at: Some(Timestamp::now()), attended_by: ask.attended_by, ..record };
+            if let Some(nic) = &mut record.machine.nic
+                && !spec.resume
+            {
+                // What boots knows nothing from before.
+                nic.aliases.clear();
+            }
             self.store.update(&record)?;
             lock(&self.starting).insert(record.id.clone());
             let started = self.plug_in(&record).and_then(|port| runner.start(&spec, port));
@@ -570,7 +587,9 @@ fn nic_of(ask: &VmCreate, dir: &Path) -> Result<Option<NicSpec>, Fault> {
         )),
         net => {
             let id = dir.file_name().unwrap_or_default().to_string_lossy();
-            Ok(Some(NicSpec { mac: card(&id), ports: ask.ports.clone(), net, address: None }))
+            ask.nic_limits.check()?;
+            let (ports, limits) = (ask.ports.clone(), ask.nic_limits);
+            Ok(Some(NicSpec { mac: card(&id), ports, net, limits, ..NicSpec::default() }))
         }
     }
 }

@@ -1,5 +1,5 @@
 //! Networks that VMs share: their descriptions and their plans of addresses.
-use crate::{Fault, Kind, Label};
+use crate::{Fault, Kind, Label, NicLimits, Rule};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -255,6 +255,60 @@ pub struct Attachment {
     /// The VM's labels.
     #[serde(default)]
     pub labels: Vec<Label>,
+    /// How much may pass its card.
+    #[serde(default)]
+    pub limits: NicLimits,
+    /// Addresses that its card had before, which its guest may still use: they are turned into the one that it has.
+    #[serde(default)]
+    pub aliases: Vec<[u8; 6]>,
+}
+
+/// Packets, and the bytes of their frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// How many.
+    pub packets: u64,
+    /// Together.
+    pub bytes: u64,
+}
+
+/// What has passed a VM's port since it was plugged in, and what has not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortCounters {
+    /// The VM's identity.
+    pub vm: String,
+    /// What the VM has sent.
+    pub sent: Traffic,
+    /// What it has got.
+    pub received: Traffic,
+    /// Packets of it that were nothing that a VM may send: another sender's, or of no use to anybody.
+    pub refused: u64,
+    /// Packets and flows of it that security groups denied.
+    pub denied: u64,
+    /// Packets for it that were lost, because it did not take them fast enough.
+    pub lost: u64,
+    /// The IPv6 addresses that it has been seen to have.
+    pub addresses6: Vec<Ipv6Addr>,
+}
+
+/// How often a rule has decided, in a network: about a flow that was opened, or about a packet that it denied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleCounter {
+    /// The rule's group.
+    pub group: String,
+    /// The rule.
+    pub rule: Rule,
+    /// How often.
+    pub decided: u64,
+}
+
+/// What a network's switch has counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwitchCounters {
+    /// For each port.
+    pub ports: Vec<PortCounters>,
+    /// For each rule that has decided.
+    pub rules: Vec<RuleCounter>,
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use viv_model::{Attachment, NetworkSpec, SecGroup};
-use viv_net::port::{NetPort, PACKET_MAX, SocketPort};
+use viv_net::port::{Message, NetPort, SocketPort};
 use viv_net::switch::{Controls, Engine, Listeners};
 
 /// How long each load lasts.
@@ -26,6 +26,8 @@ fn attachment(last: u8, groups: &[&str]) -> Attachment {
         address: Ipv4Addr::new(10, 0, 2, last),
         groups,
         labels: Vec::new(),
+        limits: Default::default(),
+        aliases: Vec::new(),
     }
 }
 
@@ -74,11 +76,16 @@ fn load(len: usize, rules: usize) -> std::io::Result<(u64, Duration)> {
     let over = Arc::new(AtomicBool::new(false));
     let (counter, ended) = (arrived.clone(), over.clone());
     let sink = thread::spawn(move || {
-        let mut buffer = vec![0; PACKET_MAX];
+        let mut message = Message::default();
         while !ended.load(Ordering::Relaxed) {
-            match to.receive(&mut buffer) {
-                Ok(Some(_)) => drop(counter.fetch_add(1, Ordering::Relaxed)),
-                Ok(None) => thread::yield_now(),
+            match to.receive(&mut message) {
+                Ok(true) => {
+                    while message.front().is_some() {
+                        message.pop();
+                        counter.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+                Ok(false) => thread::yield_now(),
                 Err(_) => return,
             }
         }
@@ -86,10 +93,13 @@ fn load(len: usize, rules: usize) -> std::io::Result<(u64, Duration)> {
     let packets: Vec<Vec<u8>> = (0..FLOWS).map(|flow| packet(len, flow)).collect();
     let begin = Instant::now();
     while begin.elapsed() < TIME {
-        for packet in &packets {
-            while !from.send(packet)? {
+        let mut sent = 0;
+        while sent < packets.len() {
+            let more = from.send(&mut packets.iter().skip(sent).map(Vec::as_slice))?;
+            if more == 0 {
                 thread::yield_now();
             }
+            sent += more;
         }
     }
     over.store(true, Ordering::Relaxed);

@@ -41,6 +41,8 @@ pub(crate) struct Life {
     /// What it was asked to be.
     machine: MachineSpec,
     pub(crate) console: Arc<Console>,
+    /// What the VM is called.
+    name: String,
     /// Where the guest's network card is plugged in, if it has one.
     plug: Option<Arc<Plug>>,
     inner: Mutex<Inner>,
@@ -76,7 +78,7 @@ struct Held {
 }
 
 impl Life {
-    fn new(machine: &MachineSpec, console: Arc<Console>, plug: Option<Arc<Plug>>) -> Life {
+    fn new(spec: &RunnerSpec, console: Arc<Console>, plug: Option<Arc<Plug>>) -> Life {
         let inner = Inner {
             state: State::Starting,
             guest: None,
@@ -92,7 +94,8 @@ impl Life {
         };
         Life {
             process: Process::current(),
-            machine: machine.clone(),
+            name: spec.name.clone(),
+            machine: spec.machine.clone(),
             console,
             plug,
             inner: Mutex::new(inner),
@@ -169,6 +172,14 @@ impl Life {
                 Ok(())
             }
             Ask::Plug => self.plug(files),
+            Ask::Renew { nic } => {
+                let name = self.name.clone();
+                // A guest without an agent is waited for in vain: nobody waits for this.
+                let told = thread::Builder::new()
+                    .name("renew".into())
+                    .spawn(move || crate::renew::run(&name, Some(&nic)));
+                told.map(drop).map_err(broken("make a thread"))
+            }
             Ask::ResizeMemory { mib } => self.resize_memory(mib),
             Ask::Kill { end } => {
                 self.kill(end);
@@ -458,7 +469,7 @@ fn live(prepared: Prepared, build: &Build) -> Result<End, Fault> {
     let Prepared { spec, control, console: listener, mut log, owner, mut shares, mut signals, plug, _lock } =
         prepared;
     let console = Arc::new(Console::new());
-    let life = Arc::new(Life::new(&spec.machine, console.clone(), plug.clone()));
+    let life = Arc::new(Life::new(&spec, console.clone(), plug.clone()));
     // Before the first thread: these restrictions are a thread's own and pass on to the threads it makes.
     let mut restricted = sandbox::restrict(&spec)?;
 
@@ -515,7 +526,8 @@ fn live(prepared: Prepared, build: &Build) -> Result<End, Fault> {
     spawn("panic", Box::new(move || watch_for_standstill(&shared)))?;
     if spec.resume {
         let name = spec.name.clone();
-        spawn("renew", Box::new(move || crate::renew::run(&name)))?;
+        let nic = spec.machine.nic.clone();
+        spawn("renew", Box::new(move || crate::renew::run(&name, nic.as_ref())))?;
     }
     if let Some(exec) = spec.command.clone() {
         let shared = life.clone();

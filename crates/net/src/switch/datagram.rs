@@ -121,7 +121,7 @@ impl Udp {
         let Way::Own(socket) = &self.way else { return };
         for _ in 0..BATCH {
             match socket.recv(link.scratch) {
-                Ok(_) if link.out.len() >= WAITING_MAX => {}
+                Ok(_) if link.out.is_full(WAITING_MAX) => {}
                 Ok(len) => {
                     self.last = link.now;
                     let payload = link.scratch.get(..len.min(frame::DATAGRAM_MAX)).unwrap_or_default();
@@ -198,7 +198,7 @@ impl Echo {
             let Some(([kind, _, _, _, _, _, s0, s1], data)) = bytes.split_first_chunk::<8>() else {
                 continue;
             };
-            if *kind == reply && link.out.len() < WAITING_MAX {
+            if *kind == reply && !link.out.is_full(WAITING_MAX) {
                 let sequence = u16::from_be_bytes([*s0, *s1]);
                 link.out.push_back(frame::echo_reply(link.guest, [remote, guest], ident, sequence, data));
             }

@@ -2,11 +2,11 @@
 //! change. Flows to the outside are the NAT's; it asks here when one is opened.
 
 use super::rules::{Opening, Other, Rules};
+use super::table::Table;
 use smoltcp::wire::{IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket, UdpPacket};
-use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
-use viv_model::{Attachment, Carrier, Direction, Peer, Rule, SecGroup};
+use viv_model::{Attachment, Carrier, Direction, NicLimits, Peer, Rule, RuleCounter, SecGroup};
 
 /// Most flows of a network that are remembered, and of those that one VM opened; more are not let through.
 const FLOWS_MAX: usize = 1 << 16;
@@ -18,6 +18,10 @@ const IDLE: Duration = Duration::from_secs(120);
 const IDLE_UNANSWERED: Duration = Duration::from_secs(30);
 /// How often those that are forgotten are looked for.
 const SWEEP: Duration = Duration::from_secs(1);
+
+/// Flows whose packets passed just now are looked for among so many first, and for so long: with them nothing changes.
+const RECENT: usize = 1024;
+const RECENT_FOR: Duration = Duration::from_secs(1);
 
 /// Both ends of a flow, in order of their addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -70,16 +74,41 @@ impl Seen {
     }
 }
 
+/// A direction of a flow of IPv4 whose packets pass: its addresses, ports and protocol.
+#[derive(Clone, Copy, Debug)]
+struct Recent {
+    key: u128,
+    generation: u64,
+    until: Option<Instant>,
+}
+
 /// The rules of a network's VMs, and their flows.
-#[derive(Default)]
 pub(super) struct Filter {
     groups: Vec<SecGroup>,
     /// Of the VMs that are in a group.
-    rules: HashMap<Ipv4Addr, Rules>,
-    flows: HashMap<Key, Entry>,
-    opened: HashMap<Ipv4Addr, usize>,
+    rules: Table<Ipv4Addr, Rules>,
+    flows: Table<Key, Entry>,
+    opened: Table<Ipv4Addr, usize>,
     generation: u64,
     swept: Option<Instant>,
+    /// How often rules have decided, as far as the compiled ones do not know it any more.
+    decided: Table<(String, String), RuleCounter>,
+    recent: Vec<Recent>,
+}
+
+impl Default for Filter {
+    fn default() -> Filter {
+        Filter {
+            groups: Vec::new(),
+            rules: Table::default(),
+            flows: Table::default(),
+            opened: Table::default(),
+            generation: 0,
+            swept: None,
+            decided: Table::default(),
+            recent: vec![Recent { key: 0, generation: 0, until: None }; RECENT],
+        }
+    }
 }
 
 impl Filter {
@@ -89,12 +118,42 @@ impl Filter {
         groups: Vec<SecGroup>,
         members: impl Iterator<Item = &'a Attachment>,
     ) {
+        self.decided = self.tally();
         self.groups = groups;
-        self.compile(members);
+        self.build(members);
     }
 
     /// Other VMs, or the same in other groups, from now on.
     pub(super) fn compile<'a>(&mut self, members: impl Iterator<Item = &'a Attachment>) {
+        self.decided = self.tally();
+        self.build(members);
+    }
+
+    /// How often rules have decided, of those that there are.
+    pub(super) fn counters(&self) -> Vec<RuleCounter> {
+        self.tally().into_values().collect()
+    }
+
+    fn tally(&self) -> Table<(String, String), RuleCounter> {
+        let mut all = self.decided.clone();
+        let rules: Table<&str, &SecGroup> =
+            self.groups.iter().map(|group| (group.name.as_str(), group)).collect();
+        for (group, number, count) in self.rules.values().flat_map(Rules::decided) {
+            let rule = number.checked_sub(1).and_then(|index| rules.get(group)?.rules.get(index));
+            let Some(rule) = rule else { continue };
+            let entry = all.entry((group.to_string(), rule.to_string()));
+            let new = || RuleCounter { group: group.to_string(), rule: rule.clone(), decided: 0 };
+            entry.or_insert_with(new).decided += count;
+        }
+        all
+    }
+
+    fn build<'a>(&mut self, members: impl Iterator<Item = &'a Attachment>) {
+        let groups = &self.groups;
+        self.decided.retain(|_, counter| {
+            let group = groups.iter().find(|group| group.name == counter.group);
+            group.is_some_and(|group| group.rules.contains(&counter.rule))
+        });
         let members: Vec<&Attachment> = members.collect();
         let compiled = members.iter().map(|own| (own.address, Rules::compile(own, &self.groups, &members)));
         self.rules = compiled.filter(|(_, rules)| rules.is_ruled()).collect();
@@ -123,7 +182,31 @@ impl Filter {
 
     /// Whether an IP packet passes from a VM to another one, or, if it is for a group, to this one of them.
     pub(super) fn passes(&mut self, packet: &[u8], vms: [Ipv4Addr; 2], is_group: bool, now: Instant) -> bool {
-        if self.rules.is_empty() || !vms.iter().any(|vm| self.rules.contains_key(vm)) {
+        if self.rules.is_empty() {
+            return true;
+        }
+        let Some(key) = recent_key(packet).filter(|_| !is_group) else {
+            return self.look(packet, vms, is_group, now);
+        };
+        // What it is called in the table: its upper bits, well mixed.
+        let place = (key.wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835) >> 118) as usize;
+        let known = self.recent.get(place);
+        if known.is_some_and(|recent| {
+            recent.key == key
+                && recent.generation == self.generation
+                && recent.until.is_some_and(|until| now < until)
+        }) {
+            return true;
+        }
+        let passes = self.look(packet, vms, is_group, now);
+        if passes && let Some(recent) = self.recent.get_mut(place) {
+            *recent = Recent { key, generation: self.generation, until: Some(now + RECENT_FOR) };
+        }
+        passes
+    }
+
+    fn look(&mut self, packet: &[u8], vms: [Ipv4Addr; 2], is_group: bool, now: Instant) -> bool {
+        if !vms.iter().any(|vm| self.rules.contains_key(vm)) {
             return true;
         }
         let Some(seen) = see(packet) else { return false };
@@ -238,10 +321,28 @@ pub(super) fn passes_any_flow(packet: &[u8], to: Ipv4Addr) -> bool {
         address: to,
         groups: vec!["all".to_string()],
         labels: Vec::new(),
+        limits: NicLimits::default(),
+        aliases: Vec::new(),
     };
     let mut filter = Filter::default();
     filter.set_groups(vec![SecGroup { name: "all".to_string(), rules: vec![all] }], std::iter::once(&own));
     filter.passes(packet, [Ipv4Addr::LOCALHOST, to], false, Instant::now())
+}
+
+/// What a packet of IPv4 in the middle of a flow has in common with the others of its direction; none if it is another
+/// one, or begins or ends a flow.
+fn recent_key(packet: &[u8]) -> Option<u128> {
+    let header: &[u8; 24] = packet.first_chunk()?;
+    let [first, .., a, b, c, d, e, f, g, h, i, j, k, l] = *header;
+    let [_, _, _, _, _, _, _, _, _, protocol, ..] = *header;
+    let is_middle = match IpProtocol::from(protocol) {
+        IpProtocol::Udp => true,
+        // SYN, FIN and RST (RFC 9293 §3.1).
+        IpProtocol::Tcp => packet.get(33).is_some_and(|flags| flags & 7 == 0),
+        _ => false,
+    };
+    (first == 0x45 && is_middle)
+        .then_some(u128::from_be_bytes([0, 0, 0, protocol, a, b, c, d, e, f, g, h, i, j, k, l]))
 }
 
 /// An IP header and what is behind it.
@@ -366,7 +467,9 @@ mod tests {
         let groups = groups.iter().map(|group| group.to_string()).collect();
         let [.., last] = address.octets();
         let mac = [2, 0, 0, 0, 0, last];
-        Attachment { vm: name.into(), name: name.into(), mac, address, groups, labels: Vec::new() }
+        let (vm, name) = (name.into(), name.into());
+        let (limits, labels, aliases) = Default::default();
+        Attachment { vm, name, mac, address, groups, labels, limits, aliases }
     }
 
     fn filter(rules: &[&str]) -> (Filter, [Attachment; 2]) {
@@ -450,6 +553,14 @@ mod tests {
         filter.set_groups(groups(&["in udp/54"]), members.iter());
         assert!(!filter.passes(&udp((DB, 53), (WEB, 5000)), TO_WEB, false, now), "no answer any more either");
         assert!(!filter.passes(&one, TO_DB, false, now) && filter.passes(&other, TO_DB, false, now));
+        let counted = filter.counters();
+        let decided = |text: &str| counted.iter().find(|counter| counter.rule.to_string().contains(text));
+        assert!(decided("udp/53").is_none(), "that rule is gone");
+        assert_eq!(
+            decided("udp/54").unwrap().decided,
+            2,
+            "when it was opened, and when it was looked at again"
+        );
         // Nor if the VM leaves the group that let it in.
         members[1].groups.clear();
         filter.compile(members.iter());

@@ -46,6 +46,7 @@ pub(super) enum Input<'a> {
 
 /// Who sends.
 pub(super) struct Sender<Owns> {
+    /// What its card is called.
     pub(super) mac: EthernetAddress,
     pub(super) address: Ipv4Addr,
     /// Whether an IPv6 address is its own; asking may make it so.

@@ -22,6 +22,9 @@ mod engine;
 mod filter;
 mod frame;
 mod input;
+#[cfg(test)]
+mod insight;
+mod limit;
 mod listen;
 mod nat;
 #[cfg(test)]
@@ -29,7 +32,9 @@ mod neighbours;
 mod pipe;
 mod poll;
 mod ports;
+mod queue;
 pub mod rules;
+mod table;
 mod tcp;
 #[cfg(test)]
 mod tests;

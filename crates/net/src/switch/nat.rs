@@ -356,7 +356,7 @@ impl Nat {
             }
             let payload = self.scratch.get(..len.min(frame::DATAGRAM_MAX)).unwrap_or_default();
             let Some(link) = ports.link(vm, &mut []) else { return };
-            if link.out.len() < 2 * OUT_MAX {
+            if !link.out.is_full(2 * OUT_MAX) {
                 link.out.push_back(frame::udp(link.guest, remote, guest, payload));
             }
         }

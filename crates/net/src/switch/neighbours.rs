@@ -3,42 +3,44 @@
 use super::address::{LINK_LOCAL, ROUTER, interface};
 use super::tests::{GATEWAY, GUEST, Guest, PATIENCE, attachment, bytes, mac, network};
 use super::{Controls, Listeners, PlugError};
-use crate::port::{NetPort, PACKET_MAX, SocketPort};
+use crate::port::{Message, NetPort, SocketPort};
 use smoltcp::socket::tcp;
+use std::cell::RefCell;
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 use std::thread;
 use std::time::Instant;
 use viv_model::{NetworkSpec, SecGroup};
 
-const OTHER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 16);
+pub(super) const OTHER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 16);
 const THIRD: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 17);
 
-fn shop() -> Controls {
+pub(super) fn shop() -> Controls {
     network(&NetworkSpec { name: "shop".to_string(), ..NetworkSpec::user(false) }, None)
 }
 
 /// A VM whose frames are the test's own.
-struct Raw {
-    port: SocketPort,
-    mac: [u8; 6],
-    address: Ipv4Addr,
+pub(super) struct Raw {
+    pub(super) port: SocketPort,
+    pub(super) incoming: RefCell<Message>,
+    pub(super) mac: [u8; 6],
+    pub(super) address: Ipv4Addr,
 }
 
 impl Raw {
-    fn plugged_into(controls: &Controls, name: &str, address: Ipv4Addr) -> Raw {
+    pub(super) fn plugged_into(controls: &Controls, name: &str, address: Ipv4Addr) -> Raw {
         let (port, theirs) = SocketPort::pair().unwrap();
         controls.plug(attachment(name, address), theirs, Listeners::default()).unwrap();
-        Raw { port, mac: mac(address), address }
+        Raw { port, incoming: RefCell::default(), mac: mac(address), address }
     }
 
-    fn send(&self, frame: &[u8]) {
+    pub(super) fn send(&self, frame: &[u8]) {
         let mut packet = vec![0; 12];
         packet.extend(frame);
-        assert!(self.port.send(&packet).unwrap());
+        assert!(self.port.send_one(&packet).unwrap());
     }
 
     /// The next frame that is there, or comes, but for what the network says of itself by IPv6.
-    fn frame(&self) -> Vec<u8> {
+    pub(super) fn frame(&self) -> Vec<u8> {
         loop {
             let frame = self.any_frame();
             let is_news =
@@ -74,10 +76,14 @@ impl Raw {
 
     fn any_frame(&self) -> Vec<u8> {
         let begin = Instant::now();
-        let mut buffer = vec![0; PACKET_MAX];
+        let mut incoming = self.incoming.borrow_mut();
         loop {
-            if let Some(len) = self.port.receive(&mut buffer).unwrap() {
-                return buffer[12..len].to_vec();
+            if let Some(frame) = incoming.front().map(|packet| packet[12..].to_vec()) {
+                incoming.pop();
+                return frame;
+            }
+            if self.port.receive(&mut incoming).unwrap() {
+                continue;
             }
             assert!(begin.elapsed() < PATIENCE, "no frame comes");
             thread::yield_now();
@@ -92,11 +98,11 @@ impl Raw {
     }
 }
 
-fn ethernet(to: [u8; 6], from: [u8; 6], kind: u16) -> Vec<u8> {
+pub(super) fn ethernet(to: [u8; 6], from: [u8; 6], kind: u16) -> Vec<u8> {
     [&to[..], &from[..], &kind.to_be_bytes()].concat()
 }
 
-fn ipv4(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, payload: &[u8]) -> Vec<u8> {
+pub(super) fn ipv4(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, payload: &[u8]) -> Vec<u8> {
     let len = (20 + payload.len()) as u16;
     let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, protocol, 0, 0];
     packet[2..4].copy_from_slice(&len.to_be_bytes());
@@ -125,7 +131,7 @@ fn discovery(kind: u8, target: Ipv6Addr, mac: [u8; 6]) -> Vec<u8> {
     message
 }
 
-fn udp(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
+pub(super) fn udp(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
     let len = (8 + payload.len()) as u16;
     let mut packet = Vec::new();
     packet.extend([from.to_be_bytes(), to.to_be_bytes(), len.to_be_bytes(), [0, 0]].concat());
@@ -422,10 +428,10 @@ fn no_two_vms_have_one_address_and_a_vm_moves_with_its_plug() {
         assert_eq!(plug("db", address), Err(PlugError::NotOurs(address)));
     }
     let again = Raw::plugged_into(&controls, "web", OTHER);
-    assert!(web.port.send(b"x").is_err(), "its earlier port is closed");
+    assert!(web.port.send_one(b"x").is_err(), "its earlier port is closed");
     assert_eq!(controls.list(), [attachment("web", OTHER)]);
     assert!(controls.unplug("id-of-web") && !controls.unplug("id-of-web"));
-    assert!(again.port.send(b"x").is_err());
+    assert!(again.port.send_one(b"x").is_err());
 }
 
 #[test]

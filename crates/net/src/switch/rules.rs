@@ -3,6 +3,7 @@
 //! A VM in no group may do anything in its network. For one in groups, a flow to it needs a rule that allows it, and one
 //! from it too if any of its groups has a rule for that direction. A rule that denies beats all that allow.
 
+use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use viv_model::{Attachment, Carrier, Direction, Peer, SecGroup};
 
@@ -81,6 +82,8 @@ struct Compiled {
     peers: Peers,
     group: String,
     number: usize,
+    /// How often it has decided.
+    decided: Cell<u64>,
 }
 
 /// Addresses, first and last, in order and apart from one another.
@@ -102,6 +105,7 @@ impl Rules {
                     peers: Peers::of(&rule.peer, members),
                     group: group.name.clone(),
                     number: index + 1,
+                    decided: Cell::new(0),
                 };
                 match rule.direction {
                     Direction::In => rules.inwards.push(compiled),
@@ -120,7 +124,7 @@ impl Rules {
         self.ruled
     }
 
-    /// Whether a flow may be opened, by the other side or to it.
+    /// Whether a flow may be opened, by the other side or to it. The rule that decides counts it.
     pub fn decide(&self, direction: Direction, opening: Opening, other: impl Into<Other>) -> Verdict {
         let other = other.into();
         let rules = match direction {
@@ -134,11 +138,20 @@ impl Rules {
             return Verdict::Open;
         }
         let decides = |rule: &&Compiled| carries(rule.carrier, opening) && rule.peers.contain(&other);
-        rules.iter().find(decides).map_or(Verdict::Nothing, |rule| Verdict::Rule {
-            allows: rule.allows,
-            group: rule.group.clone(),
-            number: rule.number,
+        rules.iter().find(decides).map_or(Verdict::Nothing, |rule| {
+            rule.decided.update(|count| count + 1);
+            Verdict::Rule { allows: rule.allows, group: rule.group.clone(), number: rule.number }
         })
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Compiled> {
+        self.inwards.iter().chain(&self.outwards)
+    }
+
+    /// The rules that have decided: whose they are, which, and how often.
+    pub(super) fn decided(&self) -> impl Iterator<Item = (&str, usize, u64)> {
+        let all = self.all().map(|rule| (rule.group.as_str(), rule.number, rule.decided.get()));
+        all.filter(|(_, _, count)| *count > 0)
     }
 }
 
@@ -209,6 +222,8 @@ mod tests {
             address: Ipv4Addr::new(10, 0, 2, last),
             groups: groups.iter().map(|group| group.to_string()).collect(),
             labels: labels.iter().map(|label| label.parse().unwrap()).collect(),
+            limits: Default::default(),
+            aliases: Vec::new(),
         }
     }
 

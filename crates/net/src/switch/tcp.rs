@@ -7,8 +7,8 @@
 use super::address::{Flow, Gateway, MTU};
 use super::frame::{self, Reason};
 use super::pipe::Pipe;
+use super::queue::Queue;
 use smoltcp::wire::{EthernetAddress, IpProtocol, TcpControl, TcpRepr, TcpSeqNumber};
-use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
@@ -41,7 +41,7 @@ pub(super) const OUT_MAX: usize = 32;
 pub(super) struct Link<'a> {
     pub(super) guest: EthernetAddress,
     pub(super) gateway: Gateway,
-    pub(super) out: &'a mut VecDeque<Vec<u8>>,
+    pub(super) out: &'a mut Queue,
     pub(super) now: Instant,
     /// At least [`PIECE`] bytes for anything.
     pub(super) scratch: &'a mut [u8],
@@ -423,10 +423,10 @@ impl Tcp {
         }
         let mut next = Next::Wait;
         if self.phase == Phase::Open {
-            if link.out.len() < OUT_MAX {
+            if !link.out.is_full(OUT_MAX) {
                 self.transmit(link);
             }
-            if link.out.len() >= OUT_MAX {
+            if link.out.is_full(OUT_MAX) {
                 next = Next::Blocked;
             }
         }
@@ -498,7 +498,7 @@ impl Tcp {
     }
 
     fn transmit(&mut self, link: &mut Link<'_>) {
-        while link.out.len() < OUT_MAX && !self.finish_sent {
+        while !link.out.is_full(OUT_MAX) && !self.finish_sent {
             let flight = self.next.wrapping_sub(self.unacknowledged);
             let room = self.window.saturating_sub(flight) as usize;
             let left = self.to_guest.len().saturating_sub(flight as usize);

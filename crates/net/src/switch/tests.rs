@@ -2,7 +2,7 @@
 
 use super::address::MTU;
 use super::{Controls, Engine, Listeners, parse_frame};
-use crate::port::{NetPort, PACKET_MAX, SocketPort};
+use crate::port::{Message, NetPort, SocketPort};
 use proptest::prelude::*;
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
@@ -23,6 +23,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 /// A card for smoltcp; it can lose packets to the guest.
 struct Card {
     port: SocketPort,
+    incoming: Message,
     lose: u32,
     count: u32,
 }
@@ -40,7 +41,7 @@ impl TxToken for Sent<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
         let mut packet = vec![0; 12 + len];
         let result = f(&mut packet[12..]);
-        self.0.send(&packet).expect("the network lives");
+        self.0.send_one(&packet).expect("the network lives");
         result
     }
 }
@@ -50,14 +51,18 @@ impl Device for Card {
     type TxToken<'a> = Sent<'a>;
 
     fn receive(&mut self, _: Clock) -> Option<(Received, Sent<'_>)> {
-        let mut buffer = vec![0; PACKET_MAX];
         loop {
-            let len = self.port.receive(&mut buffer).expect("the network lives")?;
+            let Some(mut buffer) = self.incoming.front().map(<[u8]>::to_vec) else {
+                if self.port.receive(&mut self.incoming).expect("the network lives") {
+                    continue;
+                }
+                return None;
+            };
+            self.incoming.pop();
             self.count += 1;
             if self.lose != 0 && self.count.is_multiple_of(self.lose) {
                 continue;
             }
-            buffer.truncate(len);
             assert!(crate::offload::finish_checksum(&mut buffer), "every packet's header is right");
             return Some((Received(buffer), Sent(&self.port)));
         }
@@ -89,6 +94,8 @@ pub(super) fn attachment(name: &str, address: Ipv4Addr) -> Attachment {
         address,
         groups: Vec::new(),
         labels: Vec::new(),
+        limits: Default::default(),
+        aliases: Vec::new(),
     }
 }
 
@@ -120,7 +127,7 @@ impl Guest {
         let (port, theirs) = SocketPort::pair().unwrap();
         let mac = mac(address);
         controls.plug(attachment(name, address), theirs, listeners).unwrap();
-        let mut card = Card { port, lose: 0, count: 0 };
+        let mut card = Card { port, incoming: Message::default(), lose: 0, count: 0 };
         let config = Config::new(HardwareAddress::Ethernet(EthernetAddress(mac)));
         let mut interface = Interface::new(config, &mut card, Clock::now());
         let prefix = NetworkSpec::USER.prefix6();
