@@ -1,7 +1,7 @@
 //! Networks as the host service shows and takes them.
 use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
-use viv_model::{NetworkSpec, PortSpec, Subnet};
+use viv_model::{NetKind, NetworkSpec, PortSpec, Subnet};
 
 /// A network to make.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,4 +58,14 @@ pub struct NetworkVm {
     pub ports: Vec<PortSpec>,
     /// It is plugged in now.
     pub connected: bool,
+}
+
+/// A network card for a VM that has none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NicAttach {
+    /// What it is plugged into.
+    pub net: NetKind,
+    /// Ports of the host that lead to it.
+    pub ports: Vec<PortSpec>,
 }

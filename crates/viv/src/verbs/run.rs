@@ -129,7 +129,7 @@ fn accel(text: &str) -> Result<Accel, String> {
     text.parse().map_err(|fault: Fault| fault.fix)
 }
 
-fn net(text: &str) -> Result<NetKind, String> {
+pub(crate) fn net(text: &str) -> Result<NetKind, String> {
     text.parse().map_err(|fault: Fault| format!("{}; {}", fault.message, fault.fix))
 }
 
@@ -427,7 +427,7 @@ pub(crate) fn set_limit(limits: &mut DiskLimits, name: &str, value: &str) -> Res
 }
 
 /// `DIR:PATH`, `DIR:PATH:ro` or `DIR:PATH:rw`.
-fn share(text: &str) -> Result<ShareSpec, Fault> {
+pub(crate) fn share(text: &str) -> Result<ShareSpec, Fault> {
     let share: ShareSpec = text.parse()?;
     Ok(ShareSpec { path: absolute(&share.path)?, ..share })
 }
