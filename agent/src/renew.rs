@@ -1,5 +1,5 @@
 //! After the guest goes on in another VM, or later: the time of now, randomness of its own, its name, its network card's address.
-use crate::{setup, sys};
+use crate::{cards, sys};
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
@@ -37,7 +37,8 @@ fn rebind(card: &NewCard) -> io::Result<()> {
         if before.iter().any(|before| *before == address.trim()) {
             let name = interface.file_name().to_string_lossy().to_string();
             sys::set_card_address(&name, card.mac)?;
-            return setup::lease_anew(&name);
+            cards::lease_anew(&name);
+            return Ok(());
         }
     }
     // It has it already.

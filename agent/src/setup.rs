@@ -4,7 +4,6 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use viv_model::ShareMount;
 
 /// The list of modules to load, in order, made when the initial RAM disk was built.
@@ -95,42 +94,6 @@ pub(crate) fn load_modules() {
             _ => {}
         }
     }
-}
-
-/// The network card, and what its DHCP client calls.
-const CARD: &str = "eth0";
-const LEASE: &str = "/etc/viv/lease";
-/// Where the client leaves its number.
-const CLIENT: &str = "/run/udhcpc.pid";
-
-fn lease_client() -> Command {
-    let mut client = Command::new("/bin/udhcpc");
-    // Three tries of a second; then it goes on in the background.
-    client.args(["-b", "-t", "3", "-T", "1", "-i", CARD, "-s", LEASE, "-p", CLIENT]);
-    client.env_clear().env("PATH", crate::exec::DEFAULT_PATH);
-    client.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    client
-}
-
-/// Has the network card set up by DHCP, before anything wants to use it. The client then stays, to renew its lease.
-pub(crate) fn lease_address() {
-    if !Path::new("/sys/class/net").join(CARD).exists() {
-        return;
-    }
-    match lease_client().status() {
-        Ok(status) if status.success() => {}
-        Ok(status) => say(format_args!("no network address: the DHCP client ended with {status}")),
-        Err(error) => say(format_args!("no network address: cannot start the DHCP client: {error}")),
-    }
-}
-
-/// Has a card that has another address now set up anew, if it was us who had set it up.
-pub(crate) fn lease_anew(card: &str) -> io::Result<()> {
-    let client = fs::read_to_string(CLIENT).ok().and_then(|text| text.trim().parse::<i32>().ok());
-    let Some(client) = client.filter(|client| card == CARD && *client > 1) else { return Ok(()) };
-    // The one that runs knows the address from before. What we started has our blocked signals; this one it cannot block.
-    let _ = sys::kill(client, libc::SIGKILL);
-    crate::children::spawn(&mut lease_client()).map(drop)
 }
 
 /// Names the guest: the kernel's command line wins over `/etc/hostname`.

@@ -52,6 +52,30 @@ pub(crate) fn umount(target: &str) -> io::Result<()> {
     Ok(())
 }
 
+/// umount2(2): not if it is in use, or, `lazily`, as soon as nobody uses it any more.
+pub(crate) fn unmount(target: &str, lazily: bool) -> io::Result<()> {
+    let target = text(target)?;
+    // SAFETY: a C string that outlives the call.
+    check(unsafe { libc::umount2(target.as_ptr(), if lazily { libc::MNT_DETACH } else { 0 }) })?;
+    Ok(())
+}
+
+/// A socket on which the kernel tells what devices come and go: NETLINK_KOBJECT_UEVENT of netlink(7).
+pub(crate) fn device_events() -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
+    // SAFETY: no pointers.
+    let socket = owned(unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_KOBJECT_UEVENT) })?;
+    // SAFETY: an address of zeroes is one of this type.
+    let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
+    address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
+    // The kernel's own events.
+    address.nl_groups = 1;
+    let length = size_of::<libc::sockaddr_nl>() as libc::socklen_t;
+    // SAFETY: the address is of the length that is said.
+    check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) })?;
+    Ok(socket)
+}
+
 /// chroot(2) to the working directory.
 pub(crate) fn chroot_here() -> io::Result<()> {
     // SAFETY: a constant C string.

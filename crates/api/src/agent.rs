@@ -58,6 +58,23 @@ pub enum Request {
         #[serde(default)]
         card: Option<NewCard>,
     },
+    /// Mount the directory of the host with this tag, which has come or is about to.
+    Mount {
+        /// Its tag.
+        tag: String,
+        /// Where; made if it is not there.
+        target: String,
+        /// Mount it read-only.
+        read_only: bool,
+    },
+    /// Unmount the directory of the host with this tag, wherever it is mounted. If somebody uses it, the answer's `in_use` says
+    /// who, and it stays.
+    Unmount {
+        /// Its tag.
+        tag: String,
+        /// Take it away from whoever uses it.
+        force: bool,
+    },
     /// Whether somebody uses the disk with this serial number: then the answer's `in_use` says who.
     Disk {
         /// The serial number.
@@ -122,7 +139,7 @@ pub struct Reply {
     /// Why the request was refused, if it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Who uses the disk that was asked about.
+    /// Who uses the disk or directory that was asked about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub in_use: Option<String>,
 }

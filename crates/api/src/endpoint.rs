@@ -72,6 +72,14 @@ pub enum Route {
     VmDiskAttach,
     /// Detach a disk.
     VmDiskDetach,
+    /// Attach a shared directory.
+    VmShareAttach,
+    /// Detach a shared directory.
+    VmShareDetach,
+    /// Attach a network card.
+    VmNicAttach,
+    /// Detach a network card.
+    VmNicDetach,
     /// Resize a VM's memory.
     VmMemory,
     /// Kill a VM.
@@ -225,6 +233,34 @@ pub const TABLE: &[Endpoint] = &[
         "/v1/vms/{vm}/disks/{disk}",
         Answer::Json,
         "take a disk from it, when its guest lets it go; disks count from 0 (Vm)",
+    ),
+    line(
+        Route::VmShareAttach,
+        Method::Post,
+        "/v1/vms/{vm}/shares",
+        Answer::Json,
+        "give it one more directory of the host, also while it runs; its agent mounts it (ShareSpec -> Vm)",
+    ),
+    line(
+        Route::VmShareDetach,
+        Method::Delete,
+        "/v1/vms/{vm}/shares/{share}",
+        Answer::Json,
+        "take a directory from it, unless its guest uses it; ?force=true all the same; directories count from 0 (Vm)",
+    ),
+    line(
+        Route::VmNicAttach,
+        Method::Post,
+        "/v1/vms/{vm}/nics",
+        Answer::Json,
+        "give it a network card, also while it runs (NicAttach -> Vm)",
+    ),
+    line(
+        Route::VmNicDetach,
+        Method::Delete,
+        "/v1/vms/{vm}/nics/{nic}",
+        Answer::Json,
+        "take a network card from it, when its guest lets it go; cards count from 0 (Vm)",
     ),
     line(
         Route::VmDiskLimits,

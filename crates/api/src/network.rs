@@ -1,7 +1,7 @@
 //! Networks as the host service shows and takes them.
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, Ipv6Addr};
-use viv_model::{NetworkSpec, PortSpec, Subnet};
+use viv_model::{NetKind, NetworkSpec, NicLimits, PortSpec, Subnet};
 
 /// A network to make.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,4 +66,16 @@ pub struct NetworkVm {
     pub ports: Vec<PortSpec>,
     /// It is plugged in now.
     pub connected: bool,
+}
+
+/// A network card for a VM that has none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NicAttach {
+    /// What it is plugged into.
+    pub net: NetKind,
+    /// Ports of the host that lead to it.
+    pub ports: Vec<PortSpec>,
+    /// How much may pass it.
+    pub limits: NicLimits,
 }

@@ -7,7 +7,8 @@ use crate::vms::{Vms, card};
 use std::os::fd::OwnedFd;
 use std::thread;
 use std::time::{Duration, Instant};
-use viv_api::network::{Network, NetworkCreate};
+use viv_api::network::{Network, NetworkCreate, NicAttach};
+use viv_api::runner::Ask as RunnerAsk;
 use viv_api::vm::{Process, Vm};
 use viv_model::{Fault, Kind, NetKind, NicSpec};
 
@@ -112,6 +113,72 @@ impl Vms {
         })
     }
 
+    /// Gives a VM a network card: at once if it runs, and whenever it starts.
+    pub(crate) fn attach_card(&self, name: &str, ask: NicAttach) -> Result<Vm, Fault> {
+        if ask.net == NetKind::None {
+            let text = "a network card is attached to a network";
+            return Err(Fault::new(Kind::Usage, text, "say which: --net user, or --net NETWORK"));
+        }
+        self.change(name, |before, runner| {
+            if let Some(nic) = &before.machine.nic {
+                return Err(Fault::new(
+                    Kind::Conflict,
+                    format!("VM {:?} has a network card already, plugged into: {}", before.name, nic.net),
+                    format!(
+                        "move it: viv network connect NETWORK {0}; or first: viv detach {0} --net {1}",
+                        before.name, nic.net
+                    ),
+                ));
+            }
+            ask.limits.check()?;
+            let mac = card(&before.id);
+            let mut nic =
+                NicSpec { mac, ports: ask.ports, net: ask.net, limits: ask.limits, ..NicSpec::default() };
+            let mut record = before.clone();
+            {
+                let _turn = self.networks.hold();
+                self.networks.give_address(&mut nic, &self.records()?)?;
+                record.machine.nic = Some(nic.clone());
+                record.machine.check()?;
+                self.store.update(&record)?;
+            }
+            if runner.process().is_some() {
+                let attached = self.plug_in(&record).and_then(|port| runner.attach_card(&nic, port));
+                if let Err(fault) = attached {
+                    self.pull(&record);
+                    self.store.update(&before)?;
+                    return Err(fault);
+                }
+            }
+            Ok(self.view(record, &runner))
+        })
+    }
+
+    /// Takes a network card, by its number from 0, from a VM; if it runs, when its guest has let it go.
+    pub(crate) fn detach_card(&self, name: &str, number: &str) -> Result<Vm, Fault> {
+        self.change(name, |mut record, runner| {
+            if record.machine.nic.is_none() || number != "0" {
+                let count = usize::from(record.machine.nic.is_some());
+                let text = format!("VM {:?} has no network card {number:?}: it has {count}", record.name);
+                return Err(Fault::new(Kind::NotFound, text, "count from 0; see them with: viv inspect"));
+            }
+            if runner.process().is_some() {
+                runner.ask(&RunnerAsk::DetachCard)?;
+                self.pull(&record);
+            }
+            record.machine.nic = None;
+            self.store.update(&record)?;
+            Ok(self.view(record, &runner))
+        })
+    }
+
+    /// Pulls a VM's plug, which nobody needs any more.
+    fn pull(&self, record: &VmRecord) {
+        if let Some(Err(fault)) = self.switch_of(record).map(|switch| switch.unplug(&record.id)) {
+            eprintln!("viv serve: cannot pull the plug of {}: {fault}", record.name);
+        }
+    }
+
     fn move_card(&self, mut record: VmRecord, runner: &Runner, net: NetKind) -> Result<Vm, Fault> {
         let lives = runner.process().is_some();
         let mut nic = match record.machine.nic.clone() {
@@ -120,7 +187,7 @@ impl Vms {
                 return Err(Fault::new(
                     Kind::Conflict,
                     format!("VM {:?} runs without a network card", record.name),
-                    format!("stop it first: viv stop {}; or start VMs with --net", record.name),
+                    format!("give it one: viv attach {} --net NETWORK", record.name),
                 ));
             }
             None => NicSpec { mac: card(&record.id), ..NicSpec::default() },

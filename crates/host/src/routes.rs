@@ -3,6 +3,7 @@ use crate::builder::BuilderVm;
 use crate::http::{self, Body};
 use crate::images::{self, Images, Options, Recipe, Watcher};
 use crate::service::{Busy, Service};
+use crate::shares;
 use crate::streams;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Bytes, Incoming};
@@ -16,7 +17,7 @@ use tokio::sync::mpsc;
 use viv_api::endpoint::{self, NoRoute, Route};
 use viv_api::image::{BuildLine, Image, ImageBuild, Progress};
 use viv_api::info::{Info, KvmState, Service as ServiceInfo};
-use viv_api::network::NetworkConnect;
+use viv_api::network::{NetworkConnect, NicAttach};
 use viv_api::secgroup::{RuleAdd, SecGroupJoin};
 use viv_api::timestamp::Timestamp;
 use viv_api::vm::{Vm, VmCreate};
@@ -90,6 +91,22 @@ pub(crate) async fn answer(
                 }
             }
             blocking(move || vms.detach_disk(&name, &disk)).await
+        }
+        Route::VmShareAttach => {
+            let share = body(request).await?;
+            shares::attach(vms, name, share).await.map(|vm| http::json(&vm))
+        }
+        Route::VmShareDetach => {
+            let share = arguments.next().unwrap_or_default();
+            shares::detach(vms, name, share, flag("force")).await.map(|vm| http::json(&vm))
+        }
+        Route::VmNicAttach => {
+            let ask: NicAttach = body(request).await?;
+            blocking(move || vms.attach_card(&name, ask)).await
+        }
+        Route::VmNicDetach => {
+            let nic = arguments.next().unwrap_or_default();
+            blocking(move || vms.detach_card(&name, &nic)).await
         }
         Route::VmDiskLimits => {
             let disk = arguments.next().unwrap_or_default();

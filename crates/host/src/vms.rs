@@ -630,7 +630,7 @@ fn free_serial(disks: &[DiskSpec], wanted: Option<&String>) -> Result<String, Fa
     }
 }
 
-fn absolute(path: &Path) -> Result<(), Fault> {
+pub(crate) fn absolute(path: &Path) -> Result<(), Fault> {
     if path.is_absolute() {
         return Ok(());
     }

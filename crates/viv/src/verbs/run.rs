@@ -132,7 +132,7 @@ fn accel(text: &str) -> Result<Accel, String> {
 }
 
 /// A network, and how much may pass the card: `NETWORK[,bps=N][,pps=N]`.
-fn net(text: &str) -> Result<(NetKind, NicLimits), String> {
+pub(crate) fn net(text: &str) -> Result<(NetKind, NicLimits), String> {
     let told = |fault: Fault| format!("{}; {}", fault.message, fault.fix);
     let mut limits = NicLimits::default();
     let mut network = text;
@@ -461,7 +461,7 @@ pub(crate) fn set_limit(limits: &mut DiskLimits, name: &str, value: &str) -> Res
 }
 
 /// `DIR:PATH`, `DIR:PATH:ro` or `DIR:PATH:rw`.
-fn share(text: &str) -> Result<ShareSpec, Fault> {
+pub(crate) fn share(text: &str) -> Result<ShareSpec, Fault> {
     let share: ShareSpec = text.parse()?;
     Ok(ShareSpec { path: absolute(&share.path)?, ..share })
 }
