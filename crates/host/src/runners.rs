@@ -23,6 +23,8 @@ use viv_model::{DiskSpec, End, Fault, Kind, NicSpec, SavedParts, ShareSpec};
 
 /// How long a runner may take to answer a question.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// How long it may take until its guest knows who and when it is.
+const SETTLE_LIMIT: Duration = Duration::from_secs(40);
 /// How long it may take to write its memory and disks.
 const SNAPSHOT_LIMIT: Duration = Duration::from_secs(3600);
 /// How long it may take to end once it was killed.
@@ -190,6 +192,15 @@ impl Runner {
     pub(crate) fn attach_card(&self, nic: &NicSpec, port: Option<OwnedFd>) -> Result<(), Fault> {
         let port: Vec<File> = port.into_iter().map(File::from).collect();
         self.ask_with(&Ask::AttachCard { nic: nic.clone() }, &port).map(drop)
+    }
+
+    /// Its status, once its guest knows who and when it is.
+    pub(crate) fn settled(&self) -> Result<Status, Fault> {
+        match self.exchange(&Ask::Settled, &[], SETTLE_LIMIT).map_err(no_answer)? {
+            Reply::Ok(status) => Ok(status),
+            Reply::Stats(_) | Reply::Saved(_) => Err(no_answer(io::ErrorKind::InvalidData.into())),
+            Reply::Refused(fault) => Err(fault),
+        }
     }
 
     /// Has it save itself into these files.

@@ -278,6 +278,13 @@ impl Vms {
         Ok(self.store.insert(record)?)
     }
 
+    /// Remembers which snapshot it came from last.
+    pub(crate) fn came_from(&self, id: &str, snapshot: &str) -> Result<(), Fault> {
+        self.change(id, |record, _| {
+            Ok(self.store.update(&VmRecord { snapshot: Some(snapshot.to_string()), ..record })?)
+        })
+    }
+
     /// Describes a VM, and starts it if that is asked.
     pub(crate) fn create(&self, ask: VmCreate) -> Result<Vm, Fault> {
         let name = self.name(ask.name.as_deref())?;

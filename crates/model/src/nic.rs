@@ -214,10 +214,20 @@ impl NicSpec {
 
     /// Gives it another address, and keeps the one from before in mind.
     pub fn rebind(&mut self, mac: [u8; 6]) {
-        let before = std::mem::replace(&mut self.mac, mac);
-        self.aliases.retain(|alias| *alias != mac && *alias != before);
-        self.aliases.insert(0, before);
-        self.aliases.truncate(NicSpec::ALIASES_MAX);
+        let before = NicSpec { mac, ..self.clone() };
+        let before = std::mem::replace(self, before);
+        self.remember(&before);
+    }
+
+    /// Keeps the addresses in mind that it has had at another time.
+    pub fn remember(&mut self, then: &NicSpec) {
+        let all = [&[then.mac][..], &then.aliases, &self.aliases].concat();
+        self.aliases.clear();
+        for mac in all {
+            if mac != self.mac && !self.aliases.contains(&mac) && self.aliases.len() < NicSpec::ALIASES_MAX {
+                self.aliases.push(mac);
+            }
+        }
     }
 }
 

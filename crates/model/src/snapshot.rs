@@ -33,6 +33,9 @@ pub struct Manifest {
     /// The VM's labels.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<Label>,
+    /// Whether VMs are made by its name.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub template: bool,
     /// The machine; its processor is the one that it ran on.
     pub machine: MachineSpec,
     /// How long the VM stood still for it, nanoseconds.

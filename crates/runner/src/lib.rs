@@ -27,7 +27,7 @@ mod stats;
 mod written;
 
 pub use console::Console;
-pub use guest::{Build, Guest};
+pub use guest::{Build, Guest, Moment};
 pub use life::run_with;
 pub use probe::probe;
 pub use snapshot::Files as SnapshotFiles;
