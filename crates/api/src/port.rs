@@ -41,4 +41,7 @@ pub struct PortTraffic {
     pub denied: u64,
     /// Packets for it that were lost, because it did not take them fast enough.
     pub lost: u64,
+    /// Connections by TCP that it has now with the outside, and by its published ports.
+    #[serde(default)]
+    pub connections: u64,
 }

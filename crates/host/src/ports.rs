@@ -47,8 +47,8 @@ fn not_plugged_in(record: &VmRecord) -> Fault {
 }
 
 fn traffic(counters: &PortCounters) -> PortTraffic {
-    let PortCounters { sent, received, refused, denied, lost, .. } = *counters;
-    PortTraffic { sent, received, refused, denied, lost }
+    let PortCounters { sent, received, refused, denied, lost, connections, .. } = *counters;
+    PortTraffic { sent, received, refused, denied, lost, connections }
 }
 
 fn port(record: &VmRecord, nic: &NicSpec, counters: Option<&PortCounters>) -> Port {

@@ -287,6 +287,8 @@ pub struct PortCounters {
     pub denied: u64,
     /// Packets for it that were lost, because it did not take them fast enough.
     pub lost: u64,
+    /// Connections by TCP that it has now with the outside, and by its published ports.
+    pub connections: u64,
     /// The IPv6 addresses that it has been seen to have.
     pub addresses6: Vec<Ipv6Addr>,
 }

@@ -14,6 +14,8 @@ use viv_net::switch::{Controls, Engine, Listeners};
 
 /// How long each load lasts.
 const TIME: Duration = Duration::from_secs(3);
+/// Round trips that are timed.
+const ROUNDS: usize = 20_000;
 /// Flows, so that not all packets are of one.
 const FLOWS: u16 = 64;
 
@@ -109,7 +111,64 @@ fn load(len: usize, rules: usize) -> std::io::Result<(u64, Duration)> {
     Ok((arrived.load(Ordering::Relaxed), used))
 }
 
+/// Waits for a packet.
+fn take(port: &SocketPort, message: &mut Message) -> std::io::Result<()> {
+    while message.front().is_none() {
+        if !port.receive(message)? {
+            port.wait(port.descriptor(), true, false);
+        }
+    }
+    message.pop();
+    Ok(())
+}
+
+/// The median time that a packet and its answer take between two threads.
+fn round_trip(near: &SocketPort, far: SocketPort, packets: [Vec<u8>; 2]) -> std::io::Result<Duration> {
+    let [ask, answer] = packets;
+    let echo = thread::spawn(move || -> std::io::Result<()> {
+        let mut message = Message::default();
+        loop {
+            take(&far, &mut message)?;
+            far.send_one(&answer)?;
+        }
+    });
+    let mut message = Message::default();
+    // What a network says of itself at first.
+    thread::sleep(Duration::from_millis(50));
+    while near.receive(&mut message)? {}
+    let mut times = Vec::new();
+    for _ in 0..ROUNDS {
+        let begin = Instant::now();
+        near.send_one(&ask)?;
+        take(near, &mut message)?;
+        times.push(begin.elapsed());
+    }
+    times.sort_unstable();
+    drop(echo);
+    Ok(times.get(times.len() / 2).copied().unwrap_or_default())
+}
+
+/// What the switch adds to a round trip: with it, and without.
+fn round_trips() -> std::io::Result<[Duration; 2]> {
+    let (near, far) = SocketPort::pair()?;
+    let without = round_trip(&near, far, [packet(64, 0), packet(64, 0)])?;
+    let (mut engine, controls) = Engine::new(&NetworkSpec::user(false), None)?;
+    thread::spawn(move || engine.serve());
+    let near = plug(&controls, attachment(15, &[]))?;
+    let far = plug(&controls, attachment(16, &[]))?;
+    let mut answer = packet(64, 0);
+    let (from, to) = ([2, 0, 0, 0, 0, 16], [2, 0, 0, 0, 0, 15]);
+    answer[12..24].copy_from_slice(&[to, from].concat());
+    (answer[41], answer[45]) = (16, 15);
+    let with = round_trip(&near, far, [packet(64, 0), answer])?;
+    Ok([with, without])
+}
+
 fn main() -> std::io::Result<()> {
+    let [with, without] = round_trips()?;
+    println!(
+        "a round trip between two threads takes {with:?} through the switch, {without:?} without it (medians)"
+    );
     println!("of each second of the switch's processor time:");
     for (len, name) in [(64, "64 bytes"), (65_000, "65,000 bytes")] {
         for rules in [0, 1000] {

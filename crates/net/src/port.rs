@@ -58,6 +58,13 @@ impl Message {
     }
 }
 
+impl From<Vec<u8>> for Message {
+    /// One that came in another way.
+    fn from(bytes: Vec<u8>) -> Message {
+        Message { at: 0, end: bytes.len(), bytes }
+    }
+}
+
 /// A plug of a network. No call blocks.
 pub trait NetPort: Send + Sync {
     /// Sends packets, the first of them that fit into one message, and says how many; none if there is no room for it now,

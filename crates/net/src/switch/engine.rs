@@ -145,9 +145,9 @@ impl Engine {
                 let _ = answer.send(port.is_some_and(|port| port.watch(Capture::new(socket))));
             }
             Command::Counters(answer) => {
-                let counters =
-                    SwitchCounters { ports: self.ports.counters(), rules: self.nat.filter.counters() };
-                let _ = answer.send(counters);
+                let nat = &self.nat;
+                let ports = self.ports.counters(|guest| nat.connections(guest));
+                let _ = answer.send(SwitchCounters { ports, rules: nat.filter.counters() });
             }
             Command::List(answer) => {
                 let _ = answer.send(self.ports.all().map(|port| port.attachment.clone()).collect());

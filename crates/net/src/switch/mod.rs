@@ -14,6 +14,8 @@
 
 pub mod address;
 mod command;
+#[cfg(test)]
+mod crowd;
 mod datagram;
 mod dhcp;
 mod discovery;
@@ -38,6 +40,8 @@ mod table;
 mod tcp;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod trouble;
 
 pub use command::{Controls, PlugError};
 pub use engine::Engine;

@@ -145,6 +145,11 @@ impl Nat {
         all.into_iter().for_each(|who| self.forget(who));
     }
 
+    /// Connections that a guest has now.
+    pub(super) fn connections(&self, guest: Ipv4Addr) -> u64 {
+        self.connections.get(&guest).map_or(0, |count| *count as u64)
+    }
+
     fn is_full(&self, guest: Ipv4Addr) -> bool {
         let own = self.connections.get(&guest).copied().unwrap_or(0);
         own >= CONNECTIONS_MAX || self.tcp.len() >= CONNECTIONS_IN_ALL_MAX

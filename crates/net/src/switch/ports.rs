@@ -393,8 +393,9 @@ impl Ports {
     }
 
     /// What was counted for each port.
-    pub(super) fn counters(&self) -> Vec<PortCounters> {
+    pub(super) fn counters(&self, connections: impl Fn(Ipv4Addr) -> u64) -> Vec<PortCounters> {
         let each = |port: &Port| PortCounters {
+            connections: connections(port.attachment.address),
             addresses6: port.addresses6.iter().copied().collect(),
             ..port.counters.clone()
         };

@@ -9,6 +9,7 @@ use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::{dhcpv4, tcp, udp};
 use smoltcp::time::Instant as Clock;
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, IpEndpoint};
+use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::mpsc;
@@ -20,16 +21,50 @@ pub(super) const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 pub(super) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A card for smoltcp; it can lose packets to the guest.
-struct Card {
-    port: SocketPort,
-    incoming: Message,
-    lose: u32,
-    count: u32,
+/// What happens to every so manieth packet on its way to the guest; zero: to none.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Trouble {
+    pub(super) lose: u32,
+    pub(super) twice: u32,
+    /// It comes behind the one that follows it.
+    pub(super) late: u32,
 }
 
-struct Received(Vec<u8>);
-struct Sent<'a>(&'a SocketPort);
+/// A card for smoltcp, with trouble both ways.
+pub(super) struct Card {
+    port: SocketPort,
+    incoming: Message,
+    /// To the guest, and from it.
+    pub(super) trouble: [Trouble; 2],
+    count: [u32; 2],
+    ready: VecDeque<Vec<u8>>,
+    /// A packet each way that is late.
+    late: [Option<Vec<u8>>; 2],
+}
+
+pub(super) struct Received(Vec<u8>);
+pub(super) struct Sent<'a>(&'a mut Card);
+
+impl Card {
+    /// What becomes of a packet, to the guest or from it.
+    fn pass(&mut self, way: usize, packet: Vec<u8>) -> Vec<Vec<u8>> {
+        self.count[way] += 1;
+        let Trouble { lose, twice, late } = self.trouble[way];
+        let is = |every: u32| every != 0 && self.count[way].is_multiple_of(every);
+        let before = self.late[way].take();
+        let mut packets = match () {
+            () if is(lose) => Vec::new(),
+            () if is(twice) => vec![packet.clone(), packet],
+            () if is(late) => {
+                self.late[way] = Some(packet);
+                Vec::new()
+            }
+            () => vec![packet],
+        };
+        packets.extend(before);
+        packets
+    }
+}
 
 impl RxToken for Received {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
@@ -41,7 +76,9 @@ impl TxToken for Sent<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
         let mut packet = vec![0; 12 + len];
         let result = f(&mut packet[12..]);
-        self.0.send_one(&packet).expect("the network lives");
+        for packet in self.0.pass(1, packet) {
+            self.0.port.send_one(&packet).expect("the network lives");
+        }
         result
     }
 }
@@ -52,24 +89,24 @@ impl Device for Card {
 
     fn receive(&mut self, _: Clock) -> Option<(Received, Sent<'_>)> {
         loop {
-            let Some(mut buffer) = self.incoming.front().map(<[u8]>::to_vec) else {
+            if let Some(mut buffer) = self.ready.pop_front() {
+                assert!(crate::offload::finish_checksum(&mut buffer), "every packet's header is right");
+                return Some((Received(buffer), Sent(self)));
+            }
+            let Some(packet) = self.incoming.front().map(<[u8]>::to_vec) else {
                 if self.port.receive(&mut self.incoming).expect("the network lives") {
                     continue;
                 }
                 return None;
             };
             self.incoming.pop();
-            self.count += 1;
-            if self.lose != 0 && self.count.is_multiple_of(self.lose) {
-                continue;
-            }
-            assert!(crate::offload::finish_checksum(&mut buffer), "every packet's header is right");
-            return Some((Received(buffer), Sent(&self.port)));
+            let passed = self.pass(0, packet);
+            self.ready.extend(passed);
         }
     }
 
     fn transmit(&mut self, _: Clock) -> Option<Sent<'_>> {
-        Some(Sent(&self.port))
+        Some(Sent(self))
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
@@ -107,7 +144,8 @@ pub(super) fn network(spec: &NetworkSpec, resolver: Option<SocketAddr>) -> Contr
 }
 
 pub(super) struct Guest {
-    card: Card,
+    controls: Controls,
+    pub(super) card: Card,
     interface: Interface,
     pub(super) sockets: SocketSet<'static>,
 }
@@ -127,7 +165,14 @@ impl Guest {
         let (port, theirs) = SocketPort::pair().unwrap();
         let mac = mac(address);
         controls.plug(attachment(name, address), theirs, listeners).unwrap();
-        let mut card = Card { port, incoming: Message::default(), lose: 0, count: 0 };
+        let mut card = Card {
+            port,
+            incoming: Message::default(),
+            trouble: Default::default(),
+            count: [0; 2],
+            ready: VecDeque::new(),
+            late: Default::default(),
+        };
         let config = Config::new(HardwareAddress::Ethernet(EthernetAddress(mac)));
         let mut interface = Interface::new(config, &mut card, Clock::now());
         let prefix = NetworkSpec::USER.prefix6();
@@ -138,11 +183,16 @@ impl Guest {
         });
         interface.routes_mut().add_default_ipv4_route(GATEWAY).unwrap();
         interface.routes_mut().add_default_ipv6_route(super::address::ROUTER).unwrap();
-        Guest { card, interface, sockets: SocketSet::new(Vec::new()) }
+        let controls = controls.clone();
+        Guest { controls, card, interface, sockets: SocketSet::new(Vec::new()) }
     }
 
-    fn new() -> Guest {
+    pub(super) fn new() -> Guest {
         Guest::plugged_into(Listeners::default())
+    }
+
+    pub(super) fn controls(&self) -> &Controls {
+        &self.controls
     }
 
     pub(super) fn tcp(&mut self) -> SocketHandle {
@@ -152,9 +202,13 @@ impl Guest {
 
     pub(super) fn connect(&mut self, to: impl Into<IpEndpoint>, from: u16) -> SocketHandle {
         let handle = self.tcp();
+        self.connect_by(handle, to, from);
+        handle
+    }
+
+    pub(super) fn connect_by(&mut self, handle: SocketHandle, to: impl Into<IpEndpoint>, from: u16) {
         let context = self.interface.context();
         self.sockets.get_mut::<tcp::Socket<'_>>(handle).connect(context, to, from).unwrap();
-        handle
     }
 
     /// Lets the stack run until `done` gives something.
@@ -197,7 +251,7 @@ pub(super) fn bytes(len: usize) -> Vec<u8> {
 }
 
 /// A server that answers what it was sent, once that is over.
-fn parrot() -> u16 {
+pub(super) fn parrot() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {
@@ -236,7 +290,7 @@ fn a_connection_to_the_gateway_reaches_the_hosts_loopback_and_halves_close_by_th
 #[test]
 fn lost_packets_are_sent_again() {
     let mut guest = Guest::new();
-    guest.card.lose = 7;
+    guest.card.trouble[0].lose = 7;
     let handle = guest.connect((GATEWAY, parrot()), 40000);
     let sent = bytes(1 << 20);
     assert!(guest.exchange(handle, &sent) == sent);

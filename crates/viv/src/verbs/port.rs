@@ -137,7 +137,8 @@ fn show(context: &Context, port: &Port) {
         ("received", traffic(counters.received)),
         ("refused", format!("{} packets that a VM may not send", counters.refused)),
         ("denied", format!("{} packets and flows, by security groups", counters.denied)),
+        ("connections", format!("{} with the outside", counters.connections)),
         ("lost", format!("{} packets that it did not take fast enough", counters.lost)),
     ];
-    output::print(&lines.map(|(name, value)| format!("{name:<11}{value}\n")).concat());
+    output::print(&lines.map(|(name, value)| format!("{name:<13}{value}\n")).concat());
 }
