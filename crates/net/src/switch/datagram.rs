@@ -30,6 +30,7 @@ pub(super) struct Udp {
     flow: Flow,
     way: Way,
     last: Instant,
+    answered: bool,
 }
 
 fn loopback_or_any(to: SocketAddr) -> SocketAddr {
@@ -77,12 +78,12 @@ impl Udp {
         let socket = UdpSocket::bind(loopback_or_any(to))?;
         socket.set_nonblocking(true)?;
         socket.connect(to)?;
-        Ok(Udp { flow, way: Way::Own(socket), last: now })
+        Ok(Udp { flow, way: Way::Own(socket), last: now, answered: false })
     }
 
     /// A flow of somebody who came in by a published port.
     pub(super) fn published(flow: Flow, socket: Arc<UdpSocket>, peer: SocketAddr, now: Instant) -> Udp {
-        Udp { flow, way: Way::Published(socket, peer), last: now }
+        Udp { flow, way: Way::Published(socket, peer), last: now, answered: false }
     }
 
     /// The socket to watch, if it has its own.
@@ -95,6 +96,12 @@ impl Udp {
 
     pub(super) fn deadline(&self) -> Instant {
         self.last + IDLE
+    }
+
+    /// Whether this guest has asked within this time, and has no answer yet.
+    pub(super) fn waits(&self, guest: Ipv4Addr, port: u16, now: Instant, limit: Duration) -> bool {
+        let asks = self.flow.port == guest && self.flow.remote.port() == port;
+        asks && !self.answered && now.saturating_duration_since(self.last) < limit
     }
 
     pub(super) fn touch(&mut self, now: Instant) {
@@ -124,6 +131,7 @@ impl Udp {
                 Ok(_) if link.out.is_full(WAITING_MAX) => {}
                 Ok(len) => {
                     self.last = link.now;
+                    self.answered = true;
                     let payload = link.scratch.get(..len.min(frame::DATAGRAM_MAX)).unwrap_or_default();
                     link.out.push_back(frame::udp(link.guest, self.flow.remote, self.flow.guest, payload));
                 }

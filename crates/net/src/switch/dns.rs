@@ -89,6 +89,16 @@ pub(super) fn answer(
     Some(reply(&packet, &question, rcode, data))
 }
 
+/// The answer to a query that nobody will answer: the server has failed (RFC 1035 §4.1.1).
+pub(super) fn failure(query: &[u8]) -> Option<Vec<u8>> {
+    let mut answer = query.to_vec();
+    let [_, _, high, low, _, _, _, _, _, _, _, _] = answer.first_chunk_mut::<HEADER_LEN>()?;
+    let is_query = *high & 0x80 == 0;
+    *high |= 0x80;
+    *low = 0x80 | u8::from(DnsRcode::ServFail);
+    is_query.then_some(answer)
+}
+
 fn asked<'a>(text: &'a str, plan: &Plan) -> Option<Asked<'a>> {
     if let Some(reversed) = text.strip_suffix(REVERSE) {
         let mut octets = [0; 4];
@@ -250,6 +260,20 @@ mod tests {
         for name in ["viv", "shop.viv", "db.shop.viv", "web.other.viv"] {
             assert_eq!(ask(false, name, 1), Some((3, Vec::new())), "{name}");
         }
+    }
+
+    #[test]
+    fn a_name_that_points_at_itself_is_no_name() {
+        let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        for name in [&[0xc0, 12][..], &[1, b'a', 0xc0, 12], &[0xc0, 14, 0xc0, 12]] {
+            query.truncate(HEADER_LEN);
+            query.extend(name);
+            query.extend([0, 1, 0, 1]);
+            assert_eq!(answer(&query, &plan(false), |_| None, |_| None), None, "{name:?}");
+        }
+        let failed = failure(&query).unwrap();
+        assert_eq!((failed[2] & 0x80, failed[3] & 0xf), (0x80, 2));
+        assert_eq!(failure(&failed), None, "an answer gets none");
     }
 
     proptest! {

@@ -26,6 +26,10 @@ const CONNECTIONS_MAX: usize = 4096;
 const CONNECTIONS_IN_ALL_MAX: usize = 4 * CONNECTIONS_MAX;
 /// Most UDP flows of a network at a time; a new one then takes the place of the one that has been silent longest.
 const DATAGRAM_FLOWS_MAX: usize = 4096;
+/// Most names at a time that one guest waits for, and for how long it counts as waiting. The host's name server may be a VM
+/// that asks us: who asks in circles is told so, and not asked for ever.
+const NAMES_MAX: usize = 128;
+const NAME_WAIT: Duration = Duration::from_secs(10);
 /// Most addresses at a time whose echo is waited for.
 const ECHO_FLOWS_MAX: usize = 256;
 
@@ -222,6 +226,14 @@ impl Nat {
         let Some(mut link) = ports.link(flow.port, &mut self.scratch) else { return };
         if let Some((_, udp)) = self.udp.get_mut(&flow) {
             udp.send(payload, &mut link);
+            return;
+        }
+        let is_name = self.plan.is_name_server(flow.remote.ip()) && flow.remote.port() == DNS_PORT;
+        let waits = |udp: &Udp| udp.waits(flow.port, DNS_PORT, link.now, NAME_WAIT);
+        if is_name && self.udp.values().filter(|(_, udp)| waits(udp)).count() >= NAMES_MAX {
+            let failed = super::dns::failure(payload);
+            let failed = failed.map(|answer| frame::udp(link.guest, flow.remote, flow.guest, &answer));
+            failed.into_iter().for_each(|packet| link.out.push_back(packet));
             return;
         }
         let to = match way_out(&self.plan, &self.filter, &flow, Opening::Udp(flow.remote.port())) {

@@ -513,6 +513,24 @@ fn a_flow_to_the_outside_ends_when_the_rules_forbid_it() {
 }
 
 #[test]
+fn who_asks_in_circles_for_names_is_told_that_it_fails() {
+    // A name server that asks the network's own by its VM, and never answers.
+    let resolver = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let spec = NetworkSpec { name: "shop".to_string(), ..NetworkSpec::user(false) };
+    let controls = network(&spec, Some(resolver.local_addr().unwrap()));
+    let web = Raw::plugged_into(&controls, "web", GUEST);
+    let mut query = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    query.extend(b"\x07example\x03org\x00\x00\x01\x00\x01");
+    for from in 0..200u16 {
+        let mut frame = ethernet(super::address::GATEWAY_MAC, web.mac, 0x0800);
+        frame.extend(ipv4(GUEST, Ipv4Addr::new(10, 0, 2, 3), 17, &udp(5000 + from, 53, &query)));
+        web.send(&frame);
+    }
+    let answer = web.frame();
+    assert_eq!(answer[14 + 20 + 8 + 3] & 0xf, 2, "the server has failed");
+}
+
+#[test]
 fn names_of_vms_are_answered_by_the_network() {
     let controls = shop();
     let web = Raw::plugged_into(&controls, "web", GUEST);
