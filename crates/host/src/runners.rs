@@ -106,7 +106,9 @@ impl Runner {
                 )
             }
         };
-        crate::store::write_whole(&self.dir.join(SPEC), spec).map_err(broken("write the description"))?;
+        // Read at once, and written anew for each start: it need not outlive the host.
+        let spec_text = serde_json::to_vec_pretty(spec).unwrap_or_default();
+        std::fs::write(self.dir.join(SPEC), spec_text).map_err(broken("write the description"))?;
         let log = OpenOptions::new()
             .create(true)
             .write(true)

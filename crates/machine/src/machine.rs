@@ -11,7 +11,7 @@ use crate::parts::{ConsoleSink, Doorbells, Work};
 use crate::saving;
 use crate::threads::{self, Engine};
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -243,9 +243,11 @@ impl Machine {
             Maker::Kvm(_) => Vec::new(),
             Maker::Soft(soft) => soft.shown,
         };
+        renew_generation(&memory)?;
         let mut kvm_clock = None;
         if let Origin::Saved(saved) = &origin {
             saving::load_board(&board, kvm.as_ref(), soft.as_ref(), saved)?;
+            board.tell_generation();
             kvm_clock = saved.kvm_clock_ns;
         }
         let muxer = match (&io.vsock, waker) {
@@ -590,6 +592,17 @@ fn load(
         )
     })?;
     Ok(state)
+}
+
+/// Another machine than any before.
+fn renew_generation(memory: &GuestMemory) -> Result<(), Fault> {
+    let mut generation = [0; 16];
+    File::open("/dev/urandom")
+        .and_then(|mut random| random.read_exact(&mut generation))
+        .map_err(|error| io_fault("read /dev/urandom", &error))?;
+    // What is no memory there has been told as damage.
+    let _ = memory.write(layout::GENERATION, &generation);
+    Ok(())
 }
 
 /// Makes vCPUs of one kind.

@@ -14,6 +14,7 @@ mod net;
 mod options;
 mod remembered;
 mod rows;
+mod snapshots;
 mod table;
 
 use machine::{Kind, Marks};
@@ -35,6 +36,9 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
     }
     if options.disks {
         return disks::run(&options);
+    }
+    if options.snapshots {
+        return snapshots::run(&options);
     }
     let userland = guest::prepare(options.peer)?;
     let mut results = Results::default();

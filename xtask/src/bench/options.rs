@@ -12,6 +12,7 @@ cargo xtask bench [OPTIONS] [ROW …]    our software CPU beside Debian's QEMU T
   --json               the table as JSON on standard output
   --disks              fio on disks instead: raw and qcow2, beside QEMU with io_uring
   --net                TCP instead: to the host, from it and between guests, beside QEMU's own networks and passt
+  --snapshots          snapshots, restores, forks and templates instead, six rounds for each of --runs
   --debian             the memory of both after a full Debian boot, too (always for the whole table, but for --quick)
   --idle               what a default guest costs that does nothing, too (always when no row is named)
   --timeout SECONDS    how long a load may take (120)
@@ -33,6 +34,7 @@ pub(super) struct Options {
     pub(super) debian: bool,
     pub(super) disks: bool,
     pub(super) net: bool,
+    pub(super) snapshots: bool,
     pub(super) timeout: u64,
     pub(super) qemu_cpu: String,
     pub(super) viv_args: Vec<String>,
@@ -50,6 +52,7 @@ impl Options {
             debian: false,
             disks: false,
             net: false,
+            snapshots: false,
             timeout: 120,
             qemu_cpu: QEMU_CPU.to_string(),
             viv_args: Vec::new(),
@@ -68,6 +71,7 @@ impl Options {
                 "--debian" => options.debian = true,
                 "--disks" => options.disks = true,
                 "--net" => options.net = true,
+                "--snapshots" => options.snapshots = true,
                 "--idle" => options.idle = true,
                 "--qemu-cpu" => options.qemu_cpu = value()?.to_string(),
                 "--viv-args" => options.viv_args = value()?.split_whitespace().map(str::to_string).collect(),

@@ -58,13 +58,12 @@ impl Snapshots {
         start: &VmStart,
     ) -> Result<Vm, Fault> {
         let dir = self.places.vms().join(&record.id);
-        let made = lay_out(from, manifest, &dir).and_then(|mut machine| {
-            plug(&mut machine, ports, &record.id)?;
-            self.vms.insert_with_address(&mut VmRecord { machine, ..record.clone() })
-        });
-        made.inspect_err(|_| drop(fs::remove_dir_all(&dir)))?;
-        self.vms.start(&record.id, start).inspect_err(|_| {
-            let _ = self.vms.remove(&record.id, true);
+        let made = lay_out(from, manifest, &dir)
+            .and_then(|mut machine| plug(&mut machine, ports, &record.id).map(|()| machine));
+        let machine = made.inspect_err(|_| drop(fs::remove_dir_all(&dir)))?;
+        let id = record.id.clone();
+        self.vms.insert_and_start(VmRecord { machine, ..record }, start).inspect_err(|_| {
+            let _ = self.vms.remove(&id, true);
         })
     }
 
