@@ -4,6 +4,7 @@ use crate::sys;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::process::{Child, Command};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -33,6 +34,20 @@ pub(crate) fn status(event: &File) -> Option<u8> {
     let mut event = event;
     event.read_exact(&mut count).ok()?;
     u8::try_from(u64::from_le_bytes(count).saturating_sub(1)).ok()
+}
+
+/// Runs `command` to its end, whoever buries children meanwhile: its status.
+pub(crate) fn run(command: &mut Command) -> io::Result<u8> {
+    const LOOK_MS: i32 = 50;
+    let (_, ended) = spawn(command)?;
+    let watch = [sys::Watch { fd: ended.as_raw_fd(), read: true, write: false }];
+    loop {
+        bury();
+        if let Some(status) = status(&ended) {
+            return Ok(status);
+        }
+        let _ = sys::poll(&watch, LOOK_MS);
+    }
 }
 
 /// Collects every child that has ended and tells those who wait. Call it upon SIGCHLD.

@@ -1,7 +1,7 @@
 //! Process 1 of the default guest: set up, serve commands, hold a shell on the console, switch off.
 use crate::power::{self, Last};
 use crate::setup::{self, Wishes};
-use crate::{children, exec, say, serve, shares, stage, sys};
+use crate::{cards, children, exec, say, serve, shares, stage, sys};
 use std::fs;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::mpsc;
@@ -23,7 +23,10 @@ pub(crate) fn main() -> ExitCode {
     setup::mount_all();
     let wishes = Wishes::parse(&fs::read_to_string("/proc/cmdline").unwrap_or_default());
     setup::load_modules();
-    shares::load_driver(&wishes.shares);
+    // A disk that becomes the root may not have the driver for directories that come later.
+    if wishes.root.is_some() || !wishes.shares.is_empty() {
+        shares::load_driver();
+    }
     if let Some(device) = &wishes.root {
         if let Err(error) = stage::enter(device, &wishes) {
             say(format_args!("cannot start the disk {device}: {error}"));
@@ -38,7 +41,7 @@ pub(crate) fn main() -> ExitCode {
         say(format_args!("cannot set the loopback network up: {error}"));
     }
     let (send, ends) = mpsc::channel();
-    setup::lease_address();
+    cards::keep_up();
     power::set_sender(send.clone());
     power::watch_button();
     if let Err(error) = serve::start() {

@@ -11,6 +11,7 @@
 //! `viv.share=TAG:ro:PATH` mounts a directory of the host.
 //!
 //! It never does what the host could do, never talks first, and needs nothing of the guest's user land.
+mod cards;
 mod children;
 mod command;
 mod disks;

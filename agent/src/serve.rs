@@ -1,11 +1,12 @@
 //! The server of requests over vsock: a thread for each connection.
 use crate::power::{self, Last};
-use crate::{children, disks, exec, renew, say, sys};
+use crate::{children, disks, exec, renew, say, shares, sys};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use viv_api::agent::{PORT, Reply, Request, read_line, to_line};
+use viv_model::ShareMount;
 
 /// Most connections at the same time.
 const CONNECTIONS_MAX: usize = 256;
@@ -74,13 +75,24 @@ fn handle(mut connection: File) -> io::Result<()> {
     let asked = match read_line(&mut connection) {
         Ok(Request::Exec(what)) => return exec::run(connection, &what),
         Ok(Request::Ping {}) => None,
-        Ok(Request::Renew { unix_ns, entropy, hostname }) => {
-            let renewed = renew::renew(unix_ns, &entropy, &hostname);
+        Ok(Request::Renew { unix_ns, entropy, hostname, card }) => {
+            let renewed = renew::renew(unix_ns, &entropy, &hostname, card.as_ref());
             reply.error = renewed.err().map(|error| format!("cannot renew the guest: {error}"));
             None
         }
         Ok(Request::Disk { serial }) => {
             reply.in_use = disks::in_use(&serial);
+            None
+        }
+        Ok(Request::Mount { tag, target, read_only }) => {
+            reply.error = shares::mount_when_there(&ShareMount { tag, target, read_only }).err();
+            None
+        }
+        Ok(Request::Unmount { tag, force }) => {
+            match shares::unmount(&tag, force) {
+                Ok(in_use) => reply.in_use = in_use,
+                Err(error) => reply.error = Some(format!("cannot unmount {tag}: {error}")),
+            }
             None
         }
         Ok(Request::Poweroff {}) => Some(Last::PowerOff),

@@ -4,7 +4,6 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use viv_model::ShareMount;
 
 /// The list of modules to load, in order, made when the initial RAM disk was built.
@@ -94,27 +93,6 @@ pub(crate) fn load_modules() {
             }
             _ => {}
         }
-    }
-}
-
-/// The network card, and what its DHCP client calls.
-const CARD: &str = "eth0";
-const LEASE: &str = "/etc/viv/lease";
-
-/// Has the network card set up by DHCP, before anything wants to use it. The client then stays, to renew its lease.
-pub(crate) fn lease_address() {
-    if !Path::new("/sys/class/net").join(CARD).exists() {
-        return;
-    }
-    let mut client = Command::new("/bin/udhcpc");
-    // Three tries of a second; then it goes on in the background.
-    client.args(["-b", "-t", "3", "-T", "1", "-i", CARD, "-s", LEASE]);
-    client.env_clear().env("PATH", crate::exec::DEFAULT_PATH);
-    client.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    match client.status() {
-        Ok(status) if status.success() => {}
-        Ok(status) => say(format_args!("no network address: the DHCP client ended with {status}")),
-        Err(error) => say(format_args!("no network address: cannot start the DHCP client: {error}")),
     }
 }
 

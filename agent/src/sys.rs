@@ -52,6 +52,30 @@ pub(crate) fn umount(target: &str) -> io::Result<()> {
     Ok(())
 }
 
+/// umount2(2): not if it is in use, or, `lazily`, as soon as nobody uses it any more.
+pub(crate) fn unmount(target: &str, lazily: bool) -> io::Result<()> {
+    let target = text(target)?;
+    // SAFETY: a C string that outlives the call.
+    check(unsafe { libc::umount2(target.as_ptr(), if lazily { libc::MNT_DETACH } else { 0 }) })?;
+    Ok(())
+}
+
+/// A socket on which the kernel tells what devices come and go: NETLINK_KOBJECT_UEVENT of netlink(7).
+pub(crate) fn device_events() -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
+    // SAFETY: no pointers.
+    let socket = owned(unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_KOBJECT_UEVENT) })?;
+    // SAFETY: an address of zeroes is one of this type.
+    let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
+    address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
+    // The kernel's own events.
+    address.nl_groups = 1;
+    let length = size_of::<libc::sockaddr_nl>() as libc::socklen_t;
+    // SAFETY: the address is of the length that is said.
+    check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) })?;
+    Ok(socket)
+}
+
 /// chroot(2) to the working directory.
 pub(crate) fn chroot_here() -> io::Result<()> {
     // SAFETY: a constant C string.
@@ -132,6 +156,39 @@ pub(crate) fn loopback_up() -> io::Result<()> {
     // SAFETY: SIOCSIFFLAGS reads one `ifreq`.
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &request) })?;
     Ok(())
+}
+
+/// Gives a network interface another hardware address, and has its link go down and up (netdevice(7)).
+pub(crate) fn set_card_address(name: &str, mac: [u8; 6]) -> io::Result<()> {
+    // SAFETY: no pointers.
+    let socket = owned(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: `ifreq` is plain data for which zero is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as _;
+    }
+    // SAFETY: SIOCGIFFLAGS writes one `ifreq`.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &mut request) })?;
+    // SAFETY: SIOCGIFFLAGS has set the flags.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    let set_flags = |request: &mut libc::ifreq, flags| {
+        request.ifr_ifru.ifru_flags = flags;
+        // SAFETY: SIOCSIFFLAGS reads one `ifreq`.
+        check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &*request) }).map(drop)
+    };
+    set_flags(&mut request, flags & !(libc::IFF_UP as libc::c_short))?;
+    let mut address: libc::sockaddr = libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data: [0; 14] };
+    for (to, from) in address.sa_data.iter_mut().zip(mac) {
+        *to = from as _;
+    }
+    request.ifr_ifru.ifru_hwaddr = address;
+    // SAFETY: SIOCSIFHWADDR reads one `ifreq`.
+    let renamed = check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFHWADDR, &request) }).map(drop);
+    // Up again in any case.
+    set_flags(&mut request, flags).and(renamed)
 }
 
 /// kill(2). `pid` -1: everybody but us; below -1: a process group.

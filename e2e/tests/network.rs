@@ -41,6 +41,32 @@ fn the_guest_has_an_address_and_reaches_the_host_as_its_gateway() {
     assert_eq!(lines[3..], [&format!("{sum}  -"), "refused"], "{done:?}");
 }
 
+#[test]
+fn ipv6_reaches_the_host_and_what_is_not_there_is_told_at_once() {
+    let Ok(listener) = TcpListener::bind("[::1]:0") else { return eprintln!("this host has no IPv6") };
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut line = String::new();
+            BufReader::new(&stream).read_line(&mut line).unwrap();
+            write!(stream, "HTTP/1.0 200 OK\r\n\r\nsix\n").unwrap();
+        }
+    });
+    let closed = TcpListener::bind("[::1]:0").unwrap().local_addr().unwrap().port();
+    let gateway = "fd76:6976:a00:200::2";
+    // The address is the card's own, once nobody else is found to have it.
+    let command = format!(
+        "for i in $(seq 100); do ip -6 addr show dev eth0 scope global | grep -qv tentative && break; sleep 0.2; done; \
+         ip -6 addr show dev eth0 scope global | grep -o 'inet6 fd76:6976:a00:200:'; \
+         ping6 -c 1 -W 20 {gateway} > /dev/null && echo pong; timeout 60 wget -qO- http://[{gateway}]:{port}/; \
+         timeout 60 wget -qO- http://[{gateway}]:{closed}/ 2>&1 | grep -o refused; \
+         timeout 60 wget -qO- http://[fd76:6976:a76:100::5]/ 2>&1 | grep -c connect"
+    );
+    let done = run(&soft(&command), "").ok();
+    assert_eq!(done.out, "inet6 fd76:6976:a00:200:\npong\nsix\nrefused\n1\n", "{done:?}");
+}
+
 /// A name server that knows one address, by the protocol's letter (RFC 1035 §4): the question comes back with it.
 fn serve_names() -> u16 {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();

@@ -51,6 +51,20 @@ fn vms_of_a_network_find_each_other_by_name_and_survive_its_switch() {
     });
     let shown = run(&["network", "show", network.0, "--json"], "").ok();
     let shown: serde_json::Value = serde_json::from_str(&shown.out).unwrap();
+    // By IPv6, too: it has an address of the network's prefix, and is found by it.
+    let address6 = |vm: &str| {
+        let vms = shown["vms"].as_array().unwrap().iter();
+        let vm = vms.clone().find(|shown| shown["name"] == vm).unwrap();
+        vm["address6"].as_str().unwrap().to_string()
+    };
+    let (web6, db6) = (address6("e2e-shop-web"), address6("e2e-shop-db"));
+    until("its address of IPv6", WAIT, || {
+        exec("e2e-shop-web", "ip -6 addr show dev eth0").out.contains(&web6)
+    });
+    until("a page by IPv6", WAIT, || page_of("e2e-shop-web", &format!("[{db6}]")) == "this is e2e-shop-db\n");
+    until("its name's address of IPv6", WAIT, || {
+        exec("e2e-shop-web", "nslookup -type=aaaa e2e-shop-db.e2e-shop.viv").out.contains(&db6)
+    });
     let connected = shown["vms"].as_array().unwrap().iter().filter(|vm| vm["connected"] == true).count();
     assert_eq!(connected, 2, "{shown}");
     let used = run(&["network", "rm", network.0], "");

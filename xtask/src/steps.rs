@@ -104,6 +104,16 @@ pub(crate) fn nightly() -> Result<(), String> {
             "viv-e2e",
         ]),
     )?;
+    step(
+        "ten VMs on one network find each other",
+        cargo().env("VIV_NETWORK_VMS", "10").args([
+            "test",
+            "--release",
+            "--package",
+            "viv-e2e",
+            "all_vms_of_a_network",
+        ]),
+    )?;
     fuzz::run(&[])?;
     check()
 }

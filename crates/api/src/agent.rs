@@ -24,6 +24,15 @@ pub const STATUS_NOT_FOUND: u8 = 127;
 /// The exit status of a command that exists and cannot be run.
 pub const STATUS_NOT_EXECUTABLE: u8 = 126;
 
+/// A network card that has another address than the guest knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewCard {
+    /// Its addresses before: the guest's card has one of them.
+    pub before: Vec<[u8; 6]>,
+    /// Its address.
+    pub mac: [u8; 6],
+}
+
 /// The first line of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -45,6 +54,26 @@ pub enum Request {
         entropy: Vec<u8>,
         /// The VM's name.
         hostname: String,
+        /// The network card's new address, if it has one.
+        #[serde(default)]
+        card: Option<NewCard>,
+    },
+    /// Mount the directory of the host with this tag, which has come or is about to.
+    Mount {
+        /// Its tag.
+        tag: String,
+        /// Where; made if it is not there.
+        target: String,
+        /// Mount it read-only.
+        read_only: bool,
+    },
+    /// Unmount the directory of the host with this tag, wherever it is mounted. If somebody uses it, the answer's `in_use` says
+    /// who, and it stays.
+    Unmount {
+        /// Its tag.
+        tag: String,
+        /// Take it away from whoever uses it.
+        force: bool,
     },
     /// Whether somebody uses the disk with this serial number: then the answer's `in_use` says who.
     Disk {
@@ -110,7 +139,7 @@ pub struct Reply {
     /// Why the request was refused, if it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Who uses the disk that was asked about.
+    /// Who uses the disk or directory that was asked about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub in_use: Option<String>,
 }

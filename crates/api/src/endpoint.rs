@@ -72,6 +72,14 @@ pub enum Route {
     VmDiskAttach,
     /// Detach a disk.
     VmDiskDetach,
+    /// Attach a shared directory.
+    VmShareAttach,
+    /// Detach a shared directory.
+    VmShareDetach,
+    /// Attach a network card.
+    VmNicAttach,
+    /// Detach a network card.
+    VmNicDetach,
     /// Resize a VM's memory.
     VmMemory,
     /// Kill a VM.
@@ -98,6 +106,16 @@ pub enum Route {
     NetworkConnect,
     /// Take a VM out of a network.
     NetworkDisconnect,
+    /// List ports.
+    PortList,
+    /// One VM's port.
+    PortGet,
+    /// How much may pass a VM's card.
+    PortLimits,
+    /// Another card and address for a VM.
+    PortRebind,
+    /// What passes a VM's port.
+    PortCapture,
     /// List security groups.
     SecGroupList,
     /// Make a security group.
@@ -225,6 +243,34 @@ pub const TABLE: &[Endpoint] = &[
         "take a disk from it, when its guest lets it go; disks count from 0 (Vm)",
     ),
     line(
+        Route::VmShareAttach,
+        Method::Post,
+        "/v1/vms/{vm}/shares",
+        Answer::Json,
+        "give it one more directory of the host, also while it runs; its agent mounts it (ShareSpec -> Vm)",
+    ),
+    line(
+        Route::VmShareDetach,
+        Method::Delete,
+        "/v1/vms/{vm}/shares/{share}",
+        Answer::Json,
+        "take a directory from it, unless its guest uses it; ?force=true all the same; directories count from 0 (Vm)",
+    ),
+    line(
+        Route::VmNicAttach,
+        Method::Post,
+        "/v1/vms/{vm}/nics",
+        Answer::Json,
+        "give it a network card, also while it runs (NicAttach -> Vm)",
+    ),
+    line(
+        Route::VmNicDetach,
+        Method::Delete,
+        "/v1/vms/{vm}/nics/{nic}",
+        Answer::Json,
+        "take a network card from it, when its guest lets it go; cards count from 0 (Vm)",
+    ),
+    line(
         Route::VmDiskLimits,
         Method::Post,
         "/v1/vms/{vm}/disks/{disk}/limits",
@@ -335,6 +381,35 @@ pub const TABLE: &[Endpoint] = &[
         "/v1/networks/{network}/vms/{vm}",
         Answer::Json,
         "take a VM's card out of it (Vm)",
+    ),
+    line(
+        Route::PortList,
+        Method::Get,
+        "/v1/ports",
+        Answer::Json,
+        "the ports of all VMs with a network card: addresses, limits, what has passed ([Port])",
+    ),
+    line(Route::PortGet, Method::Get, "/v1/vms/{vm}/port", Answer::Json, "a VM's port (Port)"),
+    line(
+        Route::PortLimits,
+        Method::Post,
+        "/v1/vms/{vm}/port/limits",
+        Answer::Json,
+        "how much may pass a VM's card from now on (NicLimits -> Port)",
+    ),
+    line(
+        Route::PortRebind,
+        Method::Post,
+        "/v1/vms/{vm}/port/rebind",
+        Answer::Json,
+        "give a VM's card another address, and its guest another lease, also while it runs (Port)",
+    ),
+    line(
+        Route::PortCapture,
+        Method::Get,
+        "/v1/vms/{vm}/port/capture",
+        Answer::Bytes,
+        "what passes a VM's port, as pcapng, until it is closed or the VM's plug is pulled",
     ),
     line(
         Route::SecGroupList,

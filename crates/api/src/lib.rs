@@ -18,6 +18,7 @@ pub mod image;
 pub mod info;
 pub mod network;
 pub mod passed;
+pub mod port;
 mod process;
 pub mod runner;
 pub mod secgroup;

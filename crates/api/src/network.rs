@@ -1,7 +1,7 @@
 //! Networks as the host service shows and takes them.
 use serde::{Deserialize, Serialize};
-use std::net::Ipv4Addr;
-use viv_model::{NetworkSpec, PortSpec, Subnet};
+use std::net::{Ipv4Addr, Ipv6Addr};
+use viv_model::{NetKind, NetworkSpec, NicLimits, PortSpec, Subnet};
 
 /// A network to make.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +35,12 @@ pub struct Network {
     pub gateway: Ipv4Addr,
     /// Its name server's address.
     pub name_server: Ipv4Addr,
+    /// The first of its IPv6 addresses, which have the same first 64 bits.
+    pub prefix6: Ipv6Addr,
+    /// Its gateway's IPv6 address.
+    pub gateway6: Ipv6Addr,
+    /// Its name server's IPv6 address.
+    pub name_server6: Ipv6Addr,
     /// The process of its switch; none while no VM of it runs.
     pub pid: Option<u32>,
     /// What restricts that process, by name.
@@ -52,10 +58,24 @@ pub struct NetworkVm {
     pub name: String,
     /// Its address.
     pub address: Option<Ipv4Addr>,
+    /// The IPv6 address that its card gives itself; the guest may have others beside it.
+    pub address6: Ipv6Addr,
     /// Its card's address.
     pub mac: String,
     /// Its published ports.
     pub ports: Vec<PortSpec>,
     /// It is plugged in now.
     pub connected: bool,
+}
+
+/// A network card for a VM that has none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NicAttach {
+    /// What it is plugged into.
+    pub net: NetKind,
+    /// Ports of the host that lead to it.
+    pub ports: Vec<PortSpec>,
+    /// How much may pass it.
+    pub limits: NicLimits,
 }

@@ -12,7 +12,9 @@ use crate::stats::VmStats;
 use crate::vm::{DiskSize, OnReboot, Process};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
-use viv_model::{Accel, DiskLimits, DiskSpec, End, Fault, MachineSpec, SavedParts, State};
+use viv_model::{
+    Accel, DiskLimits, DiskSpec, End, Fault, MachineSpec, NicSpec, SavedParts, ShareSpec, State,
+};
 
 /// What the VM is asked to be: a [`RunnerSpec`]. All names are relative to the VM's directory.
 pub const SPEC: &str = "spec.json";
@@ -129,9 +131,35 @@ pub enum Ask {
         /// Which, from 0.
         disk: usize,
     },
+    /// Give the guest a shared directory. The control socket of the directory's server comes with the request (SCM_RIGHTS of
+    /// unix(7)), for the VM's process may start none.
+    AttachShare {
+        /// The directory, with its tag.
+        share: ShareSpec,
+        /// The guest's agent mounts it at each boot.
+        mount: bool,
+    },
+    /// Ask the guest to let a shared directory go.
+    DetachShare {
+        /// Its tag.
+        tag: String,
+    },
+    /// Give the guest a network card, plugged into the port whose socket comes with the request (SCM_RIGHTS of unix(7)), or,
+    /// without one, into nothing.
+    AttachCard {
+        /// The card.
+        nic: NicSpec,
+    },
+    /// Ask the guest to let its network card go.
+    DetachCard,
     /// Plug the network card into the port whose socket comes with the request (SCM_RIGHTS of unix(7)), or, without one,
     /// pull its plug.
     Plug,
+    /// Its network card has other addresses: tell the guest's agent, if there is one.
+    Renew {
+        /// The card as it is now.
+        nic: NicSpec,
+    },
     /// End now.
     Kill {
         /// What to write instead of [`End::Killed`].

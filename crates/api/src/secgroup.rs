@@ -35,6 +35,9 @@ pub struct SecGroupInfo {
     pub name: String,
     /// Its rules, which are counted from 1.
     pub rules: Vec<Rule>,
+    /// For each rule, how often it has decided in the networks that run: about a flow, or about a packet that it denied.
+    #[serde(default)]
+    pub decided: Vec<u64>,
     /// The names of its VMs.
     pub vms: Vec<String>,
 }

@@ -1,4 +1,5 @@
 //! What a VM has used and done since its guest last booted.
+use crate::port::PortTraffic;
 use serde::{Deserialize, Serialize};
 use viv_model::Accel;
 
@@ -18,6 +19,9 @@ pub struct VmStats {
     pub guest_memory: Option<GuestMemory>,
     /// For each vCPU the processor time that it has used, nanoseconds.
     pub vcpu_ns: Vec<u64>,
+    /// What has passed its network card's port; `None`: it is plugged into nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<PortTraffic>,
     /// The software CPU's counts, of all vCPUs together.
     pub soft: Option<SoftStats>,
 }

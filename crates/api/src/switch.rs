@@ -5,7 +5,7 @@
 //! then its [`Reply`], and so on. It ends when no VM has been plugged in for a while.
 use crate::vm::Process;
 use serde::{Deserialize, Serialize};
-use viv_model::{Attachment, Fault, NetworkSpec, PortSpec, SecGroup};
+use viv_model::{Attachment, Fault, NetworkSpec, NicLimits, PortSpec, SecGroup, SwitchCounters};
 
 /// Which network it is: a [`NetworkSpec`]. All names are relative to the switch's directory.
 pub const SPEC: &str = "switch.json";
@@ -56,6 +56,21 @@ pub enum Ask {
         /// Their names.
         groups: Vec<String>,
     },
+    /// So much may pass a VM's card from now on, if it is plugged in.
+    Limit {
+        /// The VM's identity.
+        vm: String,
+        /// How much.
+        limits: NicLimits,
+    },
+    /// Tell of what passes a VM's port, a record for each packet, on the socket that comes with the request
+    /// (SCM_RIGHTS of unix(7)), until it is closed or the plug is pulled.
+    Capture {
+        /// The VM's identity.
+        vm: String,
+    },
+    /// What has been counted?
+    Counters,
     /// Pull a VM's plug, if it has one.
     Unplug {
         /// The VM's identity.
@@ -69,6 +84,8 @@ pub enum Ask {
 pub enum Reply {
     /// Done; this is how it is now.
     Ok(Status),
+    /// The answer to [`Ask::Counters`].
+    Counters(SwitchCounters),
     /// Not done.
     Refused(Fault),
 }

@@ -4,8 +4,8 @@ use crate::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use viv_model::{
-    Accel, DiskSpec, End, ImageDiskSpec, Label, MEMORY_MIB_USUAL, MachineSpec, NetKind, PortSpec, ShareSpec,
-    SoftSpec, State,
+    Accel, DiskSpec, End, ImageDiskSpec, Label, MEMORY_MIB_USUAL, MachineSpec, NetKind, NicLimits, PortSpec,
+    ShareSpec, SoftSpec, State,
 };
 
 /// What happens when the guest asks for a reset.
@@ -82,6 +82,9 @@ pub struct VmCreate {
     /// What its network card is plugged into; nothing, unless there are ports.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub net: Option<NetKind>,
+    /// How much may pass that card.
+    #[serde(skip_serializing_if = "NicLimits::is_unlimited")]
+    pub nic_limits: NicLimits,
     /// Ports of the host that lead to it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<PortSpec>,

@@ -33,6 +33,7 @@ pub(crate) fn spec_of(record: &VmRecord, dir: &Path) -> VmCreate {
         disks: others,
         shares: machine.shares.clone(),
         net: Some(machine.nic.as_ref().map_or(NetKind::None, |nic| nic.net.clone())),
+        nic_limits: machine.nic.as_ref().map(|nic| nic.limits).unwrap_or_default(),
         ports: machine.nic.as_ref().map(|nic| nic.ports.clone()).unwrap_or_default(),
         groups: record.groups.clone(),
         labels: record.labels.clone(),

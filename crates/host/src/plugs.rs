@@ -7,12 +7,13 @@ use crate::vms::{Vms, card};
 use std::os::fd::OwnedFd;
 use std::thread;
 use std::time::{Duration, Instant};
-use viv_api::network::{Network, NetworkCreate};
+use viv_api::network::{Network, NetworkCreate, NicAttach};
+use viv_api::runner::Ask as RunnerAsk;
 use viv_api::vm::{Process, Vm};
 use viv_model::{Fault, Kind, NetKind, NicSpec};
 
 /// How long a cable is out before it is in another network, so that the guest notices.
-const CABLE_OUT: Duration = Duration::from_secs(1);
+pub(crate) const CABLE_OUT: Duration = Duration::from_secs(1);
 /// A switch that lived shorter than this is started again only after as long.
 const SHORT_LIFE: Duration = Duration::from_secs(2);
 
@@ -22,7 +23,7 @@ impl Vms {
         self.networks.plug(record)
     }
 
-    fn switch_of(&self, record: &VmRecord) -> Option<Switch> {
+    pub(crate) fn switch_of(&self, record: &VmRecord) -> Option<Switch> {
         let nic = record.machine.nic.as_ref()?;
         Some(self.networks.of(&record.id, nic).ok()??.1)
     }
@@ -112,21 +113,87 @@ impl Vms {
         })
     }
 
+    /// Gives a VM a network card: at once if it runs, and whenever it starts.
+    pub(crate) fn attach_card(&self, name: &str, ask: NicAttach) -> Result<Vm, Fault> {
+        if ask.net == NetKind::None {
+            let text = "a network card is attached to a network";
+            return Err(Fault::new(Kind::Usage, text, "say which: --net user, or --net NETWORK"));
+        }
+        self.change(name, |before, runner| {
+            if let Some(nic) = &before.machine.nic {
+                return Err(Fault::new(
+                    Kind::Conflict,
+                    format!("VM {:?} has a network card already, plugged into: {}", before.name, nic.net),
+                    format!(
+                        "move it: viv network connect NETWORK {0}; or first: viv detach {0} --net {1}",
+                        before.name, nic.net
+                    ),
+                ));
+            }
+            ask.limits.check()?;
+            let mac = card(&before.id);
+            let mut nic =
+                NicSpec { mac, ports: ask.ports, net: ask.net, limits: ask.limits, ..NicSpec::default() };
+            let mut record = before.clone();
+            {
+                let _turn = self.networks.hold();
+                self.networks.give_address(&mut nic, &self.records()?)?;
+                record.machine.nic = Some(nic.clone());
+                record.machine.check()?;
+                self.store.update(&record)?;
+            }
+            if runner.process().is_some() {
+                let attached = self.plug_in(&record).and_then(|port| runner.attach_card(&nic, port));
+                if let Err(fault) = attached {
+                    self.pull(&record);
+                    self.store.update(&before)?;
+                    return Err(fault);
+                }
+            }
+            Ok(self.view(record, &runner))
+        })
+    }
+
+    /// Takes a network card, by its number from 0, from a VM; if it runs, when its guest has let it go.
+    pub(crate) fn detach_card(&self, name: &str, number: &str) -> Result<Vm, Fault> {
+        self.change(name, |mut record, runner| {
+            if record.machine.nic.is_none() || number != "0" {
+                let count = usize::from(record.machine.nic.is_some());
+                let text = format!("VM {:?} has no network card {number:?}: it has {count}", record.name);
+                return Err(Fault::new(Kind::NotFound, text, "count from 0; see them with: viv inspect"));
+            }
+            if runner.process().is_some() {
+                runner.ask(&RunnerAsk::DetachCard)?;
+                self.pull(&record);
+            }
+            record.machine.nic = None;
+            self.store.update(&record)?;
+            Ok(self.view(record, &runner))
+        })
+    }
+
+    /// Pulls a VM's plug, which nobody needs any more.
+    fn pull(&self, record: &VmRecord) {
+        if let Some(Err(fault)) = self.switch_of(record).map(|switch| switch.unplug(&record.id)) {
+            eprintln!("viv serve: cannot pull the plug of {}: {fault}", record.name);
+        }
+    }
+
     fn move_card(&self, mut record: VmRecord, runner: &Runner, net: NetKind) -> Result<Vm, Fault> {
         let lives = runner.process().is_some();
-        let (ports, mac) = match &record.machine.nic {
-            Some(nic) => (nic.ports.clone(), nic.mac),
+        let mut nic = match record.machine.nic.clone() {
+            Some(nic) => nic,
             None if lives => {
                 return Err(Fault::new(
                     Kind::Conflict,
                     format!("VM {:?} runs without a network card", record.name),
-                    format!("stop it first: viv stop {}; or start VMs with --net", record.name),
+                    format!("give it one: viv attach {} --net NETWORK", record.name),
                 ));
             }
-            None => (Vec::new(), card(&record.id)),
+            None => NicSpec { mac: card(&record.id), ..NicSpec::default() },
         };
         let before = self.switch_of(&record);
-        let mut nic = NicSpec { mac, ports, net, address: None };
+        (nic.net, nic.address) = (net, None);
         {
             let _turn = self.networks.hold();
             self.networks.give_address(&mut nic, &self.records()?)?;
@@ -134,12 +201,7 @@ impl Vms {
             self.store.update(&record)?;
         }
         if lives {
-            runner.plug(None)?;
-            before.map_or(Ok(()), |switch| switch.unplug(&record.id))?;
-            thread::sleep(CABLE_OUT);
-            if let Some(port) = self.plug_in(&record)? {
-                runner.plug(Some(port))?;
-            }
+            self.plug_anew(&record, runner, before)?;
         }
         Ok(self.view(record, runner))
     }

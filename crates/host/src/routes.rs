@@ -3,6 +3,7 @@ use crate::builder::BuilderVm;
 use crate::http::{self, Body};
 use crate::images::{self, Images, Options, Recipe, Watcher};
 use crate::service::{Busy, Service};
+use crate::shares;
 use crate::streams;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Bytes, Incoming};
@@ -16,7 +17,7 @@ use tokio::sync::mpsc;
 use viv_api::endpoint::{self, NoRoute, Route};
 use viv_api::image::{BuildLine, Image, ImageBuild, Progress};
 use viv_api::info::{Info, KvmState, Service as ServiceInfo};
-use viv_api::network::NetworkConnect;
+use viv_api::network::{NetworkConnect, NicAttach};
 use viv_api::secgroup::{RuleAdd, SecGroupJoin};
 use viv_api::snapshot::SnapshotOther;
 use viv_api::timestamp::Timestamp;
@@ -97,6 +98,22 @@ pub(crate) async fn answer(
                 }
             }
             blocking(move || vms.detach_disk(&name, &disk)).await
+        }
+        Route::VmShareAttach => {
+            let share = body(request).await?;
+            shares::attach(vms, name, share).await.map(|vm| http::json(&vm))
+        }
+        Route::VmShareDetach => {
+            let share = arguments.next().unwrap_or_default();
+            shares::detach(vms, name, share, flag("force")).await.map(|vm| http::json(&vm))
+        }
+        Route::VmNicAttach => {
+            let ask: NicAttach = body(request).await?;
+            blocking(move || vms.attach_card(&name, ask)).await
+        }
+        Route::VmNicDetach => {
+            let nic = arguments.next().unwrap_or_default();
+            blocking(move || vms.detach_card(&name, &nic)).await
         }
         Route::VmDiskLimits => {
             let disk = arguments.next().unwrap_or_default();
@@ -188,6 +205,18 @@ pub(crate) async fn answer(
         Route::NetworkDisconnect => {
             let vm = arguments.next().unwrap_or_default();
             blocking(move || vms.disconnect(&name, &vm)).await
+        }
+        Route::PortList => blocking(move || vms.ports()).await,
+        Route::PortGet => blocking(move || vms.port(&name)).await,
+        Route::PortLimits => {
+            let ask = body(request).await?;
+            blocking(move || vms.limit_port(&name, ask)).await
+        }
+        Route::PortRebind => blocking(move || vms.rebind(&name)).await,
+        Route::PortCapture => {
+            let pieces = tokio::task::spawn_blocking(move || vms.capture(&name)).await;
+            let pieces = pieces.map_err(|error| defect(&error.to_string()))??;
+            Ok(http::pieces(pieces, "application/x-pcapng"))
         }
         Route::SecGroupList => blocking(move || vms.secgroups()).await,
         Route::SecGroupCreate => {

@@ -19,7 +19,7 @@ use viv_api::timestamp::Timestamp;
 use viv_api::vm::Process;
 use viv_api::{passed, socket};
 use viv_block::Source;
-use viv_model::{DiskSpec, End, Fault, Kind, SavedParts};
+use viv_model::{DiskSpec, End, Fault, Kind, NicSpec, SavedParts, ShareSpec};
 
 /// How long a runner may take to answer a question.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -177,6 +177,23 @@ impl Runner {
             files.push(file);
         }
         self.ask_with(&Ask::AttachDisk { disk: disk.clone(), files: paths }, &files)
+    }
+
+    /// Has its guest use a shared directory, whose server is behind `control`; if `mount`, its agent mounts it at each boot.
+    pub(crate) fn attach_share(&self, share: &ShareSpec, mount: bool, control: OwnedFd) -> Result<(), Fault> {
+        let ask = Ask::AttachShare { share: share.clone(), mount };
+        self.ask_with(&ask, &[File::from(control)]).map(drop)
+    }
+
+    /// Has its guest let a shared directory go.
+    pub(crate) fn detach_share(&self, tag: &str) -> Result<(), Fault> {
+        self.ask(&Ask::DetachShare { tag: tag.to_string() }).map(drop)
+    }
+
+    /// Gives its guest a network card that is plugged into this port.
+    pub(crate) fn attach_card(&self, nic: &NicSpec, port: Option<OwnedFd>) -> Result<(), Fault> {
+        let port: Vec<File> = port.into_iter().map(File::from).collect();
+        self.ask_with(&Ask::AttachCard { nic: nic.clone() }, &port).map(drop)
     }
 
     /// Its status, once its guest knows who and when it is.

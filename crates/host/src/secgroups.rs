@@ -6,7 +6,7 @@ use crate::store::{StoreError, VmRecord, write_whole};
 use crate::vms::Vms;
 use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use viv_api::secgroup::{Explain, Explanation, SecGroupCreate, SecGroupInfo};
 use viv_api::vm::Vm;
@@ -105,19 +105,25 @@ impl SecGroups {
 fn info(group: SecGroup, records: &[VmRecord]) -> SecGroupInfo {
     let inside = records.iter().filter(|record| record.groups.contains(&group.name));
     let vms = inside.map(|record| record.name.clone()).collect();
-    SecGroupInfo { name: group.name, rules: group.rules, vms }
+    SecGroupInfo { name: group.name, decided: vec![0; group.rules.len()], rules: group.rules, vms }
 }
 
 impl Vms {
     /// All security groups.
     pub(crate) fn secgroups(&self) -> Result<Vec<SecGroupInfo>, Fault> {
         let records = self.records()?;
-        Ok(self.networks.groups.all()?.into_iter().map(|group| info(group, &records)).collect())
+        let mut all: Vec<_> =
+            self.networks.groups.all()?.into_iter().map(|group| info(group, &records)).collect();
+        self.count_rules(&mut all)?;
+        Ok(all)
     }
 
     /// One security group.
     pub(crate) fn secgroup(&self, name: &str) -> Result<SecGroupInfo, Fault> {
-        Ok(info(self.networks.groups.find(name)?, &self.records()?))
+        let mut group = [info(self.networks.groups.find(name)?, &self.records()?)];
+        self.count_rules(&mut group)?;
+        let [group] = group;
+        Ok(group)
     }
 
     /// Makes a security group.
@@ -295,8 +301,15 @@ impl Vms {
             (Side::Vm(one), Side::Vm(other)) => {
                 match (self.shared_address(one, other)?, self.shared_address(other, one)?) {
                     (Some(of_one), Some(of_other)) => {
-                        self.decide(one, Direction::Out, opening, &ask.what, of_other, &mut because)?
-                            && self.decide(other, Direction::In, opening, &ask.what, of_one, &mut because)?
+                        self.decide(one, Direction::Out, opening, &ask.what, of_other.into(), &mut because)?
+                            && self.decide(
+                                other,
+                                Direction::In,
+                                opening,
+                                &ask.what,
+                                of_one.into(),
+                                &mut because,
+                            )?
                     }
                     _ => {
                         because.push(format!(
@@ -345,7 +358,7 @@ impl Vms {
         direction: Direction,
         opening: Opening,
         what: &str,
-        other: Ipv4Addr,
+        other: IpAddr,
         because: &mut Vec<String>,
     ) -> Result<bool, Fault> {
         let groups = self.networks.groups.all()?;
@@ -382,7 +395,7 @@ impl Vms {
 /// One end of a flow.
 enum Side {
     Vm(Box<VmRecord>),
-    Outside(Ipv4Addr),
+    Outside(IpAddr),
 }
 
 fn opening(what: &str) -> Result<Opening, Fault> {
@@ -402,19 +415,23 @@ fn opening(what: &str) -> Result<Opening, Fault> {
 fn reaches(
     record: &VmRecord,
     network: &Option<NetworkSpec>,
-    other: Ipv4Addr,
+    other: IpAddr,
     because: &mut Vec<String>,
 ) -> bool {
+    let is_gateway = |network: &NetworkSpec| {
+        let subnet = network.subnet;
+        other == subnet.gateway() || other == subnet.gateway6()
+    };
     let name = &record.name;
     let (reaches, why) = match network {
         None => (false, format!("VM {name} has no network")),
         Some(network) if network.isolated => {
             (false, format!("network {} of VM {name} is isolated", network.name))
         }
-        Some(network) if other == network.subnet.gateway() && !network.host => {
+        Some(network) if is_gateway(network) && !network.host => {
             (false, format!("network {} of VM {name} does not reach this host (--host yes)", network.name))
         }
-        Some(network) if network.subnet.contains(other) && other != network.subnet.gateway() => {
+        Some(network) if network.subnet.holds(other) && !is_gateway(network) => {
             (false, format!("{other} is an address of network {}; name the VM that has it", network.name))
         }
         Some(network) => (true, format!("network {} of VM {name} leads outside", network.name)),

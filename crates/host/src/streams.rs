@@ -24,6 +24,11 @@ use viv_model::{Fault, Kind, State};
 const RETRY: Duration = Duration::from_millis(30);
 /// How long one attempt may take.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(5);
+/// How long an agent may take to answer: a mount waits for its device.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+/// How long a guest may be silent that boots, and how long it may boot.
+const QUIET_LIMIT: Duration = Duration::from_secs(10);
+const BOOT_LIMIT: Duration = Duration::from_secs(600);
 /// How often a followed log is looked at.
 const FOLLOW: Duration = Duration::from_millis(100);
 /// Bytes of a log that are sent at once.
@@ -171,14 +176,36 @@ pub(crate) fn ask_agent_to_power_off(runner: Runner) {
 
 /// Who in the guest uses the disk with this serial number, as far as an agent is there to say.
 pub(crate) async fn disk_use(runner: &Runner, serial: String) -> Option<String> {
+    ask_agent(runner, &AgentRequest::Disk { serial }).await.ok()?.in_use
+}
+
+/// What an agent that is there answers.
+pub(crate) async fn ask_agent(runner: &Runner, request: &AgentRequest) -> io::Result<agent::Reply> {
+    let stream = tokio::time::timeout(ATTEMPT_LIMIT, attempt(runner)).await??;
+    converse(stream, request).await
+}
+
+/// What the agent of a guest that may be booting answers.
+pub(crate) async fn ask_booting_agent(
+    name: &str,
+    runner: &Runner,
+    request: &AgentRequest,
+) -> Result<Option<agent::Reply>, Fault> {
+    let stream = agent(name, runner, QUIET_LIMIT, BOOT_LIMIT).await?;
+    converse(stream, request).await.map(Some).map_err(|error| {
+        let text = format!("the agent of VM {name:?} broke off: {error}");
+        Fault::new(Kind::Error, text, format!("see what its guest does: viv console {name}"))
+    })
+}
+
+async fn converse(mut stream: UnixStream, request: &AgentRequest) -> io::Result<agent::Reply> {
     let asked = async {
-        let mut stream = attempt(runner).await?;
-        stream.write_all(&agent::to_line(&AgentRequest::Disk { serial })?).await?;
+        stream.write_all(&agent::to_line(request)?).await?;
         let mut answer = Vec::new();
         stream.take(agent::LINE_MAX as u64).read_to_end(&mut answer).await?;
         Ok::<_, io::Error>(serde_json::from_slice::<agent::Reply>(&answer)?)
     };
-    tokio::time::timeout(ATTEMPT_LIMIT, asked).await.ok()?.ok()?.in_use
+    tokio::time::timeout(ANSWER_LIMIT, asked).await?
 }
 
 /// What the serial line has said, and, if that is wanted, what it goes on to say.

@@ -192,7 +192,7 @@ impl Vms {
         let (record, runner) = self.find(name)?;
         let asked = runner.process().map(|_| runner.stats());
         if let Some(Ok(stats)) = asked {
-            return Ok(stats);
+            return Ok(VmStats { network: self.traffic(&record), ..stats });
         }
         match (asked, runner.process()) {
             (Some(Err(fault)), Some(_)) => Err(fault),
@@ -271,6 +271,23 @@ impl Vms {
             }
             None => names::pleasant(&|name| taken.contains(name)).map_err(no_random),
         }
+    }
+
+    /// Remembers a VM whose directory is there already, with an address in the network that it was in; if that is gone, it
+    /// is plugged into nothing.
+    fn insert_with_address(&self, record: &mut VmRecord) -> Result<(), Fault> {
+        fits(record.machine.memory_mib)?;
+        let _turn = self.networks.hold();
+        record.groups.iter().try_for_each(|group| self.networks.groups.find(group).map(drop))?;
+        if let Some(nic) = &mut record.machine.nic {
+            if let NetKind::Named(name) = &nic.net
+                && self.networks.find(name).is_err_and(|fault| fault.kind == Kind::NotFound)
+            {
+                (nic.net, nic.address) = (NetKind::None, None);
+            }
+            self.networks.give_address(nic, &self.store.all()?)?;
+        }
+        Ok(self.store.insert(record)?)
     }
 
     /// Remembers which snapshot it came from last.
@@ -371,8 +388,14 @@ impl Vms {
             let state = self.view(record.clone(), &runner).state;
             refuse(state, Ask::Start, &record.name)?;
             let _starting = self.starting(&record.id);
-            let record =
+            let mut record =
                 VmRecord { started_at: Some(Timestamp::now()), attended_by: ask.attended_by, ..record };
+            if let Some(nic) = &mut record.machine.nic
+                && !runner.dir().join(RESUME).exists()
+            {
+                // What boots knows nothing from before.
+                nic.aliases.clear();
+            }
             self.store.update(&record)?;
             self.launch(record, &runner)
         })
@@ -383,9 +406,9 @@ impl Vms {
         let runner = self.runner(&record);
         let _starting = self.starting(&record.id);
         // Written once: it is as good as started.
-        let record = VmRecord { started_at: Some(Timestamp::now()), attended_by: ask.attended_by, ..record };
-        fits(record.machine.memory_mib)?;
-        self.store.insert(&record).inspect_err(|_| drop(fs::remove_dir_all(runner.dir())))?;
+        let mut record =
+            VmRecord { started_at: Some(Timestamp::now()), attended_by: ask.attended_by, ..record };
+        self.insert_with_address(&mut record).inspect_err(|_| drop(fs::remove_dir_all(runner.dir())))?;
         let id = record.id.clone();
         self.change(&id, |record, runner| self.launch(record, &runner))
     }
@@ -605,7 +628,9 @@ fn nic_of(ask: &VmCreate, dir: &Path) -> Result<Option<NicSpec>, Fault> {
         )),
         net => {
             let id = dir.file_name().unwrap_or_default().to_string_lossy();
-            Ok(Some(NicSpec { mac: card(&id), ports: ask.ports.clone(), net, address: None }))
+            ask.nic_limits.check()?;
+            let (ports, limits) = (ask.ports.clone(), ask.nic_limits);
+            Ok(Some(NicSpec { mac: card(&id), ports, net, limits, ..NicSpec::default() }))
         }
     }
 }
@@ -646,7 +671,7 @@ fn free_serial(disks: &[DiskSpec], wanted: Option<&String>) -> Result<String, Fa
     }
 }
 
-fn absolute(path: &Path) -> Result<(), Fault> {
+pub(crate) fn absolute(path: &Path) -> Result<(), Fault> {
     if path.is_absolute() {
         return Ok(());
     }

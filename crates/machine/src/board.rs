@@ -1,13 +1,14 @@
 //! The board as data: one table says which chips there are, where and with which line; a second one is made from
 //! the machine's description and says which virtio devices there are. One loop builds each.
-use crate::acpi::{AcpiSpec, GENERATION_GPE, HOT_PLUG_GPE, MmioDevice, intx_gsi};
+use crate::acpi::{AcpiSpec, GENERATION_GPE, MmioDevice};
 use crate::bus::Ranges;
 use crate::core::{SoftWires, World, lock, wall_ns};
+use crate::hot_plug::{HotPlug, Place};
 use crate::layout::{ECAM, PCI_WINDOW, VIRTIO_MMIO, VIRTIO_MMIO_SIZE, pci_window64};
 use crate::parts::giving::{self, Giver};
 use crate::parts::{
-    CardHost, CardThread, Chip, ConsoleHost, ConsoleSink, DiskHost, DiskThreads, Doorbells, HostSide, Hosted,
-    Part, Pci, PciSlot, PlainFunction, RngHost, Serial, ShareHost, VirtioPart, Work,
+    Chip, ConsoleHost, ConsoleSink, Doorbells, HostSide, Hosted, Part, Pci, PciSlot, PlainFunction, RngHost,
+    Serial, ShareHost, VirtioPart, Work,
 };
 use crate::vsock::{GuestSockets, VsockHost};
 use std::collections::BTreeMap;
@@ -27,17 +28,15 @@ use viv_devices::chips::pm::{self, Pm};
 use viv_devices::chips::pvpanic::{self, PvPanic};
 use viv_devices::chips::rtc::Rtc;
 use viv_devices::chips::slots::{self, PciSlots};
-use viv_devices::pci::{Allocator, HostBridge, PciFunction, PciRoot};
-use viv_devices::virtio::blk::{Blk, BlkSettings};
+use viv_devices::pci::{Allocator, HostBridge, PciRoot};
+use viv_devices::virtio::blk::Blk;
 use viv_devices::virtio::{
-    Balloon, Console, Fs, Giving, GuestMemoryStats, Mem, Net, NetSettings, Rng, VirtioDevice, VirtioMmio,
-    VirtioPci, Vsock,
+    Balloon, Console, Fs, Giving, GuestMemoryStats, Mem, Rng, VirtioDevice, VirtioMmio, Vsock,
 };
 use viv_devices::{Access, Unfit, Unsaved};
 use viv_mem::{Gpa, GuestMemory, Region};
-use viv_model::{End, ShareSpec};
+use viv_model::End;
 use viv_net::port::NetPort;
-use viv_net::switch::address::MTU;
 use viv_net::vsock::{VsockGuest, Waker};
 
 /// The chips of the board.
@@ -122,8 +121,8 @@ enum Virtio {
     Disk(Arc<dyn Disk>, String),
     Balloon,
     Mem(Region),
-    /// With its number and its server's socket.
-    Share(usize, UnixStream),
+    /// With its tag and its server's socket.
+    Share(String, UnixStream),
     Net(Nic),
 }
 
@@ -137,21 +136,15 @@ enum Transport {
 
 /// The context ID of every guest: each VM has its own socket, so they need not differ.
 const GUEST_CID: u64 = 3;
-/// Queues of a disk: one for each vCPU up to this many.
-const DISK_QUEUES_MAX: u32 = 4;
 /// Slots whose devices may come and go: behind those that every machine has.
 pub(crate) const HOT_PLUG: Range<u8> = 3..DEVICES_PER_BUS;
-/// Pairs of queues of a network card: one for each vCPU up to this many.
-const CARD_PAIRS_MAX: u32 = 4;
-/// Block size that guests are told, bytes.
-const DISK_BLOCK_SIZE: u32 = 512;
 
 /// How often and how long a guest is waited for that is asked about its memory.
 const STATS_TRIES: u32 = 20;
 const STATS_WAIT: Duration = Duration::from_millis(2);
 
 /// What a thread does, and its name.
-type NamedWork = (&'static str, Work);
+pub(crate) type NamedWork = (&'static str, Work);
 
 /// A network card, and what it is plugged into.
 #[derive(Clone)]
@@ -172,8 +165,8 @@ pub(crate) struct Plan {
     pub(crate) hot_memory: Option<Region>,
     /// With their serial numbers.
     pub(crate) disks: Vec<(Arc<dyn Disk>, String)>,
-    /// The sockets of the servers of shared directories.
-    pub(crate) shares: Vec<UnixStream>,
+    /// The tags of shared directories, and the sockets of their servers.
+    pub(crate) shares: Vec<(String, UnixStream)>,
     pub(crate) nic: Option<Nic>,
     pub(crate) vsock: Option<Waker>,
     pub(crate) sink: Arc<ConsoleSink>,
@@ -186,14 +179,17 @@ pub(crate) struct Board {
     pub(crate) ports: Ranges,
     pub(crate) mmio: Ranges,
     pub(crate) pci: Arc<Pci>,
-    hot_plug: Mutex<HotPlug>,
+    pub(crate) hot_plug: Mutex<HotPlug>,
     /// The disks by their slots. Those that have gone are forgotten by and by.
-    disks: Mutex<BTreeMap<u8, Weak<dyn Hosted<Blk>>>>,
-    slots: Arc<Chip<PciSlots>>,
+    pub(crate) disks: Mutex<BTreeMap<u8, Weak<dyn Hosted<Blk>>>>,
+    /// The slots of other devices that may go, now and at the start.
+    pub(crate) places: Mutex<BTreeMap<Place, u8>>,
+    pub(crate) first_places: BTreeMap<Place, u8>,
+    pub(crate) slots: Arc<Chip<PciSlots>>,
     /// Chips by the names that their saved states have.
     chips: Vec<(String, Arc<dyn Part>)>,
     serial: Arc<Serial>,
-    power: Arc<Chip<Pm>>,
+    pub(crate) power: Arc<Chip<Pm>>,
     clock: Arc<Chip<Rtc>>,
     console: Arc<dyn Hosted<Console>>,
     balloon: Arc<dyn Hosted<Balloon>>,
@@ -278,7 +274,7 @@ impl Plan {
         let mut attach = Attach::new(&self);
         let (mut work, mut vsock, mut console) = (Vec::new(), None, None);
         let (mut balloon, mut mem_device) = (None, None);
-        let mut disks = BTreeMap::new();
+        let (mut disks, mut places) = (BTreeMap::new(), BTreeMap::new());
         let console_used = Arc::new(AtomicBool::new(false));
         for (device, transport) in devices {
             match device {
@@ -308,12 +304,20 @@ impl Plan {
                     work.push(("mem", taker));
                     mem_device = Some(device);
                 }
-                Virtio::Share(index, server) => {
+                Virtio::Share(tag, server) => {
+                    let slot = attach.next_slot;
                     let (host, requests) = ShareHost::new();
-                    let device = attach.add(Fs::new(&ShareSpec::tag(index)), host, transport)?;
-                    work.push(("share", requests.work(server, &device, &self.memory)));
+                    let device = attach.add(Fs::new(&tag), host, transport)?;
+                    work.extend(attach.hot_plug.share_work((requests, server), &device));
+                    places.insert(Place::Share(tag), slot);
                 }
-                Virtio::Net(nic) => work.push(("net", self.add_card(&mut attach, nic, transport)?)),
+                Virtio::Net(nic) => {
+                    let slot = attach.next_slot;
+                    let (card, host, parts) = attach.hot_plug.card(nic)?;
+                    let device = attach.add(card, host, transport)?;
+                    work.extend(attach.hot_plug.card_work(parts, &device));
+                    places.insert(Place::Card, slot);
+                }
             }
         }
         let Attached { mmio, mmio_parts, pci, virtio_mmio, bells, hot_plug } =
@@ -331,6 +335,8 @@ impl Plan {
             pci,
             hot_plug: Mutex::new(hot_plug),
             disks: Mutex::new(disks),
+            first_places: places.clone(),
+            places: Mutex::new(places),
             slots,
             chips,
             serial,
@@ -370,8 +376,8 @@ impl Plan {
         devices.extend(self.disks.iter().map(disk));
         devices.push((Virtio::Balloon, Transport::Pci));
         devices.extend(self.hot_memory.map(|region| (Virtio::Mem(region), Transport::Pci)));
-        let shares = self.shares.drain(..).enumerate();
-        devices.extend(shares.map(|(index, server)| (Virtio::Share(index, server), Transport::Pci)));
+        let shares = self.shares.drain(..);
+        devices.extend(shares.map(|(tag, server)| (Virtio::Share(tag, server), Transport::Pci)));
         devices.extend(self.nic.clone().map(|nic| (Virtio::Net(nic), Transport::Pci)));
         devices
     }
@@ -437,15 +443,6 @@ impl Plan {
         Ok((device, taker))
     }
 
-    fn add_card(&self, attach: &mut Attach, nic: Nic, transport: Transport) -> io::Result<Work> {
-        let pairs = self.cpus.clamp(1, CARD_PAIRS_MAX) as u16;
-        let waker = Waker::new()?;
-        let card = Net::new(NetSettings { mac: nic.mac, mtu: MTU, pairs });
-        let device = attach.add(card, CardHost(waker.clone()), transport)?;
-        let world = self.world.clone();
-        Ok(CardThread::work(&device, nic.port, waker, move || world.control.ended()))
-    }
-
     fn add_disk(
         &self,
         attach: &mut Attach,
@@ -457,54 +454,6 @@ impl Plan {
         let device = attach.add(device, host, transport)?;
         let work = attach.hot_plug.disk_work(threads, &device);
         Ok((device, work))
-    }
-}
-
-/// What it takes to make devices, also while the machine runs.
-pub(crate) struct HotPlug {
-    world: Arc<World>,
-    memory: GuestMemory,
-    cpus: u32,
-    windows: Allocator,
-}
-
-impl HotPlug {
-    fn disk(&self, disk: Arc<dyn Disk>, serial: String) -> (Blk, DiskHost, DiskThreads) {
-        let queues = self.cpus.clamp(1, DISK_QUEUES_MAX) as u16;
-        let settings = BlkSettings {
-            bytes: disk.size(),
-            read_only: disk.read_only(),
-            block_size: DISK_BLOCK_SIZE,
-            queues,
-            id: serial,
-        };
-        let (host, threads) = DiskHost::new(disk, queues);
-        (Blk::new(settings), host, threads)
-    }
-
-    fn disk_work(&self, threads: DiskThreads, device: &Arc<dyn Hosted<Blk>>) -> Vec<NamedWork> {
-        let world = self.world.clone();
-        let work = threads.work(device, &self.memory, move || world.control.ended());
-        work.into_iter().map(|work| ("disk", work)).collect()
-    }
-
-    /// A device as a function for this slot.
-    fn function<D, H>(
-        &mut self,
-        device: D,
-        host: H,
-        slot: u8,
-    ) -> io::Result<Arc<VirtioPart<VirtioPci<D>, D, H>>>
-    where
-        D: VirtioDevice + 'static,
-        H: HostSide<D> + 'static,
-    {
-        let line = intx_gsi(slot, 0);
-        let mut function = VirtioPci::new(device, self.memory.clone(), line as u8);
-        if !function.place_bars(&mut self.windows) {
-            return Err(io::Error::other("the PCI windows have no room left"));
-        }
-        Ok(VirtioPart::new(function, host, line, &self.world))
     }
 }
 
@@ -536,12 +485,7 @@ impl Attach {
         );
         let bridge: Arc<dyn PciSlot> = PlainFunction::new(HostBridge::new());
         Attach {
-            hot_plug: HotPlug {
-                world: plan.world.clone(),
-                memory: plan.memory.clone(),
-                cpus: plan.cpus,
-                windows,
-            },
+            hot_plug: HotPlug::new(&plan.world, &plan.memory, plan.cpus, windows),
             functions: BTreeMap::from([(Bdf::root(0), bridge)]),
             next_slot: 1,
             mmio: Ranges::default(),
@@ -627,40 +571,12 @@ impl Board {
         self.power.with(|pm, _| pm.raise_gpe(GENERATION_GPE));
     }
 
-    /// Puts a disk into a free slot and tells the guest. Returns the slot, and what the disk's threads do.
-    pub(crate) fn plug_disk(&self, disk: Arc<dyn Disk>, serial: String) -> io::Result<(u8, Vec<NamedWork>)> {
-        let _going = self.world.going();
-        let mut hot_plug = lock(&self.hot_plug);
-        let slot = self.pci.free_slot(HOT_PLUG).ok_or_else(|| io::Error::other("no PCI slot is free"))?;
-        let (device, host, threads) = hot_plug.disk(disk, serial);
-        let function = hot_plug.function(device, host, slot)?;
-        self.pci.plug(Bdf::root(slot), function.clone());
-        let device: Arc<dyn Hosted<Blk>> = function;
-        let work = hot_plug.disk_work(threads, &device);
-        lock(&self.disks).insert(slot, Arc::downgrade(&device));
-        self.slots.with(|slots, _| slots.plugged(slot));
-        self.power.with(|pm, _| pm.raise_gpe(HOT_PLUG_GPE));
-        Ok((slot, work))
-    }
-
     /// The disk in this slot has another size now.
     pub(crate) fn disk_resized(&self, slot: u8, bytes: u64) {
         let device = lock(&self.disks).get(&slot).and_then(Weak::upgrade);
         if let Some(device) = device {
             device.with_device(&mut |blk, rings| blk.resize(rings, bytes));
         }
-    }
-
-    /// Asks the guest to let the device in this slot go; it is gone when [`Board::has_slot`] says no.
-    pub(crate) fn request_eject(&self, slot: u8) {
-        let _going = self.world.going();
-        self.slots.with(|slots, _| slots.request_eject(slot));
-        self.power.with(|pm, _| pm.raise_gpe(HOT_PLUG_GPE));
-    }
-
-    /// Whether there is a device in this slot.
-    pub(crate) fn has_slot(&self, slot: u8) -> bool {
-        self.pci.has(slot)
     }
 
     /// Asks the guest to do without so much of its memory, and to take so much more, bytes.

@@ -21,6 +21,7 @@ mod bus;
 mod core;
 mod drives;
 mod files;
+mod hot_plug;
 mod machine;
 mod parts;
 mod saving;

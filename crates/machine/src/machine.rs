@@ -1,16 +1,17 @@
 //! A machine from its description to its end.
 use crate::acpi;
-use crate::board::{Board, Built, Nic, Plan};
+use crate::board::{Board, Built, NamedWork, Nic, Plan};
 use crate::boot::{self, BootFiles};
 use crate::core::{CpuSlot, KvmWires, Phase, SoftWires, Wires, World, lock};
 use crate::drives::{Drives, HandedFiles};
 use crate::files;
+use crate::hot_plug::Place;
 use crate::layout::{self, ACPI_TABLES, MIB};
 use crate::parts::{ConsoleSink, Doorbells, Work};
 use crate::saving;
 use crate::threads::{self, Engine};
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -209,6 +210,7 @@ impl Machine {
         let sink = ConsoleSink::new();
         let waker = io.vsock.as_ref().map(|_| Waker::new()).transpose();
         let waker = waker.map_err(|error| io_fault("make an event file", &error))?;
+        let tags = spec.shares.iter().enumerate().map(|(index, share)| share.tag_of(index));
         let plan = Plan {
             world: world.clone(),
             soft: soft.clone(),
@@ -217,7 +219,7 @@ impl Machine {
             cpus: spec.cpus,
             hot_memory: memory.regions().last().filter(|_| spec.memory_max_mib.is_some()).copied(),
             disks: drives.with_serials(),
-            shares: io.shares,
+            shares: tags.zip(io.shares).collect(),
             nic: spec.nic.as_ref().zip(io.port).map(|(nic, port)| Nic { mac: nic.mac, port }),
             vsock: waker.clone(),
             sink: sink.clone(),
@@ -389,44 +391,77 @@ impl Machine {
     /// Puts a disk behind the others into the running machine; the guest notices by itself. Its files are not opened but
     /// taken from `handed`, where they are there.
     pub fn attach_disk(&self, spec: &DiskSpec, handed: HandedFiles) -> Result<(), Fault> {
-        self.drives.add(spec, handed, |disk, serial| {
-            let (slot, work) = self.board.plug_disk(disk, serial).map_err(|error| {
-                let text = format!("cannot attach the disk: {error}");
-                Fault::new(Kind::NoCapacity, text, "detach another one first")
-            })?;
-            self.serve_disk(slot, work)?;
-            Ok(slot)
-        })
+        self.drives.add(spec, handed, |disk, serial| self.served("disk", self.board.plug_disk(disk, serial)))
     }
 
-    fn serve_disk(&self, slot: u8, work: Vec<(&'static str, Work)>) -> Result<(), Fault> {
+    /// Puts a shared directory into the running machine, with the socket of its server ([`viv_share::link`]).
+    pub fn attach_share(&self, tag: &str, server: UnixStream) -> Result<(), Fault> {
+        self.served("directory", self.board.plug_share(tag, server)).map(drop)
+    }
+
+    /// Puts a network card into the running machine, plugged into `port`.
+    pub fn attach_card(&self, mac: [u8; 6], port: Arc<dyn NetPort>) -> Result<(), Fault> {
+        self.served("network card", self.board.plug_card(Nic { mac, port })).map(drop)
+    }
+
+    /// Lets the threads of a device that has come work. Gives its slot.
+    fn served(&self, what: &str, plugged: io::Result<(u8, Vec<NamedWork>)>) -> Result<u8, Fault> {
+        let (slot, work) = plugged.map_err(|error| {
+            let text = format!("cannot attach the {what}: {error}");
+            Fault::new(Kind::NoCapacity, text, "detach another device first")
+        })?;
         if let Some(parked) = &mut *lock(&self.parked) {
             parked.work.extend(work);
-            return Ok(());
+            return Ok(slot);
         }
         for (index, (name, work)) in work.into_iter().enumerate() {
             threads::spawn(format!("{name}-{slot}-{index}"), &self.world, work)
-                .map_err(|error| io_fault("start the disk's threads", &error))?;
+                .map_err(|error| io_fault("start the device's threads", &error))?;
         }
-        Ok(())
+        Ok(slot)
     }
 
     /// Asks the guest to let a disk go, counted from 0, and waits until it has. The disk's files are closed then.
     pub fn detach_disk(&self, disk: usize, patience: Duration) -> Result<(), Fault> {
         let slot = self.drives.slot(disk)?;
+        self.let_go(slot, "disk", patience)?;
+        self.drives.remove(slot);
+        Ok(())
+    }
+
+    /// Asks the guest to let the shared directory with this tag go, and waits until it has.
+    pub fn detach_share(&self, tag: &str, patience: Duration) -> Result<(), Fault> {
+        self.detach(&Place::Share(tag.to_string()), "directory", patience)
+    }
+
+    /// Asks the guest to let its network card go, and waits until it has.
+    pub fn detach_card(&self, patience: Duration) -> Result<(), Fault> {
+        self.detach(&Place::Card, "network card", patience)
+    }
+
+    fn detach(&self, place: &Place, what: &str, patience: Duration) -> Result<(), Fault> {
+        let missing = || {
+            let text = format!("the machine has no such {what}");
+            Fault::new(Kind::NotFound, text, "see what it has with: viv inspect")
+        };
+        self.let_go(self.board.slot_of(place).ok_or_else(missing)?, what, patience)?;
+        self.board.forget(place);
+        Ok(())
+    }
+
+    fn let_go(&self, slot: u8, what: &str, patience: Duration) -> Result<(), Fault> {
         self.board.request_eject(slot);
         let begin = Instant::now();
         while self.board.has_slot(slot) {
             if begin.elapsed() > patience {
                 return Err(Fault::new(
                     Kind::StillGoingOn,
-                    "the guest has not let the disk go yet",
+                    format!("the guest has not let the {what} go yet"),
                     "see that the guest runs and that its kernel has ACPI hot plug, then ask again",
                 ));
             }
             std::thread::sleep(EJECT_LOOK);
         }
-        self.drives.remove(slot);
         Ok(())
     }
 

@@ -41,11 +41,11 @@ impl Machine {
         if self.world.control.phase() != Phase::Paused {
             return Err(refused("save", self.world.control.phase()));
         }
-        if !self.drives.are_as_started() {
+        if !self.drives.are_as_started() || !self.board.is_as_started() {
             return Err(Fault::new(
                 Kind::Conflict,
-                "cannot save the machine: disks were attached or detached since it was started",
-                "start the VM again, then its disks are its own",
+                "cannot save the machine: devices were attached or detached since it was started",
+                "start the VM again, then they are its own",
             ));
         }
         let begin = Instant::now();

@@ -1,11 +1,14 @@
 //! Devices that come and go while the machine runs, seen by a guest that does what the DSDT's methods do.
 
+use std::io::Read;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use viv_block::{Disk, MemoryDisk};
 use viv_cpu::CpuBus;
 use viv_machine::layout::ECAM;
 use viv_machine::trial::Trial;
 use viv_mem::Gpa;
+use viv_net::port::{Message, NetPort, SocketPort};
 
 /// As in the board's table: general-purpose events, and the registers of the slots.
 const GPE_STATUS: u16 = 0x620;
@@ -68,4 +71,37 @@ fn what_every_machine_has_stays_and_a_full_bus_says_so() {
     assert!((0..3).all(|slot| trial.has_slot(slot)));
     let plugged = (0..40).filter(|_| trial.plug_disk(disk()).is_ok()).count();
     assert_eq!(plugged, 28, "32 slots without bridge, socket device, console and balloon");
+}
+
+/// Waits until the other end of a socket is closed.
+fn closed(mut other: UnixStream) {
+    let mut rest = Vec::new();
+    other.read_to_end(&mut rest).unwrap();
+}
+
+#[test]
+fn a_directory_and_a_card_come_and_go() {
+    let trial = Trial::new(1 << 20, false, 1, Vec::new()).unwrap();
+    let bus = trial.bus(0);
+    let (server, theirs) = UnixStream::pair().unwrap();
+    let share = trial.plug_share("share0", server).unwrap();
+    let (port, network) = SocketPort::pair().unwrap();
+    let card = trial.plug_card(Arc::new(port)).unwrap();
+    assert_eq!((share, card), (4, 5));
+    assert_eq!(bus.port_read(CAME, 4), 0b11 << 4);
+    // Their types (Virtio 1.3 §4.1.2.1): file system and network card.
+    assert_eq!((vendor(&bus, share) >> 16, vendor(&bus, card) >> 16), (0x105a, 0x1041));
+    trial.request_eject(share);
+    trial.request_eject(card);
+    assert_eq!(bus.port_read(GO, 4), 0b11 << 4);
+    bus.port_write(EJECT, 4, 0b11 << 4);
+    assert!(!trial.has_slot(share) && !trial.has_slot(card));
+    // Their threads let go of the server's socket and of the port.
+    closed(theirs);
+    let mut message = Message::default();
+    let start = std::time::Instant::now();
+    while network.receive(&mut message).is_ok() {
+        assert!(start.elapsed().as_secs() < 10, "the port is still open");
+        std::thread::yield_now();
+    }
 }

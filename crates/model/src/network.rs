@@ -1,8 +1,8 @@
 //! Networks that VMs share: their descriptions and their plans of addresses.
-use crate::{Fault, Kind, Label};
+use crate::{Fault, Kind, Label, NicLimits, Rule};
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 /// Most bytes of a network's name, which is a label in the names of its VMs.
@@ -13,6 +13,8 @@ const RESERVED: [&str; 3] = ["user", "none", "host"];
 const PREFIX_MAX: u8 = 28;
 /// The largest.
 const PREFIX_MIN: u8 = 8;
+/// Where all networks have their IPv6 addresses: locally assigned (RFC 4193 §3.1). They never leave the host.
+const UNIQUE_LOCAL: [u16; 2] = [0xfd76, 0x6976];
 
 /// IPv4 addresses with the same first bits: `10.1.0.0/16`, also in JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +76,38 @@ impl Subnet {
         let begin = if self.prefix > 26 { 4 } else { 15 };
         let first = self.first.to_bits();
         (first.saturating_add(begin)..self.broadcast().to_bits()).map(Ipv4Addr::from_bits)
+    }
+
+    /// The first IPv6 address of the network that has this subnet, which has a /64: as no two networks of a host have
+    /// IPv4 addresses in common, they have none of IPv6.
+    pub fn prefix6(&self) -> Ipv6Addr {
+        let [top, site] = UNIQUE_LOCAL;
+        let [a, b, c, d] = self.first.octets();
+        let (high, low) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
+        Ipv6Addr::new(top, site, high, low, 0, 0, 0, 0)
+    }
+
+    /// The IPv6 address of the gateway.
+    pub fn gateway6(&self) -> Ipv6Addr {
+        Ipv6Addr::from_bits(self.prefix6().to_bits() | 2)
+    }
+
+    /// The IPv6 address of the name server.
+    pub fn name_server6(&self) -> Ipv6Addr {
+        Ipv6Addr::from_bits(self.prefix6().to_bits() | 3)
+    }
+
+    /// Whether it is the IPv6 address of some network of this or another host of ours.
+    pub fn is_unique_local(address: Ipv6Addr) -> bool {
+        address.segments().starts_with(&UNIQUE_LOCAL)
+    }
+
+    /// Whether an address of either version is one of the network that has this subnet.
+    pub fn holds(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => self.contains(address),
+            IpAddr::V6(address) => address.to_bits() >> 64 == self.prefix6().to_bits() >> 64,
+        }
     }
 
     fn nth(&self, number: u32) -> Ipv4Addr {
@@ -221,6 +255,62 @@ pub struct Attachment {
     /// The VM's labels.
     #[serde(default)]
     pub labels: Vec<Label>,
+    /// How much may pass its card.
+    #[serde(default)]
+    pub limits: NicLimits,
+    /// Addresses that its card had before, which its guest may still use: they are turned into the one that it has.
+    #[serde(default)]
+    pub aliases: Vec<[u8; 6]>,
+}
+
+/// Packets, and the bytes of their frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// How many.
+    pub packets: u64,
+    /// Together.
+    pub bytes: u64,
+}
+
+/// What has passed a VM's port since it was plugged in, and what has not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortCounters {
+    /// The VM's identity.
+    pub vm: String,
+    /// What the VM has sent.
+    pub sent: Traffic,
+    /// What it has got.
+    pub received: Traffic,
+    /// Packets of it that were nothing that a VM may send: another sender's, or of no use to anybody.
+    pub refused: u64,
+    /// Packets and flows of it that security groups denied.
+    pub denied: u64,
+    /// Packets for it that were lost, because it did not take them fast enough.
+    pub lost: u64,
+    /// Connections by TCP that it has now with the outside, and by its published ports.
+    pub connections: u64,
+    /// The IPv6 addresses that it has been seen to have.
+    pub addresses6: Vec<Ipv6Addr>,
+}
+
+/// How often a rule has decided, in a network: about a flow that was opened, or about a packet that it denied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleCounter {
+    /// The rule's group.
+    pub group: String,
+    /// The rule.
+    pub rule: Rule,
+    /// How often.
+    pub decided: u64,
+}
+
+/// What a network's switch has counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwitchCounters {
+    /// For each port.
+    pub ports: Vec<PortCounters>,
+    /// For each rule that has decided.
+    pub rules: Vec<RuleCounter>,
 }
 
 #[cfg(test)]

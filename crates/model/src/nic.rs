@@ -151,6 +151,40 @@ impl fmt::Display for PortSpec {
     }
 }
 
+/// How much may pass a network card, each way; what is not there has no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct NicLimits {
+    /// Bytes of frames a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
+    pub bps: Option<u64>,
+    /// Packets a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
+    pub pps: Option<u64>,
+}
+
+impl NicLimits {
+    /// Whether nothing is limited.
+    pub fn is_unlimited(&self) -> bool {
+        *self == NicLimits::default()
+    }
+
+    /// Refuses what lets nothing pass.
+    pub fn check(&self) -> Result<(), Fault> {
+        if [self.bps, self.pps].contains(&Some(0)) {
+            return Err(Fault::new(
+                Kind::Usage,
+                "a network card's limit of 0 would let nothing pass",
+                "use at least 1, or leave it out; to cut a VM off: viv network disconnect",
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// A network card.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -166,6 +200,35 @@ pub struct NicSpec {
     /// Its guest's address in a network that VMs share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<Ipv4Addr>,
+    /// How much may pass it.
+    #[serde(default, skip_serializing_if = "NicLimits::is_unlimited")]
+    pub limits: NicLimits,
+    /// Addresses that it had before, while its guest ran: the guest may still use one of them, and nobody sees it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<[u8; 6]>,
+}
+
+impl NicSpec {
+    /// Most addresses from before that are kept in mind.
+    const ALIASES_MAX: usize = 8;
+
+    /// Gives it another address, and keeps the one from before in mind.
+    pub fn rebind(&mut self, mac: [u8; 6]) {
+        let before = NicSpec { mac, ..self.clone() };
+        let before = std::mem::replace(self, before);
+        self.remember(&before);
+    }
+
+    /// Keeps the addresses in mind that it has had at another time.
+    pub fn remember(&mut self, then: &NicSpec) {
+        let all = [&[then.mac][..], &then.aliases, &self.aliases].concat();
+        self.aliases.clear();
+        for mac in all {
+            if mac != self.mac && !self.aliases.contains(&mac) && self.aliases.len() < NicSpec::ALIASES_MAX {
+                self.aliases.push(mac);
+            }
+        }
+    }
 }
 
 fn before_there_was_a_choice() -> NetKind {

@@ -1,5 +1,5 @@
 //! Security groups: what may open a flow to a VM, or from it.
-use crate::{Fault, Kind, NetworkSpec, Subnet};
+use crate::{Fault, Kind, NetworkSpec, Prefix6, Subnet};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -41,6 +41,8 @@ pub enum Peer {
     Any,
     /// Addresses, of VMs or of the outside.
     Addresses(Subnet),
+    /// IPv6 addresses, likewise.
+    Addresses6(Prefix6),
     /// The VMs of a group that are in the same network.
     Group(String),
     /// The VMs with a label that are in the same network.
@@ -214,6 +216,9 @@ impl FromStr for Peer {
         if let Ok(address) = text.parse::<Ipv4Addr>() {
             return Ok(Peer::Addresses(Subnet::around(address, 32)));
         }
+        if text.contains(':') {
+            return Ok(Peer::Addresses6(text.parse().map_err(|fault: Fault| fault.message)?));
+        }
         let subnet = text.parse().map_err(|fault: Fault| {
             format!(
                 "{text:?} is none of any, an address, CIDR, group:NAME and label:NAME=VALUE: {}",
@@ -230,6 +235,7 @@ impl fmt::Display for Peer {
             Peer::Any => f.write_str("any"),
             Peer::Addresses(subnet) if subnet.prefix() == 32 => write!(f, "{}", subnet.first()),
             Peer::Addresses(subnet) => write!(f, "{subnet}"),
+            Peer::Addresses6(prefix) => write!(f, "{prefix}"),
             Peer::Group(name) => write!(f, "group:{name}"),
             Peer::Label(label) => write!(f, "label:{label}"),
         }
@@ -318,6 +324,8 @@ mod tests {
             ("in icmp", "allow in icmp from any"),
             ("allow out udp/1-1024 to 10.0.0.0/8", "allow out udp/1-1024 to 10.0.0.0/8"),
             ("deny in any from label:role=test", "deny in any from label:role=test"),
+            ("in any from fd00:1::/32", "allow in any from fd00:1::/32"),
+            ("out tcp/443 to 2001:db8::1", "allow out tcp/443 to 2001:db8::1"),
             ("out tcp to 192.0.2.1", "allow out tcp to 192.0.2.1"),
         ] {
             let rule: Rule = text.parse().unwrap();
@@ -336,6 +344,7 @@ mod tests {
             "in tcp/80 from",
             "in tcp/80 from a b",
             "in tcp/80 from 10.0.0.1/8",
+            "in tcp/80 from fd00::1/8",
             "in tcp/80 from group:User",
             "in tcp/80 from label:x",
             "out any from any",

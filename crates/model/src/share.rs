@@ -8,7 +8,7 @@ use std::str::FromStr;
 pub const SHARES_MAX: usize = 16;
 
 /// One shared directory.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ShareSpec {
@@ -19,7 +19,13 @@ pub struct ShareSpec {
     /// The guest may not change anything in it.
     #[serde(default)]
     pub read_only: bool,
+    /// The tag by which the guest finds it; none: [`ShareSpec::tag_of`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
 }
+
+/// Most bytes of a tag (Virtio 1.3 §5.11.4).
+const TAG_LEN: usize = 36;
 
 fn wrong(message: String) -> Fault {
     Fault::new(
@@ -41,7 +47,7 @@ impl FromStr for ShareSpec {
         let Some((path, target)) = names.rsplit_once(':').filter(|(path, _)| !path.is_empty()) else {
             return Err(wrong(format!("{text:?} does not name a directory here and a path in the guest")));
         };
-        let share = ShareSpec { path: path.into(), target: target.to_string(), read_only };
+        let share = ShareSpec { path: path.into(), target: target.to_string(), read_only, tag: None };
         share.check()?;
         Ok(share)
     }
@@ -62,6 +68,17 @@ impl ShareSpec {
         }
         if target.contains('\0') {
             return refuse("a zero byte ends a path");
+        }
+        let fits = |tag: &String| {
+            let signs = tag.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+            (1..=TAG_LEN).contains(&tag.len()) && signs
+        };
+        if let Some(tag) = self.tag.as_ref().filter(|tag| !fits(tag)) {
+            return Err(Fault::new(
+                Kind::Usage,
+                format!("a directory's tag cannot be {tag:?}"),
+                format!("use 1 to {TAG_LEN} letters, digits, '-', '_' and '.'"),
+            ));
         }
         Ok(())
     }
@@ -84,13 +101,36 @@ impl ShareSpec {
                     "give each a path of its own",
                 ));
             }
+            let tag = share.tag_of(at);
+            if shares.iter().enumerate().take(at).any(|(at, other)| other.tag_of(at) == tag) {
+                return Err(Fault::new(
+                    Kind::Usage,
+                    format!("two directories cannot both have the tag {tag:?}"),
+                    "give each a tag of its own, or none",
+                ));
+            }
         }
         Ok(())
     }
 
-    /// The tag by which a guest finds share number `index`.
-    pub fn tag(index: usize) -> String {
-        format!("share{index}")
+    /// Its tag as share `index` of its machine.
+    pub fn tag_of(&self, index: usize) -> String {
+        self.tag.clone().unwrap_or_else(|| format!("share{index}"))
+    }
+
+    /// Gives each share the tag that it has by its place now, so that it keeps it in another one.
+    pub fn keep_tags(shares: &mut [ShareSpec]) {
+        for (index, share) in shares.iter_mut().enumerate() {
+            share.tag = Some(share.tag_of(index));
+        }
+    }
+
+    /// The first tag of the usual kind that none of these has.
+    pub fn free_tag(shares: &[ShareSpec]) -> String {
+        let taken: Vec<String> =
+            shares.iter().enumerate().map(|(index, share)| share.tag_of(index)).collect();
+        let mut all = (0..).map(|number| format!("share{number}"));
+        all.find(|tag| !taken.contains(tag)).unwrap_or_default()
     }
 }
 
@@ -111,7 +151,23 @@ impl ShareMount {
 
     /// Share number `index`.
     pub fn new(index: usize, share: &ShareSpec) -> ShareMount {
-        ShareMount { tag: ShareSpec::tag(index), target: share.target.clone(), read_only: share.read_only }
+        ShareMount { tag: share.tag_of(index), target: share.target.clone(), read_only: share.read_only }
+    }
+
+    /// Whether a kernel's command line has the guest mount the share with this tag.
+    pub fn is_on(line: &str, tag: &str) -> bool {
+        line.split(' ').any(|word| ShareMount::is_of(word, tag))
+    }
+
+    /// A kernel's command line without the share with this tag.
+    pub fn taken_off(line: &str, tag: &str) -> String {
+        let rest: Vec<&str> = line.split(' ').filter(|word| !ShareMount::is_of(word, tag)).collect();
+        rest.join(" ")
+    }
+
+    fn is_of(word: &str, tag: &str) -> bool {
+        let value = word.strip_prefix(ShareMount::PARAMETER).and_then(|rest| rest.strip_prefix('='));
+        value.and_then(ShareMount::from_value).is_some_and(|mount| mount.tag == tag)
     }
 
     /// As a word of the command line.
@@ -156,6 +212,7 @@ mod tests {
             path: path.into(),
             target: target.into(),
             read_only,
+            tag: None,
         };
         assert_eq!("/a:/b".parse(), Ok(share("/a", "/b", false)));
         assert_eq!("a b:/b/c:ro".parse(), Ok(share("a b", "/b/c", true)));
@@ -179,9 +236,35 @@ mod tests {
     }
 
     #[test]
+    fn tags_stay_when_places_change() {
+        let mut shares: Vec<ShareSpec> = ["/a:/a", "/b:/b", "/c:/c"].map(|text| text.parse().unwrap()).into();
+        ShareSpec::keep_tags(&mut shares);
+        shares.remove(1);
+        assert_eq!(ShareSpec::free_tag(&shares), "share1");
+        shares.push(ShareSpec { tag: None, ..shares[0].clone() });
+        assert_eq!(shares[1].tag_of(1), "share2");
+        shares[2].target = "/d".into();
+        assert_eq!(ShareSpec::check_all(&shares).unwrap_err().kind, Kind::Usage, "share2 twice");
+        for tag in ["", "a:b", "a b", &"x".repeat(37)] {
+            assert!(ShareSpec { tag: Some(tag.into()), ..shares[0].clone() }.check().is_err(), "{tag}");
+        }
+    }
+
+    #[test]
+    fn a_share_goes_on_a_command_line_and_off_again() {
+        let mounts: Vec<ShareMount> =
+            (0..2).map(|index| ShareMount::new(index, &"/a:/b c".parse().unwrap())).collect();
+        let line = format!("quiet  x=\"a b\" {} {} rw", mounts[0].to_word(), mounts[1].to_word());
+        assert!(ShareMount::is_on(&line, "share0") && ShareMount::is_on(&line, "share1"));
+        let without = ShareMount::taken_off(&line, "share0");
+        assert_eq!(without, format!("quiet  x=\"a b\" {} rw", mounts[1].to_word()));
+        assert!(!ShareMount::is_on(&without, "share0") && !ShareMount::is_on(&without, "share"));
+    }
+
+    #[test]
     fn the_guest_reads_what_the_host_writes() {
         for target in ["/data", "/a b/ü:x%\"'\n\\", "/x=y"] {
-            let share = ShareSpec { path: "/".into(), target: target.into(), read_only: true };
+            let share = ShareSpec { path: "/".into(), target: target.into(), read_only: true, tag: None };
             let mount = ShareMount::new(7, &share);
             let word = mount.to_word();
             assert!(!word.contains(|c: char| c.is_whitespace() || c == '"'), "{word}");

@@ -1,5 +1,5 @@
 //! Snapshots as nouns: what one is. How it lies on a disk is `viv-snapshot`'s business.
-use crate::MachineSpec;
+use crate::{Label, MachineSpec};
 use serde::{Deserialize, Serialize};
 
 /// What a snapshot is, and the checksums of all that it has.
@@ -27,6 +27,12 @@ pub struct Manifest {
     /// The snapshot that the VM came from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<String>,
+    /// The security groups that the VM was in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
+    /// The VM's labels.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<Label>,
     /// Whether VMs are made by its name.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub template: bool,

@@ -9,11 +9,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use viv_model::{Attachment, NetworkSpec, SecGroup};
-use viv_net::port::{NetPort, PACKET_MAX, SocketPort};
+use viv_net::port::{Message, NetPort, SocketPort};
 use viv_net::switch::{Controls, Engine, Listeners};
 
 /// How long each load lasts.
 const TIME: Duration = Duration::from_secs(3);
+/// Round trips that are timed.
+const ROUNDS: usize = 20_000;
 /// Flows, so that not all packets are of one.
 const FLOWS: u16 = 64;
 
@@ -26,6 +28,8 @@ fn attachment(last: u8, groups: &[&str]) -> Attachment {
         address: Ipv4Addr::new(10, 0, 2, last),
         groups,
         labels: Vec::new(),
+        limits: Default::default(),
+        aliases: Vec::new(),
     }
 }
 
@@ -74,11 +78,16 @@ fn load(len: usize, rules: usize) -> std::io::Result<(u64, Duration)> {
     let over = Arc::new(AtomicBool::new(false));
     let (counter, ended) = (arrived.clone(), over.clone());
     let sink = thread::spawn(move || {
-        let mut buffer = vec![0; PACKET_MAX];
+        let mut message = Message::default();
         while !ended.load(Ordering::Relaxed) {
-            match to.receive(&mut buffer) {
-                Ok(Some(_)) => drop(counter.fetch_add(1, Ordering::Relaxed)),
-                Ok(None) => thread::yield_now(),
+            match to.receive(&mut message) {
+                Ok(true) => {
+                    while message.front().is_some() {
+                        message.pop();
+                        counter.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+                Ok(false) => thread::yield_now(),
                 Err(_) => return,
             }
         }
@@ -86,10 +95,13 @@ fn load(len: usize, rules: usize) -> std::io::Result<(u64, Duration)> {
     let packets: Vec<Vec<u8>> = (0..FLOWS).map(|flow| packet(len, flow)).collect();
     let begin = Instant::now();
     while begin.elapsed() < TIME {
-        for packet in &packets {
-            while !from.send(packet)? {
+        let mut sent = 0;
+        while sent < packets.len() {
+            let more = from.send(&mut packets.iter().skip(sent).map(Vec::as_slice))?;
+            if more == 0 {
                 thread::yield_now();
             }
+            sent += more;
         }
     }
     over.store(true, Ordering::Relaxed);
@@ -99,7 +111,64 @@ fn load(len: usize, rules: usize) -> std::io::Result<(u64, Duration)> {
     Ok((arrived.load(Ordering::Relaxed), used))
 }
 
+/// Waits for a packet.
+fn take(port: &SocketPort, message: &mut Message) -> std::io::Result<()> {
+    while message.front().is_none() {
+        if !port.receive(message)? {
+            port.wait(port.descriptor(), true, false);
+        }
+    }
+    message.pop();
+    Ok(())
+}
+
+/// The median time that a packet and its answer take between two threads.
+fn round_trip(near: &SocketPort, far: SocketPort, packets: [Vec<u8>; 2]) -> std::io::Result<Duration> {
+    let [ask, answer] = packets;
+    let echo = thread::spawn(move || -> std::io::Result<()> {
+        let mut message = Message::default();
+        loop {
+            take(&far, &mut message)?;
+            far.send_one(&answer)?;
+        }
+    });
+    let mut message = Message::default();
+    // What a network says of itself at first.
+    thread::sleep(Duration::from_millis(50));
+    while near.receive(&mut message)? {}
+    let mut times = Vec::new();
+    for _ in 0..ROUNDS {
+        let begin = Instant::now();
+        near.send_one(&ask)?;
+        take(near, &mut message)?;
+        times.push(begin.elapsed());
+    }
+    times.sort_unstable();
+    drop(echo);
+    Ok(times.get(times.len() / 2).copied().unwrap_or_default())
+}
+
+/// What the switch adds to a round trip: with it, and without.
+fn round_trips() -> std::io::Result<[Duration; 2]> {
+    let (near, far) = SocketPort::pair()?;
+    let without = round_trip(&near, far, [packet(64, 0), packet(64, 0)])?;
+    let (mut engine, controls) = Engine::new(&NetworkSpec::user(false), None)?;
+    thread::spawn(move || engine.serve());
+    let near = plug(&controls, attachment(15, &[]))?;
+    let far = plug(&controls, attachment(16, &[]))?;
+    let mut answer = packet(64, 0);
+    let (from, to) = ([2, 0, 0, 0, 0, 16], [2, 0, 0, 0, 0, 15]);
+    answer[12..24].copy_from_slice(&[to, from].concat());
+    (answer[41], answer[45]) = (16, 15);
+    let with = round_trip(&near, far, [packet(64, 0), answer])?;
+    Ok([with, without])
+}
+
 fn main() -> std::io::Result<()> {
+    let [with, without] = round_trips()?;
+    println!(
+        "a round trip between two threads takes {with:?} through the switch, {without:?} without it (medians)"
+    );
     println!("of each second of the switch's processor time:");
     for (len, name) in [(64, "64 bytes"), (65_000, "65,000 bytes")] {
         for rules in [0, 1000] {

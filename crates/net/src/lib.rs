@@ -8,6 +8,7 @@
 //! Start reading at [`vsock`], or at [`switch`].
 #![forbid(unsafe_code)]
 
+pub mod capture;
 pub mod offload;
 pub mod port;
 pub mod switch;

@@ -2,26 +2,76 @@
 //!
 //! A *packet* is `struct virtio_net_hdr` of 12 bytes (virtio 1.3 §5.1.6; `num_buffers` means nothing), then the Ethernet
 //! frame: the form in which tap devices take them too. A checksum may be unfinished, a TCP segment larger than the wire's.
+//! A *message* is what a socket carries at once: packets, each behind its length, four bytes little-endian. Small packets
+//! cost next to nothing that way, and a large one has a message of its own.
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
-use std::io;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, SocketFlags, SocketType, recv, sendmsg,
+    socketpair,
+};
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use viv_arch::virtio::net::HEADER_LEN;
 
 /// Most bytes of a packet: its header, and a frame of 64 KiB with a VLAN tag.
 pub const PACKET_MAX: usize = HEADER_LEN + 65535 + 18;
+/// Bytes of a packet's length.
+const LENGTH: usize = 4;
+/// Most bytes of a message.
+const MESSAGE_MAX: usize = LENGTH + PACKET_MAX;
+/// Most packets that are put into one message: each is two of the 1024 parts that a message may have (UIO_MAXIOV).
+const TOGETHER_MAX: usize = 256;
 /// What we ask the host for, bytes in flight each way; it may give less.
 const BUFFER: usize = 1 << 20;
 
+/// A message that was received, packet by packet.
+#[derive(Debug, Default)]
+pub struct Message {
+    bytes: Vec<u8>,
+    at: usize,
+    end: usize,
+}
+
+impl Message {
+    /// The next packet; none if that was the last, or if what follows is none.
+    pub fn front(&self) -> Option<&[u8]> {
+        let rest = self.bytes.get(self.at..self.end)?;
+        let (length, rest) = rest.split_first_chunk::<LENGTH>()?;
+        rest.get(..u32::from_le_bytes(*length) as usize)
+    }
+
+    /// The same, to be finished by whoever received it.
+    pub fn front_mut(&mut self) -> Option<&mut [u8]> {
+        let len = self.front()?.len();
+        self.bytes.get_mut(self.at + LENGTH..self.at + LENGTH + len)
+    }
+
+    /// Goes on to the packet behind it.
+    pub fn pop(&mut self) {
+        self.at = match self.front() {
+            Some(packet) => self.at + LENGTH + packet.len(),
+            None => self.end,
+        };
+    }
+}
+
+impl From<Vec<u8>> for Message {
+    /// One that came in another way.
+    fn from(bytes: Vec<u8>) -> Message {
+        Message { at: 0, end: bytes.len(), bytes }
+    }
+}
+
 /// A plug of a network. No call blocks.
 pub trait NetPort: Send + Sync {
-    /// Sends a packet; false if there is no room for it now. One that the network does not take is lost, as on a wire.
-    fn send(&self, packet: &[u8]) -> io::Result<bool>;
-    /// Receives a packet into `buffer`, of [`PACKET_MAX`] bytes: its length, or `None` if there is none now.
-    fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<usize>>;
+    /// Sends packets, the first of them that fit into one message, and says how many; none if there is no room for it now,
+    /// more than there were if nobody is there: all are lost then, as on a wire.
+    fn send(&self, packets: &mut dyn Iterator<Item = &[u8]>) -> io::Result<usize>;
+    /// Receives a message in place of an earlier one; false if there is none now.
+    fn receive(&self, message: &mut Message) -> io::Result<bool>;
     /// Returns when `also` is readable; if it is `readable` that is wanted, when a packet may have come; if it is
     /// `writable`, when there may be room; or when the plug was pulled or plugged in.
     fn wait(&self, also: BorrowedFd<'_>, readable: bool, writable: bool);
@@ -49,6 +99,11 @@ impl SocketPort {
 }
 
 impl SocketPort {
+    /// Sends one packet; false if there is no room for it now.
+    pub fn send_one(&self, packet: &[u8]) -> io::Result<bool> {
+        Ok(self.send(&mut std::iter::once(packet))? > 0)
+    }
+
     /// What to poll: readable when a packet may have come, writable when there may be room.
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
@@ -63,19 +118,39 @@ impl From<OwnedFd> for SocketPort {
 }
 
 impl NetPort for SocketPort {
-    fn send(&self, packet: &[u8]) -> io::Result<bool> {
-        match send(&self.0, packet, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
-            Ok(_) => Ok(true),
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::NOBUFS | rustix::io::Errno::INTR) => Ok(false),
+    fn send(&self, packets: &mut dyn Iterator<Item = &[u8]>) -> io::Result<usize> {
+        let (mut sent, mut bytes) = (Vec::new(), 0);
+        for packet in packets.take(TOGETHER_MAX) {
+            bytes += LENGTH + packet.len();
+            if !sent.is_empty() && bytes > MESSAGE_MAX {
+                break;
+            }
+            // At most PACKET_MAX, or it is of no use to whoever receives it.
+            sent.push(((packet.len() as u32).to_le_bytes(), packet));
+        }
+        if sent.is_empty() {
+            return Ok(0);
+        }
+        let parts: Vec<IoSlice<'_>> =
+            sent.iter().flat_map(|(length, packet)| [IoSlice::new(length), IoSlice::new(packet)]).collect();
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        match sendmsg(&self.0, &parts, &mut SendAncillaryBuffer::default(), flags) {
+            Ok(_) => Ok(sent.len()),
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::NOBUFS | rustix::io::Errno::INTR) => Ok(0),
             Err(error) => Err(error.into()),
         }
     }
 
-    fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-        match recv(&self.0, buffer, RecvFlags::DONTWAIT) {
+    fn receive(&self, message: &mut Message) -> io::Result<bool> {
+        message.bytes.resize(MESSAGE_MAX, 0);
+        (message.at, message.end) = (0, 0);
+        match recv(&self.0, message.bytes.as_mut_slice(), RecvFlags::DONTWAIT) {
             Ok((0, _)) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok((len, _)) => Ok(Some(len)),
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(None),
+            Ok((len, _)) => {
+                message.end = len;
+                Ok(true)
+            }
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(false),
             Err(error) => Err(error.into()),
         }
     }
@@ -145,12 +220,12 @@ impl Plug {
 }
 
 impl NetPort for Plug {
-    fn send(&self, packet: &[u8]) -> io::Result<bool> {
-        Ok(self.with(true, |socket| socket.send(packet)))
+    fn send(&self, packets: &mut dyn Iterator<Item = &[u8]>) -> io::Result<usize> {
+        Ok(self.with(usize::MAX, |socket| socket.send(packets)))
     }
 
-    fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-        Ok(self.with(None, |socket| socket.receive(buffer)))
+    fn receive(&self, message: &mut Message) -> io::Result<bool> {
+        Ok(self.with(false, |socket| socket.receive(message)))
     }
 
     fn wait(&self, also: BorrowedFd<'_>, readable: bool, writable: bool) {
@@ -171,26 +246,68 @@ impl NetPort for Plug {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    fn send(port: &impl NetPort, packets: &[&[u8]]) -> usize {
+        port.send(&mut packets.iter().copied()).unwrap()
+    }
+
+    /// All packets that are there.
+    fn received(port: &impl NetPort) -> Vec<Vec<u8>> {
+        let (mut message, mut packets) = (Message::default(), Vec::new());
+        while port.receive(&mut message).unwrap() {
+            while let Some(packet) = message.front() {
+                packets.push(packet.to_vec());
+                message.pop();
+            }
+        }
+        packets
+    }
 
     #[test]
     fn a_plug_outlives_its_network_and_goes_into_another() {
         let (ours, theirs) = SocketPort::pair().unwrap();
         let plug = Plug::new(Some(ours)).unwrap();
-        let mut buffer = vec![0; PACKET_MAX];
-        assert!(theirs.send(b"one").unwrap());
-        assert_eq!(plug.receive(&mut buffer).unwrap(), Some(3));
+        assert!(theirs.send_one(b"one").unwrap());
+        assert_eq!(received(&plug), [b"one"]);
         drop(theirs);
-        assert_eq!(plug.receive(&mut buffer).unwrap(), None);
-        assert!(plug.send(b"lost").unwrap() && plug.is_up());
+        assert!(received(&plug).is_empty());
+        assert!(send(&plug, &[b"lost", b"lost"]) >= 2 && plug.is_up());
         let (ours, theirs) = SocketPort::pair().unwrap();
         plug.set(Some(ours));
-        assert!(plug.send(b"two").unwrap());
-        assert_eq!(theirs.receive(&mut buffer).unwrap(), Some(3));
+        assert_eq!(send(&plug, &[b"two"]), 1);
+        assert_eq!(received(&theirs), [b"two"]);
         // What changed wakes whoever waits, once.
         let (never, _other) = SocketPort::pair().unwrap();
         plug.wait(never.descriptor(), true, false);
         plug.set(None);
         plug.wait(never.descriptor(), true, false);
-        assert!(!plug.is_up() && plug.send(b"lost").unwrap());
+        assert!(!plug.is_up() && send(&plug, &[b"lost"]) >= 1);
+    }
+
+    #[test]
+    fn packets_go_together_as_far_as_they_fit() {
+        let (ours, theirs) = SocketPort::pair().unwrap();
+        let largest = vec![7; PACKET_MAX];
+        let packets: Vec<&[u8]> = vec![&largest, b"a", b"", b"bc", &largest];
+        let (mut sent, mut got) = (0, Vec::new());
+        while sent < packets.len() {
+            sent += send(&ours, &packets[sent..]);
+            got.extend(received(&theirs));
+        }
+        assert_eq!(got, packets);
+        let many = vec![&b"x"[..]; TOGETHER_MAX + 1];
+        assert_eq!(send(&ours, &many), TOGETHER_MAX);
+        assert_eq!(received(&theirs).len(), TOGETHER_MAX);
+    }
+
+    proptest! {
+        #[test]
+        fn any_message_is_taken(bytes in proptest::collection::vec(prop_oneof![Just(0u8), Just(1), any::<u8>()], 1..100)) {
+            let (ours, theirs) = SocketPort::pair().unwrap();
+            rustix::net::send(ours.descriptor(), &bytes, SendFlags::empty()).unwrap();
+            let len: usize = received(&theirs).iter().map(|packet| LENGTH + packet.len()).sum();
+            assert!(len <= bytes.len());
+        }
     }
 }

@@ -12,7 +12,7 @@ use viv_machine::{HandedFiles, Machine, MachineIo, Shortage};
 use viv_model::{Accel, DiskLimits, DiskSpec, End, Fault, MachineSpec, SavedParts};
 use viv_net::port::NetPort;
 
-/// How long a guest may take to let a disk go.
+/// How long a guest may take to let a device go.
 const DETACH_LIMIT: Duration = Duration::from_secs(8);
 
 /// A guest that has been built. Every call may come from any thread.
@@ -37,6 +37,14 @@ pub trait Guest: Send + Sync {
     fn attach_disk(&self, disk: &DiskSpec, files: HandedFiles) -> Result<(), Fault>;
     /// Has it let a disk go, counted from 0.
     fn detach_disk(&self, disk: usize) -> Result<(), Fault>;
+    /// Gives it a shared directory, with its server's socket.
+    fn attach_share(&self, tag: &str, server: UnixStream) -> Result<(), Fault>;
+    /// Has it let a shared directory go.
+    fn detach_share(&self, tag: &str) -> Result<(), Fault>;
+    /// Gives it a network card.
+    fn attach_card(&self, mac: [u8; 6], port: Arc<dyn NetPort>) -> Result<(), Fault>;
+    /// Has it let its network card go.
+    fn detach_card(&self) -> Result<(), Fault>;
     /// Its disks that wait for room on the host.
     fn shortage(&self) -> Arc<Shortage>;
     /// Bytes for its serial line.
@@ -98,6 +106,18 @@ impl Guest for Machine {
     }
     fn detach_disk(&self, disk: usize) -> Result<(), Fault> {
         Machine::detach_disk(self, disk, DETACH_LIMIT)
+    }
+    fn attach_share(&self, tag: &str, server: UnixStream) -> Result<(), Fault> {
+        Machine::attach_share(self, tag, server)
+    }
+    fn detach_share(&self, tag: &str) -> Result<(), Fault> {
+        Machine::detach_share(self, tag, DETACH_LIMIT)
+    }
+    fn attach_card(&self, mac: [u8; 6], port: Arc<dyn NetPort>) -> Result<(), Fault> {
+        Machine::attach_card(self, mac, port)
+    }
+    fn detach_card(&self) -> Result<(), Fault> {
+        Machine::detach_card(self, DETACH_LIMIT)
     }
     fn shortage(&self) -> Arc<Shortage> {
         Machine::shortage(self)

@@ -15,6 +15,7 @@
 mod command;
 mod console;
 mod control;
+mod devices;
 mod guest;
 mod life;
 mod probe;

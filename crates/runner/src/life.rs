@@ -1,7 +1,8 @@
 //! The life of one VM, from its description to its end.
 use crate::console::{Console, Log, REPLAY_MAX};
+use crate::devices::Devices;
 use crate::guest::{Build, Guest};
-use crate::share::Servers;
+use crate::share::{Server, Watched, watch_all};
 use crate::snapshot::Files as SnapshotFiles;
 use crate::{command, control, sandbox, written};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -22,9 +23,9 @@ use viv_api::runner::{
 };
 use viv_api::stats::VmStats;
 use viv_api::vm::{OnReboot, Process};
-use viv_machine::{HandedFiles, PerfMap};
-use viv_model::{Accel, DiskSpec, End, Fault, Kind, MachineSpec, SavedParts, State, next};
-use viv_net::port::{NetPort, Plug, SocketPort};
+use viv_machine::PerfMap;
+use viv_model::{Accel, End, Fault, Kind, MachineSpec, SavedParts, State, next};
+use viv_net::port::{Plug, SocketPort};
 
 /// How long the last output may take to reach its readers.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
@@ -45,8 +46,8 @@ pub(crate) struct Life {
     /// What it was asked to be.
     machine: MachineSpec,
     pub(crate) console: Arc<Console>,
-    /// Where the guest's network card is plugged in, if it has one.
-    plug: Option<Arc<Plug>>,
+    /// What the VM is called.
+    name: String,
     inner: Mutex<Inner>,
     /// Held while a snapshot is written.
     saving: Mutex<()>,
@@ -71,20 +72,12 @@ struct Inner {
     full_disks: Vec<PathBuf>,
     /// It is paused because of that alone.
     held: bool,
-    /// How fast disks may be, where that was changed since the start.
-    disks: Vec<Held>,
-}
-
-/// A disk that the guest has.
-#[derive(Clone)]
-struct Held {
-    spec: DiskSpec,
-    /// Its open files, if it was attached while the VM ran: the sandbox opens none of them again.
-    files: Option<HandedFiles>,
+    /// What may come and go.
+    devices: Devices,
 }
 
 impl Life {
-    fn new(machine: &MachineSpec, console: Arc<Console>, plug: Option<Arc<Plug>>) -> Life {
+    fn new(spec: &RunnerSpec, console: Arc<Console>, devices: Devices) -> Life {
         let inner = Inner {
             state: State::Starting,
             guest: None,
@@ -96,13 +89,13 @@ impl Life {
             end_as: None,
             full_disks: Vec::new(),
             held: false,
-            disks: Vec::new(),
+            devices,
         };
         Life {
             process: Process::current(),
-            machine: machine.clone(),
+            name: spec.name.clone(),
+            machine: spec.machine.clone(),
             console,
-            plug,
             inner: Mutex::new(inner),
             saving: Mutex::new(()),
             told: (Mutex::new(true), Condvar::new()),
@@ -165,32 +158,14 @@ impl Life {
                 guest.shortage().retry();
                 Ok(())
             }),
-            Ask::LimitDisk { disk, limits } => {
-                let limited = self.guest().and_then(|guest| guest.limit_disk(disk, &limits));
-                limited.inspect(|()| {
-                    if let Some(held) = self.lock().disks.get_mut(disk) {
-                        held.spec.limits = limits;
-                    }
-                })
-            }
-            Ask::ResizeDisk { disk, size } => self.guest().and_then(|guest| guest.resize_disk(disk, size)),
-            Ask::AttachDisk { disk, files: paths } => {
-                let whole = if paths.len() == files.len() { Ok(()) } else { Err(out_of_files()) };
-                let files: HandedFiles = paths.into_iter().zip(files.into_iter().map(File::from)).collect();
-                let attached = whole
-                    .and_then(|()| self.guest())
-                    .and_then(|guest| guest.attach_disk(&disk, files.clone()));
-                attached.inspect(|()| self.lock().disks.push(Held { spec: disk, files: Some(files) }))
-            }
-            Ask::DetachDisk { disk } => {
-                let detached = self.guest().and_then(|guest| guest.detach_disk(disk));
-                detached.inspect(|()| {
-                    let mut inner = self.lock();
-                    if disk < inner.disks.len() {
-                        inner.disks.remove(disk); // closes its files, which lets go of their locks
-                    }
-                })
-            }
+            about_a_device @ (Ask::LimitDisk { .. }
+            | Ask::ResizeDisk { .. }
+            | Ask::AttachDisk { .. }
+            | Ask::DetachDisk { .. }
+            | Ask::AttachShare { .. }
+            | Ask::DetachShare { .. }
+            | Ask::AttachCard { .. }
+            | Ask::DetachCard) => self.change_device(about_a_device, files),
             Ask::PowerButton { end } => {
                 let mut inner = self.lock();
                 inner.end_as = end.or(inner.end_as.take());
@@ -199,7 +174,15 @@ impl Life {
                 }
                 Ok(())
             }
-            Ask::Plug => self.plug(files),
+            Ask::Plug => self.devices(|devices| devices.plug(files)),
+            Ask::Renew { nic } => {
+                let name = self.name.clone();
+                // A guest without an agent is waited for in vain: nobody waits for this.
+                let told = thread::Builder::new()
+                    .name("renew".into())
+                    .spawn(move || crate::renew::run(&name, Some(&nic)));
+                told.map(drop).map_err(broken("make a thread"))
+            }
             Ask::ResizeMemory { mib } => self.resize_memory(mib),
             Ask::Kill { end } => {
                 self.kill(end);
@@ -242,8 +225,7 @@ impl Life {
             let message = format!("cannot make a snapshot of a VM that is {}", inner.state);
             return Err(Fault::new(Kind::Conflict, message, "wait until it runs: viv ps"));
         }
-        let disks = inner.disks.iter().map(|held| held.spec.clone()).collect();
-        let spec = MachineSpec { disks, accel: guest.accel(), ..self.machine.clone() };
+        let spec = MachineSpec { accel: guest.accel(), ..inner.devices.of(&self.machine) };
         let files = SnapshotFiles::new(files, &spec.disks)?;
         let since = Instant::now();
         let runs = inner.state == State::Running;
@@ -260,18 +242,6 @@ impl Life {
         Ok(SavedParts { paused_ns, ..moment?.write(&spec, &files)? })
     }
 
-    fn plug(&self, files: Vec<OwnedFd>) -> Result<(), Fault> {
-        let plug = self.plug.as_ref().ok_or_else(|| {
-            Fault::new(
-                Kind::Conflict,
-                "the VM runs without a network card",
-                "stop it, connect it, and start it again",
-            )
-        })?;
-        plug.set(files.into_iter().next().map(SocketPort::from));
-        Ok(())
-    }
-
     /// Lets the guest stand still while disks wait for room on the host.
     fn hold(&self, full_disks: Vec<PathBuf>) {
         let mut inner = self.lock();
@@ -286,7 +256,12 @@ impl Life {
         }
     }
 
-    fn guest(&self) -> Result<Arc<dyn Guest>, Fault> {
+    /// Does something to the devices that may come and go.
+    pub(crate) fn devices<R>(&self, act: impl FnOnce(&mut Devices) -> R) -> R {
+        act(&mut self.lock().devices)
+    }
+
+    pub(crate) fn guest(&self) -> Result<Arc<dyn Guest>, Fault> {
         self.lock().guest.clone().ok_or_else(booting)
     }
 
@@ -369,15 +344,6 @@ impl Life {
     }
 }
 
-/// Files that were sent have not come (SCM_RIGHTS of unix(7), RLIMIT_NOFILE).
-fn out_of_files() -> Fault {
-    Fault::new(
-        Kind::NoCapacity,
-        "the VM's process may have no more open files",
-        "detach disks that it does not need, or let it have more before it starts: ulimit -n",
-    )
-}
-
 fn booting() -> Fault {
     Fault::new(Kind::Conflict, "the guest is just booting anew", "try again in a moment")
 }
@@ -402,7 +368,8 @@ struct Prepared {
     console: UnixListener,
     log: Log,
     owner: Option<rustix::fd::OwnedFd>,
-    shares: Servers,
+    shares: Vec<Server>,
+    watched: Vec<Watched>,
     signals: signal_hook::iterator::Signals,
     plug: Option<Arc<Plug>>,
     _lock: File,
@@ -457,15 +424,17 @@ fn prepare(dir: &Path) -> Result<Prepared, Fault> {
         Some(_) => Some(Arc::new(first_plug().map_err(broken("take the port of its network"))?)),
         None => None,
     };
+    // Processes: the sandbox allows none later.
+    let (shares, watched) = Server::start_all(&spec.machine.shares)?;
     Ok(Prepared {
         plug,
+        shares,
+        watched,
         control: UnixListener::bind(CONTROL).map_err(broken("make its control socket"))?,
         console: UnixListener::bind(CONSOLE).map_err(broken("make its console socket"))?,
         log: Log::open(CONSOLE_LOG.as_ref(), CONSOLE_LOG_OLD.as_ref(), CONSOLE_LOG_MAX)
             .map_err(broken("open its console's log"))?,
         owner,
-        // Processes: the sandbox allows none later.
-        shares: Servers::start(&spec.machine.shares)?,
         signals: signal_hook::iterator::Signals::new([
             signal_hook::consts::SIGTERM,
             signal_hook::consts::SIGINT,
@@ -494,10 +463,21 @@ fn attended(owner: &Process) -> Result<rustix::fd::OwnedFd, Fault> {
 }
 
 fn live(prepared: Prepared, build: &Build) -> Result<End, Fault> {
-    let Prepared { spec, control, console: listener, mut log, owner, mut shares, mut signals, plug, _lock } =
-        prepared;
+    let Prepared {
+        spec,
+        control,
+        console: listener,
+        mut log,
+        owner,
+        shares,
+        watched,
+        mut signals,
+        plug,
+        _lock,
+    } = prepared;
     let console = Arc::new(Console::new());
-    let life = Arc::new(Life::new(&spec.machine, console.clone(), plug.clone()));
+    let devices = Devices::new(&spec.machine, shares, plug);
+    let life = Arc::new(Life::new(&spec, console.clone(), devices));
     // Before the first thread: these restrictions are a thread's own and pass on to the threads it makes.
     let mut restricted = sandbox::restrict(&spec)?;
 
@@ -516,11 +496,9 @@ fn live(prepared: Prepared, build: &Build) -> Result<End, Fault> {
     )?;
 
     let started = Instant::now();
-    shares.watch().map_err(broken("make a thread"))?;
-    let port = plug.map(|plug| plug as Arc<dyn NetPort>);
-    let guest = build(&spec, console.clone(), shares.connect()?, port.clone())?;
-    life.lock().disks =
-        spec.machine.disks.iter().map(|disk| Held { spec: disk.clone(), files: None }).collect();
+    watch_all(watched).map_err(broken("make a thread"))?;
+    let (sockets, port) = life.devices(|devices| devices.connect())?;
+    let guest = build(&spec, console.clone(), sockets, port)?;
     life.boot(guest.clone())?;
     restricted.extend(sandbox::filter_calls());
     life.lock().sandbox = restricted;
@@ -553,10 +531,10 @@ fn live(prepared: Prepared, build: &Build) -> Result<End, Fault> {
     let shared = life.clone();
     spawn("panic", Box::new(move || watch_for_standstill(&shared)))?;
     if spec.resume {
-        let (shared, name) = (life.clone(), spec.name.clone());
+        let (shared, name, nic) = (life.clone(), spec.name.clone(), spec.machine.nic.clone());
         shared.set_told(false);
         let renew = move || {
-            crate::renew::run(&name);
+            crate::renew::run(&name, nic.as_ref());
             shared.set_told(true);
         };
         spawn("renew", Box::new(renew))?;
@@ -566,22 +544,17 @@ fn live(prepared: Prepared, build: &Build) -> Result<End, Fault> {
         spawn("command", Box::new(move || command::run(&shared, &exec)))?;
     }
     report(&Started::Running(life.status()));
-    let build =
-        |spec: &RunnerSpec, console: Arc<Console>| build(spec, console, shares.connect()?, port.clone());
-    let end = until_the_end(&life, &spec, &build, guest, started);
+    let end = until_the_end(&life, &spec, build, guest, started);
     console.close();
     console.drain(DRAIN_LIMIT);
     Ok(end)
 }
 
-/// [`Build`] with the sockets of the shared directories' servers.
-type BuildAgain<'a> = dyn Fn(&RunnerSpec, Arc<Console>) -> Result<Arc<dyn Guest>, Fault> + 'a;
-
 /// Waits for the guest's end, over its reboots.
 fn until_the_end(
     life: &Arc<Life>,
     spec: &RunnerSpec,
-    build: &BuildAgain<'_>,
+    build: &Build,
     mut guest: Arc<dyn Guest>,
     mut started: Instant,
 ) -> End {
@@ -610,18 +583,16 @@ fn until_the_end(
     }
 }
 
-/// Builds the guest anew, with the disks that it has by now.
-fn rebuild(life: &Life, spec: &RunnerSpec, build: &BuildAgain<'_>) -> Result<Arc<dyn Guest>, Fault> {
-    let disks = life.lock().disks.clone();
-    let mut spec = spec.clone();
-    // Those that came later are behind the others.
-    let (before, later): (Vec<Held>, Vec<Held>) = disks.into_iter().partition(|held| held.files.is_none());
+/// Builds the guest anew, with the devices that it has by now.
+fn rebuild(life: &Life, spec: &RunnerSpec, build: &Build) -> Result<Arc<dyn Guest>, Fault> {
+    let (machine, later) =
+        life.devices(|devices| (devices.before_disks_come(&spec.machine), devices.later_disks()));
+    let (sockets, port) = life.devices(|devices| devices.connect())?;
     // It boots, whatever it came from.
-    spec.resume = false;
-    spec.machine.disks = before.into_iter().map(|held| held.spec).collect();
-    let guest = build(&spec, life.console.clone())?;
-    for held in later {
-        guest.attach_disk(&held.spec, held.files.unwrap_or_default())?;
+    let spec = RunnerSpec { machine, resume: false, ..spec.clone() };
+    let guest = build(&spec, life.console.clone(), sockets, port)?;
+    for (disk, files) in later {
+        guest.attach_disk(&disk, files)?;
     }
     Ok(guest)
 }

@@ -3,7 +3,8 @@ use crate::command::connect;
 use std::io::{self, Read, Write};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use viv_api::agent::{LINE_MAX, Reply, Request, to_line};
+use viv_api::agent::{LINE_MAX, NewCard, Reply, Request, to_line};
+use viv_model::NicSpec;
 
 /// How long an agent is waited for: a guest without one cannot be told.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -14,11 +15,13 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// Bytes of randomness that it gets.
 const ENTROPY_LEN: usize = 64;
 
-/// Tells the guest's agent, if there is one, that it is in the VM called `name` now.
-pub(crate) fn run(name: &str) {
+/// Tells the guest's agent, if there is one, that it is in the VM called `name` now, with this network card.
+pub(crate) fn run(name: &str, nic: Option<&NicSpec>) {
+    let new = nic.filter(|nic| !nic.aliases.is_empty());
+    let card = new.map(|nic| NewCard { before: nic.aliases.clone(), mac: nic.mac });
     let begin = Instant::now();
     loop {
-        match tell(name) {
+        match tell(name, card.clone()) {
             Ok(Reply { error: None, .. }) => return,
             Ok(Reply { error: Some(error), .. }) => return eprintln!("viv runner: {error}"),
             Err(_) if begin.elapsed() < PATIENCE => thread::sleep(RETRY),
@@ -27,14 +30,15 @@ pub(crate) fn run(name: &str) {
     }
 }
 
-fn tell(name: &str) -> io::Result<Reply> {
+fn tell(name: &str, card: Option<NewCard>) -> io::Result<Reply> {
     let mut entropy = vec![0; ENTROPY_LEN];
     std::fs::File::open("/dev/urandom")?.read_exact(&mut entropy)?;
     let mut stream = connect()?;
     stream.set_read_timeout(Some(ANSWER_LIMIT))?;
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let unix_ns = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
-    stream.write_all(&to_line(&Request::Renew { unix_ns, entropy, hostname: name.to_string() })?)?;
+    let hostname = name.to_string();
+    stream.write_all(&to_line(&Request::Renew { unix_ns, entropy, hostname, card })?)?;
     let mut answer = Vec::new();
     stream.take(LINE_MAX as u64).read_to_end(&mut answer)?;
     Ok(serde_json::from_slice(&answer)?)

@@ -13,6 +13,7 @@ pub(crate) fn of(machine: &Machine) -> VmStats {
         memory_bytes: memory_bytes(),
         vcpu_ns: stats.vcpu_time.iter().map(|time: &Duration| time.as_nanos() as u64).collect(),
         guest_memory: guest_memory(&stats),
+        network: None,
         soft: (!stats.soft.is_empty()).then(|| sum(&stats.soft)),
     }
 }

@@ -6,6 +6,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -17,7 +18,7 @@ use viv_api::stats::VmStats;
 use viv_api::vm::{DiskSize, OnReboot, Process};
 use viv_block::{Disk, MemoryDisk, Patient};
 use viv_machine::{HandedFiles, Shortage};
-use viv_model::{Accel, DiskSpec, End, Fault, Kind, MachineSpec, ShareSpec, State};
+use viv_model::{Accel, DiskSpec, End, Fault, Kind, MachineSpec, NicSpec, ShareSpec, State};
 use viv_net::port::NetPort;
 use viv_runner::{Console, Guest, Moment, SnapshotFiles};
 use viv_share::link::Caller;
@@ -32,6 +33,8 @@ struct Puppet {
     share: Mutex<Option<Caller>>,
     shortage: Arc<Shortage>,
     disk: Arc<MemoryDisk>,
+    /// What it was built with.
+    has: String,
 }
 
 impl Puppet {
@@ -50,6 +53,7 @@ impl Puppet {
                 });
             }
             "room" => self.disk.set_full(false),
+            "has" => say(format!("has {}\n", self.has)),
             "off" => end(End::PowerOff),
             "reset" => end(End::Reboot),
             "panic" => {
@@ -115,6 +119,20 @@ impl Guest for Puppet {
     fn attach_disk(&self, _disk: &DiskSpec, _files: HandedFiles) -> Result<(), Fault> {
         Ok(())
     }
+    fn attach_share(&self, _tag: &str, server: UnixStream) -> Result<(), Fault> {
+        *self.share.lock().unwrap() = Some(Caller::new(server));
+        Ok(())
+    }
+    fn detach_share(&self, _tag: &str) -> Result<(), Fault> {
+        *self.share.lock().unwrap() = None;
+        Ok(())
+    }
+    fn attach_card(&self, _mac: [u8; 6], _port: Arc<dyn NetPort>) -> Result<(), Fault> {
+        Ok(())
+    }
+    fn detach_card(&self) -> Result<(), Fault> {
+        Ok(())
+    }
     fn detach_disk(&self, _disk: usize) -> Result<(), Fault> {
         Ok(())
     }
@@ -154,16 +172,17 @@ fn build(
     spec: &RunnerSpec,
     console: Arc<Console>,
     shares: Vec<UnixStream>,
-    _port: Option<Arc<dyn NetPort>>,
+    port: Option<Arc<dyn NetPort>>,
 ) -> Result<Arc<dyn Guest>, Fault> {
     if spec.name == "broken" {
         return Err(Fault::new(Kind::NoCapacity, "no puppet fits", "buy a bigger theatre"));
     }
     let (end, ended) = channel();
+    let has = format!("{} {} {}", shares.len(), port.is_some(), spec.machine.append);
     let share = Mutex::new(shares.into_iter().next().map(Caller::new));
     let (shortage, disk) = (Arc::<Shortage>::default(), Arc::new(MemoryDisk::zeroed(1)));
     let ended = Mutex::new(ended);
-    Ok(Arc::new(Puppet { console, line: Mutex::default(), end, ended, share, shortage, disk }))
+    Ok(Arc::new(Puppet { console, line: Mutex::default(), end, ended, share, shortage, disk, has }))
 }
 
 /// One runner process, in a directory of its own.
@@ -239,10 +258,33 @@ impl Stage {
         writeln!(self.console(), "{line}").unwrap();
     }
 
+    /// What it answers to a line, behind the line's own words.
+    fn answer(&self, line: &str, start: &str) -> String {
+        self.tell(line);
+        let mut answer = None;
+        until("an answer", || {
+            let log = fs::read_to_string(self.dir.join(CONSOLE_LOG)).unwrap_or_default();
+            answer = log.lines().rev().find_map(|line| line.strip_prefix(start)).map(str::to_string);
+            answer.is_some() && log.ends_with('\n')
+        });
+        answer.unwrap_or_default()
+    }
+
+    /// Resets the guest, and waits for its boot of this number.
+    fn reset(&self, boots: u32) {
+        self.tell("reset");
+        until("a new boot", || matches!(self.ask(&Ask::Status), Reply::Ok(status) if status.boots == boots));
+    }
+
     fn ask(&self, ask: &Ask) -> Reply {
-        let mut socket = UnixStream::connect(self.dir.join(CONTROL)).unwrap();
-        socket.write_all(&serde_json::to_vec(ask).unwrap()).unwrap();
-        socket.write_all(b"\n").unwrap();
+        self.ask_with(ask, &[])
+    }
+
+    fn ask_with(&self, ask: &Ask, files: &[BorrowedFd<'_>]) -> Reply {
+        let socket = UnixStream::connect(self.dir.join(CONTROL)).unwrap();
+        let mut line = serde_json::to_vec(ask).unwrap();
+        line.push(b'\n');
+        viv_api::passed::send(&socket, &line, files).unwrap();
         let mut line = String::new();
         BufReader::new(socket).read_line(&mut line).unwrap();
         serde_json::from_str(&line).unwrap()
@@ -446,26 +488,12 @@ fn a_shared_directory_is_served_by_a_process_that_lives_as_long() {
     let shared = std::env::temp_dir().join(format!("viv-runner-shared-{}", std::process::id()));
     let _ = fs::remove_dir_all(&shared);
     fs::create_dir_all(shared.join("in")).unwrap();
-    let spec = |read_only| ShareSpec { path: shared.join("in"), target: "/in".into(), read_only };
+    let spec = |read_only| ShareSpec { path: shared.join("in"), target: "/in".into(), read_only, tag: None };
     let (stage, _) = Stage::running("share", |asked| {
         asked.machine.shares = vec![spec(false)];
         asked.on_reboot = OnReboot::Restart;
     });
-    let answer = |stage: &Stage, line: &str| {
-        stage.tell(line);
-        let start = format!("{line}: ");
-        let mut answer = None;
-        until("an answer", || {
-            let log = fs::read_to_string(stage.dir.join(CONSOLE_LOG)).unwrap_or_default();
-            answer = log.lines().find_map(|line| line.strip_prefix(&start)).map(str::to_string);
-            answer.is_some() && log.ends_with('\n')
-        });
-        answer.unwrap_or_default()
-    };
-    let reset = |stage: &Stage, boots: u32| {
-        stage.tell("reset");
-        until("a new boot", || matches!(stage.ask(&Ask::Status), Reply::Ok(status) if status.boots == boots));
-    };
+    let answer = |stage: &Stage, line: &str| stage.answer(line, &format!("{line}: "));
     assert_eq!(answer(&stage, "mkdir one"), "0");
     assert_eq!(answer(&stage, "mkdir ../two"), "-22");
     assert!(shared.join("in/one").is_dir() && !shared.join("two").exists());
@@ -473,12 +501,12 @@ fn a_shared_directory_is_served_by_a_process_that_lives_as_long() {
     let status = fs::read_to_string(format!("/proc/{server}/status")).unwrap();
     assert!(status.contains("NoNewPrivs:\t1") && status.contains("Seccomp:\t2"), "{status}");
     // A new boot is a new guest of the same server.
-    reset(&stage, 2);
+    stage.reset(2);
     assert_eq!(answer(&stage, "mkdir three"), "0");
     assert_eq!(server_of(&stage), Some(server));
     assert!(Command::new("kill").args(["-9", &server.to_string()]).status().unwrap().success());
     assert_eq!(answer(&stage, "mkdir four"), "gone");
-    reset(&stage, 3);
+    stage.reset(3);
     assert_eq!(answer(&stage, "mkdir five"), "gone");
     stage.tell("off");
     assert_eq!(stage.end(), End::PowerOff);
@@ -493,6 +521,44 @@ fn a_shared_directory_is_served_by_a_process_that_lives_as_long() {
         let status = fs::read_to_string(format!("/proc/{server}/status")).unwrap_or_default();
         status.is_empty() || status.contains("State:\tZ")
     });
+    fs::remove_dir_all(&shared).unwrap();
+}
+
+fn what_comes_while_it_runs_is_there_after_a_reset_until_it_goes() {
+    let shared = std::env::temp_dir().join(format!("viv-runner-comes-{}", std::process::id()));
+    let _ = fs::remove_dir_all(&shared);
+    fs::create_dir_all(&shared).unwrap();
+    let (stage, _) = Stage::running("coming", |asked| {
+        asked.on_reboot = OnReboot::Restart;
+        asked.machine.append = "quiet".into();
+    });
+    let share = ShareSpec {
+        path: shared.clone(),
+        target: "/in".into(),
+        read_only: false,
+        tag: Some("share3".into()),
+    };
+    let attach = Ask::AttachShare { share: share.clone(), mount: true };
+    let Reply::Refused(fault) = stage.ask(&attach) else { panic!("its server has not come") };
+    assert_eq!(fault.kind, Kind::NoCapacity);
+    let (control, mut server) = viv_share::server::start(&share, Stdio::inherit()).unwrap();
+    assert!(matches!(stage.ask_with(&attach, &[control.as_fd()]), Reply::Ok(_)));
+    drop(control);
+    assert_eq!(stage.answer("mkdir one", "mkdir one: "), "0");
+    let card = Ask::AttachCard { nic: NicSpec::default() };
+    assert!(matches!(stage.ask(&card), Reply::Ok(_)));
+    assert!(matches!(stage.ask(&card), Reply::Refused(fault) if fault.kind == Kind::Conflict));
+    stage.reset(2);
+    assert_eq!(stage.answer("has", "has "), "1 true quiet viv.share=share3:rw:/in");
+    assert_eq!(stage.answer("mkdir two", "mkdir two: "), "0");
+    assert!(shared.join("one").is_dir() && shared.join("two").is_dir());
+    assert!(matches!(stage.ask(&Ask::DetachShare { tag: "share3".into() }), Reply::Ok(_)));
+    assert!(server.wait().unwrap().success(), "nobody needs it any more");
+    assert!(matches!(stage.ask(&Ask::DetachCard), Reply::Ok(_)));
+    stage.reset(3);
+    until("what is left", || stage.answer("has", "has ") == "0 false quiet");
+    stage.tell("off");
+    assert_eq!(stage.end(), End::PowerOff);
     fs::remove_dir_all(&shared).unwrap();
 }
 
@@ -520,6 +586,7 @@ fn main() {
         ("owner", it_ends_with_the_process_that_it_is_for),
         ("signal", a_signal_ends_it_in_order),
         ("sandbox", there_is_nothing_outside),
+        ("coming", what_comes_while_it_runs_is_there_after_a_reset_until_it_goes),
         ("share", a_shared_directory_is_served_by_a_process_that_lives_as_long),
     ];
     for (name, test) in tests {

@@ -23,6 +23,7 @@ mod listing;
 mod names;
 mod nodes;
 pub mod protocol;
+pub mod server;
 mod session;
 #[cfg(test)]
 mod tests;

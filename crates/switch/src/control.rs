@@ -34,6 +34,7 @@ fn answer(connection: UnixStream, status: &Status, controls: &Controls) {
     let _ = connection.set_read_timeout(Some(REQUEST_LIMIT));
     answer_lines(connection, LINE_MAX, |asked, files| {
         let done = match asked {
+            Ok(Ask::Counters) => return Reply::Counters(controls.counters()),
             Ok(ask) => obey(ask, files, controls),
             Err(error) => Err(Fault::new(
                 Kind::Usage,
@@ -60,10 +61,33 @@ fn obey(ask: Ask, files: Vec<OwnedFd>, controls: &Controls) -> Result<(), Fault>
             controls.set_member(&vm, groups);
             Ok(())
         }
+        Ask::Limit { vm, limits } => {
+            controls.limit(&vm, limits);
+            Ok(())
+        }
+        Ask::Capture { vm } => capture(&vm, files, controls),
+        // Answered before.
+        Ask::Counters => Ok(()),
         Ask::Unplug { vm } => {
             controls.unplug(&vm);
             Ok(())
         }
+    }
+}
+
+fn capture(vm: &str, files: Vec<OwnedFd>, controls: &Controls) -> Result<(), Fault> {
+    let refused =
+        |kind, why: &str, fix: &str| Err(Fault::new(kind, format!("cannot watch the port: {why}"), fix));
+    let Some(socket) = files.into_iter().next() else {
+        return refused(Kind::Usage, "no socket came for it", "send one along");
+    };
+    match controls.capture(vm, socket) {
+        true => Ok(()),
+        false => refused(
+            Kind::Conflict,
+            "the VM is not plugged in, or too many watch it already",
+            "see its port: viv port show; end another viv capture",
+        ),
     }
 }
 

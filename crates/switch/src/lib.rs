@@ -11,6 +11,7 @@
 mod control;
 mod sandbox;
 
+use rustix::process::{Resource, getrlimit, setrlimit};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::net::UnixListener;
@@ -85,6 +86,10 @@ fn prepare(dir: &Path) -> Result<Prepared, Fault> {
     }
     let listener = UnixListener::bind(CONTROL).map_err(broken("make its socket"))?;
     let (engine, controls) = Engine::new(&network, resolver()).map_err(broken("make its switch"))?;
+    // Each connection is a descriptor; as many as the host lets us have, if it lets us.
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = setrlimit(Resource::Nofile, limit);
     let process = Process::current();
     let sandbox = sandbox::restrict()?;
     let status = Status { process, network, ports: Vec::new(), sandbox };

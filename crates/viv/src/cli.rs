@@ -82,6 +82,10 @@ pub(crate) enum Verb {
     Disk(verbs::disk::Disk),
     /// Make, look at and remove networks that VMs share
     Network(verbs::network::Args),
+    /// Look at VMs' ports, limit what passes them, give them other addresses
+    Port(verbs::port::Args),
+    /// Write what passes a VM's port into a file of packets
+    Capture(verbs::capture::Args),
     /// Say which VMs and addresses may reach a VM
     Secgroup(verbs::secgroup::Args),
     /// Show the service, the host and what its KVM is worth

@@ -10,6 +10,7 @@ mod disks;
 mod guest;
 mod idle;
 mod machine;
+mod net;
 mod options;
 mod remembered;
 mod rows;
@@ -30,6 +31,9 @@ struct Results {
 /// Runs the benchmark as `args` say.
 pub(crate) fn run(args: &[String]) -> Result<(), String> {
     let options = Options::parse(args)?;
+    if options.net {
+        return net::run(&options);
+    }
     if options.disks {
         return disks::run(&options);
     }

@@ -11,6 +11,7 @@ cargo xtask bench [OPTIONS] [ROW …]    our software CPU beside Debian's QEMU T
   --reuse              measure viv only, and compare with the last bare and QEMU figures of each row
   --json               the table as JSON on standard output
   --disks              fio on disks instead: raw and qcow2, beside QEMU with io_uring
+  --net                TCP instead: to the host, from it and between guests, beside QEMU's own networks and passt
   --snapshots          snapshots, restores, forks and templates instead, six rounds for each of --runs
   --debian             the memory of both after a full Debian boot, too (always for the whole table, but for --quick)
   --idle               what a default guest costs that does nothing, too (always when no row is named)
@@ -32,6 +33,7 @@ pub(super) struct Options {
     pub(super) idle: bool,
     pub(super) debian: bool,
     pub(super) disks: bool,
+    pub(super) net: bool,
     pub(super) snapshots: bool,
     pub(super) timeout: u64,
     pub(super) qemu_cpu: String,
@@ -49,6 +51,7 @@ impl Options {
             idle: false,
             debian: false,
             disks: false,
+            net: false,
             snapshots: false,
             timeout: 120,
             qemu_cpu: QEMU_CPU.to_string(),
@@ -67,6 +70,7 @@ impl Options {
                 "--json" => options.json = true,
                 "--debian" => options.debian = true,
                 "--disks" => options.disks = true,
+                "--net" => options.net = true,
                 "--snapshots" => options.snapshots = true,
                 "--idle" => options.idle = true,
                 "--qemu-cpu" => options.qemu_cpu = value()?.to_string(),

@@ -22,6 +22,7 @@ use viv_api::vm::Process;
 use viv_model::{Attachment, Fault, Kind, NetKind, NetworkSpec, NicSpec, Subnet};
 
 pub(crate) use switch::Switch;
+use viv_net::switch::address::interface;
 
 /// A network's description in its directory.
 const RECORD: &str = "network.json";
@@ -165,6 +166,7 @@ impl Networks {
             id: record.id.clone(),
             name: record.name.clone(),
             address: nic.address,
+            address6: interface(spec.subnet.prefix6(), nic.mac),
             mac: nic.mac.map(|byte| format!("{byte:02x}")).join(":"),
             ports: nic.ports.clone(),
             connected: connected.contains(record.id.as_str()),
@@ -173,6 +175,9 @@ impl Networks {
             vms: vms.collect(),
             gateway: spec.subnet.gateway(),
             name_server: spec.subnet.name_server(),
+            prefix6: spec.subnet.prefix6(),
+            gateway6: spec.subnet.gateway6(),
+            name_server6: spec.subnet.name_server6(),
             pid: status.as_ref().map(|status| status.process.pid),
             sandbox: status.as_ref().map(|status| status.sandbox.clone()).unwrap_or_default(),
             spec,
@@ -182,7 +187,7 @@ impl Networks {
     /// Gives a card an address in its network, if it has one that VMs share. To be called while [`Networks::hold`] is
     /// held, and until the record is kept.
     pub(crate) fn give_address(&self, nic: &mut NicSpec, records: &[VmRecord]) -> Result<(), Fault> {
-        nic.address = None;
+        let before = nic.address.take();
         let NetKind::Named(name) = &nic.net else { return Ok(()) };
         let spec = self.find(name)?;
         if spec.isolated && !nic.ports.is_empty() {
@@ -193,7 +198,9 @@ impl Networks {
             ));
         }
         let used: HashSet<Ipv4Addr> = members(name, records).filter_map(|(_, nic)| nic.address).collect();
-        nic.address = spec.subnet.guests().find(|address| !used.contains(address));
+        let free = || spec.subnet.guests().filter(|address| !used.contains(address));
+        // One that is bound anew gets another one, if there is one.
+        nic.address = free().find(|address| Some(*address) != before).or_else(|| free().next());
         if nic.address.is_none() {
             return Err(Fault::new(
                 Kind::NoCapacity,
@@ -273,6 +280,16 @@ impl Networks {
         }
     }
 
+    /// Tells a VM's switch, if it lives, how much may pass the VM's card.
+    pub(crate) fn tell_limits(&self, record: &VmRecord, nic: &NicSpec) -> Result<(), Fault> {
+        let Some((spec, switch)) = self.of(&record.id, nic)? else { return Ok(()) };
+        let _turn = lock(&self.switching);
+        match switch.process() {
+            Some(_) => answered(switch.limit(&record.id, nic.limits), &switch, &spec),
+            None => Ok(()),
+        }
+    }
+
     /// The VMs that share a network with this one, as its switch knows them; only this one if it shares none.
     pub(crate) fn neighbours(&self, record: &VmRecord, records: &[VmRecord]) -> Vec<Attachment> {
         let name = match record.machine.nic.as_ref().map(|nic| &nic.net) {
@@ -318,6 +335,8 @@ pub(crate) fn attachment(record: &VmRecord, nic: &NicSpec, address: Ipv4Addr) ->
         address,
         groups: record.groups.clone(),
         labels: record.labels.clone(),
+        limits: nic.limits,
+        aliases: nic.aliases.clone(),
     }
 }
 

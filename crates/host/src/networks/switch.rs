@@ -10,7 +10,7 @@ use std::time::Duration;
 use viv_api::switch::{Ask, CONTROL, LINE_MAX, LOCK, LOG, REPLY_MAX, Reply, SPEC, Started, Status};
 use viv_api::vm::Process;
 use viv_api::{passed, socket};
-use viv_model::{Attachment, Fault, Kind, NetworkSpec, PortSpec, SecGroup};
+use viv_model::{Attachment, Fault, Kind, NetworkSpec, NicLimits, PortSpec, SecGroup, SwitchCounters};
 use viv_net::port::SocketPort;
 use viv_net::switch::Listeners;
 
@@ -102,7 +102,7 @@ impl Switch {
             [socket.descriptor()].into_iter().chain(listeners.descriptors()).collect();
         let reply = self.exchange(&Ask::Plug { port, publish: publish.to_vec() }, &files)?;
         Ok(match reply {
-            Reply::Ok(_) => Ok(()),
+            Reply::Ok(_) | Reply::Counters(_) => Ok(()),
             Reply::Refused(fault) => Err(fault),
         })
     }
@@ -117,9 +117,31 @@ impl Switch {
         self.told(&Ask::Member { vm: vm.to_string(), groups: groups.to_vec() })
     }
 
+    /// Tells it how much may pass a VM's card.
+    pub(super) fn limit(&self, vm: &str, limits: NicLimits) -> io::Result<Result<(), Fault>> {
+        self.told(&Ask::Limit { vm: vm.to_string(), limits })
+    }
+
+    /// Has it tell of what passes a VM's port on this socket; the outer error is that nobody answers.
+    pub(crate) fn capture(&self, vm: &str, socket: BorrowedFd<'_>) -> io::Result<Result<(), Fault>> {
+        Ok(match self.exchange(&Ask::Capture { vm: vm.to_string() }, &[socket])? {
+            Reply::Ok(_) | Reply::Counters(_) => Ok(()),
+            Reply::Refused(fault) => Err(fault),
+        })
+    }
+
+    /// What it has counted, if it lives.
+    pub(crate) fn counters(&self) -> Option<SwitchCounters> {
+        self.process()?;
+        match self.exchange(&Ask::Counters, &[]) {
+            Ok(Reply::Counters(counters)) => Some(counters),
+            _ => None,
+        }
+    }
+
     fn told(&self, ask: &Ask) -> io::Result<Result<(), Fault>> {
         Ok(match self.exchange(ask, &[])? {
-            Reply::Ok(_) => Ok(()),
+            Reply::Ok(_) | Reply::Counters(_) => Ok(()),
             Reply::Refused(fault) => Err(fault),
         })
     }
@@ -130,7 +152,7 @@ impl Switch {
             return Ok(());
         }
         match self.exchange(&Ask::Unplug { vm: vm.to_string() }, &[]) {
-            Ok(Reply::Ok(_)) => Ok(()),
+            Ok(Reply::Ok(_) | Reply::Counters(_)) => Ok(()),
             Ok(Reply::Refused(fault)) => Err(fault),
             // It just ended.
             Err(_) if self.process().is_none() => Ok(()),

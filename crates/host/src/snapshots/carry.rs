@@ -72,8 +72,11 @@ impl Snapshots {
             (manifest.id, manifest.name) = (id.clone(), name.name.clone());
             if let Some(nic) = &mut manifest.machine.nic {
                 nic.ports.clear();
-                if matches!(nic.net, NetKind::User { .. }) {
-                    nic.net = NetKind::User { host: false };
+                match nic.net {
+                    NetKind::User { .. } => nic.net = NetKind::User { host: false },
+                    // One of that name here is another one.
+                    NetKind::Named(_) => (nic.net, nic.address) = (NetKind::None, None),
+                    NetKind::None => {}
                 }
             }
             for name in files_of(&manifest).keys() {

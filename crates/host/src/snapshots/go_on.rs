@@ -3,6 +3,7 @@ use super::make::Purpose;
 use super::{Snapshots, io_fault, link};
 use crate::names;
 use crate::store::VmRecord;
+use crate::vms::card;
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
@@ -43,8 +44,8 @@ impl Snapshots {
             attended_by: None,
             snapshot: manifest.parent.clone(),
             append: None,
-            groups: Vec::new(),
-            labels: Vec::new(),
+            groups: manifest.groups.clone(),
+            labels: manifest.labels.clone(),
         })
     }
 
@@ -57,8 +58,8 @@ impl Snapshots {
         start: &VmStart,
     ) -> Result<Vm, Fault> {
         let dir = self.places.vms().join(&record.id);
-        let made =
-            lay_out(from, manifest, &dir).and_then(|mut machine| plug(&mut machine, ports).map(|()| machine));
+        let made = lay_out(from, manifest, &dir)
+            .and_then(|mut machine| plug(&mut machine, ports, &record.id).map(|()| machine));
         let machine = made.inspect_err(|_| drop(fs::remove_dir_all(&dir)))?;
         let id = record.id.clone();
         self.vms.insert_and_start(VmRecord { machine, ..record }, start).inspect_err(|_| {
@@ -137,7 +138,10 @@ impl Snapshots {
             let laid = lay_out(&from, &manifest, &place);
             let mut machine = laid.inspect_err(|_| drop(fs::remove_dir_all(&place)))?;
             // It is the same VM, on the same port.
-            machine.nic.clone_from(&record.machine.nic);
+            let saved = std::mem::replace(&mut machine.nic, record.machine.nic.clone());
+            if let (Some(nic), Some(saved)) = (&mut machine.nic, saved) {
+                nic.remember(&saved);
+            }
             runner.kill(None);
             let resume = vm.join(RESUME);
             if resume.exists() {
@@ -201,13 +205,13 @@ fn lay_out(from: &Path, manifest: &Manifest, dir: &Path) -> Result<MachineSpec, 
 }
 
 /// Plugs in the card of a new VM.
-fn plug(machine: &mut MachineSpec, ports: &[PortSpec]) -> Result<(), Fault> {
+fn plug(machine: &mut MachineSpec, ports: &[PortSpec], vm: &str) -> Result<(), Fault> {
     match &mut machine.nic {
         Some(nic) => {
             nic.ports = ports.to_vec();
-            // In a network that VMs share, its card's and its guest's addresses are still those of the VM that was saved.
+            // In a network that VMs share, the VM that was saved may still be.
             if matches!(nic.net, NetKind::Named(_)) {
-                (nic.net, nic.address) = (NetKind::None, None);
+                nic.rebind(card(vm));
             }
         }
         None if ports.is_empty() => {}

@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use viv_api::snapshot::{Snapshot, SnapshotCreate};
 use viv_api::timestamp::Timestamp;
-use viv_model::{Fault, Kind, Manifest, Plain, SavedParts, State};
+use viv_model::{Fault, Kind, MachineSpec, Manifest, Plain, SavedParts, State};
 use viv_snapshot::{FORMAT, INITRD, KERNEL, MEMORY, STATE, disk_file, sums_file, write_manifest};
 
 /// What for.
@@ -68,7 +68,10 @@ impl Snapshots {
                 image: record.image.clone(),
                 parent: record.snapshot.clone(),
                 template: purpose == Purpose::Template,
-                machine: parts.machine,
+                groups: record.groups.clone(),
+                labels: record.labels.clone(),
+                // Where its card is plugged in may have changed since its process was started.
+                machine: MachineSpec { nic: record.machine.nic.clone(), ..parts.machine },
                 paused_ns: parts.paused_ns,
                 sections: parts.sections,
                 memory: parts.memory,

@@ -52,8 +52,8 @@ impl Snapshots {
             snapshot: Some(manifest.id.clone()),
             on_reboot: ask.on_reboot,
             command: ask.command.clone(),
-            groups: crate::secgroups::distinct(&ask.groups)?,
-            labels: ask.labels.clone(),
+            groups: crate::secgroups::distinct(&[record.groups, ask.groups.clone()].concat())?,
+            labels: [record.labels, ask.labels.clone()].concat(),
             ..record
         };
         self.go_on(&dir, &manifest, record, &ask.ports, &VmStart { attended_by: ask.attended_by })

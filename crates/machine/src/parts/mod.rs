@@ -18,7 +18,7 @@ pub(crate) use doorbell::Doorbells;
 pub(crate) use net::{CardHost, CardThread};
 pub(crate) use pci::{Pci, PciSlot, PlainFunction};
 pub(crate) use serial::{ConsoleSink, Serial};
-pub(crate) use share::ShareHost;
+pub(crate) use share::{ShareHost, ShareRequests};
 pub(crate) use virtio::{HostSide, Hosted, RngHost, VirtioPart};
 
 use viv_arch::saved::ChipSaved;

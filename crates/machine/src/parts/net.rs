@@ -6,11 +6,11 @@ use std::sync::{Arc, Weak};
 use viv_devices::virtio::Rings;
 use viv_devices::virtio::net::{Net, Received};
 use viv_net::offload;
-use viv_net::port::{NetPort, PACKET_MAX};
+use viv_net::port::{Message, NetPort};
 use viv_net::vsock::Waker;
 
-/// Packets that are moved at once, each way.
-const BATCH: usize = 16;
+/// Packets that are taken from the guest at once.
+const BATCH: usize = 64;
 
 /// In the device: wakes the thread.
 pub(crate) struct CardHost(pub(crate) Waker);
@@ -39,8 +39,8 @@ pub(crate) struct CardThread {
     up: bool,
     /// From the guest, without room in the port yet.
     out: VecDeque<Vec<u8>>,
-    /// For the guest, which has no buffers yet.
-    incoming: VecDeque<Vec<u8>>,
+    /// For the guest, which perhaps has no buffers yet.
+    incoming: Message,
     /// Buffers to be used again.
     spare: Vec<Vec<u8>>,
 }
@@ -65,7 +65,7 @@ impl CardThread {
             waker,
             up: true,
             out: VecDeque::new(),
-            incoming: VecDeque::new(),
+            incoming: Message::default(),
             spare: Vec::new(),
         };
         Box::new(move || {
@@ -87,7 +87,7 @@ impl CardThread {
             if sent || received {
                 return Ok(());
             }
-            Idle { readable: self.incoming.is_empty(), writable: !self.out.is_empty() }
+            Idle { readable: self.incoming.front().is_none(), writable: !self.out.is_empty() }
         };
         self.port.wait(self.waker.fd(), idle.readable, idle.writable);
         Ok(())
@@ -109,38 +109,23 @@ impl CardThread {
             });
         }
         let mut any = false;
-        while let Some(packet) = self.out.front() {
-            if !self.port.send(packet)? {
+        while !self.out.is_empty() {
+            let sent = self.port.send(&mut self.out.iter().map(Vec::as_slice))?;
+            if sent == 0 {
                 return Ok(false);
             }
             any = true;
-            self.spare.extend(self.out.pop_front());
+            self.spare.extend(self.out.drain(..sent.min(self.out.len())));
         }
         Ok(any)
     }
 
     /// Packets of the port go to the guest; true if there may be more.
     fn receive(&mut self, device: &dyn Hosted<Net>) -> io::Result<bool> {
-        if self.incoming.is_empty() {
-            while self.incoming.len() < BATCH {
-                let mut packet = self.spare.pop().unwrap_or_default();
-                packet.resize(PACKET_MAX, 0);
-                match self.port.receive(&mut packet)? {
-                    Some(len) => {
-                        packet.truncate(len);
-                        self.incoming.push_back(packet);
-                    }
-                    None => {
-                        self.spare.push(packet);
-                        break;
-                    }
-                }
-            }
-        }
-        if self.incoming.is_empty() {
+        if self.incoming.front().is_none() && !self.port.receive(&mut self.incoming)? {
             return Ok(false);
         }
-        let (incoming, spare) = (&mut self.incoming, &mut self.spare);
+        let incoming = &mut self.incoming;
         device.with_device(&mut |net, rings| {
             while let Some(packet) = incoming.front_mut() {
                 let mut received = net.receive(rings, packet);
@@ -150,9 +135,9 @@ impl CardThread {
                 if received == Received::NoBuffers {
                     break;
                 }
-                spare.extend(incoming.pop_front());
+                incoming.pop();
             }
         });
-        Ok(self.incoming.is_empty())
+        Ok(self.incoming.front().is_none())
     }
 }

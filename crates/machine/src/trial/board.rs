@@ -1,5 +1,5 @@
 //! A board by hand.
-use crate::board::{Board, Built, Nic, Plan};
+use crate::board::{Board, Built, NamedWork, Nic, Plan};
 use crate::bus::CpuView;
 use crate::core::{CpuSlot, SoftWires, World, lock};
 use crate::layout::{ECAM, HIGH_RAM_START, VIRTIO_MMIO};
@@ -64,7 +64,7 @@ impl Trial {
             cpus,
             hot_memory: None,
             disks: disks.into_iter().map(|disk| (disk, "trial".to_string())).collect(),
-            shares,
+            shares: (0..).zip(shares).map(|(n, server): (u32, _)| (format!("share{n}"), server)).collect(),
             nic,
             vsock: None,
             sink: sink.clone(),
@@ -78,9 +78,22 @@ impl Trial {
 
     /// A disk comes while the machine runs. Returns its slot.
     pub fn plug_disk(&self, disk: Arc<dyn Disk>) -> io::Result<u8> {
-        let (slot, work) = self.board.plug_disk(disk, "plugged".to_string())?;
+        self.spawn(self.board.plug_disk(disk, "plugged".to_string())?)
+    }
+
+    fn spawn(&self, (slot, work): (u8, Vec<NamedWork>)) -> io::Result<u8> {
         lock(&self.threads).0.extend(work.into_iter().map(|(_, work)| std::thread::spawn(work)));
         Ok(slot)
+    }
+
+    /// A shared directory comes, with its server's socket. Returns its slot.
+    pub fn plug_share(&self, tag: &str, server: UnixStream) -> io::Result<u8> {
+        self.spawn(self.board.plug_share(tag, server)?)
+    }
+
+    /// A network card comes, plugged into `port`. Returns its slot.
+    pub fn plug_card(&self, port: Arc<dyn NetPort>) -> io::Result<u8> {
+        self.spawn(self.board.plug_card(Nic { mac: [2, 0, 0, 0, 0, 2], port })?)
     }
 
     /// The guest shall let the device in this slot go.

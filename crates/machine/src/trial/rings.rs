@@ -9,7 +9,7 @@ use viv_block::{Disk, MemoryDisk};
 use viv_cpu::CpuBus;
 use viv_devices::virtio::{NOTIFY_MULTIPLIER, NOTIFY_OFFSET};
 use viv_mem::{Gpa, GuestMemory};
-use viv_net::port::{NetPort, PACKET_MAX, SocketPort};
+use viv_net::port::{Message, NetPort, SocketPort};
 
 /// RAM of the board, bytes.
 const RAM: u64 = 1 << 20;
@@ -123,21 +123,24 @@ pub fn run_rings(data: &[u8]) {
         Driver { bus: &bus, base, pci: true }
     };
     let mut packed = set_up(&mut entropy, &driver);
-    let mut packet = vec![0; PACKET_MAX];
+    let mut message = Message::default();
     for _ in 0..STEPS_MAX {
         if entropy.is_empty() {
             break;
         }
         step(&mut entropy, &trial, &driver, &mut packed);
-        reflect(&mirror, &mut packet);
+        reflect(&mirror, &mut message);
     }
     drop(trial.output());
 }
 
-fn reflect(mirror: &SocketPort, packet: &mut [u8]) {
-    while let Ok(Some(len)) = mirror.receive(packet) {
-        // What finds no room is lost.
-        let _ = mirror.send(packet.get(..len).unwrap_or_default());
+fn reflect(mirror: &SocketPort, message: &mut Message) {
+    while let Ok(true) = mirror.receive(message) {
+        while let Some(packet) = message.front() {
+            // What finds no room is lost.
+            let _ = mirror.send_one(packet);
+            message.pop();
+        }
     }
 }
 

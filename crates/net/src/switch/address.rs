@@ -1,6 +1,6 @@
 //! The addresses of a network, and where they lead on the host.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use viv_model::{NetworkSpec, Subnet};
 
 /// The name server's address in every network, beside the network's own: guests that ask for no name server know it.
@@ -10,14 +10,36 @@ pub const GATEWAY_MAC: [u8; 6] = [0x02, 0x76, 0x69, 0x76, 0x00, 0x02];
 /// The largest packet: connections end here and begin anew on the host, so that a wire's limit is the host's business.
 pub const MTU: u16 = 65520;
 
+/// The gateway's address on the link, from which routers speak (RFC 4861 §6.1.2): its card's (RFC 4291, appendix A).
+pub(super) const ROUTER: Ipv6Addr = interface(LINK_LOCAL, GATEWAY_MAC);
+/// Where link-local addresses begin (RFC 4291 §2.5.6).
+pub(super) const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
+/// Somewhere outside: the first of all global addresses (RFC 4291 §2.5.4).
+const OUTSIDE6: Ipv6Addr = Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 1);
+
+/// The address that a card gives itself below a prefix of 64 bits (RFC 4291, appendix A).
+pub const fn interface(prefix: Ipv6Addr, mac: [u8; 6]) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac;
+    let identifier = u64::from_be_bytes([a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
+    Ipv6Addr::from_bits(prefix.to_bits() >> 64 << 64 | identifier as u128)
+}
+
+/// The card that gives itself such an address.
+pub(super) fn card_of(address: Ipv6Addr) -> Option<[u8; 6]> {
+    let [.., a, b, c, 0xff, 0xfe, d, e, f] = address.octets() else { return None };
+    Some([a ^ 2, b, c, d, e, f])
+}
+
 /// Where name servers listen (RFC 1035 §4.2).
 pub(super) const DNS_PORT: u16 = 53;
 
-/// Both ends of a flow, as the guest sees them.
+/// Both ends of a flow, as the guest sees them: of one version of IP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Flow {
-    pub(super) guest: SocketAddrV4,
-    pub(super) remote: SocketAddrV4,
+    /// Whose it is: the port of the guest with this IPv4 address.
+    pub(super) port: Ipv4Addr,
+    pub(super) guest: SocketAddr,
+    pub(super) remote: SocketAddr,
 }
 
 /// Where packets to an address go.
@@ -33,15 +55,23 @@ pub(super) enum Way {
     Forbidden,
 }
 
+/// The gateway's own addresses: what it says comes from one of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Gateway {
+    pub(super) v4: Ipv4Addr,
+    pub(super) v6: Ipv6Addr,
+}
+
 /// What a network knows of its addresses.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     pub(super) name: String,
     pub(super) subnet: Subnet,
-    /// Stands for the host: its services on 127.0.0.1 are found here, if the network reaches it.
-    pub(super) gateway: Ipv4Addr,
+    /// Stands for the host: its services on its loopback addresses are found here, if the network reaches it.
+    pub(super) gateway: Gateway,
     /// Stands for the host's name server, and knows the VMs.
     pub(super) name_server: Ipv4Addr,
+    pub(super) name_server6: Ipv6Addr,
     pub(super) isolated: bool,
     host: bool,
     resolver: Option<SocketAddr>,
@@ -52,36 +82,51 @@ impl Plan {
         Plan {
             name: spec.name.clone(),
             subnet: spec.subnet,
-            gateway: spec.subnet.gateway(),
+            gateway: Gateway { v4: spec.subnet.gateway(), v6: spec.subnet.gateway6() },
             name_server: spec.subnet.name_server(),
+            name_server6: spec.subnet.name_server6(),
             isolated: spec.isolated,
             host: spec.host,
             resolver: resolver.filter(|_| !spec.isolated),
         }
     }
 
+    /// Whether `address` is the gateway's, by which guests reach it.
+    fn is_gateway(&self, address: IpAddr) -> bool {
+        address == self.gateway.v4 || address == self.gateway.v6
+    }
+
     /// Whether `address` is the name server's.
-    pub(super) fn is_name_server(&self, address: Ipv4Addr) -> bool {
-        address == self.name_server || address == NAME_SERVER && !self.subnet.contains(address)
+    pub(super) fn is_name_server(&self, address: IpAddr) -> bool {
+        let known = address == NAME_SERVER && !self.subnet.contains(NAME_SERVER);
+        address == self.name_server || address == self.name_server6 || known
     }
 
     /// Whether we answer for `address`.
-    pub(super) fn is_ours(&self, address: Ipv4Addr) -> bool {
-        address == self.gateway || self.is_name_server(address)
+    pub(super) fn is_ours(&self, address: IpAddr) -> bool {
+        address == ROUTER || self.is_gateway(address) || self.is_name_server(address)
     }
 
     /// Whether a packet to `address` is for all, or some, of the network.
-    pub(super) fn is_group(&self, address: Ipv4Addr) -> bool {
-        address.is_multicast() || address.is_broadcast() || address == self.subnet.broadcast()
+    pub(super) fn is_group(&self, address: IpAddr) -> bool {
+        let broadcast = match address {
+            IpAddr::V4(address) => address.is_broadcast() || address == self.subnet.broadcast(),
+            IpAddr::V6(_) => false,
+        };
+        broadcast || address.is_multicast()
     }
 
     /// Where on the host a guest's packet to `to` goes: the host's loopback network is reached by the gateway's address
-    /// alone, and no router forwards link-local packets (RFC 3927 §7) or those for groups.
-    pub(super) fn outside(&self, to: SocketAddrV4) -> Way {
-        let address = *to.ip();
-        if address == self.gateway {
+    /// alone, and no router forwards link-local packets (RFC 3927 §7, RFC 4291 §2.5.6) or those for groups.
+    pub(super) fn outside(&self, to: SocketAddr) -> Way {
+        let address = to.ip();
+        if self.is_gateway(address) {
+            let loopback: IpAddr = match to {
+                SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+            };
             return match self.host {
-                true => Way::Out((Ipv4Addr::LOCALHOST, to.port()).into()),
+                true => Way::Out((loopback, to.port()).into()),
                 false => Way::Closed,
             };
         }
@@ -91,37 +136,68 @@ impl Plan {
                 _ => Way::Closed,
             };
         }
-        if self.subnet.contains(address) {
+        if address == ROUTER {
+            return Way::Closed;
+        }
+        if self.subnet.holds(address) {
             return Way::Nobody;
         }
-        let [first, ..] = address.octets();
-        let stays = first == 0 || address.is_loopback() || address.is_link_local() || first >= 224;
-        if stays || self.isolated || !self.host && is_of_host(address) {
+        if stays(address) || self.isolated || !self.host && is_of_host(address) {
             return Way::Forbidden;
         }
-        Way::Out(SocketAddr::V4(to))
+        Way::Out(to)
     }
 
-    /// The address under which the guest sees somebody who comes from outside: the host's own are the gateway's.
-    pub(super) fn inside(&self, from: SocketAddr) -> SocketAddrV4 {
+    /// The address under which the guest sees somebody who comes in by a published port, which leads to its IPv4
+    /// address: the host's own are the gateway's, and it speaks for those who come by IPv6.
+    pub(super) fn inside(&self, from: SocketAddr) -> SocketAddr {
         match from.ip().to_canonical() {
             IpAddr::V4(address) if !address.is_loopback() && !self.subnet.contains(address) => {
-                SocketAddrV4::new(address, from.port())
+                (address, from.port()).into()
             }
-            // The guest has no IPv6 yet: the host speaks for them.
-            _ => SocketAddrV4::new(self.gateway, from.port()),
+            _ => (self.gateway.v4, from.port()).into(),
+        }
+    }
+
+    /// Whether the host has a way for IPv6 to the outside. Nothing is sent.
+    pub(super) fn leads_out6(&self) -> bool {
+        !self.isolated && own_address(OUTSIDE6.into()).is_some()
+    }
+}
+
+/// Whether packets to an address never leave their link, or their host. An IPv4 address in IPv6's form is one of IPv4
+/// to the host's kernel, and none to a network.
+fn stays(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => {
+            let [first, ..] = address.octets();
+            first == 0 || address.is_loopback() || address.is_link_local() || first >= 224
+        }
+        IpAddr::V6(address) => {
+            address.is_unspecified()
+                || address.is_loopback()
+                || address.is_unicast_link_local()
+                || address.is_multicast()
+                || address.to_ipv4().is_some()
+                || Subnet::is_unique_local(address)
         }
     }
 }
 
-/// Whether the host itself has the address: then, and only then, it is the one that the host's kernel would send from
-/// to it (ip-route(8), table local). Nothing is sent.
-fn is_of_host(address: Ipv4Addr) -> bool {
-    let from = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| {
-        socket.connect((address, DNS_PORT))?;
-        socket.local_addr()
-    });
-    from.is_ok_and(|from| from.ip() == address)
+/// The one of the host's addresses that its kernel would send from to `address` (ip-route(8)). Nothing is sent.
+fn own_address(address: IpAddr) -> Option<IpAddr> {
+    let any: IpAddr = match address {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = std::net::UdpSocket::bind((any, 0)).ok()?;
+    socket.connect((address, DNS_PORT)).ok()?;
+    Some(socket.local_addr().ok()?.ip())
+}
+
+/// Whether the host itself has the address: then, and only then, it sends to it from it (table local).
+fn is_of_host(address: IpAddr) -> bool {
+    own_address(address) == Some(address)
 }
 
 /// The first name server of a `resolv.conf` (resolv.conf(5)).
@@ -162,6 +238,22 @@ mod tests {
             assert_eq!(to(kept), Way::Forbidden, "{kept}");
         }
         assert_eq!(to("255.255.255.255:67"), Way::Forbidden);
+        assert_eq!(to("[fd76:6976:a00:200::2]:80"), out("[::1]:80"));
+        assert_eq!(to("[fd76:6976:a00:200::3]:53"), out("192.0.2.53:53"));
+        assert_eq!(to("[fd76:6976:a00:200::3]:80"), Way::Closed);
+        assert_eq!(to("[fd76:6976:a00:200:76:69ff:fe76:3]:80"), Way::Nobody);
+        assert_eq!(to("[2001:db8::1]:443"), out("[2001:db8::1]:443"));
+        for kept in [
+            "[::1]:80",
+            "[::]:80",
+            "[::ffff:127.0.0.1]:80",
+            "[::127.0.0.1]:80",
+            "[fe80::1]:80",
+            "[ff02::1]:80",
+            "[fd76:6976:a76:100::2]:80",
+        ] {
+            assert_eq!(to(kept), Way::Forbidden, "{kept}");
+        }
     }
 
     #[test]
@@ -169,13 +261,14 @@ mod tests {
         let plan = plan(false, false);
         assert_eq!(plan.outside("10.0.2.2:80".parse().unwrap()), Way::Closed);
         assert_eq!(plan.outside("10.0.2.3:53".parse().unwrap()), out("192.0.2.53:53"));
-        assert!(is_of_host(Ipv4Addr::LOCALHOST) && !is_of_host(Ipv4Addr::new(198, 51, 100, 1)));
+        assert!(is_of_host(Ipv4Addr::LOCALHOST.into()));
+        assert!(!is_of_host(Ipv4Addr::new(198, 51, 100, 1).into()));
         // Whatever address this host has towards the outside.
         let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
         if socket.connect("198.51.100.1:53").is_ok()
             && let IpAddr::V4(own) = socket.local_addr().unwrap().ip()
         {
-            assert_eq!(plan.outside(SocketAddrV4::new(own, 80)), Way::Forbidden, "{own}");
+            assert_eq!(plan.outside((own, 80).into()), Way::Forbidden, "{own}");
         }
     }
 
@@ -192,10 +285,19 @@ mod tests {
     fn every_network_has_the_well_known_name_server() {
         let subnet = "10.0.0.0/16".parse().unwrap();
         let large = Plan::new(&NetworkSpec { subnet, ..NetworkSpec::user(false) }, None);
-        assert!(!large.is_name_server(NAME_SERVER), "there it may be a VM");
+        assert!(!large.is_name_server(NAME_SERVER.into()), "there it may be a VM");
         let subnet = "10.9.0.0/16".parse().unwrap();
         let other = Plan::new(&NetworkSpec { subnet, ..NetworkSpec::user(false) }, None);
-        assert!(other.is_name_server(NAME_SERVER) && other.is_name_server("10.9.0.3".parse().unwrap()));
+        assert!(
+            other.is_name_server(NAME_SERVER.into()) && other.is_name_server("10.9.0.3".parse().unwrap())
+        );
+    }
+
+    #[test]
+    fn a_card_gives_itself_an_address_and_is_known_by_it() {
+        assert_eq!(ROUTER.to_string(), "fe80::76:69ff:fe76:2");
+        assert_eq!(card_of(ROUTER), Some(GATEWAY_MAC));
+        assert_eq!(card_of(Ipv6Addr::LOCALHOST), None);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use viv_model::{Attachment, SecGroup};
+use viv_model::{Attachment, NicLimits, SecGroup, SwitchCounters};
 
 /// Commands that wait.
 const WAITING_MAX: usize = 16;
@@ -37,6 +37,9 @@ pub(super) enum Command {
     Groups(Vec<SecGroup>, SyncSender<()>),
     Member(String, Vec<String>, SyncSender<bool>),
     List(SyncSender<Vec<Attachment>>),
+    Limit(String, NicLimits, SyncSender<bool>),
+    Capture(String, OwnedFd, SyncSender<bool>),
+    Counters(SyncSender<SwitchCounters>),
 }
 
 /// Tells a switch what to do.
@@ -98,6 +101,22 @@ impl Controls {
     /// The groups that a VM is in from now on; false if it is not plugged in.
     pub fn set_member(&self, vm: &str, groups: Vec<String>) -> bool {
         self.send(|answer| Command::Member(vm.to_string(), groups, answer)).unwrap_or(false)
+    }
+
+    /// How much may pass a VM's card from now on; false if it is not plugged in.
+    pub fn limit(&self, vm: &str, limits: NicLimits) -> bool {
+        self.send(|answer| Command::Limit(vm.to_string(), limits, answer)).unwrap_or(false)
+    }
+
+    /// Tells on `socket` of what passes a VM's port ([`crate::capture`]), until it is closed; false if the VM is not
+    /// plugged in, or too many watch it.
+    pub fn capture(&self, vm: &str, socket: OwnedFd) -> bool {
+        self.send(|answer| Command::Capture(vm.to_string(), socket, answer)).unwrap_or(false)
+    }
+
+    /// What was counted.
+    pub fn counters(&self) -> SwitchCounters {
+        self.send(Command::Counters).unwrap_or_default()
     }
 
     /// Who is plugged in.

@@ -25,7 +25,7 @@ const INTERFACE_MTU: u8 = 26;
 pub(super) fn answer(message: &[u8], plan: &Plan, guest: Ipv4Addr, name: &str) -> Option<Vec<u8>> {
     let packet = DhcpPacket::new_checked(message).ok()?;
     let ask = DhcpRepr::parse(&packet).ok()?;
-    let for_us = ask.server_identifier.is_none_or(|server| server == plan.gateway);
+    let for_us = ask.server_identifier.is_none_or(|server| server == plan.gateway.v4);
     let wanted = ask.requested_ip.unwrap_or(ask.client_ip);
     let message_type = match ask.message_type {
         DhcpMessageType::Discover => DhcpMessageType::Offer,
@@ -53,13 +53,13 @@ pub(super) fn answer(message: &[u8], plan: &Plan, guest: Ipv4Addr, name: &str) -
         client_ip: if gives { ask.client_ip } else { Ipv4Addr::UNSPECIFIED },
         your_ip: if leases { guest } else { Ipv4Addr::UNSPECIFIED },
         server_ip: Ipv4Addr::UNSPECIFIED,
-        router: gives.then_some(plan.gateway),
+        router: gives.then_some(plan.gateway.v4),
         subnet_mask: gives.then_some(plan.subnet.mask()),
         relay_agent_ip: Ipv4Addr::UNSPECIFIED,
         broadcast: ask.broadcast,
         requested_ip: None,
         client_identifier: None,
-        server_identifier: Some(plan.gateway),
+        server_identifier: Some(plan.gateway.v4),
         parameter_request_list: None,
         dns_servers: None,
         max_size: None,

@@ -2,25 +2,29 @@
 
 use super::address::{GATEWAY_MAC, Plan};
 use super::command::{Command, Commands, Controls, PlugError};
-use super::datagram::EchoFlow;
-use super::input::{self, Frame, Input};
+use super::discovery::{self, Discovery};
+use super::input::{self, Frame, Input, Sender};
 use super::listen::{Listeners, Socket};
 use super::nat::Nat;
 use super::poll::{Event, Who};
-use super::ports::{Port, Ports};
+use super::ports::{Flushed, Port, Ports};
 use super::tcp::OUT_MAX;
 use super::{dhcp, dns, frame};
-use crate::port::{NetPort, PACKET_MAX, SocketPort};
-use smoltcp::wire::{EthernetAddress, Icmpv4Repr};
+use crate::capture::Capture;
+use crate::port::{Message, NetPort, SocketPort};
+use smoltcp::wire::EthernetAddress;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
-use viv_model::{Attachment, NetworkSpec};
+use viv_model::{Attachment, NetworkSpec, PortCounters, SwitchCounters};
 
-/// Packets that are taken from a port at once.
-const BATCH: usize = 64;
+/// Packets that are taken from a port at once, and bytes of them: then the others have their turn.
+const BATCH: usize = 256;
+const BATCH_BYTES: usize = 1 << 20;
 /// A switch into which nobody is plugged any more ends; at its beginning it waits so long for the first.
 const LONELY_FIRST: Duration = Duration::from_secs(30);
+/// How often the router is advertised.
+const ADVERTISE: Duration = Duration::from_secs(discovery::AGAIN_S);
 /// And later so long: a VM that starts anew finds it.
 const LONELY: Duration = Duration::from_secs(2);
 
@@ -31,44 +35,54 @@ pub struct Engine {
     commands: Commands,
     /// When it ends if nobody is plugged in by then.
     lonely_until: Option<Instant>,
+    /// When the router is advertised again.
+    advertise_at: Instant,
 }
 
 impl Engine {
     /// A switch for this network, whose guests have other names asked for at `resolver`.
     pub fn new(network: &NetworkSpec, resolver: Option<SocketAddr>) -> io::Result<(Engine, Controls)> {
         let plan = Plan::new(network, resolver);
-        let ports = Ports::new(plan.gateway);
+        let ports = Ports::new(&plan);
         let mut nat = Nat::new(plan)?;
         let (controls, commands) = Commands::new()?;
         nat.poll.watch(&commands.waker, Who::Commands).ok_or(io::ErrorKind::OutOfMemory)?;
         let lonely_until = Some(Instant::now() + LONELY_FIRST);
-        Ok((Engine { nat, ports, commands, lonely_until }, controls))
+        let advertise_at = Instant::now() + ADVERTISE;
+        Ok((Engine { nat, ports, commands, lonely_until, advertise_at }, controls))
     }
 
     /// Serves until nobody has been plugged in for a while.
     pub fn serve(&mut self) -> io::Result<()> {
-        let mut packet = vec![0; PACKET_MAX];
         let mut more = true;
         loop {
             let timeout = if more { Some(Duration::ZERO) } else { self.until_something() };
-            for event in self.nat.poll.wait(timeout)? {
+            let events = self.nat.poll.wait(timeout)?;
+            self.ports.set_now(Instant::now());
+            for event in events {
                 self.event(event);
             }
             self.nat.expire(&mut self.ports);
-            more = self.take_packets(&mut packet);
+            more = self.take_packets();
             self.nat.pump(&mut self.ports);
+            if self.advertise_at <= self.ports.now {
+                self.advertise();
+            }
             self.flush();
             // Those that took too few answers may have taken them now.
             more |= self.ports.are_ready(4 * OUT_MAX);
-            if self.lonely_until.is_some_and(|end| end <= Instant::now()) {
+            if self.lonely_until.is_some_and(|end| end <= self.ports.now) {
                 return Ok(());
             }
         }
     }
 
     fn until_something(&self) -> Option<Duration> {
-        let lonely = self.lonely_until.map(|end| end.saturating_duration_since(Instant::now()));
-        [lonely, self.nat.until_timer()].into_iter().flatten().min()
+        let now = Instant::now();
+        let deadlines = [self.lonely_until, self.ports.held_until(), Some(self.advertise_at)];
+        let own =
+            deadlines.into_iter().flatten().min().map(|deadline| deadline.saturating_duration_since(now));
+        [own, self.nat.until_timer()].into_iter().flatten().min()
     }
 
     fn event(&mut self, event: Event) {
@@ -114,6 +128,27 @@ impl Engine {
                 self.members_changed();
                 let _ = answer.send(known);
             }
+            Command::Limit(vm, limits, answer) => {
+                let address = self.address_of(&vm);
+                let now = self.ports.now;
+                if let Some(address) = address
+                    && let Some(port) = self.ports.get_mut(address)
+                {
+                    port.limit(limits, now);
+                    self.ports.hold(address, now);
+                    self.ports.set_now(now);
+                }
+                let _ = answer.send(address.is_some());
+            }
+            Command::Capture(vm, socket, answer) => {
+                let port = self.address_of(&vm).and_then(|address| self.ports.get_mut(address));
+                let _ = answer.send(port.is_some_and(|port| port.watch(Capture::new(socket))));
+            }
+            Command::Counters(answer) => {
+                let nat = &self.nat;
+                let ports = self.ports.counters(|guest| nat.connections(guest));
+                let _ = answer.send(SwitchCounters { ports, rules: nat.filter.counters() });
+            }
             Command::List(answer) => {
                 let _ = answer.send(self.ports.all().map(|port| port.attachment.clone()).collect());
             }
@@ -137,7 +172,7 @@ impl Engine {
     ) -> Result<(), PlugError> {
         let (address, mac) = (attachment.address, EthernetAddress(attachment.mac));
         let plan = &self.nat.plan;
-        if !plan.subnet.contains(address) || plan.is_ours(address) || plan.is_group(address) {
+        if !plan.subnet.contains(address) || plan.is_ours(address.into()) || plan.is_group(address.into()) {
             return Err(PlugError::NotOurs(address));
         }
         if mac.0 == GATEWAY_MAC || !mac.is_unicast() {
@@ -150,7 +185,7 @@ impl Engine {
         }
         let refused = || PlugError::Host("it watches no more descriptors".to_string());
         let token = self.nat.poll.watch(socket.descriptor(), Who::Port(address)).ok_or_else(refused)?;
-        let mut port = Port::new(attachment, socket, token);
+        let mut port = Port::new(attachment, socket, token, self.ports.now);
         for (index, (socket, guest)) in listeners.into_sockets().into_iter().enumerate() {
             let who = Who::Listener(address, index);
             let token = match &socket {
@@ -165,6 +200,10 @@ impl Engine {
         }
         self.announce(address, mac);
         self.ports.add(port);
+        // A guest that knew the network before tells what it has.
+        let advertisement = discovery::router_advertisement(&self.nat.plan, mac);
+        self.reply(address, Some(advertisement));
+        self.reply(address, Some(discovery::question(mac, self.ports.global(mac))));
         self.members_changed();
         self.lonely_until = None;
         Ok(())
@@ -172,13 +211,24 @@ impl Engine {
 
     /// Tells the others whose address that is now: an earlier VM may have had it.
     fn announce(&mut self, address: Ipv4Addr, mac: EthernetAddress) {
-        let others: Vec<_> = self.ports.all().map(|port| (port.attachment.address, port.mac)).collect();
+        let others: Vec<_> = self.ports.all().map(|port| (port.attachment.address, port.called())).collect();
         for (other, to) in others {
-            let announcement = frame::arp_announcement(to, mac, address);
-            let sent = announcement.is_none_or(|packet| self.ports.forward(other, &packet));
-            if !sent {
+            let global = self.ports.global(mac);
+            let announcements =
+                [frame::arp_announcement(to, mac, address), Some(discovery::announcement(to, mac, global))];
+            if !announcements.iter().flatten().all(|packet| self.ports.forward(other, packet)) {
                 self.unplug(other);
             }
+        }
+    }
+
+    /// Tells all guests of the router.
+    fn advertise(&mut self) {
+        self.advertise_at = Instant::now() + ADVERTISE;
+        let guests: Vec<_> = self.ports.all().map(|port| (port.attachment.address, port.called())).collect();
+        for (guest, mac) in guests {
+            let advertisement = discovery::router_advertisement(&self.nat.plan, mac);
+            self.reply(guest, Some(advertisement));
         }
     }
 
@@ -198,10 +248,16 @@ impl Engine {
     }
 
     /// Takes packets from the ports; true if there may be more.
-    fn take_packets(&mut self, packet: &mut [u8]) -> bool {
+    fn take_packets(&mut self) -> bool {
         let mut more = false;
         for address in std::mem::take(&mut self.ports.readable) {
-            match self.take_packets_of(address, packet) {
+            let Some(port) = self.ports.get_mut(address) else { continue };
+            let mut message = std::mem::take(&mut port.incoming);
+            let taken = self.take_packets_of(address, &mut message);
+            if let Some(port) = self.ports.get_mut(address) {
+                port.incoming = message;
+            }
+            match taken {
                 Ok(Taken::All) => {}
                 Ok(Taken::Some) => {
                     self.ports.readable.insert(address);
@@ -211,20 +267,37 @@ impl Engine {
                 Ok(Taken::Waiting) => {
                     self.ports.readable.insert(address);
                 }
+                Ok(Taken::Until(until)) => self.ports.hold(address, until),
                 Err(_) => self.unplug(address),
             }
         }
         more
     }
 
-    fn take_packets_of(&mut self, address: Ipv4Addr, packet: &mut [u8]) -> io::Result<Taken> {
-        for _ in 0..BATCH {
-            let Some(port) = self.ports.get(address) else { return Ok(Taken::All) };
-            if port.out.len() > 4 * OUT_MAX {
+    fn take_packets_of(&mut self, address: Ipv4Addr, message: &mut Message) -> io::Result<Taken> {
+        let now = self.ports.now;
+        let (mut packets, mut bytes) = (0, 0);
+        while packets < BATCH && bytes < BATCH_BYTES {
+            let Some(port) = self.ports.get_mut(address) else { return Ok(Taken::All) };
+            if port.out.is_full(4 * OUT_MAX) {
                 return Ok(Taken::Waiting);
             }
-            let Some(len) = port.socket.receive(packet)? else { return Ok(Taken::All) };
-            self.input(address, packet.get(..len).unwrap_or_default());
+            let Some(packet) = message.front_mut() else {
+                if port.socket.receive(message)? {
+                    continue;
+                }
+                port.sends_nothing(now);
+                return Ok(Taken::All);
+            };
+            if let Some(until) = port.sends_at(now) {
+                return Ok(Taken::Until(until));
+            }
+            port.sent(packet, now);
+            port.own(packet);
+            packets += 1;
+            bytes += packet.len();
+            self.input(address, packet);
+            message.pop();
         }
         Ok(Taken::Some)
     }
@@ -232,54 +305,99 @@ impl Engine {
     /// A packet from the port of this address.
     fn input(&mut self, from: Ipv4Addr, packet: &[u8]) {
         let Some(port) = self.ports.get(from) else { return };
-        match input::parse(packet, &self.nat.plan, port.mac, from) {
-            None => {}
+        let (mac, called) = (port.mac, port.called());
+        let ports = &mut self.ports;
+        let sender = Sender { mac, address: from, owns: |address| ports.claim(from, address) };
+        match input::parse(packet, &self.nat.plan, sender) {
+            None => self.count(from, |counters| counters.refused += 1),
             Some(Frame::Arp(request)) => {
-                let owner = |address| {
-                    let ours = self.nat.plan.is_ours(address).then_some(EthernetAddress(GATEWAY_MAC));
-                    // Its own nobody else has: it asks to find that out (RFC 5227).
-                    let other = self.ports.get(address).filter(|_| address != from);
-                    ours.or(other.map(|port| port.mac))
-                };
+                // Its own nobody else has: it asks to find that out (RFC 5227).
+                let owner = |address| self.owner(address).filter(|_| address != from);
                 let reply = frame::arp_reply(request, owner);
                 self.reply(from, reply);
             }
+            Some(Frame::Discovery(asker, discovery)) => self.discover(from, [mac, called], asker, discovery),
             Some(Frame::Gateway(Input::Tcp(flow, segment))) => {
                 self.nat.segment(flow, &segment, &mut self.ports);
             }
             Some(Frame::Gateway(Input::Udp(flow, payload))) => self.datagram(from, flow, payload),
-            Some(Frame::Gateway(Input::Icmp(guest, remote, request))) => {
-                if let Icmpv4Repr::EchoRequest { ident, .. } = request {
-                    let flow = EchoFlow { guest, remote, ident };
-                    self.nat.echo_request(flow, &request, &mut self.ports);
-                }
+            Some(Frame::Gateway(Input::Echo(flow, sequence, data))) => {
+                self.nat.echo_request(flow, sequence, data, &mut self.ports);
             }
             Some(Frame::Neighbours { to, address }) => self.forward(from, to, address, packet),
         }
     }
 
+    fn count(&mut self, port: Ipv4Addr, count: impl Fn(&mut PortCounters)) {
+        if let Some(port) = self.ports.get_mut(port) {
+            count(&mut port.counters);
+        }
+    }
+
+    /// Whose card has an address.
+    fn owner(&self, address: impl Into<IpAddr>) -> Option<EthernetAddress> {
+        let address = address.into();
+        if self.nat.plan.is_ours(address) {
+            return Some(EthernetAddress(GATEWAY_MAC));
+        }
+        self.ports.of_address(address).and_then(|port| self.ports.get(port)).map(|port| port.mac)
+    }
+
+    /// Answers what a guest asks of neighbours.
+    fn discover(
+        &mut self,
+        from: Ipv4Addr,
+        [mac, called]: [EthernetAddress; 2],
+        asker: Ipv6Addr,
+        discovery: Discovery,
+    ) {
+        let answer = match discovery {
+            Discovery::Nothing => return,
+            Discovery::Router => discovery::router_advertisement(&self.nat.plan, called),
+            Discovery::Neighbour(target) => {
+                // One that asks without an address wants to have it (RFC 4862 §5.4): it is its own if nobody has it.
+                if asker.is_unspecified() && self.ports.claim(from, target) {
+                    return;
+                }
+                let owner = self.owner(target).filter(|owner| *owner != mac);
+                match owner {
+                    Some(owner) => discovery::answer(called, asker, target, owner),
+                    // It may not have it: as if we had it.
+                    None if asker.is_unspecified() => {
+                        discovery::answer(called, asker, target, EthernetAddress(GATEWAY_MAC))
+                    }
+                    None => return,
+                }
+            }
+        };
+        self.reply(from, Some(answer));
+    }
+
     fn datagram(&mut self, from: Ipv4Addr, flow: super::address::Flow, payload: &[u8]) {
         let plan = &self.nat.plan;
-        if flow.remote.port() == dhcp::SERVER_PORT {
+        if flow.remote.port() == dhcp::SERVER_PORT && flow.remote.is_ipv4() {
             let Some(port) = self.ports.get(from) else { return };
             let answer = dhcp::answer(payload, plan, from, &port.attachment.name);
             // Its card takes it, whatever address it has or thinks to have.
-            let source = SocketAddrV4::new(plan.gateway, dhcp::SERVER_PORT);
-            let to = SocketAddrV4::new(Ipv4Addr::BROADCAST, dhcp::CLIENT_PORT);
-            let reply = answer.map(|answer| frame::udp(port.mac, source, to, &answer));
+            let source = (plan.gateway.v4, dhcp::SERVER_PORT).into();
+            let to = (Ipv4Addr::BROADCAST, dhcp::CLIENT_PORT).into();
+            let reply = answer.map(|answer| frame::udp(port.called(), source, to, &answer));
             return self.reply(from, reply);
         }
-        if flow.remote.port() == super::address::DNS_PORT && plan.is_name_server(*flow.remote.ip()) {
+        if flow.remote.port() == super::address::DNS_PORT && plan.is_name_server(flow.remote.ip()) {
             let named = |name: &str| {
                 let mut ports = self.ports.all();
-                let port = ports.find(|port| port.attachment.name.eq_ignore_ascii_case(name));
-                port.map(|port| port.attachment.address)
+                let port = ports.find(|port| port.attachment.name.eq_ignore_ascii_case(name))?;
+                Some(dns::Addresses { v4: port.attachment.address, v6: self.ports.address6(port) })
             };
-            let name = |address| self.ports.get(address).map(|port| port.attachment.name.clone());
+            let name = |address| {
+                let port = self.ports.of_address(address).and_then(|port| self.ports.get(port))?;
+                Some(port.attachment.name.clone())
+            };
             if let Some(answer) = dns::answer(payload, plan, named, name)
                 && let Some(port) = self.ports.get(from)
             {
-                let reply = frame::udp(port.mac, flow.remote, flow.guest, &answer);
+                let reply = frame::udp(port.called(), flow.remote, flow.guest, &answer);
                 return self.reply(from, Some(reply));
             }
         }
@@ -295,25 +413,31 @@ impl Engine {
     }
 
     /// Hands a packet to the neighbours whom it is for.
-    fn forward(&mut self, from: Ipv4Addr, to: EthernetAddress, address: Ipv4Addr, packet: &[u8]) {
-        let ip = packet.get(frame::NETWORK..).unwrap_or_default();
-        let now = Instant::now();
+    fn forward(&mut self, from: Ipv4Addr, to: EthernetAddress, address: IpAddr, packet: &[u8]) {
         if to.is_unicast() {
-            // A card is reached at its guest's own address only: nobody is a router here but us.
-            let known = self.ports.of_mac(to) == Some(address) && address != from;
-            if known && self.nat.filter.passes(ip, address, now) && !self.ports.forward(address, packet) {
-                self.unplug(address);
+            // A card is reached at its guest's own addresses only: nobody is a router here but us.
+            let port = self.ports.of_mac(to).filter(|port| *port != from);
+            match port.filter(|port| self.ports.of_address(address) == Some(*port)) {
+                Some(port) => self.forward_to(from, port, packet, false),
+                None => self.count(from, |counters| counters.refused += 1),
             }
             return;
         }
         if !self.nat.plan.is_group(address) {
-            return;
+            return self.count(from, |counters| counters.refused += 1);
         }
         let others: Vec<Ipv4Addr> = self.ports.all().map(|port| port.attachment.address).collect();
         for other in others.into_iter().filter(|other| *other != from) {
-            if self.nat.filter.passes(ip, other, now) && !self.ports.forward(other, packet) {
-                self.unplug(other);
-            }
+            self.forward_to(from, other, packet, true);
+        }
+    }
+
+    fn forward_to(&mut self, from: Ipv4Addr, to: Ipv4Addr, packet: &[u8], is_group: bool) {
+        let ip = packet.get(frame::NETWORK..).unwrap_or_default();
+        if !self.nat.filter.passes(ip, [from, to], is_group, self.ports.now) {
+            self.count(from, |counters| counters.denied += 1);
+        } else if !self.ports.forward(to, packet) {
+            self.unplug(to);
         }
     }
 
@@ -326,18 +450,21 @@ impl Engine {
 
     /// True if there is more to hand over.
     fn flush_port(&mut self, address: Ipv4Addr) -> bool {
+        let now = self.ports.now;
         let Some(port) = self.ports.get_mut(address) else { return false };
-        while let Some(packet) = port.out.front() {
-            match port.socket.send(packet) {
-                Ok(true) => {}
-                Ok(false) => return false,
-                Err(_) => {
-                    self.unplug(address);
-                    return false;
-                }
+        match port.flush(now) {
+            Ok(Flushed::All) => {}
+            Ok(Flushed::Full) => return false,
+            Ok(Flushed::Until(until)) => {
+                self.ports.hold(address, until);
+                return false;
             }
-            port.out.pop_front();
+            Err(_) => {
+                self.unplug(address);
+                return false;
+            }
         }
+        let Some(port) = self.ports.get_mut(address) else { return false };
         if port.blocked.is_empty() {
             return false;
         }
@@ -352,4 +479,6 @@ enum Taken {
     All,
     Some,
     Waiting,
+    /// Its limit lets the next one pass only then.
+    Until(Instant),
 }

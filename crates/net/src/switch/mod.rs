@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  cards ◄─ a socket pair each ─► Engine: input.rs looks who sent it
-//!             ├─ ARP, DHCP, DNS: answered here
+//!             ├─ ARP, neighbours and routers of IPv6, DHCP, DNS: answered here
 //!             ├─ to another card: handed to its port, if Filter lets it pass
 //!             └─ to the outside: Nat ─┬─ TCP: tcp.rs, a peer for each connection ◄─► a socket
 //!                                     └─ UDP, echo: datagram.rs, a socket for each flow
@@ -14,13 +14,19 @@
 
 pub mod address;
 mod command;
+#[cfg(test)]
+mod crowd;
 mod datagram;
 mod dhcp;
+mod discovery;
 mod dns;
 mod engine;
 mod filter;
 mod frame;
 mod input;
+#[cfg(test)]
+mod insight;
+mod limit;
 mod listen;
 mod nat;
 #[cfg(test)]
@@ -28,10 +34,14 @@ mod neighbours;
 mod pipe;
 mod poll;
 mod ports;
+mod queue;
 pub mod rules;
+mod table;
 mod tcp;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod trouble;
 
 pub use command::{Controls, PlugError};
 pub use engine::Engine;

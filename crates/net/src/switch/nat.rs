@@ -3,7 +3,7 @@
 use super::address::{DNS_PORT, Flow, Plan, Way};
 use super::datagram::{self, Echo, EchoFlow, Udp};
 use super::filter::Filter;
-use super::frame;
+use super::frame::{self, Reason};
 use super::listen::Socket;
 use super::poll::{Poll, Who};
 use super::ports::Ports;
@@ -11,12 +11,12 @@ use super::rules::Opening;
 use super::tcp::{self, Next, OUT_MAX, PIECE, Tcp};
 use crate::port::PACKET_MAX;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
-use smoltcp::wire::{Icmpv4DstUnreachable, Icmpv4Repr, TcpControl, TcpRepr};
+use smoltcp::wire::{TcpControl, TcpRepr};
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use viv_model::Direction;
@@ -26,6 +26,10 @@ const CONNECTIONS_MAX: usize = 4096;
 const CONNECTIONS_IN_ALL_MAX: usize = 4 * CONNECTIONS_MAX;
 /// Most UDP flows of a network at a time; a new one then takes the place of the one that has been silent longest.
 const DATAGRAM_FLOWS_MAX: usize = 4096;
+/// Most names at a time that one guest waits for, and for how long it counts as waiting. The host's name server may be a VM
+/// that asks us: who asks in circles is told so, and not asked for ever.
+const NAMES_MAX: usize = 128;
+const NAME_WAIT: Duration = Duration::from_secs(10);
 /// Most addresses at a time whose echo is waited for.
 const ECHO_FLOWS_MAX: usize = 256;
 
@@ -88,14 +92,14 @@ impl Nat {
             }
             Who::Udp(flow) => {
                 if let Some((_, udp)) = self.udp.get_mut(&flow)
-                    && let Some(mut link) = ports.link(*flow.guest.ip(), &mut self.scratch)
+                    && let Some(mut link) = ports.link(flow.port, &mut self.scratch)
                 {
                     udp.receive(&mut link);
                 }
             }
             Who::Echo(flow) => {
                 if let Some((_, echo)) = self.echo.get_mut(&flow)
-                    && let Some(mut link) = ports.link(flow.guest, &mut self.scratch)
+                    && let Some(mut link) = ports.link(flow.port, &mut self.scratch)
                 {
                     echo.receive(&mut link);
                 }
@@ -123,7 +127,7 @@ impl Nat {
         let connections: Vec<Flow> = self.tcp.iter().filter_map(denied).collect();
         for flow in connections {
             if let Some((_, tcp)) = self.tcp.get_mut(&flow)
-                && let Some(mut link) = ports.link(*flow.guest.ip(), &mut self.scratch)
+                && let Some(mut link) = ports.link(flow.port, &mut self.scratch)
             {
                 let next = tcp.reset(&mut link);
                 self.settle(flow, next, ports);
@@ -140,9 +144,14 @@ impl Nat {
         let echoes = self
             .echo
             .keys()
-            .filter(|flow| !self.filter.allows(flow.guest, Direction::Out, Opening::Icmp, flow.remote));
+            .filter(|flow| !self.filter.allows(flow.port, Direction::Out, Opening::Icmp, flow.remote));
         let all: Vec<Who> = echoes.map(|flow| Who::Echo(*flow)).chain(datagrams).collect();
         all.into_iter().for_each(|who| self.forget(who));
+    }
+
+    /// Connections that a guest has now.
+    pub(super) fn connections(&self, guest: Ipv4Addr) -> u64 {
+        self.connections.get(&guest).map_or(0, |count| *count as u64)
     }
 
     fn is_full(&self, guest: Ipv4Addr) -> bool {
@@ -152,8 +161,8 @@ impl Nat {
 
     /// A segment from a guest.
     pub(super) fn segment(&mut self, flow: Flow, segment: &TcpRepr<'_>, ports: &mut Ports) {
-        let full = self.is_full(*flow.guest.ip());
-        let Some(mut link) = ports.link(*flow.guest.ip(), &mut self.scratch) else { return };
+        let full = self.is_full(flow.port);
+        let Some(mut link) = ports.link(flow.port, &mut self.scratch) else { return };
         if let Some((_, tcp)) = self.tcp.get_mut(&flow) {
             let next = tcp.segment(segment, &mut link);
             self.dirty.insert(flow);
@@ -184,7 +193,7 @@ impl Nat {
     fn add_tcp(&mut self, flow: Flow, tcp: Tcp) {
         let Some(token) = self.poll.watch(tcp.stream(), Who::Tcp(flow)) else { return };
         self.tcp.insert(flow, (token, tcp));
-        *self.connections.entry(*flow.guest.ip()).or_default() += 1;
+        *self.connections.entry(flow.port).or_default() += 1;
         self.dirty.insert(flow);
     }
 
@@ -192,14 +201,14 @@ impl Nat {
         let (token, tcp) = self.tcp.remove(flow)?;
         self.poll.forget(token);
         self.dirty.remove(flow);
-        if let Some(count) = self.connections.get_mut(flow.guest.ip()) {
+        if let Some(count) = self.connections.get_mut(&flow.port) {
             *count -= 1;
         }
         Some(tcp)
     }
 
     fn settle(&mut self, flow: Flow, next: Next, ports: &mut Ports) {
-        let port = ports.get_mut(*flow.guest.ip());
+        let port = ports.get_mut(flow.port);
         match next {
             Next::Wait => {}
             Next::Blocked => {
@@ -214,25 +223,33 @@ impl Nat {
 
     /// A datagram from a guest.
     pub(super) fn datagram(&mut self, flow: Flow, payload: &[u8], ports: &mut Ports) {
-        let Some(mut link) = ports.link(*flow.guest.ip(), &mut self.scratch) else { return };
+        let Some(mut link) = ports.link(flow.port, &mut self.scratch) else { return };
         if let Some((_, udp)) = self.udp.get_mut(&flow) {
             udp.send(payload, &mut link);
+            return;
+        }
+        let is_name = self.plan.is_name_server(flow.remote.ip()) && flow.remote.port() == DNS_PORT;
+        let waits = |udp: &Udp| udp.waits(flow.port, DNS_PORT, link.now, NAME_WAIT);
+        if is_name && self.udp.values().filter(|(_, udp)| waits(udp)).count() >= NAMES_MAX {
+            let failed = super::dns::failure(payload);
+            let failed = failed.map(|answer| frame::udp(link.guest, flow.remote, flow.guest, &answer));
+            failed.into_iter().for_each(|packet| link.out.push_back(packet));
             return;
         }
         let to = match way_out(&self.plan, &self.filter, &flow, Opening::Udp(flow.remote.port())) {
             Way::Out(to) => to,
             // Nobody answers for groups (RFC 1122 §3.2.2).
-            _ if self.plan.is_group(*flow.remote.ip()) => return,
-            Way::Nobody => return datagram::tell(&flow, Icmpv4DstUnreachable::HostUnreachable, &mut link),
-            Way::Closed => return datagram::tell(&flow, Icmpv4DstUnreachable::PortUnreachable, &mut link),
-            Way::Forbidden => return datagram::tell(&flow, Icmpv4DstUnreachable::CommProhibited, &mut link),
+            _ if self.plan.is_group(flow.remote.ip()) => return,
+            Way::Nobody => return datagram::tell(&flow, Reason::Host, &mut link),
+            Way::Closed => return datagram::tell(&flow, Reason::Port, &mut link),
+            Way::Forbidden => return datagram::tell(&flow, Reason::Prohibited, &mut link),
         };
         match Udp::open(flow, to, link.now) {
             Ok(mut udp) => {
                 udp.send(payload, &mut link);
                 self.add_udp(flow, udp);
             }
-            Err(_) => datagram::tell(&flow, Icmpv4DstUnreachable::NetUnreachable, &mut link),
+            Err(_) => datagram::tell(&flow, Reason::Network, &mut link),
         }
     }
 
@@ -251,35 +268,44 @@ impl Nat {
     }
 
     /// An echo request from a guest.
-    pub(super) fn echo_request(&mut self, flow: EchoFlow, request: &Icmpv4Repr<'_>, ports: &mut Ports) {
-        let Some(link) = ports.link(flow.guest, &mut self.scratch) else { return };
-        if self.plan.is_ours(flow.remote) {
-            if let Icmpv4Repr::EchoRequest { ident, seq_no, data } = *request {
-                let data = data.get(..data.len().min(frame::DATAGRAM_MAX)).unwrap_or_default();
-                let reply = Icmpv4Repr::EchoReply { ident, seq_no, data };
-                link.out.push_back(frame::icmp(link.guest, flow.remote, flow.guest, &reply));
-            }
+    pub(super) fn echo_request(&mut self, flow: EchoFlow, sequence: u16, data: &[u8], ports: &mut Ports) {
+        let Some(mut link) = ports.link(flow.port, &mut self.scratch) else { return };
+        let EchoFlow { port, guest, remote, ident } = flow;
+        if self.plan.is_ours(remote) {
+            link.out.push_back(frame::echo_reply(link.guest, [remote, guest], ident, sequence, data));
             return;
         }
         if !self.echo.contains_key(&flow) {
-            let ends =
-                Flow { guest: SocketAddrV4::new(flow.guest, 0), remote: SocketAddrV4::new(flow.remote, 0) };
-            let out = matches!(way_out(&self.plan, &self.filter, &ends, Opening::Icmp), Way::Out(_));
-            if !out || self.echo.len() >= ECHO_FLOWS_MAX {
+            let ends = Flow { port, guest: (guest, 0).into(), remote: (remote, 0).into() };
+            let why = match way_out(&self.plan, &self.filter, &ends, Opening::Icmp) {
+                Way::Out(_) => None,
+                Way::Nobody | Way::Closed => Some(Reason::Host),
+                Way::Forbidden => Some(Reason::Prohibited),
+            };
+            if let Some(why) = why {
+                return datagram::tell_echo(&flow, sequence, why, &mut link);
+            }
+            if self.echo.len() >= ECHO_FLOWS_MAX {
                 return;
             }
             // Where the host allows its users no echo, there is none (icmp(7), ping_group_range).
-            let Ok(echo) = Echo::open(flow, link.now) else { return };
+            let echo = match Echo::open(flow, link.now) {
+                Ok(echo) => echo,
+                Err(error) => {
+                    let why = datagram::reason(&error).unwrap_or(Reason::Prohibited);
+                    return datagram::tell_echo(&flow, sequence, why, &mut link);
+                }
+            };
             let deadline = echo.deadline();
             let Some(token) = self.poll.watch(echo.socket(), Who::Echo(flow)) else { return };
             self.echo.insert(flow, (token, echo));
             self.time(deadline, Who::Echo(flow));
         }
         if let Some((_, echo)) = self.echo.get_mut(&flow)
-            && let Some(mut link) = ports.link(flow.guest, &mut self.scratch)
+            && let Some(mut link) = ports.link(port, &mut self.scratch)
         {
             // Lost, as on any way.
-            let _ = echo.send(request, &mut link);
+            let _ = echo.send(sequence, data, &mut link);
         }
     }
 
@@ -288,7 +314,7 @@ impl Nat {
         let Some((socket, port, _)) = ports.get(guest).and_then(|port| port.listeners.get(index)) else {
             return;
         };
-        let guest = SocketAddrV4::new(guest, *port);
+        let at = SocketAddr::from((guest, *port));
         match socket {
             Socket::Tcp(listener) => {
                 let mut came = Vec::new();
@@ -296,19 +322,20 @@ impl Nat {
                     came.push((stream, peer));
                 }
                 for (stream, peer) in came {
-                    self.admit(Flow { guest, remote: self.plan.inside(peer) }, stream, ports);
+                    let flow = Flow { port: guest, guest: at, remote: self.plan.inside(peer) };
+                    self.admit(flow, stream, ports);
                 }
             }
             Socket::Udp(socket) => {
                 let socket = socket.clone();
-                self.take_published(guest, &socket, ports);
+                self.take_published(guest, at, &socket, ports);
             }
         }
     }
 
     fn admit(&mut self, flow: Flow, stream: TcpStream, ports: &mut Ports) {
         let ready = stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true));
-        if ready.is_err() || self.is_full(*flow.guest.ip()) || self.tcp.contains_key(&flow) {
+        if ready.is_err() || self.is_full(flow.port) || self.tcp.contains_key(&flow) {
             return;
         }
         if !allows_in(&self.filter, &flow, Opening::Tcp(flow.guest.port())) {
@@ -317,12 +344,18 @@ impl Nat {
             return;
         }
         let first = self.first_sequence(&flow);
-        let Some(mut link) = ports.link(*flow.guest.ip(), &mut self.scratch) else { return };
+        let Some(mut link) = ports.link(flow.port, &mut self.scratch) else { return };
         let tcp = Tcp::by_host(flow, stream, first, &mut link);
         self.add_tcp(flow, tcp);
     }
 
-    fn take_published(&mut self, guest: SocketAddrV4, socket: &Arc<UdpSocket>, ports: &mut Ports) {
+    fn take_published(
+        &mut self,
+        vm: Ipv4Addr,
+        guest: SocketAddr,
+        socket: &Arc<UdpSocket>,
+        ports: &mut Ports,
+    ) {
         let now = Instant::now();
         loop {
             let (len, peer) = match socket.recv_from(&mut self.scratch) {
@@ -332,15 +365,15 @@ impl Nat {
                 Err(_) => continue,
             };
             let remote = self.plan.inside(peer);
-            let flow = Flow { guest, remote };
+            let flow = Flow { port: vm, guest, remote };
             match self.udp.get_mut(&flow) {
                 Some((_, udp)) => udp.touch(now),
                 None if !allows_in(&self.filter, &flow, Opening::Udp(guest.port())) => continue,
                 None => self.add_udp(flow, Udp::published(flow, socket.clone(), peer, now)),
             }
             let payload = self.scratch.get(..len.min(frame::DATAGRAM_MAX)).unwrap_or_default();
-            let Some(link) = ports.link(*guest.ip(), &mut []) else { return };
-            if link.out.len() < 2 * OUT_MAX {
+            let Some(link) = ports.link(vm, &mut []) else { return };
+            if !link.out.is_full(2 * OUT_MAX) {
                 link.out.push_back(frame::udp(link.guest, remote, guest, payload));
             }
         }
@@ -351,7 +384,7 @@ impl Nat {
         let flows = std::mem::take(&mut self.dirty);
         for flow in flows {
             let Some((_, tcp)) = self.tcp.get_mut(&flow) else { continue };
-            let Some(mut link) = ports.link(*flow.guest.ip(), &mut self.scratch) else { continue };
+            let Some(mut link) = ports.link(flow.port, &mut self.scratch) else { continue };
             let next = tcp.pump(&mut link);
             let deadline = tcp.deadline();
             self.settle(flow, next, ports);
@@ -391,7 +424,7 @@ impl Nat {
     }
 
     fn tick(&mut self, flow: Flow, ports: &mut Ports) -> Option<Instant> {
-        let mut link = ports.link(*flow.guest.ip(), &mut self.scratch)?;
+        let mut link = ports.link(flow.port, &mut self.scratch)?;
         let (_, tcp) = self.tcp.get_mut(&flow)?;
         let next = tcp.tick(&mut link);
         let deadline = tcp.deadline();
@@ -411,7 +444,7 @@ impl Nat {
 
     /// Ends all flows of a guest whose plug was pulled: on the host they are reset.
     pub(super) fn forget_guest(&mut self, guest: Ipv4Addr) {
-        let is_its = |flow: &&Flow| *flow.guest.ip() == guest;
+        let is_its = |flow: &&Flow| flow.port == guest;
         let connections: Vec<Flow> = self.tcp.keys().filter(is_its).copied().collect();
         for flow in connections {
             if let Some(tcp) = self.remove_tcp(&flow) {
@@ -422,7 +455,7 @@ impl Nat {
         self.filter.forget_vm(guest);
         let datagrams: Vec<Flow> = self.udp.keys().filter(is_its).copied().collect();
         datagrams.into_iter().for_each(|flow| self.forget(Who::Udp(flow)));
-        let echoes: Vec<EchoFlow> = self.echo.keys().filter(|flow| flow.guest == guest).copied().collect();
+        let echoes: Vec<EchoFlow> = self.echo.keys().filter(|flow| flow.port == guest).copied().collect();
         echoes.into_iter().for_each(|flow| self.forget(Who::Echo(flow)));
     }
 }
@@ -436,14 +469,14 @@ fn way_out(plan: &Plan, filter: &Filter, flow: &Flow, opening: Opening) -> Way {
 }
 
 fn allows_out(plan: &Plan, filter: &Filter, flow: &Flow, opening: Opening) -> bool {
-    let remote = *flow.remote.ip();
+    let remote = flow.remote.ip();
     // Names are found whatever else is.
     let asks = plan.is_name_server(remote) && flow.remote.port() == DNS_PORT;
-    asks || filter.allows(*flow.guest.ip(), Direction::Out, opening, remote)
+    asks || filter.allows(flow.port, Direction::Out, opening, remote)
 }
 
 fn allows_in(filter: &Filter, flow: &Flow, opening: Opening) -> bool {
-    filter.allows(*flow.guest.ip(), Direction::In, opening, *flow.remote.ip())
+    filter.allows(flow.port, Direction::In, opening, flow.remote.ip())
 }
 
 /// Begins to connect.

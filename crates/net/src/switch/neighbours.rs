@@ -1,48 +1,89 @@
 //! Several VMs on one network: they reach one another as themselves only.
 
+use super::address::{LINK_LOCAL, ROUTER, interface};
 use super::tests::{GATEWAY, GUEST, Guest, PATIENCE, attachment, bytes, mac, network};
 use super::{Controls, Listeners, PlugError};
-use crate::port::{NetPort, PACKET_MAX, SocketPort};
+use crate::port::{Message, NetPort, SocketPort};
 use smoltcp::socket::tcp;
-use std::net::{Ipv4Addr, TcpListener};
+use std::cell::RefCell;
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 use std::thread;
 use std::time::Instant;
 use viv_model::{NetworkSpec, SecGroup};
 
-const OTHER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 16);
+pub(super) const OTHER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 16);
 const THIRD: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 17);
 
-fn shop() -> Controls {
+pub(super) fn shop() -> Controls {
     network(&NetworkSpec { name: "shop".to_string(), ..NetworkSpec::user(false) }, None)
 }
 
 /// A VM whose frames are the test's own.
-struct Raw {
-    port: SocketPort,
-    mac: [u8; 6],
-    address: Ipv4Addr,
+pub(super) struct Raw {
+    pub(super) port: SocketPort,
+    pub(super) incoming: RefCell<Message>,
+    pub(super) mac: [u8; 6],
+    pub(super) address: Ipv4Addr,
 }
 
 impl Raw {
-    fn plugged_into(controls: &Controls, name: &str, address: Ipv4Addr) -> Raw {
+    pub(super) fn plugged_into(controls: &Controls, name: &str, address: Ipv4Addr) -> Raw {
         let (port, theirs) = SocketPort::pair().unwrap();
         controls.plug(attachment(name, address), theirs, Listeners::default()).unwrap();
-        Raw { port, mac: mac(address), address }
+        Raw { port, incoming: RefCell::default(), mac: mac(address), address }
     }
 
-    fn send(&self, frame: &[u8]) {
+    pub(super) fn send(&self, frame: &[u8]) {
         let mut packet = vec![0; 12];
         packet.extend(frame);
-        assert!(self.port.send(&packet).unwrap());
+        assert!(self.port.send_one(&packet).unwrap());
     }
 
-    /// The next frame that is there, or comes.
-    fn frame(&self) -> Vec<u8> {
-        let begin = Instant::now();
-        let mut buffer = vec![0; PACKET_MAX];
+    /// The next frame that is there, or comes, but for what the network says of itself by IPv6.
+    pub(super) fn frame(&self) -> Vec<u8> {
         loop {
-            if let Some(len) = self.port.receive(&mut buffer).unwrap() {
-                return buffer[12..len].to_vec();
+            let frame = self.any_frame();
+            let is_news =
+                frame[12..14] == [0x86, 0xdd] && frame[20] == 58 && (134..=136).contains(&frame[54]);
+            if !is_news {
+                return frame;
+            }
+        }
+    }
+
+    /// The next answer about neighbours of IPv6: its type, its flags, and the address that it is about.
+    fn neighbourly(&self) -> (u8, u8, Ipv6Addr) {
+        loop {
+            let frame = self.any_frame();
+            if frame[12..14] == [0x86, 0xdd] && frame[20] == 58 && frame[54] == 136 {
+                let target: [u8; 16] = frame[62..78].try_into().unwrap();
+                return (frame[54], frame[58], target.into());
+            }
+        }
+    }
+
+    /// Its card's address below a prefix.
+    fn own6(&self, prefix: Ipv6Addr) -> Ipv6Addr {
+        interface(prefix, self.mac)
+    }
+
+    fn datagram6(&self, to: &Raw, mark: u8) -> Vec<u8> {
+        let prefix = NetworkSpec::USER.prefix6();
+        let mut frame = ethernet(to.mac, self.mac, 0x86dd);
+        frame.extend(ipv6(self.own6(prefix), to.own6(prefix), 17, 64, &udp(5000, 5001, &[mark])));
+        frame
+    }
+
+    fn any_frame(&self) -> Vec<u8> {
+        let begin = Instant::now();
+        let mut incoming = self.incoming.borrow_mut();
+        loop {
+            if let Some(frame) = incoming.front().map(|packet| packet[12..].to_vec()) {
+                incoming.pop();
+                return frame;
+            }
+            if self.port.receive(&mut incoming).unwrap() {
+                continue;
             }
             assert!(begin.elapsed() < PATIENCE, "no frame comes");
             thread::yield_now();
@@ -57,11 +98,11 @@ impl Raw {
     }
 }
 
-fn ethernet(to: [u8; 6], from: [u8; 6], kind: u16) -> Vec<u8> {
+pub(super) fn ethernet(to: [u8; 6], from: [u8; 6], kind: u16) -> Vec<u8> {
     [&to[..], &from[..], &kind.to_be_bytes()].concat()
 }
 
-fn ipv4(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, payload: &[u8]) -> Vec<u8> {
+pub(super) fn ipv4(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, payload: &[u8]) -> Vec<u8> {
     let len = (20 + payload.len()) as u16;
     let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, protocol, 0, 0];
     packet[2..4].copy_from_slice(&len.to_be_bytes());
@@ -71,7 +112,26 @@ fn ipv4(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, payload: &[u8]) -> Vec<u8> {
     packet
 }
 
-fn udp(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
+fn ipv6(from: Ipv6Addr, to: Ipv6Addr, protocol: u8, hops: u8, payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x60, 0, 0, 0];
+    packet.extend((payload.len() as u16).to_be_bytes());
+    packet.extend([protocol, hops]);
+    packet.extend(from.octets());
+    packet.extend(to.octets());
+    packet.extend(payload);
+    packet
+}
+
+/// A question for a neighbour, or an answer, with the card of whoever says it.
+fn discovery(kind: u8, target: Ipv6Addr, mac: [u8; 6]) -> Vec<u8> {
+    let mut message = vec![kind, 0, 0, 0, 0x60, 0, 0, 0];
+    message.extend(target.octets());
+    message.extend([if kind == 135 { 1 } else { 2 }, 1]);
+    message.extend(mac);
+    message
+}
+
+pub(super) fn udp(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
     let len = (8 + payload.len()) as u16;
     let mut packet = Vec::new();
     packet.extend([from.to_be_bytes(), to.to_be_bytes(), len.to_be_bytes(), [0, 0]].concat());
@@ -141,7 +201,7 @@ fn no_spoofed_frame_reaches_another_vm() {
     add("a card of all, one address", &[&v4(all, web.mac), &sane]);
     add("behind a VLAN tag", &[&ethernet(db.mac, web.mac, 0x8100), &[0, 1, 8, 0], &ip(OTHER, OTHER)]);
     add("behind two", &[&ethernet(db.mac, web.mac, 0x88a8), &[0, 1, 0x81, 0, 0, 1, 8, 0], &sane]);
-    add("IPv6", &[&ethernet(db.mac, web.mac, 0x86dd), &[0x60, 0, 0, 0, 0, 0, 59, 1], &[0; 32]]);
+    add("IPv6 of nobody", &[&ethernet(db.mac, web.mac, 0x86dd), &[0x60, 0, 0, 0, 0, 0, 59, 1], &[0; 32]]);
     add("a protocol of its own", &[&ethernet(db.mac, web.mac, 0x9000), b"hello"]);
     add("a length, not a type", &[&ethernet(db.mac, web.mac, 5), b"hello"]);
     add(
@@ -190,6 +250,145 @@ fn no_spoofed_frame_reaches_another_vm() {
 }
 
 #[test]
+fn no_spoofed_frame_of_ipv6_reaches_another_vm() {
+    let controls = shop();
+    let web = Raw::plugged_into(&controls, "web", GUEST);
+    let db = Raw::plugged_into(&controls, "db", OTHER);
+    let prefix = NetworkSpec::USER.prefix6();
+    let (own, theirs) = (web.own6(prefix), db.own6(prefix));
+    let all: Ipv6Addr = "ff02::1".parse().unwrap();
+    let all_card = [0x33, 0x33, 0, 0, 0, 1];
+    let good = udp(5000, 5001, b"x");
+    let gateway = NetworkSpec::USER.gateway6();
+    let local = |raw: &Raw| raw.own6(LINK_LOCAL);
+    let nobody = interface(prefix, [2, 9, 9, 9, 9, 9]);
+    let mut spoofed: Vec<(&str, [u8; 6], Vec<u8>)> = Vec::new();
+    for (what, from) in [
+        ("the neighbour's address", theirs),
+        ("the neighbour's on the link", local(&db)),
+        ("another card's address", nobody),
+        ("the gateway's", gateway),
+        ("the router's on the link", ROUTER),
+        ("the name server's", NetworkSpec::USER.name_server6()),
+        ("one of the outside", "2001:db8::1".parse().unwrap()),
+        ("another network's", "fd76:6976:a76:100::5".parse().unwrap()),
+        ("loopback", Ipv6Addr::LOCALHOST),
+        ("an IPv4 address", Ipv4Addr::new(10, 0, 2, 15).to_ipv6_mapped()),
+        ("a group's", all),
+        ("none", Ipv6Addr::UNSPECIFIED),
+    ] {
+        spoofed.push((what, db.mac, ipv6(from, theirs, 17, 64, &good)));
+    }
+    let neighbour = |from, to, kind, target| ipv6(from, to, 58, 255, &discovery(kind, target, web.mac));
+    let mut advertisement = vec![134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1];
+    advertisement.extend(web.mac);
+    for (what, to, packet) in [
+        ("that we are the neighbour", db.mac, neighbour(own, theirs, 136, theirs)),
+        ("that we are the router", db.mac, neighbour(own, theirs, 136, ROUTER)),
+        ("to all, that we are the router", all_card, neighbour(own, all, 136, ROUTER)),
+        ("what is true", db.mac, neighbour(own, theirs, 136, own)),
+        ("a question", db.mac, neighbour(own, theirs, 135, theirs)),
+        ("a question to all", all_card, neighbour(own, all, 135, theirs)),
+        ("that we want the neighbour's", all_card, neighbour(Ipv6Addr::UNSPECIFIED, all, 135, theirs)),
+        ("that we are a router", all_card, ipv6(local(&web), all, 58, 255, &advertisement)),
+        ("that there is a better way", db.mac, ipv6(local(&web), theirs, 58, 255, &[137; 40])),
+        ("that it listens to groups", all_card, ipv6(local(&web), all, 58, 1, &[131; 24])),
+        ("a DHCPv6 server's answer", db.mac, ipv6(own, theirs, 17, 64, &udp(547, 546, b"x"))),
+        ("a DHCPv6 client's question", all_card, ipv6(own, all, 17, 1, &udp(546, 547, b"x"))),
+        (
+            "options of each hop",
+            db.mac,
+            ipv6(own, theirs, 0, 64, &[&[17, 0, 1, 4, 0, 0, 0, 0], &good[..]].concat()),
+        ),
+        ("a route", db.mac, ipv6(own, theirs, 43, 64, &[&[17, 0, 0, 0, 0, 0, 0, 0], &good[..]].concat())),
+        ("a fragment", db.mac, ipv6(own, theirs, 44, 64, &[&[17, 0, 0, 1, 0, 0, 0, 0], &good[..]].concat())),
+        ("to an address that it has not", db.mac, ipv6(own, nobody, 17, 64, &good)),
+        ("a packet in a packet", db.mac, ipv6(own, theirs, 4, 64, &ipv4(OTHER, OTHER, 17, &good))),
+        ("version 4", db.mac, [&[0x45][..], &ipv6(own, theirs, 17, 64, &good)[1..]].concat()),
+    ] {
+        spoofed.push((what, to, packet));
+    }
+    assert!(spoofed.len() >= 30, "{}", spoofed.len());
+    for (index, (what, to, packet)) in spoofed.iter().enumerate() {
+        web.send(&[&ethernet(*to, web.mac, 0x86dd)[..], packet].concat());
+        let mark = web.datagram6(&db, index as u8);
+        web.send(&mark);
+        assert_eq!(db.frame(), mark, "{what}");
+    }
+}
+
+#[test]
+fn who_has_an_address_of_ipv6_is_known_and_it_is_nobody_elses() {
+    let controls = shop();
+    let web = Raw::plugged_into(&controls, "web", GUEST);
+    let db = Raw::plugged_into(&controls, "db", OTHER);
+    let prefix = NetworkSpec::USER.prefix6();
+    // The router tells of itself and of the prefix.
+    let advertisement = db.any_frame();
+    assert_eq!(
+        (advertisement[6..12].to_vec(), advertisement[54]),
+        (super::address::GATEWAY_MAC.to_vec(), 134)
+    );
+    assert!(advertisement.windows(16).any(|window| window == prefix.octets()));
+    web.neighbourly();
+    let ask = |raw: &Raw, from: Ipv6Addr, target| {
+        let packet = ipv6(from, "ff02::1".parse().unwrap(), 58, 255, &discovery(135, target, raw.mac));
+        raw.send(&[&ethernet([0x33, 0x33, 0, 0, 0, 1], raw.mac, 0x86dd)[..], &packet].concat());
+    };
+    let (own, nobody) = (web.own6(prefix), Ipv6Addr::UNSPECIFIED);
+    let gateway = NetworkSpec::USER.gateway6();
+    let private = Ipv6Addr::from_bits(prefix.to_bits() | 0x1234_5678_9abc_def0);
+    for (from, target, flags) in [
+        (own, db.own6(prefix), 0x60),
+        (own, db.own6(LINK_LOCAL), 0x60),
+        (own, gateway, 0xe0),
+        (own, ROUTER, 0xe0),
+        (nobody, db.own6(prefix), 0x20),
+        (nobody, gateway, 0xa0),
+    ] {
+        ask(&web, from, target);
+        assert_eq!(web.neighbourly(), (136, flags, target));
+    }
+    // One that nobody has is its own once it wants to have it, and then the other may not.
+    ask(&web, nobody, private);
+    ask(&web, own, gateway);
+    assert_eq!(web.neighbourly(), (136, 0xe0, gateway), "no answer came before that one");
+    ask(&db, nobody, private);
+    assert_eq!(db.neighbourly(), (136, 0x20, private));
+    ask(&db, db.own6(prefix), private);
+    assert_eq!(db.neighbourly(), (136, 0x60, private));
+    let mut frame = ethernet(db.mac, web.mac, 0x86dd);
+    frame.extend(ipv6(private, db.own6(prefix), 17, 64, &udp(1, 2, b"x")));
+    web.send(&frame);
+    assert_eq!(db.frame(), frame);
+}
+
+#[test]
+fn a_vm_is_found_by_its_address_of_ipv6_once_it_has_one() {
+    let controls = shop();
+    let web = Raw::plugged_into(&controls, "web", GUEST);
+    let db = Raw::plugged_into(&controls, "db", OTHER);
+    let mut query = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    query.extend(b"\x02db\x04shop\x03viv\x00\x00\x1c\x00\x01");
+    let mut frame = ethernet(super::address::GATEWAY_MAC, web.mac, 0x0800);
+    frame.extend(ipv4(GUEST, Ipv4Addr::new(10, 0, 2, 3), 17, &udp(5000, 53, &query)));
+    let answers = || loop {
+        web.send(&frame);
+        let frame = web.frame();
+        if frame[12..14] == [8, 0] {
+            return frame[14 + 20 + 8..][7] == 1
+                && frame.ends_with(&db.own6(NetworkSpec::USER.prefix6()).octets());
+        }
+    };
+    assert!(!answers(), "it has not said that it has one");
+    db.send(&db.datagram6(&web, 1));
+    let begin = Instant::now();
+    while !answers() {
+        assert!(begin.elapsed() < PATIENCE);
+    }
+}
+
+#[test]
 fn what_is_for_all_reaches_all_others_and_each_knows_whose_address_it_is() {
     let controls = shop();
     let vms = [("web", GUEST), ("db", OTHER), ("cache", THIRD)];
@@ -229,10 +428,10 @@ fn no_two_vms_have_one_address_and_a_vm_moves_with_its_plug() {
         assert_eq!(plug("db", address), Err(PlugError::NotOurs(address)));
     }
     let again = Raw::plugged_into(&controls, "web", OTHER);
-    assert!(web.port.send(b"x").is_err(), "its earlier port is closed");
+    assert!(web.port.send_one(b"x").is_err(), "its earlier port is closed");
     assert_eq!(controls.list(), [attachment("web", OTHER)]);
     assert!(controls.unplug("id-of-web") && !controls.unplug("id-of-web"));
-    assert!(again.port.send(b"x").is_err());
+    assert!(again.port.send_one(b"x").is_err());
 }
 
 #[test]
@@ -311,6 +510,24 @@ fn a_flow_to_the_outside_ends_when_the_rules_forbid_it() {
     guest.until(|sockets| is_closed(sockets, handle));
     let error = std::io::Read::read(&mut stream, &mut [0]).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "on the host, too");
+}
+
+#[test]
+fn who_asks_in_circles_for_names_is_told_that_it_fails() {
+    // A name server that asks the network's own by its VM, and never answers.
+    let resolver = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let spec = NetworkSpec { name: "shop".to_string(), ..NetworkSpec::user(false) };
+    let controls = network(&spec, Some(resolver.local_addr().unwrap()));
+    let web = Raw::plugged_into(&controls, "web", GUEST);
+    let mut query = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    query.extend(b"\x07example\x03org\x00\x00\x01\x00\x01");
+    for from in 0..200u16 {
+        let mut frame = ethernet(super::address::GATEWAY_MAC, web.mac, 0x0800);
+        frame.extend(ipv4(GUEST, Ipv4Addr::new(10, 0, 2, 3), 17, &udp(5000 + from, 53, &query)));
+        web.send(&frame);
+    }
+    let answer = web.frame();
+    assert_eq!(answer[14 + 20 + 8 + 3] & 0xf, 2, "the server has failed");
 }
 
 #[test]

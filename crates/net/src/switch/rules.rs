@@ -3,7 +3,8 @@
 //! A VM in no group may do anything in its network. For one in groups, a flow to it needs a rule that allows it, and one
 //! from it too if any of its groups has a rule for that direction. A rule that denies beats all that allow.
 
-use std::net::Ipv4Addr;
+use std::cell::Cell;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use viv_model::{Attachment, Carrier, Direction, Peer, SecGroup};
 
 /// What a flow is, as far as rules tell flows apart.
@@ -17,6 +18,21 @@ pub enum Opening {
     Icmp,
     /// Something else.
     Other,
+}
+
+/// The other side of a flow: a VM of the network, or somebody outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Other {
+    /// The address that it uses.
+    pub address: IpAddr,
+    /// A VM's IPv4 address: rules know the VM by it also when it uses another one.
+    pub vm: Option<Ipv4Addr>,
+}
+
+impl<Address: Into<IpAddr>> From<Address> for Other {
+    fn from(address: Address) -> Other {
+        Other { address: address.into(), vm: None }
+    }
 }
 
 /// What decided, and how.
@@ -63,10 +79,18 @@ pub struct Rules {
 struct Compiled {
     allows: bool,
     carrier: Carrier,
-    /// Addresses, first and last, in order and apart from one another.
-    peers: Vec<(u32, u32)>,
+    peers: Peers,
     group: String,
     number: usize,
+    /// How often it has decided.
+    decided: Cell<u64>,
+}
+
+/// Addresses, first and last, in order and apart from one another.
+#[derive(Clone, Debug, Default)]
+struct Peers {
+    v4: Vec<(Ipv4Addr, Ipv4Addr)>,
+    v6: Vec<(Ipv6Addr, Ipv6Addr)>,
 }
 
 impl Rules {
@@ -78,9 +102,10 @@ impl Rules {
                 let compiled = Compiled {
                     allows: rule.allows,
                     carrier: rule.carrier,
-                    peers: addresses(&rule.peer, members),
+                    peers: Peers::of(&rule.peer, members),
                     group: group.name.clone(),
                     number: index + 1,
+                    decided: Cell::new(0),
                 };
                 match rule.direction {
                     Direction::In => rules.inwards.push(compiled),
@@ -99,8 +124,9 @@ impl Rules {
         self.ruled
     }
 
-    /// Whether a flow may be opened, by the other side or to it.
-    pub fn decide(&self, direction: Direction, opening: Opening, other: Ipv4Addr) -> Verdict {
+    /// Whether a flow may be opened, by the other side or to it. The rule that decides counts it.
+    pub fn decide(&self, direction: Direction, opening: Opening, other: impl Into<Other>) -> Verdict {
+        let other = other.into();
         let rules = match direction {
             Direction::In => &self.inwards,
             Direction::Out => &self.outwards,
@@ -111,12 +137,21 @@ impl Rules {
         if direction == Direction::Out && rules.is_empty() {
             return Verdict::Open;
         }
-        let decides = |rule: &&Compiled| carries(rule.carrier, opening) && contains(&rule.peers, other);
-        rules.iter().find(decides).map_or(Verdict::Nothing, |rule| Verdict::Rule {
-            allows: rule.allows,
-            group: rule.group.clone(),
-            number: rule.number,
+        let decides = |rule: &&Compiled| carries(rule.carrier, opening) && rule.peers.contain(&other);
+        rules.iter().find(decides).map_or(Verdict::Nothing, |rule| {
+            rule.decided.update(|count| count + 1);
+            Verdict::Rule { allows: rule.allows, group: rule.group.clone(), number: rule.number }
         })
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Compiled> {
+        self.inwards.iter().chain(&self.outwards)
+    }
+
+    /// The rules that have decided: whose they are, which, and how often.
+    pub(super) fn decided(&self) -> impl Iterator<Item = (&str, usize, u64)> {
+        let all = self.all().map(|rule| (rule.group.as_str(), rule.number, rule.decided.get()));
+        all.filter(|(_, _, count)| *count > 0)
     }
 }
 
@@ -129,34 +164,46 @@ fn carries(carrier: Carrier, opening: Opening) -> bool {
     }
 }
 
-fn addresses(peer: &Peer, members: &[&Attachment]) -> Vec<(u32, u32)> {
-    let is_meant = |member: &&&Attachment| match peer {
-        Peer::Group(group) => member.groups.contains(group),
-        Peer::Label(label) => member.labels.contains(label),
-        Peer::Any | Peer::Addresses(_) => false,
-    };
-    match peer {
-        Peer::Any => vec![(0, u32::MAX)],
-        Peer::Addresses(subnet) => vec![(subnet.first().to_bits(), subnet.broadcast().to_bits())],
-        Peer::Group(_) | Peer::Label(_) => {
-            let mut all: Vec<u32> =
-                members.iter().filter(is_meant).map(|member| member.address.to_bits()).collect();
-            all.sort_unstable();
-            all.dedup();
-            let mut ranges: Vec<(u32, u32)> = Vec::new();
-            for address in all {
-                match ranges.last_mut() {
-                    Some((_, last)) if last.checked_add(1) == Some(address) => *last = address,
-                    _ => ranges.push((address, address)),
-                }
+impl Peers {
+    fn of(peer: &Peer, members: &[&Attachment]) -> Peers {
+        let is_meant = |member: &&&Attachment| match peer {
+            Peer::Group(group) => member.groups.contains(group),
+            Peer::Label(label) => member.labels.contains(label),
+            Peer::Any | Peer::Addresses(_) | Peer::Addresses6(_) => false,
+        };
+        match peer {
+            Peer::Any => Peers {
+                v4: vec![(Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST)],
+                v6: vec![(Ipv6Addr::UNSPECIFIED, Ipv6Addr::from_bits(u128::MAX))],
+            },
+            Peer::Addresses(subnet) => {
+                Peers { v4: vec![(subnet.first(), subnet.broadcast())], v6: Vec::new() }
             }
-            ranges
+            Peer::Addresses6(prefix) => Peers { v4: Vec::new(), v6: vec![(prefix.first(), prefix.last())] },
+            Peer::Group(_) | Peer::Label(_) => {
+                let mut all: Vec<u32> =
+                    members.iter().filter(is_meant).map(|member| member.address.to_bits()).collect();
+                all.sort_unstable();
+                all.dedup();
+                let runs = all.chunk_by(|one, next| one.checked_add(1) == Some(*next));
+                let ends = runs.filter_map(|run| Some((*run.first()?, *run.last()?)));
+                let v4 = ends.map(|(first, last)| (Ipv4Addr::from_bits(first), Ipv4Addr::from_bits(last)));
+                Peers { v4: v4.collect(), v6: Vec::new() }
+            }
+        }
+    }
+
+    fn contain(&self, other: &Other) -> bool {
+        match other.address {
+            IpAddr::V4(address) => contains(&self.v4, address),
+            IpAddr::V6(address) => {
+                contains(&self.v6, address) || other.vm.is_some_and(|vm| contains(&self.v4, vm))
+            }
         }
     }
 }
 
-fn contains(ranges: &[(u32, u32)], address: Ipv4Addr) -> bool {
-    let address = address.to_bits();
+fn contains<Address: PartialOrd>(ranges: &[(Address, Address)], address: Address) -> bool {
     let before = ranges.partition_point(|(first, _)| *first <= address);
     before.checked_sub(1).and_then(|index| ranges.get(index)).is_some_and(|(_, last)| address <= *last)
 }
@@ -175,6 +222,8 @@ mod tests {
             address: Ipv4Addr::new(10, 0, 2, last),
             groups: groups.iter().map(|group| group.to_string()).collect(),
             labels: labels.iter().map(|label| label.parse().unwrap()).collect(),
+            limits: Default::default(),
+            aliases: Vec::new(),
         }
     }
 
@@ -203,6 +252,23 @@ mod tests {
         assert_eq!(free.decide(Direction::In, Opening::Other, at(15)), Verdict::Unruled);
     }
 
+    #[test]
+    fn a_vm_is_known_by_its_address_whichever_it_uses() {
+        let members = [member(15, &["db"], &[]), member(16, &["web"], &[])];
+        let rules =
+            ["in tcp/1 from group:web", "in tcp/2 from 10.0.2.16", "in tcp/3 from fd00::/16", "in tcp/4"];
+        let groups = [group("db", &rules), group("web", &[])];
+        let db = Rules::compile(&members[0], &groups, &members.each_ref());
+        let inside =
+            |last| Other { address: "fd76::1".parse().unwrap(), vm: Some(Ipv4Addr::new(10, 0, 2, last)) };
+        let allowed = |other: Other| {
+            [1, 2, 3, 4].map(|port| db.decide(Direction::In, Opening::Tcp(port), other).allows())
+        };
+        assert_eq!(allowed(inside(16)), [true, true, false, true]);
+        assert_eq!(allowed(inside(17)), [false, false, false, true]);
+        assert_eq!(allowed("fd00::9".parse::<IpAddr>().unwrap().into()), [false, false, true, true]);
+    }
+
     /// The reference: each rule asked for itself.
     fn reference(
         own: &Attachment,
@@ -221,6 +287,7 @@ mod tests {
         let is_peer = |peer: &Peer| match peer {
             Peer::Any => true,
             Peer::Addresses(subnet) => subnet.contains(other),
+            Peer::Addresses6(_) => false,
             Peer::Group(name) => members.iter().any(|m| m.address == other && m.groups.contains(name)),
             Peer::Label(label) => members.iter().any(|m| m.address == other && m.labels.contains(label)),
         };

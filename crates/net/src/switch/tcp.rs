@@ -4,13 +4,13 @@
 //! simple: segments out of order are not kept, and what is lost all the same is sent again from the first lost byte on.
 //! Each byte counts as arrived when the guest (or the host's kernel) has it: windows close when the other side is slow.
 
-use super::address::{Flow, MTU};
-use super::frame;
+use super::address::{Flow, Gateway, MTU};
+use super::frame::{self, Reason};
 use super::pipe::Pipe;
-use smoltcp::wire::{EthernetAddress, Icmpv4DstUnreachable, IpProtocol, TcpControl, TcpRepr, TcpSeqNumber};
-use std::collections::VecDeque;
+use super::queue::Queue;
+use smoltcp::wire::{EthernetAddress, IpProtocol, TcpControl, TcpRepr, TcpSeqNumber};
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
 /// Bytes that wait for the host, and the window that the guest gets.
@@ -19,8 +19,8 @@ const RECEIVE_MAX: usize = 512 << 10;
 const SEND_MAX: usize = 512 << 10;
 /// Bytes that are read from a socket at once.
 pub(super) const PIECE: usize = 64 << 10;
-/// Our segments fill a packet.
-const SEGMENT_MAX: u16 = MTU - 40;
+/// Our segments fill a packet, of either version.
+const SEGMENT_MAX: u16 = MTU - 60;
 /// What a peer takes that says nothing (RFC 9293 §3.7.1).
 const SEGMENT_DEFAULT: u16 = 536;
 /// Our window is in units of 2^7 bytes (RFC 7323 §2.2).
@@ -40,8 +40,8 @@ pub(super) const OUT_MAX: usize = 32;
 /// The way to the guest.
 pub(super) struct Link<'a> {
     pub(super) guest: EthernetAddress,
-    pub(super) gateway: Ipv4Addr,
-    pub(super) out: &'a mut VecDeque<Vec<u8>>,
+    pub(super) gateway: Gateway,
+    pub(super) out: &'a mut Queue,
     pub(super) now: Instant,
     /// At least [`PIECE`] bytes for anything.
     pub(super) scratch: &'a mut [u8],
@@ -423,10 +423,10 @@ impl Tcp {
         }
         let mut next = Next::Wait;
         if self.phase == Phase::Open {
-            if link.out.len() < OUT_MAX {
+            if !link.out.is_full(OUT_MAX) {
                 self.transmit(link);
             }
-            if link.out.len() >= OUT_MAX {
+            if link.out.is_full(OUT_MAX) {
                 next = Next::Blocked;
             }
         }
@@ -498,7 +498,7 @@ impl Tcp {
     }
 
     fn transmit(&mut self, link: &mut Link<'_>) {
-        while link.out.len() < OUT_MAX && !self.finish_sent {
+        while !link.out.is_full(OUT_MAX) && !self.finish_sent {
             let flight = self.next.wrapping_sub(self.unacknowledged);
             let room = self.window.saturating_sub(flight) as usize;
             let left = self.to_guest.len().saturating_sub(flight as usize);
@@ -522,11 +522,9 @@ impl Tcp {
 /// Tells the guest that its connection is not to be had, in the way that the host was told.
 pub(super) fn refuse(flow: &Flow, expected: u32, error: &io::Error, link: &mut Link<'_>) {
     let reason = match error.kind() {
-        ErrorKind::NetworkUnreachable => Icmpv4DstUnreachable::NetUnreachable,
-        ErrorKind::HostUnreachable | ErrorKind::TimedOut | ErrorKind::AddrNotAvailable => {
-            Icmpv4DstUnreachable::HostUnreachable
-        }
-        ErrorKind::PermissionDenied => Icmpv4DstUnreachable::CommProhibited,
+        ErrorKind::NetworkUnreachable => Reason::Network,
+        ErrorKind::HostUnreachable | ErrorKind::TimedOut | ErrorKind::AddrNotAvailable => Reason::Host,
+        ErrorKind::PermissionDenied => Reason::Prohibited,
         _ => {
             link.out.push_back(frame::tcp(link.guest, &refusal(flow, 0, Some(expected)), flow));
             return;

@@ -2,13 +2,14 @@
 
 use super::address::MTU;
 use super::{Controls, Engine, Listeners, parse_frame};
-use crate::port::{NetPort, PACKET_MAX, SocketPort};
+use crate::port::{Message, NetPort, SocketPort};
 use proptest::prelude::*;
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::{dhcpv4, tcp, udp};
 use smoltcp::time::Instant as Clock;
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, IpEndpoint};
+use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::mpsc;
@@ -20,15 +21,50 @@ pub(super) const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 pub(super) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A card for smoltcp; it can lose packets to the guest.
-struct Card {
-    port: SocketPort,
-    lose: u32,
-    count: u32,
+/// What happens to every so manieth packet on its way to the guest; zero: to none.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Trouble {
+    pub(super) lose: u32,
+    pub(super) twice: u32,
+    /// It comes behind the one that follows it.
+    pub(super) late: u32,
 }
 
-struct Received(Vec<u8>);
-struct Sent<'a>(&'a SocketPort);
+/// A card for smoltcp, with trouble both ways.
+pub(super) struct Card {
+    port: SocketPort,
+    incoming: Message,
+    /// To the guest, and from it.
+    pub(super) trouble: [Trouble; 2],
+    count: [u32; 2],
+    ready: VecDeque<Vec<u8>>,
+    /// A packet each way that is late.
+    late: [Option<Vec<u8>>; 2],
+}
+
+pub(super) struct Received(Vec<u8>);
+pub(super) struct Sent<'a>(&'a mut Card);
+
+impl Card {
+    /// What becomes of a packet, to the guest or from it.
+    fn pass(&mut self, way: usize, packet: Vec<u8>) -> Vec<Vec<u8>> {
+        self.count[way] += 1;
+        let Trouble { lose, twice, late } = self.trouble[way];
+        let is = |every: u32| every != 0 && self.count[way].is_multiple_of(every);
+        let before = self.late[way].take();
+        let mut packets = match () {
+            () if is(lose) => Vec::new(),
+            () if is(twice) => vec![packet.clone(), packet],
+            () if is(late) => {
+                self.late[way] = Some(packet);
+                Vec::new()
+            }
+            () => vec![packet],
+        };
+        packets.extend(before);
+        packets
+    }
+}
 
 impl RxToken for Received {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
@@ -40,7 +76,9 @@ impl TxToken for Sent<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
         let mut packet = vec![0; 12 + len];
         let result = f(&mut packet[12..]);
-        self.0.send(&packet).expect("the network lives");
+        for packet in self.0.pass(1, packet) {
+            self.0.port.send_one(&packet).expect("the network lives");
+        }
         result
     }
 }
@@ -50,21 +88,25 @@ impl Device for Card {
     type TxToken<'a> = Sent<'a>;
 
     fn receive(&mut self, _: Clock) -> Option<(Received, Sent<'_>)> {
-        let mut buffer = vec![0; PACKET_MAX];
         loop {
-            let len = self.port.receive(&mut buffer).expect("the network lives")?;
-            self.count += 1;
-            if self.lose != 0 && self.count.is_multiple_of(self.lose) {
-                continue;
+            if let Some(mut buffer) = self.ready.pop_front() {
+                assert!(crate::offload::finish_checksum(&mut buffer), "every packet's header is right");
+                return Some((Received(buffer), Sent(self)));
             }
-            buffer.truncate(len);
-            assert!(crate::offload::finish_checksum(&mut buffer), "every packet's header is right");
-            return Some((Received(buffer), Sent(&self.port)));
+            let Some(packet) = self.incoming.front().map(<[u8]>::to_vec) else {
+                if self.port.receive(&mut self.incoming).expect("the network lives") {
+                    continue;
+                }
+                return None;
+            };
+            self.incoming.pop();
+            let passed = self.pass(0, packet);
+            self.ready.extend(passed);
         }
     }
 
     fn transmit(&mut self, _: Clock) -> Option<Sent<'_>> {
-        Some(Sent(&self.port))
+        Some(Sent(self))
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
@@ -89,6 +131,8 @@ pub(super) fn attachment(name: &str, address: Ipv4Addr) -> Attachment {
         address,
         groups: Vec::new(),
         labels: Vec::new(),
+        limits: Default::default(),
+        aliases: Vec::new(),
     }
 }
 
@@ -100,7 +144,8 @@ pub(super) fn network(spec: &NetworkSpec, resolver: Option<SocketAddr>) -> Contr
 }
 
 pub(super) struct Guest {
-    card: Card,
+    controls: Controls,
+    pub(super) card: Card,
     interface: Interface,
     pub(super) sockets: SocketSet<'static>,
 }
@@ -120,16 +165,34 @@ impl Guest {
         let (port, theirs) = SocketPort::pair().unwrap();
         let mac = mac(address);
         controls.plug(attachment(name, address), theirs, listeners).unwrap();
-        let mut card = Card { port, lose: 0, count: 0 };
+        let mut card = Card {
+            port,
+            incoming: Message::default(),
+            trouble: Default::default(),
+            count: [0; 2],
+            ready: VecDeque::new(),
+            late: Default::default(),
+        };
         let config = Config::new(HardwareAddress::Ethernet(EthernetAddress(mac)));
         let mut interface = Interface::new(config, &mut card, Clock::now());
-        interface.update_ip_addrs(|addresses| addresses.push(IpCidr::new(address.into(), 24)).unwrap());
+        let prefix = NetworkSpec::USER.prefix6();
+        let global = super::address::interface(prefix, mac);
+        interface.update_ip_addrs(|addresses| {
+            addresses.push(IpCidr::new(address.into(), 24)).unwrap();
+            addresses.push(IpCidr::new(global.into(), 64)).unwrap();
+        });
         interface.routes_mut().add_default_ipv4_route(GATEWAY).unwrap();
-        Guest { card, interface, sockets: SocketSet::new(Vec::new()) }
+        interface.routes_mut().add_default_ipv6_route(super::address::ROUTER).unwrap();
+        let controls = controls.clone();
+        Guest { controls, card, interface, sockets: SocketSet::new(Vec::new()) }
     }
 
-    fn new() -> Guest {
+    pub(super) fn new() -> Guest {
         Guest::plugged_into(Listeners::default())
+    }
+
+    pub(super) fn controls(&self) -> &Controls {
+        &self.controls
     }
 
     pub(super) fn tcp(&mut self) -> SocketHandle {
@@ -139,9 +202,13 @@ impl Guest {
 
     pub(super) fn connect(&mut self, to: impl Into<IpEndpoint>, from: u16) -> SocketHandle {
         let handle = self.tcp();
+        self.connect_by(handle, to, from);
+        handle
+    }
+
+    pub(super) fn connect_by(&mut self, handle: SocketHandle, to: impl Into<IpEndpoint>, from: u16) {
         let context = self.interface.context();
         self.sockets.get_mut::<tcp::Socket<'_>>(handle).connect(context, to, from).unwrap();
-        handle
     }
 
     /// Lets the stack run until `done` gives something.
@@ -184,7 +251,7 @@ pub(super) fn bytes(len: usize) -> Vec<u8> {
 }
 
 /// A server that answers what it was sent, once that is over.
-fn parrot() -> u16 {
+pub(super) fn parrot() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {
@@ -223,7 +290,7 @@ fn a_connection_to_the_gateway_reaches_the_hosts_loopback_and_halves_close_by_th
 #[test]
 fn lost_packets_are_sent_again() {
     let mut guest = Guest::new();
-    guest.card.lose = 7;
+    guest.card.trouble[0].lose = 7;
     let handle = guest.connect((GATEWAY, parrot()), 40000);
     let sent = bytes(1 << 20);
     assert!(guest.exchange(handle, &sent) == sent);
@@ -394,14 +461,80 @@ fn names_are_asked_for_at_the_resolver() {
     assert_eq!(got, b"reply");
 }
 
+/// Ways to the host's loopback by IPv6, which not every host has.
+fn loopback6() -> Option<(TcpListener, UdpSocket)> {
+    Some((TcpListener::bind("[::1]:0").ok()?, UdpSocket::bind("[::1]:0").ok()?))
+}
+
+#[test]
+fn ipv6_reaches_the_host_as_its_gateway_and_what_is_not_there_says_so() {
+    let Some((listener, server)) = loopback6() else { return eprintln!("this host has no IPv6") };
+    let mut guest = Guest::new();
+    let gateway = NetworkSpec::USER.gateway6();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).unwrap();
+        stream.write_all(&all).unwrap();
+    });
+    let handle = guest.connect((gateway, port), 40000);
+    let sent = bytes(2 << 20);
+    assert!(guest.exchange(handle, &sent) == sent, "what comes back is what was sent");
+    // The listener is gone; and nobody is at these.
+    let begin = Instant::now();
+    for (to, from) in [((gateway, port), 40001), ((gateway, 9), 40002)] {
+        let handle = guest.connect(to, from);
+        guest.until(|sockets| {
+            (sockets.get_mut::<tcp::Socket<'_>>(handle).state() == tcp::State::Closed).then_some(())
+        });
+    }
+    assert!(begin.elapsed() < Duration::from_secs(5));
+    let to = (gateway, server.local_addr().unwrap().port());
+    thread::spawn(move || {
+        let mut buffer = vec![0; 1 << 16];
+        while let Ok((len, from)) = server.recv_from(&mut buffer) {
+            server.send_to(&buffer[..len], from).unwrap();
+        }
+    });
+    let handle = datagrams(&mut guest);
+    guest.sockets.get_mut::<udp::Socket<'_>>(handle).bind(5000).unwrap();
+    for len in [0, 1, 1472, 60000] {
+        guest.sockets.get_mut::<udp::Socket<'_>>(handle).send_slice(&bytes(len), to).unwrap();
+        let got = guest.until(|sockets| {
+            let socket = sockets.get_mut::<udp::Socket<'_>>(handle);
+            socket.recv().ok().map(|(payload, from)| (payload.to_vec(), from.endpoint))
+        });
+        assert_eq!(got, (bytes(len), IpEndpoint::from(to)));
+    }
+}
+
 proptest! {
     #[test]
-    fn any_frame_is_taken(packet in proptest::collection::vec(any::<u8>(), 0..200), kind in 0..4u8) {
+    fn any_frame_is_taken(packet in proptest::collection::vec(any::<u8>(), 0..200), kind in 0..9u8) {
         let mut packet = packet;
-        if packet.len() > 40 {
-            packet[24..26].copy_from_slice(if kind == 0 { &[0x08, 0x06] } else { &[0x08, 0x00] });
-            packet[26] = 0x45;
-            packet[35] = [0, 6, 17, 1][usize::from(kind)];
+        if packet.len() > 90 {
+            packet[18..24].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
+            match kind {
+                0 => packet[24..26].copy_from_slice(&[0x08, 0x06]),
+                1..=3 => {
+                    packet[24..26].copy_from_slice(&[0x08, 0x00]);
+                    packet[26] = 0x45;
+                    packet[35] = [6, 17, 1][usize::from(kind - 1)];
+                    packet[38..42].copy_from_slice(&GUEST.octets());
+                }
+                _ => {
+                    packet[24..26].copy_from_slice(&[0x86, 0xdd]);
+                    packet[26] = 0x60;
+                    let len = (packet.len() - 26 - 40) as u16;
+                    packet[30..32].copy_from_slice(&len.to_be_bytes());
+                    packet[32] = [6, 17, 58, 58, 58][usize::from(kind - 4)];
+                    if kind > 5 {
+                        packet[33] = 255;
+                        packet[66] = [133, 135, 128][usize::from(kind - 6)];
+                    }
+                }
+            }
         }
         parse_frame(&packet);
     }

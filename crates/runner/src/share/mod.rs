@@ -9,111 +9,61 @@
 //! from that directory, and the log says why.
 mod sandbox;
 
-use serde::{Deserialize, Serialize};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{ErrorKind, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::thread;
-use viv_api::runner::LINE_MAX;
-use viv_model::{Fault, Kind, ShareSpec};
+use viv_model::{Fault, ShareSpec};
+use viv_share::server::{Ready, broken, start, watch};
 use viv_share::{Directory, link};
 
-/// What a server says once, on its standard output.
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Ready {
-    /// It serves; what restricts it, by name.
-    Serving(Vec<String>),
-    /// It cannot, and why.
-    Refused(Fault),
-}
-
-/// The servers of one VM.
-pub(crate) struct Servers {
-    servers: Vec<Server>,
-}
-
-struct Server {
+/// The server of one directory. It ends when this is gone.
+pub(crate) struct Server {
     control: OwnedFd,
-    /// None when it is watched.
-    child: Option<Child>,
-    share: ShareSpec,
+    pub(crate) share: ShareSpec,
 }
 
-fn broken(share: &ShareSpec, what: &str, error: &std::io::Error) -> Fault {
-    Fault::new(
-        Kind::Error,
-        format!("cannot {what} the process that serves {}: {error}", share.path.display()),
-        "end programs that use many processes or files, and try again",
-    )
-}
-
-impl Servers {
-    /// Starts a server for each share, and waits until it serves.
-    pub(crate) fn start(shares: &[ShareSpec]) -> Result<Servers, Fault> {
-        let servers = shares.iter().map(Server::start).collect::<Result<_, _>>()?;
-        Ok(Servers { servers })
-    }
-
-    /// A new guest's sockets, in the order of the shares.
-    pub(crate) fn connect(&self) -> Result<Vec<UnixStream>, Fault> {
-        let connect = |server: &Server| match link::open_session(&server.control) {
-            Ok(stream) => Ok(stream),
-            // It is gone: the guest boots all the same, and gets errors.
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => UnixStream::pair()
-                .map(|(ours, _)| ours)
-                .map_err(|error| broken(&server.share, "reach", &error)),
-            Err(error) => Err(broken(&server.share, "reach", &error)),
-        };
-        self.servers.iter().map(connect).collect()
-    }
-
-    /// Waits, in a thread for each, for servers that end too early, and says so.
-    pub(crate) fn watch(&mut self) -> std::io::Result<()> {
-        for server in &mut self.servers {
-            let Some(mut child) = server.child.take() else { continue };
-            let (path, target) = (server.share.path.clone(), server.share.target.clone());
-            thread::Builder::new().name("share-watch".into()).spawn(move || {
-                let how = child.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
-                eprintln!(
-                    "viv runner: the process that serves {} has ended ({how}): the guest gets I/O errors from \
-                     {target} until the VM is started anew",
-                    path.display()
-                );
-            })?;
-        }
-        Ok(())
-    }
-}
+/// A server's process, whose end is to be told, and what it serves.
+pub(crate) type Watched = (Child, ShareSpec);
 
 impl Server {
-    fn start(share: &ShareSpec) -> Result<Server, Fault> {
-        let (control, theirs) =
-            link::control().map_err(|error| broken(share, "make the socket of", &error))?;
-        // Not the program's path: that may be a newer version's by now.
-        let mut command = Command::new("/proc/self/exe");
-        command.args(["runner", "--share"]).arg(&share.path).args(share.read_only.then_some("--read-only"));
-        command.stdin(theirs).stdout(Stdio::piped());
-        let mut child = command.spawn().map_err(|error| broken(share, "start", &error))?;
-        let mut line = Vec::new();
-        if let Some(output) = child.stdout.take() {
-            let _ = BufReader::new(output).take(LINE_MAX as u64).read_until(b'\n', &mut line);
-        }
-        match serde_json::from_slice(&line) {
-            Ok(Ready::Serving(_)) => Ok(Server { control, child: Some(child), share: share.clone() }),
-            Ok(Ready::Refused(fault)) => {
-                let _ = child.wait();
-                Err(fault)
-            }
-            Err(error) => {
-                let _ = child.kill();
-                let _ = child.wait();
-                Err(broken(share, "understand", &error.into()))
-            }
-        }
+    /// The one behind `control`.
+    pub(crate) fn new(share: ShareSpec, control: OwnedFd) -> Server {
+        Server { control, share }
     }
+
+    /// Starts a server for each share, and waits until it serves.
+    pub(crate) fn start_all(shares: &[ShareSpec]) -> Result<(Vec<Server>, Vec<Watched>), Fault> {
+        let mut shares = shares.to_vec();
+        ShareSpec::keep_tags(&mut shares);
+        let mut started = (Vec::new(), Vec::new());
+        for share in shares {
+            let (control, child) = start(&share, Stdio::inherit())?;
+            started.0.push(Server::new(share.clone(), control));
+            started.1.push((child, share));
+        }
+        Ok(started)
+    }
+
+    /// A new guest's socket.
+    pub(crate) fn connect(&self) -> Result<UnixStream, Fault> {
+        match link::open_session(&self.control) {
+            // It is gone: the guest boots all the same, and gets errors.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => UnixStream::pair().map(|(ours, _)| ours),
+            connected => connected,
+        }
+        .map_err(|error| broken(&self.share, "reach", &error))
+    }
+}
+
+/// Waits, in a thread for each, for servers that end too early, and says so.
+pub(crate) fn watch_all(servers: Vec<Watched>) -> std::io::Result<()> {
+    for (child, share) in servers {
+        thread::Builder::new().name("share-watch".into()).spawn(move || watch(child, &share))?;
+    }
+    Ok(())
 }
 
 /// The main function of a server: serves `path` to the VM's process behind standard input. Gives the exit status.

@@ -1,6 +1,7 @@
 //! The verbs, a file each.
 pub(crate) mod attach;
 pub(crate) mod build;
+pub(crate) mod capture;
 pub(crate) mod complete;
 pub(crate) mod completions;
 pub(crate) mod console;
@@ -14,6 +15,7 @@ pub(crate) mod lifecycle;
 pub(crate) mod logs;
 pub(crate) mod man;
 pub(crate) mod network;
+pub(crate) mod port;
 pub(crate) mod ps;
 pub(crate) mod run;
 pub(crate) mod runner;
@@ -111,6 +113,8 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
         Verb::Stats(args) => stats::run(&context, args),
         Verb::Inspect(args) => inspect::run(&context, args),
         Verb::Network(args) => network::run(&context, args),
+        Verb::Port(args) => port::run(&context, args),
+        Verb::Capture(args) => capture::run(&context, args),
         Verb::Secgroup(args) => secgroup::run(&context, args),
         Verb::Images(args) => images::list(&context, args),
         Verb::Image(args) => images::image(&context, args),

@@ -163,11 +163,14 @@ fn show(context: &Context, name: &str) -> Result<u8, Fault> {
         None => "does not run: nobody is connected".to_string(),
     };
     output::print(&format!(
-        "network      {}\nsubnet       {}\ngateway      {}\nname server  {}\nreaches      {}\nswitch       {process}\n\n",
+        "network      {}\nsubnet       {}, {}/64\ngateway      {}, {}\nname server  {}, {}\nreaches      {}\nswitch       {process}\n\n",
         network.spec.name,
         network.spec.subnet,
+        network.prefix6,
         network.gateway,
+        network.gateway6,
         network.name_server,
+        network.name_server6,
         reaches(&network),
     ));
     let rows: Vec<_> = network

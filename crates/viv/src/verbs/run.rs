@@ -20,7 +20,9 @@ use viv_api::endpoint::Route;
 use viv_api::image::{DEFAULT, ImageBuild};
 use viv_api::snapshot::Snapshot;
 use viv_api::vm::{OnReboot, Process, Vm, VmCreate, VmKill, VmStop};
-use viv_model::{Accel, CPUS_MAX, DiskLimits, DiskSpec, Fault, Kind, NetKind, ShareSpec, SoftSpec};
+use viv_model::{
+    Accel, CPUS_MAX, DiskLimits, DiskSpec, Fault, Kind, NetKind, NicLimits, ShareSpec, SoftSpec,
+};
 
 /// How long a guest may take until its agent answers, seconds: a big one on the software CPU takes minutes.
 const AGENT_WAIT_S: u64 = 600;
@@ -97,9 +99,9 @@ pub(crate) struct Args {
     #[arg(short = 'v', long = "volume", value_name = "DIR:PATH[:ro]")]
     shares: Vec<String>,
     /// Network: none; user: one of its own, which reaches the outside, the default with -p; user,host: this host too; or
-    /// one that VMs share, by its name: viv network
-    #[arg(long, value_name = "NETWORK|user|none", value_parser = net)]
-    net: Option<NetKind>,
+    /// one that VMs share, by its name: viv network. With ,bps=N,pps=N: no more bytes and packets a second, each way
+    #[arg(long, value_name = "NETWORK|user|none[,…]", value_parser = net)]
+    net: Option<(NetKind, NicLimits)>,
     /// Publish a port of the guest on this host: [IP:]HOST:GUEST, with /udp for datagrams
     #[arg(short, long = "publish", value_name = "PORTS")]
     ports: Vec<String>,
@@ -131,8 +133,39 @@ fn accel(text: &str) -> Result<Accel, String> {
     text.parse().map_err(|fault: Fault| fault.fix)
 }
 
-fn net(text: &str) -> Result<NetKind, String> {
-    text.parse().map_err(|fault: Fault| format!("{}; {}", fault.message, fault.fix))
+/// A network, and how much may pass the card: `NETWORK[,bps=N][,pps=N]`.
+pub(crate) fn net(text: &str) -> Result<(NetKind, NicLimits), String> {
+    let told = |fault: Fault| format!("{}; {}", fault.message, fault.fix);
+    let mut limits = NicLimits::default();
+    let mut network = text;
+    while let Some((before, option)) = network.rsplit_once(',') {
+        let Some((name, value)) = option.split_once('=') else { break };
+        if !set_nic_limit(&mut limits, name, value).map_err(told)? {
+            return Err(format!("no option of a network is called {name:?}; there are bps=N and pps=N"));
+        }
+        network = before;
+    }
+    let kind: NetKind = network.parse().map_err(told)?;
+    if kind == NetKind::None && !limits.is_unlimited() {
+        return Err("what is plugged into nothing has no limits; name a network".to_string());
+    }
+    limits.check().map_err(told)?;
+    Ok((kind, limits))
+}
+
+/// Sets a limit of a network card; false if none is called so.
+pub(crate) fn set_nic_limit(limits: &mut NicLimits, name: &str, value: &str) -> Result<bool, Fault> {
+    let place = match name {
+        "bps" => &mut limits.bps,
+        "pps" => &mut limits.pps,
+        _ => return Ok(false),
+    };
+    let number = size::exact(value).map_err(|_| {
+        let text = format!("a network card's {name} cannot be {value:?}");
+        Fault::new(Kind::Usage, text, format!("write a number a second: {name}=5000, or 20M for bytes"))
+    })?;
+    *place = Some(number);
+    Ok(true)
 }
 
 fn on_reboot(text: &str) -> Result<OnReboot, String> {
@@ -383,7 +416,8 @@ fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Fault> {
         image_disks: Vec::new(),
         disks,
         shares,
-        net: args.net.clone(),
+        net: args.net.as_ref().map(|(kind, _)| kind.clone()),
+        nic_limits: args.net.as_ref().map(|(_, limits)| *limits).unwrap_or_default(),
         ports,
         groups: args.groups.clone(),
         labels,
@@ -445,7 +479,7 @@ pub(crate) fn set_limit(limits: &mut DiskLimits, name: &str, value: &str) -> Res
 }
 
 /// `DIR:PATH`, `DIR:PATH:ro` or `DIR:PATH:rw`.
-fn share(text: &str) -> Result<ShareSpec, Fault> {
+pub(crate) fn share(text: &str) -> Result<ShareSpec, Fault> {
     let share: ShareSpec = text.parse()?;
     Ok(ShareSpec { path: absolute(&share.path)?, ..share })
 }

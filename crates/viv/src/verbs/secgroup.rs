@@ -175,8 +175,9 @@ fn rules_or_json(context: &Context, group: &SecGroupInfo) {
     let vms = if group.vms.is_empty() { "none".to_string() } else { group.vms.join(", ") };
     output::print(&format!("group  {}\nVMs    {vms}\n\n", group.name));
     let rows = group.rules.iter().enumerate();
-    let rows = rows.map(|(index, rule)| vec![(index + 1).to_string(), rule.to_string()]);
-    output::table(&["NUMBER", "RULE"], &rows.collect::<Vec<_>>());
+    let decided = |index: usize| group.decided.get(index).copied().unwrap_or(0).to_string();
+    let rows = rows.map(|(index, rule)| vec![(index + 1).to_string(), rule.to_string(), decided(index)]);
+    output::table(&["NUMBER", "RULE", "DECIDED"], &rows.collect::<Vec<_>>());
 }
 
 fn rm(context: &Context, names: &[String]) -> Result<u8, Fault> {

@@ -60,6 +60,13 @@ pub(crate) fn text(name: &str, stats: &VmStats) -> String {
             ),
         ));
     }
+    if let Some(network) = &stats.network {
+        let of =
+            |traffic: viv_model::Traffic| format!("{} packets, {}", traffic.packets, bytes(traffic.bytes));
+        let not = [("refused", network.refused), ("denied", network.denied), ("lost", network.lost)];
+        lines.push(("network sent", of(network.sent)));
+        lines.push(("network received", format!("{}; {}", of(network.received), list(&not))));
+    }
     if let Some(soft) = &stats.soft {
         soft_lines(soft, &mut lines);
     }
@@ -154,6 +161,7 @@ mod tests {
             memory_bytes: 3 << 20,
             guest_memory: None,
             vcpu_ns: vec![1_000_000_000, 500_000_000],
+            network: None,
             soft,
         }
     }

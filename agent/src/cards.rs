@@ -1,0 +1,136 @@
+//! Network cards of the default guest: each is set up by DHCP, those that are there at boot and those that come later.
+use crate::users::User;
+use crate::{children, say, sys};
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::Read;
+use std::process::{Command, Stdio};
+
+/// What the DHCP client calls.
+const LEASE: &str = "/etc/viv/lease";
+/// Where the kernel shows network cards.
+const CARDS: &str = "/sys/class/net";
+/// Bytes of a device's event that are looked at (the kernel's own bound is 2048 and the path).
+const EVENT_MAX: usize = 8192;
+
+/// Has all cards set up before anything wants to use them, and from then on those that come, in a thread of its own.
+pub(crate) fn keep_up() {
+    // First this: a card may come any time.
+    let events = sys::device_events();
+    let mut up = BTreeSet::new();
+    for card in present() {
+        lease_address(&card);
+        up.insert(card);
+    }
+    match events {
+        Ok(events) => drop(std::thread::spawn(move || follow(File::from(events), up))),
+        Err(error) => say(format_args!("network cards that come later are not set up: {error}")),
+    }
+}
+
+/// The names of the network cards.
+fn present() -> BTreeSet<String> {
+    let names = fs::read_dir(CARDS).into_iter().flatten().flatten();
+    names.map(|entry| entry.file_name().to_string_lossy().into_owned()).filter(|name| is_card(name)).collect()
+}
+
+/// What the kernel calls an Ethernet card.
+fn is_card(name: &str) -> bool {
+    name.strip_prefix("eth")
+        .is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+}
+
+fn follow(mut events: File, mut up: BTreeSet<String>) {
+    let mut event = [0; EVENT_MAX];
+    loop {
+        // So many events that some are lost (ENOBUFS) leave one to look for what is there.
+        let about_a_card = match events.read(&mut event) {
+            Ok(length) => is_about_a_card(event.get(..length).unwrap_or_default()),
+            Err(_) => true,
+        };
+        if !about_a_card {
+            continue;
+        }
+        let now = present();
+        for gone in up.difference(&now) {
+            end_client(gone);
+        }
+        for come in now.difference(&up) {
+            lease_address(come);
+        }
+        up = now;
+    }
+}
+
+/// Whether a card comes or goes: `ACTION@PATH`, then variables, each with a zero byte behind it.
+fn is_about_a_card(event: &[u8]) -> bool {
+    let mut words = event.split(|byte| *byte == 0);
+    let what = words.next().unwrap_or_default();
+    (what.starts_with(b"add@") || what.starts_with(b"remove@") || what.starts_with(b"move@"))
+        && words.any(|word| word == b"SUBSYSTEM=net")
+}
+
+fn pid_file(card: &str) -> String {
+    format!("/run/udhcpc.{card}.pid")
+}
+
+/// Has a card set up by DHCP. The client then stays, to renew its lease.
+fn lease_address(card: &str) {
+    let mut client = Command::new("/bin/udhcpc");
+    // Three tries of a second; then it goes on in the background.
+    client.args(["-b", "-t", "3", "-T", "1", "-i", card, "-s", LEASE, "-p", &pid_file(card)]);
+    client.env_clear().env("PATH", crate::exec::DEFAULT_PATH);
+    client.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // As a session of its own it takes signals, which we block.
+    let started = sys::as_session(&mut client, false, User::root().identity("/"));
+    match started.and_then(|()| children::run(&mut client)) {
+        Ok(0) => {}
+        Ok(status) => say(format_args!("no network address: the DHCP client ended with status {status}")),
+        Err(error) => say(format_args!("no network address: cannot start the DHCP client: {error}")),
+    }
+}
+
+/// Has a card that has another address now set up anew: its client knows the one from before.
+pub(crate) fn lease_anew(card: &str) {
+    if !fs::exists(pid_file(card)).unwrap_or(false) {
+        // Somebody else has set it up.
+        return;
+    }
+    end_client(card);
+    lease_address(card);
+}
+
+/// The client of a card that has gone would ask for ever.
+fn end_client(card: &str) {
+    let pid = fs::read_to_string(pid_file(card)).ok().and_then(|text| text.trim().parse().ok());
+    if let Some(pid) = pid.filter(|pid| *pid > 1) {
+        // It may have ended by itself.
+        let _ = sys::kill(pid, libc::SIGTERM);
+    }
+    let _ = fs::remove_file(pid_file(card));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_about_cards_are_known() {
+        let event = |what: &str, subsystem: &str| {
+            format!(
+                "{what}@/devices/pci0000:00/0000:00:05.0/virtio4/net/eth0\0ACTION={what}\0SUBSYSTEM={subsystem}\0"
+            )
+        };
+        assert!(
+            is_about_a_card(event("add", "net").as_bytes())
+                && is_about_a_card(event("remove", "net").as_bytes())
+        );
+        assert!(
+            !is_about_a_card(event("change", "net").as_bytes())
+                && !is_about_a_card(event("add", "pci").as_bytes())
+        );
+        assert!(!is_about_a_card(b"") && !is_about_a_card(b"add@") && !is_about_a_card(&[0; 100]));
+        let names = ["eth0", "eth12", "eth", "lo", "ethx", "sit0", "eth0.5"].map(is_card);
+        assert_eq!(names, [true, true, false, false, false, false, false]);
+    }
+}

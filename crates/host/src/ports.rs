@@ -1,0 +1,250 @@
+//! Ports of VMs: what they are, how much may pass, who they are, what passes.
+use crate::names;
+use crate::networks::Switch;
+use crate::pcapng;
+use crate::plugs::CABLE_OUT;
+use crate::runners::Runner;
+use crate::store::VmRecord;
+use crate::vms::{Vms, card};
+use hyper::body::Bytes;
+use rustix::net::sockopt::{
+    Timeout, set_socket_recv_buffer_size, set_socket_send_buffer_size, set_socket_timeout,
+};
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::thread;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use viv_api::port::{Port, PortTraffic};
+use viv_api::runner::Ask as RunnerAsk;
+use viv_api::secgroup::SecGroupInfo;
+use viv_model::{Fault, Kind, NicLimits, NicSpec, PortCounters, SwitchCounters};
+use viv_net::capture::{RECORD_MAX, Record};
+
+/// How often a capture looks whether anybody still wants it.
+const LOOK: Duration = Duration::from_millis(500);
+/// Bytes of packets that wait for whoever captures, as far as the host lets us.
+const WAITING: usize = 8 << 20;
+/// Pieces of a capture that wait for its reader.
+const PIECES: usize = 16;
+
+fn without_card(record: &VmRecord) -> Fault {
+    Fault::new(
+        Kind::Conflict,
+        format!("VM {:?} has no network card", record.name),
+        "start VMs with a network: viv run --net user, or --net NETWORK",
+    )
+}
+
+fn not_plugged_in(record: &VmRecord) -> Fault {
+    Fault::new(
+        Kind::Conflict,
+        format!("VM {:?} is not plugged into a network now", record.name),
+        format!("start it: viv start {0}; or plug it in: viv network connect NETWORK {0}", record.name),
+    )
+}
+
+fn traffic(counters: &PortCounters) -> PortTraffic {
+    let PortCounters { sent, received, refused, denied, lost, connections, .. } = *counters;
+    PortTraffic { sent, received, refused, denied, lost, connections }
+}
+
+fn port(record: &VmRecord, nic: &NicSpec, counters: Option<&PortCounters>) -> Port {
+    Port {
+        vm: record.id.clone(),
+        name: record.name.clone(),
+        network: nic.net.clone(),
+        connected: counters.is_some(),
+        mac: nic.mac.map(|byte| format!("{byte:02x}")).join(":"),
+        address: nic.address,
+        addresses6: counters.map(|counters| counters.addresses6.clone()).unwrap_or_default(),
+        limits: nic.limits,
+        ports: nic.ports.clone(),
+        counters: counters.map(traffic).unwrap_or_default(),
+    }
+}
+
+impl Vms {
+    fn counters(&self, record: &VmRecord) -> Option<PortCounters> {
+        let counters = self.switch_of(record)?.counters()?;
+        counters.ports.into_iter().find(|port| port.vm == record.id)
+    }
+
+    /// What has passed a VM's port, if it is plugged in.
+    pub(crate) fn traffic(&self, record: &VmRecord) -> Option<PortTraffic> {
+        self.counters(record).as_ref().map(traffic)
+    }
+
+    fn port_of(&self, record: &VmRecord) -> Result<Port, Fault> {
+        let nic = record.machine.nic.as_ref().ok_or_else(|| without_card(record))?;
+        Ok(port(record, nic, self.counters(record).as_ref()))
+    }
+
+    /// The ports of all VMs that have a card.
+    pub(crate) fn ports(&self) -> Result<Vec<Port>, Fault> {
+        // Each switch is asked once, however many VMs it has.
+        let mut asked: HashMap<Switch, Option<SwitchCounters>> = HashMap::new();
+        let mut ports = Vec::new();
+        for record in self.records()? {
+            let Some(nic) = &record.machine.nic else { continue };
+            let counters = self.switch_of(&record).and_then(|switch| {
+                let all = asked.entry(switch.clone()).or_insert_with(|| switch.counters()).as_ref()?;
+                all.ports.iter().find(|port| port.vm == record.id)
+            });
+            ports.push(port(&record, nic, counters));
+        }
+        Ok(ports)
+    }
+
+    /// A VM's port.
+    pub(crate) fn port(&self, vm: &str) -> Result<Port, Fault> {
+        self.port_of(&self.find(vm)?.0)
+    }
+
+    /// Lets so much pass a VM's card from now on.
+    pub(crate) fn limit_port(&self, vm: &str, limits: NicLimits) -> Result<Port, Fault> {
+        limits.check()?;
+        self.change(vm, |mut record, _| {
+            let missing = without_card(&record);
+            let nic = record.machine.nic.as_mut().ok_or(missing)?;
+            nic.limits = limits;
+            let nic = nic.clone();
+            self.store.update(&record)?;
+            self.networks.tell_limits(&record, &nic)?;
+            self.port_of(&record)
+        })
+    }
+
+    /// Gives a VM's card another address, and its guest another one: the guest and its neighbours are told.
+    pub(crate) fn rebind(&self, vm: &str) -> Result<Port, Fault> {
+        self.change(vm, |mut record, runner| {
+            let missing = without_card(&record);
+            let id = names::identity().map_err(|error| {
+                Fault::new(
+                    Kind::Error,
+                    format!("cannot make up an address: {error}"),
+                    "see that /dev/urandom can be read",
+                )
+            })?;
+            let lives = runner.process().is_some();
+            let before = self.switch_of(&record);
+            let nic = {
+                let _turn = self.networks.hold();
+                let others = self.records()?.into_iter().filter(|other| other.id != record.id);
+                let others: Vec<VmRecord> = others.collect();
+                let nic = record.machine.nic.as_mut().ok_or(missing)?;
+                nic.rebind(card(&id));
+                if !lives {
+                    // What starts anew knows nothing from before.
+                    nic.aliases.clear();
+                }
+                self.networks.give_address(nic, &others)?;
+                let nic = nic.clone();
+                self.store.update(&record)?;
+                nic
+            };
+            if lives {
+                self.plug_anew(&record, &runner, before)?;
+                runner.ask(&RunnerAsk::Renew { nic })?;
+            }
+            self.port_of(&record)
+        })
+    }
+
+    /// Pulls a running VM's plug and puts it into the port of its record.
+    pub(crate) fn plug_anew(
+        &self,
+        record: &VmRecord,
+        runner: &Runner,
+        before: Option<Switch>,
+    ) -> Result<(), Fault> {
+        runner.plug(None)?;
+        before.map_or(Ok(()), |switch| switch.unplug(&record.id))?;
+        thread::sleep(CABLE_OUT);
+        match self.plug_in(record)? {
+            Some(port) => runner.plug(Some(port)),
+            None => Ok(()),
+        }
+    }
+
+    /// What passes a VM's port from now on, as a file of packets.
+    pub(crate) fn capture(&self, vm: &str) -> Result<mpsc::Receiver<Bytes>, Fault> {
+        let (record, _) = self.find(vm)?;
+        if record.machine.nic.is_none() {
+            return Err(without_card(&record));
+        }
+        let switch = self.switch_of(&record).filter(|switch| switch.process().is_some());
+        let switch = switch.ok_or_else(|| not_plugged_in(&record))?;
+        let broken = |error: io::Error| {
+            Fault::new(
+                Kind::Error,
+                format!("cannot watch the port of VM {:?}: {error}", record.name),
+                "try again in a moment",
+            )
+        };
+        let (ours, theirs) = watching().map_err(broken)?;
+        switch.capture(&record.id, theirs.as_fd()).map_err(broken)??;
+        drop(theirs);
+        let (sender, receiver) = mpsc::channel(PIECES);
+        let name = record.name.clone();
+        thread::Builder::new()
+            .name("capture".into())
+            .spawn(move || carry(&ours, &name, &sender))
+            .map_err(broken)?;
+        Ok(receiver)
+    }
+
+    /// Adds to groups how often their rules have decided.
+    pub(crate) fn count_rules(&self, groups: &mut [SecGroupInfo]) -> Result<(), Fault> {
+        let mut counted: HashMap<(String, String), u64> = HashMap::new();
+        let mut asked = std::collections::HashSet::new();
+        for record in self.records()? {
+            let Some(switch) = self.switch_of(&record) else { continue };
+            if !asked.insert(switch.clone()) {
+                continue;
+            }
+            for rule in switch.counters().unwrap_or_default().rules {
+                *counted.entry((rule.group, rule.rule.to_string())).or_default() += rule.decided;
+            }
+        }
+        for group in groups {
+            let count = |rule: &viv_model::Rule| {
+                counted.get(&(group.name.clone(), rule.to_string())).copied().unwrap_or(0)
+            };
+            group.decided = group.rules.iter().map(count).collect();
+        }
+        Ok(())
+    }
+}
+
+/// A pair of sockets that keep records apart: ours, and the one of whoever tells.
+fn watching() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    set_socket_send_buffer_size(&theirs, WAITING)?;
+    set_socket_recv_buffer_size(&ours, WAITING)?;
+    set_socket_timeout(&ours, Timeout::Recv, Some(LOOK))?;
+    Ok((ours, theirs))
+}
+
+/// Turns records into a file, piece by piece, until nobody tells or nobody reads any more.
+fn carry(socket: &OwnedFd, name: &str, sender: &mpsc::Sender<Bytes>) {
+    let mut buffer = vec![0; RECORD_MAX];
+    let mut piece = pcapng::header(name);
+    loop {
+        if !piece.is_empty() && sender.blocking_send(std::mem::take(&mut piece).into()).is_err() {
+            return;
+        }
+        match recv(socket, buffer.as_mut_slice(), RecvFlags::empty()) {
+            Ok((0, _)) => return,
+            Ok((len, _)) => {
+                let record = Record::parse(buffer.get(..len).unwrap_or_default());
+                record.iter().for_each(|record| pcapng::packet(&mut piece, record));
+            }
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) if sender.is_closed() => return,
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+            Err(_) => return,
+        }
+    }
+}

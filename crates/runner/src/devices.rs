@@ -1,0 +1,193 @@
+//! The guest's devices that may come and go: which it has now, so that it has them again when it boots anew.
+use crate::guest::Guest;
+use crate::life::Life;
+use crate::share::Server;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use viv_api::runner::Ask;
+use viv_machine::HandedFiles;
+use viv_model::{DiskLimits, DiskSpec, Fault, Kind, MachineSpec, NicSpec, ShareMount, ShareSpec};
+use viv_net::port::{NetPort, Plug, SocketPort};
+
+/// A disk that the guest has.
+struct HeldDisk {
+    spec: DiskSpec,
+    /// Its open files, if it was attached while the VM ran: the sandbox opens none of them again.
+    files: Option<HandedFiles>,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct Devices {
+    disks: Vec<HeldDisk>,
+    shares: Vec<Server>,
+    /// The network card, and what it is plugged into.
+    card: Option<(NicSpec, Arc<Plug>)>,
+    /// The kernel's command line, which has the agent mount shared directories.
+    append: String,
+}
+
+/// What a new guest gets: a socket of each shared directory's server, and the port of its card.
+pub(crate) type Connected = (Vec<UnixStream>, Option<Arc<dyn NetPort>>);
+
+impl Devices {
+    /// Those of the start.
+    pub(crate) fn new(machine: &MachineSpec, shares: Vec<Server>, plug: Option<Arc<Plug>>) -> Devices {
+        let disks = machine.disks.iter().map(|disk| HeldDisk { spec: disk.clone(), files: None });
+        Devices {
+            disks: disks.collect(),
+            shares,
+            card: machine.nic.clone().zip(plug),
+            append: machine.append.clone(),
+        }
+    }
+
+    /// `machine` with these devices instead of its own.
+    pub(crate) fn of(&self, machine: &MachineSpec) -> MachineSpec {
+        MachineSpec {
+            disks: self.disks.iter().map(|disk| disk.spec.clone()).collect(),
+            ..self.before_disks_come(machine)
+        }
+    }
+
+    /// The same, but without the disks that were attached while the VM ran: those come after its build.
+    pub(crate) fn before_disks_come(&self, machine: &MachineSpec) -> MachineSpec {
+        let first = self.disks.iter().filter(|disk| disk.files.is_none());
+        MachineSpec {
+            disks: first.map(|disk| disk.spec.clone()).collect(),
+            shares: self.shares.iter().map(|server| server.share.clone()).collect(),
+            nic: self.card.as_ref().map(|(nic, _)| nic.clone()),
+            append: self.append.clone(),
+            ..machine.clone()
+        }
+    }
+
+    /// The disks that were attached while the VM ran.
+    pub(crate) fn later_disks(&self) -> Vec<(DiskSpec, HandedFiles)> {
+        self.disks.iter().filter_map(|disk| Some((disk.spec.clone(), disk.files.clone()?))).collect()
+    }
+
+    /// Makes that for a new guest.
+    pub(crate) fn connect(&self) -> Result<Connected, Fault> {
+        let shares = self.shares.iter().map(Server::connect).collect::<Result<_, _>>()?;
+        Ok((shares, self.card.as_ref().map(|(_, plug)| plug.clone() as Arc<dyn NetPort>)))
+    }
+
+    /// Plugs the card into this port, or into none.
+    pub(crate) fn plug(&self, files: Vec<OwnedFd>) -> Result<(), Fault> {
+        let (_, plug) = self.card.as_ref().ok_or_else(no_card)?;
+        plug.set(files.into_iter().next().map(SocketPort::from));
+        Ok(())
+    }
+}
+
+impl Life {
+    /// Lets a device come or go.
+    pub(crate) fn change_device(&self, ask: Ask, files: Vec<OwnedFd>) -> Result<(), Fault> {
+        let guest = self.guest()?;
+        match ask {
+            Ask::LimitDisk { disk, limits } => self.limit_disk(&*guest, disk, limits),
+            Ask::ResizeDisk { disk, size } => guest.resize_disk(disk, size),
+            Ask::AttachDisk { disk, files: paths } => {
+                if paths.len() != files.len() {
+                    return Err(out_of_files());
+                }
+                let files: HandedFiles = paths.into_iter().zip(files.into_iter().map(File::from)).collect();
+                guest.attach_disk(&disk, files.clone())?;
+                self.devices(|all| all.disks.push(HeldDisk { spec: disk, files: Some(files) }));
+                Ok(())
+            }
+            Ask::DetachDisk { disk } => {
+                guest.detach_disk(disk)?;
+                self.devices(|all| {
+                    if disk < all.disks.len() {
+                        all.disks.remove(disk); // closes its files, which lets go of their locks
+                    }
+                });
+                Ok(())
+            }
+            Ask::AttachShare { share, mount } => self.attach_share(&*guest, share, mount, files),
+            Ask::DetachShare { tag } => {
+                guest.detach_share(&tag)?;
+                self.devices(|all| {
+                    all.shares.retain(|server| server.share.tag.as_ref() != Some(&tag)); // which ends it
+                    all.append = ShareMount::taken_off(&all.append, &tag);
+                });
+                Ok(())
+            }
+            Ask::AttachCard { nic } => self.attach_card(&*guest, nic, files),
+            Ask::DetachCard => {
+                guest.detach_card()?;
+                self.devices(|all| all.card = None);
+                Ok(())
+            }
+            other => {
+                let text = format!("{other:?} is not about a device");
+                Err(Fault::new(Kind::Usage, text, "use the command of this version"))
+            }
+        }
+    }
+
+    fn limit_disk(&self, guest: &dyn Guest, disk: usize, limits: DiskLimits) -> Result<(), Fault> {
+        guest.limit_disk(disk, &limits)?;
+        self.devices(|all| {
+            if let Some(held) = all.disks.get_mut(disk) {
+                held.spec.limits = limits;
+            }
+        });
+        Ok(())
+    }
+
+    fn attach_share(
+        &self,
+        guest: &dyn Guest,
+        share: ShareSpec,
+        mount: bool,
+        files: Vec<OwnedFd>,
+    ) -> Result<(), Fault> {
+        let count = self.devices(|all| all.shares.len());
+        let share = ShareSpec { tag: Some(share.tag_of(count)), ..share };
+        let server = Server::new(share.clone(), files.into_iter().next().ok_or_else(out_of_files)?);
+        guest.attach_share(&share.tag_of(count), server.connect()?)?;
+        self.devices(|all| {
+            if mount {
+                all.append = format!("{} {}", all.append, ShareMount::new(count, &share).to_word());
+            }
+            all.shares.push(server);
+        });
+        Ok(())
+    }
+
+    fn attach_card(&self, guest: &dyn Guest, nic: NicSpec, files: Vec<OwnedFd>) -> Result<(), Fault> {
+        if self.devices(|all| all.card.is_some()) {
+            let fix = "move it to another network with: viv network connect";
+            return Err(Fault::new(Kind::Conflict, "the VM has a network card already", fix));
+        }
+        let plug = Plug::new(files.into_iter().next().map(SocketPort::from)).map_err(|error| {
+            Fault::new(
+                Kind::NoCapacity,
+                format!("the VM's process cannot make a network card: {error}"),
+                "detach disks that it does not need, or let it have more open files: ulimit -n",
+            )
+        })?;
+        let plug = Arc::new(plug);
+        guest.attach_card(nic.mac, plug.clone())?;
+        self.devices(|all| all.card = Some((nic, plug)));
+        Ok(())
+    }
+}
+
+fn no_card() -> Fault {
+    Fault::new(Kind::Conflict, "the VM has no network card", "give it one: viv attach VM --net NETWORK")
+}
+
+/// Files that were sent have not come (SCM_RIGHTS of unix(7), RLIMIT_NOFILE).
+fn out_of_files() -> Fault {
+    Fault::new(
+        Kind::NoCapacity,
+        "the VM's process may have no more open files",
+        "detach disks that it does not need, or let it have more before it starts: ulimit -n",
+    )
+}
