@@ -34,6 +34,7 @@ pub(crate) fn spec_of(record: &VmRecord, dir: &Path) -> VmCreate {
         shares: machine.shares.clone(),
         net: Some(machine.nic.as_ref().map_or(NetKind::None, |nic| nic.net.clone())),
         ports: machine.nic.as_ref().map(|nic| nic.ports.clone()).unwrap_or_default(),
+        console_ports: machine.console_ports.clone(),
         groups: record.groups.clone(),
         labels: record.labels.clone(),
         start: false,

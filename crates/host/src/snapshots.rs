@@ -427,6 +427,8 @@ fn lay_out(
         Qcow2::create(&path, &CreateOptions { backing, ..CreateOptions::new(disk.content.bytes) })?;
         *spec = DiskSpec { path, format: Some(DiskFormat::Qcow2), allow: Vec::new(), ..spec.clone() };
     }
+    // The VM that was saved may have its sockets still.
+    machine.console_ports.iter_mut().for_each(|port| port.path = None);
     match &mut machine.nic {
         Some(nic) => {
             nic.ports.clone_from(&ask.ports);
