@@ -142,8 +142,16 @@ pub enum Route {
     SnapshotRemove,
     /// Verify a snapshot.
     SnapshotVerify,
+    /// Compare snapshots.
+    SnapshotDiff,
+    /// Write a snapshot to a file.
+    SnapshotExport,
+    /// Take a snapshot from a file.
+    SnapshotImport,
     /// Go on from a snapshot.
     SnapshotRestore,
+    /// Let a VM go on from a snapshot of it.
+    VmRollback,
     /// Fork a VM.
     VmFork,
     /// Give up a long work.
@@ -481,11 +489,39 @@ pub const TABLE: &[Endpoint] = &[
         "read all of it and compare it with its checksums (Snapshot)",
     ),
     line(
+        Route::SnapshotDiff,
+        Method::Post,
+        "/v1/snapshots/{snapshot}/diff",
+        Answer::Json,
+        "what differs between it and another one (SnapshotOther -> SnapshotDiff)",
+    ),
+    line(
+        Route::SnapshotExport,
+        Method::Post,
+        "/v1/snapshots/{snapshot}/export",
+        Answer::Json,
+        "write it to a new tar file of the host (SnapshotFile -> Snapshot)",
+    ),
+    line(
+        Route::SnapshotImport,
+        Method::Post,
+        "/v1/snapshots/import",
+        Answer::Json,
+        "take one from a tar file of the host, after comparing all of it with its checksums (SnapshotFile -> Snapshot)",
+    ),
+    line(
         Route::SnapshotRestore,
         Method::Post,
         "/v1/snapshots/{snapshot}/restore",
         Answer::Json,
         "a new VM that goes on from it (SnapshotRestore -> Vm)",
+    ),
+    line(
+        Route::VmRollback,
+        Method::Post,
+        "/v1/vms/{vm}/rollback",
+        Answer::Json,
+        "the VM goes on from a snapshot of it; what it has become since is lost (VmRollback -> Vm)",
     ),
     line(
         Route::VmFork,

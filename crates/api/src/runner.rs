@@ -81,6 +81,8 @@ pub enum Started {
 pub enum Ask {
     /// How is it?
     Status,
+    /// How is it, once a guest that goes on from a snapshot has been told who and when it is?
+    Settled,
     /// What has it used and done?
     Stats,
     /// Let the vCPUs stand still.

@@ -12,6 +12,8 @@ pub struct SnapshotCreate {
     pub name: Option<String>,
     /// What there is to say of it.
     pub comment: String,
+    /// Whether VMs are to be made by its name: it is a template then.
+    pub template: bool,
 }
 
 /// A snapshot.
@@ -37,6 +39,8 @@ pub struct Snapshot {
     pub data_bytes: u64,
     /// How long the VM stood still for it, nanoseconds.
     pub paused_ns: u64,
+    /// Whether VMs are made by its name.
+    pub template: bool,
     /// Its machine; not there if it is damaged.
     pub machine: Option<MachineSpec>,
     /// Where its files are.
@@ -73,4 +77,56 @@ impl Default for VmFork {
     fn default() -> VmFork {
         VmFork { count: 1, name: None, remove: false }
     }
+}
+
+/// Where a VM is to go on from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VmRollback {
+    /// A snapshot of it; the one that it came from last if there is none.
+    pub snapshot: Option<String>,
+}
+
+/// The other snapshot of a comparison.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SnapshotOther {
+    /// Its name or id.
+    pub other: String,
+}
+
+/// What differs between two snapshots.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotDiff {
+    /// The name of one.
+    pub first: String,
+    /// The name of the other.
+    pub second: String,
+    /// Whether the machines are described differently.
+    pub machine: bool,
+    /// Whether processors or devices are in another state.
+    pub state: bool,
+    /// Memory and disks.
+    pub contents: Vec<ContentDiff>,
+}
+
+/// How much of a memory or a disk differs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContentDiff {
+    /// Which: `memory`, `disk0`.
+    pub name: String,
+    /// Its size, bytes.
+    pub bytes: u64,
+    /// Bytes that differ, counted in pieces of 64 KiB.
+    pub changed_bytes: u64,
+}
+
+/// A tar file to write a snapshot to, or to read it from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SnapshotFile {
+    /// An absolute path of the host.
+    pub path: PathBuf,
+    /// The name that it gets here; its own if there is none.
+    pub name: Option<String>,
 }

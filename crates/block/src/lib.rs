@@ -5,6 +5,7 @@
 //!                                  ├── Qcow2       QEMU's image, versions 2 and 3, over a chain of others
 //!                                  ├── Vmdk, VDI, VHD, VHDX   for reading: what people bring along
 //!                                  ├── Throttled   another disk, as fast as its limits let it be
+//!                                  ├── Preserving  another disk, of which a moment can be kept while it goes on
 //!                                  ├── Patient     another disk, whose changes wait while the host has no room
 //!                                  └── MemoryDisk  for tests: counts, fails on demand, loses what was not flushed
 //! ```
@@ -24,6 +25,7 @@ pub mod journal;
 mod map;
 mod memory;
 mod patient;
+mod preserve;
 mod probe;
 mod qcow2;
 mod raw;
@@ -41,6 +43,7 @@ pub use error::OpenError;
 pub use info::{DiskInfo, Qcow2Info, info};
 pub use memory::{Counts, MemoryDisk};
 pub use patient::{Patient, Shortage};
+pub use preserve::{Preserved, Preserving};
 pub use probe::{mark_raw, probe};
 pub use qcow2::{CreateOptions, Qcow2, Report};
 pub use raw::RawDisk;

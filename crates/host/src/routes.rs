@@ -21,6 +21,7 @@ use viv_api::info::{Info, KvmState, Service as ServiceInfo};
 use viv_api::network::{NetworkConnect, NicAttach};
 use viv_api::runner::Ask as RunnerAsk;
 use viv_api::secgroup::{RuleAdd, SecGroupJoin};
+use viv_api::snapshot::SnapshotOther;
 use viv_api::timestamp::Timestamp;
 use viv_api::vm::{ConsoleSize, Vm, VmCreate};
 use viv_model::{Ask, Fault, Kind};
@@ -61,7 +62,13 @@ pub(crate) async fn answer(
         Route::VmList => blocking(move || vms.list()).await,
         Route::VmCreate => {
             let ask: VmCreate = body(request).await?;
-            blocking(move || vms.create(ask)).await
+            blocking(move || match &ask.image {
+                Some(image) if service.snapshots.is_template(image) => {
+                    service.snapshots.create_from(image, &ask)
+                }
+                _ => vms.create(ask),
+            })
+            .await
         }
         Route::VmGet => blocking(move || vms.get(&name)).await,
         Route::VmRemove => {
@@ -173,6 +180,22 @@ pub(crate) async fn answer(
         Route::SnapshotGet => blocking(move || service.snapshots.get(&name)).await,
         Route::SnapshotRemove => blocking(move || service.snapshots.remove(&name)).await,
         Route::SnapshotVerify => blocking(move || service.snapshots.verify(&name)).await,
+        Route::SnapshotDiff => {
+            let ask: SnapshotOther = body(request).await?;
+            blocking(move || service.snapshots.diff(&name, &ask.other)).await
+        }
+        Route::SnapshotExport => {
+            let ask = body(request).await?;
+            blocking(move || service.snapshots.export(&name, &ask)).await
+        }
+        Route::SnapshotImport => {
+            let ask = body(request).await?;
+            blocking(move || service.snapshots.import(&ask)).await
+        }
+        Route::VmRollback => {
+            let ask = body(request).await?;
+            blocking(move || service.snapshots.roll_back(&name, &ask)).await
+        }
         Route::SnapshotRestore => {
             let ask = body(request).await?;
             blocking(move || service.snapshots.restore(&name, &ask)).await

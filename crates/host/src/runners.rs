@@ -23,6 +23,8 @@ use viv_model::{DiskSpec, End, Fault, Kind, NicSpec, SavedParts, ShareSpec};
 
 /// How long a runner may take to answer a question.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// How long it may take until its guest knows who and when it is.
+const SETTLE_LIMIT: Duration = Duration::from_secs(40);
 /// How long it may take to write its memory and disks.
 const SNAPSHOT_LIMIT: Duration = Duration::from_secs(3600);
 /// How long it may take to end once it was killed.
@@ -104,7 +106,9 @@ impl Runner {
                 )
             }
         };
-        crate::store::write_whole(&self.dir.join(SPEC), spec).map_err(broken("write the description"))?;
+        // Read at once, and written anew for each start: it need not outlive the host.
+        let spec_text = serde_json::to_vec_pretty(spec).unwrap_or_default();
+        std::fs::write(self.dir.join(SPEC), spec_text).map_err(broken("write the description"))?;
         let log = OpenOptions::new()
             .create(true)
             .write(true)
@@ -190,6 +194,15 @@ impl Runner {
     pub(crate) fn attach_card(&self, nic: &NicSpec, port: Option<OwnedFd>) -> Result<(), Fault> {
         let port: Vec<File> = port.into_iter().map(File::from).collect();
         self.ask_with(&Ask::AttachCard { nic: nic.clone() }, &port).map(drop)
+    }
+
+    /// Its status, once its guest knows who and when it is.
+    pub(crate) fn settled(&self) -> Result<Status, Fault> {
+        match self.exchange(&Ask::Settled, &[], SETTLE_LIMIT).map_err(no_answer)? {
+            Reply::Ok(status) => Ok(status),
+            Reply::Stats(_) | Reply::Saved(_) => Err(no_answer(io::ErrorKind::InvalidData.into())),
+            Reply::Refused(fault) => Err(fault),
+        }
     }
 
     /// Has it save itself into these files.

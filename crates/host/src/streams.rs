@@ -93,7 +93,7 @@ pub(crate) async fn agent(
         return Err(not_running(name, "has no agent"));
     }
     let asked = runner.clone();
-    if let Ok(Ok(status)) = tokio::task::spawn_blocking(move || asked.ask(&Ask::Status)).await
+    if let Ok(Ok(status)) = tokio::task::spawn_blocking(move || asked.settled()).await
         && status.state == State::Paused
     {
         let fix = format!("let it go on: viv resume {name}");

@@ -51,6 +51,18 @@ pub(crate) struct Vms {
     watch: Box<dyn Fn(Process, String) + Send + Sync>,
 }
 
+/// A VM that starts.
+struct Starting<'a> {
+    all: &'a Mutex<HashSet<String>>,
+    id: String,
+}
+
+impl Drop for Starting<'_> {
+    fn drop(&mut self) {
+        lock(self.all).remove(&self.id);
+    }
+}
+
 /// Locks, also after a panic of another holder.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -265,10 +277,11 @@ impl Vms {
         }
     }
 
-    /// Remembers a VM whose directory is there already.
-    pub(crate) fn insert(&self, record: &VmRecord) -> Result<(), Fault> {
-        fits(record.machine.memory_mib)?;
-        Ok(self.store.insert(record)?)
+    /// Remembers which snapshot it came from last.
+    pub(crate) fn came_from(&self, id: &str, snapshot: &str) -> Result<(), Fault> {
+        self.change(id, |record, _| {
+            Ok(self.store.update(&VmRecord { snapshot: Some(snapshot.to_string()), ..record })?)
+        })
     }
 
     /// Describes a VM, and starts it if that is asked.
@@ -362,36 +375,58 @@ impl Vms {
         self.change(name, |record, runner| {
             let state = self.view(record.clone(), &runner).state;
             refuse(state, Ask::Start, &record.name)?;
-            let mut machine = record.machine.clone();
-            // Known for as long as the host is up: the VM's process need not find it out again.
-            if machine.accel == Accel::Auto && crate::info::kvm(&self.places).state != KvmState::Good {
-                machine.accel = Accel::Soft;
-            }
-            let spec = RunnerSpec {
-                name: record.name.clone(),
-                machine,
-                on_reboot: record.on_reboot,
-                attended_by: ask.attended_by,
-                command: record.command.clone(),
-                resume: runner.dir().join(RESUME).exists(),
-            };
+            let _starting = self.starting(&record.id);
             let record =
                 VmRecord { started_at: Some(Timestamp::now()), attended_by: ask.attended_by, ..record };
             self.store.update(&record)?;
-            lock(&self.starting).insert(record.id.clone());
-            let started = self.plug_in(&record).and_then(|port| runner.start(&spec, port));
-            lock(&self.starting).remove(&record.id);
-            match started {
-                Ok(status) => {
-                    (self.watch)(status.process, record.id.clone());
-                    Ok(self.view(record, &runner))
-                }
-                Err(fault) => {
-                    runner.set_end(&End::Failed { message: fault.message.clone() });
-                    Err(fault)
-                }
-            }
+            self.launch(record, &runner)
         })
+    }
+
+    /// Remembers a new VM whose directory is there already, and starts it. Its files are gone if it is not remembered.
+    pub(crate) fn insert_and_start(&self, record: VmRecord, ask: &VmStart) -> Result<Vm, Fault> {
+        let runner = self.runner(&record);
+        let _starting = self.starting(&record.id);
+        // Written once: it is as good as started.
+        let record = VmRecord { started_at: Some(Timestamp::now()), attended_by: ask.attended_by, ..record };
+        fits(record.machine.memory_mib)?;
+        self.store.insert(&record).inspect_err(|_| drop(fs::remove_dir_all(runner.dir())))?;
+        let id = record.id.clone();
+        self.change(&id, |record, runner| self.launch(record, &runner))
+    }
+
+    /// Until what it gives is dropped, the VM counts as one that starts.
+    fn starting(&self, id: &str) -> Starting<'_> {
+        lock(&self.starting).insert(id.to_string());
+        Starting { all: &self.starting, id: id.to_string() }
+    }
+
+    /// Starts the process of a VM that is remembered as started.
+    fn launch(&self, record: VmRecord, runner: &Runner) -> Result<Vm, Fault> {
+        let mut machine = record.machine.clone();
+        // Known for as long as the host is up: the VM's process need not find it out again.
+        if machine.accel == Accel::Auto && crate::info::kvm(&self.places).state != KvmState::Good {
+            machine.accel = Accel::Soft;
+        }
+        let spec = RunnerSpec {
+            name: record.name.clone(),
+            machine,
+            on_reboot: record.on_reboot,
+            attended_by: record.attended_by,
+            command: record.command.clone(),
+            resume: runner.dir().join(RESUME).exists(),
+        };
+        match self.plug_in(&record).and_then(|port| runner.start(&spec, port)) {
+            Ok(status) => {
+                (self.watch)(status.process, record.id.clone());
+                lock(&self.starting).remove(&record.id);
+                Ok(self.view(record, runner))
+            }
+            Err(fault) => {
+                runner.set_end(&End::Failed { message: fault.message.clone() });
+                Err(fault)
+            }
+        }
     }
 
     /// Lets its vCPUs stand still or go on.

@@ -1,6 +1,6 @@
 //! The board as data: one table says which chips there are, where and with which line; a second one is made from
 //! the machine's description and says which virtio devices there are. One loop builds each.
-use crate::acpi::{AcpiSpec, MmioDevice};
+use crate::acpi::{AcpiSpec, GENERATION_GPE, MmioDevice};
 use crate::bus::Ranges;
 use crate::core::{SoftWires, World, lock, wall_ns};
 use crate::hot_plug::{HotPlug, Place};
@@ -602,6 +602,11 @@ impl Board {
     pub(crate) fn press_power_button(&self) {
         let _going = self.world.going();
         self.power.with(|pm, _| pm.press_power_button());
+    }
+
+    /// Tells the guest that the machine is of another generation: [`crate::layout::GENERATION`].
+    pub(crate) fn tell_generation(&self) {
+        self.power.with(|pm, _| pm.raise_gpe(GENERATION_GPE));
     }
 
     /// The disk in this slot has another size now.

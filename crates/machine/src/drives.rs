@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use viv_block::{Disk, Gate, Patient, Shortage, Source, Throttled};
+use viv_block::{Disk, Gate, Patient, Preserved, Preserving, Shortage, Source, Throttled};
 use viv_model::{DiskLimits, DiskSpec, Fault, Kind, OnFull};
 
 /// How long the end waits for disks: one may hang.
@@ -17,6 +17,8 @@ const LOOK: Duration = Duration::from_millis(1);
 
 struct Drive {
     disk: Arc<dyn Disk>,
+    /// The same, without its limits.
+    preserving: Arc<Preserving>,
     gate: Arc<Gate>,
     serial: String,
     /// Its PCI slot.
@@ -48,8 +50,10 @@ fn open(
         OnFull::Pause if !disk.read_only() => Arc::new(Patient::new(disk, &spec.path, shortage.clone())),
         _ => disk,
     };
+    let preserving = Arc::new(Preserving::new(disk));
     Ok(Drive {
-        disk: Arc::new(Throttled::new(disk, gate.clone())),
+        disk: Arc::new(Throttled::new(preserving.clone(), gate.clone())),
+        preserving,
         gate,
         serial: spec.serial_of(index),
         slot: u8::MAX,
@@ -72,8 +76,16 @@ impl Drives {
         &self.shortage
     }
 
+    /// What the disks that can be written hold now, by their numbers. What changes from then on is kept in `files`, one for each of
+    /// them.
+    pub(crate) fn preserve(&self, files: Vec<File>) -> Vec<(usize, Preserved)> {
+        let drives = lock(&self.drives);
+        let written = drives.iter().enumerate().filter(|(_, drive)| !drive.disk.read_only());
+        written.zip(files).map(|((index, drive), file)| (index, drive.preserving.preserve(file))).collect()
+    }
+
     /// The disks.
-    pub(crate) fn disks(&self) -> Vec<Arc<dyn Disk>> {
+    fn disks(&self) -> Vec<Arc<dyn Disk>> {
         lock(&self.drives).iter().map(|drive| drive.disk.clone()).collect()
     }
 

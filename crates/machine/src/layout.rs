@@ -51,8 +51,11 @@ pub const COMMAND_LINE_ROOM: u64 = 0x1_0000;
 pub const CONVENTIONAL_END: u64 = 0x9_fc00;
 /// ACPI tables; the RSDP comes first, so that a search of the ROM area finds it (ACPI 6.5 §5.2.5.1).
 pub const ACPI_TABLES: Gpa = Gpa(0xe_0000);
-/// Room for the ACPI tables.
+/// Room for the ACPI tables, and the page behind them.
 pub const ACPI_ROOM: u64 = 0x2_0000;
+/// The generation of the machine: 16 random bytes that are others each time it goes on from a saved state (Virtual Machine
+/// Generation ID, Microsoft, 2012). In a page of its own at the end of the tables' room.
+pub const GENERATION: Gpa = Gpa(0xf_f000);
 /// Where RAM for kernels starts.
 pub const KERNEL_MIN: u64 = MIB;
 

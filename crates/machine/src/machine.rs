@@ -11,7 +11,7 @@ use crate::parts::{ConsoleSink, Doorbells, Work};
 use crate::saving;
 use crate::threads::{self, Engine};
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -24,7 +24,7 @@ use viv_cpu::CpuError;
 use viv_cpu::kvm::{CpuLevel, KvmPlaces, KvmVm, KvmWorth, probe_kvm};
 use viv_cpu::soft::{self, PerfMap, ShownStats, SoftCpu, SoftStats};
 use viv_devices::virtio::GuestMemoryStats;
-use viv_mem::{Gpa, GuestMemory};
+use viv_mem::{Check, Gpa, GuestMemory, MemError};
 use viv_model::{Accel, DiskLimits, DiskSpec, End, Fault, Kind, MEMORY_MIB_MIN, MachineSpec, SoftSpec};
 use viv_net::port::NetPort;
 use viv_net::vsock::{VsockGuest, VsockMuxer, Waker};
@@ -70,12 +70,15 @@ pub struct MachineStats {
     pub guest_memory: GuestMemoryStats,
 }
 
+/// Memory that was saved: the file, and what must let each piece of it pass before the guest sees it.
+pub type SavedMemory = (File, Check);
+
 /// What a machine begins with.
 enum Origin<'a> {
     /// Its kernel.
     Boot { kernel: Vec<u8>, initrd: Option<Vec<u8>> },
     /// What was saved.
-    Saved { saved: &'a MachineSaved, memory: File },
+    Saved(&'a MachineSaved),
 }
 
 /// What waits for the start.
@@ -147,16 +150,21 @@ impl Machine {
         spec.check()?;
         let kernel = files::read(&spec.kernel, "kernel")?;
         let initrd = spec.initrd.as_deref().map(|path| files::read(path, "initrd")).transpose()?;
-        Machine::assemble(spec, io, Origin::Boot { kernel, initrd })
+        let memory = ram(spec, |regions| match spec.soft.check {
+            true => GuestMemory::viewable(regions), // it is looked at twice
+            false => GuestMemory::new(regions),
+        })?;
+        Machine::assemble(spec, io, memory, Origin::Boot { kernel, initrd })
     }
 
     /// Builds the machine that was saved: `spec` describes it as it was then, with disks that hold what they held then, and
-    /// `memory` is its memory, region after region ([`GuestMemory::of_file`]). It goes on at [`Machine::start`].
+    /// `memory` is its memory, region after region ([`GuestMemory::of_file`]). It goes on at [`Machine::start`]. Memory that does not
+    /// pass its check ends it when it gets there; on KVM all of it is checked here.
     pub fn restore(
         spec: &MachineSpec,
         io: MachineIo,
         saved: &MachineSaved,
-        memory: File,
+        memory: SavedMemory,
     ) -> Result<Machine, Fault> {
         spec.check()?;
         if spec.soft.check {
@@ -166,29 +174,31 @@ impl Machine {
                 "leave it out, or start the VM anew with it",
             ));
         }
-        Machine::assemble(spec, io, Origin::Saved { saved, memory })
+        let (file, check) = memory;
+        let memory = ram(spec, |regions| GuestMemory::of_file(regions, file, Some(check)))?;
+        let made = Machine::assemble(spec, io, memory.clone(), Origin::Saved(saved));
+        if let Some(what) = memory.damage() {
+            return Err(damaged(&what));
+        }
+        let machine = made?;
+        // The machine has the memory, not the memory the machine.
+        let world = Arc::downgrade(&machine.world);
+        memory.on_damage(move |what| {
+            if let Some(world) = world.upgrade() {
+                world.end(End::Failed { message: damaged(what).to_string() });
+            }
+        });
+        Ok(machine)
     }
 
-    fn assemble(spec: &MachineSpec, io: MachineIo, origin: Origin<'_>) -> Result<Machine, Fault> {
-        files::check_memory(spec.memory_mib)?;
+    fn assemble(
+        spec: &MachineSpec,
+        io: MachineIo,
+        memory: GuestMemory,
+        origin: Origin<'_>,
+    ) -> Result<Machine, Fault> {
         let drives = Drives::open(&spec.disks)?;
         let accel = resolve(spec.accel)?;
-        let mut regions = layout::ram(spec.memory_mib);
-        regions.extend(layout::hot_memory(spec.memory_mib, spec.memory_max_mib));
-        let memory = match &origin {
-            Origin::Boot { .. } => GuestMemory::new(&regions),
-            Origin::Saved { memory, .. } => {
-                let file = memory.try_clone().map_err(|error| io_fault("open the saved memory", &error))?;
-                GuestMemory::of_file(&regions, file)
-            }
-        };
-        let memory = memory.map_err(|error| {
-            Fault::new(
-                Kind::NoCapacity,
-                format!("the host gives no {} MiB of memory: {error}", spec.memory_mib),
-                "use a smaller --memory, or end other programs",
-            )
-        })?;
         let cpus: Arc<[CpuSlot]> = (0..spec.cpus).map(CpuSlot::new).collect();
         let kvm =
             (accel == Accel::Kvm).then(|| make_kvm(&memory, spec.cpus)).transpose().map_err(cpu_fault)?;
@@ -225,7 +235,7 @@ impl Machine {
                 let others = || CpuState { activity: Activity::WaitForSipi, ..CpuState::default() };
                 std::iter::once(first).chain((1..spec.cpus).map(|_| others())).collect()
             }
-            Origin::Saved { saved, .. } => saving::vcpus(&world, saved, kvm.is_none())?,
+            Origin::Saved(saved) => saving::vcpus(&world, saved, kvm.is_none())?,
         };
         let mut maker = match &kvm {
             Some(kvm) => Maker::Kvm(kvm),
@@ -236,9 +246,11 @@ impl Machine {
             Maker::Kvm(_) => Vec::new(),
             Maker::Soft(soft) => soft.shown,
         };
+        renew_generation(&memory)?;
         let mut kvm_clock = None;
-        if let Origin::Saved { saved, .. } = &origin {
+        if let Origin::Saved(saved) = &origin {
             saving::load_board(&board, kvm.as_ref(), soft.as_ref(), saved)?;
+            board.tell_generation();
             kvm_clock = saved.kvm_clock_ns;
         }
         let muxer = match (&io.vsock, waker) {
@@ -541,6 +553,28 @@ pub(crate) fn refused(what: &str, phase: Phase) -> Fault {
     Fault::new(Kind::Conflict, format!("cannot {what} the machine: it is {is}"), fix)
 }
 
+/// The RAM of a machine.
+fn ram(
+    spec: &MachineSpec,
+    make: impl FnOnce(&[(Gpa, u64)]) -> Result<GuestMemory, MemError>,
+) -> Result<GuestMemory, Fault> {
+    files::check_memory(spec.memory_mib)?;
+    let mut regions = layout::ram(spec.memory_mib);
+    regions.extend(layout::hot_memory(spec.memory_mib, spec.memory_max_mib));
+    make(&regions).map_err(|error| {
+        Fault::new(
+            Kind::NoCapacity,
+            format!("the host gives no {} MiB of memory: {error}", spec.memory_mib),
+            "use a smaller --memory, or end other programs",
+        )
+    })
+}
+
+fn damaged(what: &str) -> Fault {
+    let fix = "it cannot be used any more: use another snapshot, and look after the disk that it is on";
+    Fault::new(Kind::Error, what.to_string(), fix)
+}
+
 fn make_kvm(memory: &GuestMemory, cpus: u32) -> Result<Arc<KvmVm>, CpuError> {
     let places = KvmPlaces { tss: Gpa(layout::KVM_TSS), identity_map: Gpa(layout::KVM_IDENTITY_MAP) };
     KvmVm::new(memory, cpus, CpuLevel::V2, places).map(Arc::new)
@@ -566,6 +600,17 @@ fn load(
         )
     })?;
     Ok(state)
+}
+
+/// Another machine than any before.
+fn renew_generation(memory: &GuestMemory) -> Result<(), Fault> {
+    let mut generation = [0; 16];
+    File::open("/dev/urandom")
+        .and_then(|mut random| random.read_exact(&mut generation))
+        .map_err(|error| io_fault("read /dev/urandom", &error))?;
+    // What is no memory there has been told as damage.
+    let _ = memory.write(layout::GENERATION, &generation);
+    Ok(())
 }
 
 /// Makes vCPUs of one kind.

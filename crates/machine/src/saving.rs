@@ -6,16 +6,17 @@ use crate::board::{Board, IOAPIC_CHIP, PIC, TIMER};
 use crate::core::{CpuSlot, Phase, SoftWires, World};
 use crate::machine::{Machine, cpu_fault, refused};
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use viv_arch::saved::{ChipSaved, MachineSaved, VcpuSaved};
 use viv_arch::x86::{CpuState, MsrValue, msr};
-use viv_block::Disk;
+use viv_block::Preserved;
 use viv_cpu::CpuError;
 use viv_cpu::kvm::KvmVm;
 use viv_devices::{Unfit, Unsaved};
-use viv_mem::GuestMemory;
+use viv_mem::FrozenMemory;
 use viv_model::{Fault, Kind};
 
 /// How long requests on their way may take to be answered.
@@ -23,13 +24,20 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How often it is looked whether they are.
 const LOOK: Duration = Duration::from_micros(500);
 
+/// A machine as it was at one moment, while it goes on.
+pub struct Frozen {
+    /// Its devices.
+    pub state: MachineSaved,
+    /// Its memory.
+    pub memory: FrozenMemory,
+    /// Its disks that can be written, by their numbers.
+    pub disks: Vec<(usize, Preserved)>,
+}
+
 impl Machine {
-    /// Gives the state of the paused machine, its memory and its disks to `act`. Neither changes before `act` returns, and no disk is
-    /// written.
-    pub fn save<R>(
-        &self,
-        act: impl FnOnce(&MachineSaved, &GuestMemory, &[Arc<dyn Disk>]) -> Result<R, Fault>,
-    ) -> Result<R, Fault> {
+    /// The paused machine as it is now: it may go on at once. What changes on its disks from then on is kept in `files`, an empty
+    /// one of the disk's size for each disk that can be written.
+    pub fn freeze(&self, files: Vec<File>) -> Result<Frozen, Fault> {
         if self.world.control.phase() != Phase::Paused {
             return Err(refused("save", self.world.control.phase()));
         }
@@ -42,9 +50,13 @@ impl Machine {
         }
         let begin = Instant::now();
         loop {
-            let _standing = self.world.standing();
+            let standing = self.world.standing();
             match self.parts() {
-                Ok(saved) => return act(&saved?, &self.memory, &self.drives.disks()),
+                Ok(state) => {
+                    let state = state?;
+                    let memory = self.memory.freeze().map_err(|error| no_copy(&error))?;
+                    return Ok(Frozen { state, memory, disks: self.drives.preserve(files) });
+                }
                 Err(Unsaved::Busy) if begin.elapsed() < PATIENCE => {}
                 Err(Unsaved::Busy) => {
                     return Err(Fault::new(
@@ -61,7 +73,7 @@ impl Machine {
                     ));
                 }
             }
-            drop(_standing);
+            drop(standing);
             std::thread::sleep(LOOK);
         }
     }
@@ -177,6 +189,20 @@ pub(crate) fn load_board(
         board.publish_deadline(index, slot.lapic(|lapic| viv_devices::BusDevice::deadline(lapic)));
     }
     Ok(())
+}
+
+fn no_copy(error: &std::io::Error) -> Fault {
+    let text = format!("cannot save the machine: the host makes no copy of its memory: {error}");
+    match error.kind() {
+        std::io::ErrorKind::Unsupported => {
+            Fault::new(Kind::Conflict, text, "start the VM without soft.check")
+        }
+        _ => Fault::new(
+            Kind::NoCapacity,
+            text,
+            "end other programs, or allow more: sysctl vm.overcommit_memory=0",
+        ),
+    }
 }
 
 fn unfit(error: &Unfit) -> Fault {

@@ -5,6 +5,8 @@ mod kit;
 use kit::*;
 use proptest::prelude::*;
 use serde_json::Value;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 use std::time::Duration;
 use viv_arch::saved::MachineSaved;
@@ -28,7 +30,11 @@ fn a_saved_machine_goes_on_in_others() {
     first.expect("ready.");
     first.machine.console_input(b"a");
     first.expect("ready.a");
-    assert_eq!(first.machine.save(|_, _, _| Ok(())).unwrap_err().kind, Kind::Conflict, "it runs");
+    assert_eq!(
+        first.machine.freeze(Vec::new()).err().map(|fault| fault.kind),
+        Some(Kind::Conflict),
+        "it runs"
+    );
     first.machine.pause().unwrap();
     let uptime = first.machine.stats().uptime_ns;
     let (saved, memory) = first.save();
@@ -44,13 +50,21 @@ fn a_saved_machine_goes_on_in_others() {
     assert_eq!((first.end(), first.output().as_str()), (End::PowerOff, "ready.aqkept"));
     second.machine.console_input(b"q");
     assert_eq!((second.end(), second.output().as_str()), (End::PowerOff, "secondqkept"));
+    let memory_of_first = memory.try_clone().unwrap();
     // What the second one did to its memory is its own, and a child can be saved in its turn.
     let third = first.restore(&saved, memory);
     third.machine.start().unwrap();
     third.machine.console_input(b"third");
     third.expect("third");
     third.machine.pause().unwrap();
+    let generation = |memory: &File| {
+        let mut bytes = [0; 16];
+        memory.read_exact_at(&mut bytes, viv_machine::layout::GENERATION.0).unwrap();
+        bytes
+    };
+    let firsts = generation(&memory_of_first);
     let (saved, memory) = third.save();
+    assert!(firsts != [0; 16] && firsts != generation(&memory), "each is another one, and can tell");
     let fourth = third.restore(&saved, memory);
     fourth.machine.start().unwrap();
     fourth.machine.console_input(b"q");

@@ -1,18 +1,13 @@
 //! The RAM of one machine.
 #![allow(unsafe_code)]
 
-use crate::{CodeMap, Gpa, PAGE_SIZE};
+use crate::mapping::Mapping;
+use crate::origin::{Check, Origin};
+use crate::{CodeMap, FrozenMemory, Gpa, PAGE_SIZE};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd};
-use std::os::unix::fs::FileExt;
-use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
-
-/// Bytes without access before and behind the RAM: whoever errs over its border is stopped there, and does not
-/// change the process's own memory.
-const GUARD: usize = 1 << 20;
 
 /// Why guest memory could not be made or reached.
 #[derive(Debug, thiserror::Error)]
@@ -48,8 +43,8 @@ pub struct Region {
     pub gpa: Gpa,
     /// Bytes.
     pub len: u64,
-    /// Offset in the backing file.
-    pub file_offset: u64,
+    /// Its first byte, counted through all regions.
+    pub offset: u64,
 }
 
 /// A piece of host memory that backs guest RAM: for `readv`, `writev` and KVM's memory slots.
@@ -65,55 +60,14 @@ pub struct HostRange {
 // dereferences it must uphold that, which is why doing so is unsafe.
 unsafe impl Send for HostRange {}
 
-struct Mapping {
+struct Inner {
     regions: Vec<Region>,
-    base: NonNull<u8>,
-    len: usize,
-    file: File,
-    /// With a private mapping: what tells which pages have left the file (Linux Documentation/admin-guide/mm/pagemap.rst).
-    pagemap: Option<File>,
+    mapping: Mapping,
+    /// What must be checked before it is seen.
+    origin: Option<Origin>,
     code: CodeMap,
     /// Writes by anybody but a vCPU; shared by all views.
     host_writes: Arc<AtomicU64>,
-}
-
-// SAFETY: `base` points to a shared mapping that lives until drop; all access goes through volatile or atomic
-// operations or raw copies, as shared memory demands.
-unsafe impl Send for Mapping {}
-// SAFETY: as above.
-unsafe impl Sync for Mapping {}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: the RAM and its guards are one reservation that nobody else knows of.
-        unsafe { libc::munmap(self.base.as_ptr().sub(GUARD).cast(), self.len + 2 * GUARD) };
-    }
-}
-
-/// Maps all of the file, with a guard on either side.
-fn map(file: &File, len: usize, kind: libc::c_int) -> io::Result<NonNull<u8>> {
-    let reserved = len.checked_add(2 * GUARD).ok_or(io::ErrorKind::OutOfMemory)?;
-    // SAFETY: a fresh reservation without access; the result is checked.
-    let start = unsafe {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        libc::mmap(std::ptr::null_mut(), reserved, libc::PROT_NONE, flags, -1, 0)
-    };
-    if start == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: inside the reservation: a mapping of a file that we own takes the place of its middle.
-    let ptr = unsafe {
-        let (access, flags) =
-            (libc::PROT_READ | libc::PROT_WRITE, kind | libc::MAP_NORESERVE | libc::MAP_FIXED);
-        libc::mmap(start.cast::<u8>().add(GUARD).cast(), len, access, flags, file.as_raw_fd(), 0)
-    };
-    if ptr == libc::MAP_FAILED {
-        let error = io::Error::last_os_error();
-        // SAFETY: the reservation, which nobody knows of.
-        unsafe { libc::munmap(start, reserved) };
-        return Err(error);
-    }
-    NonNull::new(ptr.cast()).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
 }
 
 /// The regions of a layout, and their bytes.
@@ -127,7 +81,7 @@ fn regions(layout: &[(Gpa, u64)]) -> Result<(Vec<Region>, u64), MemError> {
         }
         let Some(next) = gpa.0.checked_add(len) else { return Err(bad) };
         let Some(sum) = total.checked_add(len) else { return Err(bad) };
-        regions.push(Region { gpa, len, file_offset: total });
+        regions.push(Region { gpa, len, offset: total });
         end = next;
         total = sum;
     }
@@ -137,157 +91,92 @@ fn regions(layout: &[(Gpa, u64)]) -> Result<(Vec<Region>, u64), MemError> {
     Ok((regions, total))
 }
 
-/// The parts of a file that are no holes (lseek(2)).
-fn data_ranges(file: &File, len: u64) -> io::Result<Vec<(u64, u64)>> {
-    let seek = |offset: u64, whence| {
-        // SAFETY: our own file; the offset is below 2^63, for memory is.
-        match unsafe { libc::lseek(file.as_raw_fd(), offset as i64, whence) } {
-            -1 => Err(io::Error::last_os_error()),
-            at => Ok(at as u64),
-        }
-    };
-    let (mut ranges, mut at) = (Vec::new(), 0);
-    while at < len {
-        let start = match seek(at, libc::SEEK_DATA) {
-            Ok(start) => start,
-            // Nothing but a hole comes.
-            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => break,
-            Err(error) => return Err(error),
-        };
-        let start = start.min(len);
-        let end = seek(start, libc::SEEK_HOLE)?.min(len);
-        if start < end {
-            ranges.push((start, end - start));
-        }
-        at = end.max(start + 1);
-    }
-    Ok(ranges)
-}
-
-/// The pages of a private mapping that are not the file's any more.
-fn own_pages(pagemap: &File, base: u64, len: u64) -> io::Result<Vec<(u64, u64)>> {
-    /// Bits of an entry.
-    const PRESENT: u64 = 1 << 63;
-    const SWAPPED: u64 = 1 << 62;
-    const OF_FILE: u64 = 1 << 61;
-    /// Pages that are looked at with one call.
-    const BATCH: u64 = 8 << 10;
-    let (mut ranges, mut at) = (Vec::<(u64, u64)>::new(), 0);
-    while at < len {
-        let pages = BATCH.min((len - at) / PAGE_SIZE);
-        let mut entries = vec![0; pages as usize * 8];
-        pagemap.read_exact_at(&mut entries, (base + at) / PAGE_SIZE * 8)?;
-        for entry in entries.as_chunks::<8>().0 {
-            let entry = u64::from_le_bytes(*entry);
-            if entry & (PRESENT | SWAPPED) != 0 && entry & OF_FILE == 0 {
-                match ranges.last_mut() {
-                    Some((start, len)) if *start + *len == at => *len += PAGE_SIZE,
-                    _ => ranges.push((at, PAGE_SIZE)),
-                }
-            }
-            at += PAGE_SIZE;
-        }
-    }
-    Ok(ranges)
-}
-
 /// The RAM of one machine. Cloning it is cheap and shares the memory.
 #[derive(Clone)]
-pub struct GuestMemory(Arc<Mapping>);
+pub struct GuestMemory(Arc<Inner>);
 
 impl GuestMemory {
     /// Makes zeroed RAM. `layout` lists regions as (address, bytes): whole pages, ascending, disjoint.
-    /// The host gives pages as the guest touches them.
+    /// The host gives pages as the guest touches them, and large ones where it can.
     pub fn new(layout: &[(Gpa, u64)]) -> Result<GuestMemory, MemError> {
-        let (regions, total) = regions(layout)?;
-        let host = |source| MemError::Host { bytes: total, source };
-        let len = usize::try_from(total).map_err(|_| host(io::ErrorKind::OutOfMemory.into()))?;
-        // SAFETY: the name is a C string; the result is checked.
-        let fd = unsafe { libc::memfd_create(c"viv-guest-ram".as_ptr(), libc::MFD_CLOEXEC) };
-        if fd < 0 {
-            return Err(host(io::Error::last_os_error()));
-        }
-        // SAFETY: fd was just opened and is owned by nobody else.
-        let file = unsafe { File::from_raw_fd(fd) };
-        file.set_len(total).map_err(host)?;
-        let base = map(&file, len, libc::MAP_SHARED).map_err(host)?;
-        let code = CodeMap::new(total / PAGE_SIZE);
-        let host_writes = Arc::default();
-        Ok(GuestMemory(Arc::new(Mapping { regions, base, len, file, pagemap: None, code, host_writes })))
+        let (regions, mapping) = GuestMemory::over(layout, Mapping::own)?;
+        Ok(GuestMemory::with(regions, mapping, None, Arc::default()))
+    }
+
+    /// The same, of which there can be views ([`GuestMemory::private_view`]) but no frozen copies.
+    pub fn viewable(layout: &[(Gpa, u64)]) -> Result<GuestMemory, MemError> {
+        let (regions, mapping) = GuestMemory::over(layout, Mapping::shared)?;
+        Ok(GuestMemory::with(regions, mapping, None, Arc::default()))
     }
 
     /// RAM with the content of `file`, which holds the regions one after the other. Pages are read as they are touched, and
-    /// are the machine's own once it writes to them; the file is never written, and must not be by anybody.
-    pub fn of_file(layout: &[(Gpa, u64)], file: File) -> Result<GuestMemory, MemError> {
+    /// are the machine's own once it writes to them; the file is never written, and must not be by anybody. What `check` does not
+    /// let pass is no memory.
+    pub fn of_file(layout: &[(Gpa, u64)], file: File, check: Option<Check>) -> Result<GuestMemory, MemError> {
+        let (regions, mapping) = GuestMemory::over(layout, |len| Mapping::of_file(file, len))?;
+        let origin = check.map(|check| Origin::new(check, mapping.len() as u64));
+        Ok(GuestMemory::with(regions, mapping, origin, Arc::default()))
+    }
+
+    fn over(
+        layout: &[(Gpa, u64)],
+        map: impl FnOnce(usize) -> io::Result<Mapping>,
+    ) -> Result<(Vec<Region>, Mapping), MemError> {
         let (regions, total) = regions(layout)?;
-        let host = |source| MemError::Host { bytes: total, source };
-        let len = usize::try_from(total).map_err(|_| host(io::ErrorKind::OutOfMemory.into()))?;
-        if file.metadata().map_err(host)?.len() != total {
-            return Err(host(io::ErrorKind::UnexpectedEof.into()));
-        }
-        let pagemap = Some(File::open("/proc/self/pagemap").map_err(host)?);
-        let base = map(&file, len, libc::MAP_PRIVATE).map_err(host)?;
-        let code = CodeMap::new(total / PAGE_SIZE);
-        let host_writes = Arc::default();
-        Ok(GuestMemory(Arc::new(Mapping { regions, base, len, file, pagemap, code, host_writes })))
+        let mapping = usize::try_from(total).map_err(|_| io::ErrorKind::OutOfMemory.into()).and_then(map);
+        let mapping = mapping.map_err(|source| MemError::Host { bytes: total, source })?;
+        Ok((regions, mapping))
     }
 
-    /// The ranges of the RAM that may hold something else than zeroes, in order, as (offset, bytes) counted through all
-    /// regions. Whoever asks sees to it that nobody writes meanwhile.
-    pub fn touched(&self) -> io::Result<Vec<(u64, u64)>> {
-        let mapping = &*self.0;
-        let mut ranges = data_ranges(&mapping.file, mapping.len as u64)?;
-        if let Some(pagemap) = &mapping.pagemap {
-            ranges.extend(own_pages(pagemap, mapping.base.as_ptr() as u64, mapping.len as u64)?);
-            ranges.sort_unstable();
-        }
-        let mut merged: Vec<(u64, u64)> = Vec::new();
-        for (start, len) in ranges {
-            match merged.last_mut() {
-                Some((at, before)) if *at + *before >= start => *before = (*before).max(start + len - *at),
-                _ => merged.push((start, len)),
-            }
-        }
-        Ok(merged)
+    fn with(
+        regions: Vec<Region>,
+        mapping: Mapping,
+        origin: Option<Origin>,
+        host_writes: Arc<AtomicU64>,
+    ) -> GuestMemory {
+        let code = CodeMap::new(mapping.len() as u64 / PAGE_SIZE);
+        GuestMemory(Arc::new(Inner { regions, mapping, origin, code, host_writes }))
     }
 
-    /// Copies out what is at `offset`, counted through all regions.
-    pub fn read_offset(&self, offset: u64, data: &mut [u8]) -> Result<(), MemError> {
-        let len = data.len() as u64;
-        let fits = offset.checked_add(len).is_some_and(|end| end <= self.size());
-        let from = self.ram_host(offset).filter(|_| fits);
-        let from = from.ok_or(MemError::NotMemory { gpa: Gpa(offset), len })?;
-        // SAFETY: in range, as in `read`.
-        unsafe { std::ptr::copy_nonoverlapping(from, data.as_mut_ptr(), data.len()) };
-        Ok(())
+    /// Whether a range, counted through all regions, is what it must be.
+    pub(crate) fn passes(&self, offset: u64, len: u64) -> bool {
+        self.0.origin.as_ref().is_none_or(|origin| origin.passes(offset, len))
+    }
+
+    /// What the check of [`GuestMemory::of_file`] has found wrong so far.
+    pub fn damage(&self) -> Option<String> {
+        self.0.origin.as_ref().and_then(Origin::found)
+    }
+
+    /// Tells `watcher` what the check of [`GuestMemory::of_file`] finds wrong first, from whatever thread meets it.
+    pub fn on_damage(&self, watcher: impl FnOnce(&str) + Send + 'static) {
+        if let Some(origin) = &self.0.origin {
+            origin.watch(watcher);
+        }
+    }
+
+    /// The RAM as it is now, for as long as somebody wants to read it; this RAM goes on. Whoever asks sees to it that nobody
+    /// writes before the answer. It takes microseconds for each MiB in use, and memory only
+    /// for what is written later on.
+    pub fn freeze(&self) -> io::Result<FrozenMemory> {
+        FrozenMemory::new(self.clone())
+    }
+
+    pub(crate) fn mapping(&self) -> &Mapping {
+        &self.0.mapping
     }
 
     /// The same RAM with pages of its own for all that is written through this view, until [`GuestMemory::discard`]. What
     /// others write shows in pages that it has not written to.
     pub fn private_view(&self) -> Result<GuestMemory, MemError> {
-        let mapping = &*self.0;
-        let host = |source| MemError::Host { bytes: mapping.len as u64, source };
-        if mapping.pagemap.is_some() {
-            // It would not show what has left the file.
-            return Err(host(io::ErrorKind::Unsupported.into()));
-        }
-        let file = mapping.file.try_clone().map_err(host)?;
-        let base = map(&file, mapping.len, libc::MAP_PRIVATE).map_err(host)?;
-        Ok(GuestMemory(Arc::new(Mapping {
-            regions: mapping.regions.clone(),
-            base,
-            len: mapping.len,
-            file,
-            pagemap: None,
-            code: CodeMap::new(mapping.len as u64 / PAGE_SIZE),
-            host_writes: mapping.host_writes.clone(),
-        })))
+        let view = self.0.mapping.private_view();
+        let view = view.map_err(|source| MemError::Host { bytes: self.size(), source })?;
+        Ok(GuestMemory::with(self.0.regions.clone(), view, None, self.0.host_writes.clone()))
     }
 
     /// Forgets all that was written through this private view.
     pub fn discard(&self) {
-        // SAFETY: our own mapping of a file: its pages come back from there.
-        unsafe { libc::madvise(self.0.base.as_ptr().cast(), self.0.len, libc::MADV_DONTNEED) };
+        self.0.mapping.discard();
     }
 
     /// Grows with each write by anybody but a vCPU.
@@ -302,7 +191,7 @@ impl GuestMemory {
 
     /// Bytes of RAM in all regions.
     pub fn size(&self) -> u64 {
-        self.0.len as u64
+        self.0.mapping.len() as u64
     }
 
     /// What of this RAM has been decoded as instructions.
@@ -320,25 +209,26 @@ impl GuestMemory {
 
     fn wrote(&self, range: HostRange) {
         self.0.host_writes.fetch_add(1, Ordering::SeqCst);
-        let start = range.ptr as usize - self.0.base.as_ptr() as usize;
+        let start = range.ptr as usize - self.0.mapping.base() as usize;
         self.0.code.written(start as u64, range.len as u64);
     }
 
     /// Where a byte of RAM lies: its host address and its number counted through all regions.
     pub fn locate(&self, gpa: Gpa) -> Option<(*mut u8, u64)> {
         let range = self.host_range(gpa, 1).ok()?;
-        Some((range.ptr, (range.ptr as usize - self.0.base.as_ptr() as usize) as u64))
+        Some((range.ptr, (range.ptr as usize - self.0.mapping.base() as usize) as u64))
     }
 
     /// The number of the byte at `host`, counted through all regions. `host` must point into this RAM.
     pub fn ram_offset(&self, host: *const u8) -> u64 {
-        (host as usize).wrapping_sub(self.0.base.as_ptr() as usize) as u64
+        (host as usize).wrapping_sub(self.0.mapping.base() as usize) as u64
     }
 
-    /// The host address of byte `offset`, counted through all regions.
+    /// The host address of byte `offset`, counted through all regions, and of the rest of its page.
     pub fn ram_host(&self, offset: u64) -> Option<*mut u8> {
         // SAFETY: inside the mapping.
-        (offset < self.size()).then(|| unsafe { self.0.base.as_ptr().add(offset as usize) })
+        (offset < self.size() && self.passes(offset, 1))
+            .then(|| unsafe { self.0.mapping.base().add(offset as usize) })
     }
 
     /// The host memory behind `len` bytes at `gpa`, which must lie in one region.
@@ -354,10 +244,13 @@ impl GuestMemory {
                 if len > region.len - offset {
                     return Err(fail);
                 }
-                // In range: file_offset + offset + len <= self.0.len, so the casts cannot truncate.
-                let start = (region.file_offset + offset) as usize;
+                // In range: offset + region.offset + len <= mapping.len(), so the casts cannot truncate.
+                let start = (region.offset + offset) as usize;
+                if !self.passes(start as u64, len) {
+                    return Err(fail);
+                }
                 // SAFETY: start lies inside the mapping.
-                let ptr = unsafe { self.0.base.as_ptr().add(start) };
+                let ptr = unsafe { self.0.mapping.base().add(start) };
                 return Ok(HostRange { ptr, len: len as usize });
             }
         }
@@ -396,26 +289,14 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// Gives whole pages back to the host, in this mapping and in the memfd: they are zero when they are touched again.
+    /// Gives whole pages back to the host: they are zero when they are touched again.
     pub fn give_back(&self, gpa: Gpa, len: u64) -> Result<(), MemError> {
         let range = self.host_range(gpa, len)?;
         if !gpa.0.is_multiple_of(PAGE_SIZE) || !len.is_multiple_of(PAGE_SIZE) {
             return Err(MemError::BadLayout { gpa });
         }
-        let given = match &self.0.pagemap {
-            // SAFETY: whole pages of our own mapping; for the guest it is a write of zeroes.
-            None => unsafe { libc::madvise(range.ptr.cast(), range.len, libc::MADV_REMOVE) == 0 },
-            Some(_) => {
-                // The file would show through pages that are merely dropped.
-                let access = libc::PROT_READ | libc::PROT_WRITE;
-                let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
-                // SAFETY: fresh pages take the place of whole pages of our own mapping.
-                unsafe { libc::mmap(range.ptr.cast(), range.len, access, flags, -1, 0) != libc::MAP_FAILED }
-            }
-        };
-        if !given {
-            return Err(MemError::Host { bytes: len, source: io::Error::last_os_error() });
-        }
+        let given = self.0.mapping.give_back(self.ram_offset(range.ptr), range.len);
+        given.map_err(|source| MemError::Host { bytes: len, source })?;
         self.wrote(range);
         Ok(())
     }
@@ -470,6 +351,7 @@ impl GuestMemory {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::FileExt;
 
     fn two_regions() -> GuestMemory {
         GuestMemory::new(&[(Gpa(0), 0x2000), (Gpa(0x10_0000), 0x3000)]).unwrap()
@@ -487,7 +369,7 @@ mod tests {
 
     #[test]
     fn a_private_view_shows_what_others_write_until_it_writes_itself() {
-        let memory = two_regions();
+        let memory = GuestMemory::viewable(&[(Gpa(0), 0x2000)]).unwrap();
         memory.write(Gpa(0), b"old").unwrap();
         let view = memory.private_view().unwrap();
         let first = |memory: &GuestMemory| memory.read_array::<3>(Gpa(0)).unwrap();
@@ -509,32 +391,59 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         file.set_len(0x10000).unwrap();
         file.write_all_at(&[7; 0x1000], 0x3000).unwrap();
-        let memory = GuestMemory::of_file(&layout, file.try_clone().unwrap()).unwrap();
+        let memory = GuestMemory::of_file(&layout, file.try_clone().unwrap(), None).unwrap();
         assert_eq!(memory.read_array::<2>(Gpa(0x3ffe)).unwrap(), [7, 7]);
         memory.write(Gpa(0x5000), &[1]).unwrap();
         memory.write(Gpa(0x10_0000), &[2]).unwrap();
         memory.give_back(Gpa(0x3000), 0x1000).unwrap();
         assert_eq!(memory.read_array::<1>(Gpa(0x3000)).unwrap(), [0]);
-        let touched = memory.touched().unwrap();
+        let mut frozen = memory.freeze().unwrap();
+        let touched = frozen.in_use().unwrap();
         for offset in [0x3000, 0x5000, 0x8000] {
             assert!(touched.iter().any(|(at, len)| (*at..at + len).contains(&offset)), "{touched:x?}");
         }
         let mut byte = [0];
-        memory.read_offset(0x8000, &mut byte).unwrap();
+        frozen.read(0x8000, &mut byte).unwrap();
         assert_eq!(byte, [2]);
-        assert!(memory.read_offset(0xffff, &mut [0; 2]).is_err());
         let mut whole = vec![0; 0x10000];
         file.read_exact_at(&mut whole, 0).unwrap();
         assert!(whole.iter().enumerate().all(|(at, byte)| (*byte == 7) == (at / 0x1000 == 3)));
-        assert!(GuestMemory::of_file(&layout[..1], file).is_err());
+        assert!(GuestMemory::of_file(&layout[..1], file, None).is_err());
     }
 
     #[test]
-    fn only_what_was_written_is_touched() {
-        let memory = two_regions();
-        assert_eq!(memory.touched().unwrap(), []);
-        memory.write(Gpa(0x10_1000), &[1]).unwrap();
-        assert_eq!(memory.touched().unwrap(), [(0x3000, 0x1000)]);
+    fn what_does_not_pass_is_no_memory() {
+        let path = std::env::temp_dir().join(format!("viv-checked-{}", std::process::id()));
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        file.set_len(0x10_0000).unwrap();
+        let asked = Arc::<std::sync::Mutex<Vec<u64>>>::default();
+        let seen = asked.clone();
+        let check = move |at, len| {
+            assert_eq!(len, 0x1_0000);
+            seen.lock().unwrap().push(at);
+            if at == 0x3_0000 { Err("a bit flipped".to_string()) } else { Ok(()) }
+        };
+        let memory = GuestMemory::of_file(&[(Gpa(0), 0x10_0000)], file, Some(Box::new(check))).unwrap();
+        for gpa in [0x1_0008, 0x1_fff0, 0x2_0000, 0x4_0000] {
+            memory.read_array::<8>(Gpa(gpa)).unwrap();
+        }
+        assert!(memory.freeze().unwrap().read(0x5_0000, &mut [0; 8]).is_ok());
+        assert_eq!(
+            *asked.lock().unwrap(),
+            [0x1_0000, 0x2_0000, 0x4_0000, 0x5_0000],
+            "each once, none for nothing"
+        );
+        assert_eq!(memory.damage(), None);
+        let told = Arc::<std::sync::Mutex<String>>::default();
+        let heard = told.clone();
+        memory.on_damage(move |what| *heard.lock().unwrap() = what.to_string());
+        assert!(memory.read(Gpa(0x2_fffc), &mut [0; 8]).is_err());
+        assert!(memory.write(Gpa(0x3_1000), &[1]).is_err());
+        assert_eq!(memory.locate(Gpa(0x3_1000)), None);
+        assert!(memory.freeze().unwrap().read(0x3_0000, &mut [0; 8]).is_err());
+        assert_eq!(*told.lock().unwrap(), "a bit flipped");
+        assert_eq!(memory.damage().as_deref(), Some("a bit flipped"));
     }
 
     #[test]

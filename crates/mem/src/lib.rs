@@ -1,6 +1,6 @@
 //! Guest memory: the machine's RAM as one object, and the three kinds of address as three types.
 //!
-//! RAM is a memfd, mapped shared into this process, or a snapshot's file, mapped privately; KVM, the software CPU and every
+//! RAM is memory of this process, above a snapshot's file if it came from one; KVM, the software CPU and every
 //! device see the same bytes. Reads and writes that other vCPUs may race with go through volatile or atomic accesses: a guest
 //! can make data stale, never make this process misbehave.
 //!
@@ -8,8 +8,13 @@
 
 mod address;
 mod code;
+mod frozen;
 mod guest;
+mod mapping;
+mod origin;
 
 pub use address::{Gpa, Gva, PAGE_SIZE};
 pub use code::CodeMap;
+pub use frozen::FrozenMemory;
 pub use guest::{GuestMemory, HostRange, MemError, Region};
+pub use origin::Check;

@@ -27,6 +27,9 @@ pub struct Manifest {
     /// The snapshot that the VM came from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<String>,
+    /// Whether VMs are made by its name.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub template: bool,
     /// The machine; its processor is the one that it ran on.
     pub machine: MachineSpec,
     /// How long the VM stood still for it, nanoseconds.

@@ -15,6 +15,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 /// Runs `exec` in the guest; its output joins the console's.
 pub(crate) fn run(life: &Life, exec: &Exec) {
+    life.settled();
     let mut stream = loop {
         match connect() {
             Ok(stream) => break stream,

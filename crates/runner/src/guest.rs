@@ -4,7 +4,7 @@ use crate::snapshot::{self, Files};
 use crate::stats;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use viv_api::runner::{RunnerSpec, VSOCK};
 use viv_api::stats::VmStats;
 use viv_api::vm::{ConsoleSize, DiskSize};
@@ -55,10 +55,17 @@ pub trait Guest: Send + Sync {
     fn wait(&self) -> End;
     /// The processor that runs it: never [`Accel::Auto`].
     fn accel(&self) -> Accel;
-    /// Saves it while it stands still, since then; `spec` is what it was built from.
-    fn save(&self, spec: &MachineSpec, files: &Files, since: Instant) -> Result<SavedParts, Fault>;
+    /// What it is at this moment, in which it stands still; it may go on as soon as this returns. `files` are what it will be
+    /// written to.
+    fn freeze(&self, files: &Files) -> Result<Box<dyn Moment>, Fault>;
     /// What it has used and done so far.
     fn stats(&self) -> VmStats;
+}
+
+/// A guest as it was at one moment.
+pub trait Moment {
+    /// Writes it down; `spec` is what it was built from.
+    fn write(self: Box<Self>, spec: &MachineSpec, files: &Files) -> Result<SavedParts, Fault>;
 }
 
 /// Builds a guest whose serial output goes to the console, with a socket of each shared directory's server, and its
@@ -137,8 +144,8 @@ impl Guest for Machine {
     fn accel(&self) -> Accel {
         Machine::accel(self)
     }
-    fn save(&self, spec: &MachineSpec, files: &Files, since: Instant) -> Result<SavedParts, Fault> {
-        snapshot::save(self, spec, files, since)
+    fn freeze(&self, files: &Files) -> Result<Box<dyn Moment>, Fault> {
+        snapshot::freeze(self, files)
     }
     fn stats(&self) -> VmStats {
         stats::of(self)

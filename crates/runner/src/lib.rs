@@ -28,7 +28,7 @@ mod stats;
 mod written;
 
 pub use console::Console;
-pub use guest::{Build, Guest, Parts};
+pub use guest::{Build, Guest, Moment, Parts};
 pub use life::run_with;
 pub use probe::probe;
 pub use snapshot::Files as SnapshotFiles;

@@ -14,7 +14,7 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 use viv_api::runner::{
@@ -33,6 +33,10 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(2);
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 /// How long a panicked kernel that stands still is left alone, so that its last output is seen.
 const STANDSTILL: Duration = Duration::from_millis(300);
+/// How long a guest that goes on from a snapshot is waited for until it knows who and when it is.
+const SETTLE_LIMIT: Duration = Duration::from_secs(30);
+/// How often it is looked whether it stands still instead.
+const SETTLE_LOOK: Duration = Duration::from_millis(100);
 /// A guest that asks for a reset sooner than this after its start is made to wait.
 const QUICK_REBOOT: Duration = Duration::from_secs(1);
 
@@ -43,6 +47,10 @@ pub(crate) struct Life {
     machine: MachineSpec,
     pub(crate) console: Arc<Console>,
     inner: Mutex<Inner>,
+    /// Held while a snapshot is written.
+    saving: Mutex<()>,
+    /// Whether the guest knows who and when it is.
+    told: (Mutex<bool>, Condvar),
 }
 
 struct Inner {
@@ -84,7 +92,14 @@ impl Life {
             held: false,
             devices,
         };
-        Life { process: Process::current(), machine: machine.clone(), console, inner: Mutex::new(inner) }
+        Life {
+            process: Process::current(),
+            machine: machine.clone(),
+            console,
+            inner: Mutex::new(inner),
+            saving: Mutex::new(()),
+            told: (Mutex::new(true), Condvar::new()),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -104,10 +119,31 @@ impl Life {
         }
     }
 
+    /// Says whether the guest knows who and when it is.
+    pub(crate) fn set_told(&self, told: bool) {
+        let (known, changed) = &self.told;
+        *known.lock().unwrap_or_else(PoisonError::into_inner) = told;
+        changed.notify_all();
+    }
+
+    /// Waits until the guest knows who and when it is, unless it stands still.
+    pub(crate) fn settled(&self) {
+        let (known, changed) = &self.told;
+        let begin = Instant::now();
+        let mut told = known.lock().unwrap_or_else(PoisonError::into_inner);
+        while !*told && self.lock().state == State::Running && begin.elapsed() < SETTLE_LIMIT {
+            told = changed.wait_timeout(told, SETTLE_LOOK).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
     /// Does what the control socket asks.
     pub(crate) fn ask(&self, ask: Ask, files: Vec<OwnedFd>) -> Reply {
         let done = match ask {
             Ask::Status => Ok(()),
+            Ask::Settled => {
+                self.settled();
+                Ok(())
+            }
             Ask::Stats => match self.stats() {
                 Ok(stats) => return Reply::Stats(Box::new(stats)),
                 Err(fault) => Err(fault),
@@ -171,8 +207,13 @@ impl Life {
         Ok(())
     }
 
-    /// Saves the guest into `files`; it stands still meanwhile.
+    /// Saves the guest as it is now into `files`. It goes on while they are written.
     fn snapshot(&self, files: Vec<File>) -> Result<SavedParts, Fault> {
+        let saving = self.saving.try_lock();
+        let _saving = saving.map_err(|_| {
+            let message = "another snapshot of the VM is just being written";
+            Fault::new(Kind::Conflict, message, "wait until it is there: viv snapshot ls")
+        })?;
         // Whoever wants something else of it waits.
         let inner = self.lock();
         let guest = inner.guest.clone().ok_or_else(booting)?;
@@ -180,18 +221,21 @@ impl Life {
             let message = format!("cannot make a snapshot of a VM that is {}", inner.state);
             return Err(Fault::new(Kind::Conflict, message, "wait until it runs: viv ps"));
         }
-        let spec = inner.devices.of(&self.machine);
+        let spec = MachineSpec { accel: guest.accel(), ..inner.devices.of(&self.machine) };
         let files = SnapshotFiles::new(files, &spec.disks)?;
         let since = Instant::now();
         let runs = inner.state == State::Running;
         if runs {
             guest.pause()?;
         }
-        let saved = guest.save(&spec, &files, since);
+        let moment = guest.freeze(&files);
         if runs {
             guest.resume()?;
         }
-        saved
+        let paused_ns = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        // The VM may end, or boot anew, while this is written.
+        drop((inner, guest));
+        Ok(SavedParts { paused_ns, ..moment?.write(&spec, &files)? })
     }
 
     /// Lets the guest stand still while disks wait for room on the host.
@@ -489,8 +533,13 @@ fn live(prepared: Prepared, build: &Build) -> Result<End, Fault> {
     let shared = life.clone();
     spawn("panic", Box::new(move || watch_for_standstill(&shared)))?;
     if spec.resume {
-        let name = spec.name.clone();
-        spawn("renew", Box::new(move || crate::renew::run(&name)))?;
+        let (shared, name) = (life.clone(), spec.name.clone());
+        shared.set_told(false);
+        let renew = move || {
+            crate::renew::run(&name);
+            shared.set_told(true);
+        };
+        spawn("renew", Box::new(renew))?;
     }
     if let Some(exec) = spec.command.clone() {
         let shared = life.clone();

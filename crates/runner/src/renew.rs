@@ -8,7 +8,7 @@ use viv_api::agent::{LINE_MAX, Reply, Request, to_line};
 /// How long an agent is waited for: a guest without one cannot be told.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long to wait between two attempts to reach it.
-const RETRY: Duration = Duration::from_millis(50);
+const RETRY: Duration = Duration::from_millis(5);
 /// How long its answer may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// Bytes of randomness that it gets.

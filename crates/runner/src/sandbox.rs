@@ -233,11 +233,12 @@ fn call_filters() -> Option<Vec<BpfProgram>> {
     for number in [libc::SYS_kill, libc::SYS_tgkill, libc::SYS_rt_sigqueueinfo, libc::SYS_rt_tgsigqueueinfo] {
         rules.insert(number, vec![SeccompRule::new(vec![argument(0, SeccompCmpOp::Ne, own)?]).ok()?]);
     }
-    // Threads, but no other process (clone(2); clone3's flags lie in memory: it is told not to exist,
-    // and the C library then takes clone).
+    // Threads, and the copies of itself by which its memory is frozen, but no other process (clone(2); clone3's flags lie in
+    // memory: it is told not to exist, and the C library then takes clone).
     let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
     let no_thread = argument(0, SeccompCmpOp::MaskedEq(thread), 0)?;
-    rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![no_thread]).ok()?]);
+    let no_copy = argument(0, SeccompCmpOp::Ne, libc::SIGCHLD.unsigned_abs().into())?;
+    rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![no_thread, no_copy]).ok()?]);
     let unknown = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
     let filter = |rules, errno: i32| -> Option<BpfProgram> {
         let refused = SeccompAction::Errno(errno.unsigned_abs());

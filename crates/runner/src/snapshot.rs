@@ -1,19 +1,15 @@
 //! Snapshots from inside the VM's process: into files that the host service has opened, and back from the VM's own directory.
+use crate::guest::Moment;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
 use viv_api::runner::RESUME;
-use viv_machine::{Disk, GuestMemory, Machine, MachineIo, MachineSaved};
-use viv_model::{Accel, DiskContent, DiskSpec, Fault, Kind, MachineSpec, SavedParts, Section};
-use viv_snapshot::{
-    MEMORY, SnapshotError, read_manifest, read_section, verify_machine, write_content, write_section,
-};
+use viv_machine::{Frozen, Machine, MachineIo, MachineSaved, Preserved};
+use viv_model::{Accel, DiskContent, DiskSpec, Fault, Kind, MachineSpec, SavedParts};
+use viv_snapshot::{open_memory, read_manifest, read_section, write_content, write_section};
 
 /// The section with the machine's state, and the version of its form.
 const SECTION: (&str, u32) = ("machine", 1);
-/// How much of a disk is looked at at once for what is not zero.
-const EXTENT: u64 = 1 << 30;
 
 /// Where a machine that stands still is saved to.
 pub struct Files {
@@ -49,61 +45,46 @@ impl Files {
         Ok(Files { state, memory, disks })
     }
 
-    /// Writes everything.
-    pub(crate) fn write(
-        &self,
-        state: &MachineSaved,
-        memory: &GuestMemory,
-        disks: &[Arc<dyn Disk>],
-    ) -> Result<(Vec<Section>, viv_model::Content, Vec<DiskContent>), Fault> {
-        let bytes = serde_json::to_vec(state).map_err(|error| failed("state")(error.into()))?;
-        let section = write_section(&self.state, SECTION.0, SECTION.1, 0, &bytes).map_err(failed("state"))?;
-        let ranges = memory.touched().map_err(failed("memory"))?;
-        let [file, sums] = &self.memory;
+    /// Empty files of the disks' sizes, by which they keep what changes.
+    fn for_disks(&self) -> std::io::Result<Vec<File>> {
+        self.disks.iter().map(|(_, [file, _])| file.try_clone()).collect()
+    }
+}
+
+/// The machine as it is now.
+pub(crate) fn freeze(machine: &Machine, files: &Files) -> Result<Box<dyn Moment>, Fault> {
+    let files = files.for_disks().map_err(failed("disks"))?;
+    Ok(Box::new(machine.freeze(files)?))
+}
+
+impl Moment for Frozen {
+    fn write(self: Box<Self>, spec: &MachineSpec, files: &Files) -> Result<SavedParts, Fault> {
+        let Frozen { state, mut memory, disks } = *self;
+        let bytes = serde_json::to_vec(&state).map_err(|error| failed("state")(error.into()))?;
+        let section =
+            write_section(&files.state, SECTION.0, SECTION.1, 0, &bytes).map_err(failed("state"))?;
+        let ranges = memory.in_use().map_err(failed("memory"))?;
+        let [file, sums] = &files.memory;
         let content = write_content(file, sums, memory.size(), &ranges, &mut |offset, data| {
-            memory.read_offset(offset, data).map_err(std::io::Error::other)
+            memory.read(offset, data).map(|()| true)
         });
         let content = content.map_err(failed("memory"))?;
-        let each = |(index, [file, sums]): &(usize, [File; 2])| {
-            let gone = || Fault::new(Kind::Conflict, "a disk went while the VM was saved", "try again");
-            let disk = disks.get(*index).ok_or_else(gone)?;
-            let ranges = data_of(&**disk).map_err(failed("disk"))?;
-            let content =
-                write_content(file, sums, disk.size(), &ranges, &mut |at, data| disk.read(at, data));
+        // Whose pages need not be kept any longer.
+        drop(memory);
+        let each = |((index, disk), (_, [file, sums])): (&(usize, Preserved), &(usize, [File; 2]))| {
+            let read = &mut |at, data: &mut [u8]| disk.read(at, data);
+            let content = write_content(file, sums, disk.size(), &[(0, disk.size())], read);
             Ok(DiskContent { index: *index, content: content.map_err(failed("disk"))? })
         };
-        let disks = self.disks.iter().map(each).collect::<Result<_, Fault>>()?;
-        Ok((vec![section], content, disks))
+        let disks = disks.iter().zip(&files.disks).map(each).collect::<Result<_, Fault>>()?;
+        Ok(SavedParts {
+            machine: spec.clone(),
+            paused_ns: 0,
+            sections: vec![section],
+            memory: content,
+            disks,
+        })
     }
-}
-
-/// Where a disk may have something else than zeroes.
-fn data_of(disk: &dyn Disk) -> std::io::Result<Vec<(u64, u64)>> {
-    let (mut ranges, mut at) = (Vec::new(), 0);
-    while at < disk.size() {
-        let extent = disk.extent(at, EXTENT.min(disk.size() - at))?;
-        let len = extent.len.max(1);
-        if !extent.zero {
-            ranges.push((at, len));
-        }
-        at += len;
-    }
-    Ok(ranges)
-}
-
-/// Saves a machine that stands still since `since`.
-pub(crate) fn save(
-    machine: &Machine,
-    spec: &MachineSpec,
-    files: &Files,
-    since: Instant,
-) -> Result<SavedParts, Fault> {
-    machine.save(|state, memory, disks| {
-        let (sections, memory, disks) = files.write(state, memory, disks)?;
-        let machine = MachineSpec { accel: machine.accel(), ..spec.clone() };
-        let paused_ns = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        Ok(SavedParts { machine, paused_ns, sections, memory, disks })
-    })
 }
 
 /// The machine of the snapshot in [`RESUME`]. When it is there, the snapshot is gone from the VM's directory: whatever comes
@@ -116,16 +97,20 @@ pub(crate) fn resume(spec: &MachineSpec, io: MachineIo) -> Result<Machine, Fault
             format!("the snapshot was made on {} and cannot go on on {}", manifest.machine.accel, spec.accel);
         return Err(Fault::new(Kind::Conflict, text, "restore it on the same kind of processor (viv info)"));
     }
-    verify_machine(&manifest, dir)?;
     let state = read_section(dir, &manifest, SECTION.0, SECTION.1)?;
     let saved: MachineSaved = serde_json::from_slice(&state).map_err(|error| {
         let text = format!("the state of the snapshot is not understood: {error}");
         Fault::new(Kind::Error, text, "restore it with the release that made it")
     })?;
-    let path = dir.join(MEMORY);
-    let memory = File::open(&path).map_err(|error| Fault::from(SnapshotError::io("open", &path)(error)))?;
-    let machine =
-        Machine::restore(&MachineSpec { accel: manifest.machine.accel, ..spec.clone() }, io, &saved, memory)?;
+    let memory = Arc::new(open_memory(&manifest, dir)?);
+    let file = memory.file().try_clone().map_err(failed("memory"))?;
+    let check = Box::new(move |at, len| memory.verify_range(at, len).map_err(|error| error.to_string()));
+    let machine = Machine::restore(
+        &MachineSpec { accel: manifest.machine.accel, ..spec.clone() },
+        io,
+        &saved,
+        (file, check),
+    )?;
     std::fs::remove_dir_all(dir).map_err(failed("directory"))?;
     Ok(machine)
 }

@@ -18,9 +18,9 @@ use viv_api::stats::VmStats;
 use viv_api::vm::{ConsoleSize, DiskSize, OnReboot, Process};
 use viv_block::{Disk, MemoryDisk, Patient};
 use viv_machine::{HandedFiles, Shortage};
-use viv_model::{Accel, DiskSpec, End, Fault, Kind, MachineSpec, NicSpec, SavedParts, ShareSpec, State};
+use viv_model::{Accel, DiskSpec, End, Fault, Kind, MachineSpec, NicSpec, ShareSpec, State};
 use viv_net::port::NetPort;
-use viv_runner::{Console, Guest, Parts, SnapshotFiles};
+use viv_runner::{Console, Guest, Moment, Parts, SnapshotFiles};
 use viv_share::link::Caller;
 use viv_share::protocol::{ROOT, opcode};
 
@@ -97,7 +97,7 @@ impl Puppet {
 }
 
 impl Guest for Puppet {
-    fn save(&self, _: &MachineSpec, _: &SnapshotFiles, _: Instant) -> Result<SavedParts, Fault> {
+    fn freeze(&self, _: &SnapshotFiles) -> Result<Box<dyn Moment>, Fault> {
         Err(Fault::new(Kind::Error, "a puppet has no state", "take a machine"))
     }
     fn start(&self) -> Result<(), Fault> {

@@ -4,7 +4,7 @@ use crate::SnapshotError;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use viv_model::Content;
 
 /// Bytes of a chunk. The last one of a content may be shorter.
@@ -23,14 +23,17 @@ fn is_zero(data: &[u8]) -> bool {
     words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0)
 }
 
-/// Writes a content of `bytes` to `file` and its checksums to `sums`, both empty; `read` fills its argument with what is at an
-/// offset. It is asked only for chunks of which a part lies in `ranges`.
+/// Reads the chunk at an offset, unless it is known to be zero: then it answers false.
+pub type ReadChunk<'a> = &'a mut dyn FnMut(u64, &mut [u8]) -> io::Result<bool>;
+
+/// Writes a content of `bytes` to `file` and its checksums to `sums`; both are empty, but for what `read` may have left in `file` of a
+/// chunk that it gives. It is asked only for chunks of which a part lies in `ranges`.
 pub fn write(
     file: &File,
     sums: &File,
     bytes: u64,
     ranges: &Ranges,
-    read: &mut dyn FnMut(u64, &mut [u8]) -> io::Result<()>,
+    read: ReadChunk<'_>,
 ) -> io::Result<Content> {
     file.set_len(bytes)?;
     let mut sums = HashingWriter { file: io::BufWriter::new(sums), hasher: blake3::Hasher::new() };
@@ -44,8 +47,7 @@ pub fn write(
         let touched = ranges.peek().is_some_and(|(start, _)| *start < at + len);
         let chunk = buffer.get_mut(..len as usize).unwrap_or_default();
         let mut sum = [0; SUM_LEN];
-        if touched {
-            read(at, chunk)?;
+        if touched && read(at, chunk)? {
             let written = write_pieces(file, at, chunk)?;
             data_bytes += written;
             if written != 0 {
@@ -100,46 +102,74 @@ impl HashingWriter<'_> {
     }
 }
 
-/// Reads a content whole and says where it is not what was written. Holes cost nothing.
-pub(crate) fn verify(path: &Path, content: &Content) -> Result<(), SnapshotError> {
-    let open = |path: &Path| File::open(path).map_err(SnapshotError::io("open", path));
-    let file = open(path)?;
-    let sums_path =
-        path.with_file_name(crate::sums_file(&path.file_name().unwrap_or_default().to_string_lossy()));
-    let sums = std::fs::read(&sums_path).map_err(SnapshotError::io("read", &sums_path))?;
-    let chunks = content.bytes.div_ceil(CHUNK);
-    if sums.len() as u64 != chunks.saturating_mul(SUM_LEN as u64) {
-        let text = format!("it has {} bytes, which are not {chunks} checksums", sums.len());
-        return Err(SnapshotError::damaged(&sums_path, text));
-    }
-    if blake3::hash(&sums).to_hex().as_str() != content.checksum {
-        return Err(SnapshotError::damaged(&sums_path, "the checksums are not those of the manifest"));
-    }
-    let length = file.metadata().map_err(SnapshotError::io("look at", path))?.len();
-    if length != content.bytes {
-        let text = format!("it has {length} bytes instead of {}", content.bytes);
-        return Err(SnapshotError::damaged(path, text));
-    }
-    let mut buffer = vec![0; CHUNK as usize];
-    let mut data = Data::new(&file, length);
-    for (index, sum) in (0..chunks).zip(sums.as_chunks::<SUM_LEN>().0) {
-        let at = index * CHUNK;
-        let len = CHUNK.min(content.bytes - at);
-        let wrong = || {
-            SnapshotError::damaged(path, format!("the {len} bytes at offset {at} are not what was written"))
-        };
-        let zero = *sum == [0; SUM_LEN];
-        if !data.touches(at, len).map_err(SnapshotError::io("look at", path))? {
-            if zero { continue } else { return Err(wrong()) }
+/// A content that is compared with what was written, piece by piece or whole. Holes cost nothing.
+pub struct Checked {
+    path: PathBuf,
+    file: File,
+    sums: Vec<u8>,
+    bytes: u64,
+}
+
+impl Checked {
+    /// The file, whose checksums are whole.
+    pub(crate) fn open(path: &Path, content: &Content) -> Result<Checked, SnapshotError> {
+        let file = File::open(path).map_err(SnapshotError::io("open", path))?;
+        let sums_path =
+            path.with_file_name(crate::sums_file(&path.file_name().unwrap_or_default().to_string_lossy()));
+        let sums = std::fs::read(&sums_path).map_err(SnapshotError::io("read", &sums_path))?;
+        let chunks = content.bytes.div_ceil(CHUNK);
+        if sums.len() as u64 != chunks.saturating_mul(SUM_LEN as u64) {
+            let text = format!("it has {} bytes, which are not {chunks} checksums", sums.len());
+            return Err(SnapshotError::damaged(&sums_path, text));
         }
-        let chunk = buffer.get_mut(..len as usize).unwrap_or_default();
-        file.read_exact_at(chunk, at).map_err(SnapshotError::io("read", path))?;
-        let good = if zero { is_zero(chunk) } else { <[u8; SUM_LEN]>::from(blake3::hash(chunk)) == *sum };
-        if !good {
-            return Err(wrong());
+        if blake3::hash(&sums).to_hex().as_str() != content.checksum {
+            return Err(SnapshotError::damaged(&sums_path, "the checksums are not those of the manifest"));
         }
+        let length = file.metadata().map_err(SnapshotError::io("look at", path))?.len();
+        if length != content.bytes {
+            let text = format!("it has {length} bytes instead of {}", content.bytes);
+            return Err(SnapshotError::damaged(path, text));
+        }
+        Ok(Checked { path: path.to_owned(), file, sums, bytes: content.bytes })
     }
-    Ok(())
+
+    /// The file itself.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Reads all of it and says where it is not what was written.
+    pub fn verify(&self) -> Result<(), SnapshotError> {
+        self.verify_range(0, self.bytes)
+    }
+
+    /// The same with the chunks of a range.
+    pub fn verify_range(&self, offset: u64, len: u64) -> Result<(), SnapshotError> {
+        let io = |what| SnapshotError::io(what, &self.path);
+        let end = offset.saturating_add(len).min(self.bytes);
+        let mut buffer = vec![0; CHUNK as usize];
+        let mut data = Data::new(&self.file, self.bytes);
+        for index in offset / CHUNK..end.div_ceil(CHUNK) {
+            let at = index * CHUNK;
+            let len = CHUNK.min(self.bytes - at);
+            let wrong = || {
+                let text = format!("the {len} bytes at offset {at} are not what was written");
+                SnapshotError::damaged(&self.path, text)
+            };
+            let sum = self.sums.as_chunks::<SUM_LEN>().0.get(index as usize).ok_or_else(wrong)?;
+            let zero = *sum == [0; SUM_LEN];
+            if !data.touches(at, len).map_err(io("look at"))? {
+                if zero { continue } else { return Err(wrong()) }
+            }
+            let chunk = buffer.get_mut(..len as usize).unwrap_or_default();
+            self.file.read_exact_at(chunk, at).map_err(io("read"))?;
+            let good = if zero { is_zero(chunk) } else { <[u8; SUM_LEN]>::from(blake3::hash(chunk)) == *sum };
+            if !good {
+                return Err(wrong());
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Walks along the parts of a file that are no holes.
@@ -194,13 +224,13 @@ mod tests {
             let create = |name| File::create(self.0.join(name)).unwrap();
             let read = &mut |at: u64, data: &mut [u8]| {
                 data.copy_from_slice(&bytes[at as usize..at as usize + data.len()]);
-                Ok(())
+                Ok(true)
             };
             write(&create("c"), &create("c.sums"), bytes.len() as u64, ranges, read).unwrap()
         }
 
         fn verify(&self, content: &Content) -> Result<(), SnapshotError> {
-            verify(&self.0.join("c"), content)
+            Checked::open(&self.0.join("c"), content)?.verify()
         }
     }
 
@@ -231,7 +261,7 @@ mod tests {
         let ranges = [(CHUNK + 5, 10), (3 * CHUNK - 1, 2)];
         write(&create("c"), &create("c.sums"), 5 * CHUNK + 7, &ranges, &mut |at, data| {
             asked.push((at / CHUNK, data.len()));
-            Ok(())
+            Ok(false)
         })
         .unwrap();
         assert_eq!(asked, [(1, CHUNK as usize), (2, CHUNK as usize), (3, CHUNK as usize)]);

@@ -13,10 +13,10 @@
 mod content;
 mod manifest;
 
-pub use content::{CHUNK, Ranges, SUM_LEN, write as write_content};
+pub use content::{CHUNK, Checked, Ranges, ReadChunk, SUM_LEN, write as write_content};
 pub use manifest::{
-    FORMAT, MANIFEST, plain, read_manifest, read_section, verify, verify_disks, verify_machine,
-    write_manifest, write_section,
+    FORMAT, MANIFEST, open_memory, plain, read_manifest, read_section, verify, verify_disk, write_manifest,
+    write_section,
 };
 
 use std::path::{Path, PathBuf};

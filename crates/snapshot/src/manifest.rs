@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use viv_model::{Manifest, Plain, Section};
+use viv_model::{DiskContent, Manifest, Plain, Section};
 
 /// The manifest's file: one line of JSON, then `blake3 ` and the checksum of that line without its end.
 pub const MANIFEST: &str = "manifest";
@@ -128,27 +128,24 @@ pub fn write_manifest(manifest: &Manifest, dir: &Path) -> Result<(), SnapshotErr
 
 /// Reads all of the snapshot and says what is not what was written.
 pub fn verify(manifest: &Manifest, dir: &Path) -> Result<(), SnapshotError> {
-    verify_disks(manifest, dir)?;
-    verify_machine(manifest, dir)
-}
-
-/// Reads its disks and the files that are kept whole, likewise.
-pub fn verify_disks(manifest: &Manifest, dir: &Path) -> Result<(), SnapshotError> {
     for file in &manifest.files {
         if plain(dir, &file.name)? != *file {
             return Err(SnapshotError::damaged(&dir.join(&file.name), "it is not what was written"));
         }
     }
-    for disk in &manifest.disks {
-        content::verify(&dir.join(disk_file(disk.index)), &disk.content)?;
-    }
-    Ok(())
-}
-
-/// Reads its state and memory, likewise.
-pub fn verify_machine(manifest: &Manifest, dir: &Path) -> Result<(), SnapshotError> {
+    manifest.disks.iter().try_for_each(|disk| verify_disk(dir, disk))?;
     for section in &manifest.sections {
         read_checked(dir, section)?;
     }
-    content::verify(&dir.join(MEMORY), &manifest.memory)
+    open_memory(manifest, dir)?.verify()
+}
+
+/// Reads a disk, likewise.
+pub fn verify_disk(dir: &Path, disk: &DiskContent) -> Result<(), SnapshotError> {
+    content::Checked::open(&dir.join(disk_file(disk.index)), &disk.content)?.verify()
+}
+
+/// Its memory, to be compared with what was written as it is used.
+pub fn open_memory(manifest: &Manifest, dir: &Path) -> Result<content::Checked, SnapshotError> {
+    content::Checked::open(&dir.join(MEMORY), &manifest.memory)
 }

@@ -52,8 +52,12 @@ pub(crate) enum Verb {
     Snapshot(verbs::snapshot::Args),
     /// Let a new VM go on from a snapshot
     Restore(verbs::snapshot::Restore),
+    /// Let a VM go on from a snapshot of it
+    Rollback(verbs::snapshot::Rollback),
     /// Let new VMs go on from where a VM is, beside it
     Fork(verbs::snapshot::Fork),
+    /// Templates: VMs by whose memory and disks others begin
+    Template(verbs::template::Args),
     /// Forget VMs, with their disks and logs
     Rm(verbs::lifecycle::Rm),
     /// Print what a VM's serial console said

@@ -84,18 +84,7 @@ fn prepare() -> Result<Boot, String> {
     let dir = crate::target_dir().join("bench");
     let dir = std::path::absolute(&dir).unwrap_or(dir);
     fs::create_dir_all(&dir).map_err(|error| format!("cannot make {}: {error}", dir.display()))?;
-    guest::viv_output(&["build", "default"])?;
-    let _ = guest::viv_output(&["rm", "-f", VM]);
-    guest::viv_output(&["run", "-d", "--accel", "soft", "--name", VM])?;
-    let json = guest::viv_output(&["inspect", VM, "--json"])?;
-    let copy = |name: &str| {
-        let from = guest::field(&json, name).ok_or_else(|| format!("no {name} in {json}"))?;
-        let to = dir.join(format!("disks-{name}"));
-        fs::copy(from, &to).map_err(|error| format!("cannot copy {from}: {error}")).map(|_| to)
-    };
-    let (kernel, initrd) = (copy("kernel")?, copy("initrd")?);
-    let append = guest::field(&json, "append").ok_or("no command line")?.to_string();
-    guest::viv_output(&["rm", "-f", VM])?;
+    let (kernel, initrd, append) = guest::default_guest(&dir)?;
     let tools = dir.join("fio.ext4");
     let script = r#"
         set -eu

@@ -1,5 +1,6 @@
 //! The kernel and the userland that both machines boot: `bench/*.c`, with libraries and programs of Debian's packages.
 //! The packages are fetched through the host's apt and unpacked aside; nothing is installed but compiler and QEMU.
+use super::machine::VM;
 use crate::{install, steps, target_dir};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -183,6 +184,23 @@ pub(super) fn viv_output(args: &[&str]) -> Result<String, String> {
         return Err(format!("viv {} failed: {}", args.join(" "), String::from_utf8_lossy(&output.stderr)));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Kernel, initial RAM disk and command line of the default guest, for machines beside ours.
+pub(super) fn default_guest(dir: &Path) -> Result<(PathBuf, PathBuf, String), String> {
+    viv_output(&["build", "default"])?;
+    let _ = viv_output(&["rm", "-f", VM]);
+    viv_output(&["run", "-d", "--accel", "soft", "--name", VM])?;
+    let json = viv_output(&["inspect", VM, "--json"])?;
+    let copy = |name: &str| {
+        let from = field(&json, name).ok_or_else(|| format!("no {name} in {json}"))?;
+        let to = dir.join(format!("default-{name}"));
+        fs::copy(from, &to).map_err(|error| format!("cannot copy {from}: {error}")).map(|_| to)
+    };
+    let (kernel, initrd) = (copy("kernel")?, copy("initrd")?);
+    let append = field(&json, "append").ok_or("no command line")?.to_string();
+    viv_output(&["rm", "-f", VM])?;
+    Ok((kernel, initrd, append))
 }
 
 /// The process that runs a VM.

@@ -13,6 +13,8 @@ mod machine;
 mod options;
 mod remembered;
 mod rows;
+mod shares;
+mod snapshots;
 mod table;
 
 use machine::{Kind, Marks};
@@ -29,8 +31,14 @@ struct Results {
 /// Runs the benchmark as `args` say.
 pub(crate) fn run(args: &[String]) -> Result<(), String> {
     let options = Options::parse(args)?;
+    if options.shares {
+        return shares::run(&options);
+    }
     if options.disks {
         return disks::run(&options);
+    }
+    if options.snapshots {
+        return snapshots::run(&options);
     }
     let userland = guest::prepare(options.peer)?;
     let mut results = Results::default();

@@ -11,6 +11,8 @@ cargo xtask bench [OPTIONS] [ROW …]    our software CPU beside Debian's QEMU T
   --reuse              measure viv only, and compare with the last bare and QEMU figures of each row
   --json               the table as JSON on standard output
   --disks              fio on disks instead: raw and qcow2, beside QEMU with io_uring
+  --shares             an untar into a shared directory instead, beside QEMU with virtiofsd
+  --snapshots          snapshots, restores, forks and templates instead, six rounds for each of --runs
   --debian             the memory of both after a full Debian boot, too (always for the whole table, but for --quick)
   --idle               what a default guest costs that does nothing, too (always when no row is named)
   --timeout SECONDS    how long a load may take (120)
@@ -31,6 +33,8 @@ pub(super) struct Options {
     pub(super) idle: bool,
     pub(super) debian: bool,
     pub(super) disks: bool,
+    pub(super) shares: bool,
+    pub(super) snapshots: bool,
     pub(super) timeout: u64,
     pub(super) qemu_cpu: String,
     pub(super) viv_args: Vec<String>,
@@ -47,6 +51,8 @@ impl Options {
             idle: false,
             debian: false,
             disks: false,
+            shares: false,
+            snapshots: false,
             timeout: 120,
             qemu_cpu: QEMU_CPU.to_string(),
             viv_args: Vec::new(),
@@ -64,6 +70,8 @@ impl Options {
                 "--json" => options.json = true,
                 "--debian" => options.debian = true,
                 "--disks" => options.disks = true,
+                "--shares" => options.shares = true,
+                "--snapshots" => options.snapshots = true,
                 "--idle" => options.idle = true,
                 "--qemu-cpu" => options.qemu_cpu = value()?.to_string(),
                 "--viv-args" => options.viv_args = value()?.split_whitespace().map(str::to_string).collect(),

@@ -98,8 +98,8 @@ pub(super) fn if_and(left: Vec<u8>, right: Vec<u8>, body: Vec<u8>) -> Vec<u8> {
 }
 
 /// `Notify (device, value)`.
-pub(super) fn notify(device: &str, value: u8) -> Vec<u8> {
-    [vec![0x86], segment(device).to_vec(), integer(value.into())].concat()
+pub(super) fn notify(device: Vec<u8>, value: u8) -> Vec<u8> {
+    [vec![0x86], device, integer(value.into())].concat()
 }
 
 /// A string.

@@ -4,7 +4,7 @@
 
 mod aml;
 
-use crate::layout::{ACPI_TABLES, ECAM, ECAM_SIZE, IOAPIC, LAPIC};
+use crate::layout::{ACPI_TABLES, ECAM, ECAM_SIZE, GENERATION, IOAPIC, LAPIC};
 use aml::Space;
 use std::ops::Range;
 use viv_devices::chips::{pm, pvpanic, slots};
@@ -44,6 +44,8 @@ pub struct AcpiSpec {
 
 /// The general-purpose event of hot plug.
 pub const HOT_PLUG_GPE: u8 = 1;
+/// The general-purpose event of another generation of the machine.
+pub const GENERATION_GPE: u8 = 2;
 
 /// Global system interrupts of PCI's INTx lines: [`intx_gsi`] spreads them.
 const INTX_FIRST: u32 = 16;
@@ -261,11 +263,27 @@ fn dsdt(spec: &AcpiSpec) -> Vec<u8> {
             ],
         ));
     }
+    devices.push(generation());
     let s5 = aml::integer(u64::from(pm::SLEEP_TYPE_S5));
     let zero = aml::integer(0);
     let sleep = aml::name("_S5_", aml::package(vec![s5.clone(), s5, zero.clone(), zero]));
     let slots_changed = aml::method("_E01", 0, vec![aml::path(&["_SB_", "PCI0", "PCNT"])]);
-    [aml::scope("_SB_", devices), aml::scope("_GPE", vec![slots_changed]), sleep].concat()
+    let generation_changed = aml::method("_E02", 0, vec![aml::notify(aml::path(&["_SB_", "VGEN"]), 0x80)]);
+    [aml::scope("_SB_", devices), aml::scope("_GPE", vec![slots_changed, generation_changed]), sleep].concat()
+}
+
+/// Where [`GENERATION`] lies, under the name by which guests look for it (Virtual Machine Generation ID §2).
+fn generation() -> Vec<u8> {
+    let address = vec![aml::integer(GENERATION.0), aml::integer(0)];
+    aml::device(
+        "VGEN",
+        vec![
+            aml::name("_HID", aml::string("VIVM0001")),
+            aml::name("_CID", aml::string("VM_Gen_Counter")),
+            aml::name("_DDN", aml::string("VM_Gen_Counter")),
+            aml::name("ADDR", aml::package(address)),
+        ],
+    )
 }
 
 fn port_device(name: &str, id: &str, port: u16, len: u8, irq: Option<u8>) -> Vec<u8> {
@@ -336,8 +354,8 @@ fn hot_plug(spec: &AcpiSpec) -> Vec<u8> {
                 aml::method("_EJ0", 1, vec![aml::store(bit.clone(), aml::segment("EJCT").to_vec())]),
             ],
         ));
-        tell.push(aml::if_and(aml::local(0), bit.clone(), aml::notify(&name, 1)));
-        tell.push(aml::if_and(aml::local(1), bit, aml::notify(&name, 3)));
+        tell.push(aml::if_and(aml::local(0), bit.clone(), aml::notify(aml::segment(&name).to_vec(), 1)));
+        tell.push(aml::if_and(aml::local(1), bit, aml::notify(aml::segment(&name).to_vec(), 3)));
     }
     all.push(aml::method("PCNT", 0, tell));
     all.concat()

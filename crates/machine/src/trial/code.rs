@@ -19,7 +19,7 @@ const TABLES: u64 = 0x1_0000;
 /// Blocks and exceptions between two looks at the machine.
 const ROUNDS: u64 = 64;
 /// Looks.
-const LOOKS: usize = 6;
+const LOOKS: usize = 4;
 
 /// Selectors of the GDT below.
 const CODE64: u16 = 0x08;
@@ -124,7 +124,7 @@ fn run_translated(cpu: &mut viv_cpu::soft::SoftCpu, bus: &dyn CpuBus) -> Exit {
     let kicker = cpu.kicker();
     std::thread::scope(|scope| {
         scope.spawn(move || {
-            std::thread::sleep(std::time::Duration::from_micros(300));
+            std::thread::sleep(std::time::Duration::from_micros(80));
             kicker.kick();
         });
         cpu.run(bus)

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use viv_arch::saved::MachineSaved;
-use viv_machine::{Machine, MachineIo};
+use viv_machine::{Frozen, Machine, MachineIo};
 use viv_model::{Accel, End, Fault, MachineSpec};
 
 /// What something may take on a busy test machine.
@@ -100,7 +100,9 @@ impl Life {
 
     /// The machine as it was saved.
     pub(crate) fn restore(&self, saved: &MachineSaved, memory: File) -> Life {
-        Life::of(self.kernel.clone(), |spec, io| Machine::restore(spec, io, saved, memory).unwrap())
+        Life::of(self.kernel.clone(), |spec, io| {
+            Machine::restore(spec, io, saved, (memory, Box::new(|_, _| Ok(())))).unwrap()
+        })
     }
 
     /// Whether it can be restored.
@@ -112,7 +114,7 @@ impl Life {
             shares: Vec::new(),
             console_ports: Vec::new(),
         };
-        Machine::restore(&spec(&self.kernel), io, saved, memory)
+        Machine::restore(&spec(&self.kernel), io, saved, (memory, Box::new(|_, _| Ok(()))))
     }
 
     fn of(kernel: Arc<Scratch>, make: impl FnOnce(&MachineSpec, MachineIo) -> Machine) -> Life {
@@ -130,16 +132,14 @@ impl Life {
         let path = std::env::temp_dir().join(format!("viv-saved-{}-{:p}", std::process::id(), self));
         let file = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
-        let saved = self.machine.save(|saved, memory, _| {
-            file.set_len(memory.size()).unwrap();
-            for (offset, len) in memory.touched().unwrap() {
-                let mut bytes = vec![0; len as usize];
-                memory.read_offset(offset, &mut bytes).unwrap();
-                file.write_all_at(&bytes, offset).unwrap();
-            }
-            Ok(saved.clone())
-        });
-        (saved.unwrap(), file)
+        let Frozen { state, mut memory, .. } = self.machine.freeze(Vec::new()).unwrap();
+        file.set_len(memory.size()).unwrap();
+        for (offset, len) in memory.in_use().unwrap() {
+            let mut bytes = vec![0; len as usize];
+            memory.read(offset, &mut bytes).unwrap();
+            file.write_all_at(&bytes, offset).unwrap();
+        }
+        (state, file)
     }
 
     pub(crate) fn start(code: &[u8]) -> Life {

@@ -108,7 +108,9 @@ fn values(command: &Command, arg: &Arg, names: &dyn Fn(&str, &str) -> Vec<Candid
         }
         "image" if command.get_name() == "build" => fixed(&["default", "debian"]),
         id @ ("vm" | "vms" | "image" | "images" | "network" | "networks" | "group" | "groups"
-        | "snapshot" | "snapshots") => names(command.get_name(), id.trim_end_matches('s')),
+        | "snapshot" | "snapshots" | "template" | "templates") => {
+            names(command.get_name(), id.trim_end_matches('s'))
+        }
         _ => {
             let possible = arg.get_possible_values();
             possible.iter().map(|value| (value.get_name().to_string(), text(value.get_help()))).collect()
@@ -125,10 +127,15 @@ fn live_names(verb: &str, what: &str) -> Vec<Candidate> {
     }));
     if what == "image" {
         let images: Vec<Image> = client.json(Request::new(Route::ImageList, &[])).unwrap_or_default();
-        return images.into_iter().map(|image| (image.name, image.summary)).collect();
+        let mut found: Vec<Candidate> = images.into_iter().map(|image| (image.name, image.summary)).collect();
+        if verb == "run" {
+            found.extend(live_names(verb, "template"));
+        }
+        return found;
     }
-    if what == "snapshot" {
-        let all: Vec<Snapshot> = client.json(Request::new(Route::SnapshotList, &[])).unwrap_or_default();
+    if what == "snapshot" || what == "template" {
+        let mut all: Vec<Snapshot> = client.json(Request::new(Route::SnapshotList, &[])).unwrap_or_default();
+        all.retain(|snapshot| what == "snapshot" || snapshot.template);
         return all.into_iter().map(|snapshot| (snapshot.name, snapshot.comment)).collect();
     }
     if what == "group" {

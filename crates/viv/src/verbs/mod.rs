@@ -22,6 +22,7 @@ pub(crate) mod serve;
 pub(crate) mod snapshot;
 pub(crate) mod stats;
 pub(crate) mod switch;
+pub(crate) mod template;
 pub(crate) mod top;
 
 use crate::cli::{Cli, Verb};
@@ -100,6 +101,8 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
         Verb::Resume(args) => lifecycle::each(&context, &args.vms, Route::VmResume),
         Verb::Snapshot(args) => snapshot::run(&context, args),
         Verb::Restore(args) => snapshot::restore(&context, args),
+        Verb::Rollback(args) => snapshot::rollback(&context, args),
+        Verb::Template(args) => template::run(&context, args),
         Verb::Fork(args) => snapshot::fork(&context, args),
         Verb::Rm(args) => lifecycle::rm(&context, args),
         Verb::Logs(args) => logs::run(&context, args),

@@ -12,11 +12,13 @@ use crate::session::{self, Outcome};
 use crate::{ending, output, serial, size, streams, terminal};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use viv_api::agent::Exec;
-use viv_api::client::Request;
+use viv_api::client::{Client, Request};
 use viv_api::endpoint::Route;
 use viv_api::image::{DEFAULT, ImageBuild};
+use viv_api::snapshot::Snapshot;
 use viv_api::vm::{OnReboot, Process, Vm, VmCreate, VmKill, VmStop};
 use viv_model::{
     Accel, CPUS_MAX, ConsolePortSpec, DiskLimits, DiskSpec, Fault, Kind, NetKind, ShareSpec, SoftSpec,
@@ -184,13 +186,12 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
     let interrupt = Interrupt::new(client.clone());
     if ask.kernel.is_none() || ask.image.is_some() {
         let name = ask.image.get_or_insert_with(|| DEFAULT.to_string()).clone();
-        let missing = ImageBuild { if_missing: true, ..ImageBuild::default() };
-        let built = build::build(client, &interrupt, &name, missing);
+        if !is_template(client, &name) {
+            build_missing(client, &interrupt, &name)?;
+        }
         if let Some(status) = interrupt.status() {
-            build::note_given_up();
             return Ok(status);
         }
-        built?;
     }
     interrupt.enter(Stage::Creating);
     let created = client.json::<Vm>(Request::new(Route::VmCreate, &[]).body(&ask));
@@ -234,6 +235,23 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
         let _ = client.json::<Vm>(Request::new(Route::VmRemove, &[&vm.id]).query("force=true"));
     }
     status
+}
+
+/// Whether a template is called so: it needs no image.
+fn is_template(client: &Client, name: &str) -> bool {
+    let found = client.json::<Snapshot>(Request::new(Route::SnapshotGet, &[name]));
+    found.is_ok_and(|snapshot| snapshot.template && snapshot.name == name)
+}
+
+/// Builds the image if it is not there yet.
+fn build_missing(client: &Arc<Client>, interrupt: &Interrupt, name: &str) -> Result<(), Fault> {
+    let missing = ImageBuild { if_missing: true, ..ImageBuild::default() };
+    let built = build::build(client, interrupt, name, missing);
+    if interrupt.status().is_some() {
+        build::note_given_up();
+        return Ok(());
+    }
+    built.map(drop)
 }
 
 /// A VM that stands still because the host is full looks like one that hangs: says so, once each time.

@@ -1,12 +1,15 @@
-//! `viv snapshot create|ls|show|rm|verify`, `viv restore`, `viv fork`: VMs as they are at one moment, and what goes on from
-//! there.
+//! `viv snapshot create|ls|tree|show|diff|rm|verify|export|import`, `viv restore`, `viv rollback`, `viv fork`: VMs as they are at one
+//! moment, and what goes on from there.
 use super::{Context, each_of};
 use crate::{output, size};
+use std::path::{Path, PathBuf};
 use viv_api::client::Request;
 use viv_api::endpoint::Route;
-use viv_api::snapshot::{Snapshot, SnapshotCreate, SnapshotRestore, VmFork};
+use viv_api::snapshot::{
+    Snapshot, SnapshotCreate, SnapshotDiff, SnapshotFile, SnapshotOther, SnapshotRestore, VmFork, VmRollback,
+};
 use viv_api::vm::Vm;
-use viv_model::{Fault, PortSpec};
+use viv_model::{Fault, Kind, PortSpec};
 
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
@@ -17,7 +20,7 @@ pub(crate) struct Args {
 #[derive(clap::Subcommand, Debug)]
 enum Verb {
     /// Save a VM that lives: its state, its memory and the disks that it may write to
-    #[command(after_help = "The VM stands still while its memory and disks are written, and then goes on.\n\
+    #[command(after_help = "The VM stands still for some milliseconds; all is written while it goes on.\n\
                             Read-only disks are not in a snapshot: they must still be there when it is restored.")]
     Create {
         /// The VM's name or id
@@ -35,6 +38,39 @@ enum Verb {
         /// Print names only
         #[arg(short, long)]
         quiet: bool,
+    },
+    /// Show which snapshot came from which
+    Tree {
+        /// Of this VM only
+        vm: Option<String>,
+    },
+    /// Show what differs between two snapshots
+    Diff {
+        /// Two names or ids
+        #[arg(required = true, num_args = 2, value_names = ["SNAPSHOT", "OTHER"])]
+        snapshots: Vec<String>,
+    },
+    /// Write a snapshot to a tar file, to be carried elsewhere
+    #[command(
+        after_help = "All of it is in the file, with its checksums: viv snapshot import takes it on another host."
+    )]
+    Export {
+        /// Its name or id
+        snapshot: String,
+        /// The file, which must not be there yet
+        file: PathBuf,
+    },
+    /// Take a snapshot from a tar file
+    #[command(
+        after_help = "All of it is compared with its checksums first. One whose VM had files of its host that are not in it\n\
+                            (read-only disks) is refused."
+    )]
+    Import {
+        /// The file
+        file: PathBuf,
+        /// Its name here; its own if there is none
+        #[arg(long)]
+        name: Option<String>,
     },
     /// Show all about snapshots, as JSON
     Show {
@@ -77,6 +113,18 @@ pub(crate) struct Restore {
 
 #[derive(clap::Args, Debug)]
 #[command(
+    after_help = "The same VM, with the same name and address. What it has become since the snapshot is lost, unless there is\n\
+                  another snapshot of it. Disks that lay elsewhere stay as they are: the VM has their state of then above the snapshot."
+)]
+pub(crate) struct Rollback {
+    /// The VM's name or id
+    vm: String,
+    /// A snapshot of it; the last one that it made or came from if there is none
+    snapshot: Option<String>,
+}
+
+#[derive(clap::Args, Debug)]
+#[command(
     after_help = "viv fork web --count 3    makes web-fork-1 to web-fork-3, which go on where web is now"
 )]
 pub(crate) struct Fork {
@@ -96,11 +144,21 @@ pub(crate) struct Fork {
 pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
     match args.verb {
         Verb::Create { vm, name, comment } => {
-            let body = SnapshotCreate { name, comment };
-            let made: Snapshot =
-                context.client.json(Request::new(Route::SnapshotCreate, &[&vm]).body(&body))?;
-            show_one(context, &made);
-            Ok(0)
+            let body = SnapshotCreate { name, comment, template: false };
+            create(context, &vm, &body)
+        }
+        Verb::Tree { vm } => tree(context, vm.as_deref()),
+        Verb::Diff { snapshots } => match snapshots.as_slice() {
+            [first, second] => diff(context, first, second),
+            _ => Err(Fault::new(Kind::Usage, "two snapshots are compared", "name two: viv snapshot ls")),
+        },
+        Verb::Export { snapshot, file } => {
+            let body = SnapshotFile { path: absolute(&file)?, name: None };
+            show(context, Request::new(Route::SnapshotExport, &[&snapshot]).body(&body))
+        }
+        Verb::Import { file, name } => {
+            let body = SnapshotFile { path: absolute(&file)?, name };
+            show(context, Request::new(Route::SnapshotImport, &[]).body(&body))
         }
         Verb::Ls { vm, quiet } => list(context, vm.as_deref(), quiet),
         Verb::Show { snapshots } => {
@@ -114,11 +172,84 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
     }
 }
 
-fn show_one(context: &Context, snapshot: &Snapshot) {
+/// A path that the service understands too.
+fn absolute(path: &Path) -> Result<PathBuf, Fault> {
+    std::path::absolute(path).map_err(|error| {
+        let text = format!("cannot tell where {} is: {error}", path.display());
+        Fault::new(Kind::Usage, text, "name the file from the root")
+    })
+}
+
+pub(super) fn create(context: &Context, vm: &str, body: &SnapshotCreate) -> Result<u8, Fault> {
+    show(context, Request::new(Route::SnapshotCreate, &[vm]).body(body))
+}
+
+/// Asks, and shows the snapshot that is the answer.
+fn show(context: &Context, request: Request) -> Result<u8, Fault> {
+    let snapshot: Snapshot = context.client.json(request)?;
     match context.json {
-        true => output::json(snapshot),
+        true => output::json(&snapshot),
         false => output::print(&format!("{}\n", snapshot.name)),
     }
+    Ok(0)
+}
+
+fn tree(context: &Context, vm: Option<&str>) -> Result<u8, Fault> {
+    let mut all: Vec<Snapshot> = context.client.json(Request::new(Route::SnapshotList, &[]))?;
+    all.retain(|snapshot| vm.is_none_or(|vm| snapshot.vm == vm));
+    if context.json {
+        output::json(&all);
+        return Ok(0);
+    }
+    let known = |name: &String| all.iter().any(|other| other.name == *name);
+    let (roots, _): (Vec<_>, Vec<_>) =
+        all.iter().partition(|snapshot| !snapshot.parent.as_ref().is_some_and(known));
+    let mut text = String::new();
+    for root in roots {
+        text += &format!("{}\n", line(root));
+        branches(&all, &root.name, "", &mut text);
+    }
+    output::print(&text);
+    Ok(0)
+}
+
+fn line(snapshot: &Snapshot) -> String {
+    let Snapshot { name, vm, created_at, data_bytes, .. } = snapshot;
+    format!("{name}  ({vm}, {}, {})", created_at.ago(), size::bytes(*data_bytes))
+}
+
+/// What came from `parent`, below it.
+fn branches(all: &[Snapshot], parent: &str, before: &str, text: &mut String) {
+    let children: Vec<_> = all.iter().filter(|snapshot| snapshot.parent.as_deref() == Some(parent)).collect();
+    for (index, child) in children.iter().enumerate() {
+        let (here, below) = match index + 1 == children.len() {
+            true => ("└─ ", "   "),
+            false => ("├─ ", "│  "),
+        };
+        *text += &format!("{before}{here}{}\n", line(child));
+        branches(all, &child.name, &format!("{before}{below}"), text);
+    }
+}
+
+fn diff(context: &Context, first: &str, second: &str) -> Result<u8, Fault> {
+    let other = SnapshotOther { other: second.to_string() };
+    let diff: SnapshotDiff = context.client.json(Request::new(Route::SnapshotDiff, &[first]).body(&other))?;
+    if context.json {
+        output::json(&diff);
+        return Ok(0);
+    }
+    let word = |differs: bool| if differs { "differs" } else { "same" }.to_string();
+    let mut rows = vec![
+        vec!["machine".to_string(), word(diff.machine), String::new()],
+        vec!["state".to_string(), word(diff.state), String::new()],
+    ];
+    rows.extend(diff.contents.iter().map(|content| {
+        let differs = word(content.changed_bytes != 0);
+        let of = format!("{} of {}", size::bytes(content.changed_bytes), size::bytes(content.bytes));
+        vec![content.name.clone(), differs, of]
+    }));
+    output::table(&["WHAT", "", "CHANGED"], &rows);
+    Ok(0)
 }
 
 fn list(context: &Context, vm: Option<&str>, quiet: bool) -> Result<u8, Fault> {
@@ -153,6 +284,16 @@ fn each(context: &Context, names: &[String], route: Route) -> Result<u8, Fault> 
 pub(crate) fn restore(context: &Context, args: Restore) -> Result<u8, Fault> {
     let body = SnapshotRestore { name: args.name, remove: args.rm, ports: args.ports };
     let vm: Vm = context.client.json(Request::new(Route::SnapshotRestore, &[&args.snapshot]).body(&body))?;
+    match context.json {
+        true => output::json(&vm),
+        false => output::print(&(vm.name + "\n")),
+    }
+    Ok(0)
+}
+
+pub(crate) fn rollback(context: &Context, args: Rollback) -> Result<u8, Fault> {
+    let body = VmRollback { snapshot: args.snapshot };
+    let vm: Vm = context.client.json(Request::new(Route::VmRollback, &[&args.vm]).body(&body))?;
     match context.json {
         true => output::json(&vm),
         false => output::print(&(vm.name + "\n")),

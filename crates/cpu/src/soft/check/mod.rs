@@ -433,7 +433,7 @@ mod tests {
 
     /// Runs the program, checked, to its end.
     fn run(spoil: Option<Spoil>) -> (Exit, Checked) {
-        let memory = GuestMemory::new(&[(Gpa(0), 2 << 20)]).unwrap();
+        let memory = GuestMemory::viewable(&[(Gpa(0), 2 << 20)]).unwrap();
         for (at, entry) in [(0x1000u64, 0x2003u64), (0x2000, 0x3003), (0x3000, 0x83)] {
             memory.write(Gpa(at), &entry.to_le_bytes()).unwrap();
         }

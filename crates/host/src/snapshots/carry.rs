@@ -1,0 +1,207 @@
+//! Snapshots as tar files, to be carried to other hosts. Holes stay holes (GNU sparse entries).
+//!
+//! A file from elsewhere is taken only if it is whole, and if all that its machine needs is in it: it cannot name files of this
+//! host, nor reach into it.
+use super::{Snapshots, io_fault};
+use crate::names;
+use std::collections::HashMap;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use viv_api::snapshot::{Snapshot, SnapshotFile};
+use viv_model::{Fault, Kind, Manifest, NetKind};
+use viv_snapshot::{
+    CHUNK, INITRD, KERNEL, MANIFEST, MEMORY, STATE, SUM_LEN, disk_file, read_manifest, sums_file, verify,
+    write_manifest,
+};
+
+/// Most bytes of state, kernel or initial RAM disk.
+const SMALL_MAX: u64 = 1 << 30;
+/// Most bytes of a memory or a disk.
+const CONTENT_MAX: u64 = 64 << 40;
+
+/// The files of a snapshot behind its manifest, each with the most bytes that it may have.
+fn files_of(manifest: &Manifest) -> HashMap<String, u64> {
+    let mut files = HashMap::from([(STATE.to_string(), SMALL_MAX)]);
+    let disks = manifest.disks.iter().map(|disk| (disk_file(disk.index), &disk.content));
+    for (name, content) in std::iter::once((MEMORY.to_string(), &manifest.memory)).chain(disks) {
+        let bytes = content.bytes.min(CONTENT_MAX);
+        files.insert(sums_file(&name), bytes.div_ceil(CHUNK) * SUM_LEN as u64);
+        files.insert(name, bytes);
+    }
+    files.extend(manifest.files.iter().map(|file| (file.name.clone(), SMALL_MAX)));
+    files
+}
+
+impl Snapshots {
+    /// Writes a snapshot to a new tar file.
+    pub(crate) fn export(&self, name: &str, to: &SnapshotFile) -> Result<Snapshot, Fault> {
+        let (dir, manifest) = self.find(name)?;
+        let path = absolute(&to.path)?;
+        let failed = io_fault("write", path);
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(&failed)?;
+        let write = || {
+            let mut tar = tar::Builder::new(io::BufWriter::new(&file));
+            tar.sparse(true);
+            let mut names: Vec<_> = files_of(&manifest).into_keys().collect();
+            names.sort();
+            // The manifest first: it says what comes.
+            for name in std::iter::once(MANIFEST.to_string()).chain(names) {
+                tar.append_path_with_name(dir.join(&name), &name)?;
+            }
+            tar.into_inner()?.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+        };
+        write().map_err(failed).inspect_err(|_| drop(fs::remove_file(path)))?;
+        self.get(&manifest.id)
+    }
+
+    /// Takes a snapshot from a tar file.
+    pub(crate) fn import(&self, from: &SnapshotFile) -> Result<Snapshot, Fault> {
+        let path = absolute(&from.path)?;
+        let file = File::open(path).map_err(io_fault("open", path))?;
+        let id = names::identity().map_err(io_fault("read", Path::new("/dev/urandom")))?;
+        let dir = self.places.snapshots().join(&id);
+        DirBuilder::new().mode(0o700).create(&dir).map_err(io_fault("make", &dir))?;
+        // Without a manifest there, it is none yet.
+        let beside = dir.join("import");
+        let taken = unpack(path, file, &beside).and_then(|mut manifest| {
+            verify(&manifest, &beside)?;
+            whole(&manifest)?;
+            let name = self.name(from.name.as_deref().or(Some(&manifest.name)), "")?;
+            (manifest.id, manifest.name) = (id.clone(), name.name.clone());
+            if let Some(nic) = &mut manifest.machine.nic {
+                nic.ports.clear();
+                if matches!(nic.net, NetKind::User { .. }) {
+                    nic.net = NetKind::User { host: false };
+                }
+            }
+            for name in files_of(&manifest).keys() {
+                fs::rename(beside.join(name), dir.join(name)).map_err(io_fault("move", &dir))?;
+            }
+            fs::remove_dir_all(&beside).map_err(io_fault("remove", &beside))?;
+            write_manifest(&manifest, &dir)?;
+            File::open(self.places.snapshots())
+                .and_then(|all| all.sync_all())
+                .map_err(io_fault("write", &dir))
+        });
+        taken.inspect_err(|_| drop(fs::remove_dir_all(&dir)))?;
+        self.get(&id)
+    }
+}
+
+fn absolute(path: &Path) -> Result<&Path, Fault> {
+    if path.is_absolute() {
+        return Ok(path);
+    }
+    let text = format!("{} is not an absolute path", path.display());
+    Err(Fault::new(Kind::Usage, text, "name files from the root: the service does not know your directory"))
+}
+
+/// Unpacks what belongs to a snapshot, and nothing else.
+fn unpack(path: &Path, file: File, dir: &Path) -> Result<Manifest, Fault> {
+    let refused = |what: String| {
+        Fault::new(
+            Kind::Usage,
+            format!("{} is no snapshot: {what}", path.display()),
+            "make one with: viv snapshot export",
+        )
+    };
+    let broken = |error: io::Error| match error.kind() {
+        io::ErrorKind::StorageFull => io_fault("write", dir)(error),
+        _ => refused(error.to_string()),
+    };
+    DirBuilder::new().mode(0o700).create(dir).map_err(io_fault("make", dir))?;
+    let mut tar = tar::Archive::new(io::BufReader::new(file));
+    let mut manifest = None;
+    let mut expected = HashMap::from([(MANIFEST.to_string(), 1 << 20)]);
+    for entry in tar.entries().map_err(broken)? {
+        let mut entry = entry.map_err(broken)?;
+        let name = String::from_utf8_lossy(&entry.path_bytes()).to_string();
+        if !entry.header().entry_type().is_file() && !entry.header().entry_type().is_gnu_sparse() {
+            return Err(refused(format!("{name:?} in it is no file")));
+        }
+        let most =
+            expected.remove(&name).ok_or_else(|| refused(format!("{name:?} does not belong into it")))?;
+        if entry.size() > most {
+            return Err(refused(format!("{name:?} in it is too large")));
+        }
+        let to = dir.join(&name);
+        // Zeroes become holes again.
+        let mut file = Sparse::create(&to).map_err(io_fault("make", &to))?;
+        io::copy(&mut entry, &mut file).map_err(broken)?;
+        file.finish().map_err(io_fault("write", &to))?;
+        if manifest.is_none() {
+            let read = read_manifest(dir)?;
+            expected = files_of(&read);
+            manifest = Some(read);
+        }
+    }
+    match (manifest, expected.keys().next()) {
+        (Some(manifest), None) => Ok(manifest),
+        (None, _) => Err(refused("it is empty".to_string())),
+        (_, Some(missing)) => Err(refused(format!("{missing:?} is missing"))),
+    }
+}
+
+/// Whether everything that the machine has is in the snapshot.
+fn whole(manifest: &Manifest) -> Result<(), Fault> {
+    let machine = &manifest.machine;
+    let has = |name: &str| manifest.files.iter().any(|file| file.name == name);
+    let missing = if !has(KERNEL) {
+        Some("its kernel".to_string())
+    } else if machine.initrd.is_some() && !has(INITRD) {
+        Some("its initial RAM disk".to_string())
+    } else {
+        let kept = |index: usize| manifest.disks.iter().any(|disk| disk.index == index);
+        let mut disks = machine.disks.iter().enumerate();
+        let disk = disks.find(|(index, disk)| !kept(*index) || !disk.allow.is_empty());
+        disk.map(|(_, disk)| format!("its disk {}", disk.path.display()))
+            .or_else(|| machine.shares.first().map(|share| format!("its directory {}", share.path.display())))
+    };
+    missing.map_or(Ok(()), |what| {
+        Err(Fault::new(
+            Kind::Usage,
+            format!("the snapshot {:?} cannot go on here: {what} is not in it", manifest.name),
+            "make one of a VM without read-only disks, and export that",
+        ))
+    })
+}
+
+/// A file of which zeroes are left out.
+struct Sparse {
+    file: File,
+    length: u64,
+}
+
+impl Sparse {
+    fn create(path: &Path) -> io::Result<Sparse> {
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
+        Ok(Sparse { file, length: 0 })
+    }
+
+    fn finish(self) -> io::Result<()> {
+        use std::os::unix::fs::PermissionsExt;
+        self.file.set_len(self.length)?;
+        self.file.set_permissions(fs::Permissions::from_mode(0o400))?;
+        self.file.sync_all()
+    }
+}
+
+impl io::Write for Sparse {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        use std::os::unix::fs::FileExt;
+        // Blocks of the file, not of what was written.
+        let len = data.len().min(4096 - (self.length % 4096) as usize);
+        let piece = data.get(..len).unwrap_or_default();
+        if piece.iter().any(|byte| *byte != 0) {
+            self.file.write_all_at(piece, self.length)?;
+        }
+        self.length += len as u64;
+        Ok(len)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,225 @@
+//! VMs that go on from snapshots: new ones, forks, and the one that the snapshot is of.
+use super::make::Purpose;
+use super::{Snapshots, io_fault, link};
+use crate::names;
+use crate::store::VmRecord;
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use viv_api::runner::RESUME;
+use viv_api::snapshot::{SnapshotCreate, SnapshotRestore, VmFork, VmRollback};
+use viv_api::timestamp::Timestamp;
+use viv_api::vm::{Vm, VmStart};
+use viv_block::{CreateOptions, Qcow2};
+use viv_model::{DiskFormat, DiskSpec, Fault, Kind, MachineSpec, Manifest, NetKind, PortSpec};
+use viv_snapshot::{INITRD, KERNEL, MANIFEST, MEMORY, STATE, disk_file, sums_file};
+
+/// Most forks at a time.
+const FORKS_MAX: u32 = 1000;
+/// What the directories begin with that hold a VM's disks after it was rolled back.
+const BACK: &str = "back-";
+
+impl Snapshots {
+    /// A new VM that goes on from a snapshot, and runs.
+    pub(crate) fn restore(&self, name: &str, ask: &SnapshotRestore) -> Result<Vm, Fault> {
+        let (dir, manifest) = self.find(name)?;
+        self.verify_disks(&dir, &manifest)?;
+        let record = VmRecord { snapshot: Some(manifest.id.clone()), ..self.record(&manifest, ask)? };
+        self.go_on(&dir, &manifest, record, &ask.ports, &VmStart::default())
+    }
+
+    /// What is known of the VM before it has a machine.
+    pub(super) fn record(&self, manifest: &Manifest, ask: &SnapshotRestore) -> Result<VmRecord, Fault> {
+        Ok(VmRecord {
+            id: names::identity().map_err(io_fault("read", Path::new("/dev/urandom")))?,
+            name: self.vms.name(ask.name.as_deref())?,
+            created_at: Timestamp::now(),
+            image: manifest.image.clone(),
+            machine: manifest.machine.clone(),
+            on_reboot: Default::default(),
+            remove: ask.remove,
+            command: None,
+            started_at: None,
+            attended_by: None,
+            snapshot: manifest.parent.clone(),
+            append: None,
+            groups: Vec::new(),
+            labels: Vec::new(),
+        })
+    }
+
+    pub(super) fn go_on(
+        &self,
+        from: &Path,
+        manifest: &Manifest,
+        record: VmRecord,
+        ports: &[PortSpec],
+        start: &VmStart,
+    ) -> Result<Vm, Fault> {
+        let dir = self.places.vms().join(&record.id);
+        let made =
+            lay_out(from, manifest, &dir).and_then(|mut machine| plug(&mut machine, ports).map(|()| machine));
+        let machine = made.inspect_err(|_| drop(fs::remove_dir_all(&dir)))?;
+        let id = record.id.clone();
+        self.vms.insert_and_start(VmRecord { machine, ..record }, start).inspect_err(|_| {
+            let _ = self.vms.remove(&id, true);
+        })
+    }
+
+    /// VMs that go on from where a running one is, beside it.
+    pub(crate) fn fork(&self, vm: &str, ask: &VmFork) -> Result<Vec<Vm>, Fault> {
+        if !(1..=FORKS_MAX).contains(&ask.count) {
+            return Err(Fault::new(
+                Kind::Usage,
+                format!("cannot make {} forks", ask.count),
+                format!("use --count with 1 to {FORKS_MAX}"),
+            ));
+        }
+        let (source, _) = self.vms.find(vm)?;
+        let base = ask.name.clone().unwrap_or_else(|| format!("{}-fork", source.name));
+        let comment = format!("of a fork of {}", source.name);
+        let between = SnapshotCreate { comment, ..SnapshotCreate::default() };
+        let (dir, manifest) = self.make(vm, &between, Purpose::Fork)?;
+        let mut made = Vec::new();
+        let outcome = (1..=ask.count).try_for_each(|number| {
+            let alone = ask.count == 1 && ask.name.is_some();
+            let name = if alone { base.clone() } else { format!("{base}-{number}") };
+            let ask = SnapshotRestore { name: Some(name), remove: ask.remove, ..Default::default() };
+            let record = self.record(&manifest, &ask)?;
+            made.push(self.go_on(&dir, &manifest, record, &[], &VmStart::default())?);
+            Ok(())
+        });
+        // The forks have links to what they need of it.
+        let _ = self.discard(&dir);
+        if let Err(fault) = outcome {
+            for vm in &made {
+                let _ = self.vms.remove(&vm.id, true);
+            }
+            return Err(fault);
+        }
+        Ok(made)
+    }
+
+    /// The VM goes on from a snapshot of it; what it has become since is lost.
+    pub(crate) fn roll_back(&self, vm: &str, ask: &VmRollback) -> Result<Vm, Fault> {
+        let (record, _) = self.vms.find(vm)?;
+        let name = ask.snapshot.clone().or(record.snapshot.clone()).ok_or_else(|| {
+            let text = format!("there is no snapshot of VM {:?}", record.name);
+            Fault::new(
+                Kind::NotFound,
+                text,
+                format!("make one next time: viv snapshot create {}", record.name),
+            )
+        })?;
+        let (from, manifest) = self.find(&name).map_err(|fault| match ask.snapshot {
+            Some(_) => fault,
+            None => {
+                let text = format!("there is no snapshot of VM {:?} any more", record.name);
+                Fault::new(Kind::NotFound, text, "see what there is: viv snapshot ls")
+            }
+        })?;
+        if manifest.vm.0 != record.id {
+            return Err(Fault::new(
+                Kind::Conflict,
+                format!(
+                    "snapshot {:?} is of VM {:?}, not of {:?}",
+                    manifest.name, manifest.vm.1, record.name
+                ),
+                format!("let a new VM go on from it: viv restore {}", manifest.name),
+            ));
+        }
+        self.verify_disks(&from, &manifest)?;
+        let id = record.id.clone();
+        self.vms.change(&id, |record, runner| {
+            let vm = runner.dir();
+            let place = names::identity().map_err(io_fault("read", Path::new("/dev/urandom")))?;
+            let place = vm.join(format!("{BACK}{place}"));
+            let laid = lay_out(&from, &manifest, &place);
+            let mut machine = laid.inspect_err(|_| drop(fs::remove_dir_all(&place)))?;
+            // It is the same VM, on the same port.
+            machine.nic.clone_from(&record.machine.nic);
+            runner.kill(None);
+            let resume = vm.join(RESUME);
+            if resume.exists() {
+                fs::remove_dir_all(&resume).map_err(io_fault("remove", &resume))?;
+            }
+            // From here on its disks are the snapshot's; memory only follows: it never goes with other disks.
+            let snapshot = Some(manifest.id.clone());
+            self.vms.store.update(&VmRecord { machine: machine.clone(), snapshot, ..record.clone() })?;
+            fs::rename(place.join(RESUME), &resume).map_err(io_fault("make", &resume))?;
+            forget_disks(vm, &record.machine, &place);
+            Ok(())
+        })?;
+        self.vms.start(&id, &VmStart::default())
+    }
+}
+
+/// Removes what the VM had before it was rolled back, of its own.
+fn forget_disks(vm: &Path, before: &MachineSpec, now: &Path) {
+    for disk in &before.disks {
+        if disk.path.parent() == Some(vm) {
+            let _ = fs::remove_file(&disk.path);
+        }
+    }
+    for entry in fs::read_dir(vm).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if entry.file_name().to_string_lossy().starts_with(BACK) && path != now {
+            let _ = fs::remove_dir_all(path);
+        }
+    }
+}
+
+/// Lays into a directory all that a VM needs that goes on from a snapshot; gives its machine.
+fn lay_out(from: &Path, manifest: &Manifest, dir: &Path) -> Result<MachineSpec, Fault> {
+    let resume = dir.join(RESUME);
+    DirBuilder::new().recursive(true).mode(0o700).create(&resume).map_err(io_fault("make", &resume))?;
+    for name in [MANIFEST, STATE, MEMORY, &sums_file(MEMORY)] {
+        link(&from.join(name), &resume.join(name))?;
+    }
+    let mut machine = manifest.machine.clone();
+    for file in &manifest.files {
+        link(&from.join(&file.name), &dir.join(&file.name))?;
+        match file.name.as_str() {
+            KERNEL => machine.kernel = dir.join(KERNEL),
+            INITRD => machine.initrd = Some(dir.join(INITRD)),
+            _ => {}
+        }
+    }
+    for disk in &manifest.disks {
+        let spec = machine.disks.get_mut(disk.index).ok_or_else(|| {
+            let text = format!("the snapshot has a disk {} that its machine has not", disk.index);
+            Fault::new(Kind::Error, text, "use another snapshot")
+        })?;
+        let base = format!("{}.base", disk_file(disk.index));
+        link(&from.join(disk_file(disk.index)), &dir.join(&base))?;
+        let path = dir.join(format!("{}.qcow2", disk_file(disk.index)));
+        let backing = Some((base, DiskFormat::Raw.name().to_string()));
+        Qcow2::create(&path, &CreateOptions { backing, ..CreateOptions::new(disk.content.bytes) })?;
+        *spec = DiskSpec { path, format: Some(DiskFormat::Qcow2), allow: Vec::new(), ..spec.clone() };
+    }
+    Ok(machine)
+}
+
+/// Plugs in the card of a new VM; its console's ports have their sockets in its own directory.
+fn plug(machine: &mut MachineSpec, ports: &[PortSpec]) -> Result<(), Fault> {
+    // The VM that was saved may have its sockets still.
+    machine.console_ports.iter_mut().for_each(|port| port.path = None);
+    match &mut machine.nic {
+        Some(nic) => {
+            nic.ports = ports.to_vec();
+            // In a network that VMs share, its card's and its guest's addresses are still those of the VM that was saved.
+            if matches!(nic.net, NetKind::Named(_)) {
+                (nic.net, nic.address) = (NetKind::None, None);
+            }
+        }
+        None if ports.is_empty() => {}
+        None => {
+            return Err(Fault::new(
+                Kind::Usage,
+                "the snapshot's VM has no network card: it cannot publish ports",
+                "leave out -p, or start a new VM with it",
+            ));
+        }
+    }
+    Ok(())
+}

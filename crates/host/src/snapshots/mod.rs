@@ -1,0 +1,261 @@
+//! Snapshots of VMs, and VMs from snapshots. A snapshot is a directory with a manifest (`viv-snapshot`); one without is
+//! half-made, and swept away when the service starts.
+//!
+//! A VM that goes on from a snapshot has links to its files, and disks above them: so either may be removed at any time,
+//! and neither changes what the other has.
+//!
+//! ```text
+//!  make      a VM that lives ──► a snapshot
+//!  go_on     a snapshot ──► a new VM, forks, or the VM that it is of
+//!  template  snapshots by whose name VMs are made
+//!  compare   what differs between two
+//!  carry     a snapshot ◄──► a tar file
+//!  known     what has been compared with its checksum already
+//! ```
+mod carry;
+mod compare;
+mod go_on;
+mod known;
+mod make;
+mod template;
+
+use crate::names;
+use crate::places::Places;
+use crate::store::StoreError;
+use crate::vms::{Vms, lock};
+use known::Known;
+use std::collections::HashSet;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use viv_api::snapshot::Snapshot;
+use viv_api::timestamp::Timestamp;
+use viv_model::{Fault, Kind, Manifest};
+use viv_snapshot::{MANIFEST, SnapshotError, read_manifest, verify, verify_disk};
+
+/// The extension of a directory that is being removed.
+const GONE: &str = "gone";
+/// A snapshot's directory, and what its manifest says, or why nothing.
+type Found = (PathBuf, Result<Manifest, Fault>);
+
+/// All snapshots of this host.
+pub(crate) struct Snapshots {
+    places: Places,
+    vms: Arc<Vms>,
+    /// Held while a name is chosen and its snapshot appears.
+    naming: Mutex<HashSet<String>>,
+    known: Known,
+}
+
+fn io_fault(what: &'static str, path: &Path) -> impl Fn(io::Error) -> Fault {
+    move |source| StoreError::Io { what, path: path.to_owned(), source }.into()
+}
+
+/// A link to a file; a copy where there can be none.
+fn link(from: &Path, to: &Path) -> Result<(), Fault> {
+    fs::hard_link(from, to).or_else(|_| crate::images::copy(from, to)).map_err(io_fault("make", to))
+}
+
+/// A name that is taken as long as this lives.
+struct Named<'a> {
+    taken: &'a Mutex<HashSet<String>>,
+    name: String,
+}
+
+impl Drop for Named<'_> {
+    fn drop(&mut self) {
+        lock(self.taken).remove(&self.name);
+    }
+}
+
+impl Snapshots {
+    /// Those that there are; what was left half-made or half-removed goes.
+    pub(crate) fn open(places: &Places, vms: Arc<Vms>) -> Result<Snapshots, Fault> {
+        let all = places.snapshots();
+        DirBuilder::new().recursive(true).mode(0o700).create(&all).map_err(io_fault("make", &all))?;
+        for entry in fs::read_dir(&all).map_err(io_fault("read", &all))?.flatten() {
+            let path = entry.path();
+            let gone = path.extension().is_some_and(|extension| extension == GONE);
+            if gone || !path.join(MANIFEST).exists() {
+                let _ = fs::remove_dir_all(&path);
+            }
+        }
+        Ok(Snapshots { places: places.clone(), vms, naming: Mutex::default(), known: Known::default() })
+    }
+
+    /// All with their directories, oldest first.
+    fn all(&self) -> Result<Vec<Found>, Fault> {
+        let all = self.places.snapshots();
+        let entries = fs::read_dir(&all).map_err(io_fault("read", &all))?;
+        let dirs = entries.flatten().map(|entry| entry.path()).filter(|path| path.join(MANIFEST).exists());
+        let mut found: Vec<_> = dirs
+            .filter(|path| path.extension().is_none())
+            .map(|path| (path.clone(), read_manifest(&path).map_err(Fault::from)))
+            .collect();
+        found.sort_by_key(|(path, manifest)| {
+            let second = manifest.as_ref().map_or(0, |manifest| manifest.created_unix_s);
+            // Within a second, by when they were finished.
+            let finished = fs::metadata(path.join(MANIFEST)).and_then(|data| data.modified());
+            (second, finished.ok(), path.clone())
+        });
+        Ok(found)
+    }
+
+    /// The one with this name, identity or beginning of its identity.
+    fn find(&self, name: &str) -> Result<(PathBuf, Manifest), Fault> {
+        let id = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().to_string();
+        let mut begins = Vec::new();
+        for (path, manifest) in self.all()? {
+            let exact = id(&path) == name || manifest.as_ref().is_ok_and(|manifest| manifest.name == name);
+            if exact {
+                return Ok((path, manifest?));
+            }
+            if name.len() >= 4 && id(&path).starts_with(name) {
+                begins.push((path, manifest));
+            }
+        }
+        match begins.pop() {
+            Some((path, manifest)) if begins.is_empty() => Ok((path, manifest?)),
+            Some(_) => Err(Fault::new(
+                Kind::Usage,
+                format!("the ids of several snapshots begin with {name:?}"),
+                "write more digits, or the name: viv snapshot ls",
+            )),
+            None => Err(Fault::new(
+                Kind::NotFound,
+                format!("no snapshot is called {name:?}"),
+                "see what there is: viv snapshot ls",
+            )),
+        }
+    }
+
+    fn view(&self, dir: &Path, manifest: &Manifest, all: &[Found]) -> Snapshot {
+        let name_of = |id: &String| {
+            let known = all.iter().filter_map(|(_, manifest)| manifest.as_ref().ok());
+            let mut same = known.filter(|manifest| manifest.id == *id);
+            same.next().map_or_else(|| id.clone(), |manifest| manifest.name.clone())
+        };
+        let manifest = manifest.clone();
+        Snapshot {
+            parent: manifest.parent.as_ref().map(name_of),
+            data_bytes: manifest.data_bytes(),
+            id: manifest.id,
+            name: manifest.name,
+            comment: manifest.comment,
+            created_at: Timestamp { unix_s: manifest.created_unix_s },
+            vm: manifest.vm.1,
+            image: manifest.image,
+            accel: manifest.machine.accel,
+            paused_ns: manifest.paused_ns,
+            template: manifest.template,
+            machine: Some(manifest.machine),
+            dir: dir.to_owned(),
+            damaged: None,
+        }
+    }
+
+    /// All, oldest first.
+    pub(crate) fn list(&self) -> Result<Vec<Snapshot>, Fault> {
+        let all = self.all()?;
+        let each = |(dir, manifest): &Found| match manifest {
+            Ok(manifest) => self.view(dir, manifest, &all),
+            Err(fault) => damaged(dir, fault),
+        };
+        Ok(all.iter().map(each).collect())
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Result<Snapshot, Fault> {
+        let (dir, manifest) = self.find(name)?;
+        Ok(self.view(&dir, &manifest, &self.all()?))
+    }
+
+    /// Reads all of it, and says whether it is what was written.
+    pub(crate) fn verify(&self, name: &str) -> Result<Snapshot, Fault> {
+        let (dir, manifest) = self.find(name)?;
+        verify(&manifest, &dir)?;
+        self.get(&manifest.id)
+    }
+
+    /// Compares its disks and files with their checksums; those of memory and state are looked at by the VM's own process.
+    fn verify_disks(&self, dir: &Path, manifest: &Manifest) -> Result<(), Fault> {
+        for file in &manifest.files {
+            let path = dir.join(&file.name);
+            if self.known.checksum(&path)? != file.checksum {
+                let what = "it is not what was written".to_string();
+                return Err(SnapshotError::Damaged { path, what }.into());
+            }
+        }
+        manifest.disks.iter().try_for_each(|disk| self.known.good(dir, disk, || verify_disk(dir, disk)))
+    }
+
+    /// Also one whose manifest cannot be read any more, by its identity.
+    pub(crate) fn remove(&self, name: &str) -> Result<Snapshot, Fault> {
+        let snapshot = match self.get(name) {
+            Ok(snapshot) => snapshot,
+            Err(fault) => {
+                let mut all = self.list()?.into_iter();
+                all.find(|snapshot| snapshot.id == name && snapshot.damaged.is_some()).ok_or(fault)?
+            }
+        };
+        self.discard(&snapshot.dir)?;
+        Ok(snapshot)
+    }
+
+    fn discard(&self, dir: &Path) -> Result<(), Fault> {
+        let gone = dir.with_extension(GONE);
+        fs::rename(dir, &gone).map_err(io_fault("remove", dir))?;
+        fs::remove_dir_all(&gone).map_err(io_fault("remove", &gone))
+    }
+
+    /// Takes the name that was asked for, or `base` with the first number that is free.
+    fn name(&self, asked: Option<&str>, base: &str) -> Result<Named<'_>, Fault> {
+        let mut taken = lock(&self.naming);
+        let known: HashSet<String> = self
+            .all()?
+            .into_iter()
+            .filter_map(|(_, manifest)| manifest.ok())
+            .map(|manifest| manifest.name)
+            .collect();
+        let free = |name: &String| !known.contains(name) && !taken.contains(name);
+        let name = match asked {
+            Some(name) => {
+                names::check(name)?;
+                let name = name.to_string();
+                if !free(&name) {
+                    return Err(Fault::new(
+                        Kind::Conflict,
+                        format!("a snapshot called {name:?} exists already"),
+                        format!("choose another name, or remove that one: viv snapshot rm {name}"),
+                    ));
+                }
+                name
+            }
+            None => (1..).map(|number| format!("{base}-{number}")).find(free).unwrap_or_default(),
+        };
+        taken.insert(name.clone());
+        Ok(Named { taken: &self.naming, name })
+    }
+}
+
+/// A snapshot whose manifest cannot be read.
+fn damaged(dir: &Path, fault: &Fault) -> Snapshot {
+    let id = dir.file_name().unwrap_or_default().to_string_lossy().to_string();
+    Snapshot {
+        name: id.clone(),
+        id,
+        comment: String::new(),
+        created_at: Timestamp { unix_s: 0 },
+        vm: String::new(),
+        image: None,
+        parent: None,
+        accel: Default::default(),
+        data_bytes: 0,
+        paused_ns: 0,
+        template: false,
+        machine: None,
+        dir: dir.to_owned(),
+        damaged: Some(fault.message.clone()),
+    }
+}

@@ -1,0 +1,61 @@
+//! Templates: snapshots by whose name VMs are made, as from images, but with memory.
+use super::Snapshots;
+use crate::store::VmRecord;
+use viv_api::snapshot::SnapshotRestore;
+use viv_api::vm::{Vm, VmCreate, VmStart};
+use viv_model::{Fault, Kind};
+
+impl Snapshots {
+    /// Whether a template is called so.
+    pub(crate) fn is_template(&self, name: &str) -> bool {
+        self.find(name).is_ok_and(|(_, manifest)| manifest.template && manifest.name == name)
+    }
+
+    /// A new VM from a template, as it was asked for. What the template has decided cannot be asked for.
+    pub(crate) fn create_from(&self, template: &str, ask: &VmCreate) -> Result<Vm, Fault> {
+        let (dir, manifest) = self.find(template)?;
+        let left = VmCreate {
+            schema: ask.schema.clone(),
+            name: ask.name.clone(),
+            image: ask.image.clone(),
+            accel: ask.accel,
+            ports: ask.ports.clone(),
+            groups: ask.groups.clone(),
+            labels: ask.labels.clone(),
+            on_reboot: ask.on_reboot,
+            remove: ask.remove,
+            command: ask.command.clone(),
+            attended_by: ask.attended_by,
+            start: ask.start,
+            ..VmCreate::default()
+        };
+        if *ask != left {
+            return Err(Fault::new(
+                Kind::Usage,
+                format!(
+                    "{template} is a template: processors, memory, disks, network and kernel are those of its VM"
+                ),
+                "leave these options out, or start a VM from an image: viv images",
+            ));
+        }
+        if !ask.start {
+            return Err(Fault::new(
+                Kind::Usage,
+                format!("{template} is a template: a VM from it runs as soon as it is there"),
+                format!("use: viv run -d {template}"),
+            ));
+        }
+        self.verify_disks(&dir, &manifest)?;
+        let restore = SnapshotRestore { name: ask.name.clone(), remove: ask.remove, ports: Vec::new() };
+        let mut record = self.record(&manifest, &restore)?;
+        record = VmRecord {
+            snapshot: Some(manifest.id.clone()),
+            on_reboot: ask.on_reboot,
+            command: ask.command.clone(),
+            groups: crate::secgroups::distinct(&ask.groups)?,
+            labels: ask.labels.clone(),
+            ..record
+        };
+        self.go_on(&dir, &manifest, record, &ask.ports, &VmStart { attended_by: ask.attended_by })
+    }
+}

@@ -1,0 +1,97 @@
+//! What memory that comes from a file must pass before somebody sees it: each piece is checked when it is first reached.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Bytes that are checked at once.
+pub(crate) const PIECE: u64 = 64 << 10;
+
+/// Looks at a range of the file, of whole pieces but at the end, and says what is wrong with it.
+pub type Check = Box<dyn Fn(u64, u64) -> Result<(), String> + Send + Sync>;
+
+/// Told what is wrong, once.
+type Watcher = Box<dyn FnOnce(&str) + Send>;
+
+/// The checks of one memory.
+pub(crate) struct Origin {
+    check: Check,
+    size: u64,
+    /// A bit for each piece that has passed.
+    passed: Box<[AtomicU64]>,
+    damage: Mutex<Damage>,
+}
+
+#[derive(Default)]
+struct Damage {
+    what: Option<String>,
+    watcher: Option<Watcher>,
+}
+
+impl fmt::Debug for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Origin").field("size", &self.size).finish_non_exhaustive()
+    }
+}
+
+impl Origin {
+    pub(crate) fn new(check: Check, size: u64) -> Origin {
+        let words = size.div_ceil(PIECE).div_ceil(64);
+        Origin {
+            check,
+            size,
+            passed: (0..words).map(|_| AtomicU64::new(0)).collect(),
+            damage: Mutex::default(),
+        }
+    }
+
+    fn damage(&self) -> MutexGuard<'_, Damage> {
+        self.damage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the range, which is not empty, may be seen.
+    pub(crate) fn passes(&self, offset: u64, len: u64) -> bool {
+        let end = offset.saturating_add(len).min(self.size);
+        (offset / PIECE..end.div_ceil(PIECE)).all(|piece| {
+            let Some(word) = self.passed.get((piece / 64) as usize) else { return false };
+            let bit = 1 << (piece % 64);
+            if word.load(Ordering::Relaxed) & bit != 0 {
+                return true;
+            }
+            let at = piece * PIECE;
+            match (self.check)(at, PIECE.min(self.size - at)) {
+                Ok(()) => {
+                    word.fetch_or(bit, Ordering::Relaxed);
+                    true
+                }
+                Err(what) => {
+                    self.report(what);
+                    false
+                }
+            }
+        })
+    }
+
+    fn report(&self, what: String) {
+        let mut damage = self.damage();
+        let watcher = damage.watcher.take();
+        if let Some(watcher) = watcher {
+            watcher(&what);
+        }
+        damage.what.get_or_insert(what);
+    }
+
+    /// What was wrong with it so far.
+    pub(crate) fn found(&self) -> Option<String> {
+        self.damage().what.clone()
+    }
+
+    /// Tells `watcher` of the first damage, also if it was found before.
+    pub(crate) fn watch(&self, watcher: impl FnOnce(&str) + Send + 'static) {
+        let mut damage = self.damage();
+        match &damage.what {
+            Some(what) => watcher(what),
+            None => damage.watcher = Some(Box::new(watcher)),
+        }
+    }
+}
