@@ -1,7 +1,7 @@
 //! Process 1 of the default guest: set up, serve commands, hold a shell on the console, switch off.
 use crate::power::{self, Last};
 use crate::setup::{self, Wishes};
-use crate::{cards, children, exec, say, serve, shares, stage, sys};
+use crate::{arrivals, children, exec, say, serve, shares, stage, sys};
 use std::fs;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::mpsc;
@@ -41,7 +41,7 @@ pub(crate) fn main() -> ExitCode {
         say(format_args!("cannot set the loopback network up: {error}"));
     }
     let (send, ends) = mpsc::channel();
-    cards::keep_up();
+    arrivals::keep_up();
     power::set_sender(send.clone());
     power::watch_button();
     if let Err(error) = serve::start() {

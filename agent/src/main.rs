@@ -11,12 +11,13 @@
 //! `viv.share=TAG:ro:PATH` mounts a directory of the host.
 //!
 //! It never does what the host could do, never talks first, and needs nothing of the guest's user land.
-mod cards;
+mod arrivals;
 mod children;
 mod command;
 mod disks;
 mod exec;
 mod init;
+mod ports;
 mod power;
 mod renew;
 mod serve;

@@ -1,5 +1,5 @@
 //! After the guest goes on in another VM, or later: the time of now, randomness of its own, its name, its network card's address.
-use crate::{cards, sys};
+use crate::{arrivals, sys};
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
@@ -37,7 +37,7 @@ fn rebind(card: &NewCard) -> io::Result<()> {
         if before.iter().any(|before| *before == address.trim()) {
             let name = interface.file_name().to_string_lossy().to_string();
             sys::set_card_address(&name, card.mac)?;
-            cards::lease_anew(&name);
+            arrivals::lease_anew(&name);
             return Ok(());
         }
     }

@@ -1,6 +1,6 @@
 //! The server of requests over vsock: a thread for each connection.
 use crate::power::{self, Last};
-use crate::{children, disks, exec, renew, say, shares, sys};
+use crate::{children, disks, exec, renew, say, setup, shares, sys};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -93,6 +93,11 @@ fn handle(mut connection: File) -> io::Result<()> {
                 Ok(in_use) => reply.in_use = in_use,
                 Err(error) => reply.error = Some(format!("cannot unmount {tag}: {error}")),
             }
+            None
+        }
+        Ok(Request::ConsoleSize { rows, cols }) => {
+            let resized = setup::open_console().and_then(|console| sys::resize(console.as_fd(), rows, cols));
+            reply.error = resized.err().map(|error| format!("cannot resize the console: {error}"));
             None
         }
         Ok(Request::Poweroff {}) => Some(Last::PowerOff),

@@ -132,16 +132,20 @@ pub(crate) fn check() -> Result<(), String> {
 
 /// Power cuts and errors of the host under real guests. Full file systems take the right to mount.
 pub(crate) fn disks() -> Result<(), String> {
-    for (program, package) in
-        [("cc", "gcc"), ("e2fsck", "e2fsprogs"), ("qemu-img", "qemu-utils"), ("strace", "strace")]
-    {
+    for (program, package) in [
+        ("cc", "gcc"),
+        ("e2fsck", "e2fsprogs"),
+        ("mkfs.xfs", "xfsprogs"),
+        ("qemu-img", "qemu-utils"),
+        ("strace", "strace"),
+    ] {
         install::need(program, package)?;
     }
     build()?;
     let tests =
         ["--test", "power_cuts", "--test", "io_errors", "--", "--include-ignored", "--test-threads=1"];
     step(
-        "50 power cuts, full disks, injected errors",
+        "50 power cuts on ext4 and on xfs, full disks, injected errors",
         cargo()
             .env("VIV_CUTS", "50")
             .args(["test", "--release", "--package", "viv-e2e"])

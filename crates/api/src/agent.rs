@@ -75,6 +75,13 @@ pub enum Request {
         /// Take it away from whoever uses it.
         force: bool,
     },
+    /// The terminal that shows the console has this size, in characters.
+    ConsoleSize {
+        /// Height.
+        rows: u16,
+        /// Width.
+        cols: u16,
+    },
     /// Whether somebody uses the disk with this serial number: then the answer's `in_use` says who.
     Disk {
         /// The serial number.

@@ -92,6 +92,8 @@ pub enum Route {
     VmLogs,
     /// The serial console.
     VmConsole,
+    /// The size of the serial console.
+    VmConsoleSize,
     /// The guest agent.
     VmAgent,
     /// List networks.
@@ -332,6 +334,13 @@ pub const TABLE: &[Endpoint] = &[
         "/v1/vms/{vm}/console",
         Answer::Stream,
         "its serial console: the last output, then both ways",
+    ),
+    line(
+        Route::VmConsoleSize,
+        Method::Post,
+        "/v1/vms/{vm}/console/size",
+        Answer::Json,
+        "the terminal that shows its console has this size; its guest is told (ConsoleSize -> null)",
     ),
     line(
         Route::VmAgent,

@@ -9,7 +9,7 @@
 use crate::agent::Exec;
 use crate::info::Kvm;
 use crate::stats::VmStats;
-use crate::vm::{DiskSize, OnReboot, Process};
+use crate::vm::{ConsoleSize, DiskSize, OnReboot, Process};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use viv_model::{
@@ -131,6 +131,8 @@ pub enum Ask {
         /// Which, from 0.
         disk: usize,
     },
+    /// The terminal that shows its console has this size.
+    ConsoleSize(ConsoleSize),
     /// Give the guest a shared directory. The control socket of the directory's server comes with the request (SCM_RIGHTS of
     /// unix(7)), for the VM's process may start none.
     AttachShare {

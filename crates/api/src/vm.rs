@@ -4,8 +4,8 @@ use crate::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use viv_model::{
-    Accel, DiskSpec, End, ImageDiskSpec, Label, MEMORY_MIB_USUAL, MachineSpec, NetKind, NicLimits, PortSpec,
-    ShareSpec, SoftSpec, State,
+    Accel, ConsolePortSpec, DiskSpec, End, ImageDiskSpec, Label, MEMORY_MIB_USUAL, MachineSpec, NetKind,
+    NicLimits, PortSpec, ShareSpec, SoftSpec, State,
 };
 
 /// What happens when the guest asks for a reset.
@@ -88,6 +88,9 @@ pub struct VmCreate {
     /// Ports of the host that lead to it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<PortSpec>,
+    /// Named ports of its console.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub console_ports: Vec<ConsolePortSpec>,
     /// The security groups that it is in.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<String>,
@@ -126,6 +129,7 @@ impl VmCreate {
             disks: self.disks.clone(),
             shares: self.shares.clone(),
             nic: None,
+            console_ports: self.console_ports.clone(),
         }
     }
 }
@@ -154,6 +158,16 @@ pub struct VmStop {
 pub struct VmMemory {
     /// MiB; up to what it was started with.
     pub memory_mib: u64,
+}
+
+/// The size in characters of the terminal that shows a VM's console.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ConsoleSize {
+    /// Height.
+    pub rows: u16,
+    /// Width.
+    pub cols: u16,
 }
 
 /// Another size for a disk of a VM.

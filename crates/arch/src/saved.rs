@@ -106,6 +106,26 @@ pub struct VirtioSaved {
     pub device: VirtioDeviceSaved,
 }
 
+/// A named port of a console.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConsolePortSaved {
+    /// Its name.
+    pub name: String,
+    /// Bytes from the guest that nobody has taken.
+    pub output: Vec<u8>,
+    /// Bytes that wait for the guest.
+    pub input: Vec<u8>,
+    /// There may be output on the queue that was left there.
+    pub stalled: bool,
+    /// A buffer of output, and the bytes of it that were taken.
+    pub partial: Option<(ChainSaved, u64)>,
+    /// Somebody on the host had it open.
+    pub host_open: bool,
+    /// Somebody in the guest had it open.
+    pub guest_open: bool,
+}
+
 /// What a kind of virtio device remembers itself (virtio 1.3 §5).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -134,6 +154,12 @@ pub enum VirtioDeviceSaved {
         stalled: bool,
         /// A buffer of output, and the bytes of it that were taken.
         partial: Option<(ChainSaved, u64)>,
+        /// Its named ports.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        ports: Vec<ConsolePortSaved>,
+        /// Messages that wait for the guest.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        control: Vec<Vec<u8>>,
     },
     /// Sockets. No stream outlives a restore: the driver is told (§5.10.6.7).
     Vsock,

@@ -420,6 +420,31 @@ pub mod console {
     pub const QUEUE_RECEIVE: u16 = 0;
     /// transmitq of port 0 (§5.3.2).
     pub const QUEUE_TRANSMIT: u16 = 1;
+    /// Messages for the driver, with F_MULTIPORT (§5.3.2).
+    pub const QUEUE_CONTROL_RECEIVE: u16 = 2;
+    /// Messages of the driver, with F_MULTIPORT (§5.3.2).
+    pub const QUEUE_CONTROL_TRANSMIT: u16 = 3;
+    /// receiveq of port 1; its transmitq, and the queues of further ports, follow (§5.3.2).
+    pub const QUEUE_RECEIVE_1: u16 = 4;
+    /// Bytes of a message: id u32, event u16, value u16 (§5.3.6.2).
+    pub const CONTROL_LEN: usize = 8;
+    /// What a message says (§5.3.6.2).
+    pub mod event {
+        /// The driver is there (1), or could not be.
+        pub const DEVICE_READY: u16 = 0;
+        /// There is this port.
+        pub const PORT_ADD: u16 = 1;
+        /// The driver is ready for this port (1), or cannot be.
+        pub const PORT_READY: u16 = 3;
+        /// This port is a console.
+        pub const CONSOLE_PORT: u16 = 4;
+        /// The console's size: two u16 follow.
+        pub const RESIZE: u16 = 5;
+        /// The port was opened (1) or closed (0) at the other side.
+        pub const PORT_OPEN: u16 = 6;
+        /// The port's name, which follows.
+        pub const PORT_NAME: u16 = 7;
+    }
     /// Configuration: emerg_wr, u32 (§5.3.4).
     pub const CONFIG_EMERG_WR: u64 = 8;
     /// Bytes of the configuration: cols u16, rows u16, max_nr_ports u32, emerg_wr u32 (§5.3.4).

@@ -35,6 +35,7 @@ pub(crate) fn spec_of(record: &VmRecord, dir: &Path) -> VmCreate {
         net: Some(machine.nic.as_ref().map_or(NetKind::None, |nic| nic.net.clone())),
         nic_limits: machine.nic.as_ref().map(|nic| nic.limits).unwrap_or_default(),
         ports: machine.nic.as_ref().map(|nic| nic.ports.clone()).unwrap_or_default(),
+        console_ports: machine.console_ports.clone(),
         groups: record.groups.clone(),
         labels: record.labels.clone(),
         start: false,

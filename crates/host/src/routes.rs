@@ -14,14 +14,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 use tokio::sync::mpsc;
+use viv_api::agent;
 use viv_api::endpoint::{self, NoRoute, Route};
 use viv_api::image::{BuildLine, Image, ImageBuild, Progress};
 use viv_api::info::{Info, KvmState, Service as ServiceInfo};
 use viv_api::network::{NetworkConnect, NicAttach};
+use viv_api::runner::Ask as RunnerAsk;
 use viv_api::secgroup::{RuleAdd, SecGroupJoin};
 use viv_api::snapshot::SnapshotOther;
 use viv_api::timestamp::Timestamp;
-use viv_api::vm::{Vm, VmCreate};
+use viv_api::vm::{ConsoleSize, Vm, VmCreate};
 use viv_model::{Ask, Fault, Kind};
 
 /// Most bytes of a request's body.
@@ -149,6 +151,17 @@ pub(crate) async fn answer(
             let (record, runner) = vms.find(&name)?;
             let there = streams::console(&record.name, &runner).await?;
             Ok(streams::switch(&service, request, there))
+        }
+        Route::VmConsoleSize => {
+            let size: ConsoleSize = body(request).await?;
+            let (_, runner) = vms.find(&name)?;
+            let told = runner.clone();
+            // The serial port knows no size: the agent sets its terminal's.
+            tokio::spawn(async move {
+                let request = agent::Request::ConsoleSize { rows: size.rows, cols: size.cols };
+                let _ = streams::ask_agent(&told, &request).await;
+            });
+            blocking(move || runner.ask(&RunnerAsk::ConsoleSize(size)).map(drop)).await
         }
         Route::VmAgent => {
             let (record, runner) = vms.find(&name)?;

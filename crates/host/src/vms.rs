@@ -10,6 +10,9 @@ use crate::shares;
 use crate::store::{Store, VmRecord};
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -95,6 +98,7 @@ impl Vms {
     pub(crate) fn ended(&self, id: &str) {
         let Ok(records) = self.store.all() else { return };
         let Some(record) = records.into_iter().find(|record| record.id == id) else { return };
+        clear_sockets(&record.machine);
         let attended = record.attended_by.is_some_and(|owner| owner.is_alive());
         // A command in the foreground still wants to know how it ended, and removes it then.
         if record.remove && record.started_at.is_some() && !attended {
@@ -352,6 +356,7 @@ impl Vms {
             .flatten()
             .chain(ask.disks.iter().map(|d| &d.path))
             .chain(ask.shares.iter().map(|share| &share.path))
+            .chain(ask.console_ports.iter().filter_map(|port| port.path.as_ref()))
         {
             absolute(path)?;
         }
@@ -640,6 +645,18 @@ pub(crate) fn card(id: &str) -> [u8; 6] {
     let number = u64::from_str_radix(id, 16).unwrap_or_default();
     let [_, _, _, a, b, c, d, e] = number.to_be_bytes();
     [0x02, a, b, c, d, e]
+}
+
+/// Removes the sockets of console ports outside the VM's directory, which its process itself may not remove.
+fn clear_sockets(machine: &MachineSpec) {
+    for path in machine.console_ports.iter().filter_map(|port| port.path.as_ref()) {
+        let is_socket = fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+        let left =
+            || UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
+        if is_socket && left() {
+            let _ = fs::remove_file(path);
+        }
+    }
 }
 
 fn no_random(error: std::io::Error) -> Fault {

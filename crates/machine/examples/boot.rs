@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         disks: Vec::new(),
         shares: Vec::new(),
         nic: None,
+        console_ports: Vec::new(),
     };
     let mut vsock = None;
     let mut plain = Vec::new();
@@ -51,7 +52,10 @@ fn main() -> ExitCode {
         // Nobody reads any more: the machine goes on.
         let _ = out.write_all(bytes).and_then(|()| out.flush());
     });
-    let machine = match Machine::build(&spec, MachineIo { console, port: None, vsock, shares: Vec::new() }) {
+    let machine = match Machine::build(
+        &spec,
+        MachineIo { console, port: None, vsock, shares: Vec::new(), console_ports: Vec::new() },
+    ) {
         Ok(machine) => Arc::new(machine),
         Err(fault) => {
             eprintln!("boot: {fault}");

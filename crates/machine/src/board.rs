@@ -7,14 +7,14 @@ use crate::hot_plug::{HotPlug, Place};
 use crate::layout::{ECAM, PCI_WINDOW, VIRTIO_MMIO, VIRTIO_MMIO_SIZE, pci_window64};
 use crate::parts::giving::{self, Giver};
 use crate::parts::{
-    Chip, ConsoleHost, ConsoleSink, Doorbells, HostSide, Hosted, Part, Pci, PciSlot, PlainFunction, RngHost,
-    Serial, ShareHost, VirtioPart, Work,
+    Chip, ConsoleHost, ConsoleSink, Doorbells, HostSide, Hosted, Part, Pci, PciSlot, PlainFunction,
+    PortThread, RngHost, Serial, ShareHost, VirtioPart, Work,
 };
 use crate::vsock::{GuestSockets, VsockHost};
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
@@ -139,6 +139,9 @@ const GUEST_CID: u64 = 3;
 /// Slots whose devices may come and go: behind those that every machine has.
 pub(crate) const HOT_PLUG: Range<u8> = 3..DEVICES_PER_BUS;
 
+/// The console's size in characters, columns and rows, until somebody says another.
+const CONSOLE_SIZE: (u16, u16) = (80, 25);
+
 /// How often and how long a guest is waited for that is asked about its memory.
 const STATS_TRIES: u32 = 20;
 const STATS_WAIT: Duration = Duration::from_millis(2);
@@ -170,6 +173,8 @@ pub(crate) struct Plan {
     pub(crate) nic: Option<Nic>,
     pub(crate) vsock: Option<Waker>,
     pub(crate) sink: Arc<ConsoleSink>,
+    /// The console's named ports, and the sockets for their clients.
+    pub(crate) console_ports: Vec<(String, UnixListener)>,
 }
 
 /// Everything on the board but vCPUs and memory.
@@ -238,6 +243,7 @@ impl Plan {
     /// Builds the board.
     pub(crate) fn build(mut self) -> io::Result<Built> {
         let devices = self.virtio_devices();
+        let mut console_ports = std::mem::take(&mut self.console_ports);
         let world = &self.world;
         let (mut ports, mut chips) = (Ranges::default(), Vec::<(String, Arc<dyn Part>)>::new());
         let serial_line = BOARD.iter().find(|entry| entry.what == What::Serial).and_then(|entry| entry.line);
@@ -284,8 +290,14 @@ impl Plan {
                         Some(attach.add(Vsock::new(GUEST_CID), VsockHost(self.vsock.clone()), transport)?);
                 }
                 Virtio::Console => {
-                    let host = ConsoleHost { sink: self.sink.clone(), used: console_used.clone() };
-                    console = Some(attach.add(Console::new(80, 25), host, transport)?);
+                    let (device, threads) = self.add_console(
+                        &mut attach,
+                        std::mem::take(&mut console_ports),
+                        &console_used,
+                        transport,
+                    )?;
+                    work.extend(threads);
+                    console = Some(device);
                 }
                 Virtio::Disk(disk, serial) => {
                     let slot = attach.next_slot;
@@ -443,6 +455,27 @@ impl Plan {
         Ok((device, taker))
     }
 
+    fn add_console(
+        &self,
+        attach: &mut Attach,
+        ports: Vec<(String, UnixListener)>,
+        used: &Arc<AtomicBool>,
+        transport: Transport,
+    ) -> io::Result<(Arc<dyn Hosted<Console>>, Vec<NamedWork>)> {
+        let wakers = ports.iter().map(|_| Waker::new()).collect::<io::Result<Vec<_>>>()?;
+        let names: Vec<String> = ports.iter().map(|(name, _)| name.clone()).collect();
+        let host = ConsoleHost { sink: self.sink.clone(), used: used.clone(), wakers: wakers.clone() };
+        let (cols, rows) = CONSOLE_SIZE;
+        let device = attach.add(Console::with_ports(cols, rows, &names), host, transport)?;
+        let mut threads: Vec<NamedWork> = Vec::new();
+        for ((number, (_, listener)), waker) in (1..).zip(ports).zip(wakers) {
+            let world = self.world.clone();
+            let ended = move || world.control.ended();
+            threads.push(("port", PortThread::work(&device, number, listener, waker, ended)));
+        }
+        Ok((device, threads))
+    }
+
     fn add_disk(
         &self,
         attach: &mut Attach,
@@ -552,12 +585,17 @@ impl Board {
         if self.console_used.load(Ordering::Relaxed) {
             self.console.with_device(&mut |console, rings| {
                 // What does not fit is dropped, as on any serial line.
-                console.input(rings, bytes);
+                console.input(rings, 0, bytes);
             });
         } else {
             let _going = self.world.going();
             self.serial.input(bytes);
         }
+    }
+
+    /// The user's terminal has this size now, in characters.
+    pub(crate) fn resize_console(&self, cols: u16, rows: u16) {
+        self.console.with_device(&mut |console, rings| console.resize(rings, cols, rows));
     }
 
     /// Somebody presses the power button.

@@ -12,7 +12,7 @@ use crate::saving;
 use crate::threads::{self, Engine};
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -46,6 +46,8 @@ pub struct MachineIo {
     pub vsock: Option<PathBuf>,
     /// The sockets of the servers of shared directories ([`viv_share::link`]), in the guest's order.
     pub shares: Vec<UnixStream>,
+    /// The console's named ports, each with the socket for its clients, which does not block.
+    pub console_ports: Vec<(String, UnixListener)>,
 }
 
 /// How often a device that shall go is looked for.
@@ -223,6 +225,7 @@ impl Machine {
             nic: spec.nic.as_ref().zip(io.port).map(|(nic, port)| Nic { mac: nic.mac, port }),
             vsock: waker.clone(),
             sink: sink.clone(),
+            console_ports: io.console_ports,
         };
         let Built { board, acpi, work, vsock, bells } =
             plan.build().map_err(|error| io_fault("build the machine's devices", &error))?;
@@ -490,6 +493,11 @@ impl Machine {
     /// Bytes from the user. They wait in the machine until the guest takes them.
     pub fn console_input(&self, bytes: &[u8]) {
         self.board.input(bytes);
+    }
+
+    /// The user's terminal has this size now, in characters.
+    pub fn resize_console(&self, cols: u16, rows: u16) {
+        self.board.resize_console(cols, rows);
     }
 
     /// Blocks until the end; all console output has been handed over then.

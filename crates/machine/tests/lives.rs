@@ -120,7 +120,13 @@ fn bad_descriptions_are_refused_with_a_way_out() {
         change(&mut spec);
         let built = Machine::build(
             &spec,
-            MachineIo { console: Box::new(|_| ()), port: None, vsock: None, shares: Vec::new() },
+            MachineIo {
+                console: Box::new(|_| ()),
+                port: None,
+                vsock: None,
+                shares: Vec::new(),
+                console_ports: Vec::new(),
+            },
         );
         built.err().unwrap_or_else(|| panic!("{spec:?} was built"))
     };
@@ -153,7 +159,13 @@ fn a_disk_belongs_to_one_machine_at_a_time() {
     let build = || {
         Machine::build(
             &spec,
-            MachineIo { console: Box::new(|_| ()), port: None, vsock: None, shares: Vec::new() },
+            MachineIo {
+                console: Box::new(|_| ()),
+                port: None,
+                vsock: None,
+                shares: Vec::new(),
+                console_ports: Vec::new(),
+            },
         )
     };
     let first = build().unwrap();

@@ -4,6 +4,7 @@
 //! No I/O, no threads, no clock: plain data that every other crate shares.
 #![forbid(unsafe_code)]
 
+mod console;
 mod end;
 mod fault;
 mod lifecycle;
@@ -16,6 +17,7 @@ mod share;
 mod snapshot;
 mod spec;
 
+pub use console::{CONSOLE_PORTS_MAX, ConsolePortSpec};
 pub use end::End;
 pub use fault::{Fault, Kind};
 pub use lifecycle::{Ask, Refused, State, next};

@@ -1,5 +1,5 @@
 //! What a machine is asked to be.
-use crate::{Fault, Kind, NicSpec, PORTS_MAX, ShareSpec};
+use crate::{ConsolePortSpec, Fault, Kind, NicSpec, PORTS_MAX, ShareSpec};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
@@ -354,6 +354,9 @@ pub struct MachineSpec {
     /// Its network card.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nic: Option<NicSpec>,
+    /// Named ports of its console.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub console_ports: Vec<ConsolePortSpec>,
 }
 
 impl MachineSpec {
@@ -414,6 +417,7 @@ impl MachineSpec {
                 "leave one of them out",
             ));
         }
+        ConsolePortSpec::check_all(&self.console_ports)?;
         ShareSpec::check_all(&self.shares)
     }
 }

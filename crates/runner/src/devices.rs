@@ -1,10 +1,11 @@
 //! The guest's devices that may come and go: which it has now, so that it has them again when it boots anew.
-use crate::guest::Guest;
+use crate::guest::{Guest, Parts};
 use crate::life::Life;
 use crate::share::Server;
 use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use viv_api::runner::Ask;
 use viv_machine::HandedFiles;
@@ -25,21 +26,26 @@ pub(crate) struct Devices {
     shares: Vec<Server>,
     /// The network card, and what it is plugged into.
     card: Option<(NicSpec, Arc<Plug>)>,
+    /// The console's named ports, which stay, and the sockets for their clients.
+    console_ports: Vec<(String, UnixListener)>,
     /// The kernel's command line, which has the agent mount shared directories.
     append: String,
 }
 
-/// What a new guest gets: a socket of each shared directory's server, and the port of its card.
-pub(crate) type Connected = (Vec<UnixStream>, Option<Arc<dyn NetPort>>);
-
 impl Devices {
     /// Those of the start.
-    pub(crate) fn new(machine: &MachineSpec, shares: Vec<Server>, plug: Option<Arc<Plug>>) -> Devices {
+    pub(crate) fn new(
+        machine: &MachineSpec,
+        shares: Vec<Server>,
+        plug: Option<Arc<Plug>>,
+        console_ports: Vec<(String, UnixListener)>,
+    ) -> Devices {
         let disks = machine.disks.iter().map(|disk| HeldDisk { spec: disk.clone(), files: None });
         Devices {
             disks: disks.collect(),
             shares,
             card: machine.nic.clone().zip(plug),
+            console_ports,
             append: machine.append.clone(),
         }
     }
@@ -69,10 +75,15 @@ impl Devices {
         self.disks.iter().filter_map(|disk| Some((disk.spec.clone(), disk.files.clone()?))).collect()
     }
 
-    /// Makes that for a new guest.
-    pub(crate) fn connect(&self) -> Result<Connected, Fault> {
-        let shares = self.shares.iter().map(Server::connect).collect::<Result<_, _>>()?;
-        Ok((shares, self.card.as_ref().map(|(_, plug)| plug.clone() as Arc<dyn NetPort>)))
+    /// What a new guest is connected to.
+    pub(crate) fn connect(&self) -> Result<Parts, Fault> {
+        let listener = |(name, listener): &(String, UnixListener)| Ok((name.clone(), listener.try_clone()?));
+        let listeners = self.console_ports.iter().map(listener).collect::<io::Result<_>>();
+        Ok(Parts {
+            shares: self.shares.iter().map(Server::connect).collect::<Result<_, _>>()?,
+            port: self.card.as_ref().map(|(_, plug)| plug.clone() as Arc<dyn NetPort>),
+            console_ports: listeners.map_err(|_| out_of_files())?,
+        })
     }
 
     /// Plugs the card into this port, or into none.

@@ -2,12 +2,12 @@
 use crate::console::Console;
 use crate::snapshot::{self, Files};
 use crate::stats;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::Duration;
 use viv_api::runner::{RunnerSpec, VSOCK};
 use viv_api::stats::VmStats;
-use viv_api::vm::DiskSize;
+use viv_api::vm::{ConsoleSize, DiskSize};
 use viv_machine::{HandedFiles, Machine, MachineIo, Shortage};
 use viv_model::{Accel, DiskLimits, DiskSpec, End, Fault, MachineSpec, SavedParts};
 use viv_net::port::NetPort;
@@ -47,6 +47,8 @@ pub trait Guest: Send + Sync {
     fn detach_card(&self) -> Result<(), Fault>;
     /// Its disks that wait for room on the host.
     fn shortage(&self) -> Arc<Shortage>;
+    /// The terminal that shows its console has this size now.
+    fn resize_console(&self, size: ConsoleSize);
     /// Bytes for its serial line.
     fn console_input(&self, bytes: &[u8]);
     /// Returns when the guest has ended, and how.
@@ -69,9 +71,17 @@ pub trait Moment {
 /// Builds a guest whose serial output goes to the console, with a socket of each shared directory's server, and its
 /// network card plugged into the port. Called again for each reboot; everything that the guest before had open is
 /// closed by then.
-pub type Build = dyn Fn(&RunnerSpec, Arc<Console>, Vec<UnixStream>, Option<Arc<dyn NetPort>>) -> Result<Arc<dyn Guest>, Fault>
-    + Send
-    + Sync;
+pub type Build = dyn Fn(&RunnerSpec, Arc<Console>, Parts) -> Result<Arc<dyn Guest>, Fault> + Send + Sync;
+
+/// What a new guest is connected to.
+pub struct Parts {
+    /// A socket of each shared directory's server.
+    pub shares: Vec<UnixStream>,
+    /// What its network card is plugged into.
+    pub port: Option<Arc<dyn NetPort>>,
+    /// The console's named ports, with the sockets for their clients.
+    pub console_ports: Vec<(String, UnixListener)>,
+}
 
 impl Guest for Machine {
     fn start(&self) -> Result<(), Fault> {
@@ -122,6 +132,9 @@ impl Guest for Machine {
     fn shortage(&self) -> Arc<Shortage> {
         Machine::shortage(self)
     }
+    fn resize_console(&self, size: ConsoleSize) {
+        Machine::resize_console(self, size.cols, size.rows);
+    }
     fn console_input(&self, bytes: &[u8]) {
         Machine::console_input(self, bytes);
     }
@@ -143,11 +156,11 @@ impl Guest for Machine {
 pub(crate) fn machine(
     spec: &RunnerSpec,
     console: Arc<Console>,
-    shares: Vec<UnixStream>,
-    port: Option<Arc<dyn NetPort>>,
+    parts: Parts,
 ) -> Result<Arc<dyn Guest>, Fault> {
     let output = Box::new(move |bytes: &[u8]| console.write(bytes));
-    let io = MachineIo { console: output, port, vsock: Some(VSOCK.into()), shares };
+    let Parts { shares, port, console_ports } = parts;
+    let io = MachineIo { console: output, port, vsock: Some(VSOCK.into()), shares, console_ports };
     let machine = match spec.resume {
         true => snapshot::resume(&spec.machine, io)?,
         false => Machine::build(&spec.machine, io)?,

@@ -18,6 +18,7 @@ mod control;
 mod devices;
 mod guest;
 mod life;
+mod ports;
 mod probe;
 mod renew;
 pub mod sandbox;
@@ -27,7 +28,7 @@ mod stats;
 mod written;
 
 pub use console::Console;
-pub use guest::{Build, Guest, Moment};
+pub use guest::{Build, Guest, Moment, Parts};
 pub use life::run_with;
 pub use probe::probe;
 pub use snapshot::Files as SnapshotFiles;

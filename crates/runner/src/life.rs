@@ -4,7 +4,7 @@ use crate::devices::Devices;
 use crate::guest::{Build, Guest};
 use crate::share::{Server, Watched, watch_all};
 use crate::snapshot::Files as SnapshotFiles;
-use crate::{command, control, sandbox, written};
+use crate::{command, control, ports, sandbox, written};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::SocketType;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -22,7 +22,7 @@ use viv_api::runner::{
     STATS, Started, Status, VSOCK,
 };
 use viv_api::stats::VmStats;
-use viv_api::vm::{OnReboot, Process};
+use viv_api::vm::{ConsoleSize, OnReboot, Process};
 use viv_machine::PerfMap;
 use viv_model::{Accel, End, Fault, Kind, MachineSpec, SavedParts, State, next};
 use viv_net::port::{Plug, SocketPort};
@@ -64,6 +64,8 @@ struct Inner {
     sandbox: Vec<String>,
     /// What it was asked to get by with.
     memory_mib: Option<u64>,
+    /// How large the terminal is that shows its console.
+    console_size: Option<ConsoleSize>,
     /// It was told to end.
     dying: bool,
     /// What to write as its end, if that was our wish.
@@ -85,6 +87,7 @@ impl Life {
             boots: 0,
             sandbox: Vec::new(),
             memory_mib: None,
+            console_size: None,
             dying: false,
             end_as: None,
             full_disks: Vec::new(),
@@ -184,6 +187,10 @@ impl Life {
                 told.map(drop).map_err(broken("make a thread"))
             }
             Ask::ResizeMemory { mib } => self.resize_memory(mib),
+            Ask::ConsoleSize(size) => {
+                self.lock().console_size = Some(size);
+                self.guest().map(|guest| guest.resize_console(size))
+            }
             Ask::Kill { end } => {
                 self.kill(end);
                 Ok(())
@@ -312,8 +319,11 @@ impl Life {
         inner.boots += 1;
         (inner.state, inner.held) = (State::Running, false);
         inner.full_disks.clear();
-        let (dying, memory_mib) = (inner.dying, inner.memory_mib);
+        let (dying, memory_mib, console_size) = (inner.dying, inner.memory_mib, inner.console_size);
         drop(inner);
+        if let Some(size) = console_size {
+            guest.resize_console(size);
+        }
         if let Some(mib) = memory_mib {
             guest.resize_memory(mib)?;
         }
@@ -370,6 +380,7 @@ struct Prepared {
     owner: Option<rustix::fd::OwnedFd>,
     shares: Vec<Server>,
     watched: Vec<Watched>,
+    console_ports: Vec<(String, UnixListener)>,
     signals: signal_hook::iterator::Signals,
     plug: Option<Arc<Plug>>,
     _lock: File,
@@ -430,6 +441,7 @@ fn prepare(dir: &Path) -> Result<Prepared, Fault> {
         plug,
         shares,
         watched,
+        console_ports: ports::listen(&spec.machine.console_ports)?,
         control: UnixListener::bind(CONTROL).map_err(broken("make its control socket"))?,
         console: UnixListener::bind(CONSOLE).map_err(broken("make its console socket"))?,
         log: Log::open(CONSOLE_LOG.as_ref(), CONSOLE_LOG_OLD.as_ref(), CONSOLE_LOG_MAX)
@@ -471,12 +483,13 @@ fn live(prepared: Prepared, build: &Build) -> Result<End, Fault> {
         owner,
         shares,
         watched,
+        console_ports,
         mut signals,
         plug,
         _lock,
     } = prepared;
     let console = Arc::new(Console::new());
-    let devices = Devices::new(&spec.machine, shares, plug);
+    let devices = Devices::new(&spec.machine, shares, plug, console_ports);
     let life = Arc::new(Life::new(&spec, console.clone(), devices));
     // Before the first thread: these restrictions are a thread's own and pass on to the threads it makes.
     let mut restricted = sandbox::restrict(&spec)?;
@@ -497,8 +510,8 @@ fn live(prepared: Prepared, build: &Build) -> Result<End, Fault> {
 
     let started = Instant::now();
     watch_all(watched).map_err(broken("make a thread"))?;
-    let (sockets, port) = life.devices(|devices| devices.connect())?;
-    let guest = build(&spec, console.clone(), sockets, port)?;
+    let parts = life.devices(|devices| devices.connect())?;
+    let guest = build(&spec, console.clone(), parts)?;
     life.boot(guest.clone())?;
     restricted.extend(sandbox::filter_calls());
     life.lock().sandbox = restricted;
@@ -587,10 +600,10 @@ fn until_the_end(
 fn rebuild(life: &Life, spec: &RunnerSpec, build: &Build) -> Result<Arc<dyn Guest>, Fault> {
     let (machine, later) =
         life.devices(|devices| (devices.before_disks_come(&spec.machine), devices.later_disks()));
-    let (sockets, port) = life.devices(|devices| devices.connect())?;
+    let parts = life.devices(|devices| devices.connect())?;
     // It boots, whatever it came from.
     let spec = RunnerSpec { machine, resume: false, ..spec.clone() };
-    let guest = build(&spec, life.console.clone(), sockets, port)?;
+    let guest = build(&spec, life.console.clone(), parts)?;
     for (disk, files) in later {
         guest.attach_disk(&disk, files)?;
     }

@@ -15,12 +15,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use viv_api::runner::{Ask, CONSOLE, CONSOLE_LOG, CONTROL, END, Reply, RunnerSpec, SPEC, Started, Status};
 use viv_api::stats::VmStats;
-use viv_api::vm::{DiskSize, OnReboot, Process};
+use viv_api::vm::{ConsoleSize, DiskSize, OnReboot, Process};
 use viv_block::{Disk, MemoryDisk, Patient};
 use viv_machine::{HandedFiles, Shortage};
 use viv_model::{Accel, DiskSpec, End, Fault, Kind, MachineSpec, NicSpec, ShareSpec, State};
 use viv_net::port::NetPort;
-use viv_runner::{Console, Guest, Moment, SnapshotFiles};
+use viv_runner::{Console, Guest, Moment, Parts, SnapshotFiles};
 use viv_share::link::Caller;
 use viv_share::protocol::{ROOT, opcode};
 
@@ -148,6 +148,9 @@ impl Guest for Puppet {
     fn shortage(&self) -> Arc<Shortage> {
         self.shortage.clone()
     }
+    fn resize_console(&self, size: ConsoleSize) {
+        self.console.write(format!("size {} {}\n", size.rows, size.cols).as_bytes());
+    }
     fn console_input(&self, bytes: &[u8]) {
         let mut line = self.line.lock().unwrap();
         for &byte in bytes {
@@ -168,18 +171,13 @@ impl Guest for Puppet {
     }
 }
 
-fn build(
-    spec: &RunnerSpec,
-    console: Arc<Console>,
-    shares: Vec<UnixStream>,
-    port: Option<Arc<dyn NetPort>>,
-) -> Result<Arc<dyn Guest>, Fault> {
+fn build(spec: &RunnerSpec, console: Arc<Console>, parts: Parts) -> Result<Arc<dyn Guest>, Fault> {
     if spec.name == "broken" {
         return Err(Fault::new(Kind::NoCapacity, "no puppet fits", "buy a bigger theatre"));
     }
     let (end, ended) = channel();
-    let has = format!("{} {} {}", shares.len(), port.is_some(), spec.machine.append);
-    let share = Mutex::new(shares.into_iter().next().map(Caller::new));
+    let has = format!("{} {} {}", parts.shares.len(), parts.port.is_some(), spec.machine.append);
+    let share = Mutex::new(parts.shares.into_iter().next().map(Caller::new));
     let (shortage, disk) = (Arc::<Shortage>::default(), Arc::new(MemoryDisk::zeroed(1)));
     let ended = Mutex::new(ended);
     Ok(Arc::new(Puppet { console, line: Mutex::default(), end, ended, share, shortage, disk, has }))
@@ -227,6 +225,7 @@ impl Stage {
             disks: Vec::new(),
             shares: Vec::new(),
             nic: None,
+            console_ports: Vec::new(),
         };
         let mut spec = RunnerSpec {
             name: test.into(),

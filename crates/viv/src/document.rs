@@ -64,7 +64,8 @@ fn settle(vm: &mut VmCreate, name: &str, base: &Path) -> Result<(), Fault> {
     }
     let disks = vm.disks.iter_mut().flat_map(|disk| std::iter::once(&mut disk.path).chain(&mut disk.allow));
     let shares = vm.shares.iter_mut().map(|share| &mut share.path);
-    for path in vm.kernel.iter_mut().chain(vm.initrd.as_mut()).chain(disks).chain(shares) {
+    let ports = vm.console_ports.iter_mut().filter_map(|port| port.path.as_mut());
+    for path in vm.kernel.iter_mut().chain(vm.initrd.as_mut()).chain(disks).chain(shares).chain(ports) {
         if path.as_os_str().is_empty() {
             return Err(wrong(name, "a path is empty"));
         }

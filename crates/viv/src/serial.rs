@@ -1,11 +1,16 @@
 //! The serial console, with our standard input and output.
-use crate::terminal::{Escape, Keys, Raw};
+use crate::terminal::{self, Escape, Keys, Raw};
+use signal_hook::consts::SIGWINCH;
+use signal_hook::iterator::Signals;
 use std::io::{self, ErrorKind, IsTerminal, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use viv_api::client::{Client, Request};
+use viv_api::endpoint::Route;
+use viv_api::vm::ConsoleSize;
 
 /// How it ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -16,6 +21,29 @@ pub(crate) enum Outcome {
     Left,
     /// Nobody reads our standard output any more.
     ReaderGone,
+}
+
+/// Has the guest told how large our terminal is, now and whenever it changes.
+pub(crate) fn follow_size(client: &Arc<Client>, id: &str) {
+    if !io::stdin().is_terminal() {
+        return;
+    }
+    let (client, id) = (client.clone(), id.to_string());
+    thread::spawn(move || {
+        // Before the first look: no change is missed.
+        let signals = Signals::new([SIGWINCH]);
+        let tell = || {
+            let Some((rows, cols)) = terminal::size() else { return };
+            let path = [id.as_str()];
+            let request = Request::new(Route::VmConsoleSize, &path).body(&ConsoleSize { rows, cols });
+            // A guest that is just booting anew is told by its process.
+            let _ = client.json::<()>(request);
+        };
+        tell();
+        if let Ok(mut signals) = signals {
+            signals.forever().for_each(|_| tell());
+        }
+    });
 }
 
 /// Carries bytes until the console ends or the user leaves. A terminal is raw meanwhile.

@@ -14,6 +14,7 @@ mod net;
 mod options;
 mod remembered;
 mod rows;
+mod shares;
 mod snapshots;
 mod table;
 
@@ -33,6 +34,9 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
     let options = Options::parse(args)?;
     if options.net {
         return net::run(&options);
+    }
+    if options.shares {
+        return shares::run(&options);
     }
     if options.disks {
         return disks::run(&options);

@@ -12,6 +12,7 @@ cargo xtask bench [OPTIONS] [ROW …]    our software CPU beside Debian's QEMU T
   --json               the table as JSON on standard output
   --disks              fio on disks instead: raw and qcow2, beside QEMU with io_uring
   --net                TCP instead: to the host, from it and between guests, beside QEMU's own networks and passt
+  --shares             an untar into a shared directory instead, beside QEMU with virtiofsd
   --snapshots          snapshots, restores, forks and templates instead, six rounds for each of --runs
   --debian             the memory of both after a full Debian boot, too (always for the whole table, but for --quick)
   --idle               what a default guest costs that does nothing, too (always when no row is named)
@@ -34,6 +35,7 @@ pub(super) struct Options {
     pub(super) debian: bool,
     pub(super) disks: bool,
     pub(super) net: bool,
+    pub(super) shares: bool,
     pub(super) snapshots: bool,
     pub(super) timeout: u64,
     pub(super) qemu_cpu: String,
@@ -52,6 +54,7 @@ impl Options {
             debian: false,
             disks: false,
             net: false,
+            shares: false,
             snapshots: false,
             timeout: 120,
             qemu_cpu: QEMU_CPU.to_string(),
@@ -71,6 +74,7 @@ impl Options {
                 "--debian" => options.debian = true,
                 "--disks" => options.disks = true,
                 "--net" => options.net = true,
+                "--shares" => options.shares = true,
                 "--snapshots" => options.snapshots = true,
                 "--idle" => options.idle = true,
                 "--qemu-cpu" => options.qemu_cpu = value()?.to_string(),

@@ -52,7 +52,7 @@ pub mod vsock;
 pub use balloon::{Balloon, GuestMemoryStats};
 pub use blk::{Blk, BlkKind, BlkOutcome, BlkRequest, BlkSettings};
 pub use chain::{Chain, Segment, cut, total};
-pub use console::Console;
+pub use console::{CONSOLE_PORTS_MAX, Console};
 pub use core::Rings;
 pub use fs::{Fs, FsRequest};
 pub use giving::{Given, Giving};

@@ -204,8 +204,10 @@ fn lay_out(from: &Path, manifest: &Manifest, dir: &Path) -> Result<MachineSpec, 
     Ok(machine)
 }
 
-/// Plugs in the card of a new VM.
+/// Plugs in the card of a new VM; its console's ports have their sockets in its own directory.
 fn plug(machine: &mut MachineSpec, ports: &[PortSpec], vm: &str) -> Result<(), Fault> {
+    // The VM that was saved may have its sockets still.
+    machine.console_ports.iter_mut().for_each(|port| port.path = None);
     match &mut machine.nic {
         Some(nic) => {
             nic.ports = ports.to_vec();

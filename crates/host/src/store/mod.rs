@@ -146,6 +146,7 @@ pub(crate) mod conformance {
                 disks: Vec::new(),
                 shares: Vec::new(),
                 nic: None,
+                console_ports: Vec::new(),
             },
             groups: Vec::new(),
             labels: Vec::new(),

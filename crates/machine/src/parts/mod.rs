@@ -12,7 +12,7 @@ mod share;
 mod virtio;
 
 pub(crate) use chip::Chip;
-pub(crate) use console::ConsoleHost;
+pub(crate) use console::{ConsoleHost, PortThread};
 pub(crate) use disk::{DiskHost, DiskThreads};
 pub(crate) use doorbell::Doorbells;
 pub(crate) use net::{CardHost, CardThread};

@@ -67,6 +67,7 @@ impl Trial {
             shares: (0..).zip(shares).map(|(n, server): (u32, _)| (format!("share{n}"), server)).collect(),
             nic,
             vsock: None,
+            console_ports: Vec::new(),
             sink: sink.clone(),
         };
         let Built { board, work, vsock, .. } = plan.build()?;

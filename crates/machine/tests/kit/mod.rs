@@ -81,6 +81,7 @@ pub(crate) fn spec(kernel: &Scratch) -> MachineSpec {
         disks: Vec::new(),
         shares: Vec::new(),
         nic: None,
+        console_ports: Vec::new(),
     }
 }
 
@@ -106,7 +107,13 @@ impl Life {
 
     /// Whether it can be restored.
     pub(crate) fn try_restore(&self, saved: &MachineSaved, memory: File) -> Result<Machine, Fault> {
-        let io = MachineIo { console: Box::new(|_| ()), port: None, vsock: None, shares: Vec::new() };
+        let io = MachineIo {
+            console: Box::new(|_| ()),
+            port: None,
+            vsock: None,
+            shares: Vec::new(),
+            console_ports: Vec::new(),
+        };
         Machine::restore(&spec(&self.kernel), io, saved, (memory, Box::new(|_, _| Ok(()))))
     }
 
@@ -114,7 +121,8 @@ impl Life {
         let output = Arc::new(Mutex::new(Vec::new()));
         let written = output.clone();
         let console = Box::new(move |bytes: &[u8]| written.lock().unwrap().extend_from_slice(bytes));
-        let io = MachineIo { console, port: None, vsock: None, shares: Vec::new() };
+        let io =
+            MachineIo { console, port: None, vsock: None, shares: Vec::new(), console_ports: Vec::new() };
         let machine = make(&spec(&kernel), io);
         Life { machine: Arc::new(machine), output, kernel }
     }

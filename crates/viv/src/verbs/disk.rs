@@ -298,7 +298,7 @@ fn target_format(file: &Path, asked: Option<DiskFormat>) -> Result<DiskFormat, F
         other => Err(Fault::new(
             Kind::Usage,
             format!("{other} images can be read, but not made"),
-            "use the format raw or qcow2; other programs read both",
+            "use the format raw or qcow2, or vdi for a copy (viv disk convert); other programs read all three",
         )),
     }
 }

@@ -21,7 +21,8 @@ use viv_api::image::{DEFAULT, ImageBuild};
 use viv_api::snapshot::Snapshot;
 use viv_api::vm::{OnReboot, Process, Vm, VmCreate, VmKill, VmStop};
 use viv_model::{
-    Accel, CPUS_MAX, DiskLimits, DiskSpec, Fault, Kind, NetKind, NicLimits, ShareSpec, SoftSpec,
+    Accel, CPUS_MAX, ConsolePortSpec, DiskLimits, DiskSpec, Fault, Kind, NetKind, NicLimits, ShareSpec,
+    SoftSpec,
 };
 
 /// How long a guest may take until its agent answers, seconds: a big one on the software CPU takes minutes.
@@ -105,6 +106,9 @@ pub(crate) struct Args {
     /// Publish a port of the guest on this host: [IP:]HOST:GUEST, with /udp for datagrams
     #[arg(short, long = "publish", value_name = "PORTS")]
     ports: Vec<String>,
+    /// A stream of bytes between guest (/dev/virtio-ports/NAME) and this host (the Unix socket FILE; none: in the VM's directory)
+    #[arg(long = "console-port", value_name = "NAME[=FILE]")]
+    console_ports: Vec<String>,
     /// A security group that it is in; may be given several times: viv secgroup
     #[arg(long = "secgroup", value_name = "GROUP")]
     groups: Vec<String>,
@@ -359,7 +363,11 @@ fn attend_console(context: &Context, interrupt: &Interrupt, vm: &Vm) -> Result<u
     if std::io::stdin().is_terminal() {
         output::note(&format!("the console of {}; end it with {}", vm.name, terminal::HOW_TO_LEAVE));
     }
-    match streams::console(&context.client, vm).map(serial::run) {
+    let console = streams::console(&context.client, vm);
+    if console.is_ok() {
+        serial::follow_size(&context.client, &vm.id);
+    }
+    match console.map(serial::run) {
         Ok(serial::Outcome::Left) => {
             end_vm(&context.client, &vm.id, false);
             output::note("left; the VM was stopped");
@@ -398,6 +406,7 @@ fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Fault> {
     let shares = args.shares.iter().map(|text| share(text)).collect::<Result<_, _>>()?;
     let ports = args.ports.iter().map(|text| text.parse()).collect::<Result<_, Fault>>()?;
     let labels = args.labels.iter().map(|text| text.parse()).collect::<Result<_, Fault>>()?;
+    let console_ports = args.console_ports.iter().map(|text| console_port(text)).collect::<Result<_, _>>()?;
     let mut soft = SoftSpec::default();
     args.options.iter().try_for_each(|option| soft.set(option))?;
     let file = |path: &Option<PathBuf>| path.as_deref().map(absolute).transpose();
@@ -419,6 +428,7 @@ fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Fault> {
         net: args.net.as_ref().map(|(kind, _)| kind.clone()),
         nic_limits: args.net.as_ref().map(|(_, limits)| *limits).unwrap_or_default(),
         ports,
+        console_ports,
         groups: args.groups.clone(),
         labels,
         start: true,
@@ -482,6 +492,11 @@ pub(crate) fn set_limit(limits: &mut DiskLimits, name: &str, value: &str) -> Res
 pub(crate) fn share(text: &str) -> Result<ShareSpec, Fault> {
     let share: ShareSpec = text.parse()?;
     Ok(ShareSpec { path: absolute(&share.path)?, ..share })
+}
+
+fn console_port(text: &str) -> Result<ConsolePortSpec, Fault> {
+    let port: ConsolePortSpec = text.parse()?;
+    Ok(ConsolePortSpec { path: port.path.as_deref().map(absolute).transpose()?, ..port })
 }
 
 #[cfg(test)]

@@ -193,10 +193,10 @@ proptest! {
 
     #[test]
     fn a_wild_driver_never_breaks_the_console(descriptors in noise(), (heads, writes) in actions()) {
-        run_wild(Console::new(80, 25), &descriptors, &heads, &writes, |function| {
+        run_wild(Console::with_ports(80, 25, &["one".to_string()]), &descriptors, &heads, &writes, |function| {
             let (console, mut rings) = function.device();
-            console.input(&mut rings, b"some input");
-            assert!(console.take_output(&mut rings).len() <= 8 << 20);
+            console.input(&mut rings, 0, b"some input");
+            assert!(console.take_output(&mut rings, 0).len() <= 8 << 20);
         });
     }
 

@@ -1,6 +1,7 @@
-//! Network cards of the default guest: each is set up by DHCP, those that are there at boot and those that come later.
+//! Devices of the default guest as they come, at boot and later: each network card is set up by DHCP, each named port of the
+//! console has a link.
 use crate::users::User;
-use crate::{children, say, sys};
+use crate::{children, ports, say, sys};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Read;
@@ -17,6 +18,7 @@ const EVENT_MAX: usize = 8192;
 pub(crate) fn keep_up() {
     // First this: a card may come any time.
     let events = sys::device_events();
+    ports::link_all();
     let mut up = BTreeSet::new();
     for card in present() {
         lease_address(&card);
@@ -44,10 +46,16 @@ fn follow(mut events: File, mut up: BTreeSet<String>) {
     let mut event = [0; EVENT_MAX];
     loop {
         // So many events that some are lost (ENOBUFS) leave one to look for what is there.
-        let about_a_card = match events.read(&mut event) {
-            Ok(length) => is_about_a_card(event.get(..length).unwrap_or_default()),
-            Err(_) => true,
+        let (about_a_card, about_a_port) = match events.read(&mut event) {
+            Ok(length) => {
+                let event = event.get(..length).unwrap_or_default();
+                (is_about(event, b"net"), is_about(event, b"virtio-ports"))
+            }
+            Err(_) => (true, true),
         };
+        if about_a_port {
+            ports::link_all();
+        }
         if !about_a_card {
             continue;
         }
@@ -62,12 +70,13 @@ fn follow(mut events: File, mut up: BTreeSet<String>) {
     }
 }
 
-/// Whether a card comes or goes: `ACTION@PATH`, then variables, each with a zero byte behind it.
-fn is_about_a_card(event: &[u8]) -> bool {
+/// Whether a device of this kind comes, goes or changes: `ACTION@PATH`, then variables, each with a zero byte behind it.
+fn is_about(event: &[u8], kind: &[u8]) -> bool {
     let mut words = event.split(|byte| *byte == 0);
     let what = words.next().unwrap_or_default();
-    (what.starts_with(b"add@") || what.starts_with(b"remove@") || what.starts_with(b"move@"))
-        && words.any(|word| word == b"SUBSYSTEM=net")
+    let actions = [&b"add@"[..], b"remove@", b"move@", b"change@"];
+    actions.iter().any(|action| what.starts_with(action))
+        && words.any(|word| word.strip_prefix(b"SUBSYSTEM=") == Some(kind))
 }
 
 fn pid_file(card: &str) -> String {
@@ -121,15 +130,10 @@ mod tests {
                 "{what}@/devices/pci0000:00/0000:00:05.0/virtio4/net/eth0\0ACTION={what}\0SUBSYSTEM={subsystem}\0"
             )
         };
-        assert!(
-            is_about_a_card(event("add", "net").as_bytes())
-                && is_about_a_card(event("remove", "net").as_bytes())
-        );
-        assert!(
-            !is_about_a_card(event("change", "net").as_bytes())
-                && !is_about_a_card(event("add", "pci").as_bytes())
-        );
-        assert!(!is_about_a_card(b"") && !is_about_a_card(b"add@") && !is_about_a_card(&[0; 100]));
+        let about = |event: &str| is_about(event.as_bytes(), b"net");
+        assert!(about(&event("add", "net")) && about(&event("remove", "net")));
+        assert!(!about(&event("bind", "net")) && !about(&event("add", "pci")) && !about(""));
+        assert!(!about("add@") && !is_about(&[0; 100], b"net"));
         let names = ["eth0", "eth12", "eth", "lo", "ethx", "sit0", "eth0.5"].map(is_card);
         assert_eq!(names, [true, true, false, false, false, false, false]);
     }
