@@ -62,7 +62,6 @@ struct Boot {
     append: String,
     /// A disk with iperf3.
     tools: PathBuf,
-    dir: PathBuf,
 }
 
 /// A machine and its console.
@@ -161,7 +160,7 @@ fn prepare() -> Result<Boot, String> {
         "making a disk with iperf3",
         Command::new("sh").args(["-c", script, "sh"]).arg(dir.join("iperf3")).arg(&tools),
     )?;
-    Ok(Boot { kernel, initrd, append, tools, dir })
+    Ok(Boot { kernel, initrd, append, tools })
 }
 
 /// What every guest does first: `address` is its own, or it asks for one.
@@ -178,9 +177,10 @@ fn set_up(address: Option<&str>) -> String {
 
 fn client(target: &str, port: u16) -> String {
     let mut script = format!("target={target}\n");
+    // Between two tests iperf3's server makes its socket anew, and whoever comes then is reset.
     for (_, words) in JOBS {
         script += &format!(
-            "echo net-begin''s; chroot /mnt/t /usr/bin/iperf3 -c $target -p {port} -t {SECONDS} -f m {words} 2>&1 | grep -e receiver -e error; \
+            "sleep 1; echo net-begin''s; chroot /mnt/t /usr/bin/iperf3 -c $target -p {port} -t {SECONDS} -f m {words} 2>&1 | grep -e receiver -e error; \
              echo net-end''ed\n"
         );
     }
