@@ -166,7 +166,10 @@ fn prepare() -> Result<Boot, String> {
 /// What every guest does first: `address` is its own, or it asks for one.
 fn set_up(address: Option<&str>) -> String {
     let network = match address {
-        Some(address) => format!("ip link set eth0 up mtu 65520; ip addr add {address}/24 dev eth0"),
+        // The guest's own client of DHCP, which nobody answers, would take the address away.
+        Some(address) => format!(
+            "kill $(pidof udhcpc); sleep 1; ip link set eth0 up mtu 65520; ip addr add {address}/24 dev eth0"
+        ),
         None => "udhcpc -n -q -i eth0 -s /etc/viv/lease >/dev/null 2>&1".to_string(),
     };
     format!(
