@@ -62,7 +62,6 @@ struct Boot {
     append: String,
     /// A disk with iperf3.
     tools: PathBuf,
-    dir: PathBuf,
 }
 
 /// A machine and its console.
@@ -161,13 +160,16 @@ fn prepare() -> Result<Boot, String> {
         "making a disk with iperf3",
         Command::new("sh").args(["-c", script, "sh"]).arg(dir.join("iperf3")).arg(&tools),
     )?;
-    Ok(Boot { kernel, initrd, append, tools, dir })
+    Ok(Boot { kernel, initrd, append, tools })
 }
 
 /// What every guest does first: `address` is its own, or it asks for one.
 fn set_up(address: Option<&str>) -> String {
     let network = match address {
-        Some(address) => format!("ip link set eth0 up mtu 65520; ip addr add {address}/24 dev eth0"),
+        // The guest's own client of DHCP, which nobody answers, would take the address away.
+        Some(address) => format!(
+            "kill $(pidof udhcpc); sleep 1; ip link set eth0 up mtu 65520; ip addr add {address}/24 dev eth0"
+        ),
         None => "udhcpc -n -q -i eth0 -s /etc/viv/lease >/dev/null 2>&1".to_string(),
     };
     format!(
@@ -178,9 +180,10 @@ fn set_up(address: Option<&str>) -> String {
 
 fn client(target: &str, port: u16) -> String {
     let mut script = format!("target={target}\n");
+    // Between two tests iperf3's server makes its socket anew, and whoever comes then is reset.
     for (_, words) in JOBS {
         script += &format!(
-            "echo net-begin''s; chroot /mnt/t /usr/bin/iperf3 -c $target -p {port} -t {SECONDS} -f m {words} 2>&1 | grep -e receiver -e error; \
+            "sleep 1; echo net-begin''s; chroot /mnt/t /usr/bin/iperf3 -c $target -p {port} -t {SECONDS} -f m {words} 2>&1 | grep -e receiver -e error; \
              echo net-end''ed\n"
         );
     }
@@ -188,18 +191,11 @@ fn client(target: &str, port: u16) -> String {
 }
 
 fn qemu(boot: &Boot, netdev: &str, mac: u8) -> Command {
+    // On a busy host the kernel finds that TCG's timer does not work, and gives up.
+    let append = format!("{} no_timer_check", boot.append);
     let mut command = Command::new("qemu-system-x86_64");
     command.args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", "512M", "-smp", "1"]);
-    command.args([
-        "-nodefaults",
-        "-display",
-        "none",
-        "-serial",
-        "stdio",
-        "-no-reboot",
-        "-append",
-        &boot.append,
-    ]);
+    command.args(["-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot", "-append", &append]);
     command.arg("-kernel").arg(&boot.kernel).arg("-initrd").arg(&boot.initrd);
     command.args(["-drive", &format!("if=virtio,format=raw,readonly=on,file={}", boot.tools.display())]);
     command.args(["-netdev", &format!("{netdev},id=net")]);
@@ -303,15 +299,18 @@ fn with_host(boot: &Boot, way: Way) -> Result<Vec<f64>, String> {
     let mut machine = match way {
         Way::Nat => start(viv(boot, VMS[0], "user,host"), Some(VMS[0]), None),
         Way::Passt => {
-            let socket = boot.dir.join("passt.sock");
-            let _ = fs::remove_file(&socket);
-            let passt = Command::new("passt")
+            // Started by root it is nobody, who may make a socket here.
+            let socket = std::env::temp_dir().join(format!("viv-bench-passt-{}", std::process::id()));
+            let mut passt = Command::new("passt")
                 .args(["--foreground", "--quiet", "--mtu", "65520", "--socket"])
                 .arg(&socket)
                 .stderr(Stdio::null())
                 .spawn()
                 .map_err(|error| format!("cannot start passt: {error}"))?;
             while !socket.exists() {
+                if let Ok(Some(status)) = passt.try_wait() {
+                    return Err(format!("passt has ended: {status}"));
+                }
                 std::thread::sleep(Duration::from_millis(50));
             }
             let netdev = format!("stream,server=off,addr.type=unix,addr.path={}", socket.display());
