@@ -77,6 +77,24 @@ pub fn until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
     }
 }
 
+/// Removes a network when the test ends, however it ends; its VMs must be gone by then.
+pub struct Network(pub &'static str);
+
+impl Network {
+    /// Makes it, with these options, in the place of one that an earlier test left.
+    pub fn create(name: &'static str, options: &[&str]) -> Network {
+        let _ = run(&["network", "rm", name], "");
+        run(&[&["network", "create", name], options].concat(), "").ok();
+        Network(name)
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        let _ = run(&["network", "rm", self.0], "");
+    }
+}
+
 /// Removes a VM when the test ends, however it ends.
 pub struct Vm(pub &'static str);
 

@@ -1,25 +1,8 @@
 //! Networks that VMs share, with default guests.
 use std::time::Duration;
-use viv_e2e::{Outcome, Vm, run, until};
+use viv_e2e::{Network, Outcome, Vm, run, until};
 
 const WAIT: Duration = Duration::from_secs(120);
-
-/// Removes a network when the test ends, however it ends; its VMs must be gone by then.
-struct Network(&'static str);
-
-impl Network {
-    fn create(name: &'static str, options: &[&str]) -> Network {
-        let _ = run(&["network", "rm", name], "");
-        run(&[&["network", "create", name], options].concat(), "").ok();
-        Network(name)
-    }
-}
-
-impl Drop for Network {
-    fn drop(&mut self) {
-        let _ = run(&["network", "rm", self.0], "");
-    }
-}
 
 fn start(name: &'static str, network: &str) -> Vm {
     let _ = run(&["rm", "-f", name], "");

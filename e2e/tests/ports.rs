@@ -2,26 +2,9 @@
 use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
-use viv_e2e::{Outcome, Vm, run, until, viv};
+use viv_e2e::{Network, Outcome, Vm, run, until, viv};
 
 const WAIT: Duration = Duration::from_secs(120);
-
-/// Removes a network when the test ends, however it ends; its VMs must be gone by then.
-struct Network(&'static str);
-
-impl Network {
-    fn create(name: &'static str) -> Network {
-        let _ = run(&["network", "rm", name], "");
-        run(&["network", "create", name], "").ok();
-        Network(name)
-    }
-}
-
-impl Drop for Network {
-    fn drop(&mut self) {
-        let _ = run(&["network", "rm", self.0], "");
-    }
-}
 
 fn start(name: &'static str, options: &[&str]) -> Vm {
     let _ = run(&["rm", "-f", name], "");
@@ -64,7 +47,7 @@ fn port_addresses(vm: &str) -> String {
 
 #[test]
 fn a_running_vm_gets_other_addresses_and_so_does_each_that_goes_on_from_it() {
-    let network = Network::create("e2e-bind");
+    let network = Network::create("e2e-bind", &[]);
     let _group = Group::create("e2e-bind-web", "in tcp/80");
     let _web = start("e2e-bind-web", &["--net", network.0, "--secgroup", "e2e-bind-web"]);
     let _client = start("e2e-bind-client", &["--net", network.0]);
@@ -145,7 +128,7 @@ impl Drop for Capture {
 
 #[test]
 fn what_passes_is_limited_counted_and_written_down() {
-    let network = Network::create("e2e-port");
+    let network = Network::create("e2e-port", &[]);
     let _web = start("e2e-port-web", &["--net", "e2e-port,bps=100M,pps=100000"]);
     let _client = start("e2e-port-client", &["--net", network.0]);
     serve_page("e2e-port-web");

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
-use viv_e2e::{Outcome, Vm, run, until, viv};
+use viv_e2e::{Network, Outcome, Vm, run, until, viv};
 
 const WAIT: Duration = Duration::from_secs(120);
 /// What is in every frame that must not arrive, and in the one that must.
@@ -39,22 +39,6 @@ int main(void) {
     return 0;
 }
 "#;
-
-struct Network(&'static str);
-
-impl Network {
-    fn create(name: &'static str) -> Network {
-        let _ = run(&["network", "rm", name], "");
-        run(&["network", "create", name], "").ok();
-        Network(name)
-    }
-}
-
-impl Drop for Network {
-    fn drop(&mut self) {
-        let _ = run(&["network", "rm", self.0], "");
-    }
-}
 
 /// A directory that is gone when the test is over.
 struct Dir(PathBuf);
@@ -226,7 +210,7 @@ fn thirty_kinds_of_lies_from_a_raw_socket_reach_nobody() {
         Command::new("cc").args(["-static", "-O1", "-o"]).arg(dir.0.join("sender")).arg(&source).status();
     assert!(built.unwrap().success(), "the sender is not built: install gcc and libc6-dev");
 
-    let network = Network::create("e2e-spoof");
+    let network = Network::create("e2e-spoof", &[]);
     let share = format!("{}:/tools", dir.0.display());
     let (_liar, _victim) = (Vm("e2e-spoof-liar"), Vm("e2e-spoof-victim"));
     let (vms, options) = (["e2e-spoof-liar", "e2e-spoof-victim"], [vec!["-v", &share], vec![]]);
@@ -269,7 +253,7 @@ fn thirty_kinds_of_lies_from_a_raw_socket_reach_nobody() {
 #[test]
 fn all_vms_of_a_network_find_each_other() {
     let count = std::env::var("VIV_NETWORK_VMS").ok().and_then(|count| count.parse().ok()).unwrap_or(VMS);
-    let network = Network::create("e2e-many");
+    let network = Network::create("e2e-many", &[]);
     let names: Vec<&'static str> = (0..count).map(|number| &*format!("e2e-many-{number}").leak()).collect();
     let _vms: Vec<Vm> = names.iter().map(|name| Vm(name)).collect();
     for name in &names {

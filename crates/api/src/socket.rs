@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -35,6 +36,14 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
     UnixListener::bind(short)
 }
 
+/// Removes the socket at `path` if nobody listens on it any more: whoever did was killed. What is anybody else's stays.
+pub fn remove_left(path: &Path) -> io::Result<()> {
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    let left =
+        is_socket && connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+    if left { std::fs::remove_file(path) } else { Ok(()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -54,6 +63,23 @@ mod tests {
         let mut text = String::new();
         here.read_to_string(&mut text).unwrap();
         assert_eq!(text, "hello");
+        std::fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn only_a_socket_that_nobody_listens_on_is_removed() {
+        let root = std::env::temp_dir().join(format!("viv-left-{}", std::process::id()));
+        std::fs::create_dir_all(&root).unwrap();
+        let (socket, file) = (root.join("socket"), root.join("file"));
+        let listener = listen(&socket).unwrap();
+        std::fs::write(&file, "kept").unwrap();
+        for path in [&socket, &file, &root.join("missing")] {
+            remove_left(path).unwrap();
+        }
+        assert!(socket.exists() && file.exists());
+        drop(listener);
+        remove_left(&socket).unwrap();
+        assert!(!socket.exists());
         std::fs::remove_dir_all(root).unwrap();
     }
 }

@@ -10,14 +10,12 @@ use crate::shares;
 use crate::store::{Store, VmRecord};
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::io::ErrorKind;
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use viv_api::info::KvmState;
 use viv_api::runner::{Ask as RunnerAsk, RESUME, RunnerSpec};
+use viv_api::socket;
 use viv_api::stats::VmStats;
 use viv_api::timestamp::Timestamp;
 use viv_api::vm::{DiskSize, Process, Vm, VmCreate, VmKill, VmMemory, VmStart, VmStop};
@@ -650,12 +648,7 @@ pub(crate) fn card(id: &str) -> [u8; 6] {
 /// Removes the sockets of console ports outside the VM's directory, which its process itself may not remove.
 fn clear_sockets(machine: &MachineSpec) {
     for path in machine.console_ports.iter().filter_map(|port| port.path.as_ref()) {
-        let is_socket = fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
-        let left =
-            || UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
-        if is_socket && left() {
-            let _ = fs::remove_file(path);
-        }
+        let _ = socket::remove_left(path);
     }
 }
 

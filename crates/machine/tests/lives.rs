@@ -6,7 +6,7 @@ use kit::*;
 use proptest::prelude::*;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use viv_machine::{Machine, MachineIo};
+use viv_machine::Machine;
 use viv_model::{DiskSpec, End, Kind, MachineSpec};
 
 #[test]
@@ -118,16 +118,7 @@ fn bad_descriptions_are_refused_with_a_way_out() {
     let build = |change: &dyn Fn(&mut MachineSpec)| {
         let mut spec = spec(&good);
         change(&mut spec);
-        let built = Machine::build(
-            &spec,
-            MachineIo {
-                console: Box::new(|_| ()),
-                port: None,
-                vsock: None,
-                shares: Vec::new(),
-                console_ports: Vec::new(),
-            },
-        );
+        let built = Machine::build(&spec, io(|_| ()));
         built.err().unwrap_or_else(|| panic!("{spec:?} was built"))
     };
     let disk = |path: PathBuf| DiskSpec { path, read_only: false, ..DiskSpec::default() };
@@ -156,18 +147,7 @@ fn a_disk_belongs_to_one_machine_at_a_time() {
     let disk = Scratch::new(&[0; 4096]);
     let mut spec = spec(&kernel);
     spec.disks = vec![DiskSpec { path: disk.0.clone(), read_only: false, ..DiskSpec::default() }];
-    let build = || {
-        Machine::build(
-            &spec,
-            MachineIo {
-                console: Box::new(|_| ()),
-                port: None,
-                vsock: None,
-                shares: Vec::new(),
-                console_ports: Vec::new(),
-            },
-        )
-    };
+    let build = || Machine::build(&spec, io(|_| ()));
     let first = build().unwrap();
     assert_eq!(build().err().unwrap().kind, Kind::Conflict);
     drop(first);

@@ -1,9 +1,8 @@
 //! The sockets of the console's named ports: made before the sandbox closes, for it lets files be made in the VM's directory only.
-use std::fs;
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use viv_api::socket;
 use viv_model::{ConsolePortSpec, Fault, Kind};
 
 /// Listens for the clients of each.
@@ -13,18 +12,10 @@ pub(crate) fn listen(ports: &[ConsolePortSpec]) -> Result<Vec<(String, UnixListe
 
 fn one(port: &ConsolePortSpec) -> Result<UnixListener, Fault> {
     let path = port.path.clone().unwrap_or_else(|| PathBuf::from(port.file_name()));
-    clear(&path)
+    socket::remove_left(&path)
         .and_then(|()| UnixListener::bind(&path))
         .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
         .map_err(|error| refused(port, &path, &error))
-}
-
-/// Removes a socket that a VM has left there which was killed. What is anybody else's stays, and is in the way.
-fn clear(path: &Path) -> io::Result<()> {
-    let is_socket = fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
-    let left = is_socket
-        && UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
-    if left { fs::remove_file(path) } else { Ok(()) }
 }
 
 fn refused(port: &ConsolePortSpec, path: &Path, error: &io::Error) -> Fault {

@@ -6,12 +6,11 @@ use super::clock;
 use super::guest::{self, must};
 use super::machine::{Kind, VM};
 use super::options::Options;
+use super::table;
 use crate::install;
-use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::process::{Child, Command};
 use std::time::Duration;
 
 /// Name, and fio's options.
@@ -81,25 +80,9 @@ pub(super) fn run(options: &Options) -> Result<(), String> {
 }
 
 fn prepare() -> Result<Boot, String> {
-    let dir = crate::target_dir().join("bench");
-    let dir = std::path::absolute(&dir).unwrap_or(dir);
-    fs::create_dir_all(&dir).map_err(|error| format!("cannot make {}: {error}", dir.display()))?;
+    let dir = guest::bench_dir()?;
     let (kernel, initrd, append) = guest::default_guest(&dir)?;
-    let tools = dir.join("fio.ext4");
-    let script = r#"
-        set -eu
-        rm -rf "$1" "$2"
-        for file in $(command -v fio) $(ldd "$(command -v fio)" | grep -o '/[^ ]*'); do
-            mkdir -p "$1$(dirname "$file")"
-            cp -L "$file" "$1$file"
-        done
-        mkdir -p "$1/dev" "$1/tmp" "$1/proc" "$1/sys"
-        mke2fs -q -t ext4 -d "$1" "$2" 100M
-    "#;
-    must(
-        "making a disk with fio",
-        Command::new("sh").args(["-c", script, "sh"]).arg(dir.join("fio")).arg(&tools),
-    )?;
+    let tools = guest::disk_with("fio", &dir)?;
     let raw = dir.join("disk.raw");
     must(
         "making a disk",
@@ -168,12 +151,7 @@ fn command(boot: &Boot, format: &str, kind: Kind) -> Command {
 /// One boot with all jobs.
 fn measure(boot: &Boot, format: &str, kind: Kind) -> Result<Vec<Figure>, String> {
     let mut command = command(boot, format, kind);
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(|error| format!("cannot start {:?}: {error}", command.get_program()))?;
+    let mut child = guest::spawn(&mut command)?;
     let outcome = follow(&mut child, kind);
     let _ = child.kill();
     let _ = child.wait();
@@ -186,14 +164,7 @@ fn measure(boot: &Boot, format: &str, kind: Kind) -> Result<Vec<Figure>, String>
 fn follow(child: &mut Child, kind: Kind) -> Result<Vec<Figure>, String> {
     let mut input = child.stdin.take().ok_or("no console")?;
     let output = child.stdout.take().ok_or("no console")?;
-    let (to, lines) = mpsc::channel();
-    std::thread::spawn(move || {
-        for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
-            if to.send(String::from_utf8_lossy(&line).trim().to_string()).is_err() {
-                return;
-            }
-        }
-    });
+    let lines = guest::lines(output);
     let cpu = |child: &Child| kind.process(child).and_then(clock::cpu_seconds);
     let (mut figures, mut before, mut iops) = (Vec::new(), None, None);
     let mut last = String::new();
@@ -225,10 +196,8 @@ fn follow(child: &mut Child, kind: Kind) -> Result<Vec<Figure>, String> {
 }
 
 fn median(rounds: &[Vec<Figure>], job: usize, value: impl Fn(Figure) -> f64) -> f64 {
-    let mut values: Vec<f64> =
-        rounds.iter().filter_map(|round| round.get(job).copied().map(&value)).collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    let values = rounds.iter().filter_map(|round| round.get(job).copied().map(&value));
+    table::median(values.collect()).unwrap_or(f64::NAN)
 }
 
 fn print(figures: &[Vec<Vec<Figure>>]) {

@@ -3,8 +3,10 @@
 use super::machine::VM;
 use crate::{install, steps, target_dir};
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::mpsc;
 use std::time::SystemTime;
 
 const PACKAGES: &[&str] = &[
@@ -184,6 +186,56 @@ pub(super) fn viv_output(args: &[&str]) -> Result<String, String> {
         return Err(format!("viv {} failed: {}", args.join(" "), String::from_utf8_lossy(&output.stderr)));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Where a benchmark has its files, from the root.
+pub(super) fn bench_dir() -> Result<PathBuf, String> {
+    let dir = target_dir().join("bench");
+    let dir = std::path::absolute(&dir).unwrap_or(dir);
+    make_dir(&dir)?;
+    Ok(dir)
+}
+
+/// A disk with a program of this host and its libraries, for a guest that changes its root to it.
+pub(super) fn disk_with(program: &str, dir: &Path) -> Result<PathBuf, String> {
+    let disk = dir.join(format!("{program}.ext4"));
+    let script = r#"
+        set -eu
+        rm -rf "$2" "$3"
+        for file in $(command -v "$1") $(ldd "$(command -v "$1")" | grep -o '/[^ ]*'); do
+            mkdir -p "$2$(dirname "$file")"
+            cp -L "$file" "$2$file"
+        done
+        mkdir -p "$2/dev" "$2/tmp" "$2/proc" "$2/sys" "$2/etc"
+        mke2fs -q -t ext4 -d "$2" "$3" 100M
+    "#;
+    let mut command = Command::new("sh");
+    command.args(["-c", script, "sh", program]).arg(dir.join(program)).arg(&disk);
+    must(&format!("making a disk with {program}"), &mut command)?;
+    Ok(disk)
+}
+
+/// Starts a machine whose console is its standard input and output.
+pub(super) fn spawn(command: &mut Command) -> Result<Child, String> {
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(|error| format!("cannot start {:?}: {error}", command.get_program()))
+}
+
+/// The lines of a console, as they come.
+pub(super) fn lines(output: ChildStdout) -> mpsc::Receiver<String> {
+    let (to, lines) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+            if to.send(String::from_utf8_lossy(&line).trim().to_string()).is_err() {
+                return;
+            }
+        }
+    });
+    lines
 }
 
 /// Kernel, initial RAM disk and command line of the default guest, for machines beside ours.

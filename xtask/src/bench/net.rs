@@ -3,15 +3,15 @@
 //!
 //! All boot the same kernel and initial RAM disk, and get the same script on the serial console. The rounds alternate, and the
 //! medians are compared. Nothing but this host's loopback is at the other end.
-use super::guest::{self, must};
+use super::guest;
 use super::options::Options;
+use super::table;
 use crate::install;
-use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 /// Name, and iperf3's options.
@@ -120,46 +120,19 @@ pub(super) fn run(options: &Options) -> Result<(), String> {
 }
 
 fn median(rounds: &[Vec<f64>], job: usize) -> f64 {
-    let mut values: Vec<f64> = rounds.iter().filter_map(|round| round.get(job).copied()).collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    let values = rounds.iter().filter_map(|round| round.get(job).copied());
+    table::median(values.collect()).unwrap_or(f64::NAN)
 }
 
 fn prepare() -> Result<Boot, String> {
-    let dir = crate::target_dir().join("bench");
-    let dir = std::path::absolute(&dir).unwrap_or(dir);
-    fs::create_dir_all(&dir).map_err(|error| format!("cannot make {}: {error}", dir.display()))?;
-    guest::viv_output(&["build", "default"])?;
+    let dir = guest::bench_dir()?;
     for vm in VMS {
         let _ = guest::viv_output(&["rm", "-f", vm]);
     }
-    guest::viv_output(&["run", "-d", "--accel", "soft", "--name", VMS[0]])?;
-    let json = guest::viv_output(&["inspect", VMS[0], "--json"])?;
-    let copy = |name: &str| {
-        let from = guest::field(&json, name).ok_or_else(|| format!("no {name} in {json}"))?;
-        let to = dir.join(format!("net-{name}"));
-        fs::copy(from, &to).map_err(|error| format!("cannot copy {from}: {error}")).map(|_| to)
-    };
-    let (kernel, initrd) = (copy("kernel")?, copy("initrd")?);
-    let append = guest::field(&json, "append").ok_or("no command line")?.to_string();
-    guest::viv_output(&["rm", "-f", VMS[0]])?;
+    let (kernel, initrd, append) = guest::default_guest(&dir)?;
     let _ = guest::viv_output(&["network", "rm", NETWORK]);
     guest::viv_output(&["network", "create", NETWORK])?;
-    let tools = dir.join("iperf3.ext4");
-    let script = r#"
-        set -eu
-        rm -rf "$1" "$2"
-        for file in $(command -v iperf3) $(ldd "$(command -v iperf3)" | grep -o '/[^ ]*'); do
-            mkdir -p "$1$(dirname "$file")"
-            cp -L "$file" "$1$file"
-        done
-        mkdir -p "$1/dev" "$1/tmp" "$1/proc" "$1/etc"
-        mke2fs -q -t ext4 -d "$1" "$2" 100M
-    "#;
-    must(
-        "making a disk with iperf3",
-        Command::new("sh").args(["-c", script, "sh"]).arg(dir.join("iperf3")).arg(&tools),
-    )?;
+    let tools = guest::disk_with("iperf3", &dir)?;
     Ok(Boot { kernel, initrd, append, tools })
 }
 
@@ -213,22 +186,10 @@ fn viv(boot: &Boot, vm: &'static str, network: &str) -> Command {
 }
 
 fn start(mut command: Command, vm: Option<&'static str>, beside: Option<Child>) -> Result<Machine, String> {
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(|error| format!("cannot start {:?}: {error}", command.get_program()))?;
+    let mut child = guest::spawn(&mut command)?;
     let console = child.stdin.take().ok_or("no console")?;
     let output = child.stdout.take().ok_or("no console")?;
-    let (to, lines) = mpsc::channel();
-    std::thread::spawn(move || {
-        for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
-            if to.send(String::from_utf8_lossy(&line).trim().to_string()).is_err() {
-                return;
-            }
-        }
-    });
+    let lines = guest::lines(output);
     Ok(Machine { child, console, lines, vm, beside })
 }
 

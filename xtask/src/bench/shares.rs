@@ -5,6 +5,7 @@
 use super::guest::{self, must};
 use super::machine::{Kind, VM};
 use super::options::Options;
+use super::table;
 use crate::install;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -50,15 +51,10 @@ pub(super) fn run(options: &Options) -> Result<(), String> {
             }
         }
     }
-    let [qemu, viv] = times.map(median);
+    let [qemu, viv] = times.map(|times| table::median(times).unwrap_or(f64::NAN));
     println!("untar of the Linux headers into a shared directory, s      QEMU      viv    ratio");
     println!("{:<53} {qemu:>9.1} {viv:>8.1} {:>8.2}", "virtio-fs", qemu / viv);
     Ok(())
-}
-
-fn median(mut times: Vec<f64>) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 fn prepare() -> Result<Boot, String> {
@@ -126,12 +122,7 @@ fn measure(boot: &Boot, kind: Kind) -> Result<(f64, usize), String> {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
-    let mut child = command(boot, &shared, &socket, kind)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(|error| format!("cannot start {}: {error}", kind.title()))?;
+    let mut child = guest::spawn(&mut command(boot, &shared, &socket, kind))?;
     let time = follow(&mut child, kind);
     let _ = child.kill();
     let _ = child.wait();

@@ -10,7 +10,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 /// Rounds for each of `--runs`.
@@ -37,9 +37,7 @@ pub(super) fn run(options: &Options) -> Result<(), String> {
         install::need("qemu-system-x86_64", "qemu-system-x86")?;
     }
     crate::steps::build()?;
-    let dir = crate::target_dir().join("bench");
-    let dir = std::path::absolute(&dir).unwrap_or(dir);
-    fs::create_dir_all(&dir).map_err(|error| format!("cannot make {}: {error}", dir.display()))?;
+    let dir = guest::bench_dir()?;
     let boot = guest::default_guest(&dir)?;
     let outcome = measure(options, &dir, &boot);
     forget();
@@ -136,12 +134,7 @@ fn measure(options: &Options, dir: &Path, boot: &(PathBuf, PathBuf, String)) -> 
 /// How long a command takes to say something, milliseconds.
 fn first_byte(command: &mut Command) -> Result<f64, String> {
     let begin = Instant::now();
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(|error| format!("cannot start {:?}: {error}", command.get_program()))?;
+    let mut child = guest::spawn(command)?;
     let mut byte = [0];
     let read = child.stdout.as_mut().map(|output| output.read(&mut byte));
     let time = begin.elapsed().as_secs_f64() * 1e3;
@@ -184,12 +177,7 @@ fn save_qemu(boot: &(PathBuf, PathBuf, String), dir: &Path, state: &Path) -> Res
     let _ = fs::remove_file(&monitor);
     let mut command = qemu(boot);
     command.arg("-monitor").arg(format!("unix:{},server=on,wait=off", monitor.display()));
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(|error| format!("cannot start QEMU: {error}"))?;
+    let mut child = guest::spawn(&mut command)?;
     let saved = (|| {
         let (mut input, output) =
             (child.stdin.take().ok_or("no console")?, child.stdout.take().ok_or("no console")?);

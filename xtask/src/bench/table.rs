@@ -17,7 +17,8 @@ pub(super) struct Line {
     pub(super) failed: Option<String>,
 }
 
-fn median(mut values: Vec<f64>) -> Option<f64> {
+/// The value in the middle; none of nothing, or of what is no number.
+pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().filter(|value| value.is_finite())
 }

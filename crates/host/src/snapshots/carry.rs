@@ -4,6 +4,7 @@
 //! host, nor reach into it.
 use super::{Snapshots, io_fault};
 use crate::names;
+use crate::vms::absolute;
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
@@ -38,7 +39,8 @@ impl Snapshots {
     /// Writes a snapshot to a new tar file.
     pub(crate) fn export(&self, name: &str, to: &SnapshotFile) -> Result<Snapshot, Fault> {
         let (dir, manifest) = self.find(name)?;
-        let path = absolute(&to.path)?;
+        let path = to.path.as_path();
+        absolute(path)?;
         let failed = io_fault("write", path);
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(&failed)?;
         let write = || {
@@ -58,7 +60,8 @@ impl Snapshots {
 
     /// Takes a snapshot from a tar file.
     pub(crate) fn import(&self, from: &SnapshotFile) -> Result<Snapshot, Fault> {
-        let path = absolute(&from.path)?;
+        let path = from.path.as_path();
+        absolute(path)?;
         let file = File::open(path).map_err(io_fault("open", path))?;
         let id = names::identity().map_err(io_fault("read", Path::new("/dev/urandom")))?;
         let dir = self.places.snapshots().join(&id);
@@ -91,14 +94,6 @@ impl Snapshots {
         taken.inspect_err(|_| drop(fs::remove_dir_all(&dir)))?;
         self.get(&id)
     }
-}
-
-fn absolute(path: &Path) -> Result<&Path, Fault> {
-    if path.is_absolute() {
-        return Ok(path);
-    }
-    let text = format!("{} is not an absolute path", path.display());
-    Err(Fault::new(Kind::Usage, text, "name files from the root: the service does not know your directory"))
 }
 
 /// Unpacks what belongs to a snapshot, and nothing else.

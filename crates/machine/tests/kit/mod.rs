@@ -85,6 +85,17 @@ pub(crate) fn spec(kernel: &Scratch) -> MachineSpec {
     }
 }
 
+/// A machine's ends, of which only the console leads anywhere.
+pub(crate) fn io(console: impl Fn(&[u8]) + Send + Sync + 'static) -> MachineIo {
+    MachineIo {
+        console: Box::new(console),
+        port: None,
+        vsock: None,
+        shares: Vec::new(),
+        console_ports: Vec::new(),
+    }
+}
+
 /// A machine with what it printed.
 pub(crate) struct Life {
     pub(crate) machine: Arc<Machine>,
@@ -107,22 +118,13 @@ impl Life {
 
     /// Whether it can be restored.
     pub(crate) fn try_restore(&self, saved: &MachineSaved, memory: File) -> Result<Machine, Fault> {
-        let io = MachineIo {
-            console: Box::new(|_| ()),
-            port: None,
-            vsock: None,
-            shares: Vec::new(),
-            console_ports: Vec::new(),
-        };
-        Machine::restore(&spec(&self.kernel), io, saved, (memory, Box::new(|_, _| Ok(()))))
+        Machine::restore(&spec(&self.kernel), io(|_| ()), saved, (memory, Box::new(|_, _| Ok(()))))
     }
 
     fn of(kernel: Arc<Scratch>, make: impl FnOnce(&MachineSpec, MachineIo) -> Machine) -> Life {
         let output = Arc::new(Mutex::new(Vec::new()));
         let written = output.clone();
-        let console = Box::new(move |bytes: &[u8]| written.lock().unwrap().extend_from_slice(bytes));
-        let io =
-            MachineIo { console, port: None, vsock: None, shares: Vec::new(), console_ports: Vec::new() };
+        let io = io(move |bytes: &[u8]| written.lock().unwrap().extend_from_slice(bytes));
         let machine = make(&spec(&kernel), io);
         Life { machine: Arc::new(machine), output, kernel }
     }
