@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Bytes of output that are kept for slow readers.
@@ -64,9 +64,9 @@ impl Scan {
     }
 }
 
-/// A place in the output.
-pub(crate) struct Reader<'a> {
-    console: &'a Console,
+/// A place in the output. The end waits for it as long as it is there, also while the thread that will read has not begun.
+pub(crate) struct Reader {
+    console: Arc<Console>,
     place: u64,
 }
 
@@ -97,11 +97,11 @@ impl Console {
     }
 
     /// A reader that first gets up to `replay` bytes of earlier output.
-    pub(crate) fn reader(&self, replay: u64) -> Reader<'_> {
+    pub(crate) fn reader(self: &Arc<Self>, replay: u64) -> Reader {
         let mut inner = self.lock();
         inner.readers += 1;
         let oldest = inner.written - inner.ring.len() as u64;
-        Reader { console: self, place: oldest.max(inner.written.saturating_sub(replay)) }
+        Reader { console: self.clone(), place: oldest.max(inner.written.saturating_sub(replay)) }
     }
 
     /// No more output will come.
@@ -143,7 +143,7 @@ impl Console {
     }
 }
 
-impl Reader<'_> {
+impl Reader {
     /// The next bytes, as soon as there are any; `None` at the end of the output.
     pub(crate) fn next(&mut self) -> Option<Vec<u8>> {
         let mut inner = self.console.lock();
@@ -166,7 +166,7 @@ impl Reader<'_> {
     }
 }
 
-impl Drop for Reader<'_> {
+impl Drop for Reader {
     fn drop(&mut self) {
         self.console.lock().readers -= 1;
         self.console.changed.notify_all();
@@ -205,7 +205,21 @@ impl Log {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
+
+    #[test]
+    fn a_reader_whose_thread_has_not_begun_is_waited_for() {
+        let console = Arc::new(Console::new());
+        let mut reader = console.reader(u64::MAX);
+        console.write(b"last");
+        console.close();
+        let late = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            (reader.next(), reader.next())
+        });
+        console.drain(Duration::from_secs(60));
+        assert_eq!(console.lock().readers, 0);
+        assert_eq!(late.join().unwrap(), (Some(b"last".to_vec()), None));
+    }
 
     #[test]
     fn a_reader_gets_everything_then_the_end() {
@@ -231,7 +245,7 @@ mod tests {
 
     #[test]
     fn a_slow_reader_is_told_what_it_lost() {
-        let console = Console::new();
+        let console = Arc::new(Console::new());
         let mut reader = console.reader(0);
         console.write(&vec![b'x'; RING_MAX]);
         console.write(b"0123456789");

@@ -497,11 +497,10 @@ fn live(prepared: Prepared, build: &Build) -> Result<End, Fault> {
     let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
         thread::Builder::new().name(name.into()).spawn(work).map(drop).map_err(broken("make a thread"))
     };
-    let output = console.clone();
+    let mut reader = console.reader(u64::MAX);
     spawn(
         "console-log",
         Box::new(move || {
-            let mut reader = output.reader(u64::MAX);
             while let Some(piece) = reader.next() {
                 let _ = log.write(&piece); // a full disk must not stop the guest
             }

@@ -296,13 +296,18 @@ impl Stage {
         }
     }
 
-    /// Waits for the end of the process; gives how the VM ended.
-    fn end(mut self) -> End {
+    /// Waits for the end of the process.
+    fn wait(&mut self) {
         let deadline = Instant::now() + Duration::from_secs(10);
         while self.child.try_wait().unwrap().is_none() {
             assert!(Instant::now() < deadline, "the runner does not end");
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// Waits for the end of the process; gives how the VM ended.
+    fn end(mut self) -> End {
+        self.wait();
         assert!(!self.dir.join(CONTROL).exists() && !self.dir.join(CONSOLE).exists(), "sockets are left");
         let end = serde_json::from_slice(&fs::read(self.dir.join(END)).unwrap()).unwrap();
         fs::remove_dir_all(&self.dir).unwrap();
@@ -328,6 +333,8 @@ fn a_console_is_replayed_and_closed_after_the_last_word() {
     let mut output = String::new();
     stage.output.read_to_string(&mut output).unwrap();
     assert_eq!(output, "", "one line on standard output, then its end");
+    // A thread of its own writes the log: it is whole when the process has ended.
+    stage.wait();
     let log = fs::read_to_string(stage.dir.join(CONSOLE_LOG)).unwrap();
     assert_eq!(log, "booted\nheard hello\nheard bye\n");
     assert_eq!(stage.end(), End::PowerOff);
