@@ -115,9 +115,10 @@ pub enum Ask {
         mib: u64,
     },
     /// Save its state, its memory and the disks that it may write to, all as they are at one moment, into files that come
-    /// with the request (SCM_RIGHTS of unix(7)): state, memory, memory's checksums, then each disk and its checksums. They
-    /// are empty. A VM that runs stands still meanwhile.
-    Snapshot,
+    /// with the request (SCM_RIGHTS of unix(7)): state, then for the memory and each disk the content and its checksums, which are
+    /// empty. Where layers are below, these follow: an empty file for the map, the checksums of the earlier content, the layers with
+    /// their maps from the top, and the lowest. A VM that runs stands still for a moment.
+    Snapshot(SnapshotAsk),
     /// Put a disk behind the others. Its files, opened, come with the request (SCM_RIGHTS of unix(7)), for the VM's
     /// process may open none.
     AttachDisk {
@@ -182,6 +183,18 @@ pub enum Reply {
     Saved(Box<SavedParts>),
     /// Not done.
     Refused(Fault),
+}
+
+/// What of a VM is to be saved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotAsk {
+    /// The identity of the new snapshot.
+    pub id: String,
+    /// That of the one below, of which only the difference is written.
+    pub since: Option<String>,
+    /// How many layers there are below the memory and each disk.
+    pub below: Vec<usize>,
 }
 
 /// How a VM's process is.

@@ -14,6 +14,8 @@ pub struct SnapshotCreate {
     pub comment: String,
     /// Whether VMs are to be made by its name: it is a template then.
     pub template: bool,
+    /// Write all of it, and not only what differs from the VM's last snapshot.
+    pub full: bool,
 }
 
 /// A snapshot.
@@ -37,6 +39,8 @@ pub struct Snapshot {
     pub accel: Accel,
     /// What it takes on the host's disk, bytes.
     pub data_bytes: u64,
+    /// Whether it has only what differs from an earlier one. It shares that one's files, and does not need it otherwise.
+    pub differential: bool,
     /// How long the VM stood still for it, nanoseconds.
     pub paused_ns: u64,
     /// Whether VMs are made by its name.

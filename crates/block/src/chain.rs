@@ -4,7 +4,7 @@
 use crate::host_file::HostFile;
 use crate::probe::probe_file;
 use crate::qcow2::Facts;
-use crate::{Disk, OpenError, Qcow2, RawDisk, vdi, vhd, vhdx, vmdk};
+use crate::{Disk, OpenError, Qcow2, RawDisk, layers, vdi, vhd, vhdx, vmdk};
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -108,7 +108,11 @@ pub(crate) fn links(source: &Source) -> Result<Vec<Link>, OpenError> {
             let named = facts.as_ref().and_then(|facts| facts.backing_format.as_deref());
             next = Some(walk.below(&path, name, named, probed && !links.is_empty())?);
         }
-        let parts = if format == DiskFormat::Vmdk { vmdk::names(&file)? } else { Vec::new() };
+        let parts = match format {
+            DiskFormat::Vmdk => vmdk::names(&file)?,
+            DiskFormat::Layers => layers::names(&file)?,
+            _ => Vec::new(),
+        };
         links.push(Link { path: path.clone(), format, facts, is_part: false });
         for name in parts {
             let (path, _) = walk.below(&path, &name, None, false)?;
@@ -172,17 +176,18 @@ impl Walk {
             DiskFormat::Raw => Arc::new(RawDisk::from_file(file)?),
             DiskFormat::Qcow2 => Arc::new(self.open_below(file, probed)?),
             format if !read_only => return Err(OpenError::ReadOnlyFormat { path, format }),
-            DiskFormat::Vmdk => {
-                let image = path.clone();
-                Arc::new(vmdk::open(file, &mut |name| {
-                    let (extent, _) = self.below(&image, name, None, false)?;
-                    self.file(&extent, true, true)
-                })?)
-            }
+            DiskFormat::Vmdk => Arc::new(vmdk::open(file, &mut |name| self.part(&path, name))?),
+            DiskFormat::Layers => Arc::new(layers::open(&file, &mut |name| self.part(&path, name))?),
             DiskFormat::Vdi => Arc::new(vdi::open(file)?),
             DiskFormat::Vhd => Arc::new(vhd::open(file)?),
             DiskFormat::Vhdx => Arc::new(vhdx::open(file)?),
         })
+    }
+
+    /// Opens a part of an image, which names it.
+    fn part(&self, image: &Path, name: &str) -> Result<HostFile, OpenError> {
+        let (path, _) = self.below(image, name, None, false)?;
+        self.file(&path, true, true)
     }
 
     /// Opens and enters the file of a qcow2 image that the user has named.

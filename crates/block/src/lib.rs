@@ -4,6 +4,7 @@
 //!  devices (virtio-blk) ──► Disk ──┬── RawDisk     a file or a block device of the host
 //!                                  ├── Qcow2       QEMU's image, versions 2 and 3, over a chain of others
 //!                                  ├── Vmdk, VDI, VHD, VHDX   for reading: what people bring along
+//!                                  ├── Layers      what differential snapshots have of a disk, for reading
 //!                                  ├── Throttled   another disk, as fast as its limits let it be
 //!                                  ├── Preserving  another disk, of which a moment can be kept while it goes on
 //!                                  ├── Patient     another disk, whose changes wait while the host has no room
@@ -22,6 +23,7 @@ mod host_file;
 mod info;
 #[cfg(feature = "trial")]
 pub mod journal;
+mod layers;
 mod map;
 mod memory;
 mod patient;
@@ -42,6 +44,7 @@ pub use chain::{Layer, Source, files, open, open_layer, open_qcow2};
 pub use copy::{Progress, copy};
 pub use error::OpenError;
 pub use info::{DiskInfo, Qcow2Info, info};
+pub use layers::{Layer as ContentLayer, Layers, PieceMap, text as layers_text};
 pub use memory::{Counts, MemoryDisk};
 pub use patient::{Patient, Shortage};
 pub use preserve::{Preserved, Preserving};

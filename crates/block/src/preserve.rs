@@ -1,4 +1,5 @@
-//! A disk that can be preserved as it is at one moment, while it goes on: what the guest is about to change is copied first.
+//! A disk that can be preserved as it is at one moment, while it goes on: what the guest is about to change is copied first. From then on
+//! it is known what has changed, by the piece.
 
 use crate::Disk;
 use crate::watched::{Watch, Watched};
@@ -19,57 +20,87 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// A disk of which [`Preserving::preserve`] makes a [`Preserved`].
 pub type Preserving = Watched<Preservation>;
 
-/// What is preserved of one disk. Set only while nobody changes the disk.
+/// What is preserved and known of one disk. Set only while nobody changes the disk.
 #[derive(Default)]
-pub struct Preservation(RwLock<Option<Weak<Kept>>>);
+pub struct Preservation(RwLock<State>);
+
+#[derive(Default)]
+struct State {
+    kept: Option<Weak<Kept>>,
+    /// What has changed since that is known.
+    changed: Option<Pieces>,
+}
 
 /// What a disk held at one moment: the pieces that have changed since are in a file, the others still on the disk.
 pub struct Preserved {
     disk: Weak<dyn Disk>,
     kept: Arc<Kept>,
+    /// What had changed until then.
+    changed: Option<Pieces>,
 }
 
 struct Kept {
     size: u64,
-    /// A bit for each piece that is in the file. Set with `state` locked.
-    copied: Box<[AtomicU64]>,
-    state: Mutex<State>,
+    /// The pieces that are in the file. Added to with `file` locked.
+    copied: Pieces,
+    file: Mutex<KeptFile>,
 }
 
-struct State {
+struct KeptFile {
     file: File,
     /// Why something is missing in the file.
     failed: Option<io::Error>,
 }
 
-impl Kept {
-    fn word(&self, piece: u64) -> (Option<&AtomicU64>, u64) {
-        (usize::try_from(piece / 64).ok().and_then(|word| self.copied.get(word)), 1 << (piece % 64))
+/// Pieces of a disk, by a bit for each.
+struct Pieces {
+    words: Box<[AtomicU64]>,
+    count: u64,
+}
+
+impl Pieces {
+    /// None of a disk of so many bytes.
+    fn none(size: u64) -> Pieces {
+        let count = size.div_ceil(PIECE);
+        Pieces { words: (0..count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(), count }
     }
 
+    fn word(&self, piece: u64) -> (Option<&AtomicU64>, u64) {
+        let index = usize::try_from(piece / 64).ok().filter(|_| piece < self.count);
+        (index.and_then(|index| self.words.get(index)), 1 << (piece % 64))
+    }
+
+    /// What is beyond the end is always there.
     fn has(&self, piece: u64) -> bool {
         let (word, bit) = self.word(piece);
-        // What is beyond the end is nobody's to keep.
         word.is_none_or(|word| word.load(Ordering::Acquire) & bit != 0)
     }
 
-    fn set(&self, piece: u64) {
+    fn add(&self, piece: u64) {
         let (word, bit) = self.word(piece);
-        if let Some(word) = word {
+        // Most are there already: their line of the cache stays shared.
+        if let Some(word) = word.filter(|word| word.load(Ordering::Acquire) & bit == 0) {
             word.fetch_or(bit, Ordering::Release);
         }
     }
 
+    /// Adds those of a range of bytes.
+    fn add_range(&self, range: &Range<u64>) {
+        (range.start / PIECE..range.end.div_ceil(PIECE).min(self.count)).for_each(|piece| self.add(piece));
+    }
+}
+
+impl Kept {
     /// Copies what is on the disk in this range, before it changes.
     fn keep(&self, disk: &dyn Disk, range: Range<u64>) {
         for piece in range.start / PIECE..range.end.min(self.size).div_ceil(PIECE) {
-            if self.has(piece) {
+            if self.copied.has(piece) {
                 continue;
             }
-            let mut state = locked(&self.state);
-            if state.failed.is_none() && !self.has(piece) {
+            let mut state = locked(&self.file);
+            if state.failed.is_none() && !self.copied.has(piece) {
                 match copy(disk, &state.file, piece, self.size) {
-                    Ok(()) => self.set(piece),
+                    Ok(()) => self.copied.add(piece),
                     Err(error) => state.failed = Some(error),
                 }
             }
@@ -110,23 +141,38 @@ impl Preserving {
     /// own offset. Nobody may be changing the disk at this moment. There is one at a time: an earlier one ends.
     pub fn preserve(&self, file: File) -> Preserved {
         let size = self.size();
-        let words = size.div_ceil(PIECE).div_ceil(64);
-        let copied = (0..words).map(|_| AtomicU64::new(0)).collect();
-        let kept = Arc::new(Kept { size, copied, state: Mutex::new(State { file, failed: None }) });
-        *self.watch().0.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::downgrade(&kept));
-        Preserved { disk: Arc::downgrade(self.disk()), kept }
+        let file = Mutex::new(KeptFile { file, failed: None });
+        let kept = Arc::new(Kept { size, copied: Pieces::none(size), file });
+        let mut state = self.watch().0.write().unwrap_or_else(PoisonError::into_inner);
+        state.kept = Some(Arc::downgrade(&kept));
+        let changed = state.changed.replace(Pieces::none(size));
+        Preserved { disk: Arc::downgrade(self.disk()), kept, changed }
+    }
+
+    /// From now on it is known what changes.
+    pub fn follow(&self) {
+        let mut state = self.watch().0.write().unwrap_or_else(PoisonError::into_inner);
+        state.changed = Some(Pieces::none(self.size()));
     }
 }
 
 impl Watch for Preservation {
     fn change(&self, disk: &dyn Disk, range: Range<u64>, act: &dyn Fn() -> io::Result<()>) -> io::Result<()> {
         if !range.is_empty() {
-            let preserved = self.0.read().unwrap_or_else(PoisonError::into_inner);
-            if let Some(kept) = preserved.as_ref().and_then(Weak::upgrade) {
+            let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some(changed) = &state.changed {
+                changed.add_range(&range);
+            }
+            if let Some(kept) = state.kept.as_ref().and_then(Weak::upgrade) {
                 kept.keep(disk, range);
             }
         }
         act()
+    }
+
+    fn resize(&self, disk: &dyn Disk, size: u64, act: &dyn Fn() -> io::Result<()>) -> io::Result<()> {
+        // What is cut off changes.
+        self.change(disk, size..u64::MAX, act)
     }
 }
 
@@ -134,6 +180,18 @@ impl Preserved {
     /// Its bytes.
     pub fn size(&self) -> u64 {
         self.kept.size
+    }
+
+    /// Whether the piece at `offset` is known to be as it was when the disk was preserved before, or followed. It need not be
+    /// read then.
+    pub fn is_unchanged(&self, offset: u64) -> bool {
+        let unchanged = self.changed.as_ref().is_some_and(|changed| !changed.has(offset / PIECE));
+        if unchanged {
+            // Nobody will read it: the disk goes on without keeping it.
+            let _file = locked(&self.kept.file);
+            self.kept.copied.add(offset / PIECE);
+        }
+        unchanged
     }
 
     /// Bytes that are read at once.
@@ -148,17 +206,17 @@ impl Preserved {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         // Whoever wants to change it waits until it has been read.
-        let state = locked(&self.kept.state);
+        let state = locked(&self.kept.file);
         if let Some(error) = &state.failed {
             return Err(io::Error::new(error.kind(), error.to_string()));
         }
-        if self.kept.has(piece) {
+        if self.kept.copied.has(piece) {
             return state.file.read_exact_at(data, offset).map(|()| true);
         }
         let gone = || io::Error::new(io::ErrorKind::NotConnected, "the disk has gone meanwhile");
         let disk = self.disk.upgrade().ok_or_else(gone)?;
         let used = read_used(&*disk, offset, data)?;
-        self.kept.set(piece);
+        self.kept.copied.add(piece);
         Ok(used)
     }
 }
@@ -212,6 +270,7 @@ mod tests {
             }
             let was = inner.content();
             let (preserved, _file) = preserve(&disk);
+            prop_assert!(!preserved.is_unchanged(0));
             let mut read = vec![0; was.len()];
             let mut pieces = read.chunks_mut(PIECE as usize).enumerate();
             for (index, (at, len, kind)) in changes.into_iter().enumerate() {
@@ -228,7 +287,23 @@ mod tests {
                 preserved.read(piece as u64 * PIECE, part).unwrap();
             }
             prop_assert!(read == was);
+            // What has changed since is known.
+            let (now, known) = (inner.content(), preserve(&disk).0);
+            for (piece, (old, new)) in was.chunks(PIECE as usize).zip(now.chunks(PIECE as usize)).enumerate() {
+                prop_assert!(old == new || !known.is_unchanged(piece as u64 * PIECE));
+            }
         }
+    }
+
+    #[test]
+    fn what_changes_is_known_by_the_piece() {
+        let disk = Preserving::new(Arc::new(MemoryDisk::zeroed(1024)));
+        disk.write(0, &[1; 512]).unwrap();
+        disk.follow();
+        disk.write(3 * PIECE - 1, &[2; 2]).unwrap();
+        let known = preserve(&disk).0;
+        let unchanged: Vec<u64> = (0..10).filter(|piece| known.is_unchanged(piece * PIECE)).collect();
+        assert_eq!(unchanged, [0, 1, 4, 5, 6, 7]);
     }
 
     #[test]

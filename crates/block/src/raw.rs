@@ -2,6 +2,7 @@
 
 use crate::host_file::HostFile;
 use crate::{Disk, Extent, OpenError, SECTOR, check_range, check_writable};
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,6 +18,11 @@ impl RawDisk {
     /// Opens and locks the disk at `path`.
     pub fn open(path: &Path, read_only: bool) -> Result<RawDisk, OpenError> {
         RawDisk::from_file(HostFile::open(path, read_only)?)
+    }
+
+    /// The disk that somebody else has opened at `path`, for reading, without a lock.
+    pub fn of(file: &File, path: &Path) -> Result<RawDisk, OpenError> {
+        RawDisk::from_file(HostFile::take(file, path, true, false)?)
     }
 
     /// The disk that is in an open file.

@@ -1,6 +1,6 @@
 //! Hostile images for tests and fuzz targets: a small sound image of each format, changed at will, then used like a disk.
 
-use crate::{CreateOptions, Disk, Qcow2, Source, open, vhd, vhdx};
+use crate::{CreateOptions, Disk, Qcow2, Source, layers_text, open, vhd, vhdx};
 use std::io;
 use std::path::{Path, PathBuf};
 use viv_model::{DiskFormat, Fault};
@@ -59,6 +59,7 @@ pub fn template(format: DiskFormat, which: usize, scratch: &Path) -> io::Result<
         DiskFormat::Vdi => vdi(),
         DiskFormat::Vhd => vhd(),
         DiskFormat::Vhdx => vhdx(),
+        DiskFormat::Layers => layers_text(SIZE, &[], "flat").into_bytes(),
     })
 }
 
@@ -81,6 +82,7 @@ pub fn fields(format: DiskFormat, which: usize) -> Vec<(u64, usize)> {
         DiskFormat::Vmdk => {
             each(4, 12, 4).chain(each(12, 44, 8)).chain(each(44, 80, 4)).chain(each(512, 1100, 4)).collect()
         }
+        DiskFormat::Layers => each(0, 40, 1).collect(),
         DiskFormat::Vdi => each(64, 80, 4).chain(each(336, 400, 4)).chain(each(512, 528, 4)).collect(),
         DiskFormat::Vhd => each(0, 84, 4).chain(each(512, 560, 4)).chain(each(1536, 1544, 4)).collect(),
         DiskFormat::Vhdx => {

@@ -16,6 +16,11 @@ pub trait Watch: Send + Sync {
         let _ = (disk, range);
         act()
     }
+    /// The disk is about to get another size, by `act`. Its user looks on: nothing holds that up.
+    fn resize(&self, disk: &dyn Disk, size: u64, act: &dyn Fn() -> io::Result<()>) -> io::Result<()> {
+        let _ = (disk, size);
+        act()
+    }
 }
 
 /// A disk with whoever watches it.
@@ -71,8 +76,7 @@ impl<W: Watch> Disk for Watched<W> {
     fn extent(&self, offset: u64, len: u64) -> io::Result<Extent> {
         self.disk.extent(offset, len)
     }
-    /// Its user looks on: nothing holds that up.
     fn resize(&self, size: u64) -> io::Result<()> {
-        self.disk.resize(size)
+        self.watch.resize(&*self.disk, size, &|| self.disk.resize(size))
     }
 }

@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, UNIX_EPOCH};
 use viv_api::runner::{
     Ask, CONSOLE_LOG, CONTROL, END, LINE_MAX, LOCK, Probe, RUNNER_LOG, Reply, RunnerSpec, SPEC, STATS,
-    Started, Status,
+    SnapshotAsk, Started, Status,
 };
 use viv_api::stats::VmStats;
 use viv_api::timestamp::Timestamp;
@@ -206,8 +206,8 @@ impl Runner {
     }
 
     /// Has it save itself into these files.
-    pub(crate) fn snapshot(&self, files: &[File]) -> Result<SavedParts, Fault> {
-        match self.exchange(&Ask::Snapshot, files, SNAPSHOT_LIMIT).map_err(no_answer)? {
+    pub(crate) fn snapshot(&self, ask: &SnapshotAsk, files: &[File]) -> Result<SavedParts, Fault> {
+        match self.exchange(&Ask::Snapshot(ask.clone()), files, SNAPSHOT_LIMIT).map_err(no_answer)? {
             Reply::Saved(parts) => Ok(*parts),
             Reply::Ok(_) | Reply::Stats(_) => Err(no_answer(io::ErrorKind::InvalidData.into())),
             Reply::Refused(fault) => Err(fault),

@@ -31,6 +31,8 @@ pub(crate) struct Drives {
     shortage: Arc<Shortage>,
     /// Disks of the start.
     first: usize,
+    /// The moment since which it is known what has changed on them.
+    since: Mutex<Option<String>>,
 }
 
 /// Files that somebody has opened for us, by their paths.
@@ -68,7 +70,7 @@ impl Drives {
             Ok(Drive { slot, ..open(spec, index, HandedFiles::default(), &shortage)? })
         };
         let drives = HOT_PLUG.zip(specs.iter().enumerate()).map(each).collect::<Result<Vec<_>, Fault>>()?;
-        Ok(Drives { drives: Mutex::new(drives), shortage, first: specs.len() })
+        Ok(Drives { drives: Mutex::new(drives), shortage, first: specs.len(), since: Mutex::default() })
     }
 
     /// Those that wait for room on the host.
@@ -77,11 +79,22 @@ impl Drives {
     }
 
     /// What the disks that can be written hold now, by their numbers. What changes from then on is kept in `files`, one for each of
-    /// them.
-    pub(crate) fn preserve(&self, files: Vec<File>) -> Vec<(usize, Preserved)> {
+    /// them. This moment is called `id`; the other answer is the one before, since which it is known what has changed.
+    pub(crate) fn preserve(&self, files: Vec<File>, id: &str) -> (Vec<(usize, Preserved)>, Option<String>) {
         let drives = lock(&self.drives);
         let written = drives.iter().enumerate().filter(|(_, drive)| !drive.disk.read_only());
-        written.zip(files).map(|((index, drive), file)| (index, drive.preserving.preserve(file))).collect()
+        let kept = written
+            .zip(files)
+            .map(|((index, drive), file)| (index, drive.preserving.preserve(file)))
+            .collect();
+        (kept, lock(&self.since).replace(id.to_string()))
+    }
+
+    /// This moment is called `id`; from now on it is known what changes on the disks that can be written.
+    pub(crate) fn follow(&self, id: &str) {
+        let drives = lock(&self.drives);
+        drives.iter().filter(|drive| !drive.disk.read_only()).for_each(|drive| drive.preserving.follow());
+        *lock(&self.since) = Some(id.to_string());
     }
 
     /// The disks.

@@ -29,10 +29,11 @@ mod threads;
 
 pub use drives::HandedFiles;
 pub use files::files_below;
-pub use machine::{ConsoleWriter, Machine, MachineIo, MachineStats, SavedMemory};
+pub use machine::{ConsoleWriter, Machine, MachineIo, MachineStats};
 pub use saving::Frozen;
 pub use viv_arch::saved::MachineSaved;
 pub use viv_block::{Preserved, Shortage};
 pub use viv_cpu::kvm::{KvmReport, KvmWorth, probe_kvm};
 pub use viv_cpu::soft::{PerfMap, SoftStats as SoftCounts};
 pub use viv_devices::virtio::GuestMemoryStats;
+pub use viv_mem::SavedMemory;

@@ -24,7 +24,7 @@ use viv_cpu::CpuError;
 use viv_cpu::kvm::{CpuLevel, KvmPlaces, KvmVm, KvmWorth, probe_kvm};
 use viv_cpu::soft::{self, PerfMap, ShownStats, SoftCpu, SoftStats};
 use viv_devices::virtio::GuestMemoryStats;
-use viv_mem::{Check, Gpa, GuestMemory, MemError};
+use viv_mem::{Gpa, GuestMemory, MemError, SavedMemory};
 use viv_model::{Accel, DiskLimits, DiskSpec, End, Fault, Kind, MEMORY_MIB_MIN, MachineSpec, SoftSpec};
 use viv_net::port::NetPort;
 use viv_net::vsock::{VsockGuest, VsockMuxer, Waker};
@@ -69,9 +69,6 @@ pub struct MachineStats {
     /// What the guest says of its memory.
     pub guest_memory: GuestMemoryStats,
 }
-
-/// Memory that was saved: the file, and what must let each piece of it pass before the guest sees it.
-pub type SavedMemory = (File, Check);
 
 /// What a machine begins with.
 enum Origin<'a> {
@@ -158,7 +155,7 @@ impl Machine {
     }
 
     /// Builds the machine that was saved: `spec` describes it as it was then, with disks that hold what they held then, and
-    /// `memory` is its memory, region after region ([`GuestMemory::of_file`]). It goes on at [`Machine::start`]. Memory that does not
+    /// `memory` is its memory, region after region ([`GuestMemory::of_saved`]). It goes on at [`Machine::start`]. Memory that does not
     /// pass its check ends it when it gets there; on KVM all of it is checked here.
     pub fn restore(
         spec: &MachineSpec,
@@ -174,8 +171,7 @@ impl Machine {
                 "leave it out, or start the VM anew with it",
             ));
         }
-        let (file, check) = memory;
-        let memory = ram(spec, |regions| GuestMemory::of_file(regions, file, Some(check)))?;
+        let memory = ram(spec, |regions| GuestMemory::of_saved(regions, memory))?;
         let made = Machine::assemble(spec, io, memory.clone(), Origin::Saved(saved));
         if let Some(what) = memory.damage() {
             return Err(damaged(&what));

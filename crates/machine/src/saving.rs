@@ -32,12 +32,14 @@ pub struct Frozen {
     pub memory: FrozenMemory,
     /// Its disks that can be written, by their numbers.
     pub disks: Vec<(usize, Preserved)>,
+    /// Since which earlier moment it is known what has changed on them.
+    pub disks_since: Option<String>,
 }
 
 impl Machine {
     /// The paused machine as it is now: it may go on at once. What changes on its disks from then on is kept in `files`, an empty
-    /// one of the disk's size for each disk that can be written.
-    pub fn freeze(&self, files: Vec<File>) -> Result<Frozen, Fault> {
+    /// one of the disk's size for each disk that can be written. The moment is called `id`.
+    pub fn freeze(&self, files: Vec<File>, id: &str) -> Result<Frozen, Fault> {
         if self.world.control.phase() != Phase::Paused {
             return Err(refused("save", self.world.control.phase()));
         }
@@ -55,7 +57,8 @@ impl Machine {
                 Ok(state) => {
                     let state = state?;
                     let memory = self.memory.freeze().map_err(|error| no_copy(&error))?;
-                    return Ok(Frozen { state, memory, disks: self.drives.preserve(files) });
+                    let (disks, disks_since) = self.drives.preserve(files, id);
+                    return Ok(Frozen { state, memory, disks, disks_since });
                 }
                 Err(Unsaved::Busy) if begin.elapsed() < PATIENCE => {}
                 Err(Unsaved::Busy) => {
@@ -76,6 +79,11 @@ impl Machine {
             drop(standing);
             std::thread::sleep(LOOK);
         }
+    }
+
+    /// The disks of the machine, which has not run yet, are as they were at the moment called `id`.
+    pub fn follow_disks(&self, id: &str) {
+        self.drives.follow(id);
     }
 
     /// Everything but the memory. The outer result is for what may be tried again.

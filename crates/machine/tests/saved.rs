@@ -31,7 +31,7 @@ fn a_saved_machine_goes_on_in_others() {
     first.machine.console_input(b"a");
     first.expect("ready.a");
     assert_eq!(
-        first.machine.freeze(Vec::new()).err().map(|fault| fault.kind),
+        first.machine.freeze(Vec::new(), "first").err().map(|fault| fault.kind),
         Some(Kind::Conflict),
         "it runs"
     );

@@ -60,6 +60,21 @@ pub struct HostRange {
 // dereferences it must uphold that, which is why doing so is unsafe.
 unsafe impl Send for HostRange {}
 
+/// RAM that was saved.
+pub struct SavedMemory {
+    /// The regions one after the other.
+    pub file: File,
+    /// What this does not let pass is no memory.
+    pub check: Option<Check>,
+    /// The ranges that are not as in the file, offset and bytes: they are read at once.
+    pub above: Vec<(u64, u64)>,
+    /// Reads them.
+    pub read: Box<ReadSaved>,
+}
+
+/// Reads what was saved at an offset.
+pub type ReadSaved = dyn Fn(u64, &mut [u8]) -> io::Result<()>;
+
 struct Inner {
     regions: Vec<Region>,
     mapping: Mapping,
@@ -109,11 +124,16 @@ impl GuestMemory {
         Ok(GuestMemory::with(regions, mapping, None, Arc::default()))
     }
 
-    /// RAM with the content of `file`, which holds the regions one after the other. Pages are read as they are touched, and
-    /// are the machine's own once it writes to them; the file is never written, and must not be by anybody. What `check` does not
-    /// let pass is no memory.
-    pub fn of_file(layout: &[(Gpa, u64)], file: File, check: Option<Check>) -> Result<GuestMemory, MemError> {
-        let (regions, mapping) = GuestMemory::over(layout, |len| Mapping::of_file(file, len))?;
+    /// RAM with the content of a file. Pages are read as they are touched, and are the machine's own once it writes to them; the file
+    /// is never written, and must not be by anybody.
+    pub fn of_saved(layout: &[(Gpa, u64)], saved: SavedMemory) -> Result<GuestMemory, MemError> {
+        let SavedMemory { file, check, above, read } = saved;
+        let map = |len| {
+            let mapping = Mapping::of_file(file, len)?;
+            above.iter().try_for_each(|(offset, len)| mapping.lay(*offset, *len, &*read))?;
+            Ok(mapping)
+        };
+        let (regions, mapping) = GuestMemory::over(layout, map)?;
         let origin = check.map(|check| Origin::new(check, mapping.len() as u64));
         Ok(GuestMemory::with(regions, mapping, origin, Arc::default()))
     }
@@ -143,12 +163,12 @@ impl GuestMemory {
         self.0.origin.as_ref().is_none_or(|origin| origin.passes(offset, len))
     }
 
-    /// What the check of [`GuestMemory::of_file`] has found wrong so far.
+    /// What the check of [`GuestMemory::of_saved`] has found wrong so far.
     pub fn damage(&self) -> Option<String> {
         self.0.origin.as_ref().and_then(Origin::found)
     }
 
-    /// Tells `watcher` what the check of [`GuestMemory::of_file`] finds wrong first, from whatever thread meets it.
+    /// Tells `watcher` what the check of [`GuestMemory::of_saved`] finds wrong first, from whatever thread meets it.
     pub fn on_damage(&self, watcher: impl FnOnce(&str) + Send + 'static) {
         if let Some(origin) = &self.0.origin {
             origin.watch(watcher);
@@ -391,7 +411,21 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         file.set_len(0x10000).unwrap();
         file.write_all_at(&[7; 0x1000], 0x3000).unwrap();
-        let memory = GuestMemory::of_file(&layout, file.try_clone().unwrap(), None).unwrap();
+        // Two ranges are in another file.
+        let saved = |file: &File, above| SavedMemory {
+            file: file.try_clone().unwrap(),
+            check: None,
+            above,
+            read: Box::new(|at, data| {
+                data.fill((at >> 12) as u8);
+                Ok(())
+            }),
+        };
+        let memory =
+            GuestMemory::of_saved(&layout, saved(&file, vec![(0x6000, 0x1000), (0x9000, 0x2000)])).unwrap();
+        assert_eq!(memory.read_array::<1>(Gpa(0x6fff)).unwrap(), [6]);
+        assert_eq!(memory.read_array::<1>(Gpa(0x10_2fff)).unwrap(), [9]);
+        assert!(GuestMemory::of_saved(&layout, saved(&file, vec![(0xf000, 0x2000)])).is_err());
         assert_eq!(memory.read_array::<2>(Gpa(0x3ffe)).unwrap(), [7, 7]);
         memory.write(Gpa(0x5000), &[1]).unwrap();
         memory.write(Gpa(0x10_0000), &[2]).unwrap();
@@ -399,7 +433,7 @@ mod tests {
         assert_eq!(memory.read_array::<1>(Gpa(0x3000)).unwrap(), [0]);
         let mut frozen = memory.freeze().unwrap();
         let touched = frozen.in_use().unwrap();
-        for offset in [0x3000, 0x5000, 0x8000] {
+        for offset in [0x3000, 0x5000, 0x6000, 0x8000, 0xa000] {
             assert!(touched.iter().any(|(at, len)| (*at..at + len).contains(&offset)), "{touched:x?}");
         }
         let mut byte = [0];
@@ -408,7 +442,7 @@ mod tests {
         let mut whole = vec![0; 0x10000];
         file.read_exact_at(&mut whole, 0).unwrap();
         assert!(whole.iter().enumerate().all(|(at, byte)| (*byte == 7) == (at / 0x1000 == 3)));
-        assert!(GuestMemory::of_file(&layout[..1], file, None).is_err());
+        assert!(GuestMemory::of_saved(&layout[..1], saved(&file, Vec::new())).is_err());
     }
 
     #[test]
@@ -424,7 +458,9 @@ mod tests {
             seen.lock().unwrap().push(at);
             if at == 0x3_0000 { Err("a bit flipped".to_string()) } else { Ok(()) }
         };
-        let memory = GuestMemory::of_file(&[(Gpa(0), 0x10_0000)], file, Some(Box::new(check))).unwrap();
+        let read = Box::new(|_: u64, _: &mut [u8]| Ok(()));
+        let saved = SavedMemory { file, check: Some(Box::new(check)), above: Vec::new(), read };
+        let memory = GuestMemory::of_saved(&[(Gpa(0), 0x10_0000)], saved).unwrap();
         for gpa in [0x1_0008, 0x1_fff0, 0x2_0000, 0x4_0000] {
             memory.read_array::<8>(Gpa(gpa)).unwrap();
         }

@@ -16,5 +16,5 @@ mod origin;
 pub use address::{Gpa, Gva, PAGE_SIZE};
 pub use code::CodeMap;
 pub use frozen::FrozenMemory;
-pub use guest::{GuestMemory, HostRange, MemError, Region};
+pub use guest::{GuestMemory, HostRange, MemError, ReadSaved, Region, SavedMemory};
 pub use origin::Check;

@@ -135,6 +135,21 @@ impl Mapping {
         }
     }
 
+    /// Reads a range that lies inside. Nobody else knows of the mapping yet.
+    pub(crate) fn lay(
+        &self,
+        offset: u64,
+        len: u64,
+        read: &dyn Fn(u64, &mut [u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        if offset.checked_add(len).is_none_or(|end| end > self.len as u64) {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        // SAFETY: it lies inside the mapping, and the caller is the only one who reaches it.
+        let place = unsafe { std::slice::from_raw_parts_mut(self.base().add(offset as usize), len as usize) };
+        read(offset, place)
+    }
+
     /// The first byte.
     pub(crate) fn base(&self) -> *mut u8 {
         self.base.as_ptr()

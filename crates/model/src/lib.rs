@@ -27,7 +27,7 @@ pub use prefix6::Prefix6;
 pub use room::Room;
 pub use secgroup::{Carrier, Direction, GROUPS_MAX, Label, Peer, RULES_MAX, Rule, SecGroup};
 pub use share::{SHARES_MAX, ShareMount, ShareSpec};
-pub use snapshot::{Content, DiskContent, Manifest, Plain, SavedParts, Section};
+pub use snapshot::{Content, DiskContent, Layer, Manifest, Plain, SavedParts, Section};
 pub use spec::{
     Accel, CPUS_MAX, DiskFormat, DiskLimits, DiskSpec, ImageDiskSpec, MEMORY_MIB_MIN, MEMORY_MIB_USUAL,
     MEMORY_STEP_MIB, MachineSpec, OnFull, SoftSpec,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// The format: 1.
+    /// The format: 1, or 2 if contents of it lie in layers.
     pub format: u32,
     /// The release of Vivarium that wrote it.
     pub release: String,
@@ -92,10 +92,27 @@ pub struct Plain {
 pub struct Content {
     /// Its size.
     pub bytes: u64,
-    /// Bytes of it that are not left out.
+    /// Bytes of it that are not left out, nor in the layers below.
     pub data_bytes: u64,
     /// The checksum of its checksums, in hexadecimal digits.
     pub checksum: String,
+    /// If it is only what differs from what is below: the checksum of the map of its pieces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub map: Option<String>,
+    /// The layers below, from the top.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub below: Vec<Layer>,
+}
+
+/// A layer below a content, of another snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Layer {
+    /// Its size.
+    pub bytes: u64,
+    /// The checksum of the map of its pieces; the lowest has all, and no map.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub map: Option<String>,
 }
 
 /// What the VM's process has written of a snapshot.
@@ -115,9 +132,17 @@ pub struct SavedParts {
 }
 
 impl Manifest {
+    /// Whether it has only what differs from another one.
+    pub fn is_differential(&self) -> bool {
+        self.contents().any(|content| content.map.is_some())
+    }
+
+    fn contents(&self) -> impl Iterator<Item = &Content> {
+        std::iter::once(&self.memory).chain(self.disks.iter().map(|disk| &disk.content))
+    }
+
     /// Bytes that it takes.
     pub fn data_bytes(&self) -> u64 {
-        let disks = self.disks.iter().map(|disk| disk.content.data_bytes);
-        disks.fold(self.memory.data_bytes, u64::saturating_add)
+        self.contents().map(|content| content.data_bytes).fold(0, u64::saturating_add)
     }
 }

@@ -71,17 +71,20 @@ pub enum DiskFormat {
     Vhd,
     /// Hyper-V's.
     Vhdx,
+    /// What differential snapshots have of a disk; for reading.
+    Layers,
 }
 
 impl DiskFormat {
     /// All of them.
-    pub const ALL: [DiskFormat; 6] = [
+    pub const ALL: [DiskFormat; 7] = [
         DiskFormat::Raw,
         DiskFormat::Qcow2,
         DiskFormat::Vmdk,
         DiskFormat::Vdi,
         DiskFormat::Vhd,
         DiskFormat::Vhdx,
+        DiskFormat::Layers,
     ];
 
     /// Its name.
@@ -93,6 +96,7 @@ impl DiskFormat {
             DiskFormat::Vdi => "vdi",
             DiskFormat::Vhd => "vhd",
             DiskFormat::Vhdx => "vhdx",
+            DiskFormat::Layers => "layers",
         }
     }
 }

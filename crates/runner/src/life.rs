@@ -19,7 +19,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use viv_api::runner::{
     Ask, CONSOLE, CONSOLE_LOG, CONSOLE_LOG_MAX, CONSOLE_LOG_OLD, CONTROL, END, LOCK, Reply, RunnerSpec, SPEC,
-    STATS, Started, Status, VSOCK,
+    STATS, SnapshotAsk, Started, Status, VSOCK,
 };
 use viv_api::stats::VmStats;
 use viv_api::vm::{ConsoleSize, OnReboot, Process};
@@ -151,7 +151,7 @@ impl Life {
                 Ok(stats) => return Reply::Stats(Box::new(stats)),
                 Err(fault) => Err(fault),
             },
-            Ask::Snapshot => match self.snapshot(files.into_iter().map(File::from).collect()) {
+            Ask::Snapshot(ask) => match self.snapshot(&ask, files.into_iter().map(File::from).collect()) {
                 Ok(parts) => return Reply::Saved(Box::new(parts)),
                 Err(fault) => Err(fault),
             },
@@ -219,7 +219,7 @@ impl Life {
     }
 
     /// Saves the guest as it is now into `files`. It goes on while they are written.
-    fn snapshot(&self, files: Vec<File>) -> Result<SavedParts, Fault> {
+    fn snapshot(&self, ask: &SnapshotAsk, files: Vec<File>) -> Result<SavedParts, Fault> {
         let saving = self.saving.try_lock();
         let _saving = saving.map_err(|_| {
             let message = "another snapshot of the VM is just being written";
@@ -233,7 +233,7 @@ impl Life {
             return Err(Fault::new(Kind::Conflict, message, "wait until it runs: viv ps"));
         }
         let spec = MachineSpec { accel: guest.accel(), ..inner.devices.of(&self.machine) };
-        let files = SnapshotFiles::new(files, &spec.disks)?;
+        let files = SnapshotFiles::new(ask, files, &spec.disks)?;
         let since = Instant::now();
         let runs = inner.state == State::Running;
         if runs {

@@ -1,22 +1,52 @@
 //! Snapshots from inside the VM's process: into files that the host service has opened, and back from the VM's own directory.
 use crate::guest::Moment;
 use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use viv_api::runner::RESUME;
-use viv_machine::{Frozen, Machine, MachineIo, MachineSaved, Preserved};
-use viv_model::{Accel, DiskContent, DiskSpec, Fault, Kind, MachineSpec, SavedParts};
-use viv_snapshot::{open_memory, read_manifest, read_section, write_content, write_section};
+use viv_api::runner::{RESUME, SnapshotAsk};
+use viv_machine::{Frozen, Machine, MachineIo, MachineSaved, Preserved, SavedMemory};
+use viv_model::{Accel, Content, DiskContent, DiskSpec, Fault, Kind, MachineSpec, SavedParts};
+use viv_snapshot::{
+    Base, Ranges, ReadChunk, Since, open_memory, read_manifest, read_section, write_content, write_section,
+};
 
 /// The section with the machine's state, and the version of its form.
 const SECTION: (&str, u32) = ("machine", 1);
 
 /// Where a machine that stands still is saved to.
 pub struct Files {
+    /// The new snapshot, and the one below it.
+    ask: SnapshotAsk,
     state: File,
-    memory: [File; 2],
+    memory: Target,
     /// With their numbers.
-    disks: Vec<(usize, [File; 2])>,
+    disks: Vec<(usize, Target)>,
+}
+
+/// Where a memory or a disk is saved to.
+struct Target {
+    file: File,
+    sums: File,
+    /// If only what differs from something earlier is written: the map for it, and that.
+    since: Option<(File, Base)>,
+}
+
+impl Target {
+    /// Writes it; chunks that are `known` not to have changed since are not read.
+    fn write(
+        &self,
+        bytes: u64,
+        ranges: &Ranges,
+        known: impl Fn(u64) -> bool,
+        read: ReadChunk<'_>,
+    ) -> io::Result<Content> {
+        let Target { file, sums, since } = self;
+        match since {
+            Some((map, base)) => Since { file, sums, map, base }.write(bytes, ranges, known, read),
+            None => write_content(file, sums, bytes, ranges, read),
+        }
+    }
 }
 
 fn failed(what: &str) -> impl Fn(std::io::Error) -> Fault {
@@ -31,49 +61,63 @@ fn failed(what: &str) -> impl Fn(std::io::Error) -> Fault {
 }
 
 impl Files {
-    /// From the files that came with the request; each disk that may be written to has two.
-    pub(crate) fn new(files: Vec<File>, disks: &[DiskSpec]) -> Result<Files, Fault> {
+    /// From the files that came with the request, for the memory and each disk that may be written to.
+    pub(crate) fn new(ask: &SnapshotAsk, files: Vec<File>, disks: &[DiskSpec]) -> Result<Files, Fault> {
         let mut files = files.into_iter();
         let mut next = || {
             let missing = "a snapshot needs files for state, memory and each disk";
             files.next().ok_or_else(|| Fault::new(Kind::Usage, missing, "send them along"))
         };
-        let (state, memory) = (next()?, [next()?, next()?]);
+        let state = next()?;
+        let mut below = ask.below.iter().copied();
+        let mut target = || {
+            let (file, sums) = (next()?, next()?);
+            let since = match below.next().unwrap_or(0) {
+                0 => None,
+                layers => {
+                    let (map, sums) = (next()?, next()?);
+                    let above = (1..layers).map(|_| Ok((next()?, next()?)));
+                    let above = above.collect::<Result<Vec<_>, Fault>>()?;
+                    Some((map, Base::new(&sums, &above, &next()?)?))
+                }
+            };
+            Ok::<_, Fault>(Target { file, sums, since })
+        };
+        let memory = target()?;
         let written = disks.iter().enumerate().filter(|(_, disk)| !disk.read_only);
-        let disks =
-            written.map(|(index, _)| Ok((index, [next()?, next()?]))).collect::<Result<_, Fault>>()?;
-        Ok(Files { state, memory, disks })
+        let disks = written.map(|(index, _)| Ok((index, target()?))).collect::<Result<_, Fault>>()?;
+        Ok(Files { ask: ask.clone(), state, memory, disks })
     }
 
     /// Empty files of the disks' sizes, by which they keep what changes.
     fn for_disks(&self) -> std::io::Result<Vec<File>> {
-        self.disks.iter().map(|(_, [file, _])| file.try_clone()).collect()
+        self.disks.iter().map(|(_, target)| target.file.try_clone()).collect()
     }
 }
 
 /// The machine as it is now.
 pub(crate) fn freeze(machine: &Machine, files: &Files) -> Result<Box<dyn Moment>, Fault> {
-    let files = files.for_disks().map_err(failed("disks"))?;
-    Ok(Box::new(machine.freeze(files)?))
+    let disks = files.for_disks().map_err(failed("disks"))?;
+    Ok(Box::new(machine.freeze(disks, &files.ask.id)?))
 }
 
 impl Moment for Frozen {
     fn write(self: Box<Self>, spec: &MachineSpec, files: &Files) -> Result<SavedParts, Fault> {
-        let Frozen { state, mut memory, disks } = *self;
+        let Frozen { state, mut memory, disks, disks_since } = *self;
         let bytes = serde_json::to_vec(&state).map_err(|error| failed("state")(error.into()))?;
         let section =
             write_section(&files.state, SECTION.0, SECTION.1, 0, &bytes).map_err(failed("state"))?;
         let ranges = memory.in_use().map_err(failed("memory"))?;
-        let [file, sums] = &files.memory;
-        let content = write_content(file, sums, memory.size(), &ranges, &mut |offset, data| {
-            memory.read(offset, data).map(|()| true)
-        });
-        let content = content.map_err(failed("memory"))?;
+        let size = memory.size();
+        let read = &mut |offset, data: &mut [u8]| memory.read(offset, data).map(|()| true);
+        let content = files.memory.write(size, &ranges, |_| false, read).map_err(failed("memory"))?;
         // Whose pages need not be kept any longer.
         drop(memory);
-        let each = |((index, disk), (_, [file, sums])): (&(usize, Preserved), &(usize, [File; 2]))| {
+        let followed = disks_since.is_some() && disks_since == files.ask.since;
+        let each = |((index, disk), (_, target)): (&(usize, Preserved), &(usize, Target))| {
+            let known = |at| followed && disk.is_unchanged(at);
             let read = &mut |at, data: &mut [u8]| disk.read(at, data);
-            let content = write_content(file, sums, disk.size(), &[(0, disk.size())], read);
+            let content = target.write(disk.size(), &[(0, disk.size())], known, read);
             Ok(DiskContent { index: *index, content: content.map_err(failed("disk"))? })
         };
         let disks = disks.iter().zip(&files.disks).map(each).collect::<Result<_, Fault>>()?;
@@ -109,14 +153,17 @@ pub(crate) fn resume(spec: &MachineSpec, io: MachineIo) -> Result<Machine, Fault
         Fault::new(Kind::Error, text, "restore it with the release that made it")
     })?;
     let memory = Arc::new(open_memory(&manifest, dir)?);
-    let file = memory.file().try_clone().map_err(failed("memory"))?;
+    let file = memory.lowest().try_clone().map_err(failed("memory"))?;
+    let (above, layers) = (memory.above().to_vec(), memory.clone());
+    let read = Box::new(move |at, data: &mut [u8]| layers.read(at, data));
     let check = Box::new(move |at, len| memory.verify_range(at, len).map_err(|error| error.to_string()));
     let machine = Machine::restore(
         &MachineSpec { accel: manifest.machine.accel, ..spec.clone() },
         io,
         &saved,
-        (file, check),
+        SavedMemory { file, check: Some(check), above, read },
     )?;
+    machine.follow_disks(&manifest.id);
     std::fs::remove_dir_all(dir).map_err(failed("directory"))?;
     Ok(machine)
 }

@@ -7,39 +7,27 @@
 //!  disk0 …        the disks likewise            disk0.sums …
 //!  kernel initrd  what a restored machine boots anew with
 //! ```
+//! A content may be only what differs from an earlier one: then there are a `.map` of its pieces, and the layers below, `memory.1` and so
+//! on, as links to the earlier snapshots' files.
+//!
 //! `docs/snapshot-format.md` has the format to the byte. Start reading at [`viv_model::Manifest`]; a content is a large
 //! sparse file, a section a small piece of state.
 
 mod content;
+mod files;
 mod manifest;
+mod since;
 
 pub use content::{CHUNK, Checked, Ranges, ReadChunk, SUM_LEN, write as write_content};
+pub use files::{INITRD, KERNEL, MEMORY, STATE, content_files, disk_file, layer_file, map_file, sums_file};
 pub use manifest::{
     FORMAT, MANIFEST, open_memory, plain, read_manifest, read_section, verify, verify_disk, write_manifest,
     write_section,
 };
+pub use since::{Base, LAYERS_MAX, Since};
 
 use std::path::{Path, PathBuf};
 use viv_model::{Fault, Kind};
-
-/// The file of the sections.
-pub const STATE: &str = "state";
-/// The file of the memory.
-pub const MEMORY: &str = "memory";
-/// The kernel.
-pub const KERNEL: &str = "kernel";
-/// The initial RAM disk.
-pub const INITRD: &str = "initrd";
-
-/// The file of disk `index`.
-pub fn disk_file(index: usize) -> String {
-    format!("disk{index}")
-}
-
-/// The file of the checksums of a content.
-pub fn sums_file(content: &str) -> String {
-    format!("{content}.sums")
-}
 
 /// Why a snapshot is not taken.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +56,9 @@ pub enum SnapshotError {
         /// Where and how.
         what: String,
     },
+    /// A file of it is no disk.
+    #[error(transparent)]
+    Disk(Box<viv_block::OpenError>),
     /// It cannot be read or written.
     #[error("cannot {what} {}: {source}", path.display())]
     Io {
@@ -95,6 +86,7 @@ impl From<SnapshotError> for Fault {
     fn from(error: SnapshotError) -> Fault {
         let message = error.to_string();
         match error {
+            SnapshotError::Disk(error) => Fault::from(*error),
             SnapshotError::None { .. } => {
                 Fault::new(Kind::NotFound, message, "see what there is: viv snapshot ls")
             }

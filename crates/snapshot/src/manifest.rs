@@ -10,8 +10,8 @@ use viv_model::{DiskContent, Manifest, Plain, Section};
 
 /// The manifest's file: one line of JSON, then `blake3 ` and the checksum of that line without its end.
 pub const MANIFEST: &str = "manifest";
-/// The newest format, which we write.
-pub const FORMAT: u32 = 1;
+/// The newest format. What has no layers is of format 1, which older releases read.
+pub const FORMAT: u32 = 2;
 /// Most bytes of a manifest: a machine has some hundred bytes for each of its disks.
 const MANIFEST_MAX: u64 = 1 << 20;
 /// Most bytes of a section.

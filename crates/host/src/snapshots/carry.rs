@@ -13,8 +13,7 @@ use std::path::Path;
 use viv_api::snapshot::{Snapshot, SnapshotFile};
 use viv_model::{Fault, Kind, Manifest, NetKind};
 use viv_snapshot::{
-    CHUNK, INITRD, KERNEL, MANIFEST, MEMORY, STATE, SUM_LEN, disk_file, read_manifest, sums_file, verify,
-    write_manifest,
+    INITRD, KERNEL, MANIFEST, MEMORY, STATE, content_files, disk_file, read_manifest, verify, write_manifest,
 };
 
 /// Most bytes of state, kernel or initial RAM disk.
@@ -27,9 +26,8 @@ fn files_of(manifest: &Manifest) -> HashMap<String, u64> {
     let mut files = HashMap::from([(STATE.to_string(), SMALL_MAX)]);
     let disks = manifest.disks.iter().map(|disk| (disk_file(disk.index), &disk.content));
     for (name, content) in std::iter::once((MEMORY.to_string(), &manifest.memory)).chain(disks) {
-        let bytes = content.bytes.min(CONTENT_MAX);
-        files.insert(sums_file(&name), bytes.div_ceil(CHUNK) * SUM_LEN as u64);
-        files.insert(name, bytes);
+        let sized = content_files(&name, content).into_iter();
+        files.extend(sized.map(|(name, bytes)| (name, bytes.min(CONTENT_MAX))));
     }
     files.extend(manifest.files.iter().map(|file| (file.name.clone(), SMALL_MAX)));
     files

@@ -12,8 +12,8 @@ use viv_api::snapshot::{SnapshotCreate, SnapshotRestore, VmFork, VmRollback};
 use viv_api::timestamp::Timestamp;
 use viv_api::vm::{Vm, VmStart};
 use viv_block::{CreateOptions, Qcow2};
-use viv_model::{DiskFormat, DiskSpec, Fault, Kind, MachineSpec, Manifest, NetKind, PortSpec};
-use viv_snapshot::{INITRD, KERNEL, MANIFEST, MEMORY, STATE, disk_file, sums_file};
+use viv_model::{DiskContent, DiskFormat, DiskSpec, Fault, Kind, MachineSpec, Manifest, NetKind, PortSpec};
+use viv_snapshot::{INITRD, KERNEL, MANIFEST, MEMORY, STATE, content_files, disk_file, layer_file, map_file};
 
 /// Most forks at a time.
 const FORKS_MAX: u32 = 1000;
@@ -177,8 +177,9 @@ fn forget_disks(vm: &Path, before: &MachineSpec, now: &Path) {
 fn lay_out(from: &Path, manifest: &Manifest, dir: &Path) -> Result<MachineSpec, Fault> {
     let resume = dir.join(RESUME);
     DirBuilder::new().recursive(true).mode(0o700).create(&resume).map_err(io_fault("make", &resume))?;
-    for name in [MANIFEST, STATE, MEMORY, &sums_file(MEMORY)] {
-        link(&from.join(name), &resume.join(name))?;
+    let memory = content_files(MEMORY, &manifest.memory).into_iter().map(|(name, _)| name);
+    for name in [MANIFEST, STATE].map(str::to_string).into_iter().chain(memory) {
+        link(&from.join(&name), &resume.join(&name))?;
     }
     let mut machine = manifest.machine.clone();
     for file in &manifest.files {
@@ -194,14 +195,41 @@ fn lay_out(from: &Path, manifest: &Manifest, dir: &Path) -> Result<MachineSpec, 
             let text = format!("the snapshot has a disk {} that its machine has not", disk.index);
             Fault::new(Kind::Error, text, "use another snapshot")
         })?;
-        let base = format!("{}.base", disk_file(disk.index));
-        link(&from.join(disk_file(disk.index)), &dir.join(&base))?;
+        let (base, format) = lay_disk(from, disk, dir)?;
         let path = dir.join(format!("{}.qcow2", disk_file(disk.index)));
-        let backing = Some((base, DiskFormat::Raw.name().to_string()));
+        let backing = Some((base, format.name().to_string()));
         Qcow2::create(&path, &CreateOptions { backing, ..CreateOptions::new(disk.content.bytes) })?;
         *spec = DiskSpec { path, format: Some(DiskFormat::Qcow2), allow: Vec::new(), ..spec.clone() };
     }
     Ok(machine)
+}
+
+/// Lays into a directory what a disk held, to be below the VM's own; gives its file's name and format.
+fn lay_disk(from: &Path, disk: &DiskContent, dir: &Path) -> Result<(String, DiskFormat), Fault> {
+    let (name, content) = (disk_file(disk.index), &disk.content);
+    let base = format!("{name}.base");
+    let place = |was: String, is: &str| link(&from.join(was), &dir.join(is));
+    place(name.clone(), &base)?;
+    if content.below.is_empty() {
+        return Ok((base, DiskFormat::Raw));
+    }
+    place(map_file(&name), &map_file(&base))?;
+    let mut layers = vec![base.clone()];
+    for (depth, layer) in (1..).zip(&content.below) {
+        let (was, is) = (layer_file(&name, depth), layer_file(&base, depth));
+        if layer.map.is_some() {
+            place(map_file(&was), &map_file(&is))?;
+        }
+        place(was, &is)?;
+        layers.push(is);
+    }
+    let lowest = layers.pop().unwrap_or_default();
+    let above: Vec<_> = layers.into_iter().map(|layer| (layer.clone(), map_file(&layer))).collect();
+    let text = format!("{name}.layers");
+    let path = dir.join(&text);
+    fs::write(&path, viv_block::layers_text(content.bytes, &above, &lowest))
+        .map_err(io_fault("write", &path))?;
+    Ok((text, DiskFormat::Layers))
 }
 
 /// Plugs in the card of a new VM; its console's ports have their sockets in its own directory.

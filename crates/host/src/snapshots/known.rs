@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Mutex;
 use viv_model::{DiskContent, Fault};
-use viv_snapshot::{SnapshotError, disk_file, plain, sums_file};
+use viv_snapshot::{SnapshotError, content_files, disk_file, plain};
 
 /// Most files that are remembered.
 const MOST: usize = 10_000;
@@ -16,9 +16,9 @@ const MOST: usize = 10_000;
 /// Which file it is, and that it has not been written since: device, inode, size, time of the last change.
 type Mark = (u64, u64, u64, i64, i64);
 
-/// See the module.
+/// See the module. Several files may make up one content.
 #[derive(Default)]
-pub(super) struct Known(Mutex<HashMap<Mark, String>>);
+pub(super) struct Known(Mutex<HashMap<Vec<Mark>, String>>);
 
 fn mark(path: &Path) -> Result<Mark, Fault> {
     let data = fs::metadata(path).map_err(io_fault("look at", path))?;
@@ -26,17 +26,17 @@ fn mark(path: &Path) -> Result<Mark, Fault> {
 }
 
 impl Known {
-    fn remember(&self, mark: Mark, checksum: &str) {
+    fn remember(&self, marks: Vec<Mark>, checksum: &str) {
         let mut known = lock(&self.0);
         if known.len() >= MOST {
             known.clear();
         }
-        known.insert(mark, checksum.to_string());
+        known.insert(marks, checksum.to_string());
     }
 
     /// The checksum of a whole file.
     pub(super) fn checksum(&self, path: &Path) -> Result<String, Fault> {
-        let mark = mark(path)?;
+        let mark = vec![mark(path)?];
         let known = lock(&self.0).get(&mark).cloned();
         if let Some(checksum) = known {
             return Ok(checksum);
@@ -54,12 +54,11 @@ impl Known {
         disk: &DiskContent,
         verify: impl FnOnce() -> Result<(), SnapshotError>,
     ) -> Result<(), Fault> {
-        let name = disk_file(disk.index);
-        let marks = [mark(&dir.join(&name))?, mark(&dir.join(sums_file(&name)))?];
-        let is_known = |mark| lock(&self.0).get(mark) == Some(&disk.content.checksum);
-        if !marks.iter().all(is_known) {
+        let files = content_files(&disk_file(disk.index), &disk.content).into_iter();
+        let marks = files.map(|(name, _)| mark(&dir.join(name))).collect::<Result<Vec<_>, Fault>>()?;
+        if lock(&self.0).get(&marks) != Some(&disk.content.checksum) {
             verify()?;
-            marks.into_iter().for_each(|mark| self.remember(mark, &disk.content.checksum));
+            self.remember(marks, &disk.content.checksum);
         }
         Ok(())
     }

@@ -1,14 +1,14 @@
 //! Snapshots of VMs that live.
+use super::targets::Targets;
 use super::{Snapshots, io_fault, link};
 use crate::names;
-use crate::store::VmRecord;
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use viv_api::snapshot::{Snapshot, SnapshotCreate};
 use viv_api::timestamp::Timestamp;
 use viv_model::{Fault, Kind, MachineSpec, Manifest, Plain, SavedParts, State};
-use viv_snapshot::{FORMAT, INITRD, KERNEL, MEMORY, STATE, disk_file, sums_file, write_manifest};
+use viv_snapshot::{FORMAT, INITRD, KERNEL, write_manifest};
 
 /// What for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -51,14 +51,14 @@ impl Snapshots {
                 format!("start it first: viv start {}", record.name),
             ));
         }
-        DirBuilder::new().mode(0o700).create(&dir).map_err(io_fault("make", &dir))?;
-        let made = files_for(&dir, &record).and_then(|files| {
+        let base = self.base_of(&record, purpose, ask.full);
+        let made = Targets::make(&dir, &id, &record, base).and_then(|targets| {
             // The VM may be stopped or removed meanwhile: then there is no snapshot.
-            let parts = runner.snapshot(&files)?;
-            self.keep_files(&dir, &parts, &files, purpose)?;
+            let parts = targets.complete(runner.snapshot(&targets.ask, &targets.files)?)?;
+            self.keep_files(&dir, &parts, &targets.new, purpose)?;
             let kept = self.boot_files(&dir, &parts)?;
             let manifest = Manifest {
-                format: FORMAT,
+                format: if targets.ask.since.is_some() { FORMAT } else { 1 },
                 release: env!("CARGO_PKG_VERSION").to_string(),
                 id: id.clone(),
                 name: name.name.clone(),
@@ -121,20 +121,4 @@ impl Snapshots {
         }
         Ok(kept)
     }
-}
-
-/// The empty files of a new snapshot, in the order in which the VM's process takes them.
-fn files_for(dir: &Path, record: &VmRecord) -> Result<Vec<File>, Fault> {
-    let mut names = vec![STATE.to_string(), MEMORY.to_string(), sums_file(MEMORY)];
-    for (index, disk) in record.machine.disks.iter().enumerate() {
-        if !disk.read_only {
-            names.extend([disk_file(index), sums_file(&disk_file(index))]);
-        }
-    }
-    let open = |name: &String| {
-        let path = dir.join(name);
-        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
-        file.map_err(io_fault("make", &path))
-    };
-    names.iter().map(open).collect()
 }

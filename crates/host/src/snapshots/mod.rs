@@ -6,6 +6,7 @@
 //!
 //! ```text
 //!  make      a VM that lives ──► a snapshot
+//!  targets   its files, above those of an earlier one
 //!  go_on     a snapshot ──► a new VM, forks, or the VM that it is of
 //!  template  snapshots by whose name VMs are made
 //!  compare   what differs between two
@@ -17,6 +18,7 @@ mod compare;
 mod go_on;
 mod known;
 mod make;
+mod targets;
 mod template;
 
 use crate::names;
@@ -141,6 +143,7 @@ impl Snapshots {
         Snapshot {
             parent: manifest.parent.as_ref().map(name_of),
             data_bytes: manifest.data_bytes(),
+            differential: manifest.is_differential(),
             id: manifest.id,
             name: manifest.name,
             comment: manifest.comment,
@@ -252,6 +255,7 @@ fn damaged(dir: &Path, fault: &Fault) -> Snapshot {
         parent: None,
         accel: Default::default(),
         data_bytes: 0,
+        differential: false,
         paused_ns: 0,
         template: false,
         machine: None,

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use viv_arch::saved::MachineSaved;
-use viv_machine::{Frozen, Machine, MachineIo};
+use viv_machine::{Frozen, Machine, MachineIo, SavedMemory};
 use viv_model::{Accel, End, Fault, MachineSpec};
 
 /// What something may take on a busy test machine.
@@ -103,6 +103,10 @@ pub(crate) struct Life {
     kernel: Arc<Scratch>,
 }
 
+fn saved_memory(file: File) -> SavedMemory {
+    SavedMemory { file, check: None, above: Vec::new(), read: Box::new(|_, _| Ok(())) }
+}
+
 impl Life {
     pub(crate) fn build(code: &[u8]) -> Life {
         let kernel = Arc::new(Scratch::new(&elf(code)));
@@ -112,13 +116,13 @@ impl Life {
     /// The machine as it was saved.
     pub(crate) fn restore(&self, saved: &MachineSaved, memory: File) -> Life {
         Life::of(self.kernel.clone(), |spec, io| {
-            Machine::restore(spec, io, saved, (memory, Box::new(|_, _| Ok(())))).unwrap()
+            Machine::restore(spec, io, saved, saved_memory(memory)).unwrap()
         })
     }
 
     /// Whether it can be restored.
     pub(crate) fn try_restore(&self, saved: &MachineSaved, memory: File) -> Result<Machine, Fault> {
-        Machine::restore(&spec(&self.kernel), io(|_| ()), saved, (memory, Box::new(|_, _| Ok(()))))
+        Machine::restore(&spec(&self.kernel), io(|_| ()), saved, saved_memory(memory))
     }
 
     fn of(kernel: Arc<Scratch>, make: impl FnOnce(&MachineSpec, MachineIo) -> Machine) -> Life {
@@ -134,7 +138,7 @@ impl Life {
         let path = std::env::temp_dir().join(format!("viv-saved-{}-{:p}", std::process::id(), self));
         let file = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
-        let Frozen { state, mut memory, .. } = self.machine.freeze(Vec::new()).unwrap();
+        let Frozen { state, mut memory, .. } = self.machine.freeze(Vec::new(), "kept").unwrap();
         file.set_len(memory.size()).unwrap();
         for (offset, len) in memory.in_use().unwrap() {
             let mut bytes = vec![0; len as usize];

@@ -21,6 +21,8 @@ pub(crate) struct Args {
 enum Verb {
     /// Save a VM that lives: its state, its memory and the disks that it may write to
     #[command(after_help = "The VM stands still for some milliseconds; all is written while it goes on.\n\
+                            Of a VM that has a snapshot already, or came from one, only what differs is written: a\n\
+                            differential snapshot. It shares files with that one, and stays good when that one is removed.\n\
                             Read-only disks are not in a snapshot: they must still be there when it is restored.")]
     Create {
         /// The VM's name or id
@@ -30,6 +32,9 @@ enum Verb {
         /// What there is to say of it
         #[arg(short, long, default_value = "", value_name = "TEXT", hide_default_value = true)]
         comment: String,
+        /// Write all of it, and not only what differs from the VM's last snapshot
+        #[arg(long)]
+        full: bool,
     },
     /// List snapshots
     Ls {
@@ -143,8 +148,8 @@ pub(crate) struct Fork {
 
 pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
     match args.verb {
-        Verb::Create { vm, name, comment } => {
-            let body = SnapshotCreate { name, comment, template: false };
+        Verb::Create { vm, name, comment, full } => {
+            let body = SnapshotCreate { name, comment, full, template: false };
             create(context, &vm, &body)
         }
         Verb::Tree { vm } => tree(context, vm.as_deref()),
