@@ -16,6 +16,7 @@ mod children;
 mod command;
 mod disks;
 mod exec;
+mod freeze;
 mod init;
 mod ports;
 mod power;

@@ -1,6 +1,6 @@
 //! The server of requests over vsock: a thread for each connection.
 use crate::power::{self, Last};
-use crate::{children, disks, exec, renew, say, setup, shares, sys};
+use crate::{children, disks, exec, freeze, renew, say, setup, shares, sys};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -71,7 +71,8 @@ fn take(connection: File) {
 }
 
 fn handle(mut connection: File) -> io::Result<()> {
-    let mut reply = Reply { agent: env!("CARGO_PKG_VERSION").to_string(), error: None, in_use: None };
+    let mut reply =
+        Reply { agent: env!("CARGO_PKG_VERSION").to_string(), error: None, in_use: None, frozen: 0 };
     let asked = match read_line(&mut connection) {
         Ok(Request::Exec(what)) => return exec::run(connection, &what),
         Ok(Request::Ping {}) => None,
@@ -99,6 +100,12 @@ fn handle(mut connection: File) -> io::Result<()> {
             let resized = setup::open_console().and_then(|console| sys::resize(console.as_fd(), rows, cols));
             reply.error = resized.err().map(|error| format!("cannot resize the console: {error}"));
             None
+        }
+        Ok(Request::Freeze {}) => {
+            let frozen = freeze::freeze();
+            reply.frozen = frozen.count();
+            connection.write_all(&to_line(&reply)?)?;
+            return frozen.hold(connection);
         }
         Ok(Request::Poweroff {}) => Some(Last::PowerOff),
         Ok(Request::Reboot {}) => Some(Last::Reboot),

@@ -91,14 +91,15 @@ pub(crate) fn unmount(tag: &str, force: bool) -> io::Result<Option<String>> {
 }
 
 /// A line of `/proc/self/mounts` (fstab(5)).
-struct Mount {
+pub(crate) struct Mount {
     source: String,
-    target: String,
+    pub(crate) target: String,
     kind: String,
 }
 
 impl Mount {
-    fn all() -> Vec<Mount> {
+    /// All that this process sees, in the order in which they were mounted.
+    pub(crate) fn all() -> Vec<Mount> {
         let text = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         text.lines().filter_map(Mount::of).collect()
     }
@@ -106,6 +107,11 @@ impl Mount {
     fn of(line: &str) -> Option<Mount> {
         let mut columns = line.split(' ').map(plain);
         Some(Mount { source: columns.next()?, target: columns.next()?, kind: columns.next()? })
+    }
+
+    /// Whether it has a disk behind it.
+    pub(crate) fn is_on_disk(&self) -> bool {
+        self.source.starts_with("/dev/")
     }
 
     fn is_of(&self, tag: &str) -> bool {

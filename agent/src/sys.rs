@@ -324,6 +324,22 @@ pub(crate) fn resize(terminal: BorrowedFd<'_>, rows: u16, cols: u16) -> io::Resu
     Ok(())
 }
 
+/// Has a file system write out what it has and stand still, by any file of it (`FIFREEZE` of linux/fs.h).
+pub(crate) fn freeze(file: BorrowedFd<'_>) -> io::Result<()> {
+    const FIFREEZE: libc::Ioctl = 0xc004_5877_u32 as libc::Ioctl;
+    // SAFETY: FIFREEZE takes no argument.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), FIFREEZE, 0) })?;
+    Ok(())
+}
+
+/// Lets it go on (`FITHAW` of linux/fs.h).
+pub(crate) fn thaw(file: BorrowedFd<'_>) -> io::Result<()> {
+    const FITHAW: libc::Ioctl = 0xc004_5878_u32 as libc::Ioctl;
+    // SAFETY: FITHAW takes no argument.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), FITHAW, 0) })?;
+    Ok(())
+}
+
 /// The process group in the foreground of a terminal.
 pub(crate) fn foreground(terminal: BorrowedFd<'_>) -> Option<i32> {
     let mut group: libc::pid_t = 0;
@@ -352,6 +368,13 @@ pub(crate) struct Watch {
     pub(crate) fd: RawFd,
     pub(crate) read: bool,
     pub(crate) write: bool,
+}
+
+impl Watch {
+    /// To be read.
+    pub(crate) fn readable(fd: BorrowedFd<'_>) -> Watch {
+        Watch { fd: fd.as_raw_fd(), read: true, write: false }
+    }
 }
 
 /// Waits until something happens on one of `watches`, at most `ms` milliseconds (for ever if negative).

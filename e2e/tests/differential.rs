@@ -3,9 +3,14 @@ use serde_json::Value;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use viv_e2e::{Vm, run};
+use std::process::Command;
+use std::time::Duration;
+use viv_e2e::{Vm, run, until};
+
+const WAIT: Duration = Duration::from_secs(60);
 
 const NAME: &str = "e2e-layers";
+const STILL: &str = "e2e-still";
 /// Layers that a snapshot has at most; the one after is whole.
 const LAYERS_MAX: usize = 8;
 
@@ -15,22 +20,25 @@ fn exec(vm: &str, command: &str) -> String {
 
 /// Snapshots, and a disk of zeroes, that are gone when the test is over.
 struct Left {
+    name: &'static str,
     disk: PathBuf,
     file: PathBuf,
 }
 
 impl Left {
-    fn new() -> Left {
-        let place = |what: &str| std::env::temp_dir().join(format!("viv-e2e-{what}-{}", std::process::id()));
-        let left = Left { disk: place("layers"), file: place("layers.tar") };
+    fn new(name: &'static str) -> Left {
+        let place = |what: &str| std::env::temp_dir().join(format!("{name}-{what}-{}", std::process::id()));
+        let left = Left { name, disk: place("disk"), file: place("tar") };
         left.remove();
         File::create(&left.disk).unwrap().set_len(64 << 20).unwrap();
         left
     }
 
     fn remove(&self) {
-        let _ = run(&["rm", "-f", NAME], "");
-        for snapshot in run(&["snapshot", "ls", "-q"], "").out.lines().filter(|name| name.starts_with(NAME)) {
+        let _ = run(&["rm", "-f", self.name], "");
+        for snapshot in
+            run(&["snapshot", "ls", "-q"], "").out.lines().filter(|name| name.starts_with(self.name))
+        {
             let _ = run(&["snapshot", "rm", snapshot], "");
         }
         let _ = (fs::remove_file(&self.disk), fs::remove_file(&self.file));
@@ -43,8 +51,8 @@ impl Drop for Left {
     }
 }
 
-fn create(name: &str, more: &[&str]) -> Value {
-    let words = [&["snapshot", "create", NAME, name, "--json"], more].concat();
+fn create(vm: &str, name: &str, more: &[&str]) -> Value {
+    let words = [&["snapshot", "create", vm, name, "--json"], more].concat();
     serde_json::from_str(&run(&words, "").ok().out).unwrap()
 }
 
@@ -62,7 +70,7 @@ fn seen(vm: &str, step: usize) -> String {
 
 #[test]
 fn each_is_small_and_stands_without_the_others() {
-    let left = Left::new();
+    let left = Left::new(NAME);
     let _vm = (Vm(NAME), Vm("e2e-layers-back"));
     run(&["run", "-d", "--name", NAME, "--accel", "soft", "--disk", left.disk.to_str().unwrap()], "").ok();
     // Something that does not change between them.
@@ -83,7 +91,7 @@ fn each_is_small_and_stands_without_the_others() {
             ),
         );
         expected.push(seen(NAME, step));
-        made.push(create(&name(step), &[]));
+        made.push(create(NAME, &name(step), &[]));
     }
     // The first is whole, and the one above the highest pile.
     let whole: Vec<usize> = (0..steps).filter(|step| made[*step]["differential"] == false).collect();
@@ -96,7 +104,7 @@ fn each_is_small_and_stands_without_the_others() {
             false => assert!(bytes < 20 << 20, "{step}: {bytes}"),
         }
     }
-    let full = create(&name(99), &["--full"]);
+    let full = create(NAME, &name(99), &["--full"]);
     assert!(full["differential"] == false && full["data_bytes"].as_u64().unwrap() > 80 << 20, "{full}");
 
     // Each of those that are left is what it was, whatever was below it.
@@ -115,7 +123,7 @@ fn each_is_small_and_stands_without_the_others() {
     assert_eq!(seen(NAME, LAYERS_MAX - 1), expected[LAYERS_MAX - 1]);
     run(&["rollback", NAME, &name(LAYERS_MAX + 1)], "").ok();
     exec(NAME, "echo again > /tmp/step; printf again | dd of=/dev/vda bs=512 conv=notrunc,fsync 2>/dev/null");
-    let again = create(&name(50), &[]);
+    let again = create(NAME, &name(50), &[]);
     assert!(again["differential"] == true && again["data_bytes"].as_u64().unwrap() < 20 << 20, "{again}");
     run(&["snapshot", "rm", &name(LAYERS_MAX + 1)], "").ok();
 
@@ -144,6 +152,43 @@ fn each_is_small_and_stands_without_the_others() {
             "{refused:?}"
         );
         let _ = run(&["rm", "-f", "e2e-layers-back"], "");
+    }
+}
+
+/// Whether the journal of the ext4 in an image must be replayed: `INCOMPAT_RECOVER` in the superblock's `s_feature_incompat`
+/// (Documentation/filesystems/ext4/super.rst).
+fn needs_recovery(image: &Path) -> bool {
+    let (file, mut field) = (File::open(image).unwrap(), [0; 4]);
+    file.read_exact_at(&mut field, 1024 + 0x60).unwrap();
+    u32::from_le_bytes(field) & 4 != 0
+}
+
+#[test]
+fn file_systems_stand_still_for_it_and_go_on_in_both() {
+    let left = Left::new(STILL);
+    let _vm = (Vm(STILL), Vm("e2e-still-back"));
+    let made = Command::new("mke2fs").args(["-q", "-F", "-t", "ext4"]).arg(&left.disk).status();
+    assert!(made.expect("mke2fs is there (e2fsprogs)").success());
+    run(&["run", "-d", "--name", STILL, "--accel", "soft", "--disk", left.disk.to_str().unwrap()], "").ok();
+    exec(STILL, "mount -t ext4 /dev/vda /mnt; (while :; do date >> /mnt/log; done) > /dev/null 2>&1 &");
+    until("a line", WAIT, || exec(STILL, "test -s /mnt/log && echo there || true") == "there");
+    let disk_of = |made: &Value| Path::new(made["dir"].as_str().unwrap()).join("disk0");
+    let (one, two) = (format!("{STILL}-whole"), format!("{STILL}-cut"));
+    let whole = create(STILL, &one, &[]);
+    assert_eq!(whole["frozen_file_systems"], 1);
+    assert!(!needs_recovery(&disk_of(&whole)));
+    // Nobody can ask a guest that stands still: there, the disk is as after a loss of power.
+    run(&["pause", STILL], "").ok();
+    let cut = create(STILL, &two, &["--full"]);
+    assert_eq!(cut["frozen_file_systems"], Value::Null);
+    assert!(needs_recovery(&disk_of(&cut)));
+    run(&["resume", STILL], "").ok();
+
+    run(&["restore", &one, "--name", "e2e-still-back"], "").ok();
+    for vm in [STILL, "e2e-still-back"] {
+        let lines = || exec(vm, "wc -l < /mnt/log").parse::<u64>().unwrap();
+        let before = lines();
+        until("another line", WAIT, || lines() > before);
     }
 }
 

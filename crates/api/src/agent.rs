@@ -58,6 +58,9 @@ pub enum Request {
         #[serde(default)]
         card: Option<NewCard>,
     },
+    /// Let the file systems that are on disks write out what they have and stand still until the connection is closed, or for
+    /// ten seconds. The answer's `frozen` says how many.
+    Freeze {},
     /// Mount the directory of the host with this tag, which has come or is about to.
     Mount {
         /// Its tag.
@@ -149,6 +152,9 @@ pub struct Reply {
     /// Who uses the disk or directory that was asked about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub in_use: Option<String>,
+    /// How many file systems stand still.
+    #[serde(default)]
+    pub frozen: usize,
 }
 
 /// What the client sends after an `exec` request.

@@ -43,6 +43,8 @@ pub struct Snapshot {
     pub differential: bool,
     /// How long the VM stood still for it, nanoseconds.
     pub paused_ns: u64,
+    /// How many of the guest's file systems stood still for it, whole; none: its disks are as after a loss of power.
+    pub frozen_file_systems: Option<usize>,
     /// Whether VMs are made by its name.
     pub template: bool,
     /// Its machine; not there if it is damaged.

@@ -40,6 +40,9 @@ pub struct Manifest {
     pub machine: MachineSpec,
     /// How long the VM stood still for it, nanoseconds.
     pub paused_ns: u64,
+    /// How many of the guest's file systems its agent had stand still for it, whole; none: disks are as after a loss of power.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen_file_systems: Option<usize>,
     /// The pieces of the state file.
     pub sections: Vec<Section>,
     /// The memory.
@@ -123,6 +126,9 @@ pub struct SavedParts {
     pub machine: MachineSpec,
     /// How long the VM stood still for it, nanoseconds.
     pub paused_ns: u64,
+    /// How many of the guest's file systems its agent had stand still for it, whole; none: disks are as after a loss of power.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen_file_systems: Option<usize>,
     /// The pieces of the state file.
     pub sections: Vec<Section>,
     /// The memory.

@@ -17,7 +17,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 pub(crate) fn run(life: &Life, exec: &Exec) {
     life.settled();
     let mut stream = loop {
-        match connect() {
+        match connect(ANSWER_LIMIT) {
             Ok(stream) => break stream,
             Err(_) => thread::sleep(RETRY),
         }
@@ -31,10 +31,10 @@ pub(crate) fn run(life: &Life, exec: &Exec) {
     life.kill(Some(end));
 }
 
-/// A connection to the agent.
-pub(crate) fn connect() -> io::Result<UnixStream> {
+/// A connection to the agent, which may take so long to answer.
+pub(crate) fn connect(limit: Duration) -> io::Result<UnixStream> {
     let mut stream = UnixStream::connect(VSOCK)?;
-    stream.set_read_timeout(Some(ANSWER_LIMIT))?;
+    stream.set_read_timeout(Some(limit))?;
     writeln!(stream, "CONNECT {}", agent::PORT)?;
     let mut answer = Vec::new();
     let mut byte = [0];

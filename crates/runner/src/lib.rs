@@ -20,6 +20,7 @@ mod guest;
 mod life;
 mod ports;
 mod probe;
+mod quiesce;
 mod renew;
 pub mod sandbox;
 pub mod share;

@@ -4,7 +4,7 @@ use crate::devices::Devices;
 use crate::guest::{Build, Guest};
 use crate::share::{Server, Watched, watch_all};
 use crate::snapshot::Files as SnapshotFiles;
-use crate::{command, control, ports, sandbox, written};
+use crate::{command, control, ports, quiesce, sandbox, written};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::SocketType;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -225,6 +225,10 @@ impl Life {
             let message = "another snapshot of the VM is just being written";
             Fault::new(Kind::Conflict, message, "wait until it is there: viv snapshot ls")
         })?;
+        // Before anybody waits for us: it may take a while.
+        let runs = self.lock().state == State::Running;
+        let writes = self.lock().devices.of(&self.machine).disks.iter().any(|disk| !disk.read_only);
+        let quiet = (runs && writes).then(quiesce::file_systems).flatten();
         // Whoever wants something else of it waits.
         let inner = self.lock();
         let guest = inner.guest.clone().ok_or_else(booting)?;
@@ -246,7 +250,8 @@ impl Life {
         let paused_ns = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
         // The VM may end, or boot anew, while this is written.
         drop((inner, guest));
-        Ok(SavedParts { paused_ns, ..moment?.write(&spec, &files)? })
+        let frozen_file_systems = quiet.map(|quiet| quiet.count);
+        Ok(SavedParts { paused_ns, frozen_file_systems, ..moment?.write(&spec, &files)? })
     }
 
     /// Lets the guest stand still while disks wait for room on the host.

@@ -33,7 +33,7 @@ pub(crate) fn run(name: &str, nic: Option<&NicSpec>) {
 fn tell(name: &str, card: Option<NewCard>) -> io::Result<Reply> {
     let mut entropy = vec![0; ENTROPY_LEN];
     std::fs::File::open("/dev/urandom")?.read_exact(&mut entropy)?;
-    let mut stream = connect()?;
+    let mut stream = connect(ANSWER_LIMIT)?;
     stream.set_read_timeout(Some(ANSWER_LIMIT))?;
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let unix_ns = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);

@@ -124,6 +124,7 @@ impl Moment for Frozen {
         Ok(SavedParts {
             machine: spec.clone(),
             paused_ns: 0,
+            frozen_file_systems: None,
             sections: vec![section],
             memory: content,
             disks,

@@ -73,6 +73,7 @@ impl Snapshots {
                 // Where its card is plugged in may have changed since its process was started.
                 machine: MachineSpec { nic: record.machine.nic.clone(), ..parts.machine },
                 paused_ns: parts.paused_ns,
+                frozen_file_systems: parts.frozen_file_systems,
                 sections: parts.sections,
                 memory: parts.memory,
                 disks: parts.disks,
