@@ -19,6 +19,8 @@ const LIMITS: &[(&str, u64, u32)] = &[
     ("disk_vdi", 20_000, 300),
     ("disk_vhd", 20_000, 300),
     ("disk_vhdx", 5_000, 300),
+    ("disk_layers", 20_000, 300),
+    ("snapshot_files", 100_000, 1000),
 ];
 const OTHER: (u64, u32) = (1_000_000, 4096);
 

@@ -180,6 +180,26 @@ pub fn is_alive(pid: u64) -> bool {
 /// An ELF kernel for the 64-bit entry that prints `hello`, then echoes what its serial line brings. `q` switches
 /// off, `r` resets by the keyboard controller, `t` shuts the processor down.
 pub fn kernel(hello: &str) -> Vec<u8> {
+    kernel_of(
+        hello,
+        &[
+            0x66, 0xba, 0xf8, 0x03, 0xec, 0xee, // mov dx, 0x3f8; in al, dx; out dx, al
+            0x3c, b'q', 0x75, 0x0a, //             cmp al, 'q'; jne over
+            0x66, 0xba, 0x04, 0x06, //             mov dx, 0x604: PM1a control
+            0x66, 0xb8, 0x00, 0x34, //             mov ax, S5 | SLP_EN
+            0x66, 0xef, //                         out dx, ax
+            0x3c, b'r', 0x75, 0x04, //             over: cmp al, 'r'; jne over
+            0xb0, 0xfe, 0xe6, 0x64, //             mov al, 0xfe; out 0x64, al
+            0x3c, b't', 0x75, 0x0c, //             over: cmp al, 't'; jne over
+            0x6a, 0x00, 0x6a, 0x00, //             push 0; push 0
+            0x0f, 0x01, 0x1c, 0x24, 0xcc, //       lidt [rsp]; int3
+            0xeb, 0xfe, 0x90, //                   jmp $; nop
+        ],
+    )
+}
+
+/// One that does this with each byte that has come.
+pub fn kernel_of(hello: &str, with_each: &[u8]) -> Vec<u8> {
     let mut code = vec![
         0x66, 0xba, 0xf9, 0x03, // mov dx, 0x3f9: interrupt enable
         0xb0, 0x01, 0xee, //       mov al, 1; out dx, al
@@ -193,30 +213,21 @@ pub fn kernel(hello: &str) -> Vec<u8> {
         0xac, 0x84, 0xc0, // print: lodsb; test al, al
         0x74, 0x03, //       jz wait
         0xee, 0xeb, 0xf8, // out dx, al; jmp print
-        0xf3, 0x90, //       wait: pause
+    ]);
+    let wait = code.len();
+    code.extend([
+        0xf3, 0x90, //             wait: pause
         0x66, 0xba, 0xfd, 0x03, // mov dx, 0x3fd: line status
         0xec, 0xa8, 0x01, //       in al, dx; test al, 1
         0x74, 0xf5, //             jz wait
-        0x66, 0xba, 0xf8, 0x03, 0xec, 0xee, // mov dx, 0x3f8; in al, dx; out dx, al
-        0x3c, b'q', 0x74, 0x0a, //  cmp al, 'q'; je off
-        0x3c, b'r', 0x74, 0x10, //  cmp al, 'r'; je reset
-        0x3c, b't', 0x74, 0x10, //  cmp al, 't'; je shutdown
-        0xeb, 0xe1, //              jmp wait
-        0x66, 0xba, 0x04, 0x06, // off: mov dx, 0x604: PM1a control
-        0x66, 0xb8, 0x00, 0x34, //      mov ax, S5 | SLP_EN
-        0x66, 0xef, //                  out dx, ax
-        0xb0, 0xfe, 0xe6, 0x64, // reset: mov al, 0xfe; out 0x64, al
-        0x0f, 0x01, 0x1d, 0, 0, 0, 0, // shutdown: lidt [rip + nothing]
     ]);
-    let after_lidt = code.len();
-    code.extend([0xcc, 0xeb, 0xfe]); // int3; jmp $
+    code.extend(with_each);
+    code.push(0xe9); //            jmp wait
+    code.extend((wait as i32 - (code.len() as i32 + 4)).to_le_bytes());
     let hello_at = code.len();
     code.extend(hello.as_bytes());
     code.push(0);
-    let nothing_at = code.len();
-    code.extend([0; 10]);
     code[after_lea - 4..after_lea].copy_from_slice(&((hello_at - after_lea) as u32).to_le_bytes());
-    code[after_lidt - 4..after_lidt].copy_from_slice(&((nothing_at - after_lidt) as u32).to_le_bytes());
 
     const BASE: u64 = 0x100_0000;
     const OFFSET: u64 = 0x1000;
