@@ -20,9 +20,12 @@ const TICKS: &str = "(while :; do echo tick >/dev/ttyS0; usleep 1000; done) >/de
 /// Fills a part of the guest's memory.
 const FILL: &str =
     "mount -o remount,size=90% /dev/shm 2>/dev/null; head -c 350000000 /dev/urandom > /dev/shm/fill; sync";
+/// Changes a part of that.
+const CHANGE: &str = "head -c 20000000 /dev/urandom | dd of=/dev/shm/fill bs=1M conv=notrunc 2>/dev/null";
 /// How long QEMU may take to write its state.
 const PATIENCE: Duration = Duration::from_secs(120);
 const SNAPSHOT: &str = "bench-snapshot";
+const DIFFERENTIAL: &str = "bench-differential";
 const TEMPLATE: &str = "bench-template";
 
 /// A thing that is measured, and how long it took, milliseconds.
@@ -47,7 +50,15 @@ pub(super) fn run(options: &Options) -> Result<(), String> {
 
 fn forget() {
     let _ = guest::viv_output(&["rm", "-f", VM, "bench-gone-on"]);
-    let _ = guest::viv_output(&["snapshot", "rm", SNAPSHOT, TEMPLATE, "bench-small", "bench-large"]);
+    let _ = guest::viv_output(&[
+        "snapshot",
+        "rm",
+        SNAPSHOT,
+        DIFFERENTIAL,
+        TEMPLATE,
+        "bench-small",
+        "bench-large",
+    ]);
 }
 
 fn start(memory: &str) -> Result<(), String> {
@@ -83,7 +94,14 @@ fn measure(options: &Options, dir: &Path, boot: &(PathBuf, PathBuf, String)) -> 
         let json = guest::viv_output(&["--json", "snapshot", "show", SNAPSHOT])?;
         let paused = guest::field(&json, "paused_ns").and_then(|value| value.parse::<f64>().ok());
         note("snapshot, the guest stands still", paused.ok_or("no pause in it")? / 1e6);
-        guest::viv_output(&["snapshot", "rm", SNAPSHOT])?;
+        exec(CHANGE)?;
+        note("differential snapshot, whole command", timed(&["snapshot", "create", VM, DIFFERENTIAL])?);
+        let json = guest::viv_output(&["--json", "snapshot", "show", DIFFERENTIAL])?;
+        let bytes = guest::field(&json, "data_bytes").and_then(|value| value.parse::<f64>().ok());
+        note("differential snapshot, MB (the guest wrote 20)", bytes.ok_or("no size in it")? / 1e6);
+        note("restore of it, whole command", timed(&["restore", DIFFERENTIAL, "--name", "bench-gone-on"])?);
+        guest::viv_output(&["rm", "-f", "bench-gone-on"])?;
+        guest::viv_output(&["snapshot", "rm", SNAPSHOT, DIFFERENTIAL])?;
         note("fork, whole command", timed(&["fork", VM, "--name", "bench-gone-on"])?);
         guest::viv_output(&["rm", "-f", "bench-gone-on"])?;
     }
@@ -221,7 +239,7 @@ fn save_qemu(boot: &(PathBuf, PathBuf, String), dir: &Path, state: &Path) -> Res
 }
 
 fn print(rows: &[Row]) {
-    println!("{:<52} {:>8} {:>8} {:>8}", "milliseconds", "median", "least", "most");
+    println!("{:<52} {:>8} {:>8} {:>8}", "milliseconds, if nothing else is said", "median", "least", "most");
     let mut medians = Vec::new();
     for Row { name, times } in rows {
         let mut times = times.clone();
