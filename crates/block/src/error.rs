@@ -231,11 +231,13 @@ impl OpenError {
                 format!("make it: mkdir -p {}", shell_word(directory))
             }
             OpenError::BadSize { .. } => "see viv disk create --help".into(),
-            OpenError::Damaged { path, .. } => format!(
-                "see what is wrong with viv disk check {0}, repair it with viv disk check --repair {0}, or use a copy \
-                 of it",
+            OpenError::Damaged { path, format: "qcow2", .. } => format!(
+                "repair a copy of it with viv disk check --repair {}; if that says the same, only another copy of it helps",
                 shell_word(path)
             ),
+            OpenError::Damaged { .. } => {
+                "use another copy of it, or see whether the program that made it can repair it".into()
+            }
             OpenError::Unsupported { path, .. } => format!(
                 "convert it with its own program: qemu-img convert -O qcow2 {} NEW.qcow2",
                 shell_word(path)

@@ -115,10 +115,27 @@ pub(crate) fn open(file: HostFile) -> Result<BlockMap, OpenError> {
     Ok(BlockMap::new(file, size, block, places))
 }
 
+/// CRC-32C of each byte: the polynomial is 0x1edc6f41, the lowest bit comes first (RFC 3720 appendix B.4).
+const CRC32C: [u32; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let (mut crc, mut bit) = (byte as u32, 0);
+        while bit < 8 {
+            crc = crc >> 1 ^ (0x82f6_3b78 & 0u32.wrapping_sub(crc & 1));
+            bit += 1;
+        }
+        table[byte] = crc;
+        byte += 1;
+    }
+    table
+};
+
 /// CRC-32C of data whose own checksum, at 4, counts as zero (§2.2.2).
 pub(crate) fn crc32c(data: &[u8]) -> u32 {
-    let bytes = data.iter().enumerate().map(|(index, byte)| if (4..8).contains(&index) { 0 } else { *byte });
-    !bytes.fold(u32::MAX, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(byte), |crc, _| crc >> 1 ^ (0x82f6_3b78 & 0u32.wrapping_sub(crc & 1)))
-    })
+    let (head, rest) = data.split_at(data.len().min(4));
+    let rest = rest.get(4..).unwrap_or_default();
+    let add = |crc: u32, byte: &u8| crc >> 8 ^ CRC32C[(crc as u8 ^ byte) as usize];
+    let crc = head.iter().fold(u32::MAX, add);
+    !rest.iter().fold([0; 4].iter().fold(crc, add), add)
 }

@@ -35,6 +35,8 @@ const LAST_WORDS_LINES: usize = 12;
 const LAST_WORDS_BEFORE: usize = 4;
 /// Bytes from the end of a log that are looked at for them.
 const LAST_WORDS_BYTES: u64 = 16 << 10;
+/// Bytes of stack for each thread of a VM's process. With 2 MiB, the usual size, Linux may back a whole stack by one large page.
+const THREAD_STACK: &str = "1048576";
 
 /// The command that is this program.
 pub(crate) fn this_program() -> Command {
@@ -119,6 +121,7 @@ impl Runner {
         let mut child = this_program()
             .arg("runner")
             .arg(&self.dir)
+            .env("RUST_MIN_STACK", THREAD_STACK)
             .stdin(port.map_or_else(Stdio::null, Stdio::from))
             .stdout(Stdio::piped())
             .stderr(log)

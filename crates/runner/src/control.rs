@@ -1,11 +1,12 @@
 //! The control socket: JSON lines, an answer for each request, a thread for each connection.
+use crate::footprint;
 use crate::life::Life;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use viv_api::passed::answer_lines;
-use viv_api::runner::{LINE_MAX, Reply};
+use viv_api::runner::{Ask, LINE_MAX, Reply};
 use viv_model::{Fault, Kind};
 
 /// Most connections to one socket of a VM at a time.
@@ -47,8 +48,12 @@ pub(crate) fn serve(
 
 /// Answers the requests of one connection.
 pub(crate) fn answer(life: &Life, connection: UnixStream) {
+    let mut changed = false;
     answer_lines(connection, LINE_MAX, |asked, files| match asked {
-        Ok(ask) => life.ask(ask, files),
+        Ok(ask) => {
+            changed |= !matches!(ask, Ask::Status | Ask::Stats);
+            life.ask(ask, files)
+        }
         // Files that came with what is not understood are closed here.
         Err(error) => Reply::Refused(Fault::new(
             Kind::Usage,
@@ -56,4 +61,7 @@ pub(crate) fn answer(life: &Life, connection: UnixStream) {
             "use the command of the same version as the VM's process, or start the VM anew",
         )),
     });
+    if changed {
+        footprint::give_back();
+    }
 }

@@ -16,6 +16,7 @@ mod command;
 mod console;
 mod control;
 mod devices;
+mod footprint;
 mod guest;
 mod life;
 mod ports;

@@ -4,7 +4,7 @@ use crate::devices::Devices;
 use crate::guest::{Build, Guest};
 use crate::share::{Server, Watched, watch_all};
 use crate::snapshot::Files as SnapshotFiles;
-use crate::{command, control, ports, quiesce, sandbox, written};
+use crate::{command, control, footprint, ports, quiesce, sandbox, written};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::SocketType;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -436,6 +436,7 @@ fn prepare(dir: &Path) -> Result<Prepared, Fault> {
         Some(owner) => Some(attended(owner)?),
         None => None,
     };
+    footprint::share_heaps(spec.machine.cpus);
     let plug = match &spec.machine.nic {
         Some(_) => Some(Arc::new(first_plug().map_err(broken("take the port of its network"))?)),
         None => None,
@@ -576,6 +577,7 @@ fn until_the_end(
     mut started: Instant,
 ) -> End {
     loop {
+        footprint::give_back();
         let end = guest.wait();
         let again = end == End::Reboot && spec.on_reboot == OnReboot::Restart;
         if !again || life.lock().dying || life.console.panicked() {

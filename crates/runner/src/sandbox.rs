@@ -119,8 +119,7 @@ fn restrict_files(spec: &RunnerSpec) -> Result<bool, Fault> {
     }
     for disk in &machine.disks {
         allow(&disk.path, if disk.read_only { read } else { write })?;
-        // What is wrong with an image is said when the machine opens it.
-        for below in files_below(disk).unwrap_or_default() {
+        for below in files_below(disk)? {
             allow(&below, read)?;
         }
     }

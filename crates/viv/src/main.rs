@@ -26,6 +26,13 @@ fn main() -> ExitCode {
     if ["serve", "runner", "switch"].contains(&verb) {
         viv_runner::sandbox::close_inherited();
     }
+    // A VM's process keeps nothing of the command line's parser in its memory.
+    if let [_, verb, dir] = &arguments[..]
+        && verb == "runner"
+        && !dir.as_encoded_bytes().starts_with(b"-")
+    {
+        return ExitCode::from(viv_runner::run(dir.as_ref()));
+    }
     // Asked for even where the command line is not understood.
     let own = arguments.iter().take_while(|argument| *argument != "--");
     let json = own.into_iter().any(|argument| argument == "--json");

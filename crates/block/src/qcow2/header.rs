@@ -118,6 +118,10 @@ impl Header {
         if be32(&fixed, 0) != MAGIC {
             return Err(damaged("it does not begin like one".into()));
         }
+        let size = file.size().map_err(|source| file.failed("measure", source))?;
+        if size < V2_LEN.into() {
+            return Err(damaged(format!("it ends after {size} bytes, in its header")));
+        }
         let version = be32(&fixed, 4);
         if !(2..=3).contains(&version) {
             return Err(file.unsupported("qcow2", format!("it has version {version}")));

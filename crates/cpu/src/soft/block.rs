@@ -23,10 +23,9 @@ const OPS_MAX: usize = 64;
 /// Longest instruction (SDM vol. 2 §2.3.11).
 pub(crate) const INSTRUCTION_MAX: usize = 15;
 const JUMPS: usize = 4096;
-/// Blocks kept before all are dropped and decoding starts afresh.
-const BLOCKS_MAX: usize = 200_000;
-/// Instructions kept likewise: a guest that runs through data makes long blocks, and may not eat the host's memory.
-const HELD_MAX: usize = 600_000;
+/// Instructions of a generation of blocks: what the guest did not come back to for a whole one is dropped. What a boot
+/// executes once, and what has been translated, does not stay in the host's memory.
+const GENERATION: usize = 96 << 10;
 
 /// A run of instructions.
 pub(crate) struct Block {
@@ -99,28 +98,41 @@ impl Hasher for KeyHasher {
     }
 }
 
+/// Blocks by address in RAM (counted through all regions) and context.
+type Map = HashMap<u64, Box<Block>, BuildHasherDefault<KeyHasher>>;
+
 /// All blocks of one vCPU.
 pub(crate) struct Blocks {
-    /// By address in RAM (counted through all regions) and context.
-    map: HashMap<u64, Box<Block>, BuildHasherDefault<KeyHasher>>,
+    /// Looked up in this generation.
+    young: Map,
+    /// Looked up in the one before, and not since.
+    old: Map,
     jumps: Box<[Jump; JUMPS]>,
     /// Replaced blocks that the jump cache may still name; freed with its next flush.
     #[allow(clippy::vec_box)]
     retired: Vec<Box<Block>>,
-    /// Instructions in `map`.
+    /// Instructions in `young`.
     held: usize,
     /// Entries of local and of global pages are valid with these stamps.
     stamps: [u32; 2],
     pub(crate) decoded: u64,
 }
 
-// SAFETY: the raw pointers of the jump cache point into `map` or `retired`, which move with it.
+// SAFETY: the raw pointers of the jump cache point into `young`, `old` or `retired`, which move with it.
 unsafe impl Send for Blocks {}
 
 impl Blocks {
     pub(crate) fn new() -> Blocks {
         let jumps = Box::new([NO_JUMP; JUMPS]);
-        Blocks { map: HashMap::default(), jumps, retired: Vec::new(), held: 0, stamps: [0; 2], decoded: 0 }
+        Blocks {
+            young: Map::default(),
+            old: Map::default(),
+            jumps,
+            retired: Vec::new(),
+            held: 0,
+            stamps: [0; 2],
+            decoded: 0,
+        }
     }
 
     fn flush_jumps(&mut self) {
@@ -162,7 +174,8 @@ impl Blocks {
     /// Whether a block at this offset of a RAM page has been run in the present context.
     pub(crate) fn knows(&self, page: u32, offset: u16, context: u32) -> bool {
         let ram = u64::from(page) * PAGE_SIZE + u64::from(offset);
-        self.map.contains_key(&(ram << 8 | u64::from(context & 0xff)))
+        let key = ram << 8 | u64::from(context & 0xff);
+        self.young.contains_key(&key) || self.old.contains_key(&key)
     }
 
     /// The block at RIP, decoded if need be. It stays valid until the next call.
@@ -177,7 +190,7 @@ impl Blocks {
         let jump = self.jumps[Self::slot(linear)];
         let current = jump.stamp == self.stamps[usize::from(jump.global)];
         if jump.linear == linear && jump.context == context && current {
-            // SAFETY: the jump cache only names blocks in `map` or `retired`; both keep them until it is flushed.
+            // SAFETY: the jump cache only names blocks in `young`, `old` or `retired`; they keep them until it is flushed.
             let block = unsafe { &*jump.block };
             if block.next.is_none() && cpu.shared.memory.code().version(block.page) == block.version {
                 return Ok(jump.block);
@@ -197,7 +210,10 @@ impl Blocks {
         let ram = cpu.shared.memory.ram_offset(host);
         let key = ram << 8 | u64::from(context & 0xff);
         let memory = cpu.shared.memory.clone();
-        if let Some(block) = self.map.get(&key)
+        if let Some(block) = self.old.remove(&key) {
+            self.keep(key, block);
+        }
+        if let Some(block) = self.young.get(&key)
             && memory.code().version(block.page) == block.version
         {
             let fits = match block.next {
@@ -210,24 +226,29 @@ impl Blocks {
                 return Ok(block);
             }
         }
-        if self.map.len() >= BLOCKS_MAX || self.held >= HELD_MAX {
-            self.map.clear();
+        if self.held >= GENERATION {
+            self.old = std::mem::take(&mut self.young);
             self.held = 0;
             self.flush_jumps();
         }
         let block = Box::new(build(cpu, linear, rip, host, ram)?);
         self.decoded += block.ops.len() as u64;
         let pointer: *const Block = &*block;
-        self.held += block.ops.len();
-        if let Some(old) = self.map.insert(key, block) {
-            self.held -= old.ops.len();
-            self.retired.push(old);
-        }
+        self.keep(key, block);
         if self.retired.len() > 4096 {
             self.flush_jumps();
         }
         self.remember(cpu, at, context, pointer);
         Ok(pointer)
+    }
+
+    /// Enters a block of this generation. Where it is in memory does not change.
+    fn keep(&mut self, key: u64, block: Box<Block>) {
+        self.held += block.ops.len();
+        if let Some(old) = self.young.insert(key, block) {
+            self.held -= old.ops.len();
+            self.retired.push(old);
+        }
     }
 }
 
@@ -446,16 +467,22 @@ mod tests {
         state
     }
 
+    /// With tables for its first 2 MiB as they are.
+    fn memory() -> GuestMemory {
+        let memory = GuestMemory::new(&[(Gpa(0), 1 << 20)]).unwrap();
+        for (at, entry) in [(0x1000u64, 0x2003u64), (0x2000, 0x3003), (0x3000, 0x83)] {
+            memory.write(Gpa(at), &entry.to_le_bytes()).unwrap();
+        }
+        memory
+    }
+
     /// A processor is about to write, another one decodes the old bytes, then the write takes place: they are stale.
     #[test]
     fn what_is_decoded_during_a_write_is_stale() {
         type Step = fn(&mut SoftCpu) -> Result<(), super::super::Exception>;
         let steps: [Step; 2] = [|cpu| cpu.step(&NO_BUS), |cpu| cpu.step_translated(&NO_BUS, 1)];
         for (step, rewritten) in steps.into_iter().flat_map(|step| [(step, 0), (step, 10)]) {
-            let memory = GuestMemory::new(&[(Gpa(0), 1 << 20)]).unwrap();
-            for (at, entry) in [(0x1000u64, 0x2003u64), (0x2000, 0x3003), (0x3000, 0x83)] {
-                memory.write(Gpa(at), &entry.to_le_bytes()).unwrap();
-            }
+            let memory = memory();
             // mov eax, 1. Beside it is code, so that nobody writes to the page unseen.
             memory.write(Gpa(CODE), &[0xb8, 1, 0, 0, 0]).unwrap();
             (0..rewritten).for_each(|_| memory.code().invalidate((CODE / PAGE_SIZE) as u32));
@@ -478,5 +505,33 @@ mod tests {
             writer.finish_code_write();
             assert_eq!(runs(), 2);
         }
+    }
+
+    /// However much is executed, what is kept is bounded; what is executed again and again is decoded once.
+    #[test]
+    fn blocks_that_nobody_comes_back_to_go() {
+        let memory = memory();
+        memory.write(Gpa(CODE), &[0x90; 0xfc000]).unwrap();
+        let mut cpu = SoftCpu::new(0, Shared::new(&memory, 1));
+        let mut run = |rip| {
+            cpu.load(&CpuState { rip, ..state() }).unwrap();
+            cpu.step(&NO_BUS).unwrap();
+            let instructions = |map: &Map| map.values().map(|block| block.ops.len()).sum::<usize>();
+            let blocks = &cpu.blocks;
+            assert_eq!(instructions(&blocks.young), blocks.held);
+            (blocks.decoded, blocks.held + instructions(&blocks.old))
+        };
+        run(CODE);
+        let (mut decoded, mut most) = (0, 0);
+        for (n, rip) in (CODE + 1..0x10_0000).step_by(131).enumerate() {
+            let held;
+            (decoded, held) = run(rip);
+            most = most.max(held);
+            if n % 500 == 0 {
+                assert_eq!(run(CODE).0, decoded, "it was kept");
+            }
+        }
+        assert!(decoded as usize > 4 * GENERATION, "{decoded}");
+        assert!(most > GENERATION && most <= 2 * (GENERATION + OPS_MAX), "{most}");
     }
 }

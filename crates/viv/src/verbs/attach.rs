@@ -93,10 +93,7 @@ pub(crate) fn detach(context: &Context, args: Detach) -> Result<u8, Fault> {
             (Route::VmNicDetach, "network card in", net.to_string(), card)
         }
     };
-    let index = found.ok_or_else(|| {
-        let text = format!("VM {:?} has no {what} {name:?}", vm.name);
-        Fault::new(Kind::NotFound, text, format!("see what it has with: viv inspect {}", vm.name))
-    })?;
+    let index = found.ok_or_else(|| missing(&vm, what, &name))?;
     let query = if args.force { "force=true" } else { "" };
     let path = [vm.id.as_str(), &index.to_string()];
     let vm: Vm = context.client.json(Request::new(route, &path).query(query))?;
@@ -104,6 +101,16 @@ pub(crate) fn detach(context: &Context, args: Detach) -> Result<u8, Fault> {
         output::json(&vm);
     }
     Ok(0)
+}
+
+fn missing(vm: &Vm, what: &str, name: &str) -> Fault {
+    let text = format!("VM {:?} has no {what} {name:?}", vm.name);
+    Fault::new(Kind::NotFound, text, format!("see what it has with: viv inspect {}", vm.name))
+}
+
+/// Which of a VM's disks this is, by its file, its serial number or its number.
+pub(super) fn which_disk(vm: &Vm, name: &str) -> Result<usize, Fault> {
+    disk_called(vm, name).ok_or_else(|| missing(vm, "disk", name))
 }
 
 fn disk_called(vm: &Vm, name: &str) -> Option<usize> {

@@ -1,5 +1,6 @@
 //! `viv disk`: makes, looks at and changes disk images. All but `limit` works on files alone and asks no service; an image
 //! that a VM uses is locked.
+use super::attach::which_disk;
 use super::run::set_limit;
 use crate::progress::Bar;
 use crate::{output, size};
@@ -102,8 +103,8 @@ enum DiskVerb {
     Limit {
         /// The VM
         vm: String,
-        /// Which of its disks, from 0
-        disk: usize,
+        /// Its disk: the file, the serial number, or which it is, from 0
+        disk: String,
         /// iops=N, bps=N, iops-burst=N, bps-burst=N
         #[arg(value_name = "NAME=N")]
         limits: Vec<String>,
@@ -183,7 +184,7 @@ pub(crate) fn run(args: Disk, json: bool) -> Result<u8, Fault> {
         DiskVerb::Resize { image, size, shrink } => resize(&image, &size, shrink, json),
         DiskVerb::Check { image, repair } => check(&image, repair, json),
         DiskVerb::Commit(image) => commit(&image, json),
-        DiskVerb::Limit { vm, disk, limits } => limit(&vm, disk, &limits, json),
+        DiskVerb::Limit { vm, disk, limits } => limit(&vm, &disk, &limits, json),
         DiskVerb::Rebase { image, backing, backing_format, unchecked, .. } => {
             rebase(&image, backing, backing_format, unchecked, json)
         }
@@ -205,7 +206,7 @@ fn report(source: &Source, json: bool, allowed: Vec<PathBuf>) -> Result<u8, Faul
     Ok(0)
 }
 
-fn limit(vm: &str, disk: usize, texts: &[String], json: bool) -> Result<u8, Fault> {
+fn limit(vm: &str, disk: &str, texts: &[String], json: bool) -> Result<u8, Fault> {
     let mut limits = DiskLimits::default();
     for text in texts {
         let (name, value) = text.split_once('=').unwrap_or((text, ""));
@@ -219,8 +220,9 @@ fn limit(vm: &str, disk: usize, texts: &[String], json: bool) -> Result<u8, Faul
         }
     }
     let client = viv_host::start::client(&Places::find()?);
-    let disk = disk.to_string();
-    let vm: Vm = client.json(Request::new(Route::VmDiskLimits, &[vm, &disk]).body(&limits))?;
+    let vm: Vm = client.json(Request::new(Route::VmGet, &[vm]))?;
+    let disk = which_disk(&vm, disk)?.to_string();
+    let vm: Vm = client.json(Request::new(Route::VmDiskLimits, &[&vm.id, &disk]).body(&limits))?;
     if json {
         output::json(&vm);
     }
