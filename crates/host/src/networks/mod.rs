@@ -221,8 +221,7 @@ impl Networks {
     }
 
     /// Plugs a VM's card into its network, whose switch is started if it does not live. Gives what its process gets.
-    pub(crate) fn plug(&self, record: &VmRecord) -> Result<Option<OwnedFd>, Fault> {
-        let Some(nic) = &record.machine.nic else { return Ok(None) };
+    pub(crate) fn plug(&self, record: &VmRecord, nic: &NicSpec) -> Result<Option<OwnedFd>, Fault> {
         let Some((spec, switch)) = self.of(&record.id, nic)? else { return Ok(None) };
         let address = nic.address.or_else(|| spec.subnet.guests().next()).unwrap_or(Ipv4Addr::UNSPECIFIED);
         let port = attachment(record, nic, address);
@@ -259,8 +258,7 @@ impl Networks {
         let _turn = lock(&self.switching);
         let groups = self.groups.all()?;
         let mut told = HashSet::new();
-        for record in records {
-            let Some(nic) = &record.machine.nic else { continue };
+        for (record, nic) in cards(records) {
             let Some((spec, switch)) = self.of(&record.id, nic)? else { continue };
             if switch.process().is_some() && told.insert(switch.clone()) {
                 answered(switch.set_groups(&groups), &switch, &spec)?;
@@ -269,15 +267,16 @@ impl Networks {
         Ok(())
     }
 
-    /// Tells a VM's switch, if it lives, which groups the VM is in.
+    /// Tells a VM's switches, as far as they live, which groups the VM's cards are in.
     pub(crate) fn tell_member(&self, record: &VmRecord) -> Result<(), Fault> {
-        let Some(nic) = &record.machine.nic else { return Ok(()) };
-        let Some((spec, switch)) = self.of(&record.id, nic)? else { return Ok(()) };
         let _turn = lock(&self.switching);
-        match switch.process() {
-            Some(_) => answered(switch.set_member(&record.id, &record.groups), &switch, &spec),
-            None => Ok(()),
+        for nic in &record.machine.nics {
+            let Some((spec, switch)) = self.of(&record.id, nic)? else { continue };
+            if switch.process().is_some() {
+                answered(switch.set_member(&record.id, &groups_of(record, nic)), &switch, &spec)?;
+            }
         }
+        Ok(())
     }
 
     /// Tells a VM's switch, if it lives, how much may pass the VM's card.
@@ -290,12 +289,9 @@ impl Networks {
         }
     }
 
-    /// The VMs that share a network with this one, as its switch knows them; only this one if it shares none.
-    pub(crate) fn neighbours(&self, record: &VmRecord, records: &[VmRecord]) -> Vec<Attachment> {
-        let name = match record.machine.nic.as_ref().map(|nic| &nic.net) {
-            Some(NetKind::Named(name)) => name.as_str(),
-            _ => return Vec::new(),
-        };
+    /// The VMs that share a card's network, as its switch knows them; none if none can.
+    pub(crate) fn neighbours(&self, nic: &NicSpec, records: &[VmRecord]) -> Vec<Attachment> {
+        let NetKind::Named(name) = &nic.net else { return Vec::new() };
         let all = members(name, records);
         all.map(|(record, nic)| attachment(record, nic, nic.address.unwrap_or(Ipv4Addr::UNSPECIFIED)))
             .collect()
@@ -333,7 +329,7 @@ pub(crate) fn attachment(record: &VmRecord, nic: &NicSpec, address: Ipv4Addr) ->
         name: record.name.clone(),
         mac: nic.mac,
         address,
-        groups: record.groups.clone(),
+        groups: groups_of(record, nic),
         labels: record.labels.clone(),
         limits: nic.limits,
         aliases: nic.aliases.clone(),
@@ -342,8 +338,19 @@ pub(crate) fn attachment(record: &VmRecord, nic: &NicSpec, address: Ipv4Addr) ->
 
 /// The VMs that are in a network, with their cards.
 fn members<'a>(name: &'a str, records: &'a [VmRecord]) -> impl Iterator<Item = (&'a VmRecord, &'a NicSpec)> {
-    let with_cards = records.iter().filter_map(|record| Some((record, record.machine.nic.as_ref()?)));
-    with_cards.filter(move |(_, nic)| matches!(&nic.net, NetKind::Named(net) if net == name))
+    cards(records).filter(move |(_, nic)| matches!(&nic.net, NetKind::Named(net) if net == name))
+}
+
+/// All cards, with their VMs.
+fn cards(records: &[VmRecord]) -> impl Iterator<Item = (&VmRecord, &NicSpec)> {
+    records.iter().flat_map(|record| record.machine.nics.iter().map(move |nic| (record, nic)))
+}
+
+/// The security groups that a card is in: its VM's and its own.
+pub(crate) fn groups_of(record: &VmRecord, nic: &NicSpec) -> Vec<String> {
+    let mut groups = record.groups.clone();
+    groups.extend(nic.groups.iter().filter(|group| !record.groups.contains(group)).cloned());
+    groups
 }
 
 /// Subnets that no new network may have, and whose they are.

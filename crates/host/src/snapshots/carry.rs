@@ -73,8 +73,10 @@ impl Snapshots {
             whole(&manifest)?;
             let name = self.name(from.name.as_deref().or(Some(&manifest.name)), "")?;
             (manifest.id, manifest.name) = (id.clone(), name.name.clone());
-            if let Some(nic) = &mut manifest.machine.nic {
+            for nic in &mut manifest.machine.nics {
                 nic.ports.clear();
+                // Nor are its groups those of here.
+                nic.groups.clear();
                 match nic.net {
                     NetKind::User { .. } => nic.net = NetKind::User { host: false },
                     // One of that name here is another one.

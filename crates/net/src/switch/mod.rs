@@ -34,6 +34,8 @@ mod neighbours;
 mod pipe;
 mod poll;
 mod ports;
+#[cfg(test)]
+mod published;
 mod queue;
 pub mod rules;
 mod table;
