@@ -80,4 +80,6 @@ pub struct NicAttach {
     pub limits: NicLimits,
     /// The security groups that it is in beside its VM's.
     pub groups: Vec<String>,
+    /// Its guest's address, on a tap device or a bridge of the host.
+    pub ip: Option<Ipv4Addr>,
 }

@@ -133,7 +133,7 @@ impl VmCreate {
         let default = if self.ports.is_empty() { NetKind::None } else { NetKind::User { host: false } };
         Ok(match self.net.clone().unwrap_or(default) {
             NetKind::None => Vec::new(),
-            net => vec![NicCreate { net, limits: self.nic_limits, groups: Vec::new() }],
+            net => vec![NicCreate { net, limits: self.nic_limits, ..NicCreate::default() }],
         })
     }
 

@@ -14,16 +14,17 @@ pub(crate) fn spec_of(record: &VmRecord, dir: &Path) -> VmCreate {
     if image_disks.iter().all(|disk| *disk == ImageDiskSpec::default()) {
         image_disks.clear();
     }
-    let cards = machine.nics.iter().map(|NicSpec { net, limits, groups, .. }| NicCreate {
+    let cards = machine.nics.iter().map(|NicSpec { net, limits, groups, address, .. }| NicCreate {
         net: net.clone(),
         limits: *limits,
         groups: groups.clone(),
+        ip: address.filter(|_| net.is_of_kernel()),
     });
     let mut nics: Vec<NicCreate> = cards.collect();
     // One alone has a short form.
     let short = match nics.as_slice() {
         [] => Some((NetKind::None, Default::default())),
-        [NicCreate { net, limits, groups }] if groups.is_empty() => Some((net.clone(), *limits)),
+        [NicCreate { net, limits, groups, ip: None }] if groups.is_empty() => Some((net.clone(), *limits)),
         _ => None,
     };
     if short.is_some() {

@@ -1,5 +1,6 @@
 //! Network cards of VMs: plugged in when a VM starts, moved to other networks, and plugged in again when a network's
 //! switch has died. A VM has at most one card in each network, so that a card is known by its network.
+use crate::kernel;
 use crate::networks::Switch;
 use crate::runners::Runner;
 use crate::store::VmRecord;
@@ -31,23 +32,29 @@ impl Vms {
     pub(crate) fn cards_of(&self, ask: &VmCreate, dir: &Path) -> Result<Vec<NicSpec>, Fault> {
         let identity = dir.file_name().unwrap_or_default().to_string_lossy();
         let mut nics: Vec<NicSpec> = Vec::new();
-        for NicCreate { net, limits, groups } in ask.cards()? {
-            let id = NicSpec::free_id(&nics);
-            nics.push(NicSpec { id, mac: card(&identity, id), net, limits, groups, ..NicSpec::default() });
+        for NicCreate { net, limits, groups, ip } in ask.cards()? {
+            let (id, mtu) = (NicSpec::free_id(&nics), kernel::mtu(&net));
+            let mac = card(&identity, id);
+            let nic = NicSpec { id, mac, net, limits, groups, mtu, address: ip, ..NicSpec::default() };
+            kernel::check(&nic)?;
+            nics.push(nic);
         }
         if ask.ports.is_empty() {
             return Ok(nics);
         }
         // To the first that can; if none can, its network says why.
         let can = |nic: &NicSpec| match &nic.net {
-            NetKind::None => false,
+            NetKind::None | NetKind::Tap(_) | NetKind::Bridge(_) => false,
             NetKind::User { .. } => true,
             NetKind::Named(name) => self.networks.find(name).is_ok_and(|network| !network.isolated),
         };
         let first = nics.iter().position(can);
         let plugged = nics.iter().position(|nic| nic.net != NetKind::None);
         match first.or(plugged).and_then(|index| nics.get_mut(index)) {
-            Some(nic) => nic.ports = ask.ports.clone(),
+            Some(nic) => {
+                nic.ports = ask.ports.clone();
+                kernel::check(nic)?;
+            }
             None => {
                 return Err(Fault::new(
                     Kind::Usage,
@@ -84,8 +91,18 @@ impl Vms {
 
     /// The ports for the process of a VM that starts: of those cards that are plugged into something, in order.
     pub(crate) fn plug_in_all(&self, record: &VmRecord) -> Result<Vec<OwnedFd>, Fault> {
-        let ports = record.machine.nics.iter().map(|nic| self.networks.plug(record, nic));
+        let ports = record.machine.nics.iter().map(|nic| self.plug(record, nic));
         Ok(ports.collect::<Result<Vec<_>, Fault>>()?.into_iter().flatten().collect())
+    }
+
+    /// Plugs a VM's card in: gives what its process gets.
+    pub(crate) fn plug(&self, record: &VmRecord, nic: &NicSpec) -> Result<Option<OwnedFd>, Fault> {
+        self.networks.plug(record, nic, &self.records()?)
+    }
+
+    /// Removes what the host's kernel has of a VM's cards, once the VM has ended.
+    pub(crate) fn clear_kernel(&self, record: &VmRecord) {
+        record.machine.nics.iter().for_each(|nic| kernel::unplug(record, nic));
     }
 
     /// The switch that a VM's card is plugged into.
@@ -100,6 +117,7 @@ impl Vms {
     /// Plugs a VM that lives on into its networks again, where it is not plugged in.
     pub(crate) fn plug_in_again(&self, record: &VmRecord, runner: &Runner) {
         for nic in &record.machine.nics {
+            // A tap device lives as long as the VM's process.
             let Some(switch) = self.switch_of(record, nic) else { continue };
             let is_in =
                 |status: viv_api::switch::Status| status.ports.iter().any(|port| port.vm == record.id);
@@ -107,7 +125,7 @@ impl Vms {
                 self.networks.adopt(switch);
                 continue;
             }
-            let plugged = self.networks.plug(record, nic).and_then(|port| runner.plug(nic.id, port));
+            let plugged = self.plug(record, nic).and_then(|port| runner.plug(nic.id, port));
             if let Err(fault) = plugged {
                 eprintln!("viv serve: cannot plug {} into network {} again: {fault}", record.name, nic.net);
             }
@@ -215,10 +233,12 @@ impl Vms {
         if place_of(&before, &ask.net).is_some() {
             return Err(is_in_already(&before, &ask.net));
         }
-        let NicAttach { net, ports, limits, groups } = ask;
-        let id = NicSpec::free_id(&before.machine.nics);
+        let NicAttach { net, ports, limits, groups, ip } = ask;
+        let (id, mtu) = (NicSpec::free_id(&before.machine.nics), kernel::mtu(&net));
         let mac = card(&before.id, id);
-        let mut new = [NicSpec { id, mac, ports, net, limits, groups, ..NicSpec::default() }];
+        let new = NicSpec { id, mac, ports, net, limits, groups, mtu, address: ip, ..NicSpec::default() };
+        kernel::check(&new)?;
+        let mut new = [new];
         let mut record = before.clone();
         {
             let _turn = self.networks.hold();
@@ -229,7 +249,7 @@ impl Vms {
         }
         let [nic] = new;
         if runner.process().is_some() {
-            let attached = self.networks.plug(&record, &nic).and_then(|port| runner.attach_card(&nic, port));
+            let attached = self.plug(&record, &nic).and_then(|port| runner.attach_card(&nic, port));
             if let Err(fault) = attached {
                 self.pull(&record, &nic);
                 self.store.update(&before)?;
@@ -261,6 +281,7 @@ impl Vms {
 
     /// Pulls a VM's plug, which nobody needs any more.
     fn pull(&self, record: &VmRecord, nic: &NicSpec) {
+        kernel::unplug(record, nic);
         if let Some(Err(fault)) = self.switch_of(record, nic).map(|switch| switch.unplug(&record.id)) {
             eprintln!("viv serve: cannot pull the plug of {}: {fault}", record.name);
         }
@@ -284,7 +305,7 @@ impl Vms {
             nic
         };
         if runner.process().is_some() {
-            let port = self.networks.plug(&record, &nic)?;
+            let port = self.plug(&record, &nic)?;
             runner.plug(nic.id, port)?;
         }
         Ok(self.view(record, runner))
@@ -299,6 +320,7 @@ pub(crate) fn place_of(record: &VmRecord, net: &NetKind) -> Option<usize> {
 fn is_in_already(record: &VmRecord, net: &NetKind) -> Fault {
     let whose = match net {
         NetKind::Named(name) => format!("in network {name:?}"),
+        NetKind::Tap(_) | NetKind::Bridge(_) => format!("at {net}"),
         _ => "in a network of its own (--net user)".to_string(),
     };
     Fault::new(

@@ -1,4 +1,5 @@
 //! Ports of VMs: what they are, how much may pass, who they are, what passes.
+use crate::kernel;
 use crate::names;
 use crate::networks::{Switch, groups_of};
 use crate::pcapng;
@@ -103,6 +104,9 @@ fn port(record: &VmRecord, nic: &NicSpec, counters: Option<&PortCounters>) -> Po
 
 impl Vms {
     fn counters(&self, record: &VmRecord, nic: &NicSpec) -> Option<PortCounters> {
+        if nic.net.is_of_kernel() {
+            return kernel::counters(record, nic);
+        }
         let counters = self.switch_of(record, nic)?.counters()?;
         counters.ports.into_iter().find(|port| port.vm == record.id)
     }
@@ -125,6 +129,10 @@ impl Vms {
         let mut ports = Vec::new();
         for record in self.records()? {
             for nic in &record.machine.nics {
+                if nic.net.is_of_kernel() {
+                    ports.push(port(&record, nic, kernel::counters(&record, nic).as_ref()));
+                    continue;
+                }
                 let counters = self.switch_of(&record, nic).and_then(|switch| {
                     let all = asked.entry(switch.clone()).or_insert_with(|| switch.counters()).as_ref()?;
                     all.ports.iter().find(|port| port.vm == record.id)
@@ -153,6 +161,7 @@ impl Vms {
             let (index, missing) = (card_at(&record, network)?, without_card(&record));
             let nic = record.machine.nics.get_mut(index).ok_or(missing)?;
             nic.limits = limits;
+            kernel::check(nic)?;
             let nic = nic.clone();
             self.store.update(&record)?;
             self.networks.tell_limits(&record, &nic)?;
@@ -200,7 +209,7 @@ impl Vms {
         runner.plug(nic.id, None)?;
         self.switch_of(record, nic).map_or(Ok(()), |switch| switch.unplug(&record.id))?;
         thread::sleep(CABLE_OUT);
-        match self.networks.plug(record, nic)? {
+        match self.plug(record, nic)? {
             Some(port) => runner.plug(nic.id, Some(port)),
             None => Ok(()),
         }
@@ -210,6 +219,9 @@ impl Vms {
     pub(crate) fn capture(&self, vm: &str, network: Option<&str>) -> Result<mpsc::Receiver<Bytes>, Fault> {
         let (record, _) = self.find(vm)?;
         let nic = record.machine.nics.get(card_at(&record, network)?);
+        if let Some(fault) = nic.and_then(|nic| kernel::watched_by(&record, nic)) {
+            return Err(fault);
+        }
         let switch =
             nic.and_then(|nic| self.switch_of(&record, nic)).filter(|switch| switch.process().is_some());
         let switch = switch.ok_or_else(|| not_plugged_in(&record))?;

@@ -226,8 +226,11 @@ impl Vms {
         let groups = &self.networks.groups;
         let mut group = groups.find(name)?;
         change(groups, &mut group)?;
-        groups.write(&group)?;
         let records = self.records()?;
+        let mut all = groups.all()?;
+        all.iter_mut().filter(|other| other.name == group.name).for_each(|other| *other = group.clone());
+        self.networks.try_in_kernel(&all, &records)?;
+        groups.write(&group)?;
         self.networks.spread_groups(&records)?;
         Ok(info(group, &records))
     }
@@ -278,6 +281,16 @@ impl Vms {
         self.change(vm, |mut record, runner: Runner| {
             let _turn = self.networks.hold();
             change(&mut record)?;
+            let mut records = self.records()?;
+            records
+                .iter_mut()
+                .filter(|other| other.id == record.id)
+                .for_each(|other| *other = record.clone());
+            self.networks.try_in_kernel(&self.networks.groups.all()?, &records).inspect_err(|_| {
+                // As they were.
+                let now = self.records().and_then(|now| self.networks.spread_groups(&now));
+                drop(now);
+            })?;
             self.store.update(&record)?;
             self.networks.tell_member(&record)?;
             Ok(self.view(record, &runner))
@@ -302,7 +315,7 @@ impl Vms {
                 self.decide((vm, &nic), Direction::Out, opening, &ask.what, *other, &mut because)?
                     && reaches(vm, &network, *other, &mut because)
             }
-            (Side::Outside(other), Side::Vm(vm)) => match published(vm, opening, &mut because) {
+            (Side::Outside(other), Side::Vm(vm)) => match led_to(vm, opening, &mut because) {
                 Some(nic) => {
                     self.decide((vm, nic), Direction::In, opening, &ask.what, *other, &mut because)?
                 }
@@ -353,7 +366,8 @@ impl Vms {
         };
         let best =
             is(&|network| network.subnet.holds(to)).or(is(&|network| !network.isolated)).or(is(&|_| true));
-        Ok(best.map(|index| ways.swap_remove(index)).unwrap_or_default())
+        let by_host = || ways.iter().position(|(nic, _)| nic.net.is_of_kernel());
+        Ok(best.or_else(by_host).map(|index| ways.swap_remove(index)).unwrap_or_default())
     }
 
     fn decide(
@@ -426,7 +440,9 @@ fn reaches(
         other == subnet.gateway() || other == subnet.gateway6()
     };
     let name = &record.name;
+    let by_host = record.machine.nics.iter().find(|nic| nic.net.is_of_kernel());
     let (reaches, why) = match network {
+        None if by_host.is_some() => (true, format!("VM {name} is on an interface of this host")),
         None => (false, format!("VM {name} has no network")),
         Some(network) if network.isolated => {
             (false, format!("network {} of VM {name} is isolated", network.name))
@@ -454,6 +470,17 @@ fn groups_at<'a>(record: &'a mut VmRecord, network: Option<&str>) -> Result<&'a 
     let index = place_of(record, &network.parse()?);
     let nic = index.and_then(|index| record.machine.nics.get_mut(index)).ok_or(missing)?;
     Ok(&mut nic.groups)
+}
+
+/// The card to which those outside are led: one on an interface of the host, or one with a published port.
+fn led_to<'a>(record: &'a VmRecord, opening: Opening, because: &mut Vec<String>) -> Option<&'a NicSpec> {
+    match record.machine.nics.iter().find(|nic| nic.net.is_of_kernel()) {
+        Some(nic) => {
+            because.push(format!("this host leads to VM {} by {}", record.name, nic.net));
+            Some(nic)
+        }
+        None => published(record, opening, because),
+    }
 }
 
 /// The card to which a published port leads, if there is one.

@@ -94,6 +94,7 @@ impl Vms {
         let Ok(records) = self.store.all() else { return };
         let Some(record) = records.into_iter().find(|record| record.id == id) else { return };
         clear_sockets(&record.machine);
+        self.clear_kernel(&record);
         let attended = record.attended_by.is_some_and(|owner| owner.is_alive());
         // A command in the foreground still wants to know how it ended, and removes it then.
         if record.remove && record.started_at.is_some() && !attended {
@@ -430,6 +431,7 @@ impl Vms {
                 Ok(self.view(record, runner))
             }
             Err(fault) => {
+                self.clear_kernel(&record);
                 runner.set_end(&End::Failed { message: fault.message.clone() });
                 Err(fault)
             }
@@ -583,6 +585,7 @@ impl Vms {
             }
             let view = self.view(record.clone(), &runner);
             refuse(view.state, Ask::Remove, &record.name)?;
+            self.clear_kernel(&record);
             self.store.remove(&record.id)?;
             lock(&self.changing).remove(&record.id);
             Ok(view)

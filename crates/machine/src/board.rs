@@ -154,6 +154,7 @@ pub(crate) type NamedWork = (&'static str, Work);
 pub(crate) struct Nic {
     pub(crate) id: u8,
     pub(crate) mac: [u8; 6],
+    pub(crate) mtu: Option<u16>,
     pub(crate) port: Arc<dyn NetPort>,
 }
 

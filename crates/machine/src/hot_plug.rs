@@ -78,7 +78,7 @@ impl HotPlug {
 
     pub(crate) fn card(&self, nic: Nic) -> io::Result<(Net, CardHost, CardThreads)> {
         let pairs = self.cpus.clamp(1, CARD_PAIRS_MAX) as u16;
-        let card = Net::new(NetSettings { mac: nic.mac, mtu: MTU, pairs });
+        let card = Net::new(NetSettings { mac: nic.mac, mtu: nic.mtu.unwrap_or(MTU), pairs });
         let waker = Waker::new()?;
         Ok((card, CardHost(waker.clone()), (nic.port, waker)))
     }

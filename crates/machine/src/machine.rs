@@ -225,7 +225,7 @@ impl Machine {
             disks: drives.with_serials(),
             shares: tags.zip(io.shares).collect(),
             nics: (spec.nics.iter().zip(io.ports))
-                .map(|(nic, port)| Nic { id: nic.id, mac: nic.mac, port })
+                .map(|(nic, port)| Nic { id: nic.id, mac: nic.mac, mtu: nic.mtu, port })
                 .collect(),
             vsock: waker.clone(),
             sink: sink.clone(),
@@ -408,7 +408,7 @@ impl Machine {
 
     /// Puts a network card into the running machine, plugged into `port`.
     pub fn attach_card(&self, nic: &NicSpec, port: Arc<dyn NetPort>) -> Result<(), Fault> {
-        let nic = Nic { id: nic.id, mac: nic.mac, port };
+        let nic = Nic { id: nic.id, mac: nic.mac, mtu: nic.mtu, port };
         self.served("network card", self.board.plug_card(nic)).map(drop)
     }
 

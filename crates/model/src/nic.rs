@@ -5,12 +5,18 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
+/// What the names of tap devices and bridges begin with.
+const TAP: &str = "tap:";
+const BRIDGE: &str = "bridge:";
+/// Most bytes of an interface's name (`IFNAMSIZ` of Linux, without its zero).
+const INTERFACE_MAX: usize = 15;
 /// Most network cards of one VM.
 pub const CARDS_MAX: usize = 8;
 /// Most published ports of one VM.
 pub const PORTS_MAX: usize = 64;
 
-/// What a network card is plugged into: `user`, `user,host`, `none` or a network's name, also in JSON.
+/// What a network card is plugged into: `user`, `user,host`, `none`, `tap:NAME`, `bridge:NAME` or a network's name, also in
+/// JSON.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(with = "String"))]
 #[serde(try_from = "String", into = "String")]
@@ -22,12 +28,36 @@ pub enum NetKind {
     },
     /// A network that VMs share, by its name.
     Named(String),
+    /// A tap device of the host's, by its name: the host routes what passes there.
+    Tap(String),
+    /// A bridge of the host's, by its name.
+    Bridge(String),
     /// Nothing.
     #[default]
     None,
 }
 
 impl NetKind {
+    /// Whether the host's kernel carries its packets, and not a switch of ours.
+    pub fn is_of_kernel(&self) -> bool {
+        matches!(self, NetKind::Tap(_) | NetKind::Bridge(_))
+    }
+
+    /// A name that an interface of the host can have (`dev_valid_name` of Linux, and without what confuses others).
+    fn interface(name: &str) -> Result<String, Fault> {
+        let fits = (1..=INTERFACE_MAX).contains(&name.len())
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+            && !name.starts_with(['.', '-']);
+        match fits {
+            true => Ok(name.to_string()),
+            false => Err(Fault::new(
+                Kind::Usage,
+                format!("no interface of this host can be called {name:?}"),
+                format!("use 1 to {INTERFACE_MAX} letters, digits, '.', '_' and '-', as in --net tap:tap0"),
+            )),
+        }
+    }
+
     /// Whether something that is plugged into the one is plugged into the other: into nothing, nobody is.
     pub fn is_where(&self, other: &NetKind) -> bool {
         match (self, other) {
@@ -45,6 +75,12 @@ impl FromStr for NetKind {
             "user" => Ok(NetKind::User { host: false }),
             "user,host" => Ok(NetKind::User { host: true }),
             "none" => Ok(NetKind::None),
+            name if name.starts_with(TAP) => {
+                Ok(NetKind::Tap(NetKind::interface(name.trim_start_matches(TAP))?))
+            }
+            name if name.starts_with(BRIDGE) => {
+                Ok(NetKind::Bridge(NetKind::interface(name.trim_start_matches(BRIDGE))?))
+            }
             name => {
                 NetworkSpec::check_name(name)?;
                 Ok(NetKind::Named(name.to_string()))
@@ -72,6 +108,8 @@ impl fmt::Display for NetKind {
             NetKind::User { host: false } => "user",
             NetKind::User { host: true } => "user,host",
             NetKind::Named(name) => name,
+            NetKind::Tap(name) => return write!(f, "{TAP}{name}"),
+            NetKind::Bridge(name) => return write!(f, "{BRIDGE}{name}"),
             NetKind::None => "none",
         })
     }
@@ -211,6 +249,9 @@ pub struct NicCreate {
     /// The security groups that it is in beside its VM's.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<String>,
+    /// Its guest's address, on a tap device or a bridge: no packet with another one leaves the card.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ip: Option<Ipv4Addr>,
 }
 
 /// A network card.
@@ -228,7 +269,7 @@ pub struct NicSpec {
     /// What it is plugged into; where it is not said, as before there was a choice.
     #[serde(default = "before_there_was_a_choice")]
     pub net: NetKind,
-    /// Its guest's address in a network that VMs share.
+    /// Its guest's address in a network that VMs share, or, if it was said, on a tap device or a bridge.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<Ipv4Addr>,
     /// How much may pass it.
@@ -237,6 +278,9 @@ pub struct NicSpec {
     /// Addresses that it had before, while its guest ran: the guest may still use one of them, and nobody sees it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub aliases: Vec<[u8; 6]>,
+    /// The largest packet that its network carries, bytes, where that is not the usual of our networks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
     /// The security groups that it is in beside its VM's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<String>,
@@ -320,10 +364,21 @@ mod tests {
 
     #[test]
     fn a_network_reads_as_it_is_written() {
-        for text in ["user", "user,host", "none", "web"] {
+        for text in ["user", "user,host", "none", "web", "tap:tap0", "bridge:br-lan.5"] {
             assert_eq!(text.parse::<NetKind>().unwrap().to_string(), text);
         }
-        for text in ["", "host", "user,", "User", "a b", "web,host"] {
+        for text in [
+            "",
+            "host",
+            "user,",
+            "User",
+            "a b",
+            "web,host",
+            "tap:",
+            "bridge:a/b",
+            "tap:0123456789abcdef",
+            "tap:-x",
+        ] {
             assert_eq!(text.parse::<NetKind>().unwrap_err().kind, Kind::Usage, "{text}");
         }
     }

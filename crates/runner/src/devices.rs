@@ -10,7 +10,7 @@ use std::sync::Arc;
 use viv_api::runner::Ask;
 use viv_machine::HandedFiles;
 use viv_model::{DiskLimits, DiskSpec, Fault, Kind, MachineSpec, NicSpec, ShareMount, ShareSpec};
-use viv_net::port::{NetPort, Plug, SocketPort};
+use viv_net::port::{NetPort, Plug};
 
 /// A disk that the guest has.
 struct HeldDisk {
@@ -89,7 +89,7 @@ impl Devices {
     /// Plugs the card with this number into this port, or into none.
     pub(crate) fn plug(&self, id: u8, files: Vec<OwnedFd>) -> Result<(), Fault> {
         let (_, plug) = self.cards.iter().find(|(nic, _)| nic.id == id).ok_or_else(no_card)?;
-        plug.set(files.into_iter().next().map(SocketPort::from));
+        plug.set(files.into_iter().next());
         Ok(())
     }
 }
@@ -176,7 +176,7 @@ impl Life {
             let text = format!("the VM has a network card {} already", nic.id);
             return Err(Fault::new(Kind::Conflict, text, "use the command of this version"));
         }
-        let plug = Plug::new(files.into_iter().next().map(SocketPort::from)).map_err(|error| {
+        let plug = Plug::new(files.into_iter().next()).map_err(|error| {
             Fault::new(
                 Kind::NoCapacity,
                 format!("the VM's process cannot make a network card: {error}"),

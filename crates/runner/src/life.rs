@@ -25,7 +25,7 @@ use viv_api::stats::VmStats;
 use viv_api::vm::{ConsoleSize, OnReboot, Process};
 use viv_machine::PerfMap;
 use viv_model::{Accel, End, Fault, Kind, MachineSpec, NetKind, NicSpec, SavedParts, State, next};
-use viv_net::port::{Plug, SocketPort};
+use viv_net::port::Plug;
 
 /// How long the last output may take to reach its readers.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
@@ -471,7 +471,7 @@ fn first_plugs(machine: &MachineSpec) -> std::io::Result<Vec<Arc<Plug>>> {
     .into_iter();
     let plug = |nic: &NicSpec| {
         let port = if nic.net == NetKind::None { None } else { came.next() };
-        Ok(Arc::new(Plug::new(port.map(SocketPort::from))?))
+        Ok(Arc::new(Plug::new(port)?))
     };
     machine.nics.iter().map(plug).collect()
 }

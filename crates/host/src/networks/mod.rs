@@ -6,7 +6,9 @@
 mod publish;
 mod switch;
 
+use crate::kernel;
 use crate::places::Places;
+use crate::runners::Runner;
 use crate::secgroups::SecGroups;
 use crate::store::{StoreError, VmRecord, write_whole};
 use std::collections::HashSet;
@@ -19,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use viv_api::network::{Network, NetworkCreate, NetworkVm};
 use viv_api::vm::Process;
-use viv_model::{Attachment, Fault, Kind, NetKind, NetworkSpec, NicSpec, Subnet};
+use viv_model::{Attachment, Fault, Kind, NetKind, NetworkSpec, NicSpec, SecGroup, Subnet};
 
 pub(crate) use switch::Switch;
 use viv_net::switch::address::interface;
@@ -187,6 +189,10 @@ impl Networks {
     /// Gives a card an address in its network, if it has one that VMs share. To be called while [`Networks::hold`] is
     /// held, and until the record is kept.
     pub(crate) fn give_address(&self, nic: &mut NicSpec, records: &[VmRecord]) -> Result<(), Fault> {
+        if nic.net.is_of_kernel() {
+            // It has the address that was said, or one that nobody knows.
+            return Ok(());
+        }
         let before = nic.address.take();
         let NetKind::Named(name) = &nic.net else { return Ok(()) };
         let spec = self.find(name)?;
@@ -214,14 +220,27 @@ impl Networks {
     /// The switch that a card is plugged into, and its network; none if into nothing.
     pub(crate) fn of(&self, vm: &str, nic: &NicSpec) -> Result<Option<(NetworkSpec, Switch)>, Fault> {
         Ok(match &nic.net {
-            NetKind::None => None,
+            NetKind::None | NetKind::Tap(_) | NetKind::Bridge(_) => None,
             NetKind::User { host } => Some((NetworkSpec::user(*host), Switch::new(self.vms.join(vm)))),
             NetKind::Named(name) => Some((self.find(name)?, Switch::new(self.root.join(name)))),
         })
     }
 
     /// Plugs a VM's card into its network, whose switch is started if it does not live. Gives what its process gets.
-    pub(crate) fn plug(&self, record: &VmRecord, nic: &NicSpec) -> Result<Option<OwnedFd>, Fault> {
+    pub(crate) fn plug(
+        &self,
+        record: &VmRecord,
+        nic: &NicSpec,
+        records: &[VmRecord],
+    ) -> Result<Option<OwnedFd>, Fault> {
+        if nic.net.is_of_kernel() {
+            let _turn = lock(&self.switching);
+            let groups = self.groups.all()?;
+            let tap = kernel::plug(record, nic, &groups, records)?;
+            // It may be meant by rules of others.
+            kernel::load_all(&groups, records, |vm| self.lives(vm))?;
+            return Ok(Some(tap));
+        }
         let Some((spec, switch)) = self.of(&record.id, nic)? else { return Ok(None) };
         let address = nic.address.or_else(|| spec.subnet.guests().next()).unwrap_or(Ipv4Addr::UNSPECIFIED);
         let port = attachment(record, nic, address);
@@ -253,10 +272,26 @@ impl Networks {
         switch::owned(&ours).map(Some).map_err(gone)
     }
 
+    /// Tries whether the rules of cards that the kernel carries can be put in force, before they are kept.
+    pub(crate) fn try_in_kernel(&self, groups: &[SecGroup], records: &[VmRecord]) -> Result<(), Fault> {
+        let _turn = lock(&self.switching);
+        kernel::load_all(groups, records, |vm| self.lives(vm)).inspect_err(|_| {
+            // As they were.
+            let now =
+                self.groups.all().and_then(|groups| kernel::load_all(&groups, records, |vm| self.lives(vm)));
+            drop(now);
+        })
+    }
+
+    fn lives(&self, vm: &str) -> bool {
+        Runner::new(self.vms.join(vm)).process().is_some()
+    }
+
     /// Tells all switches that live what the security groups are now.
     pub(crate) fn spread_groups(&self, records: &[VmRecord]) -> Result<(), Fault> {
         let _turn = lock(&self.switching);
         let groups = self.groups.all()?;
+        kernel::load_all(&groups, records, |vm| self.lives(vm))?;
         let mut told = HashSet::new();
         for (record, nic) in cards(records) {
             let Some((spec, switch)) = self.of(&record.id, nic)? else { continue };

@@ -79,8 +79,10 @@ impl Snapshots {
                 nic.groups.clear();
                 match nic.net {
                     NetKind::User { .. } => nic.net = NetKind::User { host: false },
-                    // One of that name here is another one.
-                    NetKind::Named(_) => (nic.net, nic.address) = (NetKind::None, None),
+                    // What is called so here is another one.
+                    NetKind::Named(_) | NetKind::Tap(_) | NetKind::Bridge(_) => {
+                        (nic.net, nic.address) = (NetKind::None, None)
+                    }
                     NetKind::None => {}
                 }
             }

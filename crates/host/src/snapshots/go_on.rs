@@ -216,8 +216,15 @@ fn plug(machine: &mut MachineSpec, ports: &[PortSpec], vm: &str) -> Result<(), F
     machine.console_ports.iter_mut().for_each(|port| port.path = None);
     for nic in &mut machine.nics {
         // In a network that VMs share, the VM that was saved may still be.
-        if matches!(nic.net, NetKind::Named(_)) {
-            nic.rebind(card(vm, nic.id));
+        match &nic.net {
+            NetKind::Named(_) => nic.rebind(card(vm, nic.id)),
+            // Nor can two have one address of the host's surroundings.
+            NetKind::Bridge(_) => {
+                nic.rebind(card(vm, nic.id));
+                nic.address = None;
+            }
+            NetKind::Tap(_) => (nic.net, nic.address) = (NetKind::None, None),
+            NetKind::User { .. } | NetKind::None => {}
         }
     }
     // They lead to the card that had some, or to the first.

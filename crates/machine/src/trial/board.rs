@@ -43,7 +43,8 @@ impl Trial {
         shares: Vec<UnixStream>,
         port: Option<Arc<dyn NetPort>>,
     ) -> io::Result<Trial> {
-        let nics = port.into_iter().map(|port| Nic { id: 0, mac: [2, 0, 0, 0, 0, 1], port }).collect();
+        let nics =
+            port.into_iter().map(|port| Nic { id: 0, mac: [2, 0, 0, 0, 0, 1], mtu: None, port }).collect();
         let half = bytes / 2;
         let layout = if split {
             vec![(Gpa(0), half), (Gpa(HIGH_RAM_START), bytes - half)]
@@ -94,7 +95,7 @@ impl Trial {
 
     /// A network card comes, plugged into `port`. Returns its slot.
     pub fn plug_card(&self, port: Arc<dyn NetPort>) -> io::Result<u8> {
-        self.spawn(self.board.plug_card(Nic { id: 1, mac: [2, 0, 0, 0, 0, 2], port })?)
+        self.spawn(self.board.plug_card(Nic { id: 1, mac: [2, 0, 0, 0, 0, 2], mtu: None, port })?)
     }
 
     /// The guest shall let the device in this slot go.

@@ -31,6 +31,7 @@ mod listen;
 mod nat;
 #[cfg(test)]
 mod neighbours;
+pub mod nft;
 mod pipe;
 mod poll;
 mod ports;

@@ -61,9 +61,9 @@ pub(crate) fn attach(context: &Context, args: Attach) -> Result<u8, Fault> {
         (Some(disk), ..) => Request::new(Route::VmDiskAttach, &path).body(&run::disk(disk)?),
         (_, Some(share), _) => Request::new(Route::VmShareAttach, &path).body(&run::share(share)?),
         (.., net) => {
-            let NicCreate { net, limits, groups } = net.unwrap_or_default();
+            let NicCreate { net, limits, groups, ip } = net.unwrap_or_default();
             let ports = args.ports.iter().map(|text| text.parse()).collect::<Result<_, Fault>>()?;
-            Request::new(Route::VmNicAttach, &path).body(&NicAttach { net, ports, limits, groups })
+            Request::new(Route::VmNicAttach, &path).body(&NicAttach { net, ports, limits, groups, ip })
         }
     };
     let vm: Vm = context.client.json(request)?;

@@ -101,8 +101,9 @@ pub(crate) struct Args {
     shares: Vec<String>,
     /// Network: none; user: one of its own, which reaches the outside, the default with -p; user,host: this host too; or
     /// one that VMs share, by its name: viv network. Several times: a card for each. With ,bps=N,pps=N: no more bytes and
-    /// packets a second, each way; with ,secgroup=GROUP: a security group of this card alone
-    #[arg(long, value_name = "NETWORK|user|none[,…]", value_parser = net)]
+    /// packets a second, each way; with ,secgroup=GROUP: a security group of this card alone. As root: tap:NAME, a tap device of
+    /// this host, which routes, or bridge:NAME; with ,ip=ADDRESS: the guest's address there, and no other leaves the card
+    #[arg(long, value_name = "NETWORK|user|none|tap:NAME|bridge:NAME[,…]", value_parser = net)]
     net: Vec<NicCreate>,
     /// Publish a port of the guest on this host: [IP:]HOST:GUEST, with /udp for datagrams; it leads to the first card that can
     #[arg(short, long = "publish", value_name = "PORTS")]
@@ -138,7 +139,7 @@ fn accel(text: &str) -> Result<Accel, String> {
     text.parse().map_err(|fault: Fault| fault.fix)
 }
 
-/// A network card: `NETWORK[,bps=N][,pps=N][,secgroup=GROUP…]`.
+/// A network card: `NETWORK[,bps=N][,pps=N][,secgroup=GROUP…][,ip=ADDRESS]`.
 pub(crate) fn net(text: &str) -> Result<NicCreate, String> {
     let told = |fault: Fault| format!("{}; {}", fault.message, fault.fix);
     let mut card = NicCreate::default();
@@ -147,9 +148,13 @@ pub(crate) fn net(text: &str) -> Result<NicCreate, String> {
         let Some((name, value)) = option.split_once('=') else { break };
         if name == "secgroup" {
             card.groups.insert(0, value.to_string());
+        } else if name == "ip" {
+            let address =
+                value.parse().map_err(|_| format!("{value:?} is no IPv4 address; write ip=10.1.2.3"))?;
+            card.ip = Some(address);
         } else if !set_nic_limit(&mut card.limits, name, value).map_err(told)? {
             return Err(format!(
-                "no option of a network is called {name:?}; there are bps=N, pps=N and secgroup=GROUP"
+                "no option of a network is called {name:?}; there are bps=N, pps=N, secgroup=GROUP and ip=ADDRESS"
             ));
         }
         network = before;
@@ -417,7 +422,9 @@ fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Fault> {
     let file = |path: &Option<PathBuf>| path.as_deref().map(absolute).transpose();
     let (net, nic_limits, nics) = match args.net.as_slice() {
         [] => (None, NicLimits::default(), Vec::new()),
-        [card] if card.groups.is_empty() => (Some(card.net.clone()), card.limits, Vec::new()),
+        [card] if card.groups.is_empty() && card.ip.is_none() => {
+            (Some(card.net.clone()), card.limits, Vec::new())
+        }
         all => (None, NicLimits::default(), all.to_vec()),
     };
     Ok(VmCreate {
