@@ -9,6 +9,8 @@ use std::process::{Command, Stdio};
 
 /// What the DHCP client calls.
 const LEASE: &str = "/etc/viv/lease";
+/// What the kernel itself gives a router that advertises itself (`IP6_RT_PRIO_USER`).
+const ROUTER_METRIC: u32 = 1024;
 /// Where the kernel shows network cards.
 const CARDS: &str = "/sys/class/net";
 /// Bytes of a device's event that are looked at (the kernel's own bound is 2048 and the path).
@@ -62,6 +64,7 @@ fn follow(mut events: File, mut up: BTreeSet<String>) {
         let now = present();
         for gone in up.difference(&now) {
             end_client(gone);
+            forget_lease(gone);
         }
         for come in now.difference(&up) {
             lease_address(come);
@@ -85,6 +88,12 @@ fn pid_file(card: &str) -> String {
 
 /// Has a card set up by DHCP. The client then stays, to renew its lease.
 fn lease_address(card: &str) {
+    // As with IPv4: of several routers that advertise themselves, the first card's is used, while it is there.
+    if let Some(number) = card.strip_prefix("eth").and_then(|number| number.parse::<u32>().ok()) {
+        let metric = ROUTER_METRIC.saturating_add(number).to_string();
+        // A kernel without IPv6, or one before 5.12, has no such thing.
+        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{card}/ra_defrtr_metric"), metric);
+    }
     let mut client = Command::new("/bin/udhcpc");
     // Three tries of a second; then it goes on in the background.
     client.args(["-b", "-t", "3", "-T", "1", "-i", card, "-s", LEASE, "-p", &pid_file(card)]);
@@ -107,6 +116,16 @@ pub(crate) fn lease_anew(card: &str) {
     }
     end_client(card);
     lease_address(card);
+}
+
+/// Nobody asks the name server of a card that has gone.
+fn forget_lease(card: &str) {
+    let mut lease = Command::new(LEASE);
+    lease.arg("gone").env_clear().env("PATH", crate::exec::DEFAULT_PATH).env("interface", card);
+    lease.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    if let Err(error) = children::run(&mut lease) {
+        say(format_args!("name servers of {card} are still asked: {error}"));
+    }
 }
 
 /// The client of a card that has gone would ask for ever.

@@ -127,16 +127,16 @@ fn a_network_card_comes_and_goes() {
         until("an address", LIMIT, || shell(NAME, address).out == "inet 10.0.2.15/24\n");
         until("a page through the published port", LIMIT, || page().is_some());
         let twice = run(&["attach", NAME, "--net", "user"], "");
-        assert!(twice.status == 4 && twice.err.contains("network connect"), "{twice:?}");
-        assert_eq!(inspect(NAME)["machine"]["nic"]["net"], "user,host");
+        assert!(twice.status == 4 && twice.err.contains("viv detach"), "{twice:?}");
+        assert_eq!(inspect(NAME)["machine"]["nics"][0]["net"], "user,host");
         run(&["detach", NAME, "--net", "user,host"], "").ok();
         assert!(shell(NAME, "ip link show eth0").status != 0 && page().is_none());
         until("the end of its DHCP client", LIMIT, || shell(NAME, "pidof udhcpc").status != 0);
-        assert_eq!(inspect(NAME)["machine"]["nic"], Value::Null);
+        assert_eq!(inspect(NAME)["machine"]["nics"], Value::Null);
     }
     assert_eq!(run(&["detach", NAME, "--net", "user"], "").status, 3);
     assert_eq!(run(&["attach", NAME, "--net", "e2e-no-such-network"], "").status, 3);
-    assert_eq!(inspect(NAME)["machine"]["nic"], Value::Null, "nothing is left of it");
+    assert_eq!(inspect(NAME)["machine"]["nics"], Value::Null, "nothing is left of it");
     // One that is attached is there after a reboot too.
     run(&["attach", NAME, "--net", "user"], "").ok();
     shell(NAME, "reboot");

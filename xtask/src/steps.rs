@@ -44,6 +44,8 @@ pub(crate) fn test(quick: bool) -> Result<(), String> {
     install::need("cc", "gcc")?;
     install::need("qemu-img", "qemu-utils")?;
     install::need("e2fsck", "e2fsprogs")?;
+    install::need("ip", "iproute2")?;
+    install::need("nft", "nftables")?;
     floors::check(&root())?;
     tidy::check(&root())?;
     step("format", cargo().args(["fmt", "--all", "--check"]))?;

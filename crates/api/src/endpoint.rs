@@ -263,7 +263,7 @@ pub const TABLE: &[Endpoint] = &[
         Method::Post,
         "/v1/vms/{vm}/nics",
         Answer::Json,
-        "give it a network card, also while it runs (NicAttach -> Vm)",
+        "give it a further network card, also while it runs (NicAttach -> Vm)",
     ),
     line(
         Route::VmNicDetach,
@@ -382,14 +382,14 @@ pub const TABLE: &[Endpoint] = &[
         Method::Post,
         "/v1/networks/{network}/vms",
         Answer::Json,
-        "move a VM's card into it, also while it runs (NetworkConnect -> Vm)",
+        "plug a VM into it, also while it runs: by a card that is plugged into nothing, or by a further one (NetworkConnect -> Vm)",
     ),
     line(
         Route::NetworkDisconnect,
         Method::Delete,
         "/v1/networks/{network}/vms/{vm}",
         Answer::Json,
-        "take a VM's card out of it (Vm)",
+        "take a VM out of it, at once, and its card from it when its guest lets it go (Vm)",
     ),
     line(
         Route::PortList,
@@ -398,7 +398,13 @@ pub const TABLE: &[Endpoint] = &[
         Answer::Json,
         "the ports of all VMs with a network card: addresses, limits, what has passed ([Port])",
     ),
-    line(Route::PortGet, Method::Get, "/v1/vms/{vm}/port", Answer::Json, "a VM's port (Port)"),
+    line(
+        Route::PortGet,
+        Method::Get,
+        "/v1/vms/{vm}/port",
+        Answer::Json,
+        "a VM's first port, or with ?network=NAME that one, as with all that follow (Port)",
+    ),
     line(
         Route::PortLimits,
         Method::Post,

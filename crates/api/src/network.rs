@@ -68,7 +68,7 @@ pub struct NetworkVm {
     pub connected: bool,
 }
 
-/// A network card for a VM that has none.
+/// A further network card for a VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct NicAttach {
@@ -78,4 +78,8 @@ pub struct NicAttach {
     pub ports: Vec<PortSpec>,
     /// How much may pass it.
     pub limits: NicLimits,
+    /// The security groups that it is in beside its VM's.
+    pub groups: Vec<String>,
+    /// Its guest's address, on a tap device or a bridge of the host.
+    pub ip: Option<Ipv4Addr>,
 }

@@ -22,6 +22,9 @@ pub struct Port {
     pub addresses6: Vec<Ipv6Addr>,
     /// How much may pass.
     pub limits: NicLimits,
+    /// The security groups that it is in: its VM's, and its own.
+    #[serde(default)]
+    pub groups: Vec<String>,
     /// Its published ports.
     pub ports: Vec<PortSpec>,
     /// What has passed since it was plugged in; nothing while it is not.

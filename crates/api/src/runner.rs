@@ -1,6 +1,7 @@
 //! How the host service and a VM's process talk.
 //!
-//! The runner of a VM lives in one directory. Behind its standard input is the port of its network card, if it has one.
+//! The runner of a VM lives in one directory. Over its standard input, a socket, come the ports of its network cards that are
+//! plugged into something (SCM_RIGHTS of unix(7)), in order; a VM without any has none there.
 //! It reads [`SPEC`], holds a lock on [`LOCK`] for as long as it
 //! lives, says on its standard output in one line whether the VM has started ([`Started`]), and then
 //! serves the sockets. A connection to [`CONTROL`] carries JSON lines: an [`Ask`], then its [`Reply`], and
@@ -153,12 +154,18 @@ pub enum Ask {
         /// The card.
         nic: NicSpec,
     },
-    /// Ask the guest to let its network card go.
-    DetachCard,
-    /// Plug the network card into the port whose socket comes with the request (SCM_RIGHTS of unix(7)), or, without one,
+    /// Ask the guest to let a network card go.
+    DetachCard {
+        /// Its number ([`NicSpec::id`]).
+        id: u8,
+    },
+    /// Plug a network card into the port whose socket comes with the request (SCM_RIGHTS of unix(7)), or, without one,
     /// pull its plug.
-    Plug,
-    /// Its network card has other addresses: tell the guest's agent, if there is one.
+    Plug {
+        /// Its number ([`NicSpec::id`]).
+        id: u8,
+    },
+    /// A network card has other addresses: tell the guest's agent, if there is one.
     Renew {
         /// The card as it is now.
         nic: NicSpec,

@@ -26,6 +26,8 @@ pub struct RuleAdd {
 pub struct SecGroupJoin {
     /// Its name or id.
     pub vm: String,
+    /// Only its card in this network joins.
+    pub network: Option<String>,
 }
 
 /// A group, with the VMs that are in it.

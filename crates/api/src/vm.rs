@@ -4,8 +4,8 @@ use crate::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use viv_model::{
-    Accel, ConsolePortSpec, DiskSpec, End, ImageDiskSpec, Label, MEMORY_MIB_USUAL, MachineSpec, NetKind,
-    NicLimits, PortSpec, ShareSpec, SoftSpec, State,
+    Accel, ConsolePortSpec, DiskSpec, End, Fault, ImageDiskSpec, Kind, Label, MEMORY_MIB_USUAL, MachineSpec,
+    NetKind, NicCreate, NicLimits, PortSpec, ShareSpec, SoftSpec, State,
 };
 
 /// What happens when the guest asks for a reset.
@@ -79,13 +79,16 @@ pub struct VmCreate {
     /// Directories that the guest may use.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub shares: Vec<ShareSpec>,
-    /// What its network card is plugged into; nothing, unless there are ports.
+    /// What its network card is plugged into, if it has one card; nothing, unless there are ports.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub net: Option<NetKind>,
     /// How much may pass that card.
     #[serde(skip_serializing_if = "NicLimits::is_unlimited")]
     pub nic_limits: NicLimits,
-    /// Ports of the host that lead to it.
+    /// All its network cards, in the guest's order, where `net` says too little.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub nics: Vec<NicCreate>,
+    /// Ports of the host that lead to it: to its first card whose network lets them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<PortSpec>,
     /// Named ports of its console.
@@ -115,6 +118,25 @@ pub struct VmCreate {
 }
 
 impl VmCreate {
+    /// The network cards that are asked for. A VM reaches nothing until its user says so.
+    pub fn cards(&self) -> Result<Vec<NicCreate>, Fault> {
+        if !self.nics.is_empty() {
+            return match self.net.is_none() && self.nic_limits.is_unlimited() {
+                true => Ok(self.nics.clone()),
+                false => Err(Fault::new(
+                    Kind::Usage,
+                    "a VM's network cards are described twice: by nics, and by net and nic_limits",
+                    "leave net and nic_limits out",
+                )),
+            };
+        }
+        let default = if self.ports.is_empty() { NetKind::None } else { NetKind::User { host: false } };
+        Ok(match self.net.clone().unwrap_or(default) {
+            NetKind::None => Vec::new(),
+            net => vec![NicCreate { net, limits: self.nic_limits, ..NicCreate::default() }],
+        })
+    }
+
     /// The machine that is asked for, without what an image and the host bring along.
     pub fn machine(&self) -> MachineSpec {
         MachineSpec {
@@ -128,7 +150,7 @@ impl VmCreate {
             append: String::new(),
             disks: self.disks.clone(),
             shares: self.shares.clone(),
-            nic: None,
+            nics: Vec::new(),
             console_ports: self.console_ports.clone(),
         }
     }

@@ -66,7 +66,7 @@ impl BuilderVm<'_> {
             command: None,
             resume: false,
         };
-        runner.start(&spec, None)?;
+        runner.start(&spec, &[])?;
         let mut socket = socket::connect(&runner.dir().join(CONSOLE)).ok();
         let mut piece = [0; 16 * 1024];
         while let Some(stream) = &mut socket {

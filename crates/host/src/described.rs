@@ -2,7 +2,7 @@
 use crate::store::VmRecord;
 use std::path::{Path, PathBuf};
 use viv_api::vm::VmCreate;
-use viv_model::{DiskSpec, Fault, ImageDiskSpec, Kind, NetKind};
+use viv_model::{DiskSpec, Fault, ImageDiskSpec, Kind, NetKind, NicCreate, NicSpec};
 
 /// What the VM in `dir` is made from. What lies in `dir` came with its image, and comes with it again.
 pub(crate) fn spec_of(record: &VmRecord, dir: &Path) -> VmCreate {
@@ -14,6 +14,23 @@ pub(crate) fn spec_of(record: &VmRecord, dir: &Path) -> VmCreate {
     if image_disks.iter().all(|disk| *disk == ImageDiskSpec::default()) {
         image_disks.clear();
     }
+    let cards = machine.nics.iter().map(|NicSpec { net, limits, groups, address, .. }| NicCreate {
+        net: net.clone(),
+        limits: *limits,
+        groups: groups.clone(),
+        ip: address.filter(|_| net.is_of_kernel()),
+    });
+    let mut nics: Vec<NicCreate> = cards.collect();
+    // One alone has a short form.
+    let short = match nics.as_slice() {
+        [] => Some((NetKind::None, Default::default())),
+        [NicCreate { net, limits, groups, ip: None }] if groups.is_empty() => Some((net.clone(), *limits)),
+        _ => None,
+    };
+    if short.is_some() {
+        nics.clear();
+    }
+    let (net, nic_limits) = short.map_or((None, Default::default()), |(net, limits)| (Some(net), limits));
     VmCreate {
         schema: None,
         name: Some(record.name.clone()),
@@ -32,9 +49,10 @@ pub(crate) fn spec_of(record: &VmRecord, dir: &Path) -> VmCreate {
         image_disks,
         disks: others,
         shares: machine.shares.clone(),
-        net: Some(machine.nic.as_ref().map_or(NetKind::None, |nic| nic.net.clone())),
-        nic_limits: machine.nic.as_ref().map(|nic| nic.limits).unwrap_or_default(),
-        ports: machine.nic.as_ref().map(|nic| nic.ports.clone()).unwrap_or_default(),
+        net,
+        nic_limits,
+        nics,
+        ports: machine.nics.iter().flat_map(|nic| nic.ports.clone()).collect(),
         console_ports: machine.console_ports.clone(),
         groups: record.groups.clone(),
         labels: record.labels.clone(),

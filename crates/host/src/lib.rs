@@ -17,6 +17,7 @@ mod described;
 mod http;
 pub mod images;
 mod info;
+mod kernel;
 mod names;
 mod networks;
 mod pcapng;

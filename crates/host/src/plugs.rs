@@ -1,43 +1,134 @@
 //! Network cards of VMs: plugged in when a VM starts, moved to other networks, and plugged in again when a network's
-//! switch has died.
+//! switch has died. A VM has at most one card in each network, so that a card is known by its network.
+use crate::kernel;
 use crate::networks::Switch;
 use crate::runners::Runner;
 use crate::store::VmRecord;
-use crate::vms::{Vms, card};
+use crate::vms::Vms;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 use viv_api::network::{Network, NetworkCreate, NicAttach};
 use viv_api::runner::Ask as RunnerAsk;
-use viv_api::vm::{Process, Vm};
-use viv_model::{Fault, Kind, NetKind, NicSpec};
+use viv_api::vm::{Process, Vm, VmCreate};
+use viv_model::{Fault, Kind, NetKind, NicCreate, NicSpec};
 
 /// How long a cable is out before it is in another network, so that the guest notices.
 pub(crate) const CABLE_OUT: Duration = Duration::from_secs(1);
 /// A switch that lived shorter than this is started again only after as long.
 const SHORT_LIFE: Duration = Duration::from_secs(2);
 
+/// The address of a VM's network card: an identity, usually the VM's, and which card it is; locally administered
+/// (IEEE 802 §8.4).
+pub(crate) fn card(identity: &str, id: u8) -> [u8; 6] {
+    let number = u64::from_str_radix(identity, 16).unwrap_or_default();
+    let [_, _, _, a, b, c, d, e] = number.to_be_bytes();
+    [0x02 | id << 2, a, b, c, d, e]
+}
+
 impl Vms {
-    /// The port for the process of a VM that starts.
-    pub(crate) fn plug_in(&self, record: &VmRecord) -> Result<Option<OwnedFd>, Fault> {
-        self.networks.plug(record)
+    /// The network cards for what was asked, of the VM that will live in `dir`.
+    pub(crate) fn cards_of(&self, ask: &VmCreate, dir: &Path) -> Result<Vec<NicSpec>, Fault> {
+        let identity = dir.file_name().unwrap_or_default().to_string_lossy();
+        let mut nics: Vec<NicSpec> = Vec::new();
+        for NicCreate { net, limits, groups, ip } in ask.cards()? {
+            let (id, mtu) = (NicSpec::free_id(&nics), kernel::mtu(&net));
+            let mac = card(&identity, id);
+            let nic = NicSpec { id, mac, net, limits, groups, mtu, address: ip, ..NicSpec::default() };
+            kernel::check(&nic)?;
+            nics.push(nic);
+        }
+        if ask.ports.is_empty() {
+            return Ok(nics);
+        }
+        // To the first that can; if none can, its network says why.
+        let can = |nic: &NicSpec| match &nic.net {
+            NetKind::None | NetKind::Tap(_) | NetKind::Bridge(_) => false,
+            NetKind::User { .. } => true,
+            NetKind::Named(name) => self.networks.find(name).is_ok_and(|network| !network.isolated),
+        };
+        let first = nics.iter().position(can);
+        let plugged = nics.iter().position(|nic| nic.net != NetKind::None);
+        match first.or(plugged).and_then(|index| nics.get_mut(index)) {
+            Some(nic) => {
+                nic.ports = ask.ports.clone();
+                kernel::check(nic)?;
+            }
+            None => {
+                return Err(Fault::new(
+                    Kind::Usage,
+                    "a VM without a network cannot publish ports",
+                    "use --net user or --net NETWORK, or leave out -p",
+                ));
+            }
+        }
+        Ok(nics)
     }
 
-    pub(crate) fn switch_of(&self, record: &VmRecord) -> Option<Switch> {
-        let nic = record.machine.nic.as_ref()?;
+    /// Gives each of a new VM's cards an address in its network; while [`Networks::hold`](crate::networks::Networks::hold)
+    /// is held.
+    pub(crate) fn give_places(&self, nics: &mut [NicSpec]) -> Result<(), Fault> {
+        let records = self.records()?;
+        for nic in nics {
+            nic.groups.iter().try_for_each(|group| self.networks.groups.find(group).map(drop))?;
+            self.networks.give_address(nic, &records)?;
+        }
+        Ok(())
+    }
+
+    /// The same for cards that were in networks before: where one is gone, its card is plugged into nothing.
+    pub(crate) fn find_places(&self, nics: &mut [NicSpec]) -> Result<(), Fault> {
+        for nic in nics.iter_mut() {
+            if let NetKind::Named(name) = &nic.net
+                && self.networks.find(name).is_err_and(|fault| fault.kind == Kind::NotFound)
+            {
+                (nic.net, nic.address) = (NetKind::None, None);
+            }
+        }
+        self.give_places(nics)
+    }
+
+    /// The ports for the process of a VM that starts: of those cards that are plugged into something, in order.
+    pub(crate) fn plug_in_all(&self, record: &VmRecord) -> Result<Vec<OwnedFd>, Fault> {
+        let ports = record.machine.nics.iter().map(|nic| self.plug(record, nic));
+        Ok(ports.collect::<Result<Vec<_>, Fault>>()?.into_iter().flatten().collect())
+    }
+
+    /// Plugs a VM's card in: gives what its process gets.
+    pub(crate) fn plug(&self, record: &VmRecord, nic: &NicSpec) -> Result<Option<OwnedFd>, Fault> {
+        self.networks.plug(record, nic, &self.records()?)
+    }
+
+    /// Removes what the host's kernel has of a VM's cards, once the VM has ended.
+    pub(crate) fn clear_kernel(&self, record: &VmRecord) {
+        record.machine.nics.iter().for_each(|nic| kernel::unplug(record, nic));
+    }
+
+    /// The switch that a VM's card is plugged into.
+    pub(crate) fn switch_of(&self, record: &VmRecord, nic: &NicSpec) -> Option<Switch> {
         Some(self.networks.of(&record.id, nic).ok()??.1)
     }
 
-    /// Plugs a VM that lives on into its network again, unless it is plugged in.
+    fn is_at(&self, record: &VmRecord, switch: &Switch) -> bool {
+        record.machine.nics.iter().any(|nic| self.switch_of(record, nic).as_ref() == Some(switch))
+    }
+
+    /// Plugs a VM that lives on into its networks again, where it is not plugged in.
     pub(crate) fn plug_in_again(&self, record: &VmRecord, runner: &Runner) {
-        let Some(switch) = self.switch_of(record) else { return };
-        let is_in = |status: viv_api::switch::Status| status.ports.iter().any(|port| port.vm == record.id);
-        if switch.status().is_some_and(is_in) {
-            return self.networks.adopt(switch);
-        }
-        let plugged = self.plug_in(record).and_then(|port| runner.plug(port));
-        if let Err(fault) = plugged {
-            eprintln!("viv serve: cannot plug {} into its network again: {fault}", record.name);
+        for nic in &record.machine.nics {
+            // A tap device lives as long as the VM's process.
+            let Some(switch) = self.switch_of(record, nic) else { continue };
+            let is_in =
+                |status: viv_api::switch::Status| status.ports.iter().any(|port| port.vm == record.id);
+            if switch.status().is_some_and(is_in) {
+                self.networks.adopt(switch);
+                continue;
+            }
+            let plugged = self.plug(record, nic).and_then(|port| runner.plug(nic.id, port));
+            if let Err(fault) = plugged {
+                eprintln!("viv serve: cannot plug {} into network {} again: {fault}", record.name, nic.net);
+            }
         }
     }
 
@@ -47,12 +138,12 @@ impl Vms {
             thread::sleep(SHORT_LIFE - lived);
         }
         for record in self.records().unwrap_or_default() {
-            if self.switch_of(&record).as_ref() != Some(switch) {
+            if !self.is_at(&record, switch) {
                 continue;
             }
             // In the VM's turn: it may just end, or move.
             let again = self.change(&record.id, |record, runner| {
-                if runner.process().is_some() && self.switch_of(&record).as_ref() == Some(switch) {
+                if runner.process().is_some() && self.is_at(&record, switch) {
                     self.plug_in_again(&record, &runner);
                 }
                 Ok(())
@@ -83,128 +174,160 @@ impl Vms {
         Ok(self.networks.view(spec, &[]))
     }
 
-    /// Moves a VM's card into a network.
+    /// Plugs a VM into a network: a card that is plugged into nothing, or else a further one.
     pub(crate) fn connect(&self, network: &str, vm: &str) -> Result<Vm, Fault> {
         self.change(vm, |record, runner| {
             let net = NetKind::Named(network.to_string());
-            if record.machine.nic.as_ref().is_some_and(|nic| nic.net == net) {
-                return Err(Fault::new(
-                    Kind::Conflict,
-                    format!("VM {:?} is in network {network:?} already", record.name),
-                    format!("see it with: viv network show {network}"),
-                ));
+            match record.machine.nics.iter().position(|nic| nic.net == NetKind::None) {
+                Some(_) if place_of(&record, &net).is_some() => Err(is_in_already(&record, &net)),
+                Some(index) => self.plug_card(record, &runner, index, net),
+                None => self.add_card(record, &runner, NicAttach { net, ..NicAttach::default() }),
             }
-            self.move_card(record, &runner, net)
         })
     }
 
-    /// Takes a VM's card out of a network; it is then plugged into nothing.
+    /// Takes a VM out of a network, at once, and its card from it when its guest lets it go. If the guest does not, that card
+    /// stays, plugged into nothing.
     pub(crate) fn disconnect(&self, network: &str, vm: &str) -> Result<Vm, Fault> {
-        self.change(vm, |record, runner| {
+        self.change(vm, |mut record, runner| {
             let net = NetKind::Named(network.to_string());
-            if record.machine.nic.as_ref().is_none_or(|nic| nic.net != net) {
-                return Err(Fault::new(
+            let missing = || {
+                Fault::new(
                     Kind::Conflict,
                     format!("VM {:?} is not in network {network:?}", record.name),
-                    "see where it is: viv inspect",
-                ));
+                    format!("see where it is: viv port show {}", record.name),
+                )
+            };
+            let index = place_of(&record, &net).ok_or_else(missing)?;
+            let before = record.clone();
+            if let Some(nic) = record.machine.nics.get_mut(index) {
+                (nic.net, nic.address, nic.ports) = (NetKind::None, None, Vec::new());
             }
-            self.move_card(record, &runner, NetKind::None)
+            self.store.update(&record)?;
+            if runner.process().is_some()
+                && let Some(nic) = before.machine.nics.get(index)
+            {
+                runner.plug(nic.id, None)?;
+                self.pull(&before, nic);
+                if let Err(fault) = runner.ask(&RunnerAsk::DetachCard { id: nic.id }) {
+                    eprintln!("viv serve: {} keeps a network card: {fault}", record.name);
+                    return Ok(self.view(record, &runner));
+                }
+            }
+            record.machine.nics.remove(index);
+            self.store.update(&record)?;
+            Ok(self.view(record, &runner))
         })
     }
 
-    /// Gives a VM a network card: at once if it runs, and whenever it starts.
+    /// Gives a VM a further network card: at once if it runs, and whenever it starts.
     pub(crate) fn attach_card(&self, name: &str, ask: NicAttach) -> Result<Vm, Fault> {
         if ask.net == NetKind::None {
             let text = "a network card is attached to a network";
             return Err(Fault::new(Kind::Usage, text, "say which: --net user, or --net NETWORK"));
         }
-        self.change(name, |before, runner| {
-            if let Some(nic) = &before.machine.nic {
-                return Err(Fault::new(
-                    Kind::Conflict,
-                    format!("VM {:?} has a network card already, plugged into: {}", before.name, nic.net),
-                    format!(
-                        "move it: viv network connect NETWORK {0}; or first: viv detach {0} --net {1}",
-                        before.name, nic.net
-                    ),
-                ));
+        self.change(name, |record, runner| self.add_card(record, &runner, ask))
+    }
+
+    fn add_card(&self, before: VmRecord, runner: &Runner, ask: NicAttach) -> Result<Vm, Fault> {
+        if place_of(&before, &ask.net).is_some() {
+            return Err(is_in_already(&before, &ask.net));
+        }
+        let NicAttach { net, ports, limits, groups, ip } = ask;
+        let (id, mtu) = (NicSpec::free_id(&before.machine.nics), kernel::mtu(&net));
+        let mac = card(&before.id, id);
+        let new = NicSpec { id, mac, ports, net, limits, groups, mtu, address: ip, ..NicSpec::default() };
+        kernel::check(&new)?;
+        let mut new = [new];
+        let mut record = before.clone();
+        {
+            let _turn = self.networks.hold();
+            self.give_places(&mut new)?;
+            record.machine.nics.extend(new.iter().cloned());
+            record.machine.check()?;
+            self.store.update(&record)?;
+        }
+        let [nic] = new;
+        if runner.process().is_some() {
+            let attached = self.plug(&record, &nic).and_then(|port| runner.attach_card(&nic, port));
+            if let Err(fault) = attached {
+                self.pull(&record, &nic);
+                self.store.update(&before)?;
+                return Err(fault);
             }
-            ask.limits.check()?;
-            let mac = card(&before.id);
-            let mut nic =
-                NicSpec { mac, ports: ask.ports, net: ask.net, limits: ask.limits, ..NicSpec::default() };
-            let mut record = before.clone();
-            {
-                let _turn = self.networks.hold();
-                self.networks.give_address(&mut nic, &self.records()?)?;
-                record.machine.nic = Some(nic.clone());
-                record.machine.check()?;
-                self.store.update(&record)?;
-            }
-            if runner.process().is_some() {
-                let attached = self.plug_in(&record).and_then(|port| runner.attach_card(&nic, port));
-                if let Err(fault) = attached {
-                    self.pull(&record);
-                    self.store.update(&before)?;
-                    return Err(fault);
-                }
-            }
-            Ok(self.view(record, &runner))
-        })
+        }
+        Ok(self.view(record, runner))
     }
 
     /// Takes a network card, by its number from 0, from a VM; if it runs, when its guest has let it go.
     pub(crate) fn detach_card(&self, name: &str, number: &str) -> Result<Vm, Fault> {
         self.change(name, |mut record, runner| {
-            if record.machine.nic.is_none() || number != "0" {
-                let count = usize::from(record.machine.nic.is_some());
+            let count = record.machine.nics.len();
+            let index = number.parse::<usize>().ok().filter(|index| *index < count).ok_or_else(|| {
                 let text = format!("VM {:?} has no network card {number:?}: it has {count}", record.name);
-                return Err(Fault::new(Kind::NotFound, text, "count from 0; see them with: viv inspect"));
+                Fault::new(Kind::NotFound, text, "count from 0; see them with: viv inspect")
+            })?;
+            if runner.process().is_some()
+                && let Some(nic) = record.machine.nics.get(index)
+            {
+                runner.ask(&RunnerAsk::DetachCard { id: nic.id })?;
+                self.pull(&record, nic);
             }
-            if runner.process().is_some() {
-                runner.ask(&RunnerAsk::DetachCard)?;
-                self.pull(&record);
-            }
-            record.machine.nic = None;
+            record.machine.nics.remove(index);
             self.store.update(&record)?;
             Ok(self.view(record, &runner))
         })
     }
 
     /// Pulls a VM's plug, which nobody needs any more.
-    fn pull(&self, record: &VmRecord) {
-        if let Some(Err(fault)) = self.switch_of(record).map(|switch| switch.unplug(&record.id)) {
+    fn pull(&self, record: &VmRecord, nic: &NicSpec) {
+        kernel::unplug(record, nic);
+        if let Some(Err(fault)) = self.switch_of(record, nic).map(|switch| switch.unplug(&record.id)) {
             eprintln!("viv serve: cannot pull the plug of {}: {fault}", record.name);
         }
     }
 
-    fn move_card(&self, mut record: VmRecord, runner: &Runner, net: NetKind) -> Result<Vm, Fault> {
-        let lives = runner.process().is_some();
-        let mut nic = match record.machine.nic.clone() {
-            Some(nic) => nic,
-            None if lives => {
-                return Err(Fault::new(
-                    Kind::Conflict,
-                    format!("VM {:?} runs without a network card", record.name),
-                    format!("give it one: viv attach {} --net NETWORK", record.name),
-                ));
-            }
-            None => NicSpec { mac: card(&record.id), ..NicSpec::default() },
-        };
-        let before = self.switch_of(&record);
-        (nic.net, nic.address) = (net, None);
-        {
+    /// Plugs a card into a network that is plugged into nothing.
+    fn plug_card(
+        &self,
+        mut record: VmRecord,
+        runner: &Runner,
+        index: usize,
+        net: NetKind,
+    ) -> Result<Vm, Fault> {
+        let Some(nic) = record.machine.nics.get_mut(index) else { return Ok(self.view(record, runner)) };
+        nic.net = net;
+        let nic = {
             let _turn = self.networks.hold();
-            self.networks.give_address(&mut nic, &self.records()?)?;
-            record.machine.nic = Some(nic);
+            self.networks.give_address(nic, &self.records()?)?;
+            let nic = nic.clone();
             self.store.update(&record)?;
-        }
-        if lives {
-            self.plug_anew(&record, runner, before)?;
+            nic
+        };
+        if runner.process().is_some() {
+            let port = self.plug(&record, &nic)?;
+            runner.plug(nic.id, port)?;
         }
         Ok(self.view(record, runner))
     }
+}
+
+/// Which of a VM's cards is plugged in there.
+pub(crate) fn place_of(record: &VmRecord, net: &NetKind) -> Option<usize> {
+    record.machine.nics.iter().position(|nic| nic.net.is_where(net))
+}
+
+fn is_in_already(record: &VmRecord, net: &NetKind) -> Fault {
+    let whose = match net {
+        NetKind::Named(name) => format!("in network {name:?}"),
+        NetKind::Tap(_) | NetKind::Bridge(_) => format!("at {net}"),
+        _ => "in a network of its own (--net user)".to_string(),
+    };
+    Fault::new(
+        Kind::Conflict,
+        format!("VM {:?} has a network card {whose} already", record.name),
+        format!("name another network, or take it out first: viv detach {} --net {net}", record.name),
+    )
 }
 
 /// A switch's process, since when it is watched.

@@ -1,11 +1,12 @@
 //! Ports of VMs: what they are, how much may pass, who they are, what passes.
+use crate::kernel;
 use crate::names;
-use crate::networks::Switch;
+use crate::networks::{Switch, groups_of};
 use crate::pcapng;
-use crate::plugs::CABLE_OUT;
+use crate::plugs::{CABLE_OUT, card, place_of};
 use crate::runners::Runner;
 use crate::store::VmRecord;
-use crate::vms::{Vms, card};
+use crate::vms::Vms;
 use hyper::body::Bytes;
 use rustix::net::sockopt::{
     Timeout, set_socket_recv_buffer_size, set_socket_send_buffer_size, set_socket_timeout,
@@ -20,7 +21,7 @@ use tokio::sync::mpsc;
 use viv_api::port::{Port, PortTraffic};
 use viv_api::runner::Ask as RunnerAsk;
 use viv_api::secgroup::SecGroupInfo;
-use viv_model::{Fault, Kind, NicLimits, NicSpec, PortCounters, SwitchCounters};
+use viv_model::{Fault, Kind, NetKind, NicLimits, NicSpec, PortCounters, SwitchCounters, Traffic};
 use viv_net::capture::{RECORD_MAX, Record};
 
 /// How often a capture looks whether anybody still wants it.
@@ -46,6 +47,40 @@ fn not_plugged_in(record: &VmRecord) -> Fault {
     )
 }
 
+/// Which card is meant: the one in this network, or the first if none is named.
+fn card_at(record: &VmRecord, network: Option<&str>) -> Result<usize, Fault> {
+    let Some(network) = network else {
+        return if record.machine.nics.is_empty() { Err(without_card(record)) } else { Ok(0) };
+    };
+    let net: NetKind = network.parse()?;
+    let found = match net {
+        NetKind::None => record.machine.nics.iter().position(|nic| nic.net == NetKind::None),
+        net => place_of(record, &net),
+    };
+    found.ok_or_else(|| {
+        Fault::new(
+            Kind::Conflict,
+            format!("VM {:?} has no network card in {network:?}", record.name),
+            format!("see where it is: viv port show {}", record.name),
+        )
+    })
+}
+
+fn sum(one: PortTraffic, other: PortTraffic) -> PortTraffic {
+    let both = |one: Traffic, other: Traffic| Traffic {
+        packets: one.packets.saturating_add(other.packets),
+        bytes: one.bytes.saturating_add(other.bytes),
+    };
+    PortTraffic {
+        sent: both(one.sent, other.sent),
+        received: both(one.received, other.received),
+        refused: one.refused.saturating_add(other.refused),
+        denied: one.denied.saturating_add(other.denied),
+        lost: one.lost.saturating_add(other.lost),
+        connections: one.connections.saturating_add(other.connections),
+    }
+}
+
 fn traffic(counters: &PortCounters) -> PortTraffic {
     let PortCounters { sent, received, refused, denied, lost, connections, .. } = *counters;
     PortTraffic { sent, received, refused, denied, lost, connections }
@@ -61,25 +96,30 @@ fn port(record: &VmRecord, nic: &NicSpec, counters: Option<&PortCounters>) -> Po
         address: nic.address,
         addresses6: counters.map(|counters| counters.addresses6.clone()).unwrap_or_default(),
         limits: nic.limits,
+        groups: groups_of(record, nic),
         ports: nic.ports.clone(),
         counters: counters.map(traffic).unwrap_or_default(),
     }
 }
 
 impl Vms {
-    fn counters(&self, record: &VmRecord) -> Option<PortCounters> {
-        let counters = self.switch_of(record)?.counters()?;
+    fn counters(&self, record: &VmRecord, nic: &NicSpec) -> Option<PortCounters> {
+        if nic.net.is_of_kernel() {
+            return kernel::counters(record, nic);
+        }
+        let counters = self.switch_of(record, nic)?.counters()?;
         counters.ports.into_iter().find(|port| port.vm == record.id)
     }
 
-    /// What has passed a VM's port, if it is plugged in.
+    /// What has passed a VM's ports, if it is plugged in anywhere.
     pub(crate) fn traffic(&self, record: &VmRecord) -> Option<PortTraffic> {
-        self.counters(record).as_ref().map(traffic)
+        let counted = record.machine.nics.iter().filter_map(|nic| self.counters(record, nic));
+        counted.map(|counters| traffic(&counters)).reduce(sum)
     }
 
-    fn port_of(&self, record: &VmRecord) -> Result<Port, Fault> {
-        let nic = record.machine.nic.as_ref().ok_or_else(|| without_card(record))?;
-        Ok(port(record, nic, self.counters(record).as_ref()))
+    fn port_of(&self, record: &VmRecord, index: usize) -> Result<Port, Fault> {
+        let nic = record.machine.nics.get(index).ok_or_else(|| without_card(record))?;
+        Ok(port(record, nic, self.counters(record, nic).as_ref()))
     }
 
     /// The ports of all VMs that have a card.
@@ -88,39 +128,51 @@ impl Vms {
         let mut asked: HashMap<Switch, Option<SwitchCounters>> = HashMap::new();
         let mut ports = Vec::new();
         for record in self.records()? {
-            let Some(nic) = &record.machine.nic else { continue };
-            let counters = self.switch_of(&record).and_then(|switch| {
-                let all = asked.entry(switch.clone()).or_insert_with(|| switch.counters()).as_ref()?;
-                all.ports.iter().find(|port| port.vm == record.id)
-            });
-            ports.push(port(&record, nic, counters));
+            for nic in &record.machine.nics {
+                if nic.net.is_of_kernel() {
+                    ports.push(port(&record, nic, kernel::counters(&record, nic).as_ref()));
+                    continue;
+                }
+                let counters = self.switch_of(&record, nic).and_then(|switch| {
+                    let all = asked.entry(switch.clone()).or_insert_with(|| switch.counters()).as_ref()?;
+                    all.ports.iter().find(|port| port.vm == record.id)
+                });
+                ports.push(port(&record, nic, counters));
+            }
         }
         Ok(ports)
     }
 
-    /// A VM's port.
-    pub(crate) fn port(&self, vm: &str) -> Result<Port, Fault> {
-        self.port_of(&self.find(vm)?.0)
+    /// A VM's port in this network, or its first.
+    pub(crate) fn port(&self, vm: &str, network: Option<&str>) -> Result<Port, Fault> {
+        let (record, _) = self.find(vm)?;
+        self.port_of(&record, card_at(&record, network)?)
     }
 
     /// Lets so much pass a VM's card from now on.
-    pub(crate) fn limit_port(&self, vm: &str, limits: NicLimits) -> Result<Port, Fault> {
+    pub(crate) fn limit_port(
+        &self,
+        vm: &str,
+        network: Option<&str>,
+        limits: NicLimits,
+    ) -> Result<Port, Fault> {
         limits.check()?;
         self.change(vm, |mut record, _| {
-            let missing = without_card(&record);
-            let nic = record.machine.nic.as_mut().ok_or(missing)?;
+            let (index, missing) = (card_at(&record, network)?, without_card(&record));
+            let nic = record.machine.nics.get_mut(index).ok_or(missing)?;
             nic.limits = limits;
+            kernel::check(nic)?;
             let nic = nic.clone();
             self.store.update(&record)?;
             self.networks.tell_limits(&record, &nic)?;
-            self.port_of(&record)
+            self.port_of(&record, index)
         })
     }
 
     /// Gives a VM's card another address, and its guest another one: the guest and its neighbours are told.
-    pub(crate) fn rebind(&self, vm: &str) -> Result<Port, Fault> {
+    pub(crate) fn rebind(&self, vm: &str, network: Option<&str>) -> Result<Port, Fault> {
         self.change(vm, |mut record, runner| {
-            let missing = without_card(&record);
+            let (index, missing) = (card_at(&record, network)?, without_card(&record));
             let id = names::identity().map_err(|error| {
                 Fault::new(
                     Kind::Error,
@@ -129,13 +181,12 @@ impl Vms {
                 )
             })?;
             let lives = runner.process().is_some();
-            let before = self.switch_of(&record);
             let nic = {
                 let _turn = self.networks.hold();
                 let others = self.records()?.into_iter().filter(|other| other.id != record.id);
                 let others: Vec<VmRecord> = others.collect();
-                let nic = record.machine.nic.as_mut().ok_or(missing)?;
-                nic.rebind(card(&id));
+                let nic = record.machine.nics.get_mut(index).ok_or(missing)?;
+                nic.rebind(card(&id, nic.id));
                 if !lives {
                     // What starts anew knows nothing from before.
                     nic.aliases.clear();
@@ -146,36 +197,33 @@ impl Vms {
                 nic
             };
             if lives {
-                self.plug_anew(&record, &runner, before)?;
+                self.plug_anew(&record, &runner, &nic)?;
                 runner.ask(&RunnerAsk::Renew { nic })?;
             }
-            self.port_of(&record)
+            self.port_of(&record, index)
         })
     }
 
-    /// Pulls a running VM's plug and puts it into the port of its record.
-    pub(crate) fn plug_anew(
-        &self,
-        record: &VmRecord,
-        runner: &Runner,
-        before: Option<Switch>,
-    ) -> Result<(), Fault> {
-        runner.plug(None)?;
-        before.map_or(Ok(()), |switch| switch.unplug(&record.id))?;
+    /// Pulls a running VM's plug and puts it into the same network as what it is now.
+    fn plug_anew(&self, record: &VmRecord, runner: &Runner, nic: &NicSpec) -> Result<(), Fault> {
+        runner.plug(nic.id, None)?;
+        self.switch_of(record, nic).map_or(Ok(()), |switch| switch.unplug(&record.id))?;
         thread::sleep(CABLE_OUT);
-        match self.plug_in(record)? {
-            Some(port) => runner.plug(Some(port)),
+        match self.plug(record, nic)? {
+            Some(port) => runner.plug(nic.id, Some(port)),
             None => Ok(()),
         }
     }
 
     /// What passes a VM's port from now on, as a file of packets.
-    pub(crate) fn capture(&self, vm: &str) -> Result<mpsc::Receiver<Bytes>, Fault> {
+    pub(crate) fn capture(&self, vm: &str, network: Option<&str>) -> Result<mpsc::Receiver<Bytes>, Fault> {
         let (record, _) = self.find(vm)?;
-        if record.machine.nic.is_none() {
-            return Err(without_card(&record));
+        let nic = record.machine.nics.get(card_at(&record, network)?);
+        if let Some(fault) = nic.and_then(|nic| kernel::watched_by(&record, nic)) {
+            return Err(fault);
         }
-        let switch = self.switch_of(&record).filter(|switch| switch.process().is_some());
+        let switch =
+            nic.and_then(|nic| self.switch_of(&record, nic)).filter(|switch| switch.process().is_some());
         let switch = switch.ok_or_else(|| not_plugged_in(&record))?;
         let broken = |error: io::Error| {
             Fault::new(
@@ -200,8 +248,11 @@ impl Vms {
     pub(crate) fn count_rules(&self, groups: &mut [SecGroupInfo]) -> Result<(), Fault> {
         let mut counted: HashMap<(String, String), u64> = HashMap::new();
         let mut asked = std::collections::HashSet::new();
-        for record in self.records()? {
-            let Some(switch) = self.switch_of(&record) else { continue };
+        let records = self.records()?;
+        let cards =
+            records.iter().flat_map(|record| record.machine.nics.iter().map(move |nic| (record, nic)));
+        for (record, nic) in cards {
+            let Some(switch) = self.switch_of(record, nic) else { continue };
             if !asked.insert(switch.clone()) {
                 continue;
             }

@@ -56,6 +56,7 @@ pub(crate) async fn answer(
     let mut arguments = arguments.into_iter();
     let name = arguments.next().unwrap_or_default();
     let flag = |flag: &str| endpoint::query_value(&query, flag).is_some_and(|value| value != "false");
+    let network = endpoint::query_value(&query, "network");
     let vms = service.vms.clone();
     match endpoint.route {
         Route::Info => blocking(move || info(&service)).await,
@@ -220,14 +221,15 @@ pub(crate) async fn answer(
             blocking(move || vms.disconnect(&name, &vm)).await
         }
         Route::PortList => blocking(move || vms.ports()).await,
-        Route::PortGet => blocking(move || vms.port(&name)).await,
+        Route::PortGet => blocking(move || vms.port(&name, network.as_deref())).await,
         Route::PortLimits => {
             let ask = body(request).await?;
-            blocking(move || vms.limit_port(&name, ask)).await
+            blocking(move || vms.limit_port(&name, network.as_deref(), ask)).await
         }
-        Route::PortRebind => blocking(move || vms.rebind(&name)).await,
+        Route::PortRebind => blocking(move || vms.rebind(&name, network.as_deref())).await,
         Route::PortCapture => {
-            let pieces = tokio::task::spawn_blocking(move || vms.capture(&name)).await;
+            let capture = move || vms.capture(&name, network.as_deref());
+            let pieces = tokio::task::spawn_blocking(capture).await;
             let pieces = pieces.map_err(|error| defect(&error.to_string()))??;
             Ok(http::pieces(pieces, "application/x-pcapng"))
         }
@@ -248,11 +250,11 @@ pub(crate) async fn answer(
         }
         Route::SecGroupJoin => {
             let ask: SecGroupJoin = body(request).await?;
-            blocking(move || vms.join(&name, &ask.vm)).await
+            blocking(move || vms.join(&name, &ask.vm, ask.network.as_deref())).await
         }
         Route::SecGroupLeave => {
             let vm = arguments.next().unwrap_or_default();
-            blocking(move || vms.leave(&name, &vm)).await
+            blocking(move || vms.leave(&name, &vm, network.as_deref())).await
         }
         Route::Explain => {
             let ask = body(request).await?;

@@ -7,6 +7,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, UNIX_EPOCH};
@@ -58,6 +59,17 @@ pub(crate) fn first_word<T: DeserializeOwned>(child: &mut Child, line_max: usize
     })
 }
 
+/// A standard input over which these ports come: once, then its end.
+fn over_input(ports: &[OwnedFd]) -> io::Result<Stdio> {
+    if ports.is_empty() {
+        return Ok(Stdio::null());
+    }
+    let (ours, theirs) = UnixStream::pair()?;
+    let ports: Vec<BorrowedFd<'_>> = ports.iter().map(OwnedFd::as_fd).collect();
+    passed::send(&ours, b"\n", &ports)?;
+    Ok(OwnedFd::from(theirs).into())
+}
+
 /// The runner of one VM, by the VM's directory.
 #[derive(Clone, Debug)]
 pub(crate) struct Runner {
@@ -97,8 +109,8 @@ impl Runner {
         }
     }
 
-    /// Starts the process, with the port of its network card, and waits until the VM runs.
-    pub(crate) fn start(&self, spec: &RunnerSpec, port: Option<OwnedFd>) -> Result<Status, Fault> {
+    /// Starts the process, with the ports of its network cards that are plugged into something, and waits until the VM runs.
+    pub(crate) fn start(&self, spec: &RunnerSpec, ports: &[OwnedFd]) -> Result<Status, Fault> {
         let broken = |what: &'static str| {
             move |error: io::Error| {
                 Fault::new(
@@ -122,7 +134,7 @@ impl Runner {
             .arg("runner")
             .arg(&self.dir)
             .env("RUST_MIN_STACK", THREAD_STACK)
-            .stdin(port.map_or_else(Stdio::null, Stdio::from))
+            .stdin(over_input(ports).map_err(broken("make the network cards"))?)
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()
@@ -217,10 +229,10 @@ impl Runner {
         }
     }
 
-    /// Has its network card plugged into this port, or into none.
-    pub(crate) fn plug(&self, port: Option<OwnedFd>) -> Result<(), Fault> {
+    /// Has the network card with this number plugged into this port, or into none.
+    pub(crate) fn plug(&self, id: u8, port: Option<OwnedFd>) -> Result<(), Fault> {
         let port: Vec<File> = port.into_iter().map(File::from).collect();
-        self.ask_with(&Ask::Plug, &port).map(drop)
+        self.ask_with(&Ask::Plug { id }, &port).map(drop)
     }
 
     /// One request and its answer; files go along (SCM_RIGHTS, unix(7)).

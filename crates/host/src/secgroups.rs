@@ -1,6 +1,7 @@
 //! Security groups: kept in a file each, told to the switches, and explained.
-use crate::networks::attachment;
+use crate::networks::{attachment, groups_of};
 use crate::places::Places;
+use crate::plugs::place_of;
 use crate::runners::Runner;
 use crate::store::{StoreError, VmRecord, write_whole};
 use crate::vms::Vms;
@@ -11,8 +12,8 @@ use std::path::{Path, PathBuf};
 use viv_api::secgroup::{Explain, Explanation, SecGroupCreate, SecGroupInfo};
 use viv_api::vm::Vm;
 use viv_model::{
-    Carrier, Direction, Fault, GROUPS_MAX, Kind, NetKind, NetworkSpec, Peer, Protocol, RULES_MAX, Rule,
-    SecGroup,
+    Carrier, Direction, Fault, GROUPS_MAX, Kind, NetKind, NetworkSpec, NicSpec, Peer, Protocol, RULES_MAX,
+    Rule, SecGroup,
 };
 use viv_net::switch::rules::{Opening, Rules, Verdict};
 
@@ -103,7 +104,10 @@ impl SecGroups {
 }
 
 fn info(group: SecGroup, records: &[VmRecord]) -> SecGroupInfo {
-    let inside = records.iter().filter(|record| record.groups.contains(&group.name));
+    let inside = records.iter().filter(|record| {
+        let of_cards = record.machine.nics.iter().flat_map(|nic| &nic.groups);
+        record.groups.iter().chain(of_cards).any(|name| *name == group.name)
+    });
     let vms = inside.map(|record| record.name.clone()).collect();
     SecGroupInfo { name: group.name, decided: vec![0; group.rules.len()], rules: group.rules, vms }
 }
@@ -222,37 +226,43 @@ impl Vms {
         let groups = &self.networks.groups;
         let mut group = groups.find(name)?;
         change(groups, &mut group)?;
-        groups.write(&group)?;
         let records = self.records()?;
+        let mut all = groups.all()?;
+        all.iter_mut().filter(|other| other.name == group.name).for_each(|other| *other = group.clone());
+        self.networks.try_in_kernel(&all, &records)?;
+        groups.write(&group)?;
         self.networks.spread_groups(&records)?;
         Ok(info(group, &records))
     }
 
-    /// Puts a VM into a group.
-    pub(crate) fn join(&self, group: &str, vm: &str) -> Result<Vm, Fault> {
+    /// Puts a VM, or its card in a network alone, into a group.
+    pub(crate) fn join(&self, group: &str, vm: &str, network: Option<&str>) -> Result<Vm, Fault> {
         self.change_member(vm, |record| {
             self.networks.groups.find(group)?;
-            if record.groups.iter().any(|other| other == group) {
+            let groups = groups_at(record, network)?;
+            if groups.iter().any(|other| other == group) {
                 return Err(Fault::new(
                     Kind::Conflict,
                     format!("VM {:?} is in security group {group:?} already", record.name),
                     format!("see it with: viv secgroup show {group}"),
                 ));
             }
-            record.groups.push(group.to_string());
-            match record.groups.len() {
+            groups.push(group.to_string());
+            let most = record.machine.nics.iter().map(|nic| groups_of(record, nic).len());
+            match most.max().unwrap_or(record.groups.len()) {
                 0..=GROUPS_MAX => Ok(()),
                 count => Err(too_many(count)),
             }
         })
     }
 
-    /// Takes a VM out of a group.
-    pub(crate) fn leave(&self, group: &str, vm: &str) -> Result<Vm, Fault> {
+    /// Takes a VM, or its card in a network alone, out of a group.
+    pub(crate) fn leave(&self, group: &str, vm: &str, network: Option<&str>) -> Result<Vm, Fault> {
         self.change_member(vm, |record| {
-            let before = record.groups.len();
-            record.groups.retain(|other| other != group);
-            if record.groups.len() == before {
+            let groups = groups_at(record, network)?;
+            let before = groups.len();
+            groups.retain(|other| other != group);
+            if groups.len() == before {
                 return Err(Fault::new(
                     Kind::Conflict,
                     format!("VM {:?} is not in security group {group:?}", record.name),
@@ -271,6 +281,16 @@ impl Vms {
         self.change(vm, |mut record, runner: Runner| {
             let _turn = self.networks.hold();
             change(&mut record)?;
+            let mut records = self.records()?;
+            records
+                .iter_mut()
+                .filter(|other| other.id == record.id)
+                .for_each(|other| *other = record.clone());
+            self.networks.try_in_kernel(&self.networks.groups.all()?, &records).inspect_err(|_| {
+                // As they were.
+                let now = self.records().and_then(|now| self.networks.spread_groups(&now));
+                drop(now);
+            })?;
             self.store.update(&record)?;
             self.networks.tell_member(&record)?;
             Ok(self.view(record, &runner))
@@ -291,27 +311,30 @@ impl Vms {
                 ));
             }
             (Side::Vm(vm), Side::Outside(other)) => {
-                self.decide(vm, Direction::Out, opening, &ask.what, *other, &mut because)?
-                    && reaches(vm, &self.network_of(vm)?, *other, &mut because)
+                let (nic, network) = self.way_out(vm, *other)?;
+                self.decide((vm, &nic), Direction::Out, opening, &ask.what, *other, &mut because)?
+                    && reaches(vm, &network, *other, &mut because)
             }
-            (Side::Outside(other), Side::Vm(vm)) => {
-                is_published(vm, opening, &mut because)
-                    && self.decide(vm, Direction::In, opening, &ask.what, *other, &mut because)?
-            }
+            (Side::Outside(other), Side::Vm(vm)) => match led_to(vm, opening, &mut because) {
+                Some(nic) => {
+                    self.decide((vm, nic), Direction::In, opening, &ask.what, *other, &mut because)?
+                }
+                None => false,
+            },
             (Side::Vm(one), Side::Vm(other)) => {
-                match (self.shared_address(one, other)?, self.shared_address(other, one)?) {
-                    (Some(of_one), Some(of_other)) => {
-                        self.decide(one, Direction::Out, opening, &ask.what, of_other.into(), &mut because)?
-                            && self.decide(
-                                other,
-                                Direction::In,
-                                opening,
-                                &ask.what,
-                                of_one.into(),
-                                &mut because,
-                            )?
+                let shared = one.machine.nics.iter().find_map(|nic| {
+                    let place = place_of(other, &nic.net).filter(|_| matches!(nic.net, NetKind::Named(_)))?;
+                    Some((nic, other.machine.nics.get(place)?))
+                });
+                match shared {
+                    Some((of_one, of_other)) => {
+                        let address = |nic: &NicSpec| nic.address.unwrap_or(Ipv4Addr::UNSPECIFIED).into();
+                        let (from, to) = ((&**one, of_one), (&**other, of_other));
+                        let (way_out, way_in) = (Direction::Out, Direction::In);
+                        self.decide(from, way_out, opening, &ask.what, address(of_other), &mut because)?
+                            && self.decide(to, way_in, opening, &ask.what, address(of_one), &mut because)?
                     }
-                    _ => {
+                    None => {
                         because.push(format!(
                             "VM {} and VM {} share no network, and networks never meet",
                             one.name, other.name
@@ -331,30 +354,25 @@ impl Vms {
         }
     }
 
-    /// The network of a VM's card; none if it is plugged into nothing.
-    fn network_of(&self, record: &VmRecord) -> Result<Option<NetworkSpec>, Fault> {
-        match &record.machine.nic {
-            Some(nic) => Ok(self.networks.of(&record.id, nic)?.map(|(spec, _)| spec)),
-            None => Ok(None),
+    /// The card by which a VM reaches an address outside, and its network: that of the address, or the first that leads
+    /// anywhere, or the first.
+    fn way_out(&self, record: &VmRecord, to: IpAddr) -> Result<(NicSpec, Option<NetworkSpec>), Fault> {
+        let mut ways = Vec::new();
+        for nic in &record.machine.nics {
+            ways.push((nic.clone(), self.networks.of(&record.id, nic)?.map(|(spec, _)| spec)));
         }
-    }
-
-    /// A VM's address in a network that the other one is in, too.
-    fn shared_address(&self, one: &VmRecord, other: &VmRecord) -> Result<Option<Ipv4Addr>, Fault> {
-        let name = |record: &VmRecord| match &record.machine.nic {
-            Some(nic) => match &nic.net {
-                NetKind::Named(name) => Some(name.clone()),
-                _ => None,
-            },
-            None => None,
+        let is = |what: &dyn Fn(&NetworkSpec) -> bool| {
+            ways.iter().position(|(_, network)| network.as_ref().is_some_and(what))
         };
-        let shared = name(one).is_some() && name(one) == name(other);
-        Ok(one.machine.nic.as_ref().and_then(|nic| nic.address).filter(|_| shared))
+        let best =
+            is(&|network| network.subnet.holds(to)).or(is(&|network| !network.isolated)).or(is(&|_| true));
+        let by_host = || ways.iter().position(|(nic, _)| nic.net.is_of_kernel());
+        Ok(best.or_else(by_host).map(|index| ways.swap_remove(index)).unwrap_or_default())
     }
 
     fn decide(
         &self,
-        record: &VmRecord,
+        (record, nic): (&VmRecord, &NicSpec),
         direction: Direction,
         opening: Opening,
         what: &str,
@@ -362,9 +380,8 @@ impl Vms {
         because: &mut Vec<String>,
     ) -> Result<bool, Fault> {
         let groups = self.networks.groups.all()?;
-        let nic = record.machine.nic.clone().unwrap_or_default();
-        let own = attachment(record, &nic, nic.address.unwrap_or(Ipv4Addr::UNSPECIFIED));
-        let neighbours = self.networks.neighbours(record, &self.records()?);
+        let own = attachment(record, nic, nic.address.unwrap_or(Ipv4Addr::UNSPECIFIED));
+        let neighbours = self.networks.neighbours(nic, &self.records()?);
         let rules = Rules::compile(&own, &groups, &neighbours.iter().collect::<Vec<_>>());
         let verdict = rules.decide(direction, opening, other);
         let name = &record.name;
@@ -385,7 +402,7 @@ impl Vms {
             }
             Verdict::Nothing => format!(
                 "no rule of VM {name}'s groups ({}) allows {way} {what} {preposition} {other}",
-                record.groups.join(", ")
+                groups_of(record, nic).join(", ")
             ),
         });
         Ok(verdict.allows())
@@ -423,7 +440,9 @@ fn reaches(
         other == subnet.gateway() || other == subnet.gateway6()
     };
     let name = &record.name;
+    let by_host = record.machine.nics.iter().find(|nic| nic.net.is_of_kernel());
     let (reaches, why) = match network {
+        None if by_host.is_some() => (true, format!("VM {name} is on an interface of this host")),
         None => (false, format!("VM {name} has no network")),
         Some(network) if network.isolated => {
             (false, format!("network {} of VM {name} is isolated", network.name))
@@ -440,21 +459,41 @@ fn reaches(
     reaches
 }
 
-/// Whether a published port leads to a VM.
-fn is_published(record: &VmRecord, opening: Opening, because: &mut Vec<String>) -> bool {
-    let ports = record.machine.nic.iter().flat_map(|nic| &nic.ports);
-    let leads = |port: &&viv_model::PortSpec| match (port.protocol, opening) {
+/// The groups of a VM, or of its card in a network.
+fn groups_at<'a>(record: &'a mut VmRecord, network: Option<&str>) -> Result<&'a mut Vec<String>, Fault> {
+    let Some(network) = network else { return Ok(&mut record.groups) };
+    let missing = Fault::new(
+        Kind::Conflict,
+        format!("VM {:?} has no network card in {network:?}", record.name),
+        format!("see where it is: viv port show {}", record.name),
+    );
+    let index = place_of(record, &network.parse()?);
+    let nic = index.and_then(|index| record.machine.nics.get_mut(index)).ok_or(missing)?;
+    Ok(&mut nic.groups)
+}
+
+/// The card to which those outside are led: one on an interface of the host, or one with a published port.
+fn led_to<'a>(record: &'a VmRecord, opening: Opening, because: &mut Vec<String>) -> Option<&'a NicSpec> {
+    match record.machine.nics.iter().find(|nic| nic.net.is_of_kernel()) {
+        Some(nic) => {
+            because.push(format!("this host leads to VM {} by {}", record.name, nic.net));
+            Some(nic)
+        }
+        None => published(record, opening, because),
+    }
+}
+
+/// The card to which a published port leads, if there is one.
+fn published<'a>(record: &'a VmRecord, opening: Opening, because: &mut Vec<String>) -> Option<&'a NicSpec> {
+    let ports = record.machine.nics.iter().flat_map(|nic| nic.ports.iter().map(move |port| (nic, port)));
+    let leads = |(_, port): &(&NicSpec, &viv_model::PortSpec)| match (port.protocol, opening) {
         (Protocol::Tcp, Opening::Tcp(guest)) | (Protocol::Udp, Opening::Udp(guest)) => port.guest == guest,
         _ => false,
     };
-    match ports.into_iter().find(leads) {
-        Some(port) => {
-            because.push(format!("port {port} of this host leads to VM {}", record.name));
-            true
-        }
-        None => {
-            because.push(format!("no published port (-p) leads to that of VM {}", record.name));
-            false
-        }
-    }
+    let found = ports.into_iter().find(leads);
+    because.push(match &found {
+        Some((_, port)) => format!("port {port} of this host leads to VM {}", record.name),
+        None => format!("no published port (-p) leads to that of VM {}", record.name),
+    });
+    found.map(|(nic, _)| nic)
 }

@@ -19,10 +19,7 @@ use viv_api::socket;
 use viv_api::stats::VmStats;
 use viv_api::timestamp::Timestamp;
 use viv_api::vm::{DiskSize, Process, Vm, VmCreate, VmKill, VmMemory, VmStart, VmStop};
-use viv_model::{
-    Accel, Ask, DiskFormat, DiskLimits, DiskSpec, End, Fault, Kind, MachineSpec, NetKind, NicSpec, State,
-    next,
-};
+use viv_model::{Accel, Ask, DiskFormat, DiskLimits, DiskSpec, End, Fault, Kind, MachineSpec, State, next};
 
 /// The kernel's command line for an image.
 const APPEND_IMAGE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=k cryptomgr.notests";
@@ -97,6 +94,7 @@ impl Vms {
         let Ok(records) = self.store.all() else { return };
         let Some(record) = records.into_iter().find(|record| record.id == id) else { return };
         clear_sockets(&record.machine);
+        self.clear_kernel(&record);
         let attended = record.attended_by.is_some_and(|owner| owner.is_alive());
         // A command in the foreground still wants to know how it ended, and removes it then.
         if record.remove && record.started_at.is_some() && !attended {
@@ -281,14 +279,7 @@ impl Vms {
         fits(record.machine.memory_mib)?;
         let _turn = self.networks.hold();
         record.groups.iter().try_for_each(|group| self.networks.groups.find(group).map(drop))?;
-        if let Some(nic) = &mut record.machine.nic {
-            if let NetKind::Named(name) = &nic.net
-                && self.networks.find(name).is_err_and(|fault| fault.kind == Kind::NotFound)
-            {
-                (nic.net, nic.address) = (NetKind::None, None);
-            }
-            self.networks.give_address(nic, &self.store.all()?)?;
-        }
+        self.find_places(&mut record.machine.nics)?;
         Ok(self.store.insert(record)?)
     }
 
@@ -323,9 +314,7 @@ impl Vms {
             };
             let _turn = self.networks.hold();
             record.groups.iter().try_for_each(|group| self.networks.groups.find(group).map(drop))?;
-            if let Some(nic) = &mut record.machine.nic {
-                self.networks.give_address(nic, &self.store.all()?)?;
-            }
+            self.give_places(&mut record.machine.nics)?;
             self.store.insert(&record)?;
             Ok(())
         });
@@ -345,7 +334,7 @@ impl Vms {
     fn machine_of(&self, ask: &VmCreate, dir: &Path) -> Result<(Option<String>, MachineSpec), Fault> {
         let mut machine = ask.machine();
         machine.append = ask.append.clone().unwrap_or_else(|| APPEND_OWN.to_string());
-        machine.nic = nic_of(ask, dir)?;
+        machine.nics = self.cards_of(ask, dir)?;
         machine.check()?;
         machine.disks.clear();
         fits(machine.memory_max_mib.unwrap_or(machine.memory_mib))?;
@@ -393,11 +382,9 @@ impl Vms {
             let _starting = self.starting(&record.id);
             let mut record =
                 VmRecord { started_at: Some(Timestamp::now()), attended_by: ask.attended_by, ..record };
-            if let Some(nic) = &mut record.machine.nic
-                && !runner.dir().join(RESUME).exists()
-            {
+            if !runner.dir().join(RESUME).exists() {
                 // What boots knows nothing from before.
-                nic.aliases.clear();
+                record.machine.nics.iter_mut().for_each(|nic| nic.aliases.clear());
             }
             self.store.update(&record)?;
             self.launch(record, &runner)
@@ -437,13 +424,14 @@ impl Vms {
             command: record.command.clone(),
             resume: runner.dir().join(RESUME).exists(),
         };
-        match self.plug_in(&record).and_then(|port| runner.start(&spec, port)) {
+        match self.plug_in_all(&record).and_then(|ports| runner.start(&spec, &ports)) {
             Ok(status) => {
                 (self.watch)(status.process, record.id.clone());
                 lock(&self.starting).remove(&record.id);
                 Ok(self.view(record, runner))
             }
             Err(fault) => {
+                self.clear_kernel(&record);
                 runner.set_end(&End::Failed { message: fault.message.clone() });
                 Err(fault)
             }
@@ -597,6 +585,7 @@ impl Vms {
             }
             let view = self.view(record.clone(), &runner);
             refuse(view.state, Ask::Remove, &record.name)?;
+            self.clear_kernel(&record);
             self.store.remove(&record.id)?;
             lock(&self.changing).remove(&record.id);
             Ok(view)
@@ -616,33 +605,6 @@ fn refuse(state: State, ask: Ask, name: &str) -> Result<(), Fault> {
         let verb = if ask == Ask::Remove { "remove" } else { ask.verb() };
         Fault::new(Kind::Conflict, format!("cannot {verb} VM {name:?}: it is {state}"), refused.fix(name))
     })
-}
-
-/// The network card for what was asked; its address comes from the VM's identity.
-fn nic_of(ask: &VmCreate, dir: &Path) -> Result<Option<NicSpec>, Fault> {
-    // A VM reaches nothing until its user says so.
-    let default = if ask.ports.is_empty() { NetKind::None } else { NetKind::User { host: false } };
-    match ask.net.clone().unwrap_or(default) {
-        NetKind::None if ask.ports.is_empty() => Ok(None),
-        NetKind::None => Err(Fault::new(
-            Kind::Usage,
-            "a VM without a network cannot publish ports",
-            "use --net user or --net NETWORK, or leave out -p",
-        )),
-        net => {
-            let id = dir.file_name().unwrap_or_default().to_string_lossy();
-            ask.nic_limits.check()?;
-            let (ports, limits) = (ask.ports.clone(), ask.nic_limits);
-            Ok(Some(NicSpec { mac: card(&id), ports, net, limits, ..NicSpec::default() }))
-        }
-    }
-}
-
-/// The address of a VM's network card: the VM's identity, locally administered (IEEE 802 §8.4).
-pub(crate) fn card(id: &str) -> [u8; 6] {
-    let number = u64::from_str_radix(id, 16).unwrap_or_default();
-    let [_, _, _, a, b, c, d, e] = number.to_be_bytes();
-    [0x02, a, b, c, d, e]
 }
 
 /// Removes the sockets of console ports outside the VM's directory, which its process itself may not remove.

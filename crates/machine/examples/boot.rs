@@ -22,7 +22,7 @@ fn main() -> ExitCode {
         append: "console=ttyS0 panic=-1 reboot=k".to_string(),
         disks: Vec::new(),
         shares: Vec::new(),
-        nic: None,
+        nics: Vec::new(),
         console_ports: Vec::new(),
     };
     let mut vsock = None;
@@ -54,7 +54,7 @@ fn main() -> ExitCode {
     });
     let machine = match Machine::build(
         &spec,
-        MachineIo { console, port: None, vsock, shares: Vec::new(), console_ports: Vec::new() },
+        MachineIo { console, ports: Vec::new(), vsock, shares: Vec::new(), console_ports: Vec::new() },
     ) {
         Ok(machine) => Arc::new(machine),
         Err(fault) => {

@@ -152,7 +152,9 @@ pub(crate) type NamedWork = (&'static str, Work);
 /// A network card, and what it is plugged into.
 #[derive(Clone)]
 pub(crate) struct Nic {
+    pub(crate) id: u8,
     pub(crate) mac: [u8; 6],
+    pub(crate) mtu: Option<u16>,
     pub(crate) port: Arc<dyn NetPort>,
 }
 
@@ -170,7 +172,7 @@ pub(crate) struct Plan {
     pub(crate) disks: Vec<(Arc<dyn Disk>, String)>,
     /// The tags of shared directories, and the sockets of their servers.
     pub(crate) shares: Vec<(String, UnixStream)>,
-    pub(crate) nic: Option<Nic>,
+    pub(crate) nics: Vec<Nic>,
     pub(crate) vsock: Option<Waker>,
     pub(crate) sink: Arc<ConsoleSink>,
     /// The console's named ports, and the sockets for their clients.
@@ -324,11 +326,11 @@ impl Plan {
                     places.insert(Place::Share(tag), slot);
                 }
                 Virtio::Net(nic) => {
-                    let slot = attach.next_slot;
+                    let (slot, id) = (attach.next_slot, nic.id);
                     let (card, host, parts) = attach.hot_plug.card(nic)?;
                     let device = attach.add(card, host, transport)?;
                     work.extend(attach.hot_plug.card_work(parts, &device));
-                    places.insert(Place::Card, slot);
+                    places.insert(Place::Card(id), slot);
                 }
             }
         }
@@ -390,7 +392,7 @@ impl Plan {
         devices.extend(self.hot_memory.map(|region| (Virtio::Mem(region), Transport::Pci)));
         let shares = self.shares.drain(..);
         devices.extend(shares.map(|(tag, server)| (Virtio::Share(tag, server), Transport::Pci)));
-        devices.extend(self.nic.clone().map(|nic| (Virtio::Net(nic), Transport::Pci)));
+        devices.extend(self.nics.drain(..).map(|nic| (Virtio::Net(nic), Transport::Pci)));
         devices
     }
 

@@ -30,8 +30,8 @@ const DISK_BLOCK_SIZE: u32 = 512;
 pub(crate) enum Place {
     /// A shared directory, by its tag.
     Share(String),
-    /// The network card.
-    Card,
+    /// A network card, by its number.
+    Card(u8),
 }
 
 /// What a network card's thread holds: the port, and what wakes it.
@@ -78,7 +78,7 @@ impl HotPlug {
 
     pub(crate) fn card(&self, nic: Nic) -> io::Result<(Net, CardHost, CardThreads)> {
         let pairs = self.cpus.clamp(1, CARD_PAIRS_MAX) as u16;
-        let card = Net::new(NetSettings { mac: nic.mac, mtu: MTU, pairs });
+        let card = Net::new(NetSettings { mac: nic.mac, mtu: nic.mtu.unwrap_or(MTU), pairs });
         let waker = Waker::new()?;
         Ok((card, CardHost(waker.clone()), (nic.port, waker)))
     }
@@ -161,9 +161,10 @@ impl Board {
 
     /// A network card comes.
     pub(crate) fn plug_card(&self, nic: Nic) -> io::Result<(u8, Vec<NamedWork>)> {
+        let id = nic.id;
         let make = |hot_plug: &HotPlug| hot_plug.card(nic);
         let Plugged { slot, work, .. } = self.plug(make, HotPlug::card_work)?;
-        lock(&self.places).insert(Place::Card, slot);
+        lock(&self.places).insert(Place::Card(id), slot);
         Ok((slot, work))
     }
 

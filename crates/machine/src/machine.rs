@@ -25,7 +25,9 @@ use viv_cpu::kvm::{CpuLevel, KvmPlaces, KvmVm, KvmWorth, probe_kvm};
 use viv_cpu::soft::{self, PerfMap, ShownStats, SoftCpu, SoftStats};
 use viv_devices::virtio::GuestMemoryStats;
 use viv_mem::{Gpa, GuestMemory, MemError, SavedMemory};
-use viv_model::{Accel, DiskLimits, DiskSpec, End, Fault, Kind, MEMORY_MIB_MIN, MachineSpec, SoftSpec};
+use viv_model::{
+    Accel, DiskLimits, DiskSpec, End, Fault, Kind, MEMORY_MIB_MIN, MachineSpec, NicSpec, SoftSpec,
+};
 use viv_net::port::NetPort;
 use viv_net::vsock::{VsockGuest, VsockMuxer, Waker};
 
@@ -40,8 +42,8 @@ pub struct MachineIo {
     /// Takes what the guest writes to its console. Called from one thread of the machine; while it blocks, the
     /// guest is slowed down.
     pub console: ConsoleWriter,
-    /// What the network card is plugged into, if there is one.
-    pub port: Option<Arc<dyn NetPort>>,
+    /// What the network cards are plugged into, in the guest's order.
+    pub ports: Vec<Arc<dyn NetPort>>,
     /// The Unix socket to serve the guest's vsock on.
     pub vsock: Option<PathBuf>,
     /// The sockets of the servers of shared directories ([`viv_share::link`]), in the guest's order.
@@ -218,7 +220,9 @@ impl Machine {
             hot_memory: memory.regions().last().filter(|_| spec.memory_max_mib.is_some()).copied(),
             disks: drives.with_serials(),
             shares: tags.zip(io.shares).collect(),
-            nic: spec.nic.as_ref().zip(io.port).map(|(nic, port)| Nic { mac: nic.mac, port }),
+            nics: (spec.nics.iter().zip(io.ports))
+                .map(|(nic, port)| Nic { id: nic.id, mac: nic.mac, mtu: nic.mtu, port })
+                .collect(),
             vsock: waker.clone(),
             sink: sink.clone(),
             console_ports: io.console_ports,
@@ -399,8 +403,9 @@ impl Machine {
     }
 
     /// Puts a network card into the running machine, plugged into `port`.
-    pub fn attach_card(&self, mac: [u8; 6], port: Arc<dyn NetPort>) -> Result<(), Fault> {
-        self.served("network card", self.board.plug_card(Nic { mac, port })).map(drop)
+    pub fn attach_card(&self, nic: &NicSpec, port: Arc<dyn NetPort>) -> Result<(), Fault> {
+        let nic = Nic { id: nic.id, mac: nic.mac, mtu: nic.mtu, port };
+        self.served("network card", self.board.plug_card(nic)).map(drop)
     }
 
     /// Lets the threads of a device that has come work. Gives its slot.
@@ -433,9 +438,9 @@ impl Machine {
         self.detach(&Place::Share(tag.to_string()), "directory", patience)
     }
 
-    /// Asks the guest to let its network card go, and waits until it has.
-    pub fn detach_card(&self, patience: Duration) -> Result<(), Fault> {
-        self.detach(&Place::Card, "network card", patience)
+    /// Asks the guest to let the network card with this number go, and waits until it has.
+    pub fn detach_card(&self, id: u8, patience: Duration) -> Result<(), Fault> {
+        self.detach(&Place::Card(id), "network card", patience)
     }
 
     fn detach(&self, place: &Place, what: &str, patience: Duration) -> Result<(), Fault> {

@@ -22,7 +22,7 @@ pub use end::End;
 pub use fault::{Fault, Kind};
 pub use lifecycle::{Ask, Refused, State, next};
 pub use network::{Attachment, NetworkSpec, PortCounters, RuleCounter, Subnet, SwitchCounters, Traffic};
-pub use nic::{NetKind, NicLimits, NicSpec, PORTS_MAX, PortSpec, Protocol};
+pub use nic::{CARDS_MAX, NetKind, NicCreate, NicLimits, NicSpec, PORTS_MAX, PortSpec, Protocol};
 pub use prefix6::Prefix6;
 pub use room::Room;
 pub use secgroup::{Carrier, Direction, GROUPS_MAX, Label, Peer, RULES_MAX, Rule, SecGroup};

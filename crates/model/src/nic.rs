@@ -1,14 +1,22 @@
 //! Network cards of a machine, and the ports that are published into it.
 use crate::{Fault, Kind, NetworkSpec};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
+/// What the names of tap devices and bridges begin with.
+const TAP: &str = "tap:";
+const BRIDGE: &str = "bridge:";
+/// Most bytes of an interface's name (`IFNAMSIZ` of Linux, without its zero).
+const INTERFACE_MAX: usize = 15;
+/// Most network cards of one VM.
+pub const CARDS_MAX: usize = 8;
 /// Most published ports of one VM.
 pub const PORTS_MAX: usize = 64;
 
-/// What a network card is plugged into: `user`, `user,host`, `none` or a network's name, also in JSON.
+/// What a network card is plugged into: `user`, `user,host`, `none`, `tap:NAME`, `bridge:NAME` or a network's name, also in
+/// JSON.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(with = "String"))]
 #[serde(try_from = "String", into = "String")]
@@ -20,9 +28,44 @@ pub enum NetKind {
     },
     /// A network that VMs share, by its name.
     Named(String),
+    /// A tap device of the host's, by its name: the host routes what passes there.
+    Tap(String),
+    /// A bridge of the host's, by its name.
+    Bridge(String),
     /// Nothing.
     #[default]
     None,
+}
+
+impl NetKind {
+    /// Whether the host's kernel carries its packets, and not a switch of ours.
+    pub fn is_of_kernel(&self) -> bool {
+        matches!(self, NetKind::Tap(_) | NetKind::Bridge(_))
+    }
+
+    /// A name that an interface of the host can have (`dev_valid_name` of Linux, and without what confuses others).
+    fn interface(name: &str) -> Result<String, Fault> {
+        let fits = (1..=INTERFACE_MAX).contains(&name.len())
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+            && !name.starts_with(['.', '-']);
+        match fits {
+            true => Ok(name.to_string()),
+            false => Err(Fault::new(
+                Kind::Usage,
+                format!("no interface of this host can be called {name:?}"),
+                format!("use 1 to {INTERFACE_MAX} letters, digits, '.', '_' and '-', as in --net tap:tap0"),
+            )),
+        }
+    }
+
+    /// Whether something that is plugged into the one is plugged into the other: into nothing, nobody is.
+    pub fn is_where(&self, other: &NetKind) -> bool {
+        match (self, other) {
+            (NetKind::User { .. }, NetKind::User { .. }) => true,
+            (NetKind::None, _) => false,
+            (one, other) => one == other,
+        }
+    }
 }
 
 impl FromStr for NetKind {
@@ -32,6 +75,12 @@ impl FromStr for NetKind {
             "user" => Ok(NetKind::User { host: false }),
             "user,host" => Ok(NetKind::User { host: true }),
             "none" => Ok(NetKind::None),
+            name if name.starts_with(TAP) => {
+                Ok(NetKind::Tap(NetKind::interface(name.trim_start_matches(TAP))?))
+            }
+            name if name.starts_with(BRIDGE) => {
+                Ok(NetKind::Bridge(NetKind::interface(name.trim_start_matches(BRIDGE))?))
+            }
             name => {
                 NetworkSpec::check_name(name)?;
                 Ok(NetKind::Named(name.to_string()))
@@ -59,6 +108,8 @@ impl fmt::Display for NetKind {
             NetKind::User { host: false } => "user",
             NetKind::User { host: true } => "user,host",
             NetKind::Named(name) => name,
+            NetKind::Tap(name) => return write!(f, "{TAP}{name}"),
+            NetKind::Bridge(name) => return write!(f, "{BRIDGE}{name}"),
             NetKind::None => "none",
         })
     }
@@ -81,7 +132,7 @@ pub enum Protocol {
 #[cfg_attr(feature = "schema", schemars(with = "String"))]
 #[serde(try_from = "String", into = "String")]
 pub struct PortSpec {
-    /// The host's address; unspecified: all of its addresses.
+    /// The host's address; unspecified: all of its addresses, and that of IPv6: of both versions.
     pub ip: IpAddr,
     /// The host's port.
     pub host: u16,
@@ -117,7 +168,7 @@ impl FromStr for PortSpec {
             _ => Err(wrong(&format!("{digits:?} is no port, which is 1 to 65535"))),
         };
         let ip = match ip {
-            None => Ipv4Addr::UNSPECIFIED.into(),
+            None => Ipv6Addr::UNSPECIFIED.into(),
             Some(ip) => ip.parse().map_err(|_| wrong(&format!("{ip:?} is no IP address")))?,
         };
         Ok(PortSpec { ip, host: port(host)?, guest: port(guest)?, protocol })
@@ -185,10 +236,31 @@ impl NicLimits {
     }
 }
 
+/// A network card to have.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct NicCreate {
+    /// What it is plugged into.
+    pub net: NetKind,
+    /// How much may pass it.
+    #[serde(skip_serializing_if = "NicLimits::is_unlimited")]
+    pub limits: NicLimits,
+    /// The security groups that it is in beside its VM's.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
+    /// Its guest's address, on a tap device or a bridge: no packet with another one leaves the card.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ip: Option<Ipv4Addr>,
+}
+
 /// A network card.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NicSpec {
+    /// Which of the VM's cards it is, for as long as it is there.
+    #[serde(default)]
+    pub id: u8,
     /// Its address.
     pub mac: [u8; 6],
     /// Ports of the host that lead to the guest.
@@ -197,7 +269,7 @@ pub struct NicSpec {
     /// What it is plugged into; where it is not said, as before there was a choice.
     #[serde(default = "before_there_was_a_choice")]
     pub net: NetKind,
-    /// Its guest's address in a network that VMs share.
+    /// Its guest's address in a network that VMs share, or, if it was said, on a tap device or a bridge.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<Ipv4Addr>,
     /// How much may pass it.
@@ -206,9 +278,60 @@ pub struct NicSpec {
     /// Addresses that it had before, while its guest ran: the guest may still use one of them, and nobody sees it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub aliases: Vec<[u8; 6]>,
+    /// The largest packet that its network carries, bytes, where that is not the usual of our networks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
+    /// The security groups that it is in beside its VM's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
 }
 
 impl NicSpec {
+    /// Refuses cards that cannot be of one VM.
+    pub fn check_all(nics: &[NicSpec]) -> Result<(), Fault> {
+        let wrong = |kind, message: String, fix: &str| Err(Fault::new(kind, message, fix));
+        if nics.len() > CARDS_MAX {
+            let fix = format!("use --net up to {CARDS_MAX} times");
+            return wrong(Kind::Usage, format!("a VM cannot have {} network cards", nics.len()), &fix);
+        }
+        let ports: usize = nics.iter().map(|nic| nic.ports.len()).sum();
+        if ports > PORTS_MAX {
+            let fix = format!("use -p up to {PORTS_MAX} times");
+            return wrong(Kind::Usage, format!("a VM cannot publish {ports} ports"), &fix);
+        }
+        for (index, nic) in nics.iter().enumerate() {
+            nic.limits.check()?;
+            if nics.iter().take(index).any(|other| other.net.is_where(&nic.net)) {
+                let text = format!(
+                    "two network cards of a VM cannot both be plugged into {:?}",
+                    nic.net.to_string()
+                );
+                return wrong(Kind::Conflict, text, "name another network for one of them: viv network ls");
+            }
+        }
+        Ok(())
+    }
+
+    /// The lowest number that none of these cards has.
+    pub fn free_id(nics: &[NicSpec]) -> u8 {
+        (0..=u8::MAX).find(|id| nics.iter().all(|nic| nic.id != *id)).unwrap_or(u8::MAX)
+    }
+
+    /// Cards, or one card, as it was written when there was one alone.
+    pub(crate) fn one_or_several<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<NicSpec>, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Several(Vec<NicSpec>),
+            One(Box<NicSpec>),
+        }
+        Ok(match Option::<Written>::deserialize(from)? {
+            None => Vec::new(),
+            Some(Written::One(nic)) => vec![*nic],
+            Some(Written::Several(nics)) => nics,
+        })
+    }
+
     /// Most addresses from before that are kept in mind.
     const ALIASES_MAX: usize = 8;
 
@@ -241,20 +364,58 @@ mod tests {
 
     #[test]
     fn a_network_reads_as_it_is_written() {
-        for text in ["user", "user,host", "none", "web"] {
+        for text in ["user", "user,host", "none", "web", "tap:tap0", "bridge:br-lan.5"] {
             assert_eq!(text.parse::<NetKind>().unwrap().to_string(), text);
         }
-        for text in ["", "host", "user,", "User", "a b", "web,host"] {
+        for text in [
+            "",
+            "host",
+            "user,",
+            "User",
+            "a b",
+            "web,host",
+            "tap:",
+            "bridge:a/b",
+            "tap:0123456789abcdef",
+            "tap:-x",
+        ] {
             assert_eq!(text.parse::<NetKind>().unwrap_err().kind, Kind::Usage, "{text}");
         }
     }
 
     #[test]
+    fn one_card_is_read_as_several_and_what_one_vm_cannot_have_is_refused() {
+        #[derive(Deserialize)]
+        struct Machine {
+            #[serde(default, alias = "nic", deserialize_with = "NicSpec::one_or_several")]
+            nics: Vec<NicSpec>,
+        }
+        let read = |text: &str| serde_json::from_str::<Machine>(text).map(|machine| machine.nics);
+        let one = read(r#"{"nic":{"mac":[2,0,0,0,0,1],"net":"web"}}"#).unwrap();
+        assert_eq!((one.len(), one[0].id, one[0].net.to_string().as_str()), (1, 0, "web"));
+        assert!(read("{}").unwrap().is_empty() && read(r#"{"nic":null}"#).unwrap().is_empty());
+        let nic = |id, net: &str| NicSpec { id, net: net.parse().unwrap(), ..NicSpec::default() };
+        let two = vec![nic(0, "web"), nic(2, "user")];
+        let text = format!(r#"{{"nics":{}}}"#, serde_json::to_string(&two).unwrap());
+        assert_eq!(read(&text).unwrap(), two);
+        NicSpec::check_all(&two).unwrap();
+        assert_eq!((NicSpec::free_id(&two), NicSpec::free_id(&[])), (1, 0));
+        NicSpec::check_all(&[nic(0, "none"), nic(1, "none")]).unwrap();
+        for pair in [["web", "web"], ["user", "user,host"]] {
+            let fault = NicSpec::check_all(&pair.map(|net| nic(0, net))).unwrap_err();
+            assert!(fault.kind == Kind::Conflict && fault.message.contains(pair[1]), "{fault}");
+        }
+        let many = vec![nic(0, "none"); CARDS_MAX + 1];
+        assert_eq!(NicSpec::check_all(&many).unwrap_err().kind, Kind::Usage);
+    }
+
+    #[test]
     fn a_published_port_reads_as_it_is_written() {
         for (text, shown) in [
-            ("8080:80", "0.0.0.0:8080:80"),
+            ("8080:80", "[::]:8080:80"),
             ("127.0.0.1:2222:22/tcp", "127.0.0.1:2222:22"),
-            ("53:53/udp", "0.0.0.0:53:53/udp"),
+            ("53:53/udp", "[::]:53:53/udp"),
+            ("0.0.0.0:8080:80", "0.0.0.0:8080:80"),
             ("[::1]:8080:80", "[::1]:8080:80"),
         ] {
             let port: PortSpec = text.parse().unwrap();

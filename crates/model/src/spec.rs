@@ -1,5 +1,5 @@
 //! What a machine is asked to be.
-use crate::{ConsolePortSpec, Fault, Kind, NicSpec, PORTS_MAX, ShareSpec};
+use crate::{ConsolePortSpec, Fault, Kind, NicSpec, ShareSpec};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
@@ -355,9 +355,10 @@ pub struct MachineSpec {
     /// The directories that the guest may use.
     #[serde(default)]
     pub shares: Vec<ShareSpec>,
-    /// Its network card.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub nic: Option<NicSpec>,
+    /// The network cards, in the order in which the guest finds them. One alone is what it was before there were several.
+    #[serde(default, alias = "nic", deserialize_with = "NicSpec::one_or_several")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub nics: Vec<NicSpec>,
     /// Named ports of its console.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub console_ports: Vec<ConsolePortSpec>,
@@ -378,15 +379,6 @@ impl MachineSpec {
                 Kind::Usage,
                 format!("{} MiB of memory is too little for a machine", self.memory_mib),
                 format!("use --memory with at least {MEMORY_MIB_MIN}M; 512M is a good start"),
-            ));
-        }
-        if let Some(nic) = &self.nic
-            && nic.ports.len() > PORTS_MAX
-        {
-            return Err(Fault::new(
-                Kind::Usage,
-                format!("a VM cannot publish {} ports", nic.ports.len()),
-                format!("use -p up to {PORTS_MAX} times"),
             ));
         }
         let steps = |mib: u64| mib.is_multiple_of(MEMORY_STEP_MIB);
@@ -421,6 +413,7 @@ impl MachineSpec {
                 "leave one of them out",
             ));
         }
+        NicSpec::check_all(&self.nics)?;
         ConsolePortSpec::check_all(&self.console_ports)?;
         ShareSpec::check_all(&self.shares)
     }

@@ -6,10 +6,11 @@
 //! ```
 //! This crate knows no device: what it needs of a guest is a trait that the machine implements.
 //! Start reading at [`vsock`], or at [`switch`].
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod capture;
 pub mod offload;
 pub mod port;
 pub mod switch;
+pub mod tap;
 pub mod vsock;

@@ -5,8 +5,9 @@
 //! A *message* is what a socket carries at once: packets, each behind its length, four bytes little-endian. Small packets
 //! cost next to nothing that way, and a large one has a message of its own.
 
+use crate::tap::TapPort;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
-use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size};
+use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size, socket_type};
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, SocketFlags, SocketType, recv, sendmsg,
     socketpair,
@@ -19,9 +20,9 @@ use viv_arch::virtio::net::HEADER_LEN;
 /// Most bytes of a packet: its header, and a frame of 64 KiB with a VLAN tag.
 pub const PACKET_MAX: usize = HEADER_LEN + 65535 + 18;
 /// Bytes of a packet's length.
-const LENGTH: usize = 4;
+pub(crate) const LENGTH: usize = 4;
 /// Most bytes of a message.
-const MESSAGE_MAX: usize = LENGTH + PACKET_MAX;
+pub(crate) const MESSAGE_MAX: usize = LENGTH + PACKET_MAX;
 /// Most packets that are put into one message: each is two of the 1024 parts that a message may have (UIO_MAXIOV).
 const TOGETHER_MAX: usize = 256;
 /// What we ask the host for, bytes in flight each way; it may give less.
@@ -36,6 +37,13 @@ pub struct Message {
 }
 
 impl Message {
+    /// Room for `len` bytes in place of an earlier message, and how many of them are one by now.
+    pub(crate) fn to_fill(&mut self, len: usize) -> (&mut [u8], &mut usize) {
+        self.bytes.resize(len, 0);
+        (self.at, self.end) = (0, 0);
+        (&mut self.bytes, &mut self.end)
+    }
+
     /// The next packet; none if that was the last, or if what follows is none.
     pub fn front(&self) -> Option<&[u8]> {
         let rest = self.bytes.get(self.at..self.end)?;
@@ -173,6 +181,54 @@ fn wait(also: &[BorrowedFd<'_>], socket: BorrowedFd<'_>, readable: bool, writabl
     let _ = poll(&mut fds, None);
 }
 
+/// What a plug is in: a socket, or a tap device.
+#[derive(Debug)]
+pub enum Outlet {
+    /// To a network's switch.
+    Socket(SocketPort),
+    /// To the host's kernel.
+    Tap(TapPort),
+}
+
+impl From<SocketPort> for Outlet {
+    fn from(socket: SocketPort) -> Outlet {
+        Outlet::Socket(socket)
+    }
+}
+
+impl From<OwnedFd> for Outlet {
+    /// Whichever a descriptor is that another process has opened.
+    fn from(descriptor: OwnedFd) -> Outlet {
+        match socket_type(&descriptor) {
+            Ok(_) => Outlet::Socket(descriptor.into()),
+            Err(_) => Outlet::Tap(descriptor.into()),
+        }
+    }
+}
+
+impl Outlet {
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        match self {
+            Outlet::Socket(socket) => socket.descriptor(),
+            Outlet::Tap(tap) => tap.descriptor(),
+        }
+    }
+
+    fn send(&self, packets: &mut dyn Iterator<Item = &[u8]>) -> io::Result<usize> {
+        match self {
+            Outlet::Socket(socket) => socket.send(packets),
+            Outlet::Tap(tap) => tap.send(packets),
+        }
+    }
+
+    fn receive(&self, message: &mut Message) -> io::Result<bool> {
+        match self {
+            Outlet::Socket(socket) => socket.receive(message),
+            Outlet::Tap(tap) => tap.receive(message),
+        }
+    }
+}
+
 /// A port whose network may go and another one come, as a plug is pulled and put into another socket. A network that has
 /// gone by itself takes what is sent to it, and it is lost: the guest sees that its cable is still plugged in.
 #[derive(Debug)]
@@ -183,15 +239,16 @@ pub struct Plug {
 
 #[derive(Debug, Default)]
 struct State {
-    socket: Option<Arc<SocketPort>>,
+    outlet: Option<Arc<Outlet>>,
     up: bool,
 }
 
 impl Plug {
     /// A plug, in this port if there is one.
-    pub fn new(socket: Option<SocketPort>) -> io::Result<Plug> {
+    pub fn new(outlet: Option<impl Into<Outlet>>) -> io::Result<Plug> {
         let changed = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let state = State { up: socket.is_some(), socket: socket.map(Arc::new) };
+        let outlet = outlet.map(|outlet| Arc::new(outlet.into()));
+        let state = State { up: outlet.is_some(), outlet };
         Ok(Plug { state: Mutex::new(state), changed })
     }
 
@@ -200,19 +257,20 @@ impl Plug {
     }
 
     /// Puts it into a port, or into none.
-    pub fn set(&self, socket: Option<SocketPort>) {
-        *self.state() = State { up: socket.is_some(), socket: socket.map(Arc::new) };
+    pub fn set(&self, outlet: Option<impl Into<Outlet>>) {
+        let outlet = outlet.map(|outlet| Arc::new(outlet.into()));
+        *self.state() = State { up: outlet.is_some(), outlet };
         // A counter that is full wakes as well.
         let _ = rustix::io::write(&self.changed, &1u64.to_ne_bytes());
     }
 
     /// Does something with the port; `gone` if there is none, or if it turns out to lead nowhere.
-    fn with<T>(&self, gone: T, act: impl FnOnce(&SocketPort) -> io::Result<T>) -> T {
-        let Some(socket) = self.state().socket.clone() else { return gone };
-        act(&socket).unwrap_or_else(|_| {
+    fn with<T>(&self, gone: T, act: impl FnOnce(&Outlet) -> io::Result<T>) -> T {
+        let Some(outlet) = self.state().outlet.clone() else { return gone };
+        act(&outlet).unwrap_or_else(|_| {
             let mut state = self.state();
-            if state.socket.as_ref().is_some_and(|now| Arc::ptr_eq(now, &socket)) {
-                state.socket = None;
+            if state.outlet.as_ref().is_some_and(|now| Arc::ptr_eq(now, &outlet)) {
+                state.outlet = None;
             }
             gone
         })
@@ -221,18 +279,18 @@ impl Plug {
 
 impl NetPort for Plug {
     fn send(&self, packets: &mut dyn Iterator<Item = &[u8]>) -> io::Result<usize> {
-        Ok(self.with(usize::MAX, |socket| socket.send(packets)))
+        Ok(self.with(usize::MAX, |outlet| outlet.send(packets)))
     }
 
     fn receive(&self, message: &mut Message) -> io::Result<bool> {
-        Ok(self.with(false, |socket| socket.receive(message)))
+        Ok(self.with(false, |outlet| outlet.receive(message)))
     }
 
     fn wait(&self, also: BorrowedFd<'_>, readable: bool, writable: bool) {
-        let socket = self.state().socket.clone();
+        let outlet = self.state().outlet.clone();
         let also = [also, self.changed.as_fd()];
-        match socket {
-            Some(socket) => wait(&also, socket.descriptor(), readable, writable),
+        match outlet {
+            Some(outlet) => wait(&also, outlet.descriptor(), readable, writable),
             None => wait(&also, also[0], false, false),
         }
         let _ = rustix::io::read(&self.changed, &mut [0; 8]);
@@ -280,7 +338,7 @@ mod tests {
         // What changed wakes whoever waits, once.
         let (never, _other) = SocketPort::pair().unwrap();
         plug.wait(never.descriptor(), true, false);
-        plug.set(None);
+        plug.set(None::<SocketPort>);
         plug.wait(never.descriptor(), true, false);
         assert!(!plug.is_up() && send(&plug, &[b"lost"]) >= 1);
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use viv_api::runner::Ask;
 use viv_machine::HandedFiles;
 use viv_model::{DiskLimits, DiskSpec, Fault, Kind, MachineSpec, NicSpec, ShareMount, ShareSpec};
-use viv_net::port::{NetPort, Plug, SocketPort};
+use viv_net::port::{NetPort, Plug};
 
 /// A disk that the guest has.
 struct HeldDisk {
@@ -24,8 +24,8 @@ struct HeldDisk {
 pub(crate) struct Devices {
     disks: Vec<HeldDisk>,
     shares: Vec<Server>,
-    /// The network card, and what it is plugged into.
-    card: Option<(NicSpec, Arc<Plug>)>,
+    /// The network cards, and what each is plugged into.
+    cards: Vec<(NicSpec, Arc<Plug>)>,
     /// The console's named ports, which stay, and the sockets for their clients.
     console_ports: Vec<(String, UnixListener)>,
     /// The kernel's command line, which has the agent mount shared directories.
@@ -37,14 +37,14 @@ impl Devices {
     pub(crate) fn new(
         machine: &MachineSpec,
         shares: Vec<Server>,
-        plug: Option<Arc<Plug>>,
+        plugs: Vec<Arc<Plug>>,
         console_ports: Vec<(String, UnixListener)>,
     ) -> Devices {
         let disks = machine.disks.iter().map(|disk| HeldDisk { spec: disk.clone(), files: None });
         Devices {
             disks: disks.collect(),
             shares,
-            card: machine.nic.clone().zip(plug),
+            cards: machine.nics.iter().cloned().zip(plugs).collect(),
             console_ports,
             append: machine.append.clone(),
         }
@@ -64,7 +64,7 @@ impl Devices {
         MachineSpec {
             disks: first.map(|disk| disk.spec.clone()).collect(),
             shares: self.shares.iter().map(|server| server.share.clone()).collect(),
-            nic: self.card.as_ref().map(|(nic, _)| nic.clone()),
+            nics: self.cards.iter().map(|(nic, _)| nic.clone()).collect(),
             append: self.append.clone(),
             ..machine.clone()
         }
@@ -81,15 +81,15 @@ impl Devices {
         let listeners = self.console_ports.iter().map(listener).collect::<io::Result<_>>();
         Ok(Parts {
             shares: self.shares.iter().map(Server::connect).collect::<Result<_, _>>()?,
-            port: self.card.as_ref().map(|(_, plug)| plug.clone() as Arc<dyn NetPort>),
+            ports: self.cards.iter().map(|(_, plug)| plug.clone() as Arc<dyn NetPort>).collect(),
             console_ports: listeners.map_err(|_| out_of_files())?,
         })
     }
 
-    /// Plugs the card into this port, or into none.
-    pub(crate) fn plug(&self, files: Vec<OwnedFd>) -> Result<(), Fault> {
-        let (_, plug) = self.card.as_ref().ok_or_else(no_card)?;
-        plug.set(files.into_iter().next().map(SocketPort::from));
+    /// Plugs the card with this number into this port, or into none.
+    pub(crate) fn plug(&self, id: u8, files: Vec<OwnedFd>) -> Result<(), Fault> {
+        let (_, plug) = self.cards.iter().find(|(nic, _)| nic.id == id).ok_or_else(no_card)?;
+        plug.set(files.into_iter().next());
         Ok(())
     }
 }
@@ -129,9 +129,9 @@ impl Life {
                 Ok(())
             }
             Ask::AttachCard { nic } => self.attach_card(&*guest, nic, files),
-            Ask::DetachCard => {
-                guest.detach_card()?;
-                self.devices(|all| all.card = None);
+            Ask::DetachCard { id } => {
+                guest.detach_card(id)?;
+                self.devices(|all| all.cards.retain(|(nic, _)| nic.id != id));
                 Ok(())
             }
             other => {
@@ -172,11 +172,11 @@ impl Life {
     }
 
     fn attach_card(&self, guest: &dyn Guest, nic: NicSpec, files: Vec<OwnedFd>) -> Result<(), Fault> {
-        if self.devices(|all| all.card.is_some()) {
-            let fix = "move it to another network with: viv network connect";
-            return Err(Fault::new(Kind::Conflict, "the VM has a network card already", fix));
+        if self.devices(|all| all.cards.iter().any(|(other, _)| other.id == nic.id)) {
+            let text = format!("the VM has a network card {} already", nic.id);
+            return Err(Fault::new(Kind::Conflict, text, "use the command of this version"));
         }
-        let plug = Plug::new(files.into_iter().next().map(SocketPort::from)).map_err(|error| {
+        let plug = Plug::new(files.into_iter().next()).map_err(|error| {
             Fault::new(
                 Kind::NoCapacity,
                 format!("the VM's process cannot make a network card: {error}"),
@@ -184,14 +184,14 @@ impl Life {
             )
         })?;
         let plug = Arc::new(plug);
-        guest.attach_card(nic.mac, plug.clone())?;
-        self.devices(|all| all.card = Some((nic, plug)));
+        guest.attach_card(&nic, plug.clone())?;
+        self.devices(|all| all.cards.push((nic, plug)));
         Ok(())
     }
 }
 
 fn no_card() -> Fault {
-    Fault::new(Kind::Conflict, "the VM has no network card", "give it one: viv attach VM --net NETWORK")
+    Fault::new(Kind::Conflict, "the VM has no such network card", "give it one: viv attach VM --net NETWORK")
 }
 
 /// Files that were sent have not come (SCM_RIGHTS of unix(7), RLIMIT_NOFILE).

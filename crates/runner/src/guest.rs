@@ -9,7 +9,7 @@ use viv_api::runner::{RunnerSpec, VSOCK};
 use viv_api::stats::VmStats;
 use viv_api::vm::{ConsoleSize, DiskSize};
 use viv_machine::{HandedFiles, Machine, MachineIo, Shortage};
-use viv_model::{Accel, DiskLimits, DiskSpec, End, Fault, MachineSpec, SavedParts};
+use viv_model::{Accel, DiskLimits, DiskSpec, End, Fault, MachineSpec, NicSpec, SavedParts};
 use viv_net::port::NetPort;
 
 /// How long a guest may take to let a device go.
@@ -42,9 +42,9 @@ pub trait Guest: Send + Sync {
     /// Has it let a shared directory go.
     fn detach_share(&self, tag: &str) -> Result<(), Fault>;
     /// Gives it a network card.
-    fn attach_card(&self, mac: [u8; 6], port: Arc<dyn NetPort>) -> Result<(), Fault>;
-    /// Has it let its network card go.
-    fn detach_card(&self) -> Result<(), Fault>;
+    fn attach_card(&self, nic: &NicSpec, port: Arc<dyn NetPort>) -> Result<(), Fault>;
+    /// Has it let the network card with this number go.
+    fn detach_card(&self, id: u8) -> Result<(), Fault>;
     /// Its disks that wait for room on the host.
     fn shortage(&self) -> Arc<Shortage>;
     /// The terminal that shows its console has this size now.
@@ -69,7 +69,7 @@ pub trait Moment {
 }
 
 /// Builds a guest whose serial output goes to the console, with a socket of each shared directory's server, and its
-/// network card plugged into the port. Called again for each reboot; everything that the guest before had open is
+/// network cards plugged into their ports. Called again for each reboot; everything that the guest before had open is
 /// closed by then.
 pub type Build = dyn Fn(&RunnerSpec, Arc<Console>, Parts) -> Result<Arc<dyn Guest>, Fault> + Send + Sync;
 
@@ -77,8 +77,8 @@ pub type Build = dyn Fn(&RunnerSpec, Arc<Console>, Parts) -> Result<Arc<dyn Gues
 pub struct Parts {
     /// A socket of each shared directory's server.
     pub shares: Vec<UnixStream>,
-    /// What its network card is plugged into.
-    pub port: Option<Arc<dyn NetPort>>,
+    /// What its network cards are plugged into.
+    pub ports: Vec<Arc<dyn NetPort>>,
     /// The console's named ports, with the sockets for their clients.
     pub console_ports: Vec<(String, UnixListener)>,
 }
@@ -123,11 +123,11 @@ impl Guest for Machine {
     fn detach_share(&self, tag: &str) -> Result<(), Fault> {
         Machine::detach_share(self, tag, DETACH_LIMIT)
     }
-    fn attach_card(&self, mac: [u8; 6], port: Arc<dyn NetPort>) -> Result<(), Fault> {
-        Machine::attach_card(self, mac, port)
+    fn attach_card(&self, nic: &NicSpec, port: Arc<dyn NetPort>) -> Result<(), Fault> {
+        Machine::attach_card(self, nic, port)
     }
-    fn detach_card(&self) -> Result<(), Fault> {
-        Machine::detach_card(self, DETACH_LIMIT)
+    fn detach_card(&self, id: u8) -> Result<(), Fault> {
+        Machine::detach_card(self, id, DETACH_LIMIT)
     }
     fn shortage(&self) -> Arc<Shortage> {
         Machine::shortage(self)
@@ -159,8 +159,8 @@ pub(crate) fn machine(
     parts: Parts,
 ) -> Result<Arc<dyn Guest>, Fault> {
     let output = Box::new(move |bytes: &[u8]| console.write(bytes));
-    let Parts { shares, port, console_ports } = parts;
-    let io = MachineIo { console: output, port, vsock: Some(VSOCK.into()), shares, console_ports };
+    let Parts { shares, ports, console_ports } = parts;
+    let io = MachineIo { console: output, ports, vsock: Some(VSOCK.into()), shares, console_ports };
     let machine = match spec.resume {
         true => snapshot::resume(&spec.machine, io)?,
         false => Machine::build(&spec.machine, io)?,

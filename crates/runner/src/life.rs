@@ -6,7 +6,6 @@ use crate::share::{Server, Watched, watch_all};
 use crate::snapshot::Files as SnapshotFiles;
 use crate::{command, control, footprint, ports, quiesce, sandbox, written};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::net::SocketType;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -17,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+use viv_api::passed::WithFiles;
 use viv_api::runner::{
     Ask, CONSOLE, CONSOLE_LOG, CONSOLE_LOG_MAX, CONSOLE_LOG_OLD, CONTROL, END, LOCK, Reply, RunnerSpec, SPEC,
     STATS, SnapshotAsk, Started, Status, VSOCK,
@@ -24,8 +24,8 @@ use viv_api::runner::{
 use viv_api::stats::VmStats;
 use viv_api::vm::{ConsoleSize, OnReboot, Process};
 use viv_machine::PerfMap;
-use viv_model::{Accel, End, Fault, Kind, MachineSpec, SavedParts, State, next};
-use viv_net::port::{Plug, SocketPort};
+use viv_model::{Accel, End, Fault, Kind, MachineSpec, NetKind, NicSpec, SavedParts, State, next};
+use viv_net::port::Plug;
 
 /// How long the last output may take to reach its readers.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
@@ -168,7 +168,7 @@ impl Life {
             | Ask::AttachShare { .. }
             | Ask::DetachShare { .. }
             | Ask::AttachCard { .. }
-            | Ask::DetachCard) => self.change_device(about_a_device, files),
+            | Ask::DetachCard { .. }) => self.change_device(about_a_device, files),
             Ask::PowerButton { end } => {
                 let mut inner = self.lock();
                 inner.end_as = end.or(inner.end_as.take());
@@ -177,13 +177,13 @@ impl Life {
                 }
                 Ok(())
             }
-            Ask::Plug => self.devices(|devices| devices.plug(files)),
+            Ask::Plug { id } => self.devices(|devices| devices.plug(id, files)),
             Ask::Renew { nic } => {
                 let name = self.name.clone();
                 // A guest without an agent is waited for in vain: nobody waits for this.
                 let told = thread::Builder::new()
                     .name("renew".into())
-                    .spawn(move || crate::renew::run(&name, Some(&nic)));
+                    .spawn(move || crate::renew::run(&name, &[nic]));
                 told.map(drop).map_err(broken("make a thread"))
             }
             Ask::ResizeMemory { mib } => self.resize_memory(mib),
@@ -387,7 +387,7 @@ struct Prepared {
     watched: Vec<Watched>,
     console_ports: Vec<(String, UnixListener)>,
     signals: signal_hook::iterator::Signals,
-    plug: Option<Arc<Plug>>,
+    plugs: Vec<Arc<Plug>>,
     _lock: File,
 }
 
@@ -437,14 +437,11 @@ fn prepare(dir: &Path) -> Result<Prepared, Fault> {
         None => None,
     };
     footprint::share_heaps(spec.machine.cpus);
-    let plug = match &spec.machine.nic {
-        Some(_) => Some(Arc::new(first_plug().map_err(broken("take the port of its network"))?)),
-        None => None,
-    };
+    let plugs = first_plugs(&spec.machine).map_err(broken("take the ports of its networks"))?;
     // Processes: the sandbox allows none later.
     let (shares, watched) = Server::start_all(&spec.machine.shares)?;
     Ok(Prepared {
-        plug,
+        plugs,
         shares,
         watched,
         console_ports: ports::listen(&spec.machine.console_ports)?,
@@ -463,13 +460,26 @@ fn prepare(dir: &Path) -> Result<Prepared, Fault> {
     })
 }
 
-/// The port that came as standard input.
-fn first_plug() -> std::io::Result<Plug> {
+/// A plug for each card, in the port that came for it over standard input.
+fn first_plugs(machine: &MachineSpec) -> std::io::Result<Vec<Arc<Plug>>> {
     let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
-    // Nothing else holds it open once another one takes its place.
+    // Nothing else holds it open.
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
-    let is_port = rustix::net::sockopt::socket_type(&socket) == Ok(SocketType::SEQPACKET);
-    Plug::new(is_port.then(|| SocketPort::from(socket)))
+    let mut came = match rustix::net::sockopt::socket_type(&socket) {
+        Ok(_) => {
+            let mut socket = WithFiles::new(UnixStream::from(socket));
+            socket.read_to_end(&mut Vec::new())?;
+            socket.take_files()
+        }
+        // Nobody has plugged anything in.
+        Err(_) => Vec::new(),
+    }
+    .into_iter();
+    let plug = |nic: &NicSpec| {
+        let port = if nic.net == NetKind::None { None } else { came.next() };
+        Ok(Arc::new(Plug::new(port)?))
+    };
+    machine.nics.iter().map(plug).collect()
 }
 
 /// A descriptor that becomes readable when the process ends.
@@ -491,11 +501,11 @@ fn live(prepared: Prepared, build: &Build) -> Result<End, Fault> {
         watched,
         console_ports,
         mut signals,
-        plug,
+        plugs,
         _lock,
     } = prepared;
     let console = Arc::new(Console::new());
-    let devices = Devices::new(&spec.machine, shares, plug, console_ports);
+    let devices = Devices::new(&spec.machine, shares, plugs, console_ports);
     let life = Arc::new(Life::new(&spec, console.clone(), devices));
     // Before the first thread: these restrictions are a thread's own and pass on to the threads it makes.
     let mut restricted = sandbox::restrict(&spec)?;
@@ -549,10 +559,10 @@ fn live(prepared: Prepared, build: &Build) -> Result<End, Fault> {
     let shared = life.clone();
     spawn("panic", Box::new(move || watch_for_standstill(&shared)))?;
     if spec.resume {
-        let (shared, name, nic) = (life.clone(), spec.name.clone(), spec.machine.nic.clone());
+        let (shared, name, nics) = (life.clone(), spec.name.clone(), spec.machine.nics.clone());
         shared.set_told(false);
         let renew = move || {
-            crate::renew::run(&name, nic.as_ref());
+            crate::renew::run(&name, &nics);
             shared.set_told(true);
         };
         spawn("renew", Box::new(renew))?;

@@ -15,15 +15,24 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// Bytes of randomness that it gets.
 const ENTROPY_LEN: usize = 64;
 
-/// Tells the guest's agent, if there is one, that it is in the VM called `name` now, with this network card.
-pub(crate) fn run(name: &str, nic: Option<&NicSpec>) {
-    let new = nic.filter(|nic| !nic.aliases.is_empty());
-    let card = new.map(|nic| NewCard { before: nic.aliases.clone(), mac: nic.mac });
+/// Tells the guest's agent, if there is one, that it is in the VM called `name` now, with these network cards.
+pub(crate) fn run(name: &str, nics: &[NicSpec]) {
+    let new = nics.iter().filter(|nic| !nic.aliases.is_empty());
+    let mut cards = new.map(|nic| NewCard { before: nic.aliases.clone(), mac: nic.mac });
+    // One at a time, each with an answer, for getting an address takes a while.
+    let mut card = cards.next();
     let begin = Instant::now();
     loop {
         match tell(name, card.clone()) {
-            Ok(Reply { error: None, .. }) => return,
-            Ok(Reply { error: Some(error), .. }) => return eprintln!("viv runner: {error}"),
+            Ok(reply) => {
+                if let Some(error) = reply.error {
+                    eprintln!("viv runner: {error}");
+                }
+                card = cards.next();
+                if card.is_none() {
+                    return;
+                }
+            }
             Err(_) if begin.elapsed() < PATIENCE => thread::sleep(RETRY),
             Err(error) => return eprintln!("viv runner: no agent to renew the guest: {error}"),
         }

@@ -127,10 +127,10 @@ impl Guest for Puppet {
         *self.share.lock().unwrap() = None;
         Ok(())
     }
-    fn attach_card(&self, _mac: [u8; 6], _port: Arc<dyn NetPort>) -> Result<(), Fault> {
+    fn attach_card(&self, _nic: &NicSpec, _port: Arc<dyn NetPort>) -> Result<(), Fault> {
         Ok(())
     }
-    fn detach_card(&self) -> Result<(), Fault> {
+    fn detach_card(&self, _id: u8) -> Result<(), Fault> {
         Ok(())
     }
     fn detach_disk(&self, _disk: usize) -> Result<(), Fault> {
@@ -176,7 +176,7 @@ fn build(spec: &RunnerSpec, console: Arc<Console>, parts: Parts) -> Result<Arc<d
         return Err(Fault::new(Kind::NoCapacity, "no puppet fits", "buy a bigger theatre"));
     }
     let (end, ended) = channel();
-    let has = format!("{} {} {}", parts.shares.len(), parts.port.is_some(), spec.machine.append);
+    let has = format!("{} {} {}", parts.shares.len(), parts.ports.len(), spec.machine.append);
     let share = Mutex::new(parts.shares.into_iter().next().map(Caller::new));
     let (shortage, disk) = (Arc::<Shortage>::default(), Arc::new(MemoryDisk::zeroed(1)));
     let ended = Mutex::new(ended);
@@ -224,7 +224,7 @@ impl Stage {
             append: String::new(),
             disks: Vec::new(),
             shares: Vec::new(),
-            nic: None,
+            nics: Vec::new(),
             console_ports: Vec::new(),
         };
         let mut spec = RunnerSpec {
@@ -555,14 +555,14 @@ fn what_comes_while_it_runs_is_there_after_a_reset_until_it_goes() {
     assert!(matches!(stage.ask(&card), Reply::Ok(_)));
     assert!(matches!(stage.ask(&card), Reply::Refused(fault) if fault.kind == Kind::Conflict));
     stage.reset(2);
-    assert_eq!(stage.answer("has", "has "), "1 true quiet viv.share=share3:rw:/in");
+    assert_eq!(stage.answer("has", "has "), "1 1 quiet viv.share=share3:rw:/in");
     assert_eq!(stage.answer("mkdir two", "mkdir two: "), "0");
     assert!(shared.join("one").is_dir() && shared.join("two").is_dir());
     assert!(matches!(stage.ask(&Ask::DetachShare { tag: "share3".into() }), Reply::Ok(_)));
     assert!(server.wait().unwrap().success(), "nobody needs it any more");
-    assert!(matches!(stage.ask(&Ask::DetachCard), Reply::Ok(_)));
+    assert!(matches!(stage.ask(&Ask::DetachCard { id: 0 }), Reply::Ok(_)));
     stage.reset(3);
-    until("what is left", || stage.answer("has", "has ") == "0 false quiet");
+    until("what is left", || stage.answer("has", "has ") == "0 0 quiet");
     stage.tell("off");
     assert_eq!(stage.end(), End::PowerOff);
     fs::remove_dir_all(&shared).unwrap();

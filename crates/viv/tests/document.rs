@@ -57,7 +57,7 @@ fn what_inspect_shows_makes_another_vm_like_it() {
     web["spec"]["name"] = json!("web2");
     assert_eq!(web["spec"], web2["spec"]);
     let of_machine = |mut vm: Value| {
-        vm["machine"]["nic"]["mac"].take(); // each has its own
+        vm["machine"]["nics"][0]["mac"].take(); // each has its own
         vm["machine"].take()
     };
     assert_eq!(of_machine(web), of_machine(web2));

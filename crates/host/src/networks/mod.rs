@@ -6,7 +6,9 @@
 mod publish;
 mod switch;
 
+use crate::kernel;
 use crate::places::Places;
+use crate::runners::Runner;
 use crate::secgroups::SecGroups;
 use crate::store::{StoreError, VmRecord, write_whole};
 use std::collections::HashSet;
@@ -19,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use viv_api::network::{Network, NetworkCreate, NetworkVm};
 use viv_api::vm::Process;
-use viv_model::{Attachment, Fault, Kind, NetKind, NetworkSpec, NicSpec, Subnet};
+use viv_model::{Attachment, Fault, Kind, NetKind, NetworkSpec, NicSpec, SecGroup, Subnet};
 
 pub(crate) use switch::Switch;
 use viv_net::switch::address::interface;
@@ -187,6 +189,10 @@ impl Networks {
     /// Gives a card an address in its network, if it has one that VMs share. To be called while [`Networks::hold`] is
     /// held, and until the record is kept.
     pub(crate) fn give_address(&self, nic: &mut NicSpec, records: &[VmRecord]) -> Result<(), Fault> {
+        if nic.net.is_of_kernel() {
+            // It has the address that was said, or one that nobody knows.
+            return Ok(());
+        }
         let before = nic.address.take();
         let NetKind::Named(name) = &nic.net else { return Ok(()) };
         let spec = self.find(name)?;
@@ -214,15 +220,27 @@ impl Networks {
     /// The switch that a card is plugged into, and its network; none if into nothing.
     pub(crate) fn of(&self, vm: &str, nic: &NicSpec) -> Result<Option<(NetworkSpec, Switch)>, Fault> {
         Ok(match &nic.net {
-            NetKind::None => None,
+            NetKind::None | NetKind::Tap(_) | NetKind::Bridge(_) => None,
             NetKind::User { host } => Some((NetworkSpec::user(*host), Switch::new(self.vms.join(vm)))),
             NetKind::Named(name) => Some((self.find(name)?, Switch::new(self.root.join(name)))),
         })
     }
 
     /// Plugs a VM's card into its network, whose switch is started if it does not live. Gives what its process gets.
-    pub(crate) fn plug(&self, record: &VmRecord) -> Result<Option<OwnedFd>, Fault> {
-        let Some(nic) = &record.machine.nic else { return Ok(None) };
+    pub(crate) fn plug(
+        &self,
+        record: &VmRecord,
+        nic: &NicSpec,
+        records: &[VmRecord],
+    ) -> Result<Option<OwnedFd>, Fault> {
+        if nic.net.is_of_kernel() {
+            let _turn = lock(&self.switching);
+            let groups = self.groups.all()?;
+            let tap = kernel::plug(record, nic, &groups, records)?;
+            // It may be meant by rules of others.
+            kernel::load_all(&groups, records, |vm| self.lives(vm))?;
+            return Ok(Some(tap));
+        }
         let Some((spec, switch)) = self.of(&record.id, nic)? else { return Ok(None) };
         let address = nic.address.or_else(|| spec.subnet.guests().next()).unwrap_or(Ipv4Addr::UNSPECIFIED);
         let port = attachment(record, nic, address);
@@ -254,13 +272,28 @@ impl Networks {
         switch::owned(&ours).map(Some).map_err(gone)
     }
 
+    /// Tries whether the rules of cards that the kernel carries can be put in force, before they are kept.
+    pub(crate) fn try_in_kernel(&self, groups: &[SecGroup], records: &[VmRecord]) -> Result<(), Fault> {
+        let _turn = lock(&self.switching);
+        kernel::load_all(groups, records, |vm| self.lives(vm)).inspect_err(|_| {
+            // As they were.
+            let now =
+                self.groups.all().and_then(|groups| kernel::load_all(&groups, records, |vm| self.lives(vm)));
+            drop(now);
+        })
+    }
+
+    fn lives(&self, vm: &str) -> bool {
+        Runner::new(self.vms.join(vm)).process().is_some()
+    }
+
     /// Tells all switches that live what the security groups are now.
     pub(crate) fn spread_groups(&self, records: &[VmRecord]) -> Result<(), Fault> {
         let _turn = lock(&self.switching);
         let groups = self.groups.all()?;
+        kernel::load_all(&groups, records, |vm| self.lives(vm))?;
         let mut told = HashSet::new();
-        for record in records {
-            let Some(nic) = &record.machine.nic else { continue };
+        for (record, nic) in cards(records) {
             let Some((spec, switch)) = self.of(&record.id, nic)? else { continue };
             if switch.process().is_some() && told.insert(switch.clone()) {
                 answered(switch.set_groups(&groups), &switch, &spec)?;
@@ -269,15 +302,16 @@ impl Networks {
         Ok(())
     }
 
-    /// Tells a VM's switch, if it lives, which groups the VM is in.
+    /// Tells a VM's switches, as far as they live, which groups the VM's cards are in.
     pub(crate) fn tell_member(&self, record: &VmRecord) -> Result<(), Fault> {
-        let Some(nic) = &record.machine.nic else { return Ok(()) };
-        let Some((spec, switch)) = self.of(&record.id, nic)? else { return Ok(()) };
         let _turn = lock(&self.switching);
-        match switch.process() {
-            Some(_) => answered(switch.set_member(&record.id, &record.groups), &switch, &spec),
-            None => Ok(()),
+        for nic in &record.machine.nics {
+            let Some((spec, switch)) = self.of(&record.id, nic)? else { continue };
+            if switch.process().is_some() {
+                answered(switch.set_member(&record.id, &groups_of(record, nic)), &switch, &spec)?;
+            }
         }
+        Ok(())
     }
 
     /// Tells a VM's switch, if it lives, how much may pass the VM's card.
@@ -290,12 +324,9 @@ impl Networks {
         }
     }
 
-    /// The VMs that share a network with this one, as its switch knows them; only this one if it shares none.
-    pub(crate) fn neighbours(&self, record: &VmRecord, records: &[VmRecord]) -> Vec<Attachment> {
-        let name = match record.machine.nic.as_ref().map(|nic| &nic.net) {
-            Some(NetKind::Named(name)) => name.as_str(),
-            _ => return Vec::new(),
-        };
+    /// The VMs that share a card's network, as its switch knows them; none if none can.
+    pub(crate) fn neighbours(&self, nic: &NicSpec, records: &[VmRecord]) -> Vec<Attachment> {
+        let NetKind::Named(name) = &nic.net else { return Vec::new() };
         let all = members(name, records);
         all.map(|(record, nic)| attachment(record, nic, nic.address.unwrap_or(Ipv4Addr::UNSPECIFIED)))
             .collect()
@@ -333,7 +364,7 @@ pub(crate) fn attachment(record: &VmRecord, nic: &NicSpec, address: Ipv4Addr) ->
         name: record.name.clone(),
         mac: nic.mac,
         address,
-        groups: record.groups.clone(),
+        groups: groups_of(record, nic),
         labels: record.labels.clone(),
         limits: nic.limits,
         aliases: nic.aliases.clone(),
@@ -342,8 +373,19 @@ pub(crate) fn attachment(record: &VmRecord, nic: &NicSpec, address: Ipv4Addr) ->
 
 /// The VMs that are in a network, with their cards.
 fn members<'a>(name: &'a str, records: &'a [VmRecord]) -> impl Iterator<Item = (&'a VmRecord, &'a NicSpec)> {
-    let with_cards = records.iter().filter_map(|record| Some((record, record.machine.nic.as_ref()?)));
-    with_cards.filter(move |(_, nic)| matches!(&nic.net, NetKind::Named(net) if net == name))
+    cards(records).filter(move |(_, nic)| matches!(&nic.net, NetKind::Named(net) if net == name))
+}
+
+/// All cards, with their VMs.
+fn cards(records: &[VmRecord]) -> impl Iterator<Item = (&VmRecord, &NicSpec)> {
+    records.iter().flat_map(|record| record.machine.nics.iter().map(move |nic| (record, nic)))
+}
+
+/// The security groups that a card is in: its VM's and its own.
+pub(crate) fn groups_of(record: &VmRecord, nic: &NicSpec) -> Vec<String> {
+    let mut groups = record.groups.clone();
+    groups.extend(nic.groups.iter().filter(|group| !record.groups.contains(group)).cloned());
+    groups
 }
 
 /// Subnets that no new network may have, and whose they are.

@@ -17,7 +17,7 @@ fn ask(name: &str, subnet: Option<&str>) -> NetworkCreate {
 
 fn member(id: &str, net: &str, address: Option<Ipv4Addr>) -> VmRecord {
     let mut member = record(id, id, 1);
-    member.machine.nic = Some(NicSpec { net: net.parse().unwrap(), address, ..NicSpec::default() });
+    member.machine.nics = vec![NicSpec { net: net.parse().unwrap(), address, ..NicSpec::default() }];
     member
 }
 
@@ -76,7 +76,7 @@ fn each_vm_has_an_address_of_its_own_until_none_is_left() {
     let mut records = Vec::new();
     for expected in small.subnet.guests() {
         let mut next = member(&format!("vm{}", records.len()), "small", None);
-        let nic = next.machine.nic.as_mut().unwrap();
+        let nic = &mut next.machine.nics[0];
         networks.give_address(nic, &records).unwrap();
         assert_eq!(nic.address, Some(expected));
         records.push(next);

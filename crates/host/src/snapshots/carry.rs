@@ -71,12 +71,16 @@ impl Snapshots {
             whole(&manifest)?;
             let name = self.name(from.name.as_deref().or(Some(&manifest.name)), "")?;
             (manifest.id, manifest.name) = (id.clone(), name.name.clone());
-            if let Some(nic) = &mut manifest.machine.nic {
+            for nic in &mut manifest.machine.nics {
                 nic.ports.clear();
+                // Nor are its groups those of here.
+                nic.groups.clear();
                 match nic.net {
                     NetKind::User { .. } => nic.net = NetKind::User { host: false },
-                    // One of that name here is another one.
-                    NetKind::Named(_) => (nic.net, nic.address) = (NetKind::None, None),
+                    // What is called so here is another one.
+                    NetKind::Named(_) | NetKind::Tap(_) | NetKind::Bridge(_) => {
+                        (nic.net, nic.address) = (NetKind::None, None)
+                    }
                     NetKind::None => {}
                 }
             }

@@ -2,8 +2,8 @@
 use super::make::Purpose;
 use super::{Snapshots, io_fault, link};
 use crate::names;
+use crate::plugs::card;
 use crate::store::VmRecord;
-use crate::vms::card;
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
@@ -137,10 +137,16 @@ impl Snapshots {
             let place = vm.join(format!("{BACK}{place}"));
             let laid = lay_out(&from, &manifest, &place);
             let mut machine = laid.inspect_err(|_| drop(fs::remove_dir_all(&place)))?;
-            // It is the same VM, on the same port.
-            let saved = std::mem::replace(&mut machine.nic, record.machine.nic.clone());
-            if let (Some(nic), Some(saved)) = (&mut machine.nic, saved) {
-                nic.remember(&saved);
+            // It is the same VM, on the same ports.
+            for nic in &mut machine.nics {
+                match record.machine.nics.iter().find(|now| now.id == nic.id) {
+                    Some(now) => {
+                        let saved = std::mem::replace(nic, now.clone());
+                        nic.remember(&saved);
+                    }
+                    // It has been taken away since, and its place may be another VM's.
+                    None => (nic.net, nic.address, nic.ports) = (NetKind::None, None, Vec::new()),
+                }
             }
             runner.kill(None);
             let resume = vm.join(RESUME);
@@ -232,18 +238,28 @@ fn lay_disk(from: &Path, disk: &DiskContent, dir: &Path) -> Result<(String, Disk
     Ok((text, DiskFormat::Layers))
 }
 
-/// Plugs in the card of a new VM; its console's ports have their sockets in its own directory.
+/// Plugs in the cards of a new VM; its console's ports have their sockets in its own directory.
 fn plug(machine: &mut MachineSpec, ports: &[PortSpec], vm: &str) -> Result<(), Fault> {
     // The VM that was saved may have its sockets still.
     machine.console_ports.iter_mut().for_each(|port| port.path = None);
-    match &mut machine.nic {
-        Some(nic) => {
-            nic.ports = ports.to_vec();
-            // In a network that VMs share, the VM that was saved may still be.
-            if matches!(nic.net, NetKind::Named(_)) {
-                nic.rebind(card(vm));
+    for nic in &mut machine.nics {
+        // In a network that VMs share, the VM that was saved may still be.
+        match &nic.net {
+            NetKind::Named(_) => nic.rebind(card(vm, nic.id)),
+            // Nor can two have one address of the host's surroundings.
+            NetKind::Bridge(_) => {
+                nic.rebind(card(vm, nic.id));
+                nic.address = None;
             }
+            NetKind::Tap(_) => (nic.net, nic.address) = (NetKind::None, None),
+            NetKind::User { .. } | NetKind::None => {}
         }
+    }
+    // They lead to the card that had some, or to the first.
+    let with_ports = machine.nics.iter().position(|nic| !nic.ports.is_empty());
+    machine.nics.iter_mut().for_each(|nic| nic.ports.clear());
+    match machine.nics.get_mut(with_ports.unwrap_or(0)) {
+        Some(nic) => nic.ports = ports.to_vec(),
         None if ports.is_empty() => {}
         None => {
             return Err(Fault::new(

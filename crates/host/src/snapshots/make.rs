@@ -70,8 +70,8 @@ impl Snapshots {
                 template: purpose == Purpose::Template,
                 groups: record.groups.clone(),
                 labels: record.labels.clone(),
-                // Where its card is plugged in may have changed since its process was started.
-                machine: MachineSpec { nic: record.machine.nic.clone(), ..parts.machine },
+                // Where its cards are plugged in may have changed since its process was started.
+                machine: MachineSpec { nics: record.machine.nics.clone(), ..parts.machine },
                 paused_ns: parts.paused_ns,
                 frozen_file_systems: parts.frozen_file_systems,
                 sections: parts.sections,

@@ -145,7 +145,7 @@ pub(crate) mod conformance {
                 append: String::new(),
                 disks: Vec::new(),
                 shares: Vec::new(),
-                nic: None,
+                nics: Vec::new(),
                 console_ports: Vec::new(),
             },
             groups: Vec::new(),

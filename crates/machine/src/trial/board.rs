@@ -43,7 +43,8 @@ impl Trial {
         shares: Vec<UnixStream>,
         port: Option<Arc<dyn NetPort>>,
     ) -> io::Result<Trial> {
-        let nic = port.map(|port| Nic { mac: [2, 0, 0, 0, 0, 1], port });
+        let nics =
+            port.into_iter().map(|port| Nic { id: 0, mac: [2, 0, 0, 0, 0, 1], mtu: None, port }).collect();
         let half = bytes / 2;
         let layout = if split {
             vec![(Gpa(0), half), (Gpa(HIGH_RAM_START), bytes - half)]
@@ -65,7 +66,7 @@ impl Trial {
             hot_memory: None,
             disks: disks.into_iter().map(|disk| (disk, "trial".to_string())).collect(),
             shares: (0..).zip(shares).map(|(n, server): (u32, _)| (format!("share{n}"), server)).collect(),
-            nic,
+            nics,
             vsock: None,
             console_ports: Vec::new(),
             sink: sink.clone(),
@@ -94,7 +95,7 @@ impl Trial {
 
     /// A network card comes, plugged into `port`. Returns its slot.
     pub fn plug_card(&self, port: Arc<dyn NetPort>) -> io::Result<u8> {
-        self.spawn(self.board.plug_card(Nic { mac: [2, 0, 0, 0, 0, 2], port })?)
+        self.spawn(self.board.plug_card(Nic { id: 1, mac: [2, 0, 0, 0, 0, 2], mtu: None, port })?)
     }
 
     /// The guest shall let the device in this slot go.

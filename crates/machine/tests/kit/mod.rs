@@ -80,7 +80,7 @@ pub(crate) fn spec(kernel: &Scratch) -> MachineSpec {
         append: String::new(),
         disks: Vec::new(),
         shares: Vec::new(),
-        nic: None,
+        nics: Vec::new(),
         console_ports: Vec::new(),
     }
 }
@@ -89,7 +89,7 @@ pub(crate) fn spec(kernel: &Scratch) -> MachineSpec {
 pub(crate) fn io(console: impl Fn(&[u8]) + Send + Sync + 'static) -> MachineIo {
     MachineIo {
         console: Box::new(console),
-        port: None,
+        ports: Vec::new(),
         vsock: None,
         shares: Vec::new(),
         console_ports: Vec::new(),

@@ -148,15 +148,18 @@ impl Plan {
         Way::Out(to)
     }
 
-    /// The address under which the guest sees somebody who comes in by a published port, which leads to its IPv4
-    /// address: the host's own are the gateway's, and it speaks for those who come by IPv6.
-    pub(super) fn inside(&self, from: SocketAddr) -> SocketAddr {
-        match from.ip().to_canonical() {
-            IpAddr::V4(address) if !address.is_loopback() && !self.subnet.contains(address) => {
-                (address, from.port()).into()
+    /// The address under which the guest sees somebody who comes in by a published port, by one version of IP: the host's own
+    /// addresses are the gateway's, which also speaks for those who come by the other version.
+    pub(super) fn inside(&self, from: SocketAddr, by6: bool) -> SocketAddr {
+        let address = match (from.ip().to_canonical(), by6) {
+            (IpAddr::V4(address), false) if !address.is_loopback() && !self.subnet.contains(address) => {
+                address.into()
             }
-            _ => (self.gateway.v4, from.port()).into(),
-        }
+            (IpAddr::V6(address), true) if !stays(address.into()) => address.into(),
+            (_, false) => self.gateway.v4.into(),
+            (_, true) => self.gateway.v6.into(),
+        };
+        SocketAddr::new(address, from.port())
     }
 
     /// Whether the host has a way for IPv6 to the outside. Nothing is sent.

@@ -53,7 +53,8 @@ pub(super) fn answer(message: &[u8], plan: &Plan, guest: Ipv4Addr, name: &str) -
         client_ip: if gives { ask.client_ip } else { Ipv4Addr::UNSPECIFIED },
         your_ip: if leases { guest } else { Ipv4Addr::UNSPECIFIED },
         server_ip: Ipv4Addr::UNSPECIFIED,
-        router: gives.then_some(plan.gateway.v4),
+        // An isolated network leads nowhere: a guest with other cards goes by those.
+        router: (gives && !plan.isolated).then_some(plan.gateway.v4),
         subnet_mask: gives.then_some(plan.subnet.mask()),
         relay_agent_ip: Ipv4Addr::UNSPECIFIED,
         broadcast: ask.broadcast,

@@ -44,6 +44,8 @@ enum Asked<'a> {
     Address(IpAddr),
     /// Something in our domain that is no VM.
     Nobody,
+    /// Something in another network's domain: its own name server knows, which a guest with several cards has too.
+    Elsewhere,
 }
 
 /// The answer to a query, if it is ours to give; `addresses` gives a VM's by its name in small letters, `name` a VM's by
@@ -83,6 +85,7 @@ pub(super) fn answer(
             None => (DnsRcode::NXDomain, None),
         },
         Some(Asked::Nobody) => (DnsRcode::NXDomain, None),
+        Some(Asked::Elsewhere) => (DnsRcode::Refused, None),
         None if plan.isolated => (DnsRcode::Refused, None),
         None => return None,
     };
@@ -128,7 +131,12 @@ fn asked<'a>(text: &'a str, plan: &Plan) -> Option<Asked<'a>> {
     if !below.is_empty() && !below.ends_with('.') {
         return None;
     }
-    let vm = below.strip_suffix(&format!(".{}.", plan.name)).filter(|vm| !vm.is_empty());
+    let own = format!("{}.", plan.name);
+    let is_own = below == own || below.ends_with(&format!(".{own}"));
+    if !is_own && below.matches('.').count() > 1 {
+        return Some(Asked::Elsewhere);
+    }
+    let vm = below.strip_suffix(&format!(".{own}")).filter(|vm| !vm.is_empty());
     Some(vm.map_or(Asked::Nobody, Asked::Vm))
 }
 
@@ -257,8 +265,8 @@ mod tests {
         for (name, code) in [("db", 3), ("example.org", 5), ("8.8.8.8.in-addr.arpa", 5)] {
             assert_eq!(ask(true, name, 1), Some((code, Vec::new())), "{name}");
         }
-        for name in ["viv", "shop.viv", "db.shop.viv", "web.other.viv"] {
-            assert_eq!(ask(false, name, 1), Some((3, Vec::new())), "{name}");
+        for (name, code) in [("viv", 3), ("shop.viv", 3), ("db.shop.viv", 3), ("web.other.viv", 5)] {
+            assert_eq!(ask(false, name, 1), Some((code, Vec::new())), "{name}");
         }
     }
 

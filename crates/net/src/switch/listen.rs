@@ -1,12 +1,17 @@
 //! Published ports: sockets of the host that lead into the guest.
 
 use super::address::{DNS_PORT, first_resolver};
+use rustix::io::Errno;
+use rustix::net::sockopt::{set_ipv6_v6only, set_socket_reuseaddr};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with};
 use std::io;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use viv_model::{PortSpec, Protocol};
 
+/// Connections that wait to be taken, as far as the host lets us (`somaxconn`).
+const BACKLOG: i32 = 1024;
 /// Where the host's name servers are listed.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
@@ -80,17 +85,82 @@ pub fn resolver() -> Option<SocketAddr> {
 }
 
 fn open(port: &PortSpec) -> io::Result<Socket> {
-    let at = SocketAddr::new(port.ip, port.host);
-    match port.protocol {
-        Protocol::Tcp => {
-            let listener = TcpListener::bind(at)?;
-            listener.set_nonblocking(true)?;
-            Ok(Socket::Tcp(listener))
+    match open_at(SocketAddr::new(port.ip, port.host), port.protocol) {
+        // A host without IPv6.
+        Err(error) if port.ip == Ipv6Addr::UNSPECIFIED && is_without_ipv6(&error) => {
+            open_at((Ipv4Addr::UNSPECIFIED, port.host).into(), port.protocol)
         }
-        Protocol::Udp => {
-            let socket = UdpSocket::bind(at)?;
-            socket.set_nonblocking(true)?;
-            Ok(Socket::Udp(Arc::new(socket)))
+        opened => opened,
+    }
+}
+
+fn is_without_ipv6(error: &io::Error) -> bool {
+    [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL]
+        .map(Errno::raw_os_error)
+        .map(Some)
+        .contains(&error.raw_os_error())
+}
+
+/// The unspecified address of IPv6 is all addresses of both versions (ipv6(7)), whatever the host's default is.
+fn open_at(at: SocketAddr, protocol: Protocol) -> io::Result<Socket> {
+    let family = if at.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let (kind, is_tcp) = match protocol {
+        Protocol::Tcp => (SocketType::STREAM, true),
+        Protocol::Udp => (SocketType::DGRAM, false),
+    };
+    let socket = socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
+    if at.is_ipv6() {
+        set_ipv6_v6only(&socket, !at.ip().is_unspecified())?;
+    }
+    if is_tcp {
+        // Connections of an earlier listener may still be ending (socket(7)).
+        set_socket_reuseaddr(&socket, true)?;
+    }
+    bind(&socket, &at)?;
+    if is_tcp {
+        listen(&socket, BACKLOG)?;
+        return Ok(Socket::Tcp(socket.into()));
+    }
+    Ok(Socket::Udp(Arc::new(socket.into())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpStream;
+
+    #[test]
+    fn a_port_without_an_address_is_of_both_versions() {
+        // Which port, the kernel says: the text has none of it.
+        let ports: Vec<PortSpec> = ["1:80", "1:80/udp"].iter().map(|text| text.parse().unwrap()).collect();
+        for port in ports {
+            let listeners = Listeners::open(&[PortSpec { host: 0, ..port.clone() }]).unwrap();
+            let number = listeners.addresses()[0].port();
+            if port.protocol == Protocol::Tcp {
+                TcpStream::connect((Ipv4Addr::LOCALHOST, number)).unwrap();
+            }
+            let taken = PortSpec { host: number, ip: Ipv4Addr::LOCALHOST.into(), ..port.clone() };
+            let error = Listeners::open(&[taken]).unwrap_err().error;
+            assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+            let has_ipv6 = UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok();
+            let taken = PortSpec { host: number, ip: Ipv6Addr::LOCALHOST.into(), ..port };
+            assert_eq!(
+                Listeners::open(&[taken]).unwrap_err().error.kind() == io::ErrorKind::AddrInUse,
+                has_ipv6
+            );
+        }
+    }
+
+    #[test]
+    fn one_of_ipv6_leaves_ipv4_alone() {
+        let port = PortSpec { host: 0, .."[::1]:1:80".parse().unwrap() };
+        match Listeners::open(&[port]) {
+            Ok(listeners) => {
+                let number = listeners.addresses()[0].port();
+                TcpStream::connect((Ipv6Addr::LOCALHOST, number)).unwrap();
+                assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, number)).is_err());
+            }
+            Err(failed) => assert!(is_without_ipv6(&failed.error), "{failed}"),
         }
     }
 }

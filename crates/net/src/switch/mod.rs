@@ -31,9 +31,12 @@ mod listen;
 mod nat;
 #[cfg(test)]
 mod neighbours;
+pub mod nft;
 mod pipe;
 mod poll;
 mod ports;
+#[cfg(test)]
+mod published;
 mod queue;
 pub mod rules;
 mod table;

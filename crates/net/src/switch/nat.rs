@@ -215,8 +215,14 @@ impl Nat {
                 port.map(|port| port.blocked.insert(flow));
             }
             Next::Over => {
-                self.remove_tcp(&flow);
                 port.map(|port| port.blocked.remove(&flow));
+                self.remove_tcp(&flow);
+            }
+            Next::Refused => {
+                port.map(|port| port.blocked.remove(&flow));
+                if let Some(tcp) = self.remove_tcp(&flow) {
+                    self.try_otherwise(flow, tcp, ports);
+                }
             }
         }
     }
@@ -314,7 +320,7 @@ impl Nat {
         let Some((socket, port, _)) = ports.get(guest).and_then(|port| port.listeners.get(index)) else {
             return;
         };
-        let at = SocketAddr::from((guest, *port));
+        let number = *port;
         match socket {
             Socket::Tcp(listener) => {
                 let mut came = Vec::new();
@@ -322,14 +328,54 @@ impl Nat {
                     came.push((stream, peer));
                 }
                 for (stream, peer) in came {
-                    let flow = Flow { port: guest, guest: at, remote: self.plan.inside(peer) };
-                    self.admit(flow, stream, ports);
+                    let by6 = peer.ip().to_canonical().is_ipv6();
+                    let flow = self.flow_in((guest, number), peer, by6, ports);
+                    let flow = flow.or_else(|| self.flow_in((guest, number), peer, false, ports));
+                    if let Some(flow) = flow {
+                        self.admit(flow, stream, ports);
+                    }
                 }
             }
             Socket::Udp(socket) => {
                 let socket = socket.clone();
-                self.take_published(guest, at, &socket, ports);
+                self.take_published(guest, (guest, number).into(), &socket, ports);
             }
+        }
+    }
+
+    /// The flow of somebody who comes in by a published port to a guest's port, by one version of IP; none if the guest is not
+    /// known to have an address of it.
+    fn flow_in(
+        &self,
+        (guest, number): (Ipv4Addr, u16),
+        peer: SocketAddr,
+        by6: bool,
+        ports: &Ports,
+    ) -> Option<Flow> {
+        let address = match by6 {
+            true => ports.get(guest).and_then(|port| ports.address6(port))?.into(),
+            false => guest.into(),
+        };
+        Some(Flow {
+            port: guest,
+            guest: SocketAddr::new(address, number),
+            remote: self.plan.inside(peer, by6),
+        })
+    }
+
+    /// Whom the guest has refused by the version of IP that they came by, by that, is led to it by the other.
+    fn try_otherwise(&mut self, flow: Flow, tcp: Tcp, ports: &mut Ports) {
+        let by6 = flow.guest.is_ipv6();
+        let other = tcp.stream().peer_addr().ok().and_then(|peer| {
+            let came_by6 = peer.ip().to_canonical().is_ipv6();
+            self.flow_in((flow.port, flow.guest.port()), peer, !by6, ports).filter(|_| came_by6 == by6)
+        });
+        match other {
+            Some(other) => {
+                self.poll.release(tcp.stream());
+                self.admit(other, tcp.into_stream(), ports);
+            }
+            None => drop(tcp.abandon()),
         }
     }
 
@@ -364,7 +410,8 @@ impl Nat {
                 // An earlier answer did not get there: whoever asked is gone.
                 Err(_) => continue,
             };
-            let remote = self.plan.inside(peer);
+            // Nothing says whether a datagram was wanted: it goes by IPv4, which every guest has.
+            let remote = self.plan.inside(peer, false);
             let flow = Flow { port: vm, guest, remote };
             match self.udp.get_mut(&flow) {
                 Some((_, udp)) => udp.touch(now),

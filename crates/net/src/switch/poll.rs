@@ -67,6 +67,12 @@ impl Poll {
         }
     }
 
+    /// Watches a descriptor no more that will be watched for somebody else.
+    pub(super) fn release(&self, descriptor: impl AsFd) {
+        // It may never have been watched.
+        let _ = epoll::delete(&self.epoll, descriptor);
+    }
+
     pub(super) fn forget(&mut self, token: u64) {
         self.who.remove(&token);
     }

@@ -69,17 +69,17 @@ impl Verdict {
 /// The rules of one VM.
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
-    ruled: bool,
+    pub(super) ruled: bool,
     /// Those that deny come first.
-    inwards: Vec<Compiled>,
-    outwards: Vec<Compiled>,
+    pub(super) inwards: Vec<Compiled>,
+    pub(super) outwards: Vec<Compiled>,
 }
 
 #[derive(Clone, Debug)]
-struct Compiled {
-    allows: bool,
-    carrier: Carrier,
-    peers: Peers,
+pub(super) struct Compiled {
+    pub(super) allows: bool,
+    pub(super) carrier: Carrier,
+    pub(super) peers: Peers,
     group: String,
     number: usize,
     /// How often it has decided.
@@ -88,9 +88,9 @@ struct Compiled {
 
 /// Addresses, first and last, in order and apart from one another.
 #[derive(Clone, Debug, Default)]
-struct Peers {
-    v4: Vec<(Ipv4Addr, Ipv4Addr)>,
-    v6: Vec<(Ipv6Addr, Ipv6Addr)>,
+pub(super) struct Peers {
+    pub(super) v4: Vec<(Ipv4Addr, Ipv4Addr)>,
+    pub(super) v6: Vec<(Ipv6Addr, Ipv6Addr)>,
 }
 
 impl Rules {
@@ -165,6 +165,14 @@ fn carries(carrier: Carrier, opening: Opening) -> bool {
 }
 
 impl Peers {
+    /// All addresses there are.
+    pub(super) fn all() -> Peers {
+        Peers {
+            v4: vec![(Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST)],
+            v6: vec![(Ipv6Addr::UNSPECIFIED, Ipv6Addr::from_bits(u128::MAX))],
+        }
+    }
+
     fn of(peer: &Peer, members: &[&Attachment]) -> Peers {
         let is_meant = |member: &&&Attachment| match peer {
             Peer::Group(group) => member.groups.contains(group),
@@ -172,10 +180,7 @@ impl Peers {
             Peer::Any | Peer::Addresses(_) | Peer::Addresses6(_) => false,
         };
         match peer {
-            Peer::Any => Peers {
-                v4: vec![(Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST)],
-                v6: vec![(Ipv6Addr::UNSPECIFIED, Ipv6Addr::from_bits(u128::MAX))],
-            },
+            Peer::Any => Peers::all(),
             Peer::Addresses(subnet) => {
                 Peers { v4: vec![(subnet.first(), subnet.broadcast())], v6: Vec::new() }
             }

@@ -53,6 +53,8 @@ pub(super) enum Next {
     Wait,
     /// The port is full: to be looked at again when it is not.
     Blocked,
+    /// The guest does not want somebody from outside; on the host's side nothing has happened yet.
+    Refused,
     Over,
 }
 
@@ -170,6 +172,11 @@ impl Tcp {
         self.by_guest
     }
 
+    /// Gives the connection on the host's side back, as it is.
+    pub(super) fn into_stream(self) -> TcpStream {
+        self.stream
+    }
+
     pub(super) fn stream(&self) -> &TcpStream {
         &self.stream
     }
@@ -280,7 +287,10 @@ impl Tcp {
         let answers_syn = self.phase == Phase::Greeting
             && !self.by_guest
             && segment.ack_number.is_some_and(|number| number.0 as u32 == self.next);
-        if answers_syn || sequence == self.expected && (self.by_guest || self.phase == Phase::Open) {
+        if answers_syn {
+            return Next::Refused;
+        }
+        if sequence == self.expected && (self.by_guest || self.phase == Phase::Open) {
             return self.abandon();
         }
         self.acknowledge = self.phase == Phase::Open; // RFC 5961 §3.2

@@ -151,7 +151,7 @@ pub(super) struct Guest {
 }
 
 impl Guest {
-    fn plugged_into(listeners: Listeners) -> Guest {
+    pub(super) fn plugged_into(listeners: Listeners) -> Guest {
         let controls = network(&NetworkSpec::user(true), None);
         Guest::in_network(&controls, "web", GUEST, listeners)
     }

@@ -6,14 +6,14 @@ use viv_api::client::Request;
 use viv_api::endpoint::Route;
 use viv_api::network::NicAttach;
 use viv_api::vm::Vm;
-use viv_model::{Fault, Kind, NetKind, NicLimits, ShareSpec};
+use viv_model::{Fault, Kind, NicCreate, ShareSpec};
 
 #[derive(clap::Args, Debug)]
 #[command(after_help = "The guest notices by itself; what was attached is there at the next start too.\n\n\
                         viv disk create --format qcow2 data.qcow2 10G\n\
                         viv attach web data.qcow2,serial=data    in the guest: /dev/disk/by-id/virtio-data\n\
                         viv attach web -v ./src:/src:ro          its agent mounts it\n\
-                        viv attach web --net user -p 8080:80     if it has no network card")]
+                        viv attach web --net user -p 8080:80     a further network card; or: viv network connect")]
 #[command(group = clap::ArgGroup::new("what").required(true))]
 pub(crate) struct Attach {
     /// Name or id
@@ -24,9 +24,9 @@ pub(crate) struct Attach {
     /// A directory of this host, at PATH in the guest; ":ro" lets it only read
     #[arg(short = 'v', long = "volume", value_name = "DIR:PATH[:ro]", group = "what")]
     share: Option<String>,
-    /// A network card, plugged into this network; with ,bps=N,pps=N: no more bytes and packets a second
+    /// A further network card, plugged into this network; options as those of viv run --net
     #[arg(long, value_name = "NETWORK|user[,…]", value_parser = run::net, group = "what")]
-    net: Option<(NetKind, NicLimits)>,
+    net: Option<NicCreate>,
     /// With --net: publish a port of the guest on this host: [IP:]HOST:GUEST, with /udp for datagrams
     #[arg(short, long = "publish", value_name = "PORTS", requires = "net")]
     ports: Vec<String>,
@@ -49,7 +49,7 @@ pub(crate) struct Detach {
     share: Option<String>,
     /// The network card that is plugged into this network
     #[arg(long, value_name = "NETWORK|user|none", value_parser = run::net, group = "what")]
-    net: Option<(NetKind, NicLimits)>,
+    net: Option<NicCreate>,
     /// Also if the guest uses it; it may lose what it has not written yet
     #[arg(short, long)]
     force: bool,
@@ -61,9 +61,9 @@ pub(crate) fn attach(context: &Context, args: Attach) -> Result<u8, Fault> {
         (Some(disk), ..) => Request::new(Route::VmDiskAttach, &path).body(&run::disk(disk)?),
         (_, Some(share), _) => Request::new(Route::VmShareAttach, &path).body(&run::share(share)?),
         (.., net) => {
-            let (net, limits) = net.unwrap_or_default();
+            let NicCreate { net, limits, groups, ip } = net.unwrap_or_default();
             let ports = args.ports.iter().map(|text| text.parse()).collect::<Result<_, Fault>>()?;
-            Request::new(Route::VmNicAttach, &path).body(&NicAttach { net, ports, limits })
+            Request::new(Route::VmNicAttach, &path).body(&NicAttach { net, ports, limits, groups, ip })
         }
     };
     let vm: Vm = context.client.json(request)?;
@@ -88,8 +88,8 @@ pub(crate) fn detach(context: &Context, args: Detach) -> Result<u8, Fault> {
         (Some(disk), ..) => (Route::VmDiskDetach, "disk", disk.clone(), disk_called(&vm, disk)),
         (_, Some(share), _) => (Route::VmShareDetach, "directory", share.clone(), share_called(&vm, share)),
         (.., net) => {
-            let net = net.clone().map(|(net, _)| net).unwrap_or_default();
-            let card = vm.machine.nic.as_ref().filter(|nic| nic.net == net).map(|_| 0);
+            let net = net.clone().unwrap_or_default().net;
+            let card = vm.machine.nics.iter().position(|nic| nic.net == net);
             (Route::VmNicDetach, "network card in", net.to_string(), card)
         }
     };

@@ -1,5 +1,6 @@
 //! `viv capture`: what passes a VM's port, into a file of packets.
 use super::Context;
+use super::port::Card;
 use crate::figures;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -24,6 +25,8 @@ pub(crate) struct Args {
     /// Write into this file, in the format pcapng; - for standard output
     #[arg(short, long, value_name = "FILE")]
     write: PathBuf,
+    #[command(flatten)]
+    card: Card,
 }
 
 /// Where whole blocks go.
@@ -44,7 +47,8 @@ fn failed(path: &std::path::Path) -> impl Fn(io::Error) -> Fault {
 
 pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
     // First, so that no file is left behind for a VM that is not there.
-    let mut body = context.client.open(Request::new(Route::PortCapture, &[&args.vm]))?;
+    let mut body =
+        context.client.open(Request::new(Route::PortCapture, &[&args.vm]).query(&args.card.query()))?;
     let to_stdout = args.write.as_os_str() == "-";
     let failed = failed(&args.write);
     let out: Box<dyn Write + Send> = match to_stdout {

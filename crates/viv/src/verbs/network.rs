@@ -5,7 +5,7 @@ use viv_api::client::Request;
 use viv_api::endpoint::Route;
 use viv_api::network::{Network, NetworkConnect, NetworkCreate};
 use viv_api::vm::Vm;
-use viv_model::{Fault, Subnet};
+use viv_model::{Fault, NetKind, Subnet};
 
 #[derive(clap::Args, Debug)]
 #[command(after_help = "A VM finds the others of its network by name: VM, or VM.NETWORK.viv.\n\n\
@@ -50,14 +50,14 @@ enum NetworkVerb {
         #[arg(required = true, value_name = "NETWORK")]
         networks: Vec<String>,
     },
-    /// Plug a VM's card into a network, also while it runs; it leaves the one that it is in
+    /// Plug a VM into a network, also while it runs: by a card that is plugged into nothing, or by a further one
     Connect {
         /// The network
         network: String,
         /// Name or id
         vm: String,
     },
-    /// Pull the plug of a VM's card out of a network, also while it runs
+    /// Take a VM out of a network, also while it runs: at once, and its card goes when the guest lets it go
     Disconnect {
         /// The network
         network: String,
@@ -92,11 +92,11 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
         NetworkVerb::Connect { network, vm } => {
             let ask = NetworkConnect { vm };
             let vm: Vm = context.client.json(Request::new(Route::NetworkConnect, &[&network]).body(&ask))?;
-            moved(context, &vm)
+            moved(context, &vm, &network)
         }
         NetworkVerb::Disconnect { network, vm } => {
             let vm: Vm = context.client.json(Request::new(Route::NetworkDisconnect, &[&network, &vm]))?;
-            moved(context, &vm)
+            moved(context, &vm, &network)
         }
     }
 }
@@ -108,9 +108,10 @@ fn name_or_json(context: &Context, network: &Network) {
     }
 }
 
-/// The address that the VM has now.
-fn moved(context: &Context, vm: &Vm) -> Result<u8, Fault> {
-    let address = vm.machine.nic.as_ref().and_then(|nic| nic.address);
+/// The address that the VM has there now.
+fn moved(context: &Context, vm: &Vm, network: &str) -> Result<u8, Fault> {
+    let net = NetKind::Named(network.to_string());
+    let address = vm.machine.nics.iter().find(|nic| nic.net == net).and_then(|nic| nic.address);
     match address {
         _ if context.json => output::json(vm),
         Some(address) => output::print(&format!("{address}\n")),

@@ -25,10 +25,12 @@ enum PortVerb {
         #[arg(short, long)]
         quiet: bool,
     },
-    /// Show a VM's port: its addresses, its limits, what has passed and what has not
+    /// Show a VM's ports: addresses, limits, what has passed and what has not
     Show {
         /// Name or id
         vm: String,
+        #[command(flatten)]
+        card: Card,
     },
     /// Limit what may pass a VM's card, also while it runs; without limits: nothing is limited
     Limit {
@@ -37,28 +39,50 @@ enum PortVerb {
         /// bps=N bytes and pps=N packets a second, each way
         #[arg(value_name = "NAME=N")]
         limits: Vec<String>,
+        #[command(flatten)]
+        card: Card,
     },
     /// Give a VM's card another address and its guest another lease, also while it runs: guest and neighbours are told
     Rebind {
         /// Name or id
         vm: String,
+        #[command(flatten)]
+        card: Card,
     },
+}
+
+/// Which card of a VM that has several.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Card {
+    /// The card that is plugged into this network; its first card if none is named
+    #[arg(long, value_name = "NETWORK|user|none")]
+    net: Option<String>,
+}
+
+impl Card {
+    /// As the service is asked.
+    pub(crate) fn query(&self) -> String {
+        self.net.as_ref().map(|net| format!("network={net}")).unwrap_or_default()
+    }
 }
 
 pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
     let client = &context.client;
     match args.verb {
         PortVerb::Ls { quiet } => ls(context, quiet)?,
-        PortVerb::Show { vm } => show(context, &client.json(Request::new(Route::PortGet, &[&vm]))?),
-        PortVerb::Limit { vm, limits } => {
+        PortVerb::Show { vm, card } => show_all(context, &vm, &card)?,
+        PortVerb::Limit { vm, limits, card } => {
             let limits = limits_of(&limits)?;
-            let port: Port = client.json(Request::new(Route::PortLimits, &[&vm]).body(&limits))?;
+            let query = card.query();
+            let port: Port =
+                client.json(Request::new(Route::PortLimits, &[&vm]).query(&query).body(&limits))?;
             if context.json {
                 output::json(&port);
             }
         }
-        PortVerb::Rebind { vm } => {
-            let port: Port = client.json(Request::new(Route::PortRebind, &[&vm]))?;
+        PortVerb::Rebind { vm, card } => {
+            let query = card.query();
+            let port: Port = client.json(Request::new(Route::PortRebind, &[&vm]).query(&query))?;
             match port.address {
                 _ if context.json => output::json(&port),
                 Some(address) => output::print(&format!("{} {address}\n", port.mac)),
@@ -113,10 +137,27 @@ fn limits(limits: &NicLimits) -> String {
     if both.is_empty() { "-".to_string() } else { both.join(", ") }
 }
 
-fn show(context: &Context, port: &Port) {
+/// The port that was named, or else all of them; as JSON its first.
+fn show_all(context: &Context, vm: &str, card: &Card) -> Result<(), Fault> {
+    let client = &context.client;
+    let first: Port = client.json(Request::new(Route::PortGet, &[vm]).query(&card.query()))?;
     if context.json {
-        return output::json(port);
+        output::json(&first);
+        return Ok(());
     }
+    show(&first);
+    if card.net.is_none() {
+        let all: Vec<Port> = client.json(Request::new(Route::PortList, &[]))?;
+        let others = all.iter().filter(|port| port.vm == first.vm && port.mac != first.mac);
+        others.for_each(|port| {
+            output::print("\n");
+            show(port);
+        });
+    }
+    Ok(())
+}
+
+fn show(port: &Port) {
     let counters = &port.counters;
     let traffic =
         |traffic: Traffic| format!("{} packets, {}", traffic.packets, figures::bytes(traffic.bytes));
@@ -133,6 +174,7 @@ fn show(context: &Context, port: &Port) {
         ("addresses", or_none(addresses)),
         ("published", or_none(ports)),
         ("limits", limits(&port.limits)),
+        ("groups", or_none(port.groups.clone())),
         ("sent", traffic(counters.sent)),
         ("received", traffic(counters.received)),
         ("refused", format!("{} packets that a VM may not send", counters.refused)),

@@ -35,7 +35,7 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
 
 /// As `-p` takes them.
 fn ports(vm: &Vm) -> String {
-    let ports = vm.machine.nic.iter().flat_map(|nic| &nic.ports);
+    let ports = vm.machine.nics.iter().flat_map(|nic| &nic.ports);
     let text = ports.map(ToString::to_string).collect::<Vec<_>>().join(", ");
     if text.is_empty() { "-".to_string() } else { text }
 }

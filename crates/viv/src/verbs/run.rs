@@ -21,8 +21,8 @@ use viv_api::image::{DEFAULT, ImageBuild};
 use viv_api::snapshot::Snapshot;
 use viv_api::vm::{OnReboot, Process, Vm, VmCreate, VmKill, VmStop};
 use viv_model::{
-    Accel, CPUS_MAX, ConsolePortSpec, DiskLimits, DiskSpec, Fault, Kind, NetKind, NicLimits, ShareSpec,
-    SoftSpec,
+    Accel, CPUS_MAX, ConsolePortSpec, DiskLimits, DiskSpec, Fault, Kind, NetKind, NicCreate, NicLimits,
+    ShareSpec, SoftSpec,
 };
 
 /// How long a guest may take until its agent answers, seconds: a big one on the software CPU takes minutes.
@@ -100,10 +100,12 @@ pub(crate) struct Args {
     #[arg(short = 'v', long = "volume", value_name = "DIR:PATH[:ro]")]
     shares: Vec<String>,
     /// Network: none; user: one of its own, which reaches the outside, the default with -p; user,host: this host too; or
-    /// one that VMs share, by its name: viv network. With ,bps=N,pps=N: no more bytes and packets a second, each way
-    #[arg(long, value_name = "NETWORK|user|none[,…]", value_parser = net)]
-    net: Option<(NetKind, NicLimits)>,
-    /// Publish a port of the guest on this host: [IP:]HOST:GUEST, with /udp for datagrams
+    /// one that VMs share, by its name: viv network. Several times: a card for each. With ,bps=N,pps=N: no more bytes and
+    /// packets a second, each way; with ,secgroup=GROUP: a security group of this card alone. As root: tap:NAME, a tap device of
+    /// this host, which routes, or bridge:NAME; with ,ip=ADDRESS: the guest's address there, and no other leaves the card
+    #[arg(long, value_name = "NETWORK|user|none|tap:NAME|bridge:NAME[,…]", value_parser = net)]
+    net: Vec<NicCreate>,
+    /// Publish a port of the guest on this host: [IP:]HOST:GUEST, with /udp for datagrams; it leads to the first card that can
     #[arg(short, long = "publish", value_name = "PORTS")]
     ports: Vec<String>,
     /// A stream of bytes between guest (/dev/virtio-ports/NAME) and this host (the Unix socket FILE; none: in the VM's directory)
@@ -137,24 +139,32 @@ fn accel(text: &str) -> Result<Accel, String> {
     text.parse().map_err(|fault: Fault| fault.fix)
 }
 
-/// A network, and how much may pass the card: `NETWORK[,bps=N][,pps=N]`.
-pub(crate) fn net(text: &str) -> Result<(NetKind, NicLimits), String> {
+/// A network card: `NETWORK[,bps=N][,pps=N][,secgroup=GROUP…][,ip=ADDRESS]`.
+pub(crate) fn net(text: &str) -> Result<NicCreate, String> {
     let told = |fault: Fault| format!("{}; {}", fault.message, fault.fix);
-    let mut limits = NicLimits::default();
+    let mut card = NicCreate::default();
     let mut network = text;
     while let Some((before, option)) = network.rsplit_once(',') {
         let Some((name, value)) = option.split_once('=') else { break };
-        if !set_nic_limit(&mut limits, name, value).map_err(told)? {
-            return Err(format!("no option of a network is called {name:?}; there are bps=N and pps=N"));
+        if name == "secgroup" {
+            card.groups.insert(0, value.to_string());
+        } else if name == "ip" {
+            let address =
+                value.parse().map_err(|_| format!("{value:?} is no IPv4 address; write ip=10.1.2.3"))?;
+            card.ip = Some(address);
+        } else if !set_nic_limit(&mut card.limits, name, value).map_err(told)? {
+            return Err(format!(
+                "no option of a network is called {name:?}; there are bps=N, pps=N, secgroup=GROUP and ip=ADDRESS"
+            ));
         }
         network = before;
     }
-    let kind: NetKind = network.parse().map_err(told)?;
-    if kind == NetKind::None && !limits.is_unlimited() {
-        return Err("what is plugged into nothing has no limits; name a network".to_string());
+    card.net = network.parse().map_err(told)?;
+    if card.net == NetKind::None && card != NicCreate::default() {
+        return Err("what is plugged into nothing has no limits and no groups; name a network".to_string());
     }
-    limits.check().map_err(told)?;
-    Ok((kind, limits))
+    card.limits.check().map_err(told)?;
+    Ok(card)
 }
 
 /// Sets a limit of a network card; false if none is called so.
@@ -410,6 +420,13 @@ fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Fault> {
     let mut soft = SoftSpec::default();
     args.options.iter().try_for_each(|option| soft.set(option))?;
     let file = |path: &Option<PathBuf>| path.as_deref().map(absolute).transpose();
+    let (net, nic_limits, nics) = match args.net.as_slice() {
+        [] => (None, NicLimits::default(), Vec::new()),
+        [card] if card.groups.is_empty() && card.ip.is_none() => {
+            (Some(card.net.clone()), card.limits, Vec::new())
+        }
+        all => (None, NicLimits::default(), all.to_vec()),
+    };
     Ok(VmCreate {
         schema: None,
         name: args.name.clone(),
@@ -425,8 +442,9 @@ fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Fault> {
         image_disks: Vec::new(),
         disks,
         shares,
-        net: args.net.as_ref().map(|(kind, _)| kind.clone()),
-        nic_limits: args.net.as_ref().map(|(_, limits)| *limits).unwrap_or_default(),
+        net,
+        nic_limits,
+        nics,
         ports,
         console_ports,
         groups: args.groups.clone(),

@@ -68,6 +68,9 @@ enum SecGroupVerb {
         group: String,
         /// Name or id
         vm: String,
+        /// Only its card in this network
+        #[arg(long, value_name = "NETWORK|user")]
+        net: Option<String>,
     },
     /// Take a VM out of a group, also while it runs
     Leave {
@@ -75,6 +78,9 @@ enum SecGroupVerb {
         group: String,
         /// Name or id
         vm: String,
+        /// Only its card in this network
+        #[arg(long, value_name = "NETWORK|user")]
+        net: Option<String>,
     },
     /// Say whether a flow would be let through, and which rule decides
     Explain {
@@ -111,12 +117,13 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
             let group = client.json(Request::new(Route::SecGroupRuleRemove, &[&group, &number]))?;
             rules_or_json(context, &group);
         }
-        SecGroupVerb::Join { group, vm } => {
-            let ask = SecGroupJoin { vm };
+        SecGroupVerb::Join { group, vm, net } => {
+            let ask = SecGroupJoin { vm, network: net };
             moved(context, &client.json(Request::new(Route::SecGroupJoin, &[&group]).body(&ask))?);
         }
-        SecGroupVerb::Leave { group, vm } => {
-            moved(context, &client.json(Request::new(Route::SecGroupLeave, &[&group, &vm]))?);
+        SecGroupVerb::Leave { group, vm, net } => {
+            let query = net.map(|net| format!("network={net}")).unwrap_or_default();
+            moved(context, &client.json(Request::new(Route::SecGroupLeave, &[&group, &vm]).query(&query))?);
         }
         SecGroupVerb::Explain { from, to, what } => {
             let ask = Explain { from, to, what };

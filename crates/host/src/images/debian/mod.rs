@@ -229,7 +229,7 @@ fn configure(
         ),
         disks: vec![DiskSpec { path: disk.to_path_buf(), read_only: false, ..DiskSpec::default() }],
         shares: Vec::new(),
-        nic: None,
+        nics: Vec::new(),
         console_ports: Vec::new(),
     };
     let mut console = Console { total, watcher, done: 0, line: Vec::new(), lines: Vec::new() };
