@@ -224,7 +224,7 @@ pub(crate) fn watched_by(record: &VmRecord, nic: &NicSpec) -> Option<Fault> {
     ))
 }
 
-/// Refuses what only a switch of ours can do.
+/// Refuses of a card that is asked for what only a switch of ours can do, and what only the kernel's have.
 pub(crate) fn check(nic: &NicSpec) -> Result<(), Fault> {
     if !nic.net.is_of_kernel() {
         return match nic.address {
