@@ -165,6 +165,26 @@ fn a_card_at_a_tap_device_keeps_its_rules_and_leaves_nothing_behind() {
     assert!(explain().starts_with("denied\n") && !space.page("10.99.0.2", 80));
     space.viv(&["secgroup", "add-rule", "tap-in", rule]).ok();
     until("a page again", WAIT, || space.page("10.99.0.2", 80));
+    // A group means the addresses of its VMs at other tap devices.
+    assert_eq!(space.ip(&["tuntap", "add", "dev", "vt9", "mode", "tap"]), "");
+    assert_eq!(space.ip(&["addr", "add", "10.97.0.1/24", "dev", "vt9"]), "");
+    space.inside("sh", &["-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"]);
+    space.viv(&["secgroup", "create", "tap-friends"]).ok();
+    space.viv(&["secgroup", "add-rule", "tap-in", "in tcp/81 from group:tap-friends"]).ok();
+    let card = "tap:vt9,ip=10.97.0.2,secgroup=tap-friends";
+    space.viv(&["run", "-d", "--accel", "soft", "--name", "tap-friend", "--net", card]).ok();
+    space.set_up("tap-friend", "10.97.0.2");
+    space.exec("tap-friend", "ip route add default via 10.97.0.1").ok();
+    space.exec("tap-web", "ip route add default via 10.99.0.1").ok();
+    until("a page for a friend", WAIT, || {
+        space.exec("tap-friend", "timeout 20 wget -qO- http://10.99.0.2:81/").out == "this is tap-web\n"
+    });
+    let page = space.exec("tap-friend", "timeout 5 wget -qO- http://10.99.0.2:80/");
+    assert!(page.out.is_empty() && !space.page("10.99.0.2", 81), "{page:?}");
+    let explained = |what: &str| space.viv(&["secgroup", "explain", "tap-friend", "tap-web", what]).ok().out;
+    assert!(explained("tcp/81").starts_with("allowed\n") && explained("tcp/80").starts_with("denied\n"));
+    space.viv(&["rm", "-f", "tap-friend"]).ok();
+
     let port: Value =
         serde_json::from_str(&space.viv(&["port", "show", "tap-web", "--json"]).ok().out).unwrap();
     assert!(port["connected"] == true && port["counters"]["sent"]["packets"].as_u64() > Some(0), "{port}");

@@ -44,8 +44,12 @@ pub(crate) fn test(quick: bool) -> Result<(), String> {
     install::need("cc", "gcc")?;
     install::need("qemu-img", "qemu-utils")?;
     install::need("e2fsck", "e2fsprogs")?;
-    install::need("ip", "iproute2")?;
-    install::need("nft", "nftables")?;
+    // Root alone can use them: without them those tests say that they test nothing.
+    for (program, package) in [("ip", "iproute2"), ("nft", "nftables")] {
+        if let Err(why) = install::need(program, package) {
+            eprintln!("xtask: cards at tap devices and bridges are not tested: {why}");
+        }
+    }
     floors::check(&root())?;
     tidy::check(&root())?;
     step("format", cargo().args(["fmt", "--all", "--check"]))?;

@@ -108,7 +108,7 @@ pub(crate) fn load(
     for group in groups.iter().filter(|group| own.groups.contains(&group.name)) {
         refuse_unknown(group, &members)?;
     }
-    let known: Vec<&Attachment> = members.iter().filter(|member| !member.address.is_unspecified()).collect();
+    let known: Vec<&Attachment> = known(&members).collect();
     let rules = Rules::compile(&own, groups, &known);
     let table = table(&record.id, nic);
     let card = Card { table: &table, family, interface: &interface, mac: nic.mac, ip: nic.address };
@@ -143,17 +143,32 @@ pub(crate) fn load_all(
     Ok(())
 }
 
+/// Those whose addresses were said.
+fn known(members: &[Attachment]) -> impl Iterator<Item = &Attachment> {
+    members.iter().filter(|member| !member.address.is_unspecified())
+}
+
+/// The VMs that rules of a card mean by a group or a label, as they are told to the kernel.
+pub(crate) fn neighbours(nic: &NicSpec, records: &[VmRecord]) -> Vec<Attachment> {
+    known(&members(nic, records)).cloned().collect()
+}
+
 /// The VMs that rules can mean by a group or a label: those in the same bridge, or at any tap device.
 fn members(nic: &NicSpec, records: &[VmRecord]) -> Vec<Attachment> {
-    let is_beside = |other: &NicSpec| match (&nic.net, &other.net) {
-        (NetKind::Tap(_), NetKind::Tap(_)) => true,
-        (one, other) => one == other,
-    };
     let cards = records.iter().flat_map(|record| record.machine.nics.iter().map(move |nic| (record, nic)));
-    let beside = cards.filter(|(_, other)| is_beside(other));
+    let beside = cards.filter(|(_, other)| are_beside(&nic.net, &other.net));
     beside
         .map(|(record, nic)| attachment(record, nic, nic.address.unwrap_or(Ipv4Addr::UNSPECIFIED)))
         .collect()
+}
+
+/// Whether VMs at these meet in the kernel: those at tap devices are routed to one another.
+pub(crate) fn are_beside(one: &NetKind, other: &NetKind) -> bool {
+    match (one, other) {
+        (NetKind::Tap(_), NetKind::Tap(_)) => true,
+        (NetKind::Bridge(one), NetKind::Bridge(other)) => one == other,
+        _ => false,
+    }
 }
 
 /// A rule that denies something to VMs whose addresses nobody knows would not be kept.
@@ -209,7 +224,7 @@ pub(crate) fn watched_by(record: &VmRecord, nic: &NicSpec) -> Option<Fault> {
     ))
 }
 
-/// Refuses what only a switch of ours can do.
+/// Refuses of a card that is asked for what only a switch of ours can do, and what only the kernel's have.
 pub(crate) fn check(nic: &NicSpec) -> Result<(), Fault> {
     if !nic.net.is_of_kernel() {
         return match nic.address {

@@ -161,7 +161,9 @@ impl Vms {
             let (index, missing) = (card_at(&record, network)?, without_card(&record));
             let nic = record.machine.nics.get_mut(index).ok_or(missing)?;
             nic.limits = limits;
-            kernel::check(nic)?;
+            if nic.net.is_of_kernel() {
+                kernel::check(nic)?;
+            }
             let nic = nic.clone();
             self.store.update(&record)?;
             self.networks.tell_limits(&record, &nic)?;

@@ -1,4 +1,5 @@
 //! Security groups: kept in a file each, told to the switches, and explained.
+use crate::kernel;
 use crate::networks::{attachment, groups_of};
 use crate::places::Places;
 use crate::plugs::place_of;
@@ -322,10 +323,14 @@ impl Vms {
                 None => false,
             },
             (Side::Vm(one), Side::Vm(other)) => {
-                let shared = one.machine.nics.iter().find_map(|nic| {
-                    let place = place_of(other, &nic.net).filter(|_| matches!(nic.net, NetKind::Named(_)))?;
-                    Some((nic, other.machine.nics.get(place)?))
-                });
+                let meet = |one: &NicSpec, other: &NicSpec| {
+                    let named = matches!(one.net, NetKind::Named(_)) && one.net == other.net;
+                    named || kernel::are_beside(&one.net, &other.net)
+                };
+                let shared =
+                    one.machine.nics.iter().find_map(|nic| {
+                        Some((nic, other.machine.nics.iter().find(|other| meet(nic, other))?))
+                    });
                 match shared {
                     Some((of_one, of_other)) => {
                         let address = |nic: &NicSpec| nic.address.unwrap_or(Ipv4Addr::UNSPECIFIED).into();

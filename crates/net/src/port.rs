@@ -38,7 +38,7 @@ pub struct Message {
 
 impl Message {
     /// Room for `len` bytes in place of an earlier message, and how many of them are one by now.
-    pub(crate) fn to_fill(&mut self, len: usize) -> (&mut [u8], &mut usize) {
+    pub(crate) fn room(&mut self, len: usize) -> (&mut [u8], &mut usize) {
         self.bytes.resize(len, 0);
         (self.at, self.end) = (0, 0);
         (&mut self.bytes, &mut self.end)

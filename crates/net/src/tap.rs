@@ -89,7 +89,7 @@ impl TapPort {
 
     /// As [`crate::port::NetPort::receive`]: several packets as one message.
     pub(crate) fn receive(&self, message: &mut Message) -> io::Result<bool> {
-        let (bytes, end) = message.to_fill(2 * MESSAGE_MAX);
+        let (bytes, end) = message.room(2 * MESSAGE_MAX);
         while let Some([l0, l1, l2, l3, rest @ ..]) = bytes.get_mut(*end..)
             && let Some(room) = rest.get_mut(..PACKET_MAX)
         {

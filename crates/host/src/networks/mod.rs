@@ -326,7 +326,7 @@ impl Networks {
 
     /// The VMs that share a card's network, as its switch knows them; none if none can.
     pub(crate) fn neighbours(&self, nic: &NicSpec, records: &[VmRecord]) -> Vec<Attachment> {
-        let NetKind::Named(name) = &nic.net else { return Vec::new() };
+        let NetKind::Named(name) = &nic.net else { return kernel::neighbours(nic, records) };
         let all = members(name, records);
         all.map(|(record, nic)| attachment(record, nic, nic.address.unwrap_or(Ipv4Addr::UNSPECIFIED)))
             .collect()

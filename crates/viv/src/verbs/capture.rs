@@ -48,7 +48,7 @@ fn failed(path: &std::path::Path) -> impl Fn(io::Error) -> Fault {
 pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
     // First, so that no file is left behind for a VM that is not there.
     let mut body =
-        context.client.open(Request::new(Route::PortCapture, &[&args.vm]).query(&args.card.query()))?;
+        context.client.open(Request::new(Route::PortCapture, &[&args.vm]).query(args.card.query()))?;
     let to_stdout = args.write.as_os_str() == "-";
     let failed = failed(&args.write);
     let out: Box<dyn Write + Send> = match to_stdout {

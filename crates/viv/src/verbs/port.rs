@@ -140,7 +140,7 @@ fn limits(limits: &NicLimits) -> String {
 /// The port that was named, or else all of them; as JSON its first.
 fn show_all(context: &Context, vm: &str, card: &Card) -> Result<(), Fault> {
     let client = &context.client;
-    let first: Port = client.json(Request::new(Route::PortGet, &[vm]).query(&card.query()))?;
+    let first: Port = client.json(Request::new(Route::PortGet, &[vm]).query(card.query()))?;
     if context.json {
         output::json(&first);
         return Ok(());

@@ -52,6 +52,12 @@ const READER_GONE: u8 = 141;
                   on-full=error      or the guest gets an I/O error\n\
                   iops=N, bps=N      requests and bytes a second at most: iops=500,bps=20M\n\
                   iops-burst=N, bps-burst=N   what may come at once after a rest\n\n\
+                  Networks for --net as root, and options of a card, after its network and a comma each:\n\
+                  tap:NAME           a tap device of this host, made if it is not there; the host routes its packets\n\
+                  bridge:NAME        a bridge of this host\n\
+                  ip=ADDRESS         with these two: the guest's address, and no packet leaves with another\n\
+                  bps=N, pps=N       no more bytes and packets a second, each way\n\
+                  secgroup=GROUP     a security group that only this card is in; may be given several times\n\n\
                   Options of the software CPU, for -o; each is on or off, and off if not given:\n\
                   soft.interpreter   execute all with the interpreter, our reference, and translate nothing\n\
                   soft.count         count the instructions and blocks that translated code executes: slower\n\
@@ -99,11 +105,9 @@ pub(crate) struct Args {
     /// Share a directory with the guest at PATH; ":ro" lets it only read
     #[arg(short = 'v', long = "volume", value_name = "DIR:PATH[:ro]")]
     shares: Vec<String>,
-    /// Network: none; user: one of its own, which reaches the outside, the default with -p; user,host: this host too; or
-    /// one that VMs share, by its name: viv network. Several times: a card for each. With ,bps=N,pps=N: no more bytes and
-    /// packets a second, each way; with ,secgroup=GROUP: a security group of this card alone. As root: tap:NAME, a tap device of
-    /// this host, which routes, or bridge:NAME; with ,ip=ADDRESS: the guest's address there, and no other leaves the card
-    #[arg(long, value_name = "NETWORK|user|none|tap:NAME|bridge:NAME[,…]", value_parser = net)]
+    /// Network: none; user: one of its own, which reaches the outside, the default with -p; user,host: this host too; or one that
+    /// VMs share, by its name: viv network. Several times: a card for each. More below
+    #[arg(long, value_name = "NETWORK|user|none[,…]", value_parser = net)]
     net: Vec<NicCreate>,
     /// Publish a port of the guest on this host: [IP:]HOST:GUEST, with /udp for datagrams; it leads to the first card that can
     #[arg(short, long = "publish", value_name = "PORTS")]
