@@ -152,7 +152,8 @@ fn set_up(address: Option<&str>) -> String {
 }
 
 fn client(target: &str, port: u16) -> String {
-    let mut script = format!("target={target}\n");
+    // On a busy host two guests find each other more slowly than a connection waits for.
+    let mut script = format!("target={target}; ping -c 5 -W 10 $target >/dev/null\n");
     // Between two tests iperf3's server makes its socket anew, and whoever comes then is reset.
     for (_, words) in JOBS {
         script += &format!(
