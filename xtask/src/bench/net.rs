@@ -139,9 +139,10 @@ fn prepare() -> Result<Boot, String> {
 /// What every guest does first: `address` is its own, or it asks for one.
 fn set_up(address: Option<&str>) -> String {
     let network = match address {
-        // The guest's own client of DHCP, which nobody answers, would take the address away.
+        // The guest's own client of DHCP, which nobody answers, would take the address away, also if it is started only now.
         Some(address) => format!(
-            "kill $(pidof udhcpc); sleep 1; ip link set eth0 up mtu 65520; ip addr add {address}/24 dev eth0"
+            "echo true > /etc/viv/lease; kill $(pidof udhcpc); sleep 1; ip link set eth0 up mtu 65520; \
+             ip addr add {address}/24 dev eth0"
         ),
         None => "udhcpc -n -q -i eth0 -s /etc/viv/lease >/dev/null 2>&1".to_string(),
     };
@@ -304,15 +305,20 @@ fn between_guests(boot: &Boot, way: Way) -> Result<Vec<f64>, String> {
         _ => {
             let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
             let port = free.map_err(|error| format!("no port is free: {error}"))?.port();
-            let server = start(qemu(boot, &format!("socket,listen=127.0.0.1:{port}"), 1), None, None)?;
-            // It listens before its kernel says anything.
+            let mut server = start(qemu(boot, &format!("socket,listen=127.0.0.1:{port}"), 1), None, None)?;
+            // What the other sends before it can hear is the last that it ever hears.
+            server.ready(PEERS.first().copied())?;
             let client = start(qemu(boot, &format!("socket,connect=127.0.0.1:{port}"), 2), None, None)?;
             (server, client, PEERS[0])
         }
     };
-    let address = |place: usize| (way == Way::QemuSocket).then(|| PEERS.get(place).copied()).flatten();
-    server.ready(address(0))?;
-    client.ready(address(1))?;
+    match way {
+        Way::QemuSocket => client.ready(PEERS.last().copied())?,
+        _ => {
+            server.ready(None)?;
+            client.ready(None)?;
+        }
+    }
     server.say("chroot /mnt/t /usr/bin/iperf3 -s -p 5201 >/dev/null 2>&1 &\necho net-read''y\n")?;
     server.until(MARKS[0])?;
     std::thread::sleep(Duration::from_secs(2));
