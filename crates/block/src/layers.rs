@@ -5,7 +5,7 @@
 //! but for the lowest that of its map (docs/snapshot-format.md).
 
 use crate::host_file::HostFile;
-use crate::{Disk, Extent, OpenError, RawDisk, check_range, check_writable};
+use crate::{Disk, Extent, OpenError, RawDisk, check_range};
 use std::io;
 use std::sync::Arc;
 
@@ -144,10 +144,6 @@ impl Disk for Layers {
         self.size
     }
 
-    fn read_only(&self) -> bool {
-        true
-    }
-
     fn read(&self, mut offset: u64, mut data: &mut [u8]) -> io::Result<()> {
         check_range(self.size, offset, data.len() as u64)?;
         let end = offset + data.len() as u64;
@@ -163,22 +159,6 @@ impl Disk for Layers {
             (offset, data) = (until, rest);
         }
         Ok(())
-    }
-
-    fn write(&self, _offset: u64, _data: &[u8]) -> io::Result<()> {
-        check_writable(true)
-    }
-
-    fn flush(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn discard(&self, _offset: u64, _len: u64) -> io::Result<()> {
-        check_writable(true)
-    }
-
-    fn write_zeroes(&self, _offset: u64, _len: u64, _unmap: bool) -> io::Result<()> {
-        check_writable(true)
     }
 
     fn extent(&self, offset: u64, len: u64) -> io::Result<Extent> {

@@ -60,7 +60,8 @@ use std::io;
 /// Bytes in a sector, the unit of virtio-blk requests (virtio 1.2 §5.2.4).
 pub const SECTOR: u64 = 512;
 
-/// A disk. Offsets and lengths are in bytes; implementations bounce what is not aligned for them.
+/// A disk. Offsets and lengths are in bytes; implementations bounce what is not aligned for them. One that says nothing of writing
+/// is for reading only, and refuses to be changed.
 /// Calls come from several threads at once. What [`Disk::flush`] has confirmed survives a power cut.
 pub trait Disk: Send + Sync {
     /// Waits until a request of so many bytes may begin; only a [`Throttled`] disk ever waits.
@@ -70,17 +71,30 @@ pub trait Disk: Send + Sync {
     /// Size in bytes.
     fn size(&self) -> u64;
     /// Whether writes are refused.
-    fn read_only(&self) -> bool;
+    fn read_only(&self) -> bool {
+        true
+    }
     /// Reads all of `data` at `offset`; beyond the end is an error.
     fn read(&self, offset: u64, data: &mut [u8]) -> io::Result<()>;
     /// Writes all of `data` at `offset`.
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()>;
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let _ = (offset, data);
+        check_writable(true)
+    }
     /// Makes every finished write durable.
-    fn flush(&self) -> io::Result<()>;
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
     /// Says that the range's content is no longer needed: it may read as anything afterwards.
-    fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        let _ = (offset, len);
+        check_writable(true)
+    }
     /// Makes the range read as zeroes; `unmap` allows to give the space back.
-    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()>;
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        let _ = (offset, len, unmap);
+        check_writable(true)
+    }
     /// What is known of the bytes at `offset` without reading them: whether they are zero, and for how many
     /// of `len` bytes (at least one, unless `len` is zero) the answer holds.
     fn extent(&self, offset: u64, len: u64) -> io::Result<Extent> {

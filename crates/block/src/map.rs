@@ -1,7 +1,7 @@
 //! A disk whose blocks lie in a file as a map says: what VDI, VHD and VHDX have in common. For reading only.
 
 use crate::host_file::HostFile;
-use crate::{Disk, Extent, check_range, check_writable};
+use crate::{Disk, Extent, check_range};
 use std::io;
 
 /// Where a block is.
@@ -47,10 +47,6 @@ impl Disk for BlockMap {
         self.size
     }
 
-    fn read_only(&self) -> bool {
-        true
-    }
-
     fn read(&self, mut offset: u64, mut data: &mut [u8]) -> io::Result<()> {
         check_range(self.size, offset, data.len() as u64)?;
         while !data.is_empty() {
@@ -64,22 +60,6 @@ impl Disk for BlockMap {
             data = later;
         }
         Ok(())
-    }
-
-    fn write(&self, _offset: u64, _data: &[u8]) -> io::Result<()> {
-        check_writable(true)
-    }
-
-    fn flush(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn discard(&self, _offset: u64, _len: u64) -> io::Result<()> {
-        check_writable(true)
-    }
-
-    fn write_zeroes(&self, _offset: u64, _len: u64, _unmap: bool) -> io::Result<()> {
-        check_writable(true)
     }
 
     fn extent(&self, offset: u64, len: u64) -> io::Result<Extent> {

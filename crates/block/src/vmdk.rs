@@ -3,7 +3,7 @@
 
 use crate::fields::{le32, le64};
 use crate::host_file::HostFile;
-use crate::{Disk, Extent, OpenError, SECTOR, check_range, check_writable};
+use crate::{Disk, Extent, OpenError, SECTOR, check_range};
 use miniz_oxide::inflate::core::inflate_flags::TINFL_FLAG_PARSE_ZLIB_HEADER;
 use miniz_oxide::inflate::core::{DecompressorOxide, decompress};
 use std::io;
@@ -304,10 +304,6 @@ impl Disk for Vmdk {
         self.size
     }
 
-    fn read_only(&self) -> bool {
-        true
-    }
-
     fn read(&self, mut offset: u64, mut data: &mut [u8]) -> io::Result<()> {
         check_range(self.size, offset, data.len() as u64)?;
         while !data.is_empty() {
@@ -322,22 +318,6 @@ impl Disk for Vmdk {
             data = later;
         }
         Ok(())
-    }
-
-    fn write(&self, _offset: u64, _data: &[u8]) -> io::Result<()> {
-        check_writable(true)
-    }
-
-    fn flush(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn discard(&self, _offset: u64, _len: u64) -> io::Result<()> {
-        check_writable(true)
-    }
-
-    fn write_zeroes(&self, _offset: u64, _len: u64, _unmap: bool) -> io::Result<()> {
-        check_writable(true)
     }
 
     fn extent(&self, offset: u64, len: u64) -> io::Result<Extent> {
