@@ -226,9 +226,12 @@ impl Life {
             Fault::new(Kind::Conflict, message, "wait until it is there: viv snapshot ls")
         })?;
         // Before anybody waits for us: it may take a while.
-        let runs = self.lock().state == State::Running;
-        let writes = self.lock().devices.of(&self.machine).disks.iter().any(|disk| !disk.read_only);
-        let quiet = (runs && writes).then(quiesce::file_systems).flatten();
+        let may_write = {
+            let inner = self.lock();
+            let disks = inner.devices.of(&self.machine).disks;
+            inner.state == State::Running && disks.iter().any(|disk| !disk.read_only)
+        };
+        let quiet = may_write.then(quiesce::file_systems).flatten();
         // Whoever wants something else of it waits.
         let inner = self.lock();
         let guest = inner.guest.clone().ok_or_else(booting)?;
