@@ -77,6 +77,23 @@ pub fn until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
     }
 }
 
+/// Starts a default guest in the background, in the place of one that an earlier test left.
+pub fn start(name: &'static str, options: &[&str]) -> Vm {
+    let _ = run(&["rm", "-f", name], "");
+    run(&[&["run", "-d", "--accel", "soft", "--name", name], options].concat(), "").ok();
+    Vm(name)
+}
+
+/// Runs a command of the guest's shell.
+pub fn exec(vm: &str, command: &str) -> Outcome {
+    run(&["exec", vm, "sh", "-c", command], "")
+}
+
+/// The page that a guest gets from a server; nothing if there is none.
+pub fn page_of(vm: &str, whose: &str) -> String {
+    exec(vm, &format!("timeout 60 wget -qO- http://{whose}/")).out
+}
+
 /// Removes a network when the test ends, however it ends; its VMs must be gone by then.
 pub struct Network(pub &'static str);
 

@@ -3,26 +3,12 @@ use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
-use viv_e2e::{Network, Outcome, Vm, run, until};
+use viv_e2e::{Network, Vm, exec, page_of, run, start, until};
 
 const WAIT: Duration = Duration::from_secs(120);
 
-fn start(name: &'static str, options: &[&str]) -> Vm {
-    let _ = run(&["rm", "-f", name], "");
-    run(&[&["run", "-d", "--accel", "soft", "--name", name], options].concat(), "").ok();
-    Vm(name)
-}
-
-fn exec(vm: &str, command: &str) -> Outcome {
-    run(&["exec", vm, "sh", "-c", command], "")
-}
-
 fn serve_page(vm: &str) {
     exec(vm, &format!("mkdir -p /www && echo this is {vm} > /www/index.html && httpd -h /www")).ok();
-}
-
-fn page_of(vm: &str, whose: &str) -> String {
-    exec(vm, &format!("timeout 60 wget -qO- http://{whose}/")).out
 }
 
 fn inspect(name: &str) -> Value {

@@ -1,26 +1,16 @@
 //! Networks that VMs share, with default guests.
 use std::time::Duration;
-use viv_e2e::{Network, Outcome, Vm, run, until};
+use viv_e2e::{Network, Vm, exec, page_of, run, until};
 
 const WAIT: Duration = Duration::from_secs(120);
 
 fn start(name: &'static str, network: &str) -> Vm {
-    let _ = run(&["rm", "-f", name], "");
-    run(&["run", "-d", "--accel", "soft", "--name", name, "--net", network], "").ok();
-    Vm(name)
-}
-
-fn exec(vm: &str, command: &str) -> Outcome {
-    run(&["exec", vm, "sh", "-c", command], "")
+    viv_e2e::start(name, &["--net", network])
 }
 
 /// Serves a page that says who it is from.
 fn serve_page(vm: &str) {
     exec(vm, &format!("mkdir /www && echo this is {vm} > /www/index.html && httpd -h /www")).ok();
-}
-
-fn page_of(vm: &str, whose: &str) -> String {
-    exec(vm, &format!("timeout 60 wget -qO- http://{whose}/")).out
 }
 
 #[test]

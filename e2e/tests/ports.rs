@@ -2,19 +2,9 @@
 use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
-use viv_e2e::{Network, Outcome, Vm, run, until, viv};
+use viv_e2e::{Network, Vm, exec, page_of, run, start, until, viv};
 
 const WAIT: Duration = Duration::from_secs(120);
-
-fn start(name: &'static str, options: &[&str]) -> Vm {
-    let _ = run(&["rm", "-f", name], "");
-    run(&[&["run", "-d", "--accel", "soft", "--name", name], options].concat(), "").ok();
-    Vm(name)
-}
-
-fn exec(vm: &str, command: &str) -> Outcome {
-    run(&["exec", vm, "sh", "-c", command], "")
-}
 
 fn serve_page(vm: &str) {
     let serve = format!(
@@ -22,10 +12,6 @@ fn serve_page(vm: &str) {
          && httpd -h /www"
     );
     exec(vm, &serve).ok();
-}
-
-fn page_of(vm: &str, whose: &str) -> String {
-    exec(vm, &format!("timeout 60 wget -qO- http://{whose}/")).out
 }
 
 fn port(vm: &str) -> serde_json::Value {
