@@ -1,0 +1,619 @@
+//! A registry over HTTP (OCI distribution specification 1.1, "Pull"; docker, "Token Authentication Specification").
+use crate::Digest;
+use crate::credentials::{self, Credentials};
+use crate::reference::RegistryName;
+use crate::registries::{Place, Registries};
+use crate::source::{Blob, DOCUMENT_MAX, Source, Watch, damaged_at};
+use crate::types::{DOCKER_LIST, DOCKER_MANIFEST, Descriptor, OCI_INDEX, OCI_MANIFEST};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use ureq::config::RedirectAuthHeaders;
+use ureq::http::{Response, StatusCode, header};
+use ureq::tls::{RootCerts, TlsConfig};
+use ureq::{Agent, Body};
+use viv_model::{Fault, Kind};
+
+/// How long a connection may take, and an answer to begin.
+const CONNECT: Duration = Duration::from_secs(15);
+const ANSWER: Duration = Duration::from_secs(30);
+/// How long nothing may come in the middle of an answer.
+const SILENCE: Duration = Duration::from_secs(20);
+/// How often something is asked again that may go better: 429, 502 to 504, a broken connection.
+const TRIES: u32 = 5;
+/// Longest that a registry may have us wait (RFC 9110 §10.2.3, `Retry-After`).
+const WAIT_MAX: Duration = Duration::from_secs(60);
+/// Where docker's registry is.
+const DOCKER_HOST: &str = "registry-1.docker.io";
+/// Most bytes of a token's document, and of an error.
+const SMALL: u64 = 1 << 20;
+
+/// How to talk to registries.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Do without TLS and with any certificate, whatever the registry.
+    pub insecure: bool,
+}
+
+/// Connections, credentials and tokens for any number of registries.
+pub struct Client {
+    shared: Arc<Shared>,
+    options: Options,
+}
+
+struct Shared {
+    strict: Agent,
+    trusting: Agent,
+    rules: Registries,
+    /// What a registry wants with each request, by place.
+    tokens: Mutex<BTreeMap<String, String>>,
+    /// Whether a registry talks TLS, where that was tried.
+    schemes: Mutex<BTreeMap<String, &'static str>>,
+}
+
+impl Client {
+    /// A client that reads the user's rules and credentials.
+    pub fn new(options: Options) -> Client {
+        let agent = |trusting: bool| {
+            let tls =
+                TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).disable_verification(trusting);
+            let config = Agent::config_builder()
+                .tls_config(tls.build())
+                .http_status_as_error(false)
+                .max_redirects(8)
+                .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+                .user_agent(concat!("vivarium/", env!("CARGO_PKG_VERSION")))
+                .timeout_resolve(Some(CONNECT))
+                .timeout_connect(Some(CONNECT))
+                .timeout_recv_response(Some(ANSWER))
+                .timeout_per_read(Some(SILENCE));
+            Agent::new_with_config(config.build())
+        };
+        let shared = Shared {
+            strict: agent(false),
+            trusting: agent(true),
+            rules: Registries::load(),
+            tokens: Mutex::default(),
+            schemes: Mutex::default(),
+        };
+        Client { shared: Arc::new(shared), options }
+    }
+}
+
+/// A repository of a registry, and its mirrors.
+pub(crate) struct Registry {
+    shared: Arc<Shared>,
+    name: RegistryName,
+    places: Vec<Place>,
+}
+
+/// An answer that is no success.
+struct Refusal {
+    status: StatusCode,
+    /// What the registry says about it.
+    words: String,
+    /// When to come again.
+    after: Option<Duration>,
+    challenge: Option<String>,
+}
+
+/// Why a place gave nothing.
+enum Failure {
+    Refused(Refusal),
+    /// The connection, in words.
+    Broken(String),
+    Fault(Fault),
+}
+
+impl Registry {
+    pub(crate) fn new(client: &Client, name: RegistryName) -> Registry {
+        let mut places = client.shared.rules.places(&name.registry, &name.repository);
+        places.iter_mut().for_each(|place| place.insecure |= client.options.insecure);
+        Registry { shared: client.shared.clone(), name, places }
+    }
+
+    /// Asks each place until one answers.
+    fn get(
+        &self,
+        path: &str,
+        accept: Option<&str>,
+        from: u64,
+        watch: &dyn Watch,
+    ) -> Result<Response<Body>, Fault> {
+        if self.places.is_empty() {
+            let text = format!("{} may not be used: registries.conf blocks it", self.name);
+            return Err(Fault::new(Kind::Denied, text, "unblock it there, or take another image"));
+        }
+        let mut last = None;
+        for place in &self.places {
+            match self.get_from(place, path, accept, from, watch) {
+                Ok(answer) => return Ok(answer),
+                Err(failure) => last = Some(self.told(place, failure)),
+            }
+            if watch.cancelled() {
+                break;
+            }
+        }
+        Err(last.unwrap_or_else(given_up))
+    }
+
+    fn get_from(
+        &self,
+        place: &Place,
+        path: &str,
+        accept: Option<&str>,
+        from: u64,
+        watch: &dyn Watch,
+    ) -> Result<Response<Body>, Failure> {
+        let mut tried_token = false;
+        let mut tries = 0;
+        loop {
+            if watch.cancelled() {
+                return Err(Failure::Fault(given_up()));
+            }
+            match self.once(place, path, accept, from) {
+                Ok(answer) => return Ok(answer),
+                Err(Failure::Refused(refusal))
+                    if refusal.status == StatusCode::UNAUTHORIZED && !tried_token =>
+                {
+                    tried_token = true;
+                    self.authorize(place, &refusal)?;
+                }
+                Err(failure) => {
+                    tries += 1;
+                    let pause = match &failure {
+                        Failure::Refused(refusal) if is_passing(refusal.status) => {
+                            refusal.after.unwrap_or_else(|| backoff(tries))
+                        }
+                        Failure::Broken(_) => backoff(tries),
+                        _ => return Err(failure),
+                    };
+                    if tries >= TRIES || pause > WAIT_MAX {
+                        return Err(failure);
+                    }
+                    watch.note(&format!("waiting for {}", place.registry));
+                    if !wait(pause, watch) {
+                        return Err(Failure::Fault(given_up()));
+                    }
+                }
+            }
+        }
+    }
+
+    fn once(
+        &self,
+        place: &Place,
+        path: &str,
+        accept: Option<&str>,
+        from: u64,
+    ) -> Result<Response<Body>, Failure> {
+        let host = if place.registry == "docker.io" { DOCKER_HOST } else { &place.registry };
+        let token = lock(&self.shared.tokens).get(&scope(place)).cloned();
+        let call = |scheme: &str| {
+            let agent = if place.insecure { &self.shared.trusting } else { &self.shared.strict };
+            let mut request = agent.get(format!("{scheme}://{host}/v2/{}/{path}", place.repository));
+            if let Some(accept) = accept {
+                request = request.header(header::ACCEPT, accept);
+            }
+            if let Some(token) = &token {
+                request = request.header(header::AUTHORIZATION, token);
+            }
+            if from > 0 {
+                request = request.header(header::RANGE, format!("bytes={from}-"));
+            }
+            // Layers are compressed as they are.
+            request.header(header::ACCEPT_ENCODING, "identity").call()
+        };
+        let known = lock(&self.shared.schemes).get(&place.registry).copied();
+        // This machine's own registries need no TLS: nobody is between.
+        let plain_too = place.insecure || is_loopback(&place.registry);
+        let answer = match known {
+            Some(scheme) => call(scheme),
+            None => self.first_call(place, plain_too, &call),
+        };
+        let mut answer = answer.map_err(|error| broken(place, &error))?;
+        if answer.status().is_success() {
+            return Ok(answer);
+        }
+        let text =
+            |name| answer.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_string);
+        let challenges: Vec<String> = answer
+            .headers()
+            .get_all(header::WWW_AUTHENTICATE)
+            .iter()
+            .filter_map(|value| value.to_str().ok().map(str::to_string))
+            .collect();
+        // A registry may offer both; a token is what is asked for least often.
+        let bearer = challenges.iter().find(|text| text.to_ascii_lowercase().starts_with("bearer "));
+        let challenge = bearer.or(challenges.first()).cloned();
+        let after =
+            text(header::RETRY_AFTER).and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
+        let status = answer.status();
+        Err(Failure::Refused(Refusal { status, words: words(answer.body_mut()), after, challenge }))
+    }
+
+    /// Finds out whether the registry talks TLS.
+    fn first_call(
+        &self,
+        place: &Place,
+        plain_too: bool,
+        call: &dyn Fn(&str) -> Result<Response<Body>, ureq::Error>,
+    ) -> Result<Response<Body>, ureq::Error> {
+        let (scheme, answer) = match call("https") {
+            Err(error) if plain_too && !matches!(error, ureq::Error::Timeout(_)) => ("http", call("http")),
+            answer => ("https", answer),
+        };
+        if answer.is_ok() {
+            lock(&self.shared.schemes).insert(place.registry.clone(), scheme);
+        }
+        answer
+    }
+
+    /// Gets what the registry asks for with its 401.
+    fn authorize(&self, place: &Place, refusal: &Refusal) -> Result<(), Failure> {
+        let credentials = credentials::find(&place.registry, &place.repository);
+        let challenge = refusal.challenge.as_deref().unwrap_or_default();
+        let (kind, rest) = challenge.split_once(' ').unwrap_or((challenge, ""));
+        let value = if kind.eq_ignore_ascii_case("bearer") {
+            format!("Bearer {}", self.token(place, &parameters(rest), credentials.as_ref())?)
+        } else {
+            let basic = credentials.as_ref().and_then(Credentials::basic);
+            basic.ok_or_else(|| Failure::Fault(self.no_credentials(place)))?
+        };
+        lock(&self.shared.tokens).insert(scope(place), value);
+        Ok(())
+    }
+
+    /// Asks the token server that the registry names.
+    fn token(
+        &self,
+        place: &Place,
+        asked: &BTreeMap<String, String>,
+        credentials: Option<&Credentials>,
+    ) -> Result<String, Failure> {
+        #[derive(Deserialize)]
+        struct Token {
+            #[serde(default)]
+            token: String,
+            #[serde(default)]
+            access_token: String,
+        }
+        let realm = asked.get("realm").map(String::as_str).unwrap_or_default();
+        let is_safe = realm.starts_with("https://");
+        let is_plain = realm.starts_with("http://") && (place.insecure || is_loopback(&place.registry));
+        if !is_safe && !is_plain {
+            let realm: String = realm.chars().take(200).collect();
+            let text = format!(
+                "the registry {} sends us to {realm:?} for a token, which is not safe",
+                place.registry
+            );
+            return Err(Failure::Fault(Fault::new(
+                Kind::Denied,
+                text,
+                "if it is your own registry: --insecure",
+            )));
+        }
+        let agent = if place.insecure { &self.shared.trusting } else { &self.shared.strict };
+        let service = asked.get("service").map(String::as_str).unwrap_or_default();
+        let own = format!("repository:{}:pull", place.repository);
+        let scope = asked.get("scope").map_or(own.as_str(), String::as_str);
+        let answer = match credentials {
+            Some(Credentials::Refresh(token)) => agent.post(realm).send_form([
+                ("grant_type", "refresh_token"),
+                ("service", service),
+                ("client_id", "vivarium"),
+                ("scope", scope),
+                ("refresh_token", token),
+            ]),
+            _ => {
+                let mut request = agent.get(realm).query("service", service).query("scope", scope);
+                if let Some(basic) = credentials.and_then(Credentials::basic) {
+                    request = request.header(header::AUTHORIZATION, basic);
+                }
+                request.call()
+            }
+        };
+        let mut answer = answer.map_err(|error| broken(place, &error))?;
+        if !answer.status().is_success() {
+            let words = words(answer.body_mut());
+            return Err(Failure::Refused(Refusal {
+                status: answer.status(),
+                words,
+                after: None,
+                challenge: None,
+            }));
+        }
+        let mut text = Vec::new();
+        let read = answer.body_mut().as_reader().take(SMALL).read_to_end(&mut text);
+        let token = read.ok().and_then(|_| serde_json::from_slice::<Token>(&text).ok());
+        let token = token.map(|both| if both.token.is_empty() { both.access_token } else { both.token });
+        token
+            .filter(|token| !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic()))
+            .ok_or_else(|| Failure::Broken(format!("the token server of {} gave no token", place.registry)))
+    }
+
+    fn no_credentials(&self, place: &Place) -> Fault {
+        Fault::new(
+            Kind::Denied,
+            format!("{} wants to know who you are, and there are no credentials for it", place.registry),
+            format!(
+                "log in with what you use for containers: docker login {0}, podman login {0} or skopeo login {0}",
+                place.registry
+            ),
+        )
+    }
+
+    /// A failure as the user meets it.
+    fn told(&self, place: &Place, failure: Failure) -> Fault {
+        let name = &self.name;
+        let refusal = match failure {
+            Failure::Fault(fault) => return fault,
+            Failure::Broken(words) => {
+                return Fault::new(
+                    Kind::Error,
+                    format!("cannot get {name}: {words}"),
+                    "look at the registry's name, the network and HTTPS_PROXY; without TLS only with --insecure",
+                );
+            }
+            Failure::Refused(refusal) => refusal,
+        };
+        let said = match refusal.words.is_empty() {
+            true => refusal.status.to_string(),
+            false => format!("{} ({})", refusal.words, refusal.status),
+        };
+        match refusal.status {
+            StatusCode::NOT_FOUND => Fault::new(
+                Kind::NotFound,
+                format!("{name} is not there: {} says: {said}", place.registry),
+                "look at the spelling of repository and tag",
+            ),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                if credentials::find(&place.registry, &place.repository).is_none() {
+                    let fault = self.no_credentials(place);
+                    return Fault {
+                        message: format!("cannot get {name}: {}; it says: {said}", fault.message),
+                        ..fault
+                    };
+                }
+                Fault::new(
+                    Kind::Denied,
+                    format!("cannot get {name}: {} does not let you: {said}", place.registry),
+                    format!(
+                        "see that it is there and that you may have it, or log in again: docker login {}",
+                        place.registry
+                    ),
+                )
+            }
+            StatusCode::TOO_MANY_REQUESTS => Fault::new(
+                Kind::NoCapacity,
+                format!("cannot get {name}: {} was asked too often: {said}", place.registry),
+                "come again later, log in, or use a mirror (registries.conf)",
+            ),
+            _ => Fault::new(
+                Kind::Error,
+                format!("cannot get {name}: {} says: {said}", place.registry),
+                "try again; if it stays so, ask whoever runs the registry",
+            ),
+        }
+    }
+
+    fn manifest(&self, wanted: &str, watch: &dyn Watch) -> Result<Vec<u8>, Fault> {
+        let accept = [OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST].join(", ");
+        let mut failures = 0;
+        loop {
+            let mut answer = self.get(&format!("manifests/{wanted}"), Some(&accept), 0, watch)?;
+            let said = answer
+                .headers()
+                .get("docker-content-digest")
+                .and_then(|value| value.to_str().ok())
+                .map(str::to_string);
+            let mut text = Vec::new();
+            match answer.body_mut().as_reader().take(DOCUMENT_MAX + 1).read_to_end(&mut text) {
+                Ok(_) if text.len() as u64 > DOCUMENT_MAX => {
+                    return Err(damaged_at(&self.name(), "its manifest has no end"));
+                }
+                Ok(_) => {
+                    let said = said.and_then(|said| said.parse::<Digest>().ok());
+                    let found = Digest::of(&text);
+                    return match said {
+                        Some(said) if said != found => Err(damaged_at(
+                            &self.name(),
+                            &format!("its manifest is {found}, and the registry says {said}"),
+                        )),
+                        _ => Ok(text),
+                    };
+                }
+                Err(error) => {
+                    failures += 1;
+                    if failures >= TRIES || !wait(backoff(failures), watch) {
+                        return Err(damaged_at(&self.name(), &format!("its manifest breaks off: {error}")));
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Source for Registry {
+    fn name(&self) -> String {
+        self.name.to_string()
+    }
+
+    fn top(&self, watch: &dyn Watch) -> Result<Vec<u8>, Fault> {
+        let text = self.manifest(&self.name.wanted(), watch)?;
+        match &self.name.digest {
+            Some(digest) if *digest != Digest::of(&text) => {
+                Err(damaged_at(&self.name(), &format!("the registry gave {} for it", Digest::of(&text))))
+            }
+            _ => Ok(text),
+        }
+    }
+
+    fn document(&self, wanted: &Descriptor, watch: &dyn Watch) -> Result<Vec<u8>, Fault> {
+        let digest: Digest = wanted.digest.parse()?;
+        self.manifest(&digest.to_string(), watch)
+    }
+
+    fn blob(&self, wanted: &Descriptor, from: u64, watch: &dyn Watch) -> Result<Blob, Fault> {
+        let digest: Digest = wanted.digest.parse()?;
+        let answer = self.get(&format!("blobs/{digest}"), None, from, watch)?;
+        let from = if answer.status() == StatusCode::PARTIAL_CONTENT { from } else { 0 };
+        let limit = wanted.size.saturating_add(1);
+        Ok(Blob { from, reader: Box::new(answer.into_body().into_with_config().limit(limit).reader()) })
+    }
+
+    fn is_remote(&self) -> bool {
+        true
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a token is good for.
+fn scope(place: &Place) -> String {
+    format!("{}/{}", place.registry, place.repository)
+}
+
+fn given_up() -> Fault {
+    Fault::new(
+        Kind::Error,
+        "the download was given up",
+        "start it again when you like; what has come is kept",
+    )
+}
+
+fn broken(place: &Place, error: &ureq::Error) -> Failure {
+    let words = match error {
+        ureq::Error::HostNotFound => format!("no host is called {}", place.registry),
+        ureq::Error::ConnectionFailed => format!("{} cannot be reached", place.registry),
+        ureq::Error::Timeout(_) => format!("{} does not answer", place.registry),
+        error => format!("{}: {error}", place.registry),
+    };
+    Failure::Broken(words)
+}
+
+/// A refusal that may pass.
+fn is_passing(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::TOO_MANY_REQUESTS
+            | StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT
+            | StatusCode::REQUEST_TIMEOUT
+    )
+}
+
+/// The pause before the next try: a quarter of a second, then twice as long each time.
+fn backoff(tries: u32) -> Duration {
+    Duration::from_millis(250 << tries.min(8).saturating_sub(1))
+}
+
+/// Waits; false if it was given up.
+pub(crate) fn wait(pause: Duration, watch: &dyn Watch) -> bool {
+    const STEP: Duration = Duration::from_millis(100);
+    let mut left = pause;
+    while !left.is_zero() && !watch.cancelled() {
+        let step = left.min(STEP);
+        std::thread::sleep(step);
+        left -= step;
+    }
+    !watch.cancelled()
+}
+
+fn is_loopback(registry: &str) -> bool {
+    let host = match registry.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, _)) => address,
+        None => registry.split(':').next().unwrap_or_default(),
+    };
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// What a registry says in its error document (OCI distribution specification, "Error Codes"), without what a terminal obeys.
+fn words(body: &mut Body) -> String {
+    #[derive(Deserialize)]
+    struct Errors {
+        errors: Vec<One>,
+    }
+    #[derive(Deserialize)]
+    struct One {
+        #[serde(default)]
+        message: String,
+        #[serde(default)]
+        code: String,
+    }
+    let mut text = Vec::new();
+    let _ = body.as_reader().take(SMALL).read_to_end(&mut text);
+    let first = serde_json::from_slice::<Errors>(&text).ok().and_then(|all| all.errors.into_iter().next());
+    let words =
+        first.map(|one| if one.message.is_empty() { one.code } else { one.message }).unwrap_or_default();
+    words.chars().filter(|c| !c.is_control()).take(200).collect()
+}
+
+/// The parameters of a challenge: `name="value",…` (RFC 9110 §11.6.1).
+fn parameters(text: &str) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    let mut rest = text;
+    while let Some((name, after)) = rest.split_once('=') {
+        let name = name.trim_matches([',', ' ']).to_ascii_lowercase();
+        let (value, next) = match after.strip_prefix('"') {
+            Some(quoted) => {
+                let mut value = String::new();
+                let mut chars = quoted.char_indices();
+                let mut end = quoted.len();
+                while let Some((at, c)) = chars.next() {
+                    match c {
+                        '\\' => value.extend(chars.next().map(|(_, c)| c)),
+                        '"' => {
+                            end = at + 1;
+                            break;
+                        }
+                        c => value.push(c),
+                    }
+                }
+                (value, quoted.get(end..).unwrap_or_default())
+            }
+            None => {
+                let end = after.find(',').unwrap_or(after.len());
+                let (value, next) = after.split_at(end);
+                (value.trim().to_string(), next)
+            }
+        };
+        found.insert(name, value);
+        rest = next;
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn challenges_are_taken_apart() {
+        let found = parameters(
+            r#"realm="https://a/b?c=d",service="x, y", scope="repository:a/b:pull,push",error=bad"#,
+        );
+        let get = |name: &str| found.get(name).map(String::as_str);
+        assert_eq!(get("realm"), Some("https://a/b?c=d"));
+        assert_eq!(get("service"), Some("x, y"));
+        assert_eq!(get("scope"), Some("repository:a/b:pull,push"));
+        assert_eq!(get("error"), Some("bad"));
+        assert_eq!(parameters(r#"a="b\"c"#).get("a").map(String::as_str), Some(r#"b"c"#));
+        assert!(parameters("").is_empty() && parameters("nonsense").is_empty());
+    }
+
+    #[test]
+    fn only_this_machine_is_trusted_without_being_asked() {
+        for host in ["localhost", "localhost:5000", "127.0.0.1:80", "[::1]:5000"] {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in ["localhost.example.org", "10.0.0.1", "[fe80::1]:1", "a:1"] {
+            assert!(!is_loopback(host), "{host}");
+        }
+    }
+}
