@@ -27,6 +27,11 @@ pub(crate) fn spawn(command: &mut Command) -> io::Result<(Child, File)> {
     Ok((child, event))
 }
 
+/// The children that somebody waits for.
+pub(crate) fn alive() -> Vec<i32> {
+    waiting().iter().flat_map(|map| map.keys().copied()).collect()
+}
+
 /// The status in an eventfd of [`spawn`], if the child has ended.
 pub(crate) fn status(event: &File) -> Option<u8> {
     use std::io::Read;

@@ -1,5 +1,6 @@
 //! From a request to a program that can be started: user, environment, directory, and where the program is.
 use crate::exec::default_env;
+use crate::root;
 use crate::users::User;
 use std::collections::BTreeMap;
 use std::fs;
@@ -42,6 +43,10 @@ pub(crate) fn prepare(exec: &Exec) -> Result<Prepared, Refusal> {
     // A name that is empty or has a `=` is none.
     let named = exec.env.iter().filter(|(name, _)| !name.is_empty() && !name.contains('='));
     env.extend(named.cloned());
+    if let Some(cwd) = exec.cwd.as_ref().filter(|_| root::is_apart()) {
+        // As docker does: an image may name a directory that it does not have.
+        let _ = fs::create_dir_all(cwd);
+    }
     let cwd = match &exec.cwd {
         Some(cwd) if !Path::new(cwd).is_dir() => {
             return Err(cannot(format!("the guest has no directory {cwd:?}")));

@@ -26,7 +26,7 @@ fn user_of(part: &Path, mounts: &str, swaps: &str) -> Option<String> {
     let device = format!("/dev/{name}");
     let column = |line: &str, n: usize| line.split_whitespace().nth(n).unwrap_or_default().to_string();
     if let Some(mount) = mounts.lines().find(|line| column(line, 0) == device) {
-        return Some(format!("{device} is mounted on {}", column(mount, 1)));
+        return Some(format!("{device} is mounted on {}", crate::root::inside(&column(mount, 1))));
     }
     if swaps.lines().any(|line| column(line, 0) == device) {
         return Some(format!("{device} is swap space"));

@@ -1,7 +1,7 @@
 //! Process 1 of the default guest: set up, serve commands, hold a shell on the console, switch off.
 use crate::power::{self, Last};
 use crate::setup::{self, Wishes};
-use crate::{arrivals, children, exec, say, serve, shares, stage, sys};
+use crate::{arrivals, children, exec, layers, root, say, serve, shares, stage, sys};
 use std::fs;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::mpsc;
@@ -35,7 +35,14 @@ pub(crate) fn main() -> ExitCode {
         }
         setup::mount_all();
     }
-    shares::mount(&wishes.shares);
+    if let (Some(lower), Some(upper)) = (&wishes.lower, &wishes.upper)
+        && let Err(error) = layers::enter(lower, upper, &wishes)
+    {
+        say(format_args!("cannot start the image: {error}"));
+        power::end_now(Last::PowerOff);
+        return ExitCode::FAILURE;
+    }
+    shares::mount_in_guest(&wishes.shares);
     setup::name_guest(wishes.hostname.as_deref());
     if let Err(error) = sys::loopback_up() {
         say(format_args!("cannot set the loopback network up: {error}"));
@@ -43,15 +50,18 @@ pub(crate) fn main() -> ExitCode {
     let (send, ends) = mpsc::channel();
     arrivals::keep_up();
     power::set_sender(send.clone());
+    power::set_stop_signal(wishes.stop_signal);
     power::watch_button();
     if let Err(error) = serve::start() {
         say(format_args!("no commands over vsock: {error}"));
     }
     let job = match &wishes.task {
-        Some(task) => Job { command: task_command(task), task: true },
-        None => Job { command: shell_command(), task: false },
+        Some(task) => Some(Job { command: task_command(task), task: true }),
+        // The image's program comes from the host, over vsock.
+        None if root::is_apart() => None,
+        None => Some(Job { command: shell_command(), task: false }),
     };
-    let started = job.start(send);
+    let started = job.map_or(Ok(()), |job| job.start(send));
     let last = match started {
         Ok(()) => wait(&ends),
         Err(error) => {

@@ -4,11 +4,13 @@
 //! |---|---|---|
 //! | process 1 of an initial RAM disk | the default guest's init: mounts, modules, shell, power | [`init`] |
 //! | the same, with `viv.root=/dev/…` on the kernel's command line | the step before a disk's own init | [`stage`] |
+//! | the same, with `viv.lower=` and `viv.upper=` | what starts an image of containers, and stays outside it | [`layers`] |
 //! | `viv-agent serve` | only the server of commands over vsock | [`serve`] |
 //!
 //! Kernel parameters: `viv.root=DEVICE` starts that disk; `viv.task=PROGRAM` runs only that program, prints
 //! `viv-task: exit N` and switches off; `viv.hostname=NAME` names the guest;
-//! `viv.share=TAG:ro:PATH` mounts a directory of the host.
+//! `viv.lower=DEVICE viv.upper=DEVICE` start an image of containers with a disk of the VM's own above it, `viv.stop=SIGNAL` is
+//! the number of the signal that ends its program; `viv.share=TAG:ro:PATH` mounts a directory of the host.
 //!
 //! It never does what the host could do, never talks first, and needs nothing of the guest's user land.
 mod arrivals;
@@ -18,9 +20,11 @@ mod disks;
 mod exec;
 mod freeze;
 mod init;
+mod layers;
 mod ports;
 mod power;
 mod renew;
+mod root;
 mod serve;
 mod setup;
 mod shares;

@@ -1,8 +1,9 @@
 //! Switching off: who asks for it, and how it is done without losing what was written.
-use crate::{children, say, sys};
+use crate::{children, root, say, sys};
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -22,8 +23,19 @@ const KEY_POWER: u16 = 116;
 /// How long programs have between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(3);
 
+/// How long the program of an image of containers has, as with docker.
+const OWN_GRACE: Duration = Duration::from_secs(10);
+
 /// Where requests for the end go if we are process 1.
 static SENDER: Mutex<Option<mpsc::Sender<Last>>> = Mutex::new(None);
+
+/// What the image says ends its program in good order; 0 if nothing.
+static STOP_SIGNAL: AtomicI32 = AtomicI32::new(0);
+
+/// The programs that the host has started are to be ended by this signal first.
+pub(crate) fn set_stop_signal(signal: Option<i32>) {
+    STOP_SIGNAL.store(signal.unwrap_or_default(), Ordering::Relaxed);
+}
 
 /// Requests for the end go to process 1's main thread from now on.
 pub(crate) fn set_sender(sender: mpsc::Sender<Last>) {
@@ -112,6 +124,9 @@ fn read_key(device: &mut File) -> std::io::Result<bool> {
 
 /// Ends every program, writes everything to the disks and switches off. Only process 1 may call it.
 pub(crate) fn end(last: Last) {
+    if root::is_apart() {
+        stop_own();
+    }
     if programs_left() {
         let _ = sys::kill(-1, libc::SIGTERM);
         let _ = sys::kill(-1, libc::SIGCONT);
@@ -130,6 +145,20 @@ pub(crate) fn end(last: Last) {
     end_now(last);
 }
 
+/// Sends what the host has started the signal that its image wants, and waits a while for it to end.
+fn stop_own() {
+    let stop = STOP_SIGNAL.load(Ordering::Relaxed);
+    let stop = if stop > 0 { stop } else { libc::SIGTERM };
+    for pid in children::alive() {
+        let _ = sys::kill(pid, stop);
+    }
+    let deadline = Instant::now() + OWN_GRACE;
+    while !children::alive().is_empty() && Instant::now() < deadline {
+        sys::next_signal(&[libc::SIGCHLD], 20);
+        children::bury();
+    }
+}
+
 /// Whether a program but us still runs. Kernel threads and the dead have no `exe`.
 fn programs_left() -> bool {
     let Ok(entries) = fs::read_dir("/proc") else { return true };
@@ -146,7 +175,7 @@ fn unmount_all() {
     for line in mounts.lines().rev() {
         let mut words = line.split(' ');
         if let (Some(source), Some(target)) = (words.next(), words.next())
-            && source.starts_with("/dev/")
+            && (source.starts_with("/dev/") || root::is_of_guest(target))
             && let Err(error) = sys::umount(target)
         {
             say(format_args!("cannot unmount {target}: {error}"));

@@ -1,6 +1,6 @@
 //! The server of requests over vsock: a thread for each connection.
 use crate::power::{self, Last};
-use crate::{children, disks, exec, freeze, renew, say, setup, shares, sys};
+use crate::{children, disks, exec, freeze, renew, root, say, setup, shares, sys};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -74,7 +74,10 @@ fn handle(mut connection: File) -> io::Result<()> {
     let mut reply =
         Reply { agent: env!("CARGO_PKG_VERSION").to_string(), error: None, in_use: None, frozen: 0 };
     let asked = match read_line(&mut connection) {
-        Ok(Request::Exec(what)) => return exec::run(connection, &what),
+        Ok(Request::Exec(what)) => {
+            root::enter()?;
+            return exec::run(connection, &what);
+        }
         Ok(Request::Ping {}) => None,
         Ok(Request::Renew { unix_ns, entropy, hostname, card }) => {
             let renewed = renew::renew(unix_ns, &entropy, &hostname, card.as_ref());

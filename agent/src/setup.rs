@@ -22,6 +22,11 @@ pub(crate) struct Wishes {
     pub(crate) task: Option<String>,
     /// The guest's name.
     pub(crate) hostname: Option<String>,
+    /// The disk of an image of containers, a device, and that of this VM above it.
+    pub(crate) lower: Option<String>,
+    pub(crate) upper: Option<String>,
+    /// The signal that ends the image's program.
+    pub(crate) stop_signal: Option<i32>,
     /// The host's directories to mount.
     pub(crate) shares: Vec<ShareMount>,
 }
@@ -38,6 +43,9 @@ impl Wishes {
                 "viv.init" => wishes.init = value,
                 "viv.task" => wishes.task = value,
                 "viv.hostname" => wishes.hostname = value,
+                "viv.lower" => wishes.lower = value,
+                "viv.upper" => wishes.upper = value,
+                "viv.stop" => wishes.stop_signal = value.and_then(|number| number.parse().ok()),
                 ShareMount::PARAMETER => {
                     wishes.shares.extend(value.as_deref().and_then(ShareMount::from_value));
                 }

@@ -1,5 +1,5 @@
 //! Directories of the host: mounted where the kernel's command line says, and when the host says that one has come.
-use crate::{children, say, sys};
+use crate::{children, root, say, sys};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -37,6 +37,19 @@ pub(crate) fn mount(shares: &[ShareMount]) {
     }
 }
 
+/// Mounts them in the guest's root, from a thread that enters it.
+pub(crate) fn mount_in_guest(shares: &[ShareMount]) {
+    if !root::is_apart() || shares.is_empty() {
+        return mount(shares);
+    }
+    std::thread::scope(|scope| {
+        scope.spawn(|| match root::enter() {
+            Ok(()) => mount(shares),
+            Err(error) => say(format_args!("cannot mount the host's directories: {error}")),
+        });
+    });
+}
+
 /// Programs of the host that run as their owner do not do so here, and devices are none.
 fn mount_one(share: &ShareMount) -> io::Result<()> {
     let read_only = if share.read_only { libc::MS_RDONLY } else { 0 };
@@ -53,11 +66,13 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Mounts one that has come or is about to: why it cannot, if so.
 pub(crate) fn mount_when_there(share: &ShareMount) -> Result<(), String> {
     load_driver();
+    let outside = root::outside(&share.target);
     if let Some(mount) =
-        Mount::all().iter().find(|mount| mount.target == share.target && mount.is_of(&share.tag))
+        Mount::all().iter().find(|mount| Path::new(&mount.target) == outside && mount.is_of(&share.tag))
     {
         return Err(format!("{} is mounted there already", mount.source));
     }
+    root::enter().map_err(|error| error.to_string())?;
     let begin = Instant::now();
     loop {
         match mount_one(share) {
@@ -82,7 +97,7 @@ pub(crate) fn unmount(tag: &str, force: bool) -> io::Result<Option<String>> {
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
                 let user =
                     user_of(&mount.target).unwrap_or_else(|| "the kernel, or a mount inside it".to_string());
-                return Ok(Some(format!("{} is used by {user}", mount.target)));
+                return Ok(Some(format!("{} is used by {user}", root::inside(&mount.target))));
             }
             result => result?,
         }

@@ -72,7 +72,7 @@ pub(crate) fn enter(device: &str, wishes: &Wishes) -> io::Result<()> {
     Err(command.exec())
 }
 
-fn wait_for(device: &str) -> io::Result<()> {
+pub(crate) fn wait_for(device: &str) -> io::Result<()> {
     let deadline = Instant::now() + DISK_WAIT;
     loop {
         match fs::metadata(device) {

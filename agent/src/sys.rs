@@ -83,6 +83,13 @@ pub(crate) fn chroot_here() -> io::Result<()> {
     Ok(())
 }
 
+/// Gives this thread a root and a working directory of its own (unshare(2), `CLONE_FS`).
+pub(crate) fn own_root() -> io::Result<()> {
+    // SAFETY: no pointers; what the thread shares with others afterwards is memory and files, as before.
+    check(unsafe { libc::unshare(libc::CLONE_FS) })?;
+    Ok(())
+}
+
 /// sync(2): all that was written is on the disks.
 pub(crate) fn sync() {
     // SAFETY: no arguments, cannot fail.

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use viv_model::{Fault, Kind};
 
 /// Raise it when what this file makes changes: images are then built again.
-pub(super) const REVISION: u32 = 7;
+pub(super) const REVISION: u32 = 8;
 
 /// Packages that depend on the newest kernel for machines like ours, the best first.
 const KERNELS: [&str; 4] =
@@ -39,7 +39,8 @@ const LOADED: [&str; 13] = [
     "crc32c_intel",
 ];
 /// There for `modprobe`.
-const INCLUDED: [&str; 7] = ["virtio_scsi", "overlay", "virtiofs", "isofs", "squashfs", "xfs", "loop"];
+const INCLUDED: [&str; 8] =
+    ["virtio_scsi", "erofs", "overlay", "virtiofs", "isofs", "squashfs", "xfs", "loop"];
 
 /// What depmod(8) reads besides the modules.
 const LISTS: [&str; 3] = ["modules.order", "modules.builtin", "modules.builtin.modinfo"];
