@@ -140,6 +140,16 @@ pub enum Route {
     ImageList,
     /// Build an image.
     ImageBuild,
+    /// One image.
+    ImageGet,
+    /// What is in an image.
+    ImageDetails,
+    /// Check an image.
+    ImageVerify,
+    /// Give an image one more name.
+    ImageTag,
+    /// Remove what no image has.
+    ImagePrune,
     /// Remove an image.
     ImageRemove,
     /// Make a snapshot.

@@ -1,7 +1,8 @@
 //! Images as the host service shows and builds them.
 use crate::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
-use viv_model::Fault;
+use crate::agent::Exec;
+use viv_model::{Fault, Kind};
 
 /// The image that `viv run` takes if none is named.
 pub const DEFAULT: &str = "default";
@@ -19,6 +20,66 @@ pub struct Image {
     pub created_at: Timestamp,
     /// What is in it, in a line.
     pub summary: String,
+    /// What runs in it, if it is an image of containers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<ImageProcess>,
+}
+
+/// What an image of containers runs, and how (OCI image specification, config.md).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ImageProcess {
+    /// The words before the command's.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub entrypoint: Vec<String>,
+    /// The command, if none is given.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
+    /// Variables.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<(String, String)>,
+    /// Where it starts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+    /// As whom: `USER[:GROUP]`, names or numbers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The number of the signal that ends it in good order.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop_signal: Option<u8>,
+    /// The ports that it serves: `PORT/tcp` or `PORT/udp`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<String>,
+    /// Its directories for data.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<String>,
+}
+
+impl ImageProcess {
+    /// A command inside, as the image has its programs started: its variables, directory and user, where `asked` has none.
+    pub fn exec(&self, asked: Exec) -> Exec {
+        Exec {
+            // Those that were asked for win: they come later.
+            env: self.env.iter().cloned().chain(asked.env).collect(),
+            cwd: asked.cwd.or_else(|| self.cwd.clone()).or_else(|| Some("/".to_string())),
+            user: asked.user.or_else(|| self.user.clone()),
+            ..asked
+        }
+    }
+
+    /// The program for which it exists: its entry point, and `asked`'s words or its own command.
+    pub fn main(&self, asked: Exec) -> Result<Exec, Fault> {
+        let words = if asked.argv.is_empty() { &self.command } else { &asked.argv };
+        let argv: Vec<String> = self.entrypoint.iter().chain(words).cloned().collect();
+        if argv.is_empty() {
+            return Err(Fault::new(
+                Kind::Usage,
+                "the image does not say what runs in it",
+                "say it behind its name: viv run IMAGE -- COMMAND",
+            ));
+        }
+        Ok(self.exec(Exec { argv, ..asked }))
+    }
 }
 
 /// How to build an image.
@@ -31,6 +92,8 @@ pub struct ImageBuild {
     pub force: bool,
     /// If it is there, take it as it is, without a look at newer packages.
     pub if_missing: bool,
+    /// Talk to its registry without TLS, or with any certificate.
+    pub insecure: bool,
     /// The guest agent to put into it: the static binary on the host.
     pub agent: Option<std::path::PathBuf>,
 }
@@ -58,4 +121,33 @@ pub struct Progress {
     pub total: Option<u64>,
     /// The unit is bytes; else it is pieces.
     pub bytes: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for_wins_over_the_image() {
+        let pair = |name: &str, value: &str| (name.to_string(), value.to_string());
+        let process = ImageProcess {
+            entrypoint: vec!["/entry".into()],
+            command: vec!["serve".into()],
+            env: vec![pair("A", "1"), pair("B", "2")],
+            cwd: Some("/srv".into()),
+            user: Some("web".into()),
+            ..ImageProcess::default()
+        };
+        let none = Exec::new([""; 0]);
+        let main = process.main(none.clone()).unwrap();
+        assert_eq!(main.argv, ["/entry", "serve"]);
+        assert_eq!((main.cwd.as_deref(), main.user.as_deref()), (Some("/srv"), Some("web")));
+        let mut asked = Exec::new(["check"]);
+        (asked.env, asked.user) = (vec![pair("A", "3")], Some("root".into()));
+        let main = process.main(asked.clone()).unwrap();
+        assert_eq!(main.argv, ["/entry", "check"]);
+        assert_eq!(main.env, [pair("A", "1"), pair("B", "2"), pair("A", "3")]);
+        assert_eq!(process.exec(asked).argv, ["check"]);
+        assert_eq!(ImageProcess::default().main(none).unwrap_err().kind, Kind::Usage);
+    }
 }

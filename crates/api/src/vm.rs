@@ -1,5 +1,6 @@
 //! VMs as the host service shows and takes them.
 use crate::agent::Exec;
+use crate::image::ImageProcess;
 use crate::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -253,6 +254,9 @@ pub struct Vm {
     /// Disks for which the host has no room. It is paused until there is room.
     #[serde(default)]
     pub full_disks: Vec<PathBuf>,
+    /// How its image has programs started, if that is one of containers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<ImageProcess>,
     /// What it is made from: `viv create -f` makes another one like it.
     #[serde(default)]
     pub spec: VmCreate,

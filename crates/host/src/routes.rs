@@ -267,6 +267,16 @@ pub(crate) async fn answer(
             let ask = body(request).await?;
             build(service, name, ask, endpoint::query_value(&query, "job").unwrap_or_default())
         }
+        Route::ImageGet => blocking(move || Ok(shown(&service.images.get(&name)?))).await,
+        Route::ImageDetails => blocking(move || service.images.details(&name)).await,
+        Route::ImageVerify => blocking(move || service.images.verify(&name)).await,
+        Route::ImageTag => {
+            let ask: ImageTag = body(request).await?;
+            blocking(move || Ok(shown(&service.images.tag(&name, &ask.name)?))).await
+        }
+        Route::ImagePrune => {
+            blocking(move || Ok(Pruned { bytes: service.images.prune(&images::Unwatched)? })).await
+        }
         Route::ImageRemove => {
             blocking(move || {
                 let image = service.images.get(&name)?;
@@ -366,6 +376,7 @@ fn shown(image: &images::Image) -> Image {
         size_bytes: image.size_bytes,
         created_at: Timestamp { unix_s },
         summary: image.summary.clone(),
+        process: image.manifest.container.as_ref().map(|container| container.process.clone()),
     }
 }
 
@@ -415,6 +426,31 @@ fn build(service: Arc<Service>, name: String, ask: ImageBuild, job: String) -> R
     Ok(http::pieces(receiver, "application/x-ndjson"))
 }
 
+fn options(ask: &ImageBuild) -> Result<Options, Fault> {
+    Ok(Options::new(match &ask.agent {
+        Some(agent) => agent.clone(),
+        None => images::find_agent()?,
+    }))
+}
+
+/// Gets an image of containers, and makes sure that there is a kernel for it.
+fn pull_now(
+    images: &Images,
+    name: &str,
+    ask: &ImageBuild,
+    reporter: &Reporter,
+) -> Result<images::Image, Fault> {
+    images.ensure_default(&options(ask)?, reporter)?;
+    if ask.if_missing {
+        match images.get(name) {
+            Err(fault) if fault.kind == Kind::NotFound => {}
+            outcome => return outcome,
+        }
+    }
+    let pulled = images.pull(name, ask.insecure, reporter)?;
+    pulled.ok_or_else(|| Fault::new(Kind::Usage, format!("{name:?} names no image"), "see: viv pull --help"))
+}
+
 fn build_now(
     service: &Service,
     name: &str,
@@ -422,6 +458,9 @@ fn build_now(
     reporter: &Reporter,
 ) -> Result<images::Image, Fault> {
     let images: &Images = &service.images;
+    if viv_oci::Reference::is_one(name) {
+        return pull_now(images, name, ask, reporter);
+    }
     let Some(recipe) = Recipe::ALL.into_iter().find(|recipe| recipe.name() == name) else {
         if ask.if_missing {
             return images.get(name);
@@ -439,11 +478,7 @@ fn build_now(
             outcome => return outcome,
         }
     }
-    let agent = match &ask.agent {
-        Some(agent) => agent.clone(),
-        None => images::find_agent()?,
-    };
-    let mut options = Options::new(agent);
+    let mut options = options(ask)?;
     options.force = ask.force;
     options.disk_mib = ask.size_mib.unwrap_or(options.disk_mib);
     if ask.if_missing && recipe == Recipe::DefaultGuest {

@@ -13,6 +13,8 @@ use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use viv_api::agent::Exec;
+use viv_api::image::ImageProcess;
 use viv_api::info::KvmState;
 use viv_api::runner::{Ask as RunnerAsk, RESUME, RunnerSpec};
 use viv_api::socket;
@@ -44,6 +46,18 @@ pub(crate) struct Vms {
     starting: Mutex<HashSet<String>>,
     /// Told the identity of each VM that has a process, once.
     watch: Box<dyn Fn(Process, String) + Send + Sync>,
+}
+
+/// The command for which a VM exists: what was asked for, else, if it boots and nobody attends to it, what its image says. Both have
+/// the image's variables, directory and user, where nothing else was asked for.
+fn main_command(record: &VmRecord, resumes: bool) -> Result<Option<Exec>, Fault> {
+    let Some(process) = &record.process else { return Ok(record.command.clone()) };
+    match &record.command {
+        // Its own program runs already.
+        Some(command) if resumes => Ok(Some(process.exec(command.clone()))),
+        None if resumes || record.attended_by.is_some() => Ok(None),
+        command => process.main(command.clone().unwrap_or_else(|| Exec::new([""; 0]))).map(Some),
+    }
 }
 
 /// A VM that starts.
@@ -242,6 +256,7 @@ impl Vms {
             on_reboot: record.on_reboot,
             attended_by: record.attended_by,
             machine: record.machine,
+            process: record.process,
         }
     }
 
@@ -295,7 +310,7 @@ impl Vms {
         let name = self.name(ask.name.as_deref())?;
         let id = names::identity().map_err(no_random)?;
         let dir = self.places.vms().join(&id);
-        let made = self.machine_of(&ask, &dir).and_then(|(image, machine)| {
+        let made = self.machine_of(&ask, &dir).and_then(|(image, process, machine)| {
             let mut record = VmRecord {
                 id: id.clone(),
                 name,
@@ -308,6 +323,7 @@ impl Vms {
                 on_reboot: ask.on_reboot,
                 remove: ask.remove,
                 command: ask.command.clone(),
+                process,
                 started_at: None,
                 attended_by: None,
                 snapshot: None,
@@ -330,8 +346,12 @@ impl Vms {
         })
     }
 
-    /// The image's name and the machine for what was asked. Copies of the image's disks go into `dir`.
-    fn machine_of(&self, ask: &VmCreate, dir: &Path) -> Result<(Option<String>, MachineSpec), Fault> {
+    /// The image's name, what runs in it and the machine for what was asked. Copies of the image's disks go into `dir`.
+    fn machine_of(
+        &self,
+        ask: &VmCreate,
+        dir: &Path,
+    ) -> Result<(Option<String>, Option<ImageProcess>, MachineSpec), Fault> {
         let mut machine = ask.machine();
         machine.append = ask.append.clone().unwrap_or_else(|| APPEND_OWN.to_string());
         machine.nics = self.cards_of(ask, dir)?;
@@ -352,7 +372,7 @@ impl Vms {
         if ask.image.is_none() && ask.kernel.is_some() {
             described::set_image_disks(&mut [], &ask.image_disks)?;
             machine.disks = disks;
-            return Ok((None, machine));
+            return Ok((None, None, machine));
         }
         let name = ask.image.as_deref().unwrap_or(viv_api::image::DEFAULT);
         let image = self.images.get(name)?;
@@ -371,7 +391,12 @@ impl Vms {
         let words = [APPEND_IMAGE, &instance.append, &mounts, ask.append.as_deref().unwrap_or_default()];
         machine.append = words.into_iter().filter(|words| !words.is_empty()).collect::<Vec<_>>().join(" ");
         machine.disks = instance.disks.into_iter().chain(disks).collect();
-        Ok((Some(name.to_string()), machine))
+        Ok((Some(image.name), image.manifest.container.map(|container| container.process), machine))
+    }
+
+    /// What runs in an image of containers, if it is one and is there.
+    pub(crate) fn process_of(&self, image: &str) -> Option<ImageProcess> {
+        self.images.get(image).ok()?.manifest.container.map(|container| container.process)
     }
 
     /// Starts a VM that has no process.
@@ -416,13 +441,14 @@ impl Vms {
         if machine.accel == Accel::Auto && crate::info::kvm(&self.places).state != KvmState::Good {
             machine.accel = Accel::Soft;
         }
+        let resume = runner.dir().join(RESUME).exists();
         let spec = RunnerSpec {
             name: record.name.clone(),
             machine,
             on_reboot: record.on_reboot,
             attended_by: record.attended_by,
-            command: record.command.clone(),
-            resume: runner.dir().join(RESUME).exists(),
+            command: main_command(&record, resume)?,
+            resume,
         };
         match self.plug_in_all(&record).and_then(|ports| runner.start(&spec, &ports)) {
             Ok(status) => {

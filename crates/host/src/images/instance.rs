@@ -1,26 +1,25 @@
 //! A VM's own copy of an image: links where nobody writes, shared or sparse copies where the guest does.
-use super::fault::io_fault;
+use super::fault::{broken, io_fault};
 use super::store::Store;
-use super::{Image, Instance, Part};
+use super::{Container, Image, Instance};
 use rustix::fs::{SeekFrom, copy_file_range, ftruncate, ioctl_ficlone, seek};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use viv_model::{DiskFormat, DiskSpec, Fault};
+use viv_api::image::DEFAULT;
+use viv_model::{DiskFormat, DiskSpec, Fault, Kind};
+
+/// Bytes of the disk above an image of containers: as large as people expect of a container's, and nothing before it is used.
+const OWN_DISK: u64 = 64 << 30;
 
 pub(super) fn instantiate(store: &Store, image: &Image, vm_dir: &Path) -> Result<Instance, Fault> {
-    let link = |part: &Part, name: &str| -> Result<PathBuf, Fault> {
-        let blob = store.part(image, part)?;
-        let path = vm_dir.join(name);
-        let _ = fs::remove_file(&path);
-        // A link lives on when the image is removed. Another file system cannot have one.
-        fs::hard_link(&blob, &path)
-            .or_else(|_| fs::copy(&blob, &path).map(drop))
-            .map_err(io_fault("make", &path))?;
-        Ok(path)
-    };
-    let kernel = link(&image.manifest.kernel, "kernel")?;
-    let initrd = image.manifest.initrd.as_ref().map(|part| link(part, "initrd")).transpose()?;
+    if let Some(container) = &image.manifest.container {
+        return containers(store, image, container, vm_dir);
+    }
+    let kernel = image.manifest.kernel.as_ref().ok_or_else(|| broken(&image.name, "it has no kernel"))?;
+    let kernel = link(&store.part(image, kernel)?, &vm_dir.join("kernel"))?;
+    let initrd = image.manifest.initrd.as_ref();
+    let initrd = initrd.map(|part| link(&store.part(image, part)?, &vm_dir.join("initrd"))).transpose()?;
     let mut disks = Vec::new();
     for (number, part) in image.manifest.disks.iter().enumerate() {
         let blob = store.part(image, part)?;
@@ -32,6 +31,65 @@ pub(super) fn instantiate(store: &Store, image: &Image, vm_dir: &Path) -> Result
         disks.push(DiskSpec { path, format: Some(DiskFormat::Raw), ..DiskSpec::default() });
     }
     Ok(Instance { kernel, initrd, append: image.manifest.append.clone(), disks })
+}
+
+/// Has `blob` at `path`, too. The link lives on when the image is removed. Another file system cannot have one.
+fn link(blob: &Path, path: &Path) -> Result<PathBuf, Fault> {
+    let _ = fs::remove_file(path);
+    fs::hard_link(blob, path).or_else(|_| fs::copy(blob, path).map(drop)).map_err(io_fault("make", path))?;
+    Ok(path.to_path_buf())
+}
+
+/// An image of containers: the default guest's kernel, a disk that joins the file system with the contents of its layers, and an
+/// empty one above it (decision 070).
+fn containers(store: &Store, image: &Image, container: &Container, vm_dir: &Path) -> Result<Instance, Fault> {
+    let host = store.get(DEFAULT)?.filter(|host| host.manifest.container.is_none()).ok_or_else(|| {
+        Fault::new(
+            Kind::NotFound,
+            format!("the image {} has no kernel, and the default guest, whose it would be, is not built", image.name),
+            format!("build that: viv build {DEFAULT}"),
+        )
+    })?;
+    let base = instantiate(store, &host, vm_dir)?;
+    let mut extents = Vec::new();
+    let tree = vm_dir.join("image.tree");
+    extents.push((link(&store.part(image, &container.tree)?, &tree)?, container.tree.size));
+    for (number, digest) in container.layers.iter().enumerate() {
+        let layer = store.layers().get(digest)?.ok_or_else(|| {
+            Fault::new(
+                Kind::Error,
+                format!("the image {} is damaged: layer {digest} is not there", image.name),
+                format!("get it again: viv pull {}", image.name),
+            )
+        })?;
+        if layer.facts.data_bytes > 0 {
+            let path = vm_dir.join(format!("image.layer{number}"));
+            extents.push((link(&layer.data(), &path)?, layer.facts.data_bytes));
+        }
+    }
+    let joined = vm_dir.join("image.vmdk");
+    fs::write(&joined, descriptor(&extents)).map_err(io_fault("write", &joined))?;
+    let own = vm_dir.join("disk1.raw");
+    let file = File::options().read(true).write(true).create_new(true).open(&own).map_err(io_fault("make", &own))?;
+    viv_rootfs::ext4::empty(OWN_DISK, crate::names::random().map_err(io_fault("make", &own))?, "viv", &file)
+        .map_err(io_fault("write", &own))?;
+    let disks = vec![
+        DiskSpec { path: joined, format: Some(DiskFormat::Vmdk), read_only: true, ..DiskSpec::default() },
+        DiskSpec { path: own, format: Some(DiskFormat::Raw), ..DiskSpec::default() },
+    ];
+    let stop = container.process.stop_signal.map(|signal| format!(" viv.stop={signal}")).unwrap_or_default();
+    let append = format!("viv.lower=/dev/vda viv.upper=/dev/vdb{stop}");
+    Ok(Instance { append, disks, ..base })
+}
+
+/// The text of a disk that has files one after the other (VMware, "Virtual Disk Format 5.0", "The Descriptor File").
+fn descriptor(extents: &[(PathBuf, u64)]) -> String {
+    let mut text = "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"custom\"\n\n".to_string();
+    for (path, bytes) in extents {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        text.push_str(&format!("RDONLY {} FLAT \"{name}\" 0\n", bytes / 512));
+    }
+    text
 }
 
 /// Copies a file, as shared blocks if the file system can, else without its holes.

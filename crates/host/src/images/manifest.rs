@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
+use viv_api::image::ImageProcess;
 
 /// A blob of the store and what it is for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +24,22 @@ pub struct Package {
     pub name: String,
     /// Its version.
     pub version: String,
+}
+
+/// An image of containers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Container {
+    /// An EROFS of its files, whose contents lie behind it: those of each layer after the other.
+    pub tree: Part,
+    /// Its manifest, as its registry has it.
+    pub manifest: Part,
+    /// Its configuration, as its registry has it.
+    pub config: Part,
+    /// The digests of its layers, hexadecimal SHA-256, the lowest first.
+    pub layers: Vec<String>,
+    /// What runs in it.
+    pub process: ImageProcess,
 }
 
 /// The image as the store holds it.
@@ -56,14 +73,18 @@ pub struct Manifest {
     pub created: u64,
     /// What is in it, in a line.
     pub summary: String,
-    /// The kernel.
-    pub kernel: Part,
+    /// The kernel; the default guest's if it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<Part>,
     /// The initial RAM disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initrd: Option<Part>,
     /// The disks, in the order in which the guest finds them.
     #[serde(default)]
     pub disks: Vec<Part>,
+    /// What it has if it is an image of containers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<Container>,
     /// Words for the kernel's command line.
     #[serde(default)]
     pub append: String,
@@ -78,6 +99,17 @@ pub struct Manifest {
 impl Manifest {
     /// The media type of our manifests.
     pub const MEDIA_TYPE: &str = "application/vnd.vivarium.image.manifest.v1+json";
+
+    /// Every blob that it has.
+    pub(super) fn parts(&self) -> impl Iterator<Item = &Part> {
+        let container = self.container.iter().flat_map(|has| [&has.tree, &has.manifest, &has.config]);
+        self.disks.iter().chain(&self.initrd).chain(&self.kernel).chain(container)
+    }
+
+    /// The digests of its layers.
+    pub(super) fn layers(&self) -> impl Iterator<Item = &String> {
+        self.container.iter().flat_map(|has| &has.layers)
+    }
 
     /// When it was built.
     pub fn created_at(&self) -> SystemTime {

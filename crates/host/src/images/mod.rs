@@ -18,14 +18,16 @@ mod fault;
 mod instance;
 pub(crate) use instance::copy;
 mod kmod;
+mod layers;
 mod manifest;
+mod pull;
 mod store;
 mod tar;
 #[cfg(feature = "trial")]
 pub mod trial;
 
 pub use agent::find_agent;
-pub use manifest::{Image, Manifest, Package, Part};
+pub use manifest::{Container, Image, Manifest, Package, Part};
 
 use apt::{Apt, FetchFault, Wanted};
 use fault::io_fault;
@@ -35,6 +37,7 @@ use std::time::{Duration, SystemTime};
 use store::{Lock, Scratch, Store};
 use viv_api::image::Progress;
 use viv_model::{DiskSpec, End, Fault, Kind, MachineSpec};
+use viv_oci::Reference;
 
 /// Media types of our parts.
 const KERNEL: &str = "application/vnd.vivarium.kernel";
@@ -144,9 +147,56 @@ impl Images {
         self.store.list()
     }
 
-    /// The image called `name`.
+    /// The image called `name`, or that of a reference.
     pub fn get(&self, name: &str) -> Result<Image, Fault> {
-        self.store.get(name)?.ok_or_else(|| not_found(name))
+        let full = pull::full_name(name)?.map(|reference| reference.to_string());
+        self.store.get(full.as_deref().unwrap_or(name))?.ok_or_else(|| self.not_found(name))
+    }
+
+    /// Gets the image of containers that `reference` names from where it is, or finds that the store has that very one. `None`
+    /// if it is no reference.
+    pub fn pull(&self, reference: &str, insecure: bool, watcher: &dyn Watcher) -> Result<Option<Image>, Fault> {
+        let Some(reference) = pull::full_name(reference)? else { return Ok(None) };
+        pull::pull(&self.store, &reference, insecure, watcher).map(Some)
+    }
+
+    /// Lets `new` mean what `name` means.
+    pub fn tag(&self, name: &str, new: &str) -> Result<Image, Fault> {
+        let image = self.get(name)?;
+        if Recipe::ALL.iter().any(|recipe| recipe.name() == new) {
+            return Err(Fault::new(
+                Kind::Usage,
+                format!("{new:?} is the name of an image that is built here"),
+                "choose another name",
+            ));
+        }
+        let new = pull::full_name(new)?.map_or_else(|| new.to_string(), |reference| reference.to_string());
+        self.store.tag(&image.name, &new)?.ok_or_else(|| self.not_found(name))
+    }
+
+    /// Removes what no image has, also what broken-off downloads left: bytes that are free now.
+    pub fn prune(&self, watcher: &dyn Watcher) -> Result<u64, Fault> {
+        self.store.prune(&self.store.lock(watcher)?)
+    }
+
+    fn not_found(&self, name: &str) -> Fault {
+        if Recipe::ALL.iter().any(|recipe| recipe.name() == name) {
+            return Fault::new(
+                Kind::NotFound,
+                format!("no image is called {name:?}"),
+                format!("build it: viv build {name}"),
+            );
+        }
+        if Reference::is_one(name) {
+            return Fault::new(
+                Kind::NotFound,
+                format!("the image {name} has not been fetched"),
+                format!("get it: viv pull {name}"),
+            );
+        }
+        let there = self.list().unwrap_or_default().into_iter().map(|image| image.name);
+        let known: Vec<String> = there.chain(Recipe::ALL.iter().map(|recipe| recipe.name().to_string())).collect();
+        pull::unknown(name, &known)
     }
 
     /// Builds `recipe`'s image, or finds that it is there already. `vm` is needed for [`Recipe::Debian`].
@@ -181,8 +231,9 @@ impl Images {
 
     /// Forgets the image called `name`; VMs made from it live on.
     pub fn remove(&self, name: &str) -> Result<(), Fault> {
+        let image = self.get(name)?;
         let lock = self.store.lock(&Unwatched)?;
-        if self.store.remove(name, &lock)? { Ok(()) } else { Err(not_found(name)) }
+        if self.store.remove(&image.name, &lock)? { Ok(()) } else { Err(self.not_found(name)) }
     }
 
     /// Gives the VM that lives in `vm_dir` its own copy of `image`: links to kernel and initrd, and sparse or
@@ -199,15 +250,6 @@ impl Recipe {
             Recipe::Debian => default_guest::REVISION * 1000 + debian::REVISION,
         }
     }
-}
-
-fn not_found(name: &str) -> Fault {
-    let fix = if Recipe::ALL.iter().any(|recipe| recipe.name() == name) {
-        format!("build it: viv build {name}")
-    } else {
-        "see what is there: viv images".to_string()
-    };
-    Fault::new(Kind::NotFound, format!("no image is called {name:?}"), fix)
 }
 
 fn agent_digest(path: &Path) -> Result<String, Fault> {
@@ -375,9 +417,10 @@ impl Job<'_> {
             key: sources.key,
             created,
             summary,
-            kernel: self.store.add_blob(&built.kernel, KERNEL, self.lock)?,
+            kernel: Some(self.store.add_blob(&built.kernel, KERNEL, self.lock)?),
             initrd: Some(self.store.add_blob(&built.initrd, INITRD, self.lock)?),
             disks,
+            container: None,
             append: append.to_string(),
             packages,
             labels: BTreeMap::from([

@@ -4,11 +4,15 @@
 //! DIR/oci-layout            the version of this layout (OCI image layout specification 1.0)
 //! DIR/index.json            name → manifest's digest
 //! DIR/blobs/sha256/HEX      manifests and parts, never changed once they are there
+//! DIR/layers/               layers of images of containers (layers.rs)
 //! DIR/work/PID-N/           what a build is doing; cleared when nobody builds
+//! DIR/pulls/PID-N/          the same of pulls, of which several may go on; cleared when the store is opened
 //! DIR/cache/                downloaded packages and private package lists
-//! DIR/lock                  held by whoever builds or removes
+//! DIR/lock                  held by whoever builds
+//! DIR/index.lock            held by whoever adds blobs and names, or removes them
 //! ```
 use super::fault::{broken, cancelled, io_fault};
+use super::layers::Layers;
 use super::{Image, Manifest, Part, Watcher};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -53,9 +57,15 @@ pub(super) struct Store {
     dir: PathBuf,
 }
 
-/// Held by the one who changes the store.
+/// Held by the one who builds.
 #[derive(Debug)]
 pub(super) struct Lock {
+    _file: File,
+}
+
+/// Held for the moment in which images come and go.
+#[derive(Debug)]
+pub(super) struct IndexLock {
     _file: File,
 }
 
@@ -82,7 +92,7 @@ impl Store {
     pub(super) fn open(dir: PathBuf) -> Result<Store, Fault> {
         // Other programs are given our paths, in directories of their own.
         let dir = std::path::absolute(&dir).map_err(io_fault("find", &dir))?;
-        for part in ["blobs/sha256", "work", "cache"] {
+        for part in ["blobs/sha256", "layers", "work", "pulls", "cache"] {
             let path = dir.join(part);
             fs::create_dir_all(&path).map_err(io_fault("make the directory", &path))?;
         }
@@ -94,7 +104,18 @@ impl Store {
         if let Some(lock) = store.try_lock()? {
             store.clear_work(&lock);
         }
+        store.clear_pulls();
         Ok(store)
+    }
+
+    /// Where the store is.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The layers of images of containers.
+    pub(super) fn layers(&self) -> Layers {
+        Layers::new(&self.dir)
     }
 
     /// Where downloads and package lists are kept.
@@ -141,13 +162,42 @@ impl Store {
         }
     }
 
+    /// Clears what pulls of processes that are gone were doing.
+    fn clear_pulls(&self) {
+        for entry in fs::read_dir(self.dir.join("pulls")).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let pid = name.split('-').next().unwrap_or_default();
+            if !Path::new("/proc").join(pid).exists() {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+    }
+
     /// A directory for the build that holds `lock`.
     pub(super) fn scratch(&self, _lock: &Lock) -> Result<Scratch, Fault> {
+        self.scratch_in("work")
+    }
+
+    /// A directory for a pull.
+    pub(super) fn pull_scratch(&self) -> Result<Scratch, Fault> {
+        self.scratch_in("pulls")
+    }
+
+    fn scratch_in(&self, part: &str) -> Result<Scratch, Fault> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = self.dir.join("work").join(format!("{}-{count}", std::process::id()));
+        let path = self.dir.join(part).join(format!("{}-{count}", std::process::id()));
         fs::create_dir_all(&path).map_err(io_fault("make the directory", &path))?;
         Ok(Scratch { path })
+    }
+
+    /// Waits for the moment to add or remove.
+    pub(super) fn index_lock(&self) -> Result<IndexLock, Fault> {
+        let path = self.dir.join("index.lock");
+        let fault = io_fault("open the lock", &path);
+        let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(&fault)?;
+        flock(&file, FlockOperation::LockExclusive).map_err(|error| fault(error.into()))?;
+        Ok(IndexLock { _file: file })
     }
 
     /// Where the blob of `digest` is, if the digest has the form of one.
@@ -159,8 +209,13 @@ impl Store {
         Ok(self.dir.join("blobs/sha256").join(hex))
     }
 
-    /// Moves a file of the store's own scratch directory among the blobs.
+    /// Moves a file of the store's own scratch directory among the blobs. No pull removes it before the build is done.
     pub(super) fn add_blob(&self, file: &Path, media_type: &str, _lock: &Lock) -> Result<Part, Fault> {
+        self.add_file(file, media_type, &self.index_lock()?)
+    }
+
+    /// The same while blobs are added and an image is published.
+    pub(super) fn add_file(&self, file: &Path, media_type: &str, _lock: &IndexLock) -> Result<Part, Fault> {
         let fault = io_fault("store", file);
         let (hex, size) = sha256_file(file).map_err(&fault)?;
         fs::set_permissions(file, fs::Permissions::from_mode(0o444)).map_err(&fault)?;
@@ -173,11 +228,24 @@ impl Store {
 
     /// Makes `manifest` what `name` means. The last step of a build: afterwards the image is there.
     pub(super) fn publish(&self, name: &str, manifest: &Manifest, lock: &Lock) -> Result<Image, Fault> {
+        let index = self.index_lock()?;
+        let image = self.publish_in(name, manifest, &index)?;
+        self.collect_garbage(lock, &index, false);
+        Ok(image)
+    }
+
+    /// The same without removing what no image has: somebody may just build with it.
+    pub(super) fn publish_in(&self, name: &str, manifest: &Manifest, lock: &IndexLock) -> Result<Image, Fault> {
         let text = serde_json::to_vec_pretty(manifest).map_err(|error| broken("the manifest", error))?;
-        let scratch = self.scratch(lock)?;
+        let scratch = self.pull_scratch()?;
         let file = scratch.path().join("manifest");
         fs::write(&file, &text).map_err(io_fault("write", &file))?;
-        let part = self.add_blob(&file, Manifest::MEDIA_TYPE, lock)?;
+        let part = self.add_file(&file, Manifest::MEDIA_TYPE, lock)?;
+        self.point(name, part, lock)
+    }
+
+    /// Makes the manifest `part` what `name` means.
+    fn point(&self, name: &str, part: Part, _lock: &IndexLock) -> Result<Image, Fault> {
         let mut index = self.index()?;
         index.schema_version = 2;
         index.manifests.retain(|entry| entry.annotations.get(REF_NAME).is_none_or(|old| old != name));
@@ -188,12 +256,20 @@ impl Store {
             annotations: BTreeMap::from([(REF_NAME.to_string(), name.to_string())]),
         });
         self.write_index(&index)?;
-        self.collect_garbage(lock);
         self.get(name)?.ok_or_else(|| broken("the image store", format_args!("{name} is gone again")))
+    }
+
+    /// Lets `new` mean what `name` means.
+    pub(super) fn tag(&self, name: &str, new: &str) -> Result<Option<Image>, Fault> {
+        let lock = self.index_lock()?;
+        let entry = self.index()?.manifests.into_iter().find(|entry| is_called(entry, name));
+        let part = entry.map(|entry| Part { media_type: entry.media_type, digest: entry.digest, size: entry.size });
+        part.map(|part| self.point(new, part, &lock)).transpose()
     }
 
     /// Forgets `name`; whether it was there.
     pub(super) fn remove(&self, name: &str, lock: &Lock) -> Result<bool, Fault> {
+        let held = self.index_lock()?;
         let mut index = self.index()?;
         let before = index.manifests.len();
         index.manifests.retain(|entry| entry.annotations.get(REF_NAME).is_none_or(|old| old != name));
@@ -201,8 +277,29 @@ impl Store {
             return Ok(false);
         }
         self.write_index(&index)?;
-        self.collect_garbage(lock);
+        self.collect_garbage(lock, &held, false);
         Ok(true)
+    }
+
+    /// Removes what no image has, also what was begun and broken off: bytes that are free now.
+    pub(super) fn prune(&self, lock: &Lock) -> Result<u64, Fault> {
+        let before = self.bytes_on_disk();
+        self.collect_garbage(lock, &self.index_lock()?, true);
+        Ok(before.saturating_sub(self.bytes_on_disk()))
+    }
+
+    fn bytes_on_disk(&self) -> u64 {
+        fn below(dir: &Path) -> u64 {
+            let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+            entries
+                .map(|entry| match entry.metadata() {
+                    Ok(found) if found.is_dir() => below(&entry.path()),
+                    Ok(found) => found.blocks().saturating_mul(512),
+                    Err(_) => 0,
+                })
+                .sum()
+        }
+        ["blobs", "layers", "pulls"].iter().map(|part| below(&self.dir.join(part))).sum()
     }
 
     /// Every image, by name.
@@ -221,21 +318,21 @@ impl Store {
     pub(super) fn get(&self, name: &str) -> Result<Option<Image>, Fault> {
         let index = self.index()?;
         let entry =
-            index.manifests.iter().find(|entry| entry.annotations.get(REF_NAME).is_some_and(|n| n == name));
+            index.manifests.iter().find(|entry| is_called(entry, name));
         entry.map(|entry| self.load(name, entry)).transpose()
     }
 
     fn load(&self, name: &str, entry: &Entry) -> Result<Image, Fault> {
         let path = self.blob_path(&entry.digest)?;
         let manifest: Manifest = read_json(&path)?;
-        let parts = [Some(&manifest.kernel), manifest.initrd.as_ref()];
-        let size_bytes = parts
-            .into_iter()
-            .flatten()
-            .chain(&manifest.disks)
+        let of_parts: u64 = manifest
+            .parts()
             .filter_map(|part| fs::metadata(self.blob_path(&part.digest).ok()?).ok())
             .map(|found| found.blocks().saturating_mul(512))
             .sum();
+        let layers = self.layers();
+        let of_layers: u64 = manifest.layers().map(|layer| layers.bytes_on_disk(layer)).sum();
+        let size_bytes = of_parts.saturating_add(of_layers);
         Ok(Image {
             name: name.to_string(),
             digest: entry.digest.trim_start_matches("sha256:").to_string(),
@@ -266,36 +363,20 @@ impl Store {
 
     fn write_index(&self, index: &Index) -> Result<(), Fault> {
         let text = serde_json::to_vec_pretty(index).map_err(|error| broken("the index", error))?;
-        self.write_atomically(&self.dir.join("index.json"), &text)
+        write_beside(&self.dir.join("index.json"), &text)
     }
 
-    /// Writes beside, syncs and renames.
-    fn write_atomically(&self, path: &Path, bytes: &[u8]) -> Result<(), Fault> {
-        let beside = path.with_extension(format!("new{}", std::process::id()));
-        let write = || -> io::Result<()> {
-            let mut file = File::create(&beside)?;
-            file.write_all(bytes)?;
-            file.sync_all()?;
-            fs::rename(&beside, path)
-        };
-        write().map_err(|error| {
-            let _ = fs::remove_file(&beside);
-            io_fault("write", path)(error)
-        })?;
-        sync_dir(path)
-    }
 
     /// Deletes blobs that no image has. VMs have their own links and copies.
-    fn collect_garbage(&self, _lock: &Lock) {
+    fn collect_garbage(&self, _lock: &Lock, _index: &IndexLock, all: bool) {
         let Ok(images) = self.list() else { return };
-        let mut wanted = BTreeSet::new();
+        let (mut wanted, mut layers) = (BTreeSet::new(), BTreeSet::new());
         for image in &images {
             wanted.insert(image.digest.clone());
-            let manifest = &image.manifest;
-            for part in manifest.disks.iter().chain(&manifest.initrd).chain([&manifest.kernel]) {
-                wanted.insert(part.digest.trim_start_matches("sha256:").to_string());
-            }
+            wanted.extend(image.manifest.parts().map(|part| part.digest.trim_start_matches("sha256:").to_string()));
+            layers.extend(image.manifest.layers().cloned());
         }
+        self.layers().collect_garbage(&layers, all);
         for entry in fs::read_dir(self.dir.join("blobs/sha256")).into_iter().flatten().flatten() {
             if !wanted.contains(entry.file_name().to_string_lossy().as_ref()) {
                 let _ = fs::remove_file(entry.path());
@@ -318,7 +399,28 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, Fault> {
     })
 }
 
-fn sync_dir(path: &Path) -> Result<(), Fault> {
+fn is_called(entry: &Entry, name: &str) -> bool {
+    entry.annotations.get(REF_NAME).is_some_and(|known| known == name)
+}
+
+/// Writes beside, syncs and renames.
+pub(super) fn write_beside(path: &Path, bytes: &[u8]) -> Result<(), Fault> {
+    let beside = path.with_extension(format!("new{}", std::process::id()));
+    let write = || -> io::Result<()> {
+        let mut file = File::create(&beside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&beside, path)
+    };
+    write().map_err(|error| {
+        let _ = fs::remove_file(&beside);
+        io_fault("write", path)(error)
+    })?;
+    sync_dir(path)
+}
+
+/// Makes sure that what was renamed to `path` stays so.
+pub(super) fn sync_dir(path: &Path) -> Result<(), Fault> {
     let Some(dir) = path.parent() else { return Ok(()) };
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(io_fault("sync", dir))
 }
@@ -375,9 +477,10 @@ mod tests {
             key: "k".into(),
             created: 1,
             summary: "a test".into(),
-            kernel,
+            kernel: Some(kernel),
             initrd: None,
             disks: vec![],
+            container: None,
             append: String::new(),
             packages: vec![],
             labels: BTreeMap::new(),
@@ -443,10 +546,11 @@ mod tests {
     fn a_damaged_store_says_so() {
         let (dir, store) = store();
         let image = publish(&store, "a", "content");
-        let path = store.part(&image, &image.manifest.kernel).unwrap();
+        let kernel = image.manifest.kernel.clone().unwrap();
+        let path = store.part(&image, &kernel).unwrap();
         fs::remove_file(&path).unwrap();
         fs::write(&path, "cut").unwrap();
-        assert!(store.part(&image, &image.manifest.kernel).unwrap_err().fix.contains("viv build --force a"));
+        assert!(store.part(&image, &kernel).unwrap_err().fix.contains("viv build --force a"));
         fs::write(dir.join("index.json"), "{").unwrap();
         assert!(store.list().unwrap_err().message.contains("index.json"));
         assert!(store.blob_path("sha256:../../etc/passwd").is_err());

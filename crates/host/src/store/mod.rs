@@ -12,6 +12,7 @@ pub use memory::MemoryStore;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use viv_api::agent::Exec;
+use viv_api::image::ImageProcess;
 use viv_api::timestamp::Timestamp;
 use viv_api::vm::{OnReboot, Process};
 use viv_model::{Fault, Kind, Label, MachineSpec};
@@ -44,6 +45,9 @@ pub struct VmRecord {
     pub remove: bool,
     /// The command for which it exists.
     pub command: Option<Exec>,
+    /// How its image has programs started, if that is one of containers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<ImageProcess>,
     /// When it was last started.
     pub started_at: Option<Timestamp>,
     /// The process whose end is its end.
@@ -150,6 +154,7 @@ pub(crate) mod conformance {
             },
             groups: Vec::new(),
             labels: Vec::new(),
+            process: None,
             on_reboot: OnReboot::Restart,
             remove: false,
             command: None,

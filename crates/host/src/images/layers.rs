@@ -1,0 +1,343 @@
+//! Layers of images of containers, unpacked once and shared: what all images with a layer have of it.
+//!
+//! ```text
+//! DIR/layers/HEX/lock     held exclusively by whoever unpacks it, shared by whoever makes an image of it
+//! DIR/layers/HEX/part     what has come of it from a registry; a download goes on from there
+//! DIR/layers/HEX/data     the contents of its files, each at a 4 KiB boundary; nobody writes to it again
+//! DIR/layers/HEX/index    its entries (viv-rootfs)
+//! DIR/layers/HEX/facts    written last: the layer is whole
+//! ```
+//! HEX is the digest of the layer as its registry has it.
+use super::fault::{broken, io_fault};
+use super::store::{sync_dir, write_beside};
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+use viv_model::{Fault, Kind};
+use viv_oci::{Checked, Digest, Layer, Source, Watch};
+
+/// How long what was begun to be downloaded is kept for somebody who goes on.
+const PART_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How often a download goes on after it broke off without a byte.
+const TRIES: u32 = 4;
+
+/// The layers of a store.
+#[derive(Debug)]
+pub(super) struct Layers {
+    dir: PathBuf,
+}
+
+/// A layer that is there. While this lives, nobody removes it.
+#[derive(Debug)]
+pub(super) struct Unpacked {
+    dir: PathBuf,
+    /// What is known of it.
+    pub(super) facts: Facts,
+    _shared: File,
+}
+
+/// What is known of a layer that is whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Facts {
+    /// SHA-256 of the layer's archive without compression.
+    pub(super) diff_id: String,
+    /// Bytes of `data`.
+    pub(super) data_bytes: u64,
+    /// SHA-256 of `data`.
+    pub(super) data_sha256: String,
+}
+
+impl Unpacked {
+    /// The contents of its files.
+    pub(super) fn data(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
+    /// Its entries.
+    pub(super) fn index(&self) -> Result<viv_rootfs::Layer, Fault> {
+        let path = self.dir.join("index");
+        let bytes = fs::read(&path).map_err(io_fault("read", &path))?;
+        viv_rootfs::Layer::from_bytes(&bytes)
+    }
+}
+
+impl Layers {
+    pub(super) fn new(store: &Path) -> Layers {
+        Layers { dir: store.join("layers") }
+    }
+
+    fn dir_of(&self, hex: &str) -> PathBuf {
+        self.dir.join(hex)
+    }
+
+    /// The layer, if it is whole.
+    pub(super) fn get(&self, hex: &str) -> Result<Option<Unpacked>, Fault> {
+        let dir = self.dir_of(hex);
+        if !dir.join("facts").exists() {
+            return Ok(None);
+        }
+        let Ok(file) = open_lock(&dir) else {
+            // Somebody is just removing it.
+            return Ok(None);
+        };
+        flock(&file, FlockOperation::LockShared).map_err(|error| io_fault("lock", &dir)(error.into()))?;
+        facts(&dir, file)
+    }
+
+    /// What the layer takes on the host's disk, bytes.
+    pub(super) fn bytes_on_disk(&self, hex: &str) -> u64 {
+        let files = ["data", "index"].map(|name| fs::metadata(self.dir_of(hex).join(name)));
+        files.into_iter().flatten().map(|found| found.blocks().saturating_mul(512)).sum()
+    }
+
+    /// Has the layer, from `source` if it is not there yet. Who else wants it meanwhile waits.
+    pub(super) fn ensure(&self, source: &dyn Source, layer: &Layer, watch: &dyn Watch) -> Result<Unpacked, Fault> {
+        let dir = self.dir_of(layer.digest.hex());
+        loop {
+            fs::create_dir_all(&dir).map_err(io_fault("make the directory", &dir))?;
+            if let Some(there) = self.get(layer.digest.hex())? {
+                watch.bytes(i64::try_from(layer.size).unwrap_or(i64::MAX));
+                return Ok(there);
+            }
+            let file = open_lock(&dir)?;
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                // Whoever had it may just have removed it, or have it unpacked.
+                Ok(()) if !is_in(&file, &dir) || dir.join("facts").exists() => continue,
+                Ok(()) => {
+                    unpack(&dir, source, layer, watch)?;
+                    // Not at once from one to the other: who removes what nobody has may come between.
+                    flock(&file, FlockOperation::LockShared).map_err(|error| io_fault("lock", &dir)(error.into()))?;
+                    if let Some(there) = facts(&dir, file)? {
+                        return Ok(there);
+                    }
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    if watch.cancelled() {
+                        return Err(super::fault::cancelled());
+                    }
+                    watch.note("waiting for another download of the same");
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                Err(error) => return Err(io_fault("lock", &dir)(error.into())),
+            }
+        }
+    }
+
+    /// Removes the layers that no image has: what was begun only if it is old, or `all`.
+    pub(super) fn collect_garbage(&self, wanted: &BTreeSet<String>, all: bool) {
+        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            let dir = entry.path();
+            if wanted.contains(entry.file_name().to_string_lossy().as_ref()) {
+                continue;
+            }
+            let Ok(file) = open_lock(&dir) else { continue };
+            if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+                continue;
+            }
+            let age = fs::metadata(dir.join("part")).and_then(|found| found.modified());
+            let age = age.map(|time| SystemTime::now().duration_since(time).unwrap_or_default());
+            if all || !age.is_ok_and(|age| age < PART_AGE_MAX) {
+                // The mark that it is whole goes first.
+                let _ = fs::remove_file(dir.join("facts"));
+                let _ = fs::remove_dir_all(&dir);
+            }
+        }
+    }
+}
+
+fn open_lock(dir: &Path) -> Result<File, Fault> {
+    let path = dir.join("lock");
+    File::options().create(true).truncate(false).write(true).open(&path).map_err(io_fault("open the lock", &path))
+}
+
+/// Whether `file` is still the directory's lock.
+fn is_in(file: &File, dir: &Path) -> bool {
+    let same = |a: fs::Metadata, b: fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
+    matches!((file.metadata(), fs::metadata(dir.join("lock"))), (Ok(ours), Ok(there)) if same(ours, there))
+}
+
+fn facts(dir: &Path, shared: File) -> Result<Option<Unpacked>, Fault> {
+    let path = dir.join("facts");
+    let text = match fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        text => text.map_err(io_fault("read", &path))?,
+    };
+    let facts: Facts = serde_json::from_slice(&text).map_err(|error| broken("a layer of the image store", error))?;
+    match fs::metadata(dir.join("data")) {
+        Ok(found) if found.len() == facts.data_bytes => {}
+        _ => {
+            return Err(Fault::new(
+                Kind::Error,
+                format!("a layer of the image store is damaged: {} is not there in full", dir.join("data").display()),
+                "see which images have it: viv image verify; remove them and get them again",
+            ));
+        }
+    }
+    Ok(Some(Unpacked { dir: dir.to_path_buf(), facts, _shared: shared }))
+}
+
+/// A stream whose content without compression is summed as it passes.
+struct Summed<R> {
+    inner: R,
+    sum: Sha256,
+}
+
+impl<R: Read> Read for Summed<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.sum.update(buffer.get(..read).unwrap_or_default());
+        Ok(read)
+    }
+}
+
+/// A stream that tells how much of it has passed.
+struct Told<R> {
+    inner: R,
+    bytes: std::sync::mpsc::Sender<u64>,
+}
+
+impl<R: Read> Read for Told<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        let _ = self.bytes.send(read as u64);
+        Ok(read)
+    }
+}
+
+/// Gets and unpacks a layer into `dir`, whose lock is ours.
+fn unpack(dir: &Path, source: &dyn Source, layer: &Layer, watch: &dyn Watch) -> Result<(), Fault> {
+    let (part, data, index) = (dir.join("part"), dir.join("data"), dir.join("index"));
+    let (told, passed) = std::sync::mpsc::channel();
+    let stream: Box<dyn Read + Send> = if source.is_remote() {
+        download(&part, source, layer, watch)?;
+        Box::new(File::open(&part).map_err(io_fault("read", &part))?)
+    } else {
+        let blob = source.blob(&layer.descriptor, 0, watch)?;
+        let checked = Checked::new(blob.reader, layer.digest.clone(), layer.size);
+        Box::new(Told { inner: checked, bytes: told })
+    };
+    let in_layer = |fault: Fault| Fault {
+        message: format!("layer {} of {}: {}", layer.digest, source.name(), fault.message),
+        ..fault
+    };
+    let mut archive =
+        Summed { inner: viv_rootfs::Decompress::new(stream).map_err(in_layer)?, sum: Sha256::new() };
+    let mut out = File::options().read(true).write(true).create(true).truncate(true).open(&data).map_err(io_fault("write", &data))?;
+    let look = || {
+        passed.try_iter().for_each(|bytes| watch.bytes(i64::try_from(bytes).unwrap_or_default()));
+        watch.cancelled()
+    };
+    let unpacked = viv_rootfs::unpack(&mut archive, &mut out, &viv_rootfs::Limits::default(), &look);
+    let unpacked = unpacked.map_err(in_layer)?;
+    // What is behind the archive's end belongs to its digest, too.
+    io::copy(&mut archive, &mut io::sink()).map_err(|error| in_layer(broken("its archive", error)))?;
+    let diff_id = super::store::hex(&archive.sum.finalize());
+    look();
+    if let Some(wanted) = &layer.diff_id
+        && wanted.hex() != diff_id
+    {
+        return Err(in_layer(broken("its content", format_args!("it is sha256:{diff_id}, and is to be {wanted}"))));
+    }
+    fs::write(&index, unpacked.to_bytes()).map_err(io_fault("write", &index))?;
+    fs::set_permissions(&data, fs::Permissions::from_mode(0o444)).map_err(io_fault("write", &data))?;
+    let sync = |path: &Path| File::open(path).and_then(|file| file.sync_all()).map_err(io_fault("sync", path));
+    sync(&index)?;
+    sync(&data)?;
+    let (data_sha256, data_bytes) = super::store::sha256_file(&data).map_err(io_fault("read", &data))?;
+    let facts = Facts { diff_id, data_bytes, data_sha256 };
+    let text = serde_json::to_vec(&facts).map_err(|error| broken("what is known of a layer", error))?;
+    write_beside(&dir.join("facts"), &text)?;
+    sync_dir(&dir.join("facts"))?;
+    let _ = fs::remove_file(&part);
+    Ok(())
+}
+
+/// Has the layer's bytes in the file `part`, checked.
+fn download(part: &Path, source: &dyn Source, layer: &Layer, watch: &dyn Watch) -> Result<(), Fault> {
+    let fault = io_fault("write", part);
+    let mut file = File::options().read(true).append(true).create(true).open(part).map_err(&fault)?;
+    let mut have = file.metadata().map_err(&fault)?.len();
+    if have > layer.size {
+        file.set_len(0).map_err(&fault)?;
+        have = 0;
+    }
+    let mut sum = Sha256::new();
+    io::copy(&mut file, &mut HashWriter(&mut sum)).map_err(&fault)?;
+    watch.bytes(i64::try_from(have).unwrap_or(i64::MAX));
+    let mut piece = vec![0; 256 << 10];
+    let mut failures = 0;
+    while have < layer.size {
+        let blob = source.blob(&layer.descriptor, have, watch)?;
+        // A server that cannot begin in the middle gives what we have once more.
+        let mut skip = have - blob.from.min(have);
+        let mut reader = blob.reader;
+        let before = have;
+        let broke = loop {
+            if watch.cancelled() {
+                return Err(super::fault::cancelled());
+            }
+            match reader.read(&mut piece) {
+                Ok(0) => break "it ended too early".to_string(),
+                Ok(read) => {
+                    let skipped = skip.min(read as u64);
+                    skip -= skipped;
+                    let new = piece.get(skipped as usize..read).unwrap_or_default();
+                    if new.len() as u64 > layer.size - have {
+                        file.set_len(0).map_err(&fault)?;
+                        return Err(damaged(source, layer, "it is longer than its manifest says"));
+                    }
+                    file.write_all(new).map_err(&fault)?;
+                    sum.update(new);
+                    have += new.len() as u64;
+                    watch.bytes(new.len() as i64);
+                    if have == layer.size {
+                        break String::new();
+                    }
+                }
+                Err(error) => break error.to_string(),
+            }
+        };
+        failures = if have > before { 0 } else { failures + 1 };
+        if have < layer.size && failures >= TRIES {
+            return Err(Fault::new(
+                Kind::Error,
+                format!("layer {} of {} breaks off again and again: {broke}", layer.digest, source.name()),
+                "try again when the network is better; what has come is kept",
+            ));
+        }
+    }
+    let found: String = super::store::hex(&sum.finalize());
+    if found != layer.digest.hex() {
+        file.set_len(0).map_err(&fault)?;
+        return Err(damaged(source, layer, &format!("its content is sha256:{found}")));
+    }
+    Ok(())
+}
+
+fn damaged(source: &dyn Source, layer: &Layer, why: &str) -> Fault {
+    Fault::new(
+        Kind::Error,
+        format!("layer {} of {} is damaged: {why}", layer.digest, source.name()),
+        "try again; if it stays so, the registry lies or is broken: tell whoever runs it",
+    )
+}
+
+/// Sums what is written to it.
+struct HashWriter<'a>(&'a mut Sha256);
+
+impl Write for HashWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

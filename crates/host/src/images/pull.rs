@@ -1,0 +1,322 @@
+//! An image of containers becomes one of ours: its layers unpacked, one file system over them, and how it is run.
+use super::fault::{broken, cancelled, io_fault};
+use super::layers::{Layers, Unpacked};
+use super::manifest::Container;
+use super::store::Store;
+use super::{Image, Manifest, Watcher};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::Path;
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+use viv_api::image::{ImageProcess, Progress};
+use viv_model::{Fault, Kind};
+use viv_oci::{Client, Layer, Options, Reference, Watch};
+
+/// Layers that are fetched at once.
+const AT_ONCE: usize = 4;
+/// Media types of our parts.
+const TREE: &str = "application/vnd.vivarium.erofs";
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+/// Raise it when the file system that is made of the same layers changes.
+const REVISION: u32 = 1;
+
+/// Gets the image that `reference` names, or finds that the store has that one.
+pub(super) fn pull(
+    store: &Store,
+    reference: &Reference,
+    insecure: bool,
+    watcher: &dyn Watcher,
+) -> Result<Image, Fault> {
+    let name = reference.to_string();
+    let pulling = Pulling::new(watcher, format!("getting {name}"));
+    pulling.note("asking for its manifest");
+    let client = Client::new(Options { insecure });
+    let source = viv_oci::open(reference, &client)?;
+    let found = viv_oci::resolve(source.as_ref(), &pulling)?;
+    let key = format!("{} {REVISION}", found.digest);
+    if let Some(image) = store.get(&name)?
+        && image.manifest.key == key
+        && whole(store, &image).is_ok()
+    {
+        return Ok(image);
+    }
+    let total: u64 = found.layers.iter().fold(0, |sum, layer| sum.saturating_add(layer.size));
+    pulling.set_total(total);
+    super::need_space(store.dir(), total.saturating_mul(3))?;
+    let layers = store.layers();
+    let unpacked = fetch(&layers, source.as_ref(), &found.layers, &pulling)?;
+    pulling.note("making one file system of its layers");
+    let scratch = store.pull_scratch()?;
+    let tree = scratch.path().join("tree");
+    make_tree(&unpacked, &tree)?;
+    let process = process_of(&found.config.config)?;
+    let summary = summary(&found, &process);
+    let files = [("manifest", &found.manifest), ("config", &found.config_text)];
+    for (file, bytes) in files {
+        let path = scratch.path().join(file);
+        fs::write(&path, bytes).map_err(io_fault("write", &path))?;
+    }
+    if watcher.cancelled() {
+        return Err(cancelled());
+    }
+    let created = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let index = store.index_lock()?;
+    let add = |file: &str, kind| store.add_file(&scratch.path().join(file), kind, &index);
+    let container = Container {
+        tree: add("tree", TREE)?,
+        manifest: add("manifest", MANIFEST)?,
+        config: add("config", CONFIG)?,
+        layers: found.layers.iter().map(|layer| layer.digest.hex().to_string()).collect(),
+        process,
+    };
+    let manifest = Manifest {
+        schema_version: 2,
+        media_type: Manifest::MEDIA_TYPE.to_string(),
+        key,
+        created,
+        summary,
+        kernel: None,
+        initrd: None,
+        disks: Vec::new(),
+        container: Some(container),
+        append: String::new(),
+        packages: Vec::new(),
+        labels: BTreeMap::new(),
+    };
+    store.publish_in(&name, &manifest, &index)
+}
+
+/// Whether everything of an image of containers is there.
+fn whole(store: &Store, image: &Image) -> Result<(), Fault> {
+    let Some(container) = &image.manifest.container else { return Err(broken(&image.name, "it is no image of containers")) };
+    store.part(image, &container.tree)?;
+    for layer in &container.layers {
+        if store.layers().get(layer)?.is_none() {
+            return Err(broken(&image.name, "a layer is missing"));
+        }
+    }
+    Ok(())
+}
+
+/// Has every layer, several at once; the first fault ends them all.
+fn fetch(
+    layers: &Layers,
+    source: &dyn viv_oci::Source,
+    wanted: &[Layer],
+    pulling: &Pulling<'_>,
+) -> Result<Vec<Unpacked>, Fault> {
+    let next = AtomicUsize::new(0);
+    let slots: Vec<Mutex<Option<Unpacked>>> = wanted.iter().map(|_| Mutex::new(None)).collect();
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE.min(wanted.len()) {
+            scope.spawn(|| {
+                while !pulling.cancelled() {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let (Some(layer), Some(slot)) = (wanted.get(at), slots.get(at)) else { return };
+                    match layers.ensure(source, layer, pulling) {
+                        Ok(there) => *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(there),
+                        Err(fault) => return pulling.fail(fault),
+                    }
+                }
+            });
+        }
+    });
+    if let Some(fault) = pulling.fault() {
+        return Err(fault);
+    }
+    let all = slots.into_iter().map(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner));
+    all.collect::<Option<Vec<_>>>().ok_or_else(cancelled)
+}
+
+fn make_tree(layers: &[Unpacked], target: &Path) -> Result<(), Fault> {
+    let indexes = layers.iter().map(Unpacked::index).collect::<Result<Vec<_>, _>>()?;
+    let blocks: Vec<u64> = layers.iter().map(|layer| layer.facts.data_bytes / viv_rootfs::BLOCK as u64).collect();
+    let tree = viv_rootfs::Tree::merge(&indexes)?;
+    let mut file = File::create(target).map_err(io_fault("write", target))?;
+    tree.write_erofs(&mut file, &blocks)?;
+    Ok(())
+}
+
+/// What the image says of its program, in our words.
+fn process_of(config: &viv_oci::Process) -> Result<ImageProcess, Fault> {
+    let some = |text: &String| (!text.is_empty()).then(|| text.clone());
+    let env = config.env.iter().map(|pair| match pair.split_once('=') {
+        Some((name, value)) => (name.to_string(), value.to_string()),
+        None => (pair.clone(), String::new()),
+    });
+    Ok(ImageProcess {
+        entrypoint: config.entrypoint.clone(),
+        command: config.cmd.clone(),
+        env: env.collect(),
+        cwd: some(&config.working_dir),
+        user: some(&config.user),
+        stop_signal: some(&config.stop_signal).map(|text| signal(&text)).transpose()?,
+        ports: config.exposed_ports.keys().map(|port| if port.contains('/') { port.clone() } else { format!("{port}/tcp") }).collect(),
+        volumes: config.volumes.keys().cloned().collect(),
+    })
+}
+
+/// The number of a signal (signal(7), x86): `SIGINT`, `INT`, `2`, `SIGRTMIN+3`.
+fn signal(text: &str) -> Result<u8, Fault> {
+    const NAMES: [(&str, u8); 20] = [
+        ("HUP", 1), ("INT", 2), ("QUIT", 3), ("ILL", 4), ("TRAP", 5), ("ABRT", 6), ("BUS", 7), ("FPE", 8), ("KILL", 9), ("USR1", 10),
+        ("SEGV", 11), ("USR2", 12), ("PIPE", 13), ("ALRM", 14), ("TERM", 15), ("CHLD", 17), ("CONT", 18), ("STOP", 19), ("WINCH", 28), ("PWR", 30),
+    ];
+    const RTMIN: u8 = 34;
+    let upper = text.to_ascii_uppercase();
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    let number = name.parse::<u8>().ok().filter(|number| (1..=64).contains(number));
+    let real_time = || {
+        let more = name.strip_prefix("RTMIN")?;
+        let more: u8 = if more.is_empty() { 0 } else { more.strip_prefix('+')?.parse().ok()? };
+        RTMIN.checked_add(more).filter(|number| *number <= 64)
+    };
+    number
+        .or_else(|| NAMES.iter().find(|(known, _)| *known == name).map(|(_, number)| *number))
+        .or_else(real_time)
+        .ok_or_else(|| broken("the image's configuration", format_args!("no signal is called {text:?}")))
+}
+
+fn summary(found: &viv_oci::Image, process: &ImageProcess) -> String {
+    let words: Vec<&str> = process.entrypoint.iter().chain(&process.command).map(String::as_str).collect();
+    let runs = match words.is_empty() {
+        true => "no command".to_string(),
+        false => words.join(" ").chars().filter(|c| !c.is_control()).take(60).collect(),
+    };
+    let layers = found.layers.len();
+    format!("{layers} layer{}; runs {runs}", if layers == 1 { "" } else { "s" })
+}
+
+/// A pull that goes on, as its watcher sees it.
+struct Pulling<'a> {
+    watcher: &'a dyn Watcher,
+    step: String,
+    done: AtomicI64,
+    total: AtomicI64,
+    told: Mutex<Option<Instant>>,
+    fault: Mutex<Option<Fault>>,
+}
+
+/// Least time between two words to the watcher.
+const PAUSE: Duration = Duration::from_millis(100);
+
+impl<'a> Pulling<'a> {
+    fn new(watcher: &'a dyn Watcher, step: String) -> Pulling<'a> {
+        let (done, total) = (AtomicI64::new(0), AtomicI64::new(0));
+        Pulling { watcher, step, done, total, told: Mutex::default(), fault: Mutex::default() }
+    }
+
+    fn set_total(&self, bytes: u64) {
+        self.total.store(i64::try_from(bytes).unwrap_or(i64::MAX), Ordering::Relaxed);
+    }
+
+    fn fail(&self, fault: Fault) {
+        self.fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(fault);
+    }
+
+    fn fault(&self) -> Option<Fault> {
+        self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Watch for Pulling<'_> {
+    fn bytes(&self, more: i64) {
+        let done = self.done.fetch_add(more, Ordering::Relaxed).saturating_add(more);
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_some_and(|told| told.elapsed() < PAUSE) {
+            return;
+        }
+        *told = Some(Instant::now());
+        let total = u64::try_from(self.total.load(Ordering::Relaxed)).ok();
+        let done = u64::try_from(done).unwrap_or_default();
+        self.watcher.progress(Progress { step: self.step.clone(), done, total, bytes: true });
+    }
+
+    fn note(&self, what: &str) {
+        super::step(self.watcher, &format!("{}: {what}", self.step));
+    }
+
+    fn cancelled(&self) -> bool {
+        self.watcher.cancelled() || self.fault().is_some()
+    }
+}
+
+/// The name under which the store has what `text` names: a reference in full.
+pub(super) fn full_name(text: &str) -> Result<Option<Reference>, Fault> {
+    match Reference::is_one(text) {
+        true => Reference::parse(text, Path::new("/")).map(Some),
+        false => Ok(None),
+    }
+}
+
+/// Says that no image is called so, and what else there is.
+pub(super) fn unknown(name: &str, known: &[String]) -> Fault {
+    let near: Vec<&str> = known.iter().filter(|other| is_near(name, other)).map(String::as_str).take(3).collect();
+    let fix = match near.is_empty() {
+        false => format!("did you mean {}? See what is there: viv images", near.join(" or ")),
+        true => {
+            let bare = name.split([':', '@']).next().unwrap_or_default();
+            let plain = !bare.is_empty() && bare.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_./".contains(&byte));
+            match plain {
+                true => format!("see what is there: viv images; from docker's registry: viv run docker.io/{name}"),
+                false => "see what is there: viv images".to_string(),
+            }
+        }
+    };
+    Fault::new(Kind::NotFound, format!("no image is called {name:?}"), fix)
+}
+
+/// Whether two names differ by a letter or two, or one ends the other.
+fn is_near(a: &str, b: &str) -> bool {
+    let last = |name: &str| name.rsplit('/').next().unwrap_or_default().split(':').next().unwrap_or_default().to_string();
+    last(b) == last(a) || distance(a, b) <= 1 + a.len() / 5
+}
+
+/// The least number of letters to change, add or leave out (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().take(100).collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().take(100).enumerate() {
+        let mut before = i;
+        if let Some(first) = row.first_mut() {
+            *first = i + 1;
+        }
+        for (j, y) in b.iter().enumerate() {
+            let (left, up) = (row.get(j).copied().unwrap_or_default(), row.get(j + 1).copied().unwrap_or_default());
+            let next = (before + usize::from(x != *y)).min(left + 1).min(up + 1);
+            before = up;
+            if let Some(place) = row.get_mut(j + 1) {
+                *place = next;
+            }
+        }
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_are_known_by_name_and_number() {
+        for (text, number) in [("SIGINT", 2), ("quit", 3), ("15", 15), ("SIGRTMIN+3", 37), ("RTMIN", 34)] {
+            assert_eq!(signal(text).unwrap(), number, "{text}");
+        }
+        for wrong in ["", "SIGNOPE", "0", "65", "RTMIN+31"] {
+            assert!(signal(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn near_names_are_suggested() {
+        let known = ["debian".to_string(), "docker.io/library/postgres:16".to_string()];
+        assert!(unknown("debain", &known).fix.contains("debian"));
+        assert!(unknown("postgres", &known).fix.contains("docker.io/library/postgres:16"));
+        assert!(unknown("nginx:1", &known).fix.contains("viv run docker.io/nginx:1"));
+        assert!(!unknown("No such", &known).fix.contains("docker.io"));
+        assert_eq!((distance("", "abc"), distance("kitten", "sitting")), (3, 3));
+    }
+}
