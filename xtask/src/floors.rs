@@ -16,6 +16,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("viv-block", 1),
     ("viv-net", 1),
     ("viv-share", 1),
+    ("viv-rootfs", 1),
     ("viv-snapshot", 2),
     ("viv-model", 0),
     ("viv-arch", 0),
