@@ -17,6 +17,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("viv-net", 1),
     ("viv-share", 1),
     ("viv-oci", 1),
+    ("viv-rootfs", 1),
     ("viv-snapshot", 2),
     ("viv-model", 0),
     ("viv-arch", 0),

@@ -1,6 +1,7 @@
 //! Images as the host service shows and builds them.
 use crate::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use crate::agent::Exec;
 use viv_model::{Fault, Kind};
 
@@ -80,6 +81,81 @@ impl ImageProcess {
         }
         Ok(self.exec(Exec { argv, ..asked }))
     }
+}
+
+/// What is in an image, and where it came from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageDetails {
+    /// The image.
+    pub image: Image,
+    /// The digest of its manifest in its registry, if it is an image of containers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_digest: Option<String>,
+    /// When its maker made it, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made: Option<String>,
+    /// Its layers, the lowest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<ImageLayer>,
+    /// How it came to be, the oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub history: Vec<ImageHistory>,
+    /// The packages that it was made from here: name and version.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub packages: Vec<(String, String)>,
+    /// Its labels.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A layer of an image of containers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageLayer {
+    /// Its digest in its registry, hexadecimal SHA-256.
+    pub digest: String,
+    /// What it takes on the host's disk, bytes.
+    pub size_bytes: u64,
+    /// How many other images have it, too.
+    pub shared_with: usize,
+}
+
+/// A step in which an image of containers was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageHistory {
+    /// When, RFC 3339.
+    pub created: Option<String>,
+    /// By which command.
+    pub created_by: String,
+    /// What its layer takes on the host's disk, bytes; none if it made no layer.
+    pub size_bytes: Option<u64>,
+    /// What its maker says of it.
+    pub comment: String,
+}
+
+/// What a check of an image found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageVerified {
+    /// The image's name.
+    pub name: String,
+    /// Bytes that were read.
+    pub bytes: u64,
+    /// What is wrong, a line for each; nothing if it is whole.
+    pub damage: Vec<String>,
+}
+
+/// One more name for an image.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImageTag {
+    /// The name.
+    pub name: String,
+}
+
+/// What was removed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pruned {
+    /// Bytes that are free now.
+    pub bytes: u64,
 }
 
 /// How to build an image.

@@ -54,7 +54,8 @@ const SECOND: &[&str] = &[
     "wren",
 ];
 
-fn random<const N: usize>() -> io::Result<[u8; N]> {
+/// Random bytes.
+pub(crate) fn random<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(bytes)

@@ -16,7 +16,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use tokio::sync::mpsc;
 use viv_api::agent;
 use viv_api::endpoint::{self, NoRoute, Route};
-use viv_api::image::{BuildLine, Image, ImageBuild, Progress};
+use viv_api::image::{BuildLine, Image, ImageBuild, Progress, ImageTag, Pruned};
 use viv_api::info::{Info, KvmState, Service as ServiceInfo};
 use viv_api::network::{NetworkConnect, NicAttach};
 use viv_api::runner::Ask as RunnerAsk;
@@ -268,7 +268,7 @@ pub(crate) async fn answer(
             build(service, name, ask, endpoint::query_value(&query, "job").unwrap_or_default())
         }
         Route::ImageGet => blocking(move || Ok(shown(&service.images.get(&name)?))).await,
-        Route::ImageDetails => blocking(move || service.images.details(&name)).await,
+        Route::ImageDetails => blocking(move || service.images.details(&name, &shown)).await,
         Route::ImageVerify => blocking(move || service.images.verify(&name)).await,
         Route::ImageTag => {
             let ask: ImageTag = body(request).await?;

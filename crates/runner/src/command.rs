@@ -10,6 +10,8 @@ use viv_model::End;
 
 /// How long to wait between two attempts to reach the agent.
 const RETRY: Duration = Duration::from_millis(100);
+/// How long a guest may take to switch itself off after its command.
+const POWER_OFF_LIMIT: Duration = Duration::from_secs(30);
 /// How long one attempt may take: an agent that is there answers at once, even on the software CPU.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
@@ -28,6 +30,11 @@ pub(crate) fn run(life: &Life, exec: &Exec) {
         Ok(None) => return,
         Err(error) => End::Failed { message: format!("the guest agent broke off: {error}") },
     };
+    // What the command wrote is to be on its disks: a guest that has some switches itself off. Its end ends this process.
+    if matches!(end, End::Command { .. }) && life.has_own_disk() {
+        life.press(Some(end.clone()));
+        thread::sleep(POWER_OFF_LIMIT);
+    }
     life.kill(Some(end));
 }
 

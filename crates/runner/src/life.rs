@@ -170,11 +170,7 @@ impl Life {
             | Ask::AttachCard { .. }
             | Ask::DetachCard { .. }) => self.change_device(about_a_device, files),
             Ask::PowerButton { end } => {
-                let mut inner = self.lock();
-                inner.end_as = end.or(inner.end_as.take());
-                if let Some(guest) = &inner.guest {
-                    guest.power_button();
-                }
+                self.press(end);
                 Ok(())
             }
             Ask::Plug { id } => self.devices(|devices| devices.plug(id, files)),
@@ -293,6 +289,20 @@ impl Life {
     }
 
     /// Ends the guest, and the process even if the guest does not end.
+    /// Presses the power button; the guest's end then counts as `end`.
+    pub(crate) fn press(&self, end: Option<End>) {
+        let mut inner = self.lock();
+        inner.end_as = end.or(inner.end_as.take());
+        if let Some(guest) = &inner.guest {
+            guest.power_button();
+        }
+    }
+
+    /// Whether the guest has a disk to write to.
+    pub(crate) fn has_own_disk(&self) -> bool {
+        self.lock().devices.of(&self.machine).disks.iter().any(|disk| !disk.read_only)
+    }
+
     pub(crate) fn kill(&self, end: Option<End>) {
         let guest = {
             let mut inner = self.lock();

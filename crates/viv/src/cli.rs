@@ -74,7 +74,9 @@ pub(crate) enum Verb {
     Schema(verbs::create::Schema),
     /// List images
     Images(verbs::images::Args),
-    /// List and remove images
+    /// Get images of containers from registries and archives
+    Pull(verbs::pull::Args),
+    /// List, look at, check, name and remove images
     Image(verbs::images::Image),
     /// Build an image from the packages of this host's apt
     Build(verbs::build::Args),

@@ -20,7 +20,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 use viv_model::{Fault, Kind};
-use viv_oci::{Checked, Digest, Layer, Source, Watch};
+use viv_oci::{Checked, Layer, Source, Watch};
 
 /// How long what was begun to be downloaded is kept for somebody who goes on.
 const PART_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -158,8 +158,9 @@ fn open_lock(dir: &Path) -> Result<File, Fault> {
 
 /// Whether `file` is still the directory's lock.
 fn is_in(file: &File, dir: &Path) -> bool {
-    let same = |a: fs::Metadata, b: fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
-    matches!((file.metadata(), fs::metadata(dir.join("lock"))), (Ok(ours), Ok(there)) if same(ours, there))
+    let identity = |found: io::Result<fs::Metadata>| found.map(|found| (found.dev(), found.ino())).ok();
+    let ours = identity(file.metadata());
+    ours.is_some() && ours == identity(fs::metadata(dir.join("lock")))
 }
 
 fn facts(dir: &Path, shared: File) -> Result<Option<Unpacked>, Fault> {
@@ -229,16 +230,16 @@ fn unpack(dir: &Path, source: &dyn Source, layer: &Layer, watch: &dyn Watch) -> 
     let mut archive =
         Summed { inner: viv_rootfs::Decompress::new(stream).map_err(in_layer)?, sum: Sha256::new() };
     let mut out = File::options().read(true).write(true).create(true).truncate(true).open(&data).map_err(io_fault("write", &data))?;
-    let look = || {
+    let mut look = |_| {
         passed.try_iter().for_each(|bytes| watch.bytes(i64::try_from(bytes).unwrap_or_default()));
-        watch.cancelled()
+        if watch.cancelled() { Err(super::fault::cancelled()) } else { Ok(()) }
     };
-    let unpacked = viv_rootfs::unpack(&mut archive, &mut out, &viv_rootfs::Limits::default(), &look);
+    let unpacked = viv_rootfs::unpack(&mut archive, &mut out, &viv_rootfs::Limits::default(), &mut look);
     let unpacked = unpacked.map_err(in_layer)?;
     // What is behind the archive's end belongs to its digest, too.
     io::copy(&mut archive, &mut io::sink()).map_err(|error| in_layer(broken("its archive", error)))?;
     let diff_id = super::store::hex(&archive.sum.finalize());
-    look();
+    look(0)?;
     if let Some(wanted) = &layer.diff_id
         && wanted.hex() != diff_id
     {

@@ -14,6 +14,7 @@ mod cpio;
 mod deb;
 mod debian;
 mod default_guest;
+mod details;
 mod fault;
 mod instance;
 pub(crate) use instance::copy;
@@ -158,6 +159,21 @@ impl Images {
     pub fn pull(&self, reference: &str, insecure: bool, watcher: &dyn Watcher) -> Result<Option<Image>, Fault> {
         let Some(reference) = pull::full_name(reference)? else { return Ok(None) };
         pull::pull(&self.store, &reference, insecure, watcher).map(Some)
+    }
+
+    /// What is in the image called `name`; `shown` is how lists show it.
+    pub fn details(
+        &self,
+        name: &str,
+        shown: &dyn Fn(&Image) -> viv_api::image::Image,
+    ) -> Result<viv_api::image::ImageDetails, Fault> {
+        let image = self.get(name)?;
+        details::details(&self.store, &image, shown(&image))
+    }
+
+    /// Reads every byte of the image called `name` and compares it with its digests.
+    pub fn verify(&self, name: &str) -> Result<viv_api::image::ImageVerified, Fault> {
+        details::verify(&self.store, &self.get(name)?)
     }
 
     /// Lets `new` mean what `name` means.

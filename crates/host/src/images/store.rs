@@ -99,7 +99,7 @@ impl Store {
         let store = Store { dir };
         let layout = store.dir.join("oci-layout");
         if !layout.exists() {
-            store.write_atomically(&layout, b"{\"imageLayoutVersion\":\"1.0.0\"}\n")?;
+            write_beside(&layout, b"{\"imageLayoutVersion\":\"1.0.0\"}\n")?;
         }
         if let Some(lock) = store.try_lock()? {
             store.clear_work(&lock);

@@ -7,6 +7,7 @@ use std::io::IsTerminal;
 use viv_api::agent::Exec;
 use viv_api::client::Request;
 use viv_api::endpoint::Route;
+use viv_api::vm::Vm;
 use viv_model::{Fault, Kind};
 
 /// How long an agent may take to answer in a VM that runs, seconds.
@@ -103,8 +104,11 @@ pub(crate) fn command_of(argv: &[String]) -> &[String] {
 }
 
 pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
-    let exec = args.command.to_exec(&args.argv)?;
-    let vm = context.client.json(Request::new(Route::VmGet, &[&args.vm]))?;
+    let mut exec = args.command.to_exec(&args.argv)?;
+    let vm: Vm = context.client.json(Request::new(Route::VmGet, &[&args.vm]))?;
+    if let Some(process) = &vm.process {
+        exec = process.exec(exec);
+    }
     let stream = streams::agent(&context.client, &vm, AGENT_WAIT_S, BOOT_WAIT_S)?;
     let interrupt = Interrupt::new(context.client.clone());
     match session::run(stream, &exec, &interrupt)? {

@@ -17,6 +17,7 @@ pub(crate) mod man;
 pub(crate) mod network;
 pub(crate) mod port;
 pub(crate) mod ps;
+pub(crate) mod pull;
 pub(crate) mod run;
 pub(crate) mod runner;
 pub(crate) mod secgroup;
@@ -119,6 +120,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
         Verb::Images(args) => images::list(&context, args),
         Verb::Image(args) => images::image(&context, args),
         Verb::Build(args) => build::run(&context, args),
+        Verb::Pull(args) => pull::run(&context, args),
         Verb::Info(args) => info::run(&context, args),
         Verb::Serve(_)
         | Verb::Runner(_)

@@ -5,6 +5,7 @@
 use super::Context;
 use super::build;
 use super::exec::{Command, command_of};
+use super::pull;
 use super::stats;
 use crate::interrupt::{Interrupt, Stage, end_vm};
 use crate::progress::Waiting;
@@ -17,13 +18,14 @@ use std::time::Duration;
 use viv_api::agent::Exec;
 use viv_api::client::{Client, Request};
 use viv_api::endpoint::Route;
-use viv_api::image::{DEFAULT, ImageBuild};
+use viv_api::image::{DEFAULT, Image, ImageBuild, ImageProcess};
 use viv_api::snapshot::Snapshot;
 use viv_api::vm::{OnReboot, Process, Vm, VmCreate, VmKill, VmStop};
 use viv_model::{
     Accel, CPUS_MAX, ConsolePortSpec, DiskLimits, DiskSpec, Fault, Kind, NetKind, NicCreate, NicLimits,
     ShareSpec, SoftSpec,
 };
+use viv_oci::Reference;
 
 /// How long a guest may take until its agent answers, seconds: a big one on the software CPU takes minutes.
 const AGENT_WAIT_S: u64 = 600;
@@ -127,11 +129,27 @@ pub(crate) struct Args {
     /// At its end print what it has used and done, on standard error
     #[arg(long, conflicts_with = "detach")]
     stats: bool,
+    /// When to get an image that is somewhere else: missing, always or never
+    #[arg(long, value_name = "WHEN", default_value = "missing", hide_possible_values = true, value_enum)]
+    pull: Pull,
+    /// Talk to its registry without TLS, or with any certificate
+    #[arg(long)]
+    insecure: bool,
     /// The image; the default guest if there is none and no kernel
     image: Option<String>,
-    /// The command to run in the guest, after --
-    #[arg(last = true, value_name = "COMMAND")]
+    /// The command to run in the guest; without an image, after --
+    #[arg(trailing_var_arg = true, value_name = "COMMAND")]
+    words: Vec<String>,
+    /// The command to run in the guest
+    #[arg(last = true, hide = true, value_name = "COMMAND")]
     argv: Vec<String>,
+}
+
+impl Args {
+    /// The command, wherever it was written.
+    fn command(&self) -> &[String] {
+        command_of(if self.words.is_empty() { &self.argv } else { &self.words })
+    }
 }
 
 /// Its bounds are the machine's business.
@@ -205,8 +223,8 @@ enum Purpose {
 }
 
 fn purpose(args: &Args) -> Result<Purpose, Fault> {
-    let bare = command_of(&args.argv).is_empty();
-    let exec = args.command.to_exec(&args.argv)?;
+    let bare = args.command().is_empty();
+    let exec = args.command.to_exec(args.command())?;
     let own_guest = args.kernel.is_some() && args.image.is_none();
     let wants_shell = args.command.interactive || args.command.tty;
     Ok(match () {
@@ -225,19 +243,30 @@ fn purpose(args: &Args) -> Result<Purpose, Fault> {
 }
 
 pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
-    let purpose = purpose(&args)?;
+    let mut purpose = purpose(&args)?;
     let mut ask = to_create(&args, &purpose)?;
     ask.machine().check()?; // before an image is built for it
+    let mut process = None;
     let client = &context.client;
     let interrupt = Interrupt::new(client.clone());
     if ask.kernel.is_none() || ask.image.is_some() {
         let name = ask.image.get_or_insert_with(|| DEFAULT.to_string()).clone();
+        let name = pull::full_name(&name)?.unwrap_or(name);
         if !is_template(client, &name) {
-            build_missing(client, &interrupt, &name)?;
+            process = build_missing(client, &interrupt, &name, &args)?.and_then(|image| image.process);
         }
         if let Some(status) = interrupt.status() {
             return Ok(status);
         }
+        if let Some(process) = &process {
+            purpose = in_image(purpose, &args, process)?;
+            ask = to_create(&args, &purpose)?;
+            // As with containers: it may go out.
+            if args.net.is_empty() {
+                ask.net = Some(NetKind::User { host: false });
+            }
+        }
+        ask.image = Some(name);
     }
     interrupt.enter(Stage::Creating);
     let created = client.json::<Vm>(Request::new(Route::VmCreate, &[]).body(&ask));
@@ -268,7 +297,7 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
     }
     tell_of_full_disks(context, &vm);
     let status = match exec {
-        Some(exec) => attend_command(context, &interrupt, &vm, &exec),
+        Some(exec) => attend_command(context, &interrupt, &vm, &exec, args.rm),
         None => attend_console(context, &interrupt, &vm),
     };
     if args.stats && status.is_ok() {
@@ -283,21 +312,63 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
     status
 }
 
+/// What the VM is there for if its image is one of containers: the program of that.
+fn in_image(purpose: Purpose, args: &Args, process: &ImageProcess) -> Result<Purpose, Fault> {
+    let bare = args.command().is_empty();
+    let exec = || -> Result<Exec, Fault> {
+        let mut exec = args.command.to_exec(args.command())?;
+        if bare {
+            // Its own, which has a terminal only if that is asked for.
+            exec.argv.clear();
+            exec.tty = args.command.tty;
+        }
+        Ok(exec)
+    };
+    Ok(match purpose {
+        Purpose::Background(_) => {
+            process.main(exec()?)?; // there is something to run
+            Purpose::Background(Some(exec()?))
+        }
+        Purpose::Command(_) | Purpose::Console => Purpose::Command(process.main(exec()?)?),
+    })
+}
+
 /// Whether a template is called so: it needs no image.
 fn is_template(client: &Client, name: &str) -> bool {
     let found = client.json::<Snapshot>(Request::new(Route::SnapshotGet, &[name]));
     found.is_ok_and(|snapshot| snapshot.template && snapshot.name == name)
 }
 
-/// Builds the image if it is not there yet.
-fn build_missing(client: &Arc<Client>, interrupt: &Interrupt, name: &str) -> Result<(), Fault> {
-    let missing = ImageBuild { if_missing: true, ..ImageBuild::default() };
+/// Builds or gets the image if it is not there yet.
+fn build_missing(
+    client: &Arc<Client>,
+    interrupt: &Interrupt,
+    name: &str,
+    args: &Args,
+) -> Result<Option<Image>, Fault> {
+    let is_elsewhere = Reference::is_one(name);
+    if is_elsewhere && args.pull == Pull::Never {
+        return client.json(Request::new(Route::ImageGet, &[name])).map(Some);
+    }
+    let if_missing = !is_elsewhere || args.pull == Pull::Missing;
+    let missing = ImageBuild { if_missing, insecure: args.insecure, ..ImageBuild::default() };
     let built = build::build(client, interrupt, name, missing);
     if interrupt.status().is_some() {
         build::note_given_up();
-        return Ok(());
+        return Ok(None);
     }
-    built.map(drop)
+    built.map(Some)
+}
+
+/// When an image that is somewhere else is got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Pull {
+    /// If it is not there
+    Missing,
+    /// If there is a newer one
+    Always,
+    /// Not at all
+    Never,
 }
 
 /// A VM that stands still because the host is full looks like one that hangs: says so, once each time.
@@ -323,7 +394,13 @@ fn tell_of_full_disks(context: &Context, vm: &Vm) {
     });
 }
 
-fn attend_command(context: &Context, interrupt: &Interrupt, vm: &Vm, exec: &Exec) -> Result<u8, Fault> {
+fn attend_command(
+    context: &Context,
+    interrupt: &Interrupt,
+    vm: &Vm,
+    exec: &Exec,
+    remove: bool,
+) -> Result<u8, Fault> {
     let stream = match streams::agent(&context.client, vm, AGENT_WAIT_S, AGENT_WAIT_S) {
         Ok(stream) => stream,
         Err(fault) => {
@@ -341,11 +418,11 @@ fn attend_command(context: &Context, interrupt: &Interrupt, vm: &Vm, exec: &Exec
     }
     match session::run(stream, exec, interrupt)? {
         Outcome::Exited(status) => {
-            end_with(context, vm, status);
+            end_with(context, vm, status, remove);
             Ok(status)
         }
         Outcome::Left => {
-            end_with(context, vm, 0);
+            end_with(context, vm, 0, remove);
             output::note("left; the VM was stopped");
             Ok(0)
         }
@@ -356,9 +433,10 @@ fn attend_command(context: &Context, interrupt: &Interrupt, vm: &Vm, exec: &Exec
     }
 }
 
-/// Ends a VM whose command has ended. One with a disk to write to is switched off, not killed.
-fn end_with(context: &Context, vm: &Vm, status: u8) {
-    let writes = vm.machine.disks.iter().any(|disk| !disk.read_only);
+/// Ends a VM whose command has ended. One with a disk to write to, which stays, is switched off, not killed.
+fn end_with(context: &Context, vm: &Vm, status: u8, remove: bool) {
+    let stays = |disk: &DiskSpec| !(remove && disk.path.starts_with(&vm.dir));
+    let writes = vm.machine.disks.iter().any(|disk| !disk.read_only && stays(disk));
     let ended = match writes {
         true => {
             let stop = VmStop { time_s: Some(STOP_S), status: Some(status) };

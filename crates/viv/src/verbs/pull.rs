@@ -1,0 +1,67 @@
+//! `viv pull`: gets images of containers.
+use super::{Context, build};
+use crate::interrupt::Interrupt;
+use crate::{output, size};
+use viv_api::image::{Image, ImageBuild};
+use viv_model::{Fault, Kind};
+use viv_oci::Reference;
+
+#[derive(clap::Args, Debug)]
+#[command(after_help = "An image is named by where it is:\n  \
+                  docker.io/library/debian:12          in a registry; also with @sha256:…\n  \
+                  oci:DIR:TAG                          in an OCI layout, a directory\n  \
+                  oci-archive:FILE, docker-archive:FILE   in a tar, also of docker save and podman save\n\n\
+                  Credentials and mirrors are those of docker and podman: ~/.docker/config.json, auth.json, registries.conf")]
+pub(crate) struct Args {
+    /// Where they are
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<String>,
+    /// Talk to their registry without TLS, or with any certificate
+    #[arg(long)]
+    insecure: bool,
+    /// Print names only
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
+    let interrupt = Interrupt::new(context.client.clone());
+    let mut pulled = Vec::new();
+    for image in &args.images {
+        let name = full_name(image)?.ok_or_else(|| {
+            Fault::new(
+                Kind::Usage,
+                format!("{image:?} does not say where the image is"),
+                format!("with its registry: docker.io/{image}; or viv build {image}, if it is one that is built here"),
+            )
+        })?;
+        let ask = ImageBuild { insecure: args.insecure, ..ImageBuild::default() };
+        let built = build::build(&context.client, &interrupt, &name, ask);
+        if let Some(status) = interrupt.status() {
+            output::note("the download was given up; what has come is kept for the next time");
+            return Ok(status);
+        }
+        pulled.push(built?);
+    }
+    if context.json {
+        output::json(&pulled);
+        return Ok(0);
+    }
+    let line = |image: &Image| match args.quiet {
+        true => format!("{}\n", image.name),
+        false => format!("{}  {}  {}\n", image.name, size::bytes(image.size_bytes), image.summary),
+    };
+    output::print(&pulled.iter().map(line).collect::<String>());
+    Ok(0)
+}
+
+/// The name in full of an image that is somewhere else: relative paths are below the working directory.
+pub(crate) fn full_name(text: &str) -> Result<Option<String>, Fault> {
+    if !Reference::is_one(text) {
+        return Ok(None);
+    }
+    let dir = std::env::current_dir().map_err(|error| {
+        Fault::new(Kind::Error, format!("there is no working directory: {error}"), "change into one that is there")
+    })?;
+    Reference::parse(text, &dir).map(|reference| Some(reference.to_string()))
+}
