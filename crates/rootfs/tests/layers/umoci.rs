@@ -1,9 +1,7 @@
 //! The tree that comes out is the one that `umoci unpack` makes as root: mode, owner, time, content, links, attributes.
-mod archive;
-mod host;
 
-use archive::{Archive, Entry};
-use host::{Mount, Scratch, disk, layers, listing, not_tested, tool};
+use crate::archive::{Archive, Entry};
+use crate::host::{Mount, Scratch, disk, layers, listing, not_tested, tool};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -20,13 +18,16 @@ const ACL: &[u8] = b"\x02\0\0\0\x01\0\x06\0\xff\xff\xff\xff\x02\0\x04\0\xe8\x03\
 fn lower() -> Vec<u8> {
     let mut archive = Archive::new();
     archive.add("./", Entry { mode: 0o711, owner: (3, 4), mtime: 5, ..Entry::DIRECTORY });
-    for path in ["bin", "etc", "etc/deep", "etc/deep/er", "var", "opaque", "opaque/sub", "gone", "gone/sub", "dev"] {
+    for path in
+        ["bin", "etc", "etc/deep", "etc/deep/er", "var", "opaque", "opaque/sub", "gone", "gone/sub", "dev"]
+    {
         archive.directory(path);
     }
     archive.add("tmp", Entry { mode: 0o1777, ..Entry::DIRECTORY });
     archive.add("bin/su", Entry { mode: 0o4755, content: b"set-ID", ..Entry::FILE });
     archive.add("bin/wall", Entry { mode: 0o2755, owner: (0, 5), content: &[7; 10_000], ..Entry::FILE });
-    archive.add("bin/ping", Entry { pax: &[("SCHILY.xattr.security.capability", CAPABILITY)], ..Entry::FILE });
+    archive
+        .add("bin/ping", Entry { pax: &[("SCHILY.xattr.security.capability", CAPABILITY)], ..Entry::FILE });
     let attributes: &[(&str, &[u8])] = &[
         ("SCHILY.xattr.user.bytes", b"a\nb\0c=d"),
         ("SCHILY.xattr.trusted.name", b"value"),
@@ -50,7 +51,8 @@ fn lower() -> Vec<u8> {
     archive.file("n".repeat(255), b"255 bytes").file(b"not\xffutf\xfe8/\xc3\x28", b"bytes");
     archive.directory(format!("d/{}", "e".repeat(255)));
     archive.add("dev/null", Entry { kind: EntryType::Char, mode: 0o666, device: (1, 3), ..Entry::FILE });
-    archive.add("dev/disk", Entry { kind: EntryType::Block, mode: 0o660, device: (259, 70_000), ..Entry::FILE });
+    archive
+        .add("dev/disk", Entry { kind: EntryType::Block, mode: 0o660, device: (259, 70_000), ..Entry::FILE });
     archive.add("dev/pipe", Entry { kind: EntryType::Fifo, mode: 0o600, ..Entry::FILE });
     archive.file("zeros", &[0; 70_000]);
     archive.file("holes", &[&[0; 8192][..], &[1; 5000], &[0; 4096 * 5], &[2; 1]].concat());

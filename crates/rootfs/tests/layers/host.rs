@@ -36,7 +36,8 @@ impl Drop for Scratch {
 /// Runs a tool; it must succeed. Its output.
 pub(crate) fn tool(program: &str, words: &[&dyn AsRef<OsStr>]) -> String {
     let output = Command::new(program).args(words).output();
-    let output = output.unwrap_or_else(|error| panic!("{program} is needed ({error}): cargo xtask test installs it"));
+    let output =
+        output.unwrap_or_else(|error| panic!("{program} is needed ({error}): cargo xtask test installs it"));
     let said = [&output.stdout[..], &output.stderr].concat();
     let said = String::from_utf8_lossy(&said).into_owned();
     assert!(output.status.success(), "{program}: {said}");

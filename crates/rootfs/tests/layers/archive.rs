@@ -31,8 +31,7 @@ impl Entry<'_> {
     };
     pub(crate) const DIRECTORY: Entry<'static> =
         Entry { kind: EntryType::Directory, mode: 0o755, ..Entry::FILE };
-    pub(crate) const SYMLINK: Entry<'static> =
-        Entry { kind: EntryType::Symlink, mode: 0o777, ..Entry::FILE };
+    pub(crate) const SYMLINK: Entry<'static> = Entry { kind: EntryType::Symlink, mode: 0o777, ..Entry::FILE };
     pub(crate) const HARDLINK: Entry<'static> = Entry { kind: EntryType::Link, ..Entry::FILE };
 }
 
