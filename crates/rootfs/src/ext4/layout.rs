@@ -65,13 +65,17 @@ impl Layout {
         group.map_or(behind, |group| group * GROUP_BLOCKS + self.prefix(group))
     }
 
-    /// Where the superblock and the descriptors stand again (s_backup_bgs): the second group and the last.
-    pub(super) fn backups(&self) -> [u64; 2] {
-        match self.groups {
-            1 => [0, 0],
-            2 => [1, 0],
-            groups => [1, groups - 1],
-        }
+    /// Where the superblock and the descriptors stand again: in the second group, and those whose number is a power of 3, 5 or 7
+    /// (sparse_super).
+    pub(super) fn is_backup(group: u64) -> bool {
+        let is_power = |base: u64| {
+            let mut power = base;
+            while power < group {
+                power *= base;
+            }
+            power == group
+        };
+        group == 1 || is_power(3) || is_power(5) || is_power(7)
     }
 
     pub(super) fn group_blocks(&self, group: u64) -> u64 {
@@ -86,7 +90,7 @@ impl Layout {
 
     /// Blocks of superblock and descriptors at a group's beginning.
     pub(super) fn super_blocks(&self, group: u64) -> u64 {
-        if group == 0 || self.backups().contains(&group) { 1 + self.descriptor_blocks } else { 0 }
+        if group == 0 || Layout::is_backup(group) { 1 + self.descriptor_blocks } else { 0 }
     }
 
     /// Blocks of metadata at a group's beginning.

@@ -79,7 +79,7 @@ impl Fresh<'_> {
         out.write_all_at(&self.inodes(), at(table))?;
         out.write_all_at(&self.directories(), at(layout.root))?;
         out.write_all_at(&self.journal(), at(layout.journal))?;
-        for group in layout.backups().into_iter().filter(|group| *group > 0) {
+        for group in (1..layout.groups).filter(|group| Layout::is_backup(*group)) {
             out.write_all_at(&self.super_block(group), at(group * GROUP_BLOCKS))?;
             out.write_all_at(&descriptors, at(group * GROUP_BLOCKS + 1))?;
         }
@@ -91,7 +91,6 @@ impl Fresh<'_> {
     fn super_block(&self, group: u64) -> Vec<u8> {
         let layout = &self.layout;
         let free: u64 = (0..layout.groups).map(|group| layout.free(group)).sum();
-        let backups = layout.backups();
         let (blocks, map) = (self.journal_size(), self.journal_map());
         let mut fields = Fields::new(SUPER_LEN);
         fields
@@ -131,9 +130,7 @@ impl Fresh<'_> {
             .u16(0x15e, spec::INODE_EXTRA)
             .u32(0x160, spec::FLAGS_SIGNED_HASH)
             .u8(0x174, spec::LOG_FLEX_GROUPS)
-            .u8(0x175, spec::CHECKSUM_CRC32C)
-            .u32(0x24c, backups[0] as u32)
-            .u32(0x250, backups[1] as u32);
+            .u8(0x175, spec::CHECKSUM_CRC32C);
         let sum = checksum(!0, fields.0.get(..0x3fc).unwrap_or_default());
         fields.u32(0x3fc, sum);
         std::mem::take(&mut fields.0)
