@@ -14,6 +14,7 @@
 mod blob;
 mod decompress;
 mod erofs;
+pub mod ext4;
 mod fault;
 mod index;
 mod layer;
