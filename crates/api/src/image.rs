@@ -1,8 +1,8 @@
 //! Images as the host service shows and builds them.
+use crate::agent::Exec;
 use crate::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use crate::agent::Exec;
 use viv_model::{Fault, Kind};
 
 /// The image that `viv run` takes if none is named.

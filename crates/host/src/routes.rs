@@ -16,7 +16,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use tokio::sync::mpsc;
 use viv_api::agent;
 use viv_api::endpoint::{self, NoRoute, Route};
-use viv_api::image::{BuildLine, Image, ImageBuild, Progress, ImageTag, Pruned};
+use viv_api::image::{BuildLine, Image, ImageBuild, ImageTag, Progress, Pruned};
 use viv_api::info::{Info, KvmState, Service as ServiceInfo};
 use viv_api::network::{NetworkConnect, NicAttach};
 use viv_api::runner::Ask as RunnerAsk;

@@ -310,7 +310,7 @@ impl Vms {
         let name = self.name(ask.name.as_deref())?;
         let id = names::identity().map_err(no_random)?;
         let dir = self.places.vms().join(&id);
-        let made = self.machine_of(&ask, &dir).and_then(|(image, process, machine)| {
+        let made = self.machine_of(&ask, &name, &dir).and_then(|(image, process, machine)| {
             let mut record = VmRecord {
                 id: id.clone(),
                 name,
@@ -350,6 +350,7 @@ impl Vms {
     fn machine_of(
         &self,
         ask: &VmCreate,
+        vm: &str,
         dir: &Path,
     ) -> Result<(Option<String>, Option<ImageProcess>, MachineSpec), Fault> {
         let mut machine = ask.machine();
@@ -388,7 +389,13 @@ impl Vms {
         }
         machine.initrd = machine.initrd.or(instance.initrd);
         let mounts = shares::boot_words(&ask.shares);
-        let words = [APPEND_IMAGE, &instance.append, &mounts, ask.append.as_deref().unwrap_or_default()];
+        // A container is called what its host calls it.
+        let called = match image.manifest.container {
+            Some(_) => format!("viv.hostname={vm}"),
+            None => String::new(),
+        };
+        let words =
+            [APPEND_IMAGE, &instance.append, &called, &mounts, ask.append.as_deref().unwrap_or_default()];
         machine.append = words.into_iter().filter(|words| !words.is_empty()).collect::<Vec<_>>().join(" ");
         machine.disks = instance.disks.into_iter().chain(disks).collect();
         Ok((Some(image.name), image.manifest.container.map(|container| container.process), machine))

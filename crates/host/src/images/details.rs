@@ -27,7 +27,10 @@ pub(super) fn details(
     let layer = |digest: &String| ImageLayer {
         digest: digest.clone(),
         size_bytes: store.layers().bytes_on_disk(digest),
-        shared_with: others.iter().filter(|other| other.manifest.layers().any(|layer| layer == digest)).count(),
+        shared_with: others
+            .iter()
+            .filter(|other| other.manifest.layers().any(|layer| layer == digest))
+            .count(),
     };
     details.layers = container.layers.iter().map(layer).collect();
     let path = store.part(image, &container.config)?;

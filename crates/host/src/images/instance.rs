@@ -46,7 +46,10 @@ fn containers(store: &Store, image: &Image, container: &Container, vm_dir: &Path
     let host = store.get(DEFAULT)?.filter(|host| host.manifest.container.is_none()).ok_or_else(|| {
         Fault::new(
             Kind::NotFound,
-            format!("the image {} has no kernel, and the default guest, whose it would be, is not built", image.name),
+            format!(
+                "the image {} has no kernel, and the default guest, whose it would be, is not built",
+                image.name
+            ),
             format!("build that: viv build {DEFAULT}"),
         )
     })?;
@@ -70,10 +73,9 @@ fn containers(store: &Store, image: &Image, container: &Container, vm_dir: &Path
     let joined = vm_dir.join("image.vmdk");
     fs::write(&joined, descriptor(&extents)).map_err(io_fault("write", &joined))?;
     let own = vm_dir.join("disk1.raw");
-    let file = File::options().read(true).write(true).create_new(true).open(&own).map_err(io_fault("make", &own))?;
-    file.set_len(OWN_DISK).map_err(io_fault("make", &own))?;
-    let made = std::process::Command::new("mke2fs").args(["-q", "-t", "ext4", "-F"]).arg(&own).status();
-    assert!(made.is_ok_and(|status| status.success()), "TEMPORARY");
+    let file =
+        File::options().read(true).write(true).create_new(true).open(&own).map_err(io_fault("make", &own))?;
+    viv_rootfs::ext4::empty(OWN_DISK, crate::names::random().map_err(io_fault("make", &own))?, "viv", &file)?;
     let disks = vec![
         DiskSpec { path: joined, format: Some(DiskFormat::Vmdk), read_only: true, ..DiskSpec::default() },
         DiskSpec { path: own, format: Some(DiskFormat::Raw), ..DiskSpec::default() },
@@ -85,7 +87,9 @@ fn containers(store: &Store, image: &Image, container: &Container, vm_dir: &Path
 
 /// The text of a disk that has files one after the other (VMware, "Virtual Disk Format 5.0", "The Descriptor File").
 fn descriptor(extents: &[(PathBuf, u64)]) -> String {
-    let mut text = "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"custom\"\n\n".to_string();
+    let mut text =
+        "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"custom\"\n\n"
+            .to_string();
     for (path, bytes) in extents {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         text.push_str(&format!("RDONLY {} FLAT \"{name}\" 0\n", bytes / 512));

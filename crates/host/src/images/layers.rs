@@ -97,7 +97,12 @@ impl Layers {
     }
 
     /// Has the layer, from `source` if it is not there yet. Who else wants it meanwhile waits.
-    pub(super) fn ensure(&self, source: &dyn Source, layer: &Layer, watch: &dyn Watch) -> Result<Unpacked, Fault> {
+    pub(super) fn ensure(
+        &self,
+        source: &dyn Source,
+        layer: &Layer,
+        watch: &dyn Watch,
+    ) -> Result<Unpacked, Fault> {
         let dir = self.dir_of(layer.digest.hex());
         loop {
             fs::create_dir_all(&dir).map_err(io_fault("make the directory", &dir))?;
@@ -112,7 +117,8 @@ impl Layers {
                 Ok(()) => {
                     unpack(&dir, source, layer, watch)?;
                     // Not at once from one to the other: who removes what nobody has may come between.
-                    flock(&file, FlockOperation::LockShared).map_err(|error| io_fault("lock", &dir)(error.into()))?;
+                    flock(&file, FlockOperation::LockShared)
+                        .map_err(|error| io_fault("lock", &dir)(error.into()))?;
                     if let Some(there) = facts(&dir, file)? {
                         return Ok(there);
                     }
@@ -153,7 +159,12 @@ impl Layers {
 
 fn open_lock(dir: &Path) -> Result<File, Fault> {
     let path = dir.join("lock");
-    File::options().create(true).truncate(false).write(true).open(&path).map_err(io_fault("open the lock", &path))
+    File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(io_fault("open the lock", &path))
 }
 
 /// Whether `file` is still the directory's lock.
@@ -169,13 +180,17 @@ fn facts(dir: &Path, shared: File) -> Result<Option<Unpacked>, Fault> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         text => text.map_err(io_fault("read", &path))?,
     };
-    let facts: Facts = serde_json::from_slice(&text).map_err(|error| broken("a layer of the image store", error))?;
+    let facts: Facts =
+        serde_json::from_slice(&text).map_err(|error| broken("a layer of the image store", error))?;
     match fs::metadata(dir.join("data")) {
         Ok(found) if found.len() == facts.data_bytes => {}
         _ => {
             return Err(Fault::new(
                 Kind::Error,
-                format!("a layer of the image store is damaged: {} is not there in full", dir.join("data").display()),
+                format!(
+                    "a layer of the image store is damaged: {} is not there in full",
+                    dir.join("data").display()
+                ),
                 "see which images have it: viv image verify; remove them and get them again",
             ));
         }
@@ -229,7 +244,13 @@ fn unpack(dir: &Path, source: &dyn Source, layer: &Layer, watch: &dyn Watch) -> 
     };
     let mut archive =
         Summed { inner: viv_rootfs::Decompress::new(stream).map_err(in_layer)?, sum: Sha256::new() };
-    let mut out = File::options().read(true).write(true).create(true).truncate(true).open(&data).map_err(io_fault("write", &data))?;
+    let mut out = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(&data)
+        .map_err(io_fault("write", &data))?;
     let mut look = |_| {
         passed.try_iter().for_each(|bytes| watch.bytes(i64::try_from(bytes).unwrap_or_default()));
         if watch.cancelled() { Err(super::fault::cancelled()) } else { Ok(()) }
@@ -243,11 +264,15 @@ fn unpack(dir: &Path, source: &dyn Source, layer: &Layer, watch: &dyn Watch) -> 
     if let Some(wanted) = &layer.diff_id
         && wanted.hex() != diff_id
     {
-        return Err(in_layer(broken("its content", format_args!("it is sha256:{diff_id}, and is to be {wanted}"))));
+        return Err(in_layer(broken(
+            "its content",
+            format_args!("it is sha256:{diff_id}, and is to be {wanted}"),
+        )));
     }
     fs::write(&index, unpacked.to_bytes()).map_err(io_fault("write", &index))?;
     fs::set_permissions(&data, fs::Permissions::from_mode(0o444)).map_err(io_fault("write", &data))?;
-    let sync = |path: &Path| File::open(path).and_then(|file| file.sync_all()).map_err(io_fault("sync", path));
+    let sync =
+        |path: &Path| File::open(path).and_then(|file| file.sync_all()).map_err(io_fault("sync", path));
     sync(&index)?;
     sync(&data)?;
     let (data_sha256, data_bytes) = super::store::sha256_file(&data).map_err(io_fault("read", &data))?;

@@ -156,7 +156,12 @@ impl Images {
 
     /// Gets the image of containers that `reference` names from where it is, or finds that the store has that very one. `None`
     /// if it is no reference.
-    pub fn pull(&self, reference: &str, insecure: bool, watcher: &dyn Watcher) -> Result<Option<Image>, Fault> {
+    pub fn pull(
+        &self,
+        reference: &str,
+        insecure: bool,
+        watcher: &dyn Watcher,
+    ) -> Result<Option<Image>, Fault> {
         let Some(reference) = pull::full_name(reference)? else { return Ok(None) };
         pull::pull(&self.store, &reference, insecure, watcher).map(Some)
     }
@@ -211,7 +216,8 @@ impl Images {
             );
         }
         let there = self.list().unwrap_or_default().into_iter().map(|image| image.name);
-        let known: Vec<String> = there.chain(Recipe::ALL.iter().map(|recipe| recipe.name().to_string())).collect();
+        let known: Vec<String> =
+            there.chain(Recipe::ALL.iter().map(|recipe| recipe.name().to_string())).collect();
         pull::unknown(name, &known)
     }
 

@@ -91,7 +91,9 @@ pub(super) fn pull(
 
 /// Whether everything of an image of containers is there.
 fn whole(store: &Store, image: &Image) -> Result<(), Fault> {
-    let Some(container) = &image.manifest.container else { return Err(broken(&image.name, "it is no image of containers")) };
+    let Some(container) = &image.manifest.container else {
+        return Err(broken(&image.name, "it is no image of containers"));
+    };
     store.part(image, &container.tree)?;
     for layer in &container.layers {
         if store.layers().get(layer)?.is_none() {
@@ -133,7 +135,8 @@ fn fetch(
 
 fn make_tree(layers: &[Unpacked], target: &Path) -> Result<(), Fault> {
     let indexes = layers.iter().map(Unpacked::index).collect::<Result<Vec<_>, _>>()?;
-    let blocks: Vec<u64> = layers.iter().map(|layer| layer.facts.data_bytes / viv_rootfs::BLOCK as u64).collect();
+    let blocks: Vec<u64> =
+        layers.iter().map(|layer| layer.facts.data_bytes / viv_rootfs::BLOCK as u64).collect();
     let tree = viv_rootfs::Tree::merge(&indexes)?;
     let mut file = File::create(target).map_err(io_fault("write", target))?;
     tree.write_erofs(&mut file, &blocks)?;
@@ -154,7 +157,11 @@ fn process_of(config: &viv_oci::Process) -> Result<ImageProcess, Fault> {
         cwd: some(&config.working_dir),
         user: some(&config.user),
         stop_signal: some(&config.stop_signal).map(|text| signal(&text)).transpose()?,
-        ports: config.exposed_ports.keys().map(|port| if port.contains('/') { port.clone() } else { format!("{port}/tcp") }).collect(),
+        ports: config
+            .exposed_ports
+            .keys()
+            .map(|port| if port.contains('/') { port.clone() } else { format!("{port}/tcp") })
+            .collect(),
         volumes: config.volumes.keys().cloned().collect(),
     })
 }
@@ -162,8 +169,26 @@ fn process_of(config: &viv_oci::Process) -> Result<ImageProcess, Fault> {
 /// The number of a signal (signal(7), x86): `SIGINT`, `INT`, `2`, `SIGRTMIN+3`.
 fn signal(text: &str) -> Result<u8, Fault> {
     const NAMES: [(&str, u8); 20] = [
-        ("HUP", 1), ("INT", 2), ("QUIT", 3), ("ILL", 4), ("TRAP", 5), ("ABRT", 6), ("BUS", 7), ("FPE", 8), ("KILL", 9), ("USR1", 10),
-        ("SEGV", 11), ("USR2", 12), ("PIPE", 13), ("ALRM", 14), ("TERM", 15), ("CHLD", 17), ("CONT", 18), ("STOP", 19), ("WINCH", 28), ("PWR", 30),
+        ("HUP", 1),
+        ("INT", 2),
+        ("QUIT", 3),
+        ("ILL", 4),
+        ("TRAP", 5),
+        ("ABRT", 6),
+        ("BUS", 7),
+        ("FPE", 8),
+        ("KILL", 9),
+        ("USR1", 10),
+        ("SEGV", 11),
+        ("USR2", 12),
+        ("PIPE", 13),
+        ("ALRM", 14),
+        ("TERM", 15),
+        ("CHLD", 17),
+        ("CONT", 18),
+        ("STOP", 19),
+        ("WINCH", 28),
+        ("PWR", 30),
     ];
     const RTMIN: u8 = 34;
     let upper = text.to_ascii_uppercase();
@@ -254,14 +279,20 @@ pub(super) fn full_name(text: &str) -> Result<Option<Reference>, Fault> {
 
 /// Says that no image is called so, and what else there is.
 pub(super) fn unknown(name: &str, known: &[String]) -> Fault {
-    let near: Vec<&str> = known.iter().filter(|other| is_near(name, other)).map(String::as_str).take(3).collect();
+    let near: Vec<&str> =
+        known.iter().filter(|other| is_near(name, other)).map(String::as_str).take(3).collect();
     let fix = match near.is_empty() {
         false => format!("did you mean {}? See what is there: viv images", near.join(" or ")),
         true => {
             let bare = name.split([':', '@']).next().unwrap_or_default();
-            let plain = !bare.is_empty() && bare.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_./".contains(&byte));
+            let plain = !bare.is_empty()
+                && bare.bytes().all(|byte| {
+                    byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_./".contains(&byte)
+                });
             match plain {
-                true => format!("see what is there: viv images; from docker's registry: viv run docker.io/{name}"),
+                true => {
+                    format!("see what is there: viv images; from docker's registry: viv run docker.io/{name}")
+                }
                 false => "see what is there: viv images".to_string(),
             }
         }
@@ -271,7 +302,9 @@ pub(super) fn unknown(name: &str, known: &[String]) -> Fault {
 
 /// Whether two names differ by a letter or two, or one ends the other.
 fn is_near(a: &str, b: &str) -> bool {
-    let last = |name: &str| name.rsplit('/').next().unwrap_or_default().split(':').next().unwrap_or_default().to_string();
+    let last = |name: &str| {
+        name.rsplit('/').next().unwrap_or_default().split(':').next().unwrap_or_default().to_string()
+    };
     last(b) == last(a) || distance(a, b) <= 1 + a.len() / 5
 }
 
@@ -285,7 +318,8 @@ fn distance(a: &str, b: &str) -> usize {
             *first = i + 1;
         }
         for (j, y) in b.iter().enumerate() {
-            let (left, up) = (row.get(j).copied().unwrap_or_default(), row.get(j + 1).copied().unwrap_or_default());
+            let (left, up) =
+                (row.get(j).copied().unwrap_or_default(), row.get(j + 1).copied().unwrap_or_default());
             let next = (before + usize::from(x != *y)).min(left + 1).min(up + 1);
             before = up;
             if let Some(place) = row.get_mut(j + 1) {

@@ -235,7 +235,12 @@ impl Store {
     }
 
     /// The same without removing what no image has: somebody may just build with it.
-    pub(super) fn publish_in(&self, name: &str, manifest: &Manifest, lock: &IndexLock) -> Result<Image, Fault> {
+    pub(super) fn publish_in(
+        &self,
+        name: &str,
+        manifest: &Manifest,
+        lock: &IndexLock,
+    ) -> Result<Image, Fault> {
         let text = serde_json::to_vec_pretty(manifest).map_err(|error| broken("the manifest", error))?;
         let scratch = self.pull_scratch()?;
         let file = scratch.path().join("manifest");
@@ -263,7 +268,8 @@ impl Store {
     pub(super) fn tag(&self, name: &str, new: &str) -> Result<Option<Image>, Fault> {
         let lock = self.index_lock()?;
         let entry = self.index()?.manifests.into_iter().find(|entry| is_called(entry, name));
-        let part = entry.map(|entry| Part { media_type: entry.media_type, digest: entry.digest, size: entry.size });
+        let part =
+            entry.map(|entry| Part { media_type: entry.media_type, digest: entry.digest, size: entry.size });
         part.map(|part| self.point(new, part, &lock)).transpose()
     }
 
@@ -317,8 +323,7 @@ impl Store {
     /// The image called `name`.
     pub(super) fn get(&self, name: &str) -> Result<Option<Image>, Fault> {
         let index = self.index()?;
-        let entry =
-            index.manifests.iter().find(|entry| is_called(entry, name));
+        let entry = index.manifests.iter().find(|entry| is_called(entry, name));
         entry.map(|entry| self.load(name, entry)).transpose()
     }
 
@@ -366,14 +371,15 @@ impl Store {
         write_beside(&self.dir.join("index.json"), &text)
     }
 
-
     /// Deletes blobs that no image has. VMs have their own links and copies.
     fn collect_garbage(&self, _lock: &Lock, _index: &IndexLock, all: bool) {
         let Ok(images) = self.list() else { return };
         let (mut wanted, mut layers) = (BTreeSet::new(), BTreeSet::new());
         for image in &images {
             wanted.insert(image.digest.clone());
-            wanted.extend(image.manifest.parts().map(|part| part.digest.trim_start_matches("sha256:").to_string()));
+            wanted.extend(
+                image.manifest.parts().map(|part| part.digest.trim_start_matches("sha256:").to_string()),
+            );
             layers.extend(image.manifest.layers().cloned());
         }
         self.layers().collect_garbage(&layers, all);

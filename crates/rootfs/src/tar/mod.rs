@@ -86,7 +86,11 @@ impl<'a, R: Read> Reader<'a, R> {
         loop {
             self.skip()?;
             let mut bytes = [0; RECORD];
-            self.fill(&mut bytes)?;
+            let described = long_path.is_some() || long_link.is_some();
+            if !self.record(&mut bytes)? && !described {
+                // The standard wants records of zeros there; some tools (umoci insert) leave them out.
+                return Ok(None);
+            }
             if bytes.iter().all(|byte| *byte == 0) {
                 // One record of zeros is the end for everybody but the standard, which wants two.
                 return self.drain().map(|()| None);
@@ -284,6 +288,22 @@ impl<'a, R: Read> Reader<'a, R> {
                 Err(error) => return Err(reading(&error)),
             }
         }
+    }
+
+    /// Reads a record; false if the archive ends before it.
+    fn record(&mut self, record: &mut [u8; RECORD]) -> Result<bool, Fault> {
+        let first = loop {
+            match self.source.read(record) {
+                Ok(read) => break read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(reading(&error)),
+            }
+        };
+        if first > 0 {
+            self.count(first)?;
+            self.fill(record.get_mut(first..).unwrap_or_default())?;
+        }
+        Ok(first > 0)
     }
 
     fn fill(&mut self, buffer: &mut [u8]) -> Result<(), Fault> {

@@ -120,7 +120,9 @@ fn show(context: &Context, name: &str) -> Result<u8, Fault> {
         ("got", image.created_at.ago()),
         ("what", image.summary.clone()),
     ];
-    let mut row = |name, value: Option<String>| rows.extend(value.filter(|value| !value.is_empty()).map(|value| (name, value)));
+    let mut row = |name, value: Option<String>| {
+        rows.extend(value.filter(|value| !value.is_empty()).map(|value| (name, value)))
+    };
     row("manifest", details.source_digest.clone());
     row("made", details.made.clone());
     if let Some(process) = &image.process {
@@ -148,7 +150,9 @@ fn show(context: &Context, name: &str) -> Result<u8, Fault> {
     }
     row("packages", (!details.packages.is_empty()).then(|| details.packages.len().to_string()));
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or_default() + 2;
-    output::print(&rows.iter().map(|(name, value)| format!("{name:width$}{}\n", plain(value))).collect::<String>());
+    output::print(
+        &rows.iter().map(|(name, value)| format!("{name:width$}{}\n", plain(value))).collect::<String>(),
+    );
     Ok(0)
 }
 
@@ -164,7 +168,12 @@ fn history(context: &Context, name: &str) -> Result<u8, Fault> {
         .rev()
         .map(|step| {
             let size = step.size_bytes.map_or_else(|| "-".to_string(), size::bytes);
-            vec![step.created.clone().unwrap_or_default(), size, plain(&step.created_by), plain(&step.comment)]
+            vec![
+                step.created.clone().unwrap_or_default(),
+                size,
+                plain(&step.created_by),
+                plain(&step.comment),
+            ]
         })
         .collect();
     output::table(&["CREATED", "SIZE", "BY", "COMMENT"], &rows);
@@ -188,7 +197,8 @@ fn verify(context: &Context, mut names: Vec<String>) -> Result<u8, Fault> {
     let mut found = Vec::new();
     for name in &names {
         let _waiting = Waiting::new(format!("reading {name}"));
-        let verified: ImageVerified = context.client.json(Request::new(Route::ImageVerify, &[&named(name)?]))?;
+        let verified: ImageVerified =
+            context.client.json(Request::new(Route::ImageVerify, &[&named(name)?]))?;
         found.push(verified);
     }
     if context.json {
@@ -197,7 +207,8 @@ fn verify(context: &Context, mut names: Vec<String>) -> Result<u8, Fault> {
         let rows: Vec<_> = found
             .iter()
             .map(|image| {
-                let state = if image.damage.is_empty() { "whole".to_string() } else { image.damage.join("; ") };
+                let state =
+                    if image.damage.is_empty() { "whole".to_string() } else { image.damage.join("; ") };
                 vec![image.name.clone(), size::bytes(image.bytes), state]
             })
             .collect();
@@ -227,6 +238,7 @@ fn prune(context: &Context) -> Result<u8, Fault> {
 }
 
 fn rm(context: &Context, names: &[String]) -> Result<u8, Fault> {
-    let remove = |name: &str| context.client.json(Request::new(Route::ImageRemove, &[&named(name)?])).map(Some);
+    let remove =
+        |name: &str| context.client.json(Request::new(Route::ImageRemove, &[&named(name)?])).map(Some);
     each_of(context, names, remove, |it: &image::Image| &it.name)
 }

@@ -61,7 +61,11 @@ pub(crate) fn full_name(text: &str) -> Result<Option<String>, Fault> {
         return Ok(None);
     }
     let dir = std::env::current_dir().map_err(|error| {
-        Fault::new(Kind::Error, format!("there is no working directory: {error}"), "change into one that is there")
+        Fault::new(
+            Kind::Error,
+            format!("there is no working directory: {error}"),
+            "change into one that is there",
+        )
     })?;
     Reference::parse(text, &dir).map(|reference| Some(reference.to_string()))
 }

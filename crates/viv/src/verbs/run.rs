@@ -146,9 +146,9 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    /// The command, wherever it was written.
-    fn command(&self) -> &[String] {
-        command_of(if self.words.is_empty() { &self.argv } else { &self.words })
+    /// The command: its first word may stand behind the image, or all behind `--`.
+    fn command(&self) -> Vec<String> {
+        self.words.iter().chain(command_of(&self.argv)).cloned().collect()
     }
 }
 
@@ -224,7 +224,7 @@ enum Purpose {
 
 fn purpose(args: &Args) -> Result<Purpose, Fault> {
     let bare = args.command().is_empty();
-    let exec = args.command.to_exec(args.command())?;
+    let exec = args.command.to_exec(&args.command())?;
     let own_guest = args.kernel.is_some() && args.image.is_none();
     let wants_shell = args.command.interactive || args.command.tty;
     Ok(match () {
@@ -316,7 +316,7 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
 fn in_image(purpose: Purpose, args: &Args, process: &ImageProcess) -> Result<Purpose, Fault> {
     let bare = args.command().is_empty();
     let exec = || -> Result<Exec, Fault> {
-        let mut exec = args.command.to_exec(args.command())?;
+        let mut exec = args.command.to_exec(&args.command())?;
         if bare {
             // Its own, which has a terminal only if that is asked for.
             exec.argv.clear();
