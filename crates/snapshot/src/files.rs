@@ -8,6 +8,10 @@ pub const STATE: &str = "state";
 pub const MEMORY: &str = "memory";
 /// The kernel.
 pub const KERNEL: &str = "kernel";
+/// The disk of an image of containers, and how the files begin that it joins (docs/snapshot-format.md).
+pub const IMAGE: &str = "image.vmdk";
+/// See [`IMAGE`].
+pub const IMAGE_PART: &str = "image.";
 /// The initial RAM disk.
 pub const INITRD: &str = "initrd";
 

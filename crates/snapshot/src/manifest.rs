@@ -1,6 +1,6 @@
 //! The manifest: what a snapshot is, and the checksums of all that it has.
 
-use crate::{MEMORY, STATE, SnapshotError, content, disk_file};
+use crate::{IMAGE_PART, INITRD, KERNEL, MEMORY, STATE, SnapshotError, content, disk_file};
 use serde::Deserialize;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -107,8 +107,19 @@ pub fn read_manifest(dir: &Path) -> Result<Manifest, SnapshotError> {
     if head.format > FORMAT {
         return Err(SnapshotError::Newer { path: dir.to_owned(), format: head.format, newest: FORMAT });
     }
-    serde_json::from_str(json)
-        .map_err(|error| SnapshotError::damaged(&path, format!("it is not understood: {error}")))
+    let manifest: Manifest = serde_json::from_str(json)
+        .map_err(|error| SnapshotError::damaged(&path, format!("it is not understood: {error}")))?;
+    // It may come from a stranger: it names no file outside its directory.
+    match manifest.files.iter().find(|file| !is_plain_file(&file.name)) {
+        Some(file) => Err(SnapshotError::damaged(&path, format!("no snapshot has a file {:?}", file.name))),
+        None => Ok(manifest),
+    }
+}
+
+/// Whether a snapshot may have a file of this name beside its contents.
+fn is_plain_file(name: &str) -> bool {
+    let is_part = |rest: &str| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    name == KERNEL || name == INITRD || name.strip_prefix(IMAGE_PART).is_some_and(is_part)
 }
 
 /// Writes the manifest: with it, the snapshot is there. All else must be on the disk by then.
@@ -148,4 +159,21 @@ pub fn verify_disk(dir: &Path, disk: &DiskContent) -> Result<(), SnapshotError> 
 /// Its memory, to be compared with what was written as it is used.
 pub fn open_memory(manifest: &Manifest, dir: &Path) -> Result<content::Checked, SnapshotError> {
     content::Checked::open(&dir.join(MEMORY), &manifest.memory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_names_no_file_outside_its_directory() {
+        for name in ["kernel", "initrd", "image.vmdk", "image.tree", "image.layer12"] {
+            assert!(is_plain_file(name), "{name}");
+        }
+        for name in
+            ["", "image.", "image./x", "image.../x", "../x", "/etc/passwd", "kernel/x", "state", "memory"]
+        {
+            assert!(!is_plain_file(name), "{name}");
+        }
+    }
 }

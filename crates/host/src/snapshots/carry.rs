@@ -11,9 +11,10 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use viv_api::snapshot::{Snapshot, SnapshotFile};
-use viv_model::{Fault, Kind, Manifest, NetKind};
+use viv_model::{DiskSpec, Fault, Kind, Manifest, NetKind};
 use viv_snapshot::{
-    INITRD, KERNEL, MANIFEST, MEMORY, STATE, content_files, disk_file, read_manifest, verify, write_manifest,
+    IMAGE, IMAGE_PART, INITRD, KERNEL, MANIFEST, MEMORY, STATE, content_files, disk_file, read_manifest,
+    verify, write_manifest,
 };
 
 /// Most bytes of state, kernel or initial RAM disk.
@@ -29,7 +30,10 @@ fn files_of(manifest: &Manifest) -> HashMap<String, u64> {
         let sized = content_files(&name, content).into_iter();
         files.extend(sized.map(|(name, bytes)| (name, bytes.min(CONTENT_MAX))));
     }
-    files.extend(manifest.files.iter().map(|file| (file.name.clone(), SMALL_MAX)));
+    files.extend(manifest.files.iter().map(|file| {
+        let most = if file.name.starts_with(IMAGE_PART) { CONTENT_MAX } else { SMALL_MAX };
+        (file.name.clone(), most)
+    }));
     files
 }
 
@@ -155,7 +159,9 @@ fn whole(manifest: &Manifest) -> Result<(), Fault> {
     } else {
         let kept = |index: usize| manifest.disks.iter().any(|disk| disk.index == index);
         let mut disks = machine.disks.iter().enumerate();
-        let disk = disks.find(|(index, disk)| !kept(*index) || !disk.allow.is_empty());
+        let is_image =
+            |disk: &DiskSpec| disk.read_only && disk.path.file_name() == Some(IMAGE.as_ref()) && has(IMAGE);
+        let disk = disks.find(|(index, disk)| !kept(*index) && !is_image(disk) || !disk.allow.is_empty());
         disk.map(|(_, disk)| format!("its disk {}", disk.path.display()))
             .or_else(|| machine.shares.first().map(|share| format!("its directory {}", share.path.display())))
     };

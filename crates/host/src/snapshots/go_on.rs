@@ -13,7 +13,10 @@ use viv_api::timestamp::Timestamp;
 use viv_api::vm::{Vm, VmStart};
 use viv_block::{CreateOptions, Qcow2};
 use viv_model::{DiskContent, DiskFormat, DiskSpec, Fault, Kind, MachineSpec, Manifest, NetKind, PortSpec};
-use viv_snapshot::{INITRD, KERNEL, MANIFEST, MEMORY, STATE, content_files, disk_file, layer_file, map_file};
+use viv_snapshot::{
+    IMAGE, IMAGE_PART, INITRD, KERNEL, MANIFEST, MEMORY, STATE, content_files, disk_file, layer_file,
+    map_file,
+};
 
 /// Most forks at a time.
 const FORKS_MAX: u32 = 1000;
@@ -171,11 +174,23 @@ fn forget_disks(vm: &Path, before: &MachineSpec, now: &Path) {
         if disk.path.parent() == Some(vm) {
             let _ = fs::remove_file(&disk.path);
         }
+        if disk.path == vm.join(IMAGE) {
+            forget_image(vm);
+        }
     }
     for entry in fs::read_dir(vm).into_iter().flatten().flatten() {
         let path = entry.path();
         if entry.file_name().to_string_lossy().starts_with(BACK) && path != now {
             let _ = fs::remove_dir_all(path);
+        }
+    }
+}
+
+/// Removes the files of an image of containers, which the VM has elsewhere now.
+fn forget_image(vm: &Path) {
+    for entry in fs::read_dir(vm).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(IMAGE_PART) {
+            let _ = fs::remove_file(entry.path());
         }
     }
 }
@@ -194,6 +209,12 @@ fn lay_out(from: &Path, manifest: &Manifest, dir: &Path) -> Result<MachineSpec, 
         match file.name.as_str() {
             KERNEL => machine.kernel = dir.join(KERNEL),
             INITRD => machine.initrd = Some(dir.join(INITRD)),
+            IMAGE => {
+                let image = machine.disks.iter_mut().filter(|disk| disk.read_only);
+                image
+                    .filter(|disk| disk.path.file_name() == Some(IMAGE.as_ref()))
+                    .for_each(|disk| disk.path = dir.join(IMAGE));
+            }
             _ => {}
         }
     }

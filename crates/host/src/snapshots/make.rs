@@ -7,8 +7,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use viv_api::snapshot::{Snapshot, SnapshotCreate};
 use viv_api::timestamp::Timestamp;
-use viv_model::{Fault, Kind, MachineSpec, Manifest, Plain, SavedParts, State};
-use viv_snapshot::{FORMAT, INITRD, KERNEL, write_manifest};
+use viv_model::{DiskSpec, Fault, Kind, MachineSpec, Manifest, Plain, SavedParts, State};
+use viv_snapshot::{FORMAT, IMAGE, IMAGE_PART, INITRD, KERNEL, write_manifest};
 
 /// What for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -120,6 +120,28 @@ impl Snapshots {
                 kept.push(Plain { name: name.to_string(), checksum: self.known.checksum(&dir.join(name))? });
             }
         }
+        for name in image_files(machine)? {
+            let path = dir.join(name.file_name().unwrap_or_default());
+            link(&name, &path)?;
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            kept.push(Plain { name, checksum: self.known.checksum(&path)? });
+        }
         Ok(kept)
     }
+}
+
+/// The files of the disk of an image of containers, if the machine has one: nobody writes to them.
+fn image_files(machine: &MachineSpec) -> Result<Vec<PathBuf>, Fault> {
+    let is_image = |disk: &&DiskSpec| disk.read_only && disk.path.file_name() == Some(IMAGE.as_ref());
+    let Some(dir) = machine.disks.iter().find(is_image).and_then(|disk| disk.path.parent()) else {
+        return Ok(Vec::new());
+    };
+    let entries = fs::read_dir(dir).map_err(io_fault("read", dir))?;
+    let mut files: Vec<_> = entries
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(IMAGE_PART))
+        .map(|entry| entry.path())
+        .collect();
+    files.sort();
+    Ok(files)
 }
