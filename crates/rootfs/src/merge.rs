@@ -215,3 +215,197 @@ fn directory(parent: usize) -> Inode {
     let attributes = Attributes { mode: 0o755, ..Attributes::default() };
     Inode { attributes, content: Content::Directory { parent, names: BTreeMap::new() }, links: 2 }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::Extent;
+    use proptest::prelude::*;
+
+    fn entry(path: &str, kind: Kind) -> Entry {
+        Entry { path: path.into(), attributes: Attributes::default(), kind }
+    }
+
+    /// A file that is known by its size.
+    fn file(path: &str, size: u64) -> Entry {
+        entry(path, Kind::File { size, extents: vec![Extent { from: 0, at: 0, blocks: 1 }] })
+    }
+
+    fn layer(entries: impl IntoIterator<Item = Entry>) -> Layer {
+        Layer { entries: entries.into_iter().collect(), data_blocks: 1 }
+    }
+
+    fn size(tree: &Tree, path: &str) -> Option<(usize, u64)> {
+        match &tree.inodes()[tree.resolve(path).ok()?].content {
+            Content::File { layer, size, .. } => Some((*layer, *size)),
+            _ => None,
+        }
+    }
+
+    /// All paths, with the size of files.
+    fn shape(tree: &Tree) -> BTreeMap<String, Option<u64>> {
+        let mut paths = BTreeMap::new();
+        let mut queue = vec![(String::new(), ROOT)];
+        while let Some((path, inode)) = queue.pop() {
+            if let Content::Directory { names, .. } = &tree.inodes()[inode].content {
+                queue.extend(names.iter().map(|(name, dentry)| {
+                    (format!("{path}/{}", String::from_utf8_lossy(name)), dentry.inode)
+                }));
+            }
+            let size = match &tree.inodes()[inode].content {
+                Content::File { size, .. } => Some(*size),
+                _ => None,
+            };
+            paths.insert(path, size);
+        }
+        paths
+    }
+
+    #[test]
+    fn links_are_followed_inside_the_root() {
+        let link = |path: &str, target: &str| entry(path, Kind::Symlink(target.into()));
+        let lower = layer([
+            entry("usr/bin", Kind::Directory),
+            link("bin", "usr/bin"),
+            link("out", "../../../../etc"),
+            link("abs", "/usr/./bin/.."),
+            link("new", "/made/here/../there"),
+        ]);
+        let upper = layer([file("bin/a", 1), file("out/b", 2), file("abs/c", 3), file("new/d", 4)]);
+        let tree = Tree::merge(&[lower, upper]).unwrap();
+        for (path, expected) in
+            [("usr/bin/a", 1), ("etc/b", 2), ("usr/c", 3), ("made/there/d", 4), ("/bin/a", 1)]
+        {
+            assert_eq!(size(&tree, path), Some((1, expected)), "{path}");
+        }
+        assert!(tree.resolve("/made/here").is_err());
+        let ring = layer([link("a", "b"), link("b", "a"), file("a/x", 1)]);
+        let fault = Tree::merge(&[ring]).unwrap_err();
+        assert!(fault.message.contains("too many symbolic links"), "{fault}");
+    }
+
+    #[test]
+    fn a_hard_link_names_the_file_of_below() {
+        let lower = layer([file("a", 1), file("gone", 2), entry("dir", Kind::Directory)]);
+        let upper = layer([
+            entry("b", Kind::Hardlink("a".into())),
+            entry("kept", Kind::Hardlink("gone".into())),
+            entry("gone", Kind::Whiteout),
+            file("a", 3),
+        ]);
+        let tree = Tree::merge(&[lower.clone(), upper]).unwrap();
+        assert_eq!(size(&tree, "b"), Some((0, 1)));
+        assert_eq!(size(&tree, "kept"), Some((0, 2)));
+        assert_eq!(size(&tree, "a"), Some((1, 3)), "a name that is replaced leaves the others as they are");
+        assert!(tree.resolve("gone").is_err());
+        for (target, why) in
+            [("missing", "not there"), ("dir", "directory"), ("b", "not there"), ("a/x", "not there")]
+        {
+            let link = layer([entry("b", Kind::Hardlink(target.into()))]);
+            let fault = Tree::merge(&[lower.clone(), link]).unwrap_err();
+            assert!(
+                fault.message.contains(why) && fault.message.contains("layer 2 of 2"),
+                "{target}: {fault}"
+            );
+        }
+    }
+
+    #[test]
+    fn directories_take_the_last_attributes_and_keep_their_names() {
+        let with = |path: &str, mode, kind| Entry {
+            attributes: Attributes { mode, ..Attributes::default() },
+            ..entry(path, kind)
+        };
+        let lower =
+            layer([with("a", 0o700, Kind::Directory), file("a/b", 1), with("", 0o711, Kind::Directory)]);
+        let upper = layer([with("a", 0o751, Kind::Directory), file("c/d", 1)]);
+        let tree = Tree::merge(&[lower, upper]).unwrap();
+        let mode = |path: &str| tree.inodes()[tree.resolve(path).unwrap()].attributes.mode;
+        assert_eq!((mode("/"), mode("a"), mode("c")), (0o711, 0o751, 0o755));
+        assert_eq!(size(&tree, "a/b"), Some((0, 1)));
+        assert_eq!(tree.inodes()[ROOT].links, 4);
+    }
+
+    #[test]
+    fn a_tree_is_no_deeper_than_linux_can_walk() {
+        // Each link leads to the end of what the one before made: a path longer than any.
+        let step = "d/".repeat(1000);
+        let mut entries = Vec::new();
+        let mut at = String::new();
+        for number in 0..6 {
+            entries.push(file(&format!("{at}{step}f"), 1));
+            entries.push(entry(&format!("l{number}"), Kind::Symlink(format!("{at}{step}").into_bytes())));
+            at = format!("l{number}/");
+        }
+        let fault = Tree::merge(&[layer(entries)]).unwrap_err();
+        assert!(fault.message.contains("directories deep"), "{fault}");
+    }
+
+    /// What the specification says, without an order inside a layer: first what is hidden goes, then what is brought comes.
+    fn reference(layers: &[Layer]) -> BTreeMap<String, Option<u64>> {
+        let mut paths: BTreeMap<String, Option<u64>> = BTreeMap::from([(String::new(), None)]);
+        for layer in layers {
+            let text = |entry: &Entry| format!("/{}", String::from_utf8_lossy(&entry.path));
+            for entry in &layer.entries {
+                let path = text(entry);
+                match entry.kind {
+                    Kind::Whiteout => {
+                        paths.retain(|at, _| *at != path && !at.starts_with(&format!("{path}/")))
+                    }
+                    Kind::Opaque => paths.retain(|at, _| !at.starts_with(&format!("{path}/"))),
+                    _ => {}
+                }
+            }
+            for entry in &layer.entries {
+                let (path, size) = match entry.kind {
+                    Kind::File { size, .. } => (text(entry), Some(size)),
+                    Kind::Directory => (text(entry), None),
+                    _ => continue,
+                };
+                let parents = path.match_indices('/').map(|(at, _)| path[..at].to_string());
+                for parent in parents {
+                    paths.insert(parent, None);
+                }
+                if size.is_some() {
+                    paths.retain(|at, _| !at.starts_with(&format!("{path}/")));
+                }
+                paths.insert(path, size);
+            }
+        }
+        paths
+    }
+
+    fn any_layer() -> impl Strategy<Value = Layer> {
+        let path = proptest::collection::vec(prop_oneof![Just("a"), Just("b"), Just("c")], 1..4);
+        let kind = prop_oneof![
+            3 => (0u64..1000).prop_map(|size| Kind::File { size, extents: vec![] }),
+            2 => Just(Kind::Directory),
+            2 => Just(Kind::Whiteout),
+            1 => Just(Kind::Opaque),
+        ];
+        let entries = proptest::collection::vec((path, kind), 0..12);
+        entries
+            .prop_map(|entries| layer(entries.into_iter().map(|(path, kind)| entry(&path.join("/"), kind))))
+    }
+
+    proptest! {
+        /// OCI image specification, layer.md, "Applying Changesets", "Whiteouts".
+        #[test]
+        fn layers_are_applied_as_specified(layers in proptest::collection::vec(any_layer(), 1..5)) {
+            let tree = Tree::merge(&layers).unwrap();
+            prop_assert_eq!(shape(&tree), reference(&layers));
+            for (at, inode) in tree.inodes().iter().enumerate() {
+                if let Content::Directory { names, .. } = &inode.content {
+                    for dentry in names.values() {
+                        let child = &tree.inodes()[dentry.inode];
+                        if let Content::Directory { parent, .. } = child.content {
+                            prop_assert_eq!(parent, at);
+                        } else {
+                            prop_assert_eq!(child.links, 1);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
