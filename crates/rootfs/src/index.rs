@@ -14,7 +14,7 @@
 //!     0, 1, 2, 4, 5, 6: u16 mode, u32 uid, u32 gid, i64 mtime, u32 its nanoseconds, u32 attributes; each: bytes name, bytes value
 //!  32 bytes  BLAKE3 of all before
 //! ```
-//! Numbers are little-endian; "bytes" is a u32 length and as many bytes.
+//! Numbers are little-endian; "bytes" is a u32 length and as many bytes. Attributes stand in the order of their names.
 use crate::BLOCK;
 use crate::blob::BLOCKS_MAX;
 use crate::fault::damaged;
@@ -210,7 +210,11 @@ impl<'a> Input<'a> {
         let mtime = Mtime { seconds: self.array().map(i64::from_le_bytes)?, nanoseconds: self.u32()? };
         let mut xattrs = BTreeMap::new();
         for _ in 0..self.u32()? {
-            xattrs.insert(self.bytes()?, self.bytes()?);
+            let (name, value) = (self.bytes()?, self.bytes()?);
+            if xattrs.last_key_value().is_some_and(|(last, _)| *last >= name) {
+                return Err(damaged("its index has extended attributes out of order"));
+            }
+            xattrs.insert(name, value);
         }
         Ok(Attributes { mode, uid, gid, mtime, xattrs })
     }
