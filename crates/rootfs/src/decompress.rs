@@ -167,7 +167,7 @@ mod tests {
     }
 
     fn content() -> Vec<u8> {
-        (0..700_000u32).flat_map(|number| (number * number / 7).to_le_bytes()).collect()
+        (0..700_000u32).flat_map(|number| (number.wrapping_mul(number) / 7).to_le_bytes()).collect()
     }
 
     #[test]
