@@ -103,7 +103,7 @@ pub struct Layer {
 /// Reads a layer's archive, writes the contents of its files to `data` (an empty file at its beginning), and gives the rest.
 /// `watcher` is asked after each mebibyte.
 ///
-/// Nothing but `data` is written. Paths are cleaned, so that none leads out of the tree; links are followed inside it, when
+/// Nothing but `data` is written, and it is not synced. Paths are cleaned, so that none leads out of the tree; links are followed inside it, when
 /// layers are merged.
 pub fn unpack<W: Write + Seek>(
     tar: impl Read,
