@@ -3,172 +3,36 @@
 //! Where the specification is silent we do what `umoci unpack` does: a directory over a directory keeps its names and takes the new
 //! attributes, anything else is replaced whole; what is on the way to an entry and is a symbolic link is followed inside the
 //! root; what is on the way and is missing becomes a directory of root's with mode 0755.
-use crate::fault::damaged;
+use crate::fault::{damaged, excessive};
 use crate::layer::{Attributes, Entry, Kind, Layer};
 use crate::path::{shown, split};
 use crate::tree::{Content, Dentry, Inode, ROOT, Tree};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use viv_model::Fault;
+
+/// Files and directories of an image at most, those counted that a higher layer hides: archives name directories in far less room than
+/// these take in memory.
+const INODES_MAX: usize = 2_000_000;
 
 impl Tree {
     /// Applies layers from the lowest to the highest.
     pub fn merge(layers: &[Layer]) -> Result<Tree, Fault> {
-        let mut tree = Tree { inodes: vec![directory(ROOT)], layers: layers.len() };
+        Tree::merge_within(layers, INODES_MAX)
+    }
+
+    fn merge_within(layers: &[Layer], inodes_max: usize) -> Result<Tree, Fault> {
+        let tree = Tree { inodes: vec![directory(ROOT)], layers: layers.len() };
+        let mut merge = Merge { tree, inodes_max, layer: 0, cleared: HashSet::new() };
         for (at, layer) in layers.iter().enumerate() {
+            (merge.layer, merge.cleared) = (at, HashSet::new());
             for entry in &layer.entries {
-                tree.apply(entry, at).map_err(|fault| Fault {
+                merge.apply(entry).map_err(|fault| Fault {
                     message: format!("{} (layer {} of {})", fault.message, at + 1, layers.len()),
                     ..fault
                 })?;
             }
         }
-        Ok(tree.compacted())
-    }
-
-    fn apply(&mut self, entry: &Entry, layer: usize) -> Result<(), Fault> {
-        let (parent, name) = split(&entry.path);
-        match &entry.kind {
-            Kind::Opaque => {
-                let walk = self.walk(&entry.path)?;
-                if walk.missing.is_empty() {
-                    self.hide(walk.last(), layer);
-                }
-                return Ok(());
-            }
-            Kind::Whiteout => {
-                let walk = self.walk(parent)?;
-                if walk.missing.is_empty() {
-                    self.white_out(walk.last(), name, layer);
-                }
-                return Ok(());
-            }
-            _ => {}
-        }
-        if name.is_empty() {
-            if let Some(root) = self.inodes.get_mut(ROOT) {
-                root.attributes = entry.attributes.clone();
-            }
-            return Ok(());
-        }
-        // Before anything is replaced that is on the way to it.
-        let target = match &entry.kind {
-            Kind::Hardlink(target) => Some(self.target(target, &entry.path)?),
-            _ => None,
-        };
-        let parent = self.make_parent(parent, layer)?;
-        let old = self.child(parent, name);
-        let inode = match (target, self.content(&entry.kind, layer, parent)) {
-            (Some(target), _) => target,
-            (None, Some(content)) => {
-                let both = matches!(content, Content::Directory { .. });
-                let old = old.and_then(|old| Some((old.inode, self.inodes.get_mut(old.inode)?)));
-                match old {
-                    Some((at, Inode { attributes, content: Content::Directory { .. }, .. })) if both => {
-                        attributes.clone_from(&entry.attributes);
-                        at
-                    }
-                    _ => self.add(Inode { attributes: entry.attributes.clone(), content, links: 0 }),
-                }
-            }
-            (None, None) => return Ok(()),
-        };
-        self.name(parent, name, Dentry { inode, layer });
-        Ok(())
-    }
-
-    /// What the entry brings; a hard link and a whiteout bring nothing.
-    fn content(&self, kind: &Kind, layer: usize, parent: usize) -> Option<Content> {
-        Some(match kind {
-            Kind::File { size, extents } => Content::File { layer, size: *size, extents: extents.clone() },
-            Kind::Directory => Content::Directory { parent, names: BTreeMap::new() },
-            Kind::Symlink(target) => Content::Symlink(target.clone()),
-            Kind::Device { block, major, minor } => {
-                Content::Device { block: *block, major: *major, minor: *minor }
-            }
-            Kind::Fifo => Content::Fifo,
-            Kind::Hardlink(_) | Kind::Whiteout | Kind::Opaque => return None,
-        })
-    }
-
-    /// What a hard link names: its last part is not followed.
-    fn target(&self, target: &[u8], path: &[u8]) -> Result<usize, Fault> {
-        let (parent, name) = split(target);
-        let walk = self.walk(parent)?;
-        let found = if walk.missing.is_empty() { self.child(walk.last(), name) } else { None };
-        match found.and_then(|dentry| Some((dentry.inode, self.inodes.get(dentry.inode)?))) {
-            Some((_, Inode { content: Content::Directory { .. }, .. })) => Err(damaged(format!(
-                "{} is a hard link to {}, which is a directory",
-                shown(path),
-                shown(target)
-            ))),
-            Some((inode, _)) => Ok(inode),
-            None => Err(damaged(format!(
-                "{} is a hard link to {}, which is not there",
-                shown(path),
-                shown(target)
-            ))),
-        }
-    }
-
-    /// The directory that `path` leads to, made where it is missing. All on the way belongs to `layer` from now on.
-    fn make_parent(&mut self, path: &[u8], layer: usize) -> Result<usize, Fault> {
-        let walk = self.walk(path)?;
-        let mut parent = ROOT;
-        for (name, inode) in walk.directories.into_iter().skip(1) {
-            self.name(parent, &name, Dentry { inode, layer });
-            parent = inode;
-        }
-        for name in walk.missing {
-            let inode = self.add(directory(parent));
-            self.name(parent, &name, Dentry { inode, layer });
-            parent = inode;
-        }
-        Ok(parent)
-    }
-
-    fn add(&mut self, inode: Inode) -> usize {
-        self.inodes.push(inode);
-        self.inodes.len() - 1
-    }
-
-    fn names(&mut self, directory: usize) -> Option<&mut BTreeMap<Vec<u8>, Dentry>> {
-        match &mut self.inodes.get_mut(directory)?.content {
-            Content::Directory { names, .. } => Some(names),
-            _ => None,
-        }
-    }
-
-    fn name(&mut self, parent: usize, name: &[u8], dentry: Dentry) {
-        let Some(names) = self.names(parent) else { return };
-        match names.get_mut(name) {
-            Some(old) => *old = dentry,
-            None => {
-                names.insert(name.to_vec(), dentry);
-            }
-        }
-    }
-
-    /// Removes what lower layers have under a name; what this layer has named stays, in whichever order they come.
-    fn white_out(&mut self, parent: usize, name: &[u8], layer: usize) {
-        match self.child(parent, name) {
-            Some(dentry) if dentry.layer == layer => self.hide(dentry.inode, layer),
-            _ => {
-                if let Some(names) = self.names(parent) {
-                    names.remove(name);
-                }
-            }
-        }
-    }
-
-    /// Removes what lower layers have in a directory.
-    fn hide(&mut self, directory: usize, layer: usize) {
-        let mut queue = vec![directory];
-        while let Some(directory) = queue.pop() {
-            if let Some(names) = self.names(directory) {
-                names.retain(|_, dentry| dentry.layer == layer);
-                queue.extend(names.values().map(|dentry| dentry.inode));
-            }
-        }
+        Ok(merge.tree.compacted())
     }
 
     /// Only what has a name, in the order of [`Tree::inodes`], with links counted.
@@ -207,6 +71,174 @@ impl Tree {
             at += 1;
         }
         Tree { inodes, layers: self.layers }
+    }
+}
+
+/// Layers on their way into a tree.
+struct Merge {
+    tree: Tree,
+    /// Files and directories that it may have.
+    inodes_max: usize,
+    /// Which of them is applied.
+    layer: usize,
+    /// Directories in which nothing of lower layers is any more.
+    cleared: HashSet<usize>,
+}
+
+impl Merge {
+    fn apply(&mut self, entry: &Entry) -> Result<(), Fault> {
+        let (parent, name) = split(&entry.path);
+        match &entry.kind {
+            Kind::Opaque => {
+                let walk = self.tree.walk(&entry.path)?;
+                if walk.missing.is_empty() {
+                    self.hide(walk.last());
+                }
+                return Ok(());
+            }
+            Kind::Whiteout => {
+                let walk = self.tree.walk(parent)?;
+                if walk.missing.is_empty() {
+                    self.white_out(walk.last(), name);
+                }
+                return Ok(());
+            }
+            _ => {}
+        }
+        if name.is_empty() {
+            if let Some(root) = self.tree.inodes.get_mut(ROOT) {
+                root.attributes = entry.attributes.clone();
+            }
+            return Ok(());
+        }
+        // Before anything is replaced that is on the way to it.
+        let target = match &entry.kind {
+            Kind::Hardlink(target) => Some(self.target(target, &entry.path)?),
+            _ => None,
+        };
+        let parent = self.make_parent(parent)?;
+        let old = self.tree.child(parent, name);
+        let inode = match (target, self.content(&entry.kind, parent)) {
+            (Some(target), _) => target,
+            (None, Some(content)) => {
+                let both = matches!(content, Content::Directory { .. });
+                let old = old.and_then(|old| Some((old.inode, self.tree.inodes.get_mut(old.inode)?)));
+                match old {
+                    Some((at, Inode { attributes, content: Content::Directory { .. }, .. })) if both => {
+                        attributes.clone_from(&entry.attributes);
+                        at
+                    }
+                    _ => self.add(Inode { attributes: entry.attributes.clone(), content, links: 0 })?,
+                }
+            }
+            (None, None) => return Ok(()),
+        };
+        self.name(parent, name, Dentry { inode, layer: self.layer });
+        Ok(())
+    }
+
+    /// What the entry brings; a hard link and a whiteout bring nothing.
+    fn content(&self, kind: &Kind, parent: usize) -> Option<Content> {
+        Some(match kind {
+            Kind::File { size, extents } => {
+                Content::File { layer: self.layer, size: *size, extents: extents.clone() }
+            }
+            Kind::Directory => Content::Directory { parent, names: BTreeMap::new() },
+            Kind::Symlink(target) => Content::Symlink(target.clone()),
+            Kind::Device { block, major, minor } => {
+                Content::Device { block: *block, major: *major, minor: *minor }
+            }
+            Kind::Fifo => Content::Fifo,
+            Kind::Hardlink(_) | Kind::Whiteout | Kind::Opaque => return None,
+        })
+    }
+
+    /// What a hard link names: its last part is not followed.
+    fn target(&self, target: &[u8], path: &[u8]) -> Result<usize, Fault> {
+        let (parent, name) = split(target);
+        let walk = self.tree.walk(parent)?;
+        let found = if walk.missing.is_empty() { self.tree.child(walk.last(), name) } else { None };
+        match found.and_then(|dentry| Some((dentry.inode, self.tree.inodes.get(dentry.inode)?))) {
+            Some((_, Inode { content: Content::Directory { .. }, .. })) => Err(damaged(format!(
+                "{} is a hard link to {}, which is a directory",
+                shown(path),
+                shown(target)
+            ))),
+            Some((inode, _)) => Ok(inode),
+            None => Err(damaged(format!(
+                "{} is a hard link to {}, which is not there",
+                shown(path),
+                shown(target)
+            ))),
+        }
+    }
+
+    /// The directory that `path` leads to, made where it is missing. All on the way belongs to the layer from now on.
+    fn make_parent(&mut self, path: &[u8]) -> Result<usize, Fault> {
+        let walk = self.tree.walk(path)?;
+        let mut parent = ROOT;
+        for (name, inode) in walk.directories.into_iter().skip(1) {
+            self.name(parent, &name, Dentry { inode, layer: self.layer });
+            parent = inode;
+        }
+        for name in walk.missing {
+            let inode = self.add(directory(parent))?;
+            self.name(parent, &name, Dentry { inode, layer: self.layer });
+            parent = inode;
+        }
+        Ok(parent)
+    }
+
+    fn add(&mut self, inode: Inode) -> Result<usize, Fault> {
+        if self.tree.inodes.len() >= self.inodes_max {
+            return Err(excessive(format!("its files and directories are more than {}", self.inodes_max)));
+        }
+        self.tree.inodes.push(inode);
+        Ok(self.tree.inodes.len() - 1)
+    }
+
+    fn names(&mut self, directory: usize) -> Option<&mut BTreeMap<Vec<u8>, Dentry>> {
+        match &mut self.tree.inodes.get_mut(directory)?.content {
+            Content::Directory { names, .. } => Some(names),
+            _ => None,
+        }
+    }
+
+    fn name(&mut self, parent: usize, name: &[u8], dentry: Dentry) {
+        let Some(names) = self.names(parent) else { return };
+        match names.get_mut(name) {
+            Some(old) => *old = dentry,
+            None => {
+                names.insert(name.to_vec(), dentry);
+            }
+        }
+    }
+
+    /// Removes what lower layers have under a name; what this layer has named stays, in whichever order they come.
+    fn white_out(&mut self, parent: usize, name: &[u8]) {
+        match self.tree.child(parent, name) {
+            Some(dentry) if dentry.layer == self.layer => self.hide(dentry.inode),
+            _ => {
+                if let Some(names) = self.names(parent) {
+                    names.remove(name);
+                }
+            }
+        }
+    }
+
+    /// Removes what lower layers have in a directory.
+    fn hide(&mut self, directory: usize) {
+        let (mut queue, layer) = (vec![directory], self.layer);
+        while let Some(directory) = queue.pop() {
+            if self.cleared.contains(&directory) {
+                continue;
+            }
+            if let Some(names) = self.names(directory) {
+                names.retain(|_, dentry| dentry.layer == layer);
+                queue.extend(names.values().map(|dentry| dentry.inode));
+                self.cleared.insert(directory);
+            }
+        }
     }
 }
 
@@ -338,7 +370,23 @@ mod tests {
             at = format!("l{number}/");
         }
         let fault = Tree::merge(&[layer(entries)]).unwrap_err();
-        assert!(fault.message.contains("directories deep"), "{fault}");
+        assert!(fault.message.contains("names on its way"), "{fault}");
+    }
+
+    #[test]
+    fn few_entries_make_no_end_of_directories() {
+        let layers = [layer((0..11).map(|number| file(&format!("{number}/{}f", "d/".repeat(2000)), 1)))];
+        let fault = Tree::merge_within(&layers, 20_000).unwrap_err();
+        assert_eq!(fault.kind, viv_model::Kind::NoCapacity, "{fault}");
+    }
+
+    #[test]
+    fn whiteouts_without_end_end() {
+        // Each would look through all that the layer brings.
+        let brought = (0..30_000).map(|number| file(&format!("a/{number}"), 1));
+        let hidden = (0..30_000).map(|_| entry("a", Kind::Opaque));
+        let tree = Tree::merge(&[layer([file("a/b", 2)]), layer(brought.chain(hidden))]).unwrap();
+        assert!(tree.resolve("a/b").is_err() && tree.resolve("a/29999").is_ok());
     }
 
     /// What the specification says, without an order inside a layer: first what is hidden goes, then what is brought comes.
