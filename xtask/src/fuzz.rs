@@ -21,6 +21,8 @@ const LIMITS: &[(&str, u64, u32)] = &[
     ("disk_vhdx", 5_000, 300),
     ("disk_layers", 20_000, 300),
     ("snapshot_files", 100_000, 1000),
+    ("layer_archive", 300_000, 8192),
+    ("layer_index", 300_000, 2000),
 ];
 const OTHER: (u64, u32) = (1_000_000, 4096);
 

@@ -41,12 +41,11 @@ impl Decompress {
             loop {
                 let mut chunk = Vec::with_capacity(CHUNK);
                 let read = content.by_ref().take(CHUNK as u64).read_to_end(&mut chunk);
+                // What came before an error is good; nothing, without an error, is the end. A send fails when nobody reads.
                 let last = chunk.is_empty() || read.is_err();
-                // What came before an error is good. A send fails when nobody reads any more.
-                let sent = sender
-                    .send(Ok(chunk))
-                    .and_then(|()| read.map_or_else(|error| sender.send(Err(error)), |_| Ok(())));
-                if last || sent.is_err() {
+                let good = if chunk.is_empty() && read.is_err() { Ok(()) } else { sender.send(Ok(chunk)) };
+                let bad = read.map_or_else(|error| sender.send(Err(error)), |_| Ok(()));
+                if last || good.is_err() || bad.is_err() {
                     return;
                 }
             }
@@ -130,5 +129,101 @@ impl<R: BufRead> Read for Frames<R> {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+    use io::Write;
+    use ruzstd::encoding::{CompressionLevel, compress_to_vec};
+
+    /// Gives its bytes one by one.
+    struct Slow(io::Cursor<Vec<u8>>);
+
+    impl Read for Slow {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let one = buffer.len().min(1);
+            self.0.read(&mut buffer[..one])
+        }
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn zstd(bytes: &[u8]) -> Vec<u8> {
+        compress_to_vec(bytes, CompressionLevel::Fastest)
+    }
+
+    fn read(bytes: Vec<u8>) -> io::Result<Vec<u8>> {
+        let mut out = Vec::new();
+        Decompress::new(Slow(io::Cursor::new(bytes))).unwrap().read_to_end(&mut out)?;
+        Ok(out)
+    }
+
+    fn content() -> Vec<u8> {
+        (0..700_000u32).flat_map(|number| (number.wrapping_mul(number) / 7).to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn all_forms_of_layers_are_read() {
+        let content = content();
+        let halves = content.split_at(1_234_567);
+        let skippable = [&[0x53, 0x2a, 0x4d, 0x18, 3, 0, 0, 0][..], b"abc"].concat();
+        for stored in [
+            content.clone(),
+            gzip(&content),
+            [gzip(halves.0), gzip(halves.1)].concat(),
+            zstd(&content),
+            [&skippable[..], &zstd(halves.0), &skippable, &zstd(b""), &zstd(halves.1), &skippable].concat(),
+        ] {
+            assert!(read(stored).unwrap() == content);
+        }
+        for short in [&b""[..], b"a", b"\x1f", b"\x28\xb5\x2f"] {
+            assert_eq!(read(short.to_vec()).unwrap(), short);
+        }
+    }
+
+    #[test]
+    fn what_is_damaged_is_an_error() {
+        let content = content();
+        for stored in [gzip(&content), zstd(&content)] {
+            for cut in [5, 20, stored.len() / 2, stored.len() - 1] {
+                read(stored[..cut].to_vec()).unwrap_err();
+            }
+            assert!(read([&stored[..], b"\x1f\x8b\x28\xb5"].concat()).is_err());
+        }
+        let mut flipped = gzip(&content);
+        let middle = flipped.len() / 2;
+        flipped[middle] ^= 0xff;
+        read(flipped).unwrap_err();
+        // A window that no host has the memory for.
+        read(b"\x28\xb5\x2f\xfd\x00\xf8\x01\0\0".to_vec()).unwrap_err();
+    }
+
+    #[test]
+    fn a_reader_that_goes_away_ends_the_thread() {
+        let (sender, dropped) = std::sync::mpsc::channel();
+        struct Source(std::sync::mpsc::Sender<()>);
+        impl Read for Source {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                buffer.fill(1);
+                Ok(buffer.len())
+            }
+        }
+        impl Drop for Source {
+            fn drop(&mut self) {
+                self.0.send(()).unwrap();
+            }
+        }
+        let mut decompress = Decompress::new(Source(sender)).unwrap();
+        decompress.read_exact(&mut [0; 1 << 20]).unwrap();
+        drop(decompress);
+        dropped.recv().unwrap();
     }
 }

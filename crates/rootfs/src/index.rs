@@ -14,7 +14,7 @@
 //!     0, 1, 2, 4, 5, 6: u16 mode, u32 uid, u32 gid, i64 mtime, u32 its nanoseconds, u32 attributes; each: bytes name, bytes value
 //!  32 bytes  BLAKE3 of all before
 //! ```
-//! Numbers are little-endian; "bytes" is a u32 length and as many bytes.
+//! Numbers are little-endian; "bytes" is a u32 length and as many bytes. Attributes stand in the order of their names.
 use crate::BLOCK;
 use crate::blob::BLOCKS_MAX;
 use crate::fault::damaged;
@@ -210,8 +210,131 @@ impl<'a> Input<'a> {
         let mtime = Mtime { seconds: self.array().map(i64::from_le_bytes)?, nanoseconds: self.u32()? };
         let mut xattrs = BTreeMap::new();
         for _ in 0..self.u32()? {
-            xattrs.insert(self.bytes()?, self.bytes()?);
+            let (name, value) = (self.bytes()?, self.bytes()?);
+            if xattrs.last_key_value().is_some_and(|(last, _)| *last >= name) {
+                return Err(damaged("its index has extended attributes out of order"));
+            }
+            xattrs.insert(name, value);
         }
         Ok(Attributes { mode, uid, gid, mtime, xattrs })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn layer() -> Layer {
+        let xattrs = BTreeMap::from([(b"user.a".to_vec(), vec![1, 2, 3]), (b"trusted.b".to_vec(), vec![])]);
+        let attributes = Attributes {
+            mode: 0o4755,
+            uid: 7,
+            gid: u32::MAX,
+            mtime: Mtime { seconds: -1, nanoseconds: 999_999_999 },
+            xattrs,
+        };
+        let extents = vec![Extent { from: 0, at: 3, blocks: 1 }, Extent { from: 2, at: 4, blocks: 2 }];
+        let kinds = [
+            Kind::File { size: 4 * 4096 - 1, extents },
+            Kind::Directory,
+            Kind::Symlink(b"\xff/..".to_vec()),
+            Kind::Device { block: true, major: 4095, minor: 1_048_575 },
+            Kind::Device { block: false, major: 0, minor: 0 },
+            Kind::Fifo,
+        ];
+        let mut entries: Vec<Entry> = kinds
+            .into_iter()
+            .enumerate()
+            .map(|(at, kind)| Entry { path: format!("a/{at}").into(), attributes: attributes.clone(), kind })
+            .collect();
+        for kind in [Kind::Hardlink(b"a/0".to_vec()), Kind::Whiteout, Kind::Opaque] {
+            entries.push(Entry { path: b"b".to_vec(), attributes: Attributes::default(), kind });
+        }
+        Layer { entries, data_blocks: 6 }
+    }
+
+    fn with_sum(content: &[u8]) -> Vec<u8> {
+        [content, blake3::hash(content).as_bytes()].concat()
+    }
+
+    #[test]
+    fn an_index_gives_back_what_it_was_made_of() {
+        for layer in [layer(), Layer::default()] {
+            let bytes = layer.to_bytes();
+            assert_eq!(Layer::from_bytes(&bytes).unwrap(), layer);
+            for cut in 0..bytes.len() {
+                Layer::from_bytes(&bytes[..cut]).unwrap_err();
+            }
+            for at in 0..bytes.len() {
+                let mut flipped = bytes.clone();
+                flipped[at] ^= 1;
+                Layer::from_bytes(&flipped).unwrap_err();
+            }
+        }
+    }
+
+    #[test]
+    fn a_newer_index_is_named_as_such() {
+        let bytes = layer().to_bytes();
+        let mut content = bytes[..bytes.len() - SUM].to_vec();
+        content[8] = 2;
+        let fault = Layer::from_bytes(&with_sum(&content)).unwrap_err();
+        assert!(fault.message.contains("version 2"), "{fault}");
+    }
+
+    #[test]
+    fn what_no_archive_gives_is_refused() {
+        let refused = |change: &dyn Fn(&mut Layer)| {
+            let mut layer = layer();
+            change(&mut layer);
+            Layer::from_bytes(&layer.to_bytes()).unwrap_err();
+        };
+        let extents = |extents: Vec<Extent>| {
+            move |layer: &mut Layer| {
+                layer.entries[0].kind = Kind::File { size: 4 * 4096, extents: extents.clone() };
+            }
+        };
+        let extent = |from, at, blocks| Extent { from, at, blocks };
+        for bad in [
+            vec![extent(0, 6, 1)],
+            vec![extent(4, 0, 1)],
+            vec![extent(0, 0, 0)],
+            vec![extent(1, 0, 1), extent(0, 1, 1)],
+            vec![extent(0, 0, 2), extent(1, 2, 1)],
+            vec![extent(u64::MAX, 0, 1)],
+            vec![extent(0, u64::MAX, 2)],
+        ] {
+            refused(&extents(bad));
+        }
+        for path in ["/a", "a/", "a//b", "a/../b", "./a", "..", "a\0"] {
+            refused(&|layer| layer.entries[0].path = path.into());
+            refused(&|layer| layer.entries[6].kind = Kind::Hardlink(path.into()));
+        }
+        refused(&|layer| layer.entries[0].path = vec![b'a'; 256]);
+        refused(&|layer| layer.data_blocks = u64::MAX);
+        refused(&|layer| layer.entries[1].attributes.mode = 0o10_000);
+        refused(&|layer| layer.entries[1].attributes.mtime.nanoseconds = 1_000_000_000);
+        refused(&|layer| drop(layer.entries[1].attributes.xattrs.insert(b"user".to_vec(), vec![])));
+    }
+
+    proptest! {
+        #[test]
+        fn noise_never_panics(
+            noise in proptest::collection::vec(any::<u8>(), 0..300),
+            at in 0usize..400,
+            length in 0usize..5,
+        ) {
+            let bytes = layer().to_bytes();
+            let mut content = bytes[..bytes.len() - SUM].to_vec();
+            let at = at.min(content.len());
+            let end = (at + length).min(content.len());
+            content.splice(at..end, noise);
+            if let Ok(layer) = Layer::from_bytes(&with_sum(&content))
+                && let Ok(tree) = crate::Tree::merge(std::slice::from_ref(&layer))
+            {
+                let _ = tree.write_erofs(&mut Vec::new(), &[layer.data_blocks]);
+            }
+        }
     }
 }

@@ -18,6 +18,8 @@ const AUFS: &[u8] = b".wh..wh.";
 pub(crate) const NAME_LEN_MAX: usize = 255;
 /// Largest value of an extended attribute: EROFS has 16 bits for it (erofs_fs.h, e_value_size).
 pub(crate) const XATTR_VALUE_MAX: usize = 0xffff;
+/// Most bytes of what an index has, about: it is held in memory.
+const INDEX_LEN_MAX: usize = 512 << 20;
 /// Largest major and minor number of a device in Linux (include/linux/kdev_t.h, new_encode_dev).
 pub(crate) const DEVICE_MAX: (u32, u32) = (0xfff, 0xf_ffff);
 
@@ -103,7 +105,7 @@ pub struct Layer {
 /// Reads a layer's archive, writes the contents of its files to `data` (an empty file at its beginning), and gives the rest.
 /// `watcher` is asked after each mebibyte.
 ///
-/// Nothing but `data` is written. Paths are cleaned, so that none leads out of the tree; links are followed inside it, when
+/// Nothing but `data` is written, and it is not synced. Paths are cleaned, so that none leads out of the tree; links are followed inside it, when
 /// layers are merged.
 pub fn unpack<W: Write + Seek>(
     tar: impl Read,
@@ -113,7 +115,7 @@ pub fn unpack<W: Write + Seek>(
 ) -> Result<Layer, Fault> {
     let mut blob = Blob::new(data);
     let mut reader = Reader::new(tar, limits, watcher);
-    let mut entries = Vec::new();
+    let (mut entries, mut index_len) = (Vec::new(), 0usize);
     while let Some(mut member) = reader.next()? {
         if entries.len() >= limits.entries {
             return Err(excessive(format!(
@@ -147,6 +149,10 @@ pub fn unpack<W: Write + Seek>(
         };
         let entry = Entry { path, attributes, kind };
         entry.check()?;
+        index_len += entry.index_len();
+        if index_len > INDEX_LEN_MAX {
+            return Err(excessive("its names, attributes and maps of sparse files are more than 512 MiB"));
+        }
         entries.push(entry);
     }
     Ok(Layer { entries, data_blocks: blob.finish()? })
@@ -212,6 +218,17 @@ fn is_carried(name: &[u8]) -> bool {
 }
 
 impl Entry {
+    /// Bytes in an index, about.
+    fn index_len(&self) -> usize {
+        let xattrs = self.attributes.xattrs.iter().map(|(name, value)| name.len() + value.len() + 8);
+        let own = match &self.kind {
+            Kind::File { extents, .. } => extents.len().saturating_mul(size_of::<Extent>()),
+            Kind::Symlink(target) | Kind::Hardlink(target) => target.len(),
+            _ => 0,
+        };
+        64 + self.path.len() + own + xattrs.sum::<usize>()
+    }
+
     /// What no entry may be, wherever it comes from.
     pub(crate) fn check(&self) -> Result<(), Fault> {
         let bad = |what: &str| Err(damaged(format!("{} {what}", shown(&self.path))));

@@ -14,8 +14,8 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// More than any image that people run: 256 GiB in 4 million entries, and Linux' own bounds of paths (PATH_MAX, limits.h).
+    /// More than any image that people run: 256 GiB in 2 million entries, and Linux' own bounds of paths (PATH_MAX, limits.h).
     fn default() -> Limits {
-        Limits { bytes: 256 << 30, entries: 4_000_000, path_len: 4095, xattr_bytes: 128 << 10 }
+        Limits { bytes: 256 << 30, entries: 2_000_000, path_len: 4095, xattr_bytes: 128 << 10 }
     }
 }

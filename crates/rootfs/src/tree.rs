@@ -9,10 +9,10 @@ use viv_model::{Fault, Kind};
 
 /// The inode of the root directory.
 pub const ROOT: usize = 0;
-/// Symbolic links on the way to one path (as many as umoci follows; Linux follows 40).
-const LINKS_MAX: usize = 255;
-/// Directories inside each other: twice as deep as a path of Linux can name.
-const DEPTH_MAX: usize = 4096;
+/// Symbolic links on the way to one path (MAXSYMLINKS, include/linux/namei.h).
+const LINKS_MAX: usize = 40;
+/// Names on the way to one path, those of links' targets counted: twice as many as a path of Linux has. No directory is deeper.
+const NAMES_MAX: usize = 4096;
 
 /// A name in a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,8 +152,12 @@ impl Tree {
     pub(crate) fn walk(&self, path: &[u8]) -> Result<Walk, Fault> {
         let mut queue: Vec<&[u8]> = parts(path).rev().collect();
         let mut walk = Walk { directories: vec![(Vec::new(), ROOT)], missing: Vec::new() };
-        let mut links = 0;
+        let (mut links, mut names) = (0, 0);
         while let Some(part) = queue.pop() {
+            names += 1;
+            if names > NAMES_MAX {
+                return Err(damaged(format!("{} has more than {NAMES_MAX} names on its way", shown(path))));
+            }
             if part == b".." {
                 if walk.missing.pop().is_none() && walk.directories.len() > 1 {
                     walk.directories.pop();
@@ -175,9 +179,6 @@ impl Tree {
                     queue.extend(parts(target).rev());
                 }
                 _ => walk.missing.push(part.to_vec()),
-            }
-            if walk.directories.len() + walk.missing.len() > DEPTH_MAX {
-                return Err(damaged(format!("{} is more than {DEPTH_MAX} directories deep", shown(path))));
             }
         }
         Ok(walk)

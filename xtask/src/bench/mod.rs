@@ -11,6 +11,7 @@ mod guest;
 mod idle;
 mod machine;
 mod net;
+mod oci;
 mod options;
 mod remembered;
 mod rows;
@@ -40,6 +41,9 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
     }
     if options.disks {
         return disks::run(&options);
+    }
+    if options.oci {
+        return oci::run(&options);
     }
     if options.snapshots {
         return snapshots::run(&options);

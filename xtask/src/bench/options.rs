@@ -14,6 +14,7 @@ cargo xtask bench [OPTIONS] [ROW …]    our software CPU beside Debian's QEMU T
   --net                TCP instead: to the host, from it and between guests, beside QEMU's own networks and passt
   --shares             an untar into a shared directory instead, beside QEMU with virtiofsd
   --snapshots          snapshots, restores, forks and templates instead, six rounds for each of --runs
+  --oci                unpacking the layer of an image instead, beside umoci
   --debian             the memory of both after a full Debian boot, too (always for the whole table, but for --quick)
   --idle               what a default guest costs that does nothing, too (always when no row is named)
   --timeout SECONDS    how long a load may take (120)
@@ -37,6 +38,7 @@ pub(super) struct Options {
     pub(super) net: bool,
     pub(super) shares: bool,
     pub(super) snapshots: bool,
+    pub(super) oci: bool,
     pub(super) timeout: u64,
     pub(super) qemu_cpu: String,
     pub(super) viv_args: Vec<String>,
@@ -56,6 +58,7 @@ impl Options {
             net: false,
             shares: false,
             snapshots: false,
+            oci: false,
             timeout: 120,
             qemu_cpu: QEMU_CPU.to_string(),
             viv_args: Vec::new(),
@@ -76,6 +79,7 @@ impl Options {
                 "--net" => options.net = true,
                 "--shares" => options.shares = true,
                 "--snapshots" => options.snapshots = true,
+                "--oci" => options.oci = true,
                 "--idle" => options.idle = true,
                 "--qemu-cpu" => options.qemu_cpu = value()?.to_string(),
                 "--viv-args" => options.viv_args = value()?.split_whitespace().map(str::to_string).collect(),

@@ -208,3 +208,6 @@ fn version_8(digest: &[u8; 32]) -> [u8; 16] {
     }
     uuid
 }
+
+#[cfg(test)]
+mod tests;

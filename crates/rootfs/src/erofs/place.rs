@@ -7,7 +7,7 @@ use crate::tree::{Content, Tree};
 use viv_model::Fault;
 
 /// Bytes of metadata at most: it is made in memory.
-const METADATA_MAX: usize = 2 << 30;
+const METADATA_MAX: usize = 1 << 30;
 
 /// What stands behind an inode.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,7 +85,7 @@ impl Plan {
             cursor = cursor.saturating_add(head).saturating_add(tail_len);
             behind += blocks;
             if cursor > METADATA_MAX || behind > (METADATA_MAX / BLOCK) as u64 {
-                return Err(excessive("its directories and attributes take more than 2 GiB"));
+                return Err(excessive("its directories and attributes take more than 1 GiB"));
             }
         }
         let inode_blocks = cursor.div_ceil(BLOCK) as u64;

@@ -35,7 +35,9 @@ impl Drop for Scratch {
 
 /// Runs a tool; it must succeed. Its output.
 pub(crate) fn tool(program: &str, words: &[&dyn AsRef<OsStr>]) -> String {
-    let output = Command::new(program).args(words).output();
+    // Debian's users do not have the directories of the administrator's tools.
+    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
+    let output = Command::new(program).args(words).env("PATH", path).output();
     let output =
         output.unwrap_or_else(|error| panic!("{program} is needed ({error}): cargo xtask test installs it"));
     let said = [&output.stdout[..], &output.stderr].concat();

@@ -2,5 +2,6 @@
 mod archive;
 mod ext4;
 mod host;
+mod hostile;
 mod sparse;
 mod umoci;

@@ -15,7 +15,7 @@ const CAPABILITY: &[u8] = &[1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
 /// An access list: owner rw-, user 1000 r--, group r--, mask r--, others none (include/uapi/linux/posix_acl_xattr.h).
 const ACL: &[u8] = b"\x02\0\0\0\x01\0\x06\0\xff\xff\xff\xff\x02\0\x04\0\xe8\x03\0\0\x04\0\x04\0\xff\xff\xff\xff\x10\0\x04\0\xff\xff\xff\xff\x20\0\0\0\xff\xff\xff\xff";
 
-fn lower() -> Vec<u8> {
+pub(crate) fn lower() -> Vec<u8> {
     let mut archive = Archive::new();
     archive.add("./", Entry { mode: 0o711, owner: (3, 4), mtime: 5, ..Entry::DIRECTORY });
     for path in
