@@ -10,8 +10,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use ureq::config::RedirectAuthHeaders;
-use ureq::http::{Response, StatusCode, header};
+use ureq::http::{Response, StatusCode, Uri, header};
 use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 use viv_model::{Fault, Kind};
@@ -23,6 +22,8 @@ const ANSWER: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_secs(20);
 /// How often something is asked again that may go better: 429, 502 to 504, a broken connection.
 const TRIES: u32 = 5;
+/// Most times that a registry sends us elsewhere for one thing.
+const REDIRECTS_MAX: u32 = 8;
 /// Longest that a registry may have us wait (RFC 9110 §10.2.3, `Retry-After`).
 const WAIT_MAX: Duration = Duration::from_secs(60);
 /// Where docker's registry is.
@@ -62,8 +63,9 @@ impl Client {
             let config = Agent::config_builder()
                 .tls_config(tls.build())
                 .http_status_as_error(false)
-                .max_redirects(8)
-                .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+                // Those of a registry we follow ourselves: what is for it alone goes nowhere else.
+                .max_redirects(0)
+                .max_redirects_will_error(false)
                 .user_agent(concat!("vivarium/", env!("CARGO_PKG_VERSION")))
                 .timeout_resolve(Some(CONNECT))
                 .timeout_connect(Some(CONNECT))
@@ -191,24 +193,34 @@ impl Registry {
     ) -> Result<Response<Body>, Failure> {
         let host = if place.registry == "docker.io" { DOCKER_HOST } else { &place.registry };
         let token = lock(&self.shared.tokens).get(&scope(place)).cloned();
-        let call = |scheme: &str| {
-            let agent = if place.insecure { &self.shared.trusting } else { &self.shared.strict };
-            let mut request = agent.get(format!("{scheme}://{host}/v2/{}/{path}", place.repository));
-            if let Some(accept) = accept {
-                request = request.header(header::ACCEPT, accept);
-            }
-            if let Some(token) = &token {
-                request = request.header(header::AUTHORIZATION, token);
-            }
-            if from > 0 {
-                request = request.header(header::RANGE, format!("bytes={from}-"));
-            }
-            // Layers are compressed as they are.
-            request.header(header::ACCEPT_ENCODING, "identity").call()
-        };
-        let known = lock(&self.shared.schemes).get(&place.registry).copied();
         // This machine's own registries need no TLS: nobody is between.
         let plain_too = place.insecure || is_loopback(&place.registry);
+        let call = |scheme: &str| {
+            let agent = if place.insecure { &self.shared.trusting } else { &self.shared.strict };
+            let mut target = format!("{scheme}://{host}/v2/{}/{path}", place.repository);
+            let ours = origin(&target);
+            for _ in 0..REDIRECTS_MAX {
+                let mut request = agent.get(&target);
+                if let Some(accept) = accept {
+                    request = request.header(header::ACCEPT, accept);
+                }
+                if let Some(token) = token.as_ref().filter(|_| origin(&target) == ours) {
+                    request = request.header(header::AUTHORIZATION, token);
+                }
+                if from > 0 {
+                    request = request.header(header::RANGE, format!("bytes={from}-"));
+                }
+                // Layers are compressed as they are.
+                let answer = request.header(header::ACCEPT_ENCODING, "identity").call()?;
+                match redirect(&answer, &target) {
+                    Some(next) if next.starts_with("https://") || plain_too => target = next,
+                    Some(next) => return Err(ureq::Error::RequireHttpsOnly(next)),
+                    None => return Ok(answer),
+                }
+            }
+            Err(ureq::Error::TooManyRedirects)
+        };
+        let known = lock(&self.shared.schemes).get(&place.registry).copied();
         let answer = match known {
             Some(scheme) => call(scheme),
             None => self.first_call(place, plain_too, &call),
@@ -494,6 +506,27 @@ fn broken(place: &Place, error: &ureq::Error) -> Failure {
         error => format!("{}: {error}", place.registry),
     };
     Failure::Broken(words)
+}
+
+/// Scheme, host and port of an address.
+fn origin(address: &str) -> Option<(String, String)> {
+    let uri: Uri = address.parse().ok()?;
+    Some((uri.scheme_str()?.to_string(), uri.authority()?.as_str().to_ascii_lowercase()))
+}
+
+/// Where an answer to a request for `target` sends us (RFC 9110 §15.4), if it does.
+fn redirect(answer: &Response<Body>, target: &str) -> Option<String> {
+    if !answer.status().is_redirection() {
+        return None;
+    }
+    let location = answer.headers().get(header::LOCATION)?.to_str().ok()?;
+    match location.strip_prefix('/') {
+        Some(path) if !path.starts_with('/') => {
+            let (scheme, authority) = origin(target)?;
+            Some(format!("{scheme}://{authority}{location}"))
+        }
+        _ => Some(location.to_string()),
+    }
 }
 
 /// A refusal that may pass.
