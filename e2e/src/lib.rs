@@ -120,3 +120,12 @@ impl Drop for Vm {
         let _ = run(&["rm", "-f", self.0], "");
     }
 }
+
+/// Removes a snapshot when the test ends, however it ends.
+pub struct Snapshot(pub &'static str);
+
+impl Drop for Snapshot {
+    fn drop(&mut self) {
+        let _ = run(&["snapshot", "rm", self.0], "");
+    }
+}

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::Duration;
-use viv_e2e::{Vm, run, until, viv};
+use viv_e2e::{Snapshot, Vm, run, until, viv};
 
 const WAIT: Duration = Duration::from_secs(60);
 
@@ -12,15 +12,6 @@ const WAIT: Duration = Duration::from_secs(60);
 #[track_caller]
 fn exec(vm: &str, command: &str) -> String {
     run(&["exec", vm, "--", "sh", "-c", command], "").ok().out.trim().to_string()
-}
-
-/// Removes a snapshot when the test ends.
-struct Snapshot(&'static str);
-
-impl Drop for Snapshot {
-    fn drop(&mut self) {
-        let _ = run(&["snapshot", "rm", self.0], "");
-    }
 }
 
 /// The one value of `field` in a JSON answer.

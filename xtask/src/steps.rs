@@ -46,6 +46,7 @@ pub(crate) fn test(quick: bool) -> Result<(), String> {
     install::need("e2fsck", "e2fsprogs")?;
     install::need("fsck.erofs", "erofs-utils")?;
     install::need("umoci", "umoci")?;
+    install::need("busybox", "busybox-static")?;
     // Root alone can use them: without them those tests say that they test nothing.
     for (program, package) in [("ip", "iproute2"), ("nft", "nftables")] {
         if let Err(why) = install::need(program, package) {

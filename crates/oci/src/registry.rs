@@ -503,6 +503,9 @@ fn broken(place: &Place, error: &ureq::Error) -> Failure {
         ureq::Error::HostNotFound => format!("no host is called {}", place.registry),
         ureq::Error::ConnectionFailed => format!("{} cannot be reached", place.registry),
         ureq::Error::Timeout(_) => format!("{} does not answer", place.registry),
+        ureq::Error::Io(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+            format!("{} cannot be reached: nobody listens there", place.registry)
+        }
         error => format!("{}: {error}", place.registry),
     };
     Failure::Broken(words)

@@ -87,7 +87,10 @@ impl<'a, R: Read> Reader<'a, R> {
             self.skip()?;
             let mut bytes = [0; RECORD];
             let described = long_path.is_some() || long_link.is_some();
-            if !self.record(&mut bytes)? && !described {
+            if !self.some(&mut bytes)? && !described {
+                if self.read == 0 {
+                    return Err(damaged("its archive is empty"));
+                }
                 // The standard wants records of zeros there; some tools (umoci insert) leave them out.
                 return Ok(None);
             }
@@ -254,15 +257,15 @@ impl<'a, R: Read> Reader<'a, R> {
 
     /// Skips what is left of the present member.
     fn skip(&mut self) -> Result<(), Fault> {
-        let mut left = self.left.saturating_add(self.padding);
         let mut sink = [0; 8 * RECORD];
-        while left > 0 {
-            let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(sink.len());
+        while self.left > 0 {
+            let wanted = usize::try_from(self.left).unwrap_or(usize::MAX).min(sink.len());
             self.fill(sink.get_mut(..wanted).unwrap_or_default())?;
-            left -= wanted as u64;
+            self.left -= wanted as u64;
         }
-        (self.left, self.padding) = (0, 0);
-        Ok(())
+        // Some tools (umoci insert) do not fill the last record up.
+        let padding = usize::try_from(std::mem::take(&mut self.padding)).unwrap_or(0);
+        self.some(sink.get_mut(..padding).unwrap_or_default()).map(drop)
     }
 
     /// The content of a member that describes the next one.
@@ -290,10 +293,10 @@ impl<'a, R: Read> Reader<'a, R> {
         }
     }
 
-    /// Reads a record; false if the archive ends before it.
-    fn record(&mut self, record: &mut [u8; RECORD]) -> Result<bool, Fault> {
+    /// Fills the buffer; false if the archive ends before it.
+    fn some(&mut self, buffer: &mut [u8]) -> Result<bool, Fault> {
         let first = loop {
-            match self.source.read(record) {
+            match self.source.read(buffer) {
                 Ok(read) => break read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(reading(&error)),
@@ -301,7 +304,7 @@ impl<'a, R: Read> Reader<'a, R> {
         };
         if first > 0 {
             self.count(first)?;
-            self.fill(record.get_mut(first..).unwrap_or_default())?;
+            self.fill(buffer.get_mut(first..).unwrap_or_default())?;
         }
         Ok(first > 0)
     }
