@@ -1,4 +1,5 @@
 //! What is in an image, and whether it is still what it was.
+use super::layers::blake3_file;
 use super::store::{Store, sha256_file};
 use super::{Image, fault};
 use std::path::Path;
@@ -67,11 +68,19 @@ pub(super) fn verify(store: &Store, image: &Image) -> Result<ImageVerified, Faul
     for part in image.manifest.parts() {
         check(&store.blob_path(&part.digest)?, &part.digest);
     }
-    let mut damage = Vec::new();
+    let (mut damage, mut read_of_layers) = (Vec::new(), 0u64);
     for digest in image.manifest.layers() {
         match store.layers().get(digest) {
             Ok(Some(layer)) => {
-                check(&layer.data(), &layer.facts.data_sha256);
+                match blake3_file(&layer.data()) {
+                    Ok((found, bytes)) => {
+                        read_of_layers = read_of_layers.saturating_add(bytes);
+                        if found != layer.facts.data_blake3 {
+                            damage.push(format!("{} is not what was unpacked", layer.data().display()));
+                        }
+                    }
+                    Err(error) => damage.push(format!("{}: {error}", layer.data().display())),
+                }
                 // It has a checksum of its own.
                 damage.extend(layer.index().err().map(|fault| format!("layer {digest}: {}", fault.message)));
             }
@@ -79,6 +88,7 @@ pub(super) fn verify(store: &Store, image: &Image) -> Result<ImageVerified, Faul
             Err(fault) => damage.push(fault.message),
         }
     }
+    verified.bytes = verified.bytes.saturating_add(read_of_layers);
     verified.damage.extend(damage);
     Ok(verified)
 }

@@ -9,15 +9,17 @@
 //! ```
 //! HEX is the digest of the layer as its registry has it.
 use super::fault::{broken, io_fault};
-use super::store::{sync_dir, write_beside};
+use super::store::write_beside;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 use viv_model::{Fault, Kind};
 use viv_oci::{Checked, Layer, Source, Watch};
@@ -49,8 +51,8 @@ pub(super) struct Facts {
     pub(super) diff_id: String,
     /// Bytes of `data`.
     pub(super) data_bytes: u64,
-    /// SHA-256 of `data`.
-    pub(super) data_sha256: String,
+    /// BLAKE3 of `data`.
+    pub(super) data_blake3: String,
 }
 
 impl Unpacked {
@@ -226,18 +228,106 @@ impl<R: Read> Read for Told<R> {
     }
 }
 
+/// What has come of a file that is being downloaded.
+#[derive(Default)]
+struct Come {
+    state: Mutex<(u64, bool)>,
+    changed: Condvar,
+}
+
+impl Come {
+    fn set(&self, bytes: u64, ended: bool) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = (bytes, ended);
+        self.changed.notify_all();
+    }
+}
+
+/// Reads a file while it is downloaded.
+struct Following {
+    file: File,
+    at: u64,
+    come: Arc<Come>,
+}
+
+impl Read for Following {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut state = self.come.state.lock().unwrap_or_else(PoisonError::into_inner);
+        while state.0 <= self.at && !state.1 {
+            state = self.come.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        let there = usize::try_from(state.0.saturating_sub(self.at)).unwrap_or(usize::MAX).min(buffer.len());
+        drop(state);
+        let read = self.file.read_at(buffer.get_mut(..there).unwrap_or_default(), self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
 /// Gets and unpacks a layer into `dir`, whose lock is ours.
 fn unpack(dir: &Path, source: &dyn Source, layer: &Layer, watch: &dyn Watch) -> Result<(), Fault> {
-    let (part, data, index) = (dir.join("part"), dir.join("data"), dir.join("index"));
-    let (told, passed) = std::sync::mpsc::channel();
-    let stream: Box<dyn Read + Send> = if source.is_remote() {
-        download(&part, source, layer, watch)?;
-        Box::new(File::open(&part).map_err(io_fault("read", &part))?)
-    } else {
+    let part = dir.join("part");
+    if !source.is_remote() {
         let blob = source.blob(&layer.descriptor, 0, watch)?;
         let checked = Checked::new(blob.reader, layer.digest.clone(), layer.size);
-        Box::new(Told { inner: checked, bytes: told })
-    };
+        let (told, passed) = std::sync::mpsc::channel();
+        return unpack_stream(
+            dir,
+            Box::new(Told { inner: checked, bytes: told }),
+            layer,
+            source,
+            watch,
+            &passed,
+        );
+    }
+    let file =
+        File::options().read(true).append(true).create(true).open(&part).map_err(io_fault("write", &part))?;
+    let follower = File::open(&part).map_err(io_fault("read", &part))?;
+    let come = Arc::new(Come::default());
+    let stream = Box::new(Following { file: follower, at: 0, come: come.clone() });
+    let (_told, passed) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        // What comes is unpacked at once, and counts for nothing until its digest is right.
+        let downloaded = scope.spawn(|| {
+            let outcome = download(file, &part, source, layer, watch, &come);
+            let bytes = fs::metadata(&part).map(|found| found.len()).unwrap_or_default();
+            come.set(bytes, true);
+            outcome
+        });
+        let unpacked = unpack_stream_into(dir, stream, layer, source, watch, &passed);
+        let downloaded = downloaded.join().unwrap_or_else(|_| Err(broken("the download", "it broke off")));
+        downloaded.and(unpacked).and_then(|facts| whole(dir, &facts))
+    })
+}
+
+fn unpack_stream(
+    dir: &Path,
+    stream: Box<dyn Read + Send>,
+    layer: &Layer,
+    source: &dyn Source,
+    watch: &dyn Watch,
+    passed: &Receiver<u64>,
+) -> Result<(), Fault> {
+    unpack_stream_into(dir, stream, layer, source, watch, passed).and_then(|facts| whole(dir, &facts))
+}
+
+/// Marks a layer as whole: everything of it is on the disk.
+fn whole(dir: &Path, facts: &Facts) -> Result<(), Fault> {
+    let text = serde_json::to_vec(facts).map_err(|error| broken("what is known of a layer", error))?;
+    write_beside(&dir.join("facts"), &text)?;
+    let _ = fs::remove_file(dir.join("part"));
+    Ok(())
+}
+
+/// Unpacks a layer from its bytes; `passed` tells how many of them have passed, if nobody else does.
+fn unpack_stream_into(
+    dir: &Path,
+    stream: Box<dyn Read + Send>,
+    layer: &Layer,
+    source: &dyn Source,
+    watch: &dyn Watch,
+    passed: &Receiver<u64>,
+) -> Result<Facts, Fault> {
+    let (data, index) = (dir.join("data"), dir.join("index"));
     let in_layer = |fault: Fault| Fault {
         message: format!("layer {} of {}: {}", layer.digest, source.name(), fault.message),
         ..fault
@@ -271,23 +361,31 @@ fn unpack(dir: &Path, source: &dyn Source, layer: &Layer, watch: &dyn Watch) -> 
     }
     fs::write(&index, unpacked.to_bytes()).map_err(io_fault("write", &index))?;
     fs::set_permissions(&data, fs::Permissions::from_mode(0o444)).map_err(io_fault("write", &data))?;
+    let (data_blake3, data_bytes) = blake3_file(&data).map_err(io_fault("read", &data))?;
     let sync =
         |path: &Path| File::open(path).and_then(|file| file.sync_all()).map_err(io_fault("sync", path));
     sync(&index)?;
     sync(&data)?;
-    let (data_sha256, data_bytes) = super::store::sha256_file(&data).map_err(io_fault("read", &data))?;
-    let facts = Facts { diff_id, data_bytes, data_sha256 };
-    let text = serde_json::to_vec(&facts).map_err(|error| broken("what is known of a layer", error))?;
-    write_beside(&dir.join("facts"), &text)?;
-    sync_dir(&dir.join("facts"))?;
-    let _ = fs::remove_file(&part);
-    Ok(())
+    Ok(Facts { diff_id, data_bytes, data_blake3 })
+}
+
+/// BLAKE3 of a file in hexadecimal, and its length.
+pub(super) fn blake3_file(path: &Path) -> io::Result<(String, u64)> {
+    let mut sum = blake3::Hasher::new();
+    let bytes = io::copy(&mut File::open(path)?, &mut sum)?;
+    Ok((sum.finalize().to_hex().to_string(), bytes))
 }
 
 /// Has the layer's bytes in the file `part`, checked.
-fn download(part: &Path, source: &dyn Source, layer: &Layer, watch: &dyn Watch) -> Result<(), Fault> {
+fn download(
+    mut file: File,
+    part: &Path,
+    source: &dyn Source,
+    layer: &Layer,
+    watch: &dyn Watch,
+    come: &Come,
+) -> Result<(), Fault> {
     let fault = io_fault("write", part);
-    let mut file = File::options().read(true).append(true).create(true).open(part).map_err(&fault)?;
     let mut have = file.metadata().map_err(&fault)?.len();
     if have > layer.size {
         file.set_len(0).map_err(&fault)?;
@@ -296,6 +394,7 @@ fn download(part: &Path, source: &dyn Source, layer: &Layer, watch: &dyn Watch) 
     let mut sum = Sha256::new();
     io::copy(&mut file, &mut HashWriter(&mut sum)).map_err(&fault)?;
     watch.bytes(i64::try_from(have).unwrap_or(i64::MAX));
+    come.set(have, false);
     let mut piece = vec![0; 256 << 10];
     let mut failures = 0;
     while have < layer.size {
@@ -322,6 +421,7 @@ fn download(part: &Path, source: &dyn Source, layer: &Layer, watch: &dyn Watch) 
                     sum.update(new);
                     have += new.len() as u64;
                     watch.bytes(new.len() as i64);
+                    come.set(have, false);
                     if have == layer.size {
                         break String::new();
                     }
