@@ -79,16 +79,34 @@ pub(crate) fn disk(path: &Path, tree: &Tree, layers: &[Layer], blobs: &mut [File
 pub(crate) struct Mount(PathBuf);
 
 impl Mount {
+    /// Mounts `disk`; it is an error only if the host mounts none of that kind, not even one that Debian's tools have made.
     pub(crate) fn new(kind: &str, options: &str, disk: &Path, at: PathBuf) -> Result<Mount, String> {
+        let Err(why) = Mount::any(kind, options, disk, at.clone()) else { return Ok(Mount(at)) };
+        let scratch = Scratch::new();
+        let reference = scratch.path("reference");
+        if kind == "erofs" {
+            fs::create_dir(scratch.path("empty")).unwrap();
+            tool("mkfs.erofs", &[&reference, &scratch.path("empty")]);
+        } else {
+            File::create(&reference).unwrap().set_len(64 << 20).unwrap();
+            tool("mke2fs", &[&"-q", &"-t", &kind, &reference]);
+        }
+        match Mount::any(kind, options, &reference, scratch.path("mount")) {
+            Ok(()) => {
+                drop(Mount(scratch.path("mount")));
+                panic!("{} cannot be mounted: {why}", disk.display());
+            }
+            Err(_) => Err(format!("no {kind} can be mounted here: {why}")),
+        }
+    }
+
+    fn any(kind: &str, options: &str, disk: &Path, at: PathBuf) -> Result<(), String> {
         fs::create_dir_all(&at).unwrap();
         let options = format!("loop,{options}");
         let mount = Command::new("mount").args(["-t", kind, "-o", &options]).args([disk, &at]).output();
         let mount = mount.map_err(|error| format!("mount: {error}"))?;
-        if mount.status.success() {
-            Ok(Mount(at))
-        } else {
-            Err(String::from_utf8_lossy(&mount.stderr).trim().to_string())
-        }
+        let said = String::from_utf8_lossy(&mount.stderr).trim().to_string();
+        if mount.status.success() { Ok(()) } else { Err(said) }
     }
 }
 
