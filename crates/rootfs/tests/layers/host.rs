@@ -46,6 +46,21 @@ pub(crate) fn tool(program: &str, words: &[&dyn AsRef<OsStr>]) -> String {
     said
 }
 
+/// Whether a tool is there. Those of EROFS and of images are not everywhere: a test that has to do without says so.
+pub(crate) fn installed(program: &str) -> bool {
+    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
+    path.split(':').any(|dir| Path::new(dir).join(program).is_file())
+}
+
+/// fsck.erofs has nothing to say of a disk.
+pub(crate) fn check_erofs(disk: &Path) {
+    if installed("fsck.erofs") {
+        assert_eq!(tool("fsck.erofs", &[&disk]), "");
+    } else {
+        not_tested("an EROFS by fsck.erofs", "it is not installed (package erofs-utils)");
+    }
+}
+
 /// Reads layers, given as they are stored; the archives' data blobs are in `scratch`.
 pub(crate) fn layers(scratch: &Scratch, archives: &[Vec<u8>]) -> (Vec<Layer>, Vec<File>) {
     let mut blobs = Vec::new();
@@ -84,7 +99,9 @@ impl Mount {
         let Err(why) = Mount::any(kind, options, disk, at.clone()) else { return Ok(Mount(at)) };
         let scratch = Scratch::new();
         let reference = scratch.path("reference");
-        if kind == "erofs" {
+        if kind == "erofs" && !installed("mkfs.erofs") {
+            return Err(why);
+        } else if kind == "erofs" {
             fs::create_dir(scratch.path("empty")).unwrap();
             tool("mkfs.erofs", &[&reference, &scratch.path("empty")]);
         } else {
