@@ -138,6 +138,11 @@ impl<'a, W: Write + Seek> Blob<'a, W> {
     }
 }
 
+/// Blocks of a granule of a file of `blocks`: an extent begins and ends at a granule's edge, or ends with the file.
+pub(crate) fn granule(blocks: u64) -> u64 {
+    blocks.div_ceil(GRANULES_MAX).max(1).checked_next_power_of_two().unwrap_or(1 << 63)
+}
+
 /// One file, cut into granules.
 struct Cut {
     /// Of the file, and of a granule of it.
@@ -154,8 +159,7 @@ impl Cut {
                 "a file says that it has {size} bytes, more than the 16 TiB that a root file system may have"
             )));
         }
-        let granule = blocks.div_ceil(GRANULES_MAX).next_power_of_two();
-        Ok(Cut { blocks, granule, extents: Vec::new() })
+        Ok(Cut { blocks, granule: granule(blocks), extents: Vec::new() })
     }
 
     /// Where the file's `block` is in the blob; a granule that comes for the first time is put at `end`.

@@ -16,7 +16,7 @@
 //! ```
 //! Numbers are little-endian; "bytes" is a u32 length and as many bytes. Attributes stand in the order of their names.
 use crate::BLOCK;
-use crate::blob::BLOCKS_MAX;
+use crate::blob::{BLOCKS_MAX, granule};
 use crate::fault::damaged;
 use crate::layer::{Attributes, Entry, Extent, Kind, Layer};
 use crate::tar::Mtime;
@@ -130,13 +130,20 @@ fn put_entry(out: &mut Vec<u8>, entry: &Entry) {
     }
 }
 
-/// Extents stand in order, inside their file and inside the blob.
+/// Extents stand in order, inside their file and inside the blob, and are as large pieces as those of a file that was unpacked: else
+/// the map of a file would have no bound.
 fn check_extents(entry: &Entry, data_blocks: u64) -> Result<(), Fault> {
     let Kind::File { size, extents } = &entry.kind else { return Ok(()) };
     let file_blocks = size.div_ceil(BLOCK as u64);
+    let granule = granule(file_blocks);
+    if file_blocks > BLOCKS_MAX {
+        return Err(damaged("its index has a file that is larger than one can be"));
+    }
     let mut end = 0;
     for extent in extents {
         let next = extent.from.checked_add(extent.blocks).filter(|end| *end <= file_blocks);
+        let next =
+            next.filter(|end| extent.from % granule == 0 && (end % granule == 0 || *end == file_blocks));
         let inside = extent.at.checked_add(extent.blocks).is_some_and(|end| end <= data_blocks);
         end = next
             .filter(|_| inside && extent.from >= end && extent.blocks > 0)
@@ -312,6 +319,9 @@ mod tests {
             refused(&|layer| layer.entries[6].kind = Kind::Hardlink(path.into()));
         }
         refused(&|layer| layer.entries[0].path = vec![b'a'; 256]);
+        let huge = |size| Kind::File { size, extents: vec![extent(3, 0, 1)] };
+        refused(&|layer| layer.entries[0].kind = huge(1 << 40));
+        refused(&|layer| layer.entries[0].kind = huge(u64::MAX));
         refused(&|layer| layer.data_blocks = u64::MAX);
         refused(&|layer| layer.entries[1].attributes.mode = 0o10_000);
         refused(&|layer| layer.entries[1].attributes.mtime.nanoseconds = 1_000_000_000);

@@ -1,10 +1,12 @@
 //! Tar archives as layers have them: ustar, GNU and pax (POSIX.1-2017, pax, "ustar Interchange Format"; GNU tar manual, "Tar
 //! Internals"). The `tar` crate reads the fields of a header; the order of headers, sparse maps and bounds are ours.
+mod header;
 mod pax;
 mod sparse;
 
 use crate::fault::{damaged, excessive, reading};
 use crate::limits::Limits;
+use header::{check_sum, device, field};
 use pax::Pax;
 pub(crate) use sparse::Segment;
 use std::collections::BTreeMap;
@@ -82,17 +84,16 @@ impl<'a, R: Read> Reader<'a, R> {
     /// The next member, or the archive's end: then everything behind it was read as well.
     pub(crate) fn next(&mut self) -> Result<Option<Member>, Fault> {
         let mut pax = self.global.clone();
-        let (mut long_path, mut long_link) = (None, None);
+        let (mut long_path, mut long_link, mut described) = (None, None, false);
         loop {
             self.skip()?;
             let mut bytes = [0; RECORD];
-            let described = long_path.is_some() || long_link.is_some();
-            if !self.some(&mut bytes)? && !described {
+            if !self.some(&mut bytes)? {
                 if self.read == 0 {
                     return Err(damaged("its archive is empty"));
                 }
                 // The standard wants records of zeros there; some tools (umoci insert) leave them out.
-                return Ok(None);
+                return if described { Err(self.breaks_off(0)) } else { Ok(None) };
             }
             if bytes.iter().all(|byte| *byte == 0) {
                 // One record of zeros is the end for everybody but the standard, which wants two.
@@ -100,7 +101,8 @@ impl<'a, R: Read> Reader<'a, R> {
             }
             let header = tar::Header::from_byte_slice(&bytes);
             check_sum(header)?;
-            let stored = field(header.entry_size(), "size")?;
+            let stored: u64 = field(&header.as_old().size, "size")?;
+            described = true;
             self.left = stored;
             self.padding = stored.wrapping_neg() % RECORD as u64;
             match header.entry_type().as_byte() {
@@ -158,29 +160,23 @@ impl<'a, R: Read> Reader<'a, R> {
         } else {
             (0, Vec::new())
         };
-        let id = |given: Option<u32>, field: io::Result<u64>, what| match given {
-            Some(id) => Ok(id),
-            None => u32::try_from(self::field(field, what)?)
-                .map_err(|_| damaged(format!("the {what} of {shown} is too large"))),
-        };
-        let device = |half: io::Result<Option<u32>>| Ok(field(half, "device number")?.unwrap_or(0));
-        let is_device = matches!(kind, Type::Character | Type::Block);
+        let old = header.as_old();
+        let id = |given: Option<u32>, bytes, what| given.map_or_else(|| field(bytes, what), Ok);
         Ok(Member {
             kind,
             size,
             segments,
-            mode: (field(header.mode(), "mode")? & 0o7777) as u16,
-            uid: id(pax.uid, header.uid(), "owner")?,
-            gid: id(pax.gid, header.gid(), "group")?,
+            mode: (field::<u64>(&old.mode, "mode").map_err(in_member)? & 0o7777) as u16,
+            uid: id(pax.uid, &old.uid, "owner").map_err(in_member)?,
+            gid: id(pax.gid, &old.gid, "group").map_err(in_member)?,
             mtime: match pax.mtime {
                 Some(time) => time,
                 // A time before 1970 is a negative number in GNU's form.
-                None => Mtime { seconds: field(header.mtime(), "time")?.cast_signed(), nanoseconds: 0 },
+                None => Mtime { seconds: field(&old.mtime, "time").map_err(in_member)?, nanoseconds: 0 },
             },
-            device: if is_device {
-                (device(header.device_major())?, device(header.device_minor())?)
-            } else {
-                (0, 0)
+            device: match kind {
+                Type::Character | Type::Block => device(header).map_err(in_member)?,
+                _ => (0, 0),
             },
             xattrs: pax.xattrs,
             path,
@@ -197,7 +193,7 @@ impl<'a, R: Read> Reader<'a, R> {
             let size = pax.sparse.size.ok_or_else(|| damaged("a sparse file has no size"))?;
             (size, sparse::from_pairs(map)?)
         } else if let Some(gnu) = header.as_gnu().filter(|_| header.entry_type().is_gnu_sparse()) {
-            (field(gnu.real_size(), "size")?, self.map_in_headers(gnu)?)
+            (field(&gnu.realsize, "size")?, self.map_in_headers(gnu)?)
         } else {
             return Ok((stored, vec![Segment { offset: 0, length: stored }]));
         };
@@ -226,7 +222,7 @@ impl<'a, R: Read> Reader<'a, R> {
         let mut segments = Vec::new();
         let mut take = |piece: &tar::GnuSparseHeader| {
             if !piece.is_empty() {
-                let (offset, length) = (field(piece.offset(), "map")?, field(piece.length(), "map")?);
+                let (offset, length) = (field(&piece.offset, "map")?, field(&piece.numbytes, "map")?);
                 segments.push(Segment { offset, length });
             }
             Ok(())
@@ -311,13 +307,15 @@ impl<'a, R: Read> Reader<'a, R> {
 
     fn fill(&mut self, buffer: &mut [u8]) -> Result<(), Fault> {
         self.source.read_exact(buffer).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => damaged(format!(
-                "its archive breaks off about {} bytes after its beginning",
-                self.read.saturating_add(buffer.len() as u64)
-            )),
+            io::ErrorKind::UnexpectedEof => self.breaks_off(buffer.len()),
             _ => reading(&error),
         })?;
         self.count(buffer.len())
+    }
+
+    fn breaks_off(&self, wanted: usize) -> Fault {
+        let at = self.read.saturating_add(wanted as u64);
+        damaged(format!("its archive breaks off about {at} bytes after its beginning"))
     }
 
     fn count(&mut self, bytes: usize) -> Result<(), Fault> {
@@ -334,25 +332,6 @@ impl<'a, R: Read> Reader<'a, R> {
         }
         Ok(())
     }
-}
-
-/// The header's own sum: of its bytes, with the sum's field as spaces. Old archives summed signed bytes.
-fn check_sum(header: &tar::Header) -> Result<(), Fault> {
-    let claimed = field(header.cksum(), "checksum")?;
-    let bytes = header.as_bytes().iter().enumerate();
-    let summed = bytes.map(|(at, byte)| if (148..156).contains(&at) { b' ' } else { *byte });
-    let (plain, signed) = summed.fold((0u32, 0i32), |(plain, signed), byte| {
-        (plain + u32::from(byte), signed + i32::from(byte.cast_signed()))
-    });
-    if claimed == plain || i64::from(claimed) == i64::from(signed) {
-        Ok(())
-    } else {
-        Err(damaged("a header of its archive has a wrong checksum"))
-    }
-}
-
-fn field<T>(value: io::Result<T>, what: &str) -> Result<T, Fault> {
-    value.map_err(|error| damaged(format!("a header of its archive has a bad {what}: {error}")))
 }
 
 fn until_zero(mut bytes: Vec<u8>) -> Vec<u8> {

@@ -46,6 +46,21 @@ pub(crate) fn tool(program: &str, words: &[&dyn AsRef<OsStr>]) -> String {
     said
 }
 
+/// Whether a tool is there. Those of EROFS and of images are not everywhere: a test that has to do without says so.
+pub(crate) fn installed(program: &str) -> bool {
+    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
+    path.split(':').any(|dir| Path::new(dir).join(program).is_file())
+}
+
+/// fsck.erofs has nothing to say of a disk.
+pub(crate) fn check_erofs(disk: &Path) {
+    if installed("fsck.erofs") {
+        assert_eq!(tool("fsck.erofs", &[&disk]), "");
+    } else {
+        not_tested("an EROFS by fsck.erofs", "it is not installed (package erofs-utils)");
+    }
+}
+
 /// Reads layers, given as they are stored; the archives' data blobs are in `scratch`.
 pub(crate) fn layers(scratch: &Scratch, archives: &[Vec<u8>]) -> (Vec<Layer>, Vec<File>) {
     let mut blobs = Vec::new();
@@ -79,16 +94,36 @@ pub(crate) fn disk(path: &Path, tree: &Tree, layers: &[Layer], blobs: &mut [File
 pub(crate) struct Mount(PathBuf);
 
 impl Mount {
+    /// Mounts `disk`; it is an error only if the host mounts none of that kind, not even one that Debian's tools have made.
     pub(crate) fn new(kind: &str, options: &str, disk: &Path, at: PathBuf) -> Result<Mount, String> {
+        let Err(why) = Mount::any(kind, options, disk, at.clone()) else { return Ok(Mount(at)) };
+        let scratch = Scratch::new();
+        let reference = scratch.path("reference");
+        if kind == "erofs" && !installed("mkfs.erofs") {
+            return Err(why);
+        } else if kind == "erofs" {
+            fs::create_dir(scratch.path("empty")).unwrap();
+            tool("mkfs.erofs", &[&reference, &scratch.path("empty")]);
+        } else {
+            File::create(&reference).unwrap().set_len(64 << 20).unwrap();
+            tool("mke2fs", &[&"-q", &"-t", &kind, &reference]);
+        }
+        match Mount::any(kind, options, &reference, scratch.path("mount")) {
+            Ok(()) => {
+                drop(Mount(scratch.path("mount")));
+                panic!("{} cannot be mounted: {why}", disk.display());
+            }
+            Err(_) => Err(format!("no {kind} can be mounted here: {why}")),
+        }
+    }
+
+    fn any(kind: &str, options: &str, disk: &Path, at: PathBuf) -> Result<(), String> {
         fs::create_dir_all(&at).unwrap();
         let options = format!("loop,{options}");
         let mount = Command::new("mount").args(["-t", kind, "-o", &options]).args([disk, &at]).output();
         let mount = mount.map_err(|error| format!("mount: {error}"))?;
-        if mount.status.success() {
-            Ok(Mount(at))
-        } else {
-            Err(String::from_utf8_lossy(&mount.stderr).trim().to_string())
-        }
+        let said = String::from_utf8_lossy(&mount.stderr).trim().to_string();
+        if mount.status.success() { Ok(()) } else { Err(said) }
     }
 }
 

@@ -248,7 +248,10 @@ fn what_no_file_can_be_is_refused() {
         ("an attribute's name that is too long", pax(&[(&format!("SCHILY.xattr.user.{long}"), b"1")])),
         ("an attribute in no base64", pax(&[("LIBARCHIVE.xattr.user.a", b"!")])),
         ("no archive", vec![7; 5000]),
-        ("nothing", Vec::new()),
+        ("a header that describes nothing", {
+            let described = add("file", Entry { pax: &[("uid", b"1")], ..Entry::FILE });
+            described[..1024].to_vec()
+        }),
     ];
     for (name, archive) in cases {
         refused(name, archive, &["damaged", "refused"]);
