@@ -181,7 +181,7 @@ pub enum BuildLine {
     /// What is being done now.
     Progress(Progress),
     /// The last line of a build that went well.
-    Done(Image),
+    Done(Box<Image>),
     /// The last line of one that did not.
     Failed(Fault),
 }

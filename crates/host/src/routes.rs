@@ -418,7 +418,7 @@ fn build(service: Arc<Service>, name: String, ask: ImageBuild, job: String) -> R
         }));
         service.jobs().remove(&job);
         reporter.send(&match outcome.unwrap_or_else(|_| Err(defect("the build panicked"))) {
-            Ok(image) => BuildLine::Done(shown(&image)),
+            Ok(image) => BuildLine::Done(Box::new(shown(&image))),
             Err(fault) => BuildLine::Failed(fault),
         });
         drop(busy);

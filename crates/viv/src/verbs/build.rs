@@ -74,7 +74,7 @@ pub(crate) fn build(
         Request::new(Route::ImageBuild, std::slice::from_ref(&name)).query(format!("job={job}")).body(&ask);
     let read = client.lines(request, |line: BuildLine| match line {
         BuildLine::Progress(progress) => bar.show(&progress),
-        BuildLine::Done(image) => outcome = Some(Ok(image)),
+        BuildLine::Done(image) => outcome = Some(Ok(*image)),
         BuildLine::Failed(fault) => outcome = Some(Err(fault)),
     });
     bar.clear();
