@@ -224,7 +224,7 @@ fn succeeds(command: &mut Command) {
 fn debian(dir: &Directory) -> PathBuf {
     let tree = dir.file("debian");
     let packages = "systemd-sysv,udev,dbus,linux-image-cloud-amd64,cloud-init,cloud-guest-utils,e2fsprogs,openssh-server,sudo,\
-                    iproute2,isc-dhcp-client,ifupdown,netplan.io";
+                    iproute2,isc-dhcp-client,ifupdown,locales,netplan.io";
     let version = fs::read_to_string("/etc/os-release").unwrap_or_default();
     let suite = version
         .lines()
