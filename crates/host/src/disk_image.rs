@@ -26,7 +26,7 @@ pub(crate) fn is_file(image: &str) -> bool {
 
 /// Whether a VM in `dir` boots what its own disk has.
 pub(crate) fn boots_itself(record: &VmRecord, dir: &Path) -> bool {
-    record.image.as_deref().is_some_and(is_file) && record.machine.kernel.parent() == Some(dir)
+    record.image.as_deref().is_some_and(is_file) && record.machine.kernel.starts_with(dir)
 }
 
 /// A VM's own of a disk's file: an empty layer over it, and the kernel in it unless there is one already. The file itself is

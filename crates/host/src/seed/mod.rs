@@ -79,7 +79,8 @@ pub(crate) fn make(
 
 /// Whether a disk is a VM's seed.
 pub(crate) fn is_seed(disk: &DiskSpec) -> bool {
-    disk.read_only && disk.path.file_name().is_some_and(|name| name == SEED)
+    let is_called = disk.path.file_name().is_some_and(|name| name == SEED);
+    disk.read_only && is_called && disk.serial.as_deref() == Some(SERIAL)
 }
 
 /// What was asked of the seed of the VM in `dir`, if it has one.
