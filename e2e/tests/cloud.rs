@@ -224,7 +224,7 @@ fn succeeds(command: &mut Command) {
 fn debian(dir: &Directory) -> PathBuf {
     let tree = dir.file("debian");
     let packages = "systemd-sysv,udev,dbus,linux-image-cloud-amd64,cloud-init,cloud-guest-utils,e2fsprogs,openssh-server,sudo,\
-                    iproute2,isc-dhcp-client,ifupdown,locales,netplan.io";
+                    iproute2,isc-dhcp-client,ifupdown,netplan.io";
     let version = fs::read_to_string("/etc/os-release").unwrap_or_default();
     let suite = version
         .lines()
@@ -248,6 +248,8 @@ fn debian(dir: &Directory) -> PathBuf {
     fs::write(tree.join("boot/grub/grub.cfg"), configuration).unwrap();
     fs::write(tree.join("etc/fstab"), format!("UUID={UUID} / ext4 rw,errors=remount-ro 0 1\n")).unwrap();
     fs::write(tree.join("etc/machine-id"), "").unwrap();
+    // Nothing is generated that a small image has no programs for.
+    fs::write(tree.join("etc/cloud/cloud.cfg.d/90_small.cfg"), "locale: false\n").unwrap();
     let _ = fs::remove_file(tree.join("etc/hostname"));
     for file in fs::read_dir(tree.join("etc/ssh")).unwrap().flatten() {
         if file.file_name().to_string_lossy().starts_with("ssh_host_") {

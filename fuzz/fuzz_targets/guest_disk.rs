@@ -17,7 +17,7 @@ static SOUND: LazyLock<Vec<u8>> = LazyLock::new(|| {
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .args(["-q", "-F", "-t", "ext4", "-b", "1024", "-J", "size=1", "-d"])
         .args([&dir.join("tree"), &image])
-        .arg("2M")
+        .arg("4M")
         .status();
     assert!(made.is_ok_and(|status| status.success()), "mke2fs (e2fsprogs) is needed");
     let bytes = fs::read(&image).unwrap();
