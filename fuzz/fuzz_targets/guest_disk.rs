@@ -25,16 +25,19 @@ static SOUND: LazyLock<Vec<u8>> = LazyLock::new(|| {
     bytes
 });
 
+/// Where it is not zero.
+static USED: LazyLock<Vec<usize>> =
+    LazyLock::new(|| (0..SOUND.len()).filter(|at| SOUND[*at] != 0).collect());
+
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     viv_guestfs::trial::read_partitions(data);
     viv_guestfs::trial::look_into(&viv_guestfs::trial::gpt_disk(&[(1, data.to_vec())]));
     // Each change: how far from the one before, among the bytes that are not zero, and what is there instead.
     let mut image = SOUND.clone();
-    let used: Vec<usize> = (0..image.len()).filter(|at| image[*at] != 0).collect();
     let mut at = 0;
     for change in data.chunks_exact(3) {
         at += usize::from(u16::from_le_bytes([change[0], change[1]]));
-        image[used[at % used.len()]] = change[2];
+        image[USED[at % USED.len()]] = change[2];
     }
     viv_guestfs::trial::look_into(&image);
 });
