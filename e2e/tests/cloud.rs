@@ -197,6 +197,7 @@ fn cloud_init_of_a_debian_has_the_user_the_key_the_name_and_the_network() {
     assert!(seen.contains("status: done"), "{seen}");
     let network = run(&["ssh", vm.0, "ip -4 addr; mount | grep ' / '"], "").ok().out;
     assert!(network.contains("10.0.2.15/24") && network.contains("/dev/vda1"), "{network}");
+    let card = run(&["ssh", vm.0, "ls /sys/class/net | grep ^e"], "").ok().out.trim().to_string();
     let status = run(&["ssh", vm.0, "--", "exit 7"], "");
     assert_eq!(status.status, 7, "{status:?}");
     drop(vm);
@@ -204,16 +205,24 @@ fn cloud_init_of_a_debian_has_the_user_the_key_the_name_and_the_network() {
     // The user's own data, key and network configuration.
     let (data, network, key) = (dir.file("user-data.yaml"), dir.file("network.yaml"), dir.file("id"));
     fs::write(&data, "#cloud-config\nwrite_files:\n- path: /etc/told\n  content: by viv\n").unwrap();
-    let match_all = "version: 2\nethernets:\n  all:\n    match: {name: 'en*'}\n    addresses: [10.0.2.15/24]\n    gateway4: 10.0.2.2\n";
-    fs::write(&network, match_all).unwrap();
+    let own = format!(
+        "version: 1\nconfig:\n- type: physical\n  name: {card}\n  subnets:\n  - {{type: static, address: 10.0.2.15/24, gateway: 10.0.2.2}}\n"
+    );
+    fs::write(&network, own).unwrap();
     let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).status();
     assert!(made.unwrap().success());
     let options =
         ["--net", "user", "--memory", "1G", "--cloud-init", text(&data), "--network-config", text(&network)];
     let vm = start("e2e-cloud-debian", &[&options[..], &["--ssh-key", text(&key), text(&image)]].concat());
-    let told = "cat /etc/told; ip -4 route | grep default; wc -l < .ssh/authorized_keys";
+    let told =
+        "cat /etc/told; ip -4 -o addr show dev $(ls /sys/class/net | grep ^e); wc -l < .ssh/authorized_keys";
     let told = run(&["ssh", vm.0, "-i", text(&key), "-o", "IdentitiesOnly=yes", "--", told], "").ok().out;
-    assert!(told.starts_with("by viv") && told.contains("via 10.0.2.2") && told.ends_with("2\n"), "{told}");
+    // A lease would not be valid for ever.
+    assert!(
+        told.starts_with("by viv") && told.contains("10.0.2.15/24") && told.contains("forever"),
+        "{told}"
+    );
+    assert!(told.ends_with("2\n"), "this user's key and the one that was named: {told}");
 }
 
 fn succeeds(command: &mut Command) {
