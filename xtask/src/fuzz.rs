@@ -23,6 +23,7 @@ const LIMITS: &[(&str, u64, u32)] = &[
     ("snapshot_files", 100_000, 1000),
     ("layer_archive", 300_000, 8192),
     ("layer_index", 300_000, 2000),
+    ("guest_disk", 20_000, 1000),
 ];
 const OTHER: (u64, u32) = (1_000_000, 4096);
 

@@ -125,6 +125,18 @@ pub(crate) fn nightly() -> Result<(), String> {
             "all_vms_of_a_network",
         ]),
     )?;
+    for (program, package) in
+        [("mmdebstrap", "mmdebstrap"), ("qemu-img", "qemu-utils"), ("ssh", "openssh-client")]
+    {
+        install::need(program, package)?;
+    }
+    build()?;
+    step(
+        "cloud-init in a Debian",
+        cargo()
+            .args(["test", "--release", "--package", "viv-e2e", "--test", "cloud", "--", "--ignored"])
+            .args(["--test-threads=1", "--nocapture"]),
+    )?;
     fuzz::run(&[])?;
     check()
 }

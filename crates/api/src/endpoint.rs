@@ -96,6 +96,8 @@ pub enum Route {
     VmConsoleSize,
     /// The guest agent.
     VmAgent,
+    /// A stream to a TCP port.
+    VmConnect,
     /// List networks.
     NetworkList,
     /// Make a network.
@@ -358,6 +360,13 @@ pub const TABLE: &[Endpoint] = &[
         "/v1/vms/{vm}/agent",
         Answer::Stream,
         "a connection to its agent; ?wait=SECONDS waits until it is there, and on, up to ?boot=SECONDS, while the guest boots",
+    ),
+    line(
+        Route::VmConnect,
+        Method::Post,
+        "/v1/vms/{vm}/connect/{port}",
+        Answer::Stream,
+        "a connection to a TCP port of it, through its network, published or not; it ends at once if nothing listens there",
     ),
     line(
         Route::NetworkList,

@@ -199,9 +199,30 @@ pub struct Progress {
     pub bytes: bool,
 }
 
+/// Whether an image's name is a disk's file: those of the store have no such names. In a document, and as the service is
+/// asked, it begins with `/`; as a user writes it, also with `./`, `../` or by naming a file that has the end of a disk's.
+pub fn is_disk_file(name: &str) -> bool {
+    const ENDS: [&str; 8] = [".qcow2", ".raw", ".img", ".vmdk", ".vdi", ".vhd", ".vhdx", ".qcow"];
+    let begins = ["/", "./", "../"].iter().any(|begin| name.starts_with(begin));
+    let lower = name.to_ascii_lowercase();
+    begins || ENDS.iter().any(|end| lower.len() > end.len() && lower.ends_with(end) && !name.contains(':'))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_disks_file_is_told_from_a_name() {
+        for file in ["/srv/debian", "./debian", "../x", "debian-12.qcow2", "Old.VMDK", "images/d.raw"] {
+            assert!(is_disk_file(file), "{file}");
+        }
+        for name in
+            ["debian", "docker.io/library/debian", "oci:DIR:tag", "oci-archive:/x.img", ".img", "qcow2", ""]
+        {
+            assert!(!is_disk_file(name), "{name}");
+        }
+    }
 
     #[test]
     fn what_is_asked_for_wins_over_the_image() {

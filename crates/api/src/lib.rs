@@ -13,6 +13,7 @@
 
 pub mod agent;
 pub mod client;
+pub mod cloud;
 pub mod endpoint;
 pub mod image;
 pub mod info;

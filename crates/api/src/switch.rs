@@ -69,6 +69,13 @@ pub enum Ask {
         /// The VM's identity.
         vm: String,
     },
+    /// Lead the stream that comes with the request (SCM_RIGHTS of unix(7)) to a TCP port of a VM.
+    Connect {
+        /// The VM's identity.
+        vm: String,
+        /// The port.
+        port: u16,
+    },
     /// What has been counted?
     Counters,
     /// Pull a VM's plug, if it has one.

@@ -1,5 +1,6 @@
 //! VMs as the host service shows and takes them.
 use crate::agent::Exec;
+use crate::cloud::CloudInit;
 use crate::image::ImageProcess;
 use crate::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -42,8 +43,8 @@ pub struct VmCreate {
     /// Its name; a pleasant one is made up if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// The image that kernel, initrd, command line and disk come from. The default guest, unless a
-    /// kernel is given.
+    /// The image that kernel, initrd, command line and disk come from: a name in the store, or a disk's file, to which nothing
+    /// is written. The default guest, unless a kernel is given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
     /// Number of vCPUs.
@@ -77,6 +78,9 @@ pub struct VmCreate {
     /// Disks after the image's own.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskSpec>,
+    /// What cloud-init in the guest is told.
+    #[serde(skip_serializing_if = "CloudInit::is_usual")]
+    pub cloud_init: CloudInit,
     /// Directories that the guest may use.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub shares: Vec<ShareSpec>,

@@ -1,4 +1,5 @@
 //! The document that describes a VM, from its record: what `viv create -f` makes another one like it from.
+use crate::seed;
 use crate::store::VmRecord;
 use std::path::{Path, PathBuf};
 use viv_api::vm::VmCreate;
@@ -8,8 +9,12 @@ use viv_model::{DiskSpec, Fault, ImageDiskSpec, Kind, NetKind, NicCreate, NicSpe
 pub(crate) fn spec_of(record: &VmRecord, dir: &Path) -> VmCreate {
     let machine = &record.machine;
     let own = |path: &PathBuf| (!path.starts_with(dir)).then(|| path.clone());
-    let (of_image, others): (Vec<DiskSpec>, Vec<DiskSpec>) =
-        machine.disks.iter().cloned().partition(|disk| disk.path.starts_with(dir));
+    let (of_image, others): (Vec<DiskSpec>, Vec<DiskSpec>) = machine
+        .disks
+        .iter()
+        .filter(|disk| !seed::is_seed(disk))
+        .cloned()
+        .partition(|disk| disk.path.starts_with(dir));
     let mut image_disks: Vec<ImageDiskSpec> = of_image.iter().map(ImageDiskSpec::of).collect();
     if image_disks.iter().all(|disk| *disk == ImageDiskSpec::default()) {
         image_disks.clear();
@@ -48,6 +53,7 @@ pub(crate) fn spec_of(record: &VmRecord, dir: &Path) -> VmCreate {
         },
         image_disks,
         disks: others,
+        cloud_init: seed::settings(dir).unwrap_or_default(),
         shares: machine.shares.clone(),
         net,
         nic_limits,

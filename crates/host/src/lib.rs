@@ -14,6 +14,7 @@
 
 mod builder;
 mod described;
+mod disk_image;
 mod http;
 pub mod images;
 mod info;
@@ -27,6 +28,7 @@ mod ports;
 mod routes;
 mod runners;
 mod secgroups;
+mod seed;
 mod service;
 mod shares;
 mod signs;
@@ -37,4 +39,5 @@ mod streams;
 mod vms;
 
 pub use places::Places;
+pub use seed::private_key;
 pub use service::serve;

@@ -76,6 +76,11 @@ impl Places {
         self.state.join("snapshots")
     }
 
+    /// Kernels and initial RAM disks that were found in disks, by their checksums: VMs have links to them.
+    pub fn boot(&self) -> PathBuf {
+        self.state.join("boot")
+    }
+
     /// A directory for each network that VMs share.
     pub fn networks(&self) -> PathBuf {
         self.state.join("networks")

@@ -15,6 +15,7 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socke
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -244,6 +245,47 @@ impl Vms {
             .spawn(move || carry(&ours, &name, &sender))
             .map_err(broken)?;
         Ok(receiver)
+    }
+
+    /// A stream to a TCP port of a VM, through the first network of ours that it is in: it needs no published port.
+    pub(crate) fn connect_to(&self, vm: &str, port: u16) -> Result<UnixStream, Fault> {
+        let (record, runner) = self.find(vm)?;
+        if runner.process().is_none() {
+            return Err(Fault::new(
+                Kind::Conflict,
+                format!("VM {:?} does not run", record.name),
+                format!("start it first: viv start {}", record.name),
+            ));
+        }
+        let nics = &record.machine.nics;
+        let switches = nics.iter().filter_map(|nic| self.switch_of(&record, nic));
+        let Some(switch) = switches.into_iter().find(|switch| switch.process().is_some()) else {
+            return Err(match nics.iter().find(|nic| nic.net.is_of_kernel()) {
+                Some(nic) => Fault::new(
+                    Kind::Conflict,
+                    format!(
+                        "VM {:?} is reached through an interface of this host ({})",
+                        record.name, nic.net
+                    ),
+                    "connect to the address that it has there, as to any machine",
+                ),
+                None => Fault::new(
+                    Kind::Conflict,
+                    format!("VM {:?} has no network", record.name),
+                    format!("give it one: viv attach {} --net user", record.name),
+                ),
+            });
+        };
+        let broken = |error: io::Error| {
+            Fault::new(
+                Kind::Error,
+                format!("cannot connect to port {port} of VM {:?}: {error}", record.name),
+                "try again in a moment",
+            )
+        };
+        let (ours, theirs) = UnixStream::pair().map_err(broken)?;
+        switch.connect(&record.id, port, theirs.as_fd()).map_err(broken)??;
+        Ok(ours)
     }
 
     /// Adds to groups how often their rules have decided.

@@ -173,6 +173,19 @@ pub(crate) async fn answer(
             let there = streams::agent(&record.name, &runner, seconds("wait"), seconds("boot")).await?;
             Ok(streams::switch(&service, request, there))
         }
+        Route::VmConnect => {
+            let port = arguments.next().unwrap_or_default();
+            let number = port.parse::<u16>().ok().filter(|number| *number != 0).ok_or_else(|| {
+                let text = format!("no TCP port is called {port:?}");
+                Fault::new(Kind::Usage, text, "use a number from 1 to 65535")
+            })?;
+            let connect = move || vms.connect_to(&name, number);
+            let there = tokio::task::spawn_blocking(connect).await;
+            let there = there.map_err(|error| defect(&error.to_string()))??;
+            let there = there.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(there));
+            let there = there.map_err(|error| defect(&error.to_string()))?;
+            Ok(streams::switch(&service, request, there))
+        }
         Route::SnapshotCreate => {
             let ask = body(request).await?;
             blocking(move || service.snapshots.create(&name, &ask)).await

@@ -1,11 +1,13 @@
 //! What may be done with VMs, and how.
 use crate::described;
-use crate::images::Images;
+use crate::disk_image;
+use crate::images::{Images, Instance};
 use crate::names;
 use crate::networks::Networks;
 use crate::places::Places;
 use crate::runners::Runner;
 use crate::secgroups;
+use crate::seed::{self, Identity};
 use crate::shares;
 use crate::store::{Store, VmRecord};
 use std::collections::{HashMap, HashSet};
@@ -310,30 +312,32 @@ impl Vms {
         let name = self.name(ask.name.as_deref())?;
         let id = names::identity().map_err(no_random)?;
         let dir = self.places.vms().join(&id);
-        let made = self.machine_of(&ask, &name, &dir).and_then(|(image, process, machine)| {
-            let mut record = VmRecord {
-                id: id.clone(),
-                name,
-                created_at: Timestamp::now(),
-                append: ask.append.clone().filter(|_| image.is_some()),
-                image,
-                machine,
-                groups: secgroups::distinct(&ask.groups)?,
-                labels: ask.labels.clone(),
-                on_reboot: ask.on_reboot,
-                remove: ask.remove,
-                command: ask.command.clone(),
-                process,
-                started_at: None,
-                attended_by: None,
-                snapshot: None,
-            };
-            let _turn = self.networks.hold();
-            record.groups.iter().try_for_each(|group| self.networks.groups.find(group).map(drop))?;
-            self.give_places(&mut record.machine.nics)?;
-            self.store.insert(&record)?;
-            Ok(())
-        });
+        let made = self.machine_of(&ask, &Identity { id: &id, name: &name }, &dir).and_then(
+            |(image, process, machine)| {
+                let mut record = VmRecord {
+                    id: id.clone(),
+                    name: name.clone(),
+                    created_at: Timestamp::now(),
+                    append: ask.append.clone().filter(|_| image.is_some()),
+                    image,
+                    machine,
+                    groups: secgroups::distinct(&ask.groups)?,
+                    labels: ask.labels.clone(),
+                    on_reboot: ask.on_reboot,
+                    remove: ask.remove,
+                    command: ask.command.clone(),
+                    process,
+                    started_at: None,
+                    attended_by: None,
+                    snapshot: None,
+                };
+                let _turn = self.networks.hold();
+                record.groups.iter().try_for_each(|group| self.networks.groups.find(group).map(drop))?;
+                self.give_places(&mut record.machine.nics)?;
+                self.store.insert(&record)?;
+                Ok(())
+            },
+        );
         if let Err(fault) = made {
             let _ = fs::remove_dir_all(&dir);
             return Err(fault);
@@ -350,7 +354,7 @@ impl Vms {
     fn machine_of(
         &self,
         ask: &VmCreate,
-        vm: &str,
+        identity: &Identity<'_>,
         dir: &Path,
     ) -> Result<(Option<String>, Option<ImageProcess>, MachineSpec), Fault> {
         let mut machine = ask.machine();
@@ -370,35 +374,48 @@ impl Vms {
         }
         let disks = ask.disks.iter().map(resolve_disk).collect::<Result<Vec<_>, _>>()?;
         ask.shares.iter().try_for_each(shares::check)?;
-        if ask.image.is_none() && ask.kernel.is_some() {
-            described::set_image_disks(&mut [], &ask.image_disks)?;
-            machine.disks = disks;
-            return Ok((None, None, machine));
-        }
-        let name = ask.image.as_deref().unwrap_or(viv_api::image::DEFAULT);
-        let image = self.images.get(name)?;
         fs::DirBuilder::new().recursive(true).create(dir).map_err(|source| crate::store::StoreError::Io {
             what: "make",
             path: dir.to_path_buf(),
             source,
         })?;
-        let mut instance = self.images.instantiate(&image, dir)?;
-        described::set_image_disks(&mut instance.disks, &ask.image_disks)?;
-        if ask.kernel.is_none() {
-            machine.kernel = instance.kernel;
+        let (mut of_image, mut name, mut process, mut cloud_init) = (Vec::new(), None, None, None);
+        match (&ask.image, &ask.kernel) {
+            (None, Some(_)) => {}
+            (Some(file), kernel) if disk_image::is_file(file) => {
+                let (instance, found) =
+                    disk_image::instantiate(Path::new(file), dir, kernel.is_some(), &self.places)?;
+                if kernel.is_none() {
+                    machine.append = disk_image::words(&instance.append, ask.append.as_deref());
+                }
+                of_image = take(instance, ask, &mut machine);
+                (name, cloud_init) = (Some(file.clone()), found);
+            }
+            (image, _) => {
+                let image = self.images.get(image.as_deref().unwrap_or(viv_api::image::DEFAULT))?;
+                let instance = self.images.instantiate(&image, dir)?;
+                let mounts = shares::boot_words(&ask.shares);
+                // A container is called what its host calls it.
+                let called = match image.manifest.container {
+                    Some(_) => format!("viv.hostname={}", identity.name),
+                    None => String::new(),
+                };
+                let own = ask.append.as_deref().unwrap_or_default();
+                let words = [APPEND_IMAGE, &instance.append, &called, &mounts, own];
+                let words = words.into_iter().filter(|words| !words.is_empty());
+                machine.append = words.collect::<Vec<_>>().join(" ");
+                of_image = take(instance, ask, &mut machine);
+                name = Some(image.name);
+                process = image.manifest.container.map(|container| container.process);
+            }
         }
-        machine.initrd = machine.initrd.or(instance.initrd);
-        let mounts = shares::boot_words(&ask.shares);
-        // A container is called what its host calls it.
-        let called = match image.manifest.container {
-            Some(_) => format!("viv.hostname={vm}"),
-            None => String::new(),
-        };
-        let words =
-            [APPEND_IMAGE, &instance.append, &called, &mounts, ask.append.as_deref().unwrap_or_default()];
-        machine.append = words.into_iter().filter(|words| !words.is_empty()).collect::<Vec<_>>().join(" ");
-        machine.disks = instance.disks.into_iter().chain(disks).collect();
-        Ok((Some(image.name), image.manifest.container.map(|container| container.process), machine))
+        described::set_image_disks(&mut of_image, &ask.image_disks)?;
+        machine.disks = of_image.into_iter().chain(disks).collect();
+        if ask.cloud_init.is_wanted(cloud_init.is_some()) {
+            let user = cloud_init.as_ref().and_then(|found| found.default_user.as_deref());
+            machine.disks.push(seed::make(&ask.cloud_init, identity, user, &self.places, dir)?);
+        }
+        Ok((name, process, machine))
     }
 
     /// What runs in an image of containers, if it is one and is there.
@@ -412,11 +429,15 @@ impl Vms {
             let state = self.view(record.clone(), &runner).state;
             refuse(state, Ask::Start, &record.name)?;
             let _starting = self.starting(&record.id);
+            let ran_before = record.started_at.is_some();
             let mut record =
                 VmRecord { started_at: Some(Timestamp::now()), attended_by: ask.attended_by, ..record };
             if !runner.dir().join(RESUME).exists() {
                 // What boots knows nothing from before.
                 record.machine.nics.iter_mut().for_each(|nic| nic.aliases.clear());
+                if ran_before && disk_image::boots_itself(&record, runner.dir()) {
+                    disk_image::look_again(&mut record, runner.dir(), &self.places)?;
+                }
             }
             self.store.update(&record)?;
             self.launch(record, &runner)
@@ -631,6 +652,15 @@ impl Vms {
         let live = records.iter().filter(|record| self.runner(record).process().is_some()).count();
         Ok(viv_api::info::VmCount { live, all: records.len() })
     }
+}
+
+/// Gives a machine what its image boots, unless its user has said that; gives the image's disks.
+fn take(instance: Instance, ask: &VmCreate, machine: &mut MachineSpec) -> Vec<DiskSpec> {
+    if ask.kernel.is_none() {
+        machine.kernel = instance.kernel;
+    }
+    machine.initrd = machine.initrd.take().or(instance.initrd);
+    instance.disks
 }
 
 fn refuse(state: State, ask: Ask, name: &str) -> Result<(), Fault> {

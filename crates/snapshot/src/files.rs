@@ -14,6 +14,10 @@ pub const IMAGE: &str = "image.vmdk";
 pub const IMAGE_PART: &str = "image.";
 /// The initial RAM disk.
 pub const INITRD: &str = "initrd";
+/// The disk by which cloud-init in the guest learns who it is, and what was asked of it, in snapshots as in VMs' directories.
+pub const SEED: &str = "seed.iso";
+/// See [`SEED`].
+pub const SEED_SETTINGS: &str = "cloud-init.json";
 
 /// The file of disk `index`.
 pub fn disk_file(index: usize) -> String {

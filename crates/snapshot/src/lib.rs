@@ -20,8 +20,8 @@ mod since;
 
 pub use content::{CHUNK, Checked, Ranges, ReadChunk, SUM_LEN, write as write_content};
 pub use files::{
-    IMAGE, IMAGE_PART, INITRD, KERNEL, MEMORY, STATE, content_files, disk_file, layer_file, map_file,
-    sums_file,
+    IMAGE, IMAGE_PART, INITRD, KERNEL, MEMORY, SEED, SEED_SETTINGS, STATE, content_files, disk_file,
+    layer_file, map_file, sums_file,
 };
 pub use manifest::{
     FORMAT, MANIFEST, open_memory, plain, read_manifest, read_section, verify, verify_disk, write_manifest,

@@ -1,6 +1,8 @@
 //! The manifest: what a snapshot is, and the checksums of all that it has.
 
-use crate::{IMAGE_PART, INITRD, KERNEL, MEMORY, STATE, SnapshotError, content, disk_file};
+use crate::{
+    IMAGE_PART, INITRD, KERNEL, MEMORY, SEED, SEED_SETTINGS, STATE, SnapshotError, content, disk_file,
+};
 use serde::Deserialize;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -119,7 +121,8 @@ pub fn read_manifest(dir: &Path) -> Result<Manifest, SnapshotError> {
 /// Whether a snapshot may have a file of this name beside its contents.
 fn is_plain_file(name: &str) -> bool {
     let is_part = |rest: &str| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    name == KERNEL || name == INITRD || name.strip_prefix(IMAGE_PART).is_some_and(is_part)
+    [KERNEL, INITRD, SEED, SEED_SETTINGS].contains(&name)
+        || name.strip_prefix(IMAGE_PART).is_some_and(is_part)
 }
 
 /// Writes the manifest: with it, the snapshot is there. All else must be on the disk by then.

@@ -66,6 +66,7 @@ fn obey(ask: Ask, files: Vec<OwnedFd>, controls: &Controls) -> Result<(), Fault>
             Ok(())
         }
         Ask::Capture { vm } => capture(&vm, files, controls),
+        Ask::Connect { vm, port } => connect(&vm, port, files, controls),
         // Answered before.
         Ask::Counters => Ok(()),
         Ask::Unplug { vm } => {
@@ -88,6 +89,19 @@ fn capture(vm: &str, files: Vec<OwnedFd>, controls: &Controls) -> Result<(), Fau
             "the VM is not plugged in, or too many watch it already",
             "see its port: viv port show; end another viv capture",
         ),
+    }
+}
+
+fn connect(vm: &str, port: u16, files: Vec<OwnedFd>, controls: &Controls) -> Result<(), Fault> {
+    let refused = |kind, why: &str, fix: &str| {
+        Err(Fault::new(kind, format!("cannot connect to port {port} of the VM: {why}"), fix))
+    };
+    let Some(stream) = files.into_iter().next() else {
+        return refused(Kind::Usage, "no stream came for it", "send one along");
+    };
+    match controls.connect(vm, port, stream) {
+        true => Ok(()),
+        false => refused(Kind::Conflict, "it is not plugged in", "see its port: viv port show"),
     }
 }
 

@@ -64,6 +64,8 @@ pub(crate) enum Verb {
     Logs(verbs::logs::Args),
     /// Attach to a VM's serial console
     Console(verbs::console::Args),
+    /// Log in to a VM by SSH, or run a command in it: cloud images, and any guest with sshd
+    Ssh(verbs::ssh::Args),
     /// Show what the VMs that run use and do, as they do it
     Top(verbs::top::Args),
     /// Show what VMs have used and done
@@ -96,6 +98,9 @@ pub(crate) enum Verb {
     Completions(verbs::completions::Args),
     /// Print the manual page: viv man | man -l -
     Man,
+    /// Connect standard input and output to a TCP port of a VM
+    #[command(hide = true)]
+    Connect(verbs::ssh::Connect),
     /// What the last word of a command line may become
     #[command(hide = true)]
     Complete(verbs::complete::Args),

@@ -3,6 +3,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
+use viv_api::image::is_disk_file;
 use viv_api::vm::VmCreate;
 use viv_model::{Fault, Kind};
 
@@ -65,11 +66,17 @@ fn settle(vm: &mut VmCreate, name: &str, base: &Path) -> Result<(), Fault> {
     let disks = vm.disks.iter_mut().flat_map(|disk| std::iter::once(&mut disk.path).chain(&mut disk.allow));
     let shares = vm.shares.iter_mut().map(|share| &mut share.path);
     let ports = vm.console_ports.iter_mut().filter_map(|port| port.path.as_mut());
-    for path in vm.kernel.iter_mut().chain(vm.initrd.as_mut()).chain(disks).chain(shares).chain(ports) {
+    let seed = vm.cloud_init.user_data.iter_mut().chain(vm.cloud_init.network_config.as_mut());
+    let boot = vm.kernel.iter_mut().chain(vm.initrd.as_mut());
+    for path in boot.chain(disks).chain(shares).chain(ports).chain(seed) {
         if path.as_os_str().is_empty() {
             return Err(wrong(name, "a path is empty"));
         }
         *path = lexical(&base.join(&*path));
+    }
+    if let Some(image) = vm.image.as_mut().filter(|image| is_disk_file(image)) {
+        let path = lexical(&base.join(&*image)).into_os_string();
+        *image = path.into_string().map_err(|_| wrong(name, "the image's path is no text"))?;
     }
     Ok(())
 }

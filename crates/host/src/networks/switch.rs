@@ -130,6 +130,19 @@ impl Switch {
         })
     }
 
+    /// Has it lead a stream to a TCP port of a VM; the outer error is that nobody answers.
+    pub(crate) fn connect(
+        &self,
+        vm: &str,
+        port: u16,
+        stream: BorrowedFd<'_>,
+    ) -> io::Result<Result<(), Fault>> {
+        Ok(match self.exchange(&Ask::Connect { vm: vm.to_string(), port }, &[stream])? {
+            Reply::Ok(_) | Reply::Counters(_) => Ok(()),
+            Reply::Refused(fault) => Err(fault),
+        })
+    }
+
     /// What it has counted, if it lives.
     pub(crate) fn counters(&self) -> Option<SwitchCounters> {
         self.process()?;

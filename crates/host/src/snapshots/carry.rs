@@ -4,6 +4,7 @@
 //! host, nor reach into it.
 use super::{Snapshots, io_fault};
 use crate::names;
+use crate::seed;
 use crate::vms::absolute;
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -13,8 +14,8 @@ use std::path::Path;
 use viv_api::snapshot::{Snapshot, SnapshotFile};
 use viv_model::{DiskSpec, Fault, Kind, Manifest, NetKind};
 use viv_snapshot::{
-    IMAGE, IMAGE_PART, INITRD, KERNEL, MANIFEST, MEMORY, STATE, content_files, disk_file, read_manifest,
-    verify, write_manifest,
+    IMAGE, IMAGE_PART, INITRD, KERNEL, MANIFEST, MEMORY, SEED, STATE, content_files, disk_file,
+    read_manifest, verify, write_manifest,
 };
 
 /// Most bytes of state, kernel or initial RAM disk.
@@ -158,10 +159,13 @@ fn whole(manifest: &Manifest) -> Result<(), Fault> {
         Some("its initial RAM disk".to_string())
     } else {
         let kept = |index: usize| manifest.disks.iter().any(|disk| disk.index == index);
+        let is_carried = |disk: &DiskSpec| seed::is_seed(disk) && has(SEED);
         let mut disks = machine.disks.iter().enumerate();
         let is_image =
             |disk: &DiskSpec| disk.read_only && disk.path.file_name() == Some(IMAGE.as_ref()) && has(IMAGE);
-        let disk = disks.find(|(index, disk)| !kept(*index) && !is_image(disk) || !disk.allow.is_empty());
+        let disk = disks.find(|(index, disk)| {
+            !(kept(*index) || is_image(disk) || is_carried(disk)) || !disk.allow.is_empty()
+        });
         disk.map(|(_, disk)| format!("its disk {}", disk.path.display()))
             .or_else(|| machine.shares.first().map(|share| format!("its directory {}", share.path.display())))
     };

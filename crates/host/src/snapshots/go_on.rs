@@ -3,6 +3,7 @@ use super::make::Purpose;
 use super::{Snapshots, io_fault, link};
 use crate::names;
 use crate::plugs::card;
+use crate::seed::{self, SEED, SETTINGS};
 use crate::store::VmRecord;
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt;
@@ -215,6 +216,11 @@ fn lay_out(from: &Path, manifest: &Manifest, dir: &Path) -> Result<MachineSpec, 
                     .filter(|disk| disk.path.file_name() == Some(IMAGE.as_ref()))
                     .for_each(|disk| disk.path = dir.join(IMAGE));
             }
+            SEED => {
+                let seeds = machine.disks.iter_mut().filter(|disk| seed::is_seed(disk));
+                seeds.for_each(|disk| disk.path = dir.join(SEED));
+            }
+            SETTINGS => seed::forget_files(dir)?,
             _ => {}
         }
     }

@@ -2,6 +2,7 @@
 use super::targets::Targets;
 use super::{Snapshots, io_fault, link};
 use crate::names;
+use crate::seed::{self, SEED, SETTINGS};
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -125,6 +126,13 @@ impl Snapshots {
             link(&name, &path)?;
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             kept.push(Plain { name, checksum: self.known.checksum(&path)? });
+        }
+        // What cloud-init was told goes with the VM.
+        if let Some(disk) = machine.disks.iter().find(|disk| seed::is_seed(disk)) {
+            for name in [SEED, SETTINGS] {
+                link(&disk.path.with_file_name(name), &dir.join(name))?;
+                kept.push(Plain { name: name.to_string(), checksum: self.known.checksum(&dir.join(name))? });
+            }
         }
         Ok(kept)
     }

@@ -39,6 +39,7 @@ pub(super) enum Command {
     List(SyncSender<Vec<Attachment>>),
     Limit(String, NicLimits, SyncSender<bool>),
     Capture(String, OwnedFd, SyncSender<bool>),
+    Connect(String, u16, OwnedFd, SyncSender<bool>),
     Counters(SyncSender<SwitchCounters>),
 }
 
@@ -112,6 +113,11 @@ impl Controls {
     /// plugged in, or too many watch it.
     pub fn capture(&self, vm: &str, socket: OwnedFd) -> bool {
         self.send(|answer| Command::Capture(vm.to_string(), socket, answer)).unwrap_or(false)
+    }
+
+    /// Leads what is said on `stream` to a TCP port of a VM, as a published port would; false if the VM is not plugged in.
+    pub fn connect(&self, vm: &str, port: u16, stream: OwnedFd) -> bool {
+        self.send(|answer| Command::Connect(vm.to_string(), port, stream, answer)).unwrap_or(false)
     }
 
     /// What was counted.

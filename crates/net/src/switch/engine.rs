@@ -144,6 +144,13 @@ impl Engine {
                 let port = self.address_of(&vm).and_then(|address| self.ports.get_mut(address));
                 let _ = answer.send(port.is_some_and(|port| port.watch(Capture::new(socket))));
             }
+            Command::Connect(vm, port, stream, answer) => {
+                let address = self.address_of(&vm);
+                if let Some(address) = address {
+                    self.nat.lead_in(address, port, stream.into(), &mut self.ports);
+                }
+                let _ = answer.send(address.is_some());
+            }
             Command::Counters(answer) => {
                 let nat = &self.nat;
                 let ports = self.ports.counters(|guest| nat.connections(guest));

@@ -17,6 +17,7 @@ use std::collections::{BTreeSet, BinaryHeap, HashMap};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use viv_model::Direction;
@@ -32,6 +33,9 @@ const NAMES_MAX: usize = 128;
 const NAME_WAIT: Duration = Duration::from_secs(10);
 /// Most addresses at a time whose echo is waited for.
 const ECHO_FLOWS_MAX: usize = 256;
+
+/// The ports that streams of the host itself come from (RFC 6335 §6).
+const OWN_PORTS: RangeInclusive<u16> = 49152..=65535;
 
 /// See the module.
 pub(super) struct Nat {
@@ -53,6 +57,8 @@ pub(super) struct Nat {
     /// Where sequence numbers begin (RFC 6528).
     secret: RandomState,
     start: Instant,
+    /// The port that the last stream of the host's own came from, in [`OWN_PORTS`].
+    last_own: u16,
 }
 
 impl Nat {
@@ -70,6 +76,7 @@ impl Nat {
             timers: BinaryHeap::new(),
             timed: BTreeSet::new(),
             secret: RandomState::new(),
+            last_own: 0,
             start: Instant::now(),
         })
     }
@@ -343,6 +350,20 @@ impl Nat {
         }
     }
 
+    /// Leads a stream of this host to a guest's port, which sees it come from the gateway. It ends at once if the guest does not
+    /// want it, or its security groups do not.
+    pub(super) fn lead_in(&mut self, guest: Ipv4Addr, number: u16, stream: TcpStream, ports: &mut Ports) {
+        // Those that the host itself would take (RFC 6335 §6), from behind the last one on.
+        let count = OWN_PORTS.end() - OWN_PORTS.start() + 1;
+        for step in 1..=count {
+            let port = OWN_PORTS.start() + (self.last_own + step) % count;
+            let flow = self.flow_in((guest, number), (Ipv4Addr::LOCALHOST, port).into(), false, ports);
+            let Some(flow) = flow.filter(|flow| !self.tcp.contains_key(flow)) else { continue };
+            self.last_own = port - OWN_PORTS.start();
+            return self.admit(flow, stream, ports);
+        }
+    }
+
     /// The flow of somebody who comes in by a published port to a guest's port, by one version of IP; none if the guest is not
     /// known to have an address of it.
     fn flow_in(
@@ -380,8 +401,9 @@ impl Nat {
     }
 
     fn admit(&mut self, flow: Flow, stream: TcpStream, ports: &mut Ports) {
-        let ready = stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true));
-        if ready.is_err() || self.is_full(flow.port) || self.tcp.contains_key(&flow) {
+        // One that is no TCP has no delay.
+        let _ = stream.set_nodelay(true);
+        if stream.set_nonblocking(true).is_err() || self.is_full(flow.port) || self.tcp.contains_key(&flow) {
             return;
         }
         if !allows_in(&self.filter, &flow, Opening::Tcp(flow.guest.port())) {

@@ -7,6 +7,7 @@ use smoltcp::socket::tcp;
 use smoltcp::wire::{IpAddress, IpListenEndpoint};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, TcpStream, UdpSocket};
+use std::os::unix::net::UnixStream;
 use std::thread;
 use viv_model::{NetworkSpec, PortSpec};
 
@@ -56,4 +57,41 @@ fn who_comes_by_one_version_of_ip_is_led_to_a_guest_that_listens_at_the_other() 
     }
     assert_eq!(leads(v6, "", own6), gateway6);
     assert_eq!(leads(v6, "[::1]:", own), gateway);
+}
+
+#[test]
+fn a_stream_of_the_host_leads_to_a_port_that_nobody_has_published() {
+    let mut guest = Guest::plugged_into(Listeners::default());
+    let lead = |guest: &Guest, port| {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        assert!(guest.controls().connect("id-of-web", port, theirs.into()));
+        ours
+    };
+    let handles = [guest.tcp(), guest.tcp()];
+    for handle in handles {
+        guest.sockets.get_mut::<tcp::Socket<'_>>(handle).listen(80).unwrap();
+        let mut stream = lead(&guest, 80);
+        let client = thread::spawn(move || {
+            stream.write_all(b"ask").unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            answer
+        });
+        let seen = guest.until(|sockets| {
+            let socket = sockets.get_mut::<tcp::Socket<'_>>(handle);
+            socket.may_send().then(|| socket.remote_endpoint().unwrap())
+        });
+        assert_eq!(seen.addr, IpAddress::from(GATEWAY));
+        assert_eq!(guest.exchange(handle, b"answer"), b"ask");
+        guest.until(|_| client.is_finished().then_some(()));
+        assert_eq!(client.join().unwrap(), "answer");
+    }
+    // Where nothing listens, it ends without a word.
+    let mut refused = lead(&guest, 81);
+    let reader = thread::spawn(move || refused.read(&mut [0; 1]));
+    guest.until(|_| reader.is_finished().then_some(()));
+    assert!(matches!(reader.join().unwrap(), Ok(0) | Err(_)));
+    let (_ours, theirs) = UnixStream::pair().unwrap();
+    assert!(!guest.controls().connect("id-of-nobody", 80, theirs.into()));
 }

@@ -6,7 +6,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use viv_api::client::Request;
 use viv_api::endpoint::Route;
-use viv_api::image::{DEFAULT, ImageBuild};
+use viv_api::image::{DEFAULT, ImageBuild, is_disk_file};
 use viv_api::vm::{Vm, VmCreate};
 use viv_model::{Fault, Kind};
 
@@ -54,7 +54,8 @@ pub(crate) fn create(context: &Context, args: Create) -> Result<u8, Fault> {
     let mut made = Vec::new();
     for mut ask in asks {
         ask.machine().check()?; // before an image is built for it
-        if ask.kernel.is_none() || ask.image.is_some() {
+        let is_file = ask.image.as_deref().is_some_and(is_disk_file);
+        if !is_file && (ask.kernel.is_none() || ask.image.is_some()) {
             let name = ask.image.get_or_insert_with(|| DEFAULT.to_string()).clone();
             let missing = ImageBuild { if_missing: true, ..ImageBuild::default() };
             let built = build::build(&context.client, &interrupt, &name, missing);

@@ -32,7 +32,7 @@ pub(crate) struct Command {
     workdir: Option<String>,
     /// Run the command as this user: name or number, with :group if need be
     #[arg(short, long)]
-    user: Option<String>,
+    pub(crate) user: Option<String>,
 }
 
 #[derive(clap::Args, Debug)]

@@ -2,6 +2,7 @@
 pub(crate) mod attach;
 pub(crate) mod build;
 pub(crate) mod capture;
+pub(crate) mod cloud;
 pub(crate) mod complete;
 pub(crate) mod completions;
 pub(crate) mod console;
@@ -23,6 +24,7 @@ pub(crate) mod runner;
 pub(crate) mod secgroup;
 pub(crate) mod serve;
 pub(crate) mod snapshot;
+pub(crate) mod ssh;
 pub(crate) mod stats;
 pub(crate) mod switch;
 pub(crate) mod template;
@@ -110,6 +112,8 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
         Verb::Rm(args) => lifecycle::rm(&context, args),
         Verb::Logs(args) => logs::run(&context, args),
         Verb::Console(args) => console::run(&context, args),
+        Verb::Ssh(args) => ssh::run(&context, args),
+        Verb::Connect(args) => ssh::connect(&context, args),
         Verb::Top(args) => top::run(&context, args),
         Verb::Stats(args) => stats::run(&context, args),
         Verb::Inspect(args) => inspect::run(&context, args),

@@ -4,6 +4,7 @@
 //! ends this command, also SIGKILL, ends the VM, because its process watches ours.
 use super::Context;
 use super::build;
+use super::cloud::{self, CloudInitArgs};
 use super::exec::{Command, command_of};
 use super::pull;
 use super::stats;
@@ -18,7 +19,7 @@ use std::time::Duration;
 use viv_api::agent::Exec;
 use viv_api::client::{Client, Request};
 use viv_api::endpoint::Route;
-use viv_api::image::{DEFAULT, Image, ImageBuild, ImageProcess};
+use viv_api::image::{DEFAULT, Image, ImageBuild, ImageProcess, is_disk_file};
 use viv_api::snapshot::Snapshot;
 use viv_api::vm::{OnReboot, Process, Vm, VmCreate, VmKill, VmStop};
 use viv_model::{
@@ -44,7 +45,9 @@ const READER_GONE: u8 = 141;
                   viv run -d --name web debian                 a Debian in the background\n\
                   viv run -v .:/src -- ls /src                 with a directory of the host\n\
                   viv run --kernel F --disk F --append \"…\"     anything that boots\n\
-                  viv run -d -p 127.0.0.1:8080:80 debian       its port 80 is this host's 8080\n\n\
+                  viv run -d -p 127.0.0.1:8080:80 debian       its port 80 is this host's 8080\n\
+                  viv run -d --net user --name web debian-12-genericcloud.qcow2\n\
+                  viv ssh web                                  log in: cloud-init has got the keys\n\n\
                   Options of a disk, after its file and a comma each:\n\
                   ro                 the guest may only read it; VMs may share it then\n\
                   format=F           raw, qcow2, vmdk, vdi, vhd or vhdx; looked up once if not given\n\
@@ -135,7 +138,10 @@ pub(crate) struct Args {
     /// Talk to its registry without TLS, or with any certificate
     #[arg(long)]
     insecure: bool,
-    /// The image; the default guest if there is none and no kernel
+    #[command(flatten)]
+    cloud_init: CloudInitArgs,
+    /// The image: a name in the store, or a disk's file (qcow2, raw, vmdk, vdi, vhd, vhdx), which is only read and booted by the
+    /// kernel in it; the default guest if there is none and no kernel
     image: Option<String>,
     /// The command to run in the guest; without an image, after --
     #[arg(trailing_var_arg = true, value_name = "COMMAND")]
@@ -212,6 +218,11 @@ fn on_reboot(text: &str) -> Result<OnReboot, String> {
     }
 }
 
+/// Whether the image is a disk's file.
+fn is_disk(args: &Args) -> bool {
+    args.image.as_deref().is_some_and(is_disk_file)
+}
+
 /// What the VM is there for.
 enum Purpose {
     /// It runs in the background, for this command if there is one.
@@ -225,7 +236,14 @@ enum Purpose {
 fn purpose(args: &Args) -> Result<Purpose, Fault> {
     let bare = args.command().is_empty();
     let exec = args.command.to_exec(&args.command())?;
-    let own_guest = args.kernel.is_some() && args.image.is_none();
+    let own_guest = args.kernel.is_some() && args.image.is_none() || is_disk(args);
+    if is_disk(args) && args.kernel.is_none() && (!bare || args.command.interactive || args.command.tty) {
+        return Err(Fault::new(
+            Kind::Usage,
+            "a command takes the guest agent, which comes with viv's own images and not with a disk",
+            "run it in the background and log in: viv run -d --net user --name NAME FILE, then viv ssh NAME -- COMMAND",
+        ));
+    }
     let wants_shell = args.command.interactive || args.command.tty;
     Ok(match () {
         () if args.detach && args.command.tty => {
@@ -249,7 +267,7 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
     let mut process = None;
     let client = &context.client;
     let interrupt = Interrupt::new(client.clone());
-    if ask.kernel.is_none() || ask.image.is_some() {
+    if !is_disk(&args) && (ask.kernel.is_none() || ask.image.is_some()) {
         let name = ask.image.get_or_insert_with(|| DEFAULT.to_string()).clone();
         let name = pull::full_name(&name)?.unwrap_or(name);
         if !is_template(client, &name) {
@@ -502,6 +520,12 @@ fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Fault> {
     let mut soft = SoftSpec::default();
     args.options.iter().try_for_each(|option| soft.set(option))?;
     let file = |path: &Option<PathBuf>| path.as_deref().map(absolute).transpose();
+    let is_disk = is_disk(args);
+    let image = match &args.image {
+        Some(name) if is_disk => Some(cloud::disk_file(name)?),
+        other => other.clone(),
+    };
+    let cloud_init = args.cloud_init.to_spec(is_disk, args.command.user.as_deref())?;
     let (net, nic_limits, nics) = match args.net.as_slice() {
         [] => (None, NicLimits::default(), Vec::new()),
         [card] if card.groups.is_empty() && card.ip.is_none() => {
@@ -512,7 +536,7 @@ fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Fault> {
     Ok(VmCreate {
         schema: None,
         name: args.name.clone(),
-        image: args.image.clone(),
+        image,
         cpus: args.cpus,
         memory_mib: args.memory,
         memory_max_mib: args.memory_max,
@@ -523,6 +547,7 @@ fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Fault> {
         append: args.append.clone(),
         image_disks: Vec::new(),
         disks,
+        cloud_init,
         shares,
         net,
         nic_limits,
@@ -539,7 +564,7 @@ fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Fault> {
     })
 }
 
-fn absolute(path: &Path) -> Result<PathBuf, Fault> {
+pub(crate) fn absolute(path: &Path) -> Result<PathBuf, Fault> {
     std::path::absolute(path).map_err(|error| {
         Fault::new(
             Kind::Usage,
