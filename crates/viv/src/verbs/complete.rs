@@ -204,7 +204,7 @@ mod tests {
             ("stop a b ", vec!["vm-of-stop"]),
             ("exec ", vec!["vm-of-exec"]),
             ("exec web ", vec![]),
-            ("image ", vec!["ls", "rm"]),
+            ("image ", vec!["ls", "show", "history", "verify", "tag", "prune", "rm"]),
             ("image rm ", vec!["image-of-rm"]),
             ("network rm ", vec!["network-of-rm"]),
             ("network connect ", vec!["network-of-connect"]),
