@@ -107,6 +107,8 @@ fn an_image_runs_as_its_configuration_says() {
         "",
     );
     assert_eq!((asked.out.as_str(), asked.status), ("red / 0:5\n", 9));
+    let other = run(&["run", "--rm", "--entrypoint", "/bin/echo", &app, "-n", "other"], "").ok();
+    assert_eq!(other.out, "other");
     // Layers above hide and add.
     let seen = run(&["run", "--rm", &app, "cat /added /kept; ls /gone"], "");
     assert_eq!((seen.out.as_str(), seen.status), ("of the appof the base", 1));
@@ -115,6 +117,12 @@ fn an_image_runs_as_its_configuration_says() {
     assert_eq!(run(&["run", "--rm", &base, "echo", "-n", "--rm"], "").ok().out, "--rm");
     let bare = run(&["run", "--rm", &base], "");
     assert!(bare.status == 2 && bare.err.contains("does not say what runs"), "{bare:?}");
+    let dir = layout.0.join("more");
+    let shared = format!("{}:/data/in:ro", dir.display());
+    assert_eq!(
+        run(&["run", "--rm", "-v", &shared, &base, "cat", "/data/in/added"], "").ok().out,
+        "of the app"
+    );
     let missing = run(&["run", "--rm", &base, "nothing-like-this"], "");
     assert_eq!(missing.status, 127, "{missing:?}");
     // Both have the layer below once.

@@ -57,6 +57,17 @@ pub struct ImageProcess {
 }
 
 impl ImageProcess {
+    /// With `entrypoint` in the place of its own, as docker has it: its command goes with that. Nothing changes without one.
+    pub fn with_entrypoint(self, entrypoint: Option<&str>) -> ImageProcess {
+        match entrypoint {
+            None => self,
+            Some(word) => {
+                let entrypoint = Some(word.to_string()).filter(|word| !word.is_empty()).into_iter().collect();
+                ImageProcess { entrypoint, command: Vec::new(), ..self }
+            }
+        }
+    }
+
     /// A command inside, as the image has its programs started: its variables, directory and user, where `asked` has none.
     pub fn exec(&self, asked: Exec) -> Exec {
         Exec {
@@ -244,7 +255,14 @@ mod tests {
         let main = process.main(asked.clone()).unwrap();
         assert_eq!(main.argv, ["/entry", "check"]);
         assert_eq!(main.env, [pair("A", "1"), pair("B", "2"), pair("A", "3")]);
-        assert_eq!(process.exec(asked).argv, ["check"]);
+        assert_eq!(process.exec(asked.clone()).argv, ["check"]);
+        assert_eq!(
+            process.clone().with_entrypoint(Some("/x")).main(asked.clone()).unwrap().argv,
+            ["/x", "check"]
+        );
+        assert_eq!(process.clone().with_entrypoint(Some("")).main(asked).unwrap().argv, ["check"]);
+        assert!(process.clone().with_entrypoint(Some("")).main(none.clone()).is_err());
+        assert_eq!(process.clone().with_entrypoint(None), process);
         assert_eq!(ImageProcess::default().main(none).unwrap_err().kind, Kind::Usage);
     }
 }

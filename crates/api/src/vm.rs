@@ -120,6 +120,10 @@ pub struct VmCreate {
     /// The command for which the VM exists: it ends with it, with its status.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub command: Option<Exec>,
+    /// What runs in the place of the entry point of an image of containers; nothing if it is empty. The image's own command counts for
+    /// nothing then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entrypoint: Option<String>,
 }
 
 impl VmCreate {

@@ -67,6 +67,7 @@ pub(crate) fn spec_of(record: &VmRecord, dir: &Path) -> VmCreate {
         on_reboot: record.on_reboot,
         attended_by: None,
         command: record.command.clone(),
+        entrypoint: record.entrypoint.clone(),
     }
 }
 

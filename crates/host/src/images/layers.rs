@@ -18,6 +18,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -233,6 +234,8 @@ impl<R: Read> Read for Told<R> {
 struct Come {
     state: Mutex<(u64, bool)>,
     changed: Condvar,
+    /// Nobody wants the rest.
+    useless: AtomicBool,
 }
 
 impl Come {
@@ -294,8 +297,20 @@ fn unpack(dir: &Path, source: &dyn Source, layer: &Layer, watch: &dyn Watch) -> 
             outcome
         });
         let unpacked = unpack_stream_into(dir, stream, layer, source, watch, &passed);
+        come.useless.store(unpacked.is_err(), Ordering::Relaxed);
         let downloaded = downloaded.join().unwrap_or_else(|_| Err(broken("the download", "it broke off")));
-        downloaded.and(unpacked).and_then(|facts| whole(dir, &facts))
+        match (downloaded, unpacked) {
+            (Ok(true), Ok(facts)) => whole(dir, &facts),
+            (Err(fault), _) => Err(fault),
+            (Ok(_), Err(fault)) => {
+                // What has come is good for nothing, unless it was given up: it is not gone on with.
+                if !watch.cancelled() {
+                    let _ = fs::remove_file(&part);
+                }
+                Err(fault)
+            }
+            (Ok(false), Ok(_)) => Err(super::fault::cancelled()),
+        }
     })
 }
 
@@ -376,7 +391,7 @@ pub(super) fn blake3_file(path: &Path) -> io::Result<(String, u64)> {
     Ok((sum.finalize().to_hex().to_string(), bytes))
 }
 
-/// Has the layer's bytes in the file `part`, checked.
+/// Has the layer's bytes in the file `part`, checked; false if nobody wants them any more.
 fn download(
     mut file: File,
     part: &Path,
@@ -384,7 +399,7 @@ fn download(
     layer: &Layer,
     watch: &dyn Watch,
     come: &Come,
-) -> Result<(), Fault> {
+) -> Result<bool, Fault> {
     let fault = io_fault("write", part);
     let mut have = file.metadata().map_err(&fault)?.len();
     if have > layer.size {
@@ -406,6 +421,9 @@ fn download(
         let broke = loop {
             if watch.cancelled() {
                 return Err(super::fault::cancelled());
+            }
+            if come.useless.load(Ordering::Relaxed) {
+                return Ok(false);
             }
             match reader.read(&mut piece) {
                 Ok(0) => break "it ended too early".to_string(),
@@ -443,7 +461,7 @@ fn download(
         file.set_len(0).map_err(&fault)?;
         return Err(damaged(source, layer, &format!("its content is sha256:{found}")));
     }
-    Ok(())
+    Ok(true)
 }
 
 fn damaged(source: &dyn Source, layer: &Layer, why: &str) -> Fault {

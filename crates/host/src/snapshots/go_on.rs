@@ -40,6 +40,7 @@ impl Snapshots {
             name: self.vms.name(ask.name.as_deref())?,
             created_at: Timestamp::now(),
             image: manifest.image.clone(),
+            entrypoint: None,
             process: manifest.image.as_ref().and_then(|image| self.vms.process_of(image)),
             machine: manifest.machine.clone(),
             on_reboot: Default::default(),

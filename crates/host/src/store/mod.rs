@@ -45,6 +45,9 @@ pub struct VmRecord {
     pub remove: bool,
     /// The command for which it exists.
     pub command: Option<Exec>,
+    /// What runs in the place of its image's entry point.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entrypoint: Option<String>,
     /// How its image has programs started, if that is one of containers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process: Option<ImageProcess>,
@@ -155,6 +158,7 @@ pub(crate) mod conformance {
             groups: Vec::new(),
             labels: Vec::new(),
             process: None,
+            entrypoint: None,
             on_reboot: OnReboot::Restart,
             remove: false,
             command: None,

@@ -1,5 +1,5 @@
 //! `viv create -f`: makes VMs from a document; `viv schema`: what such a document may say.
-use super::{Context, build};
+use super::{Context, build, pull};
 use crate::interrupt::{Interrupt, Stage};
 use crate::{document, output};
 use std::io::Read;
@@ -57,6 +57,8 @@ pub(crate) fn create(context: &Context, args: Create) -> Result<u8, Fault> {
         let is_file = ask.image.as_deref().is_some_and(is_disk_file);
         if !is_file && (ask.kernel.is_none() || ask.image.is_some()) {
             let name = ask.image.get_or_insert_with(|| DEFAULT.to_string()).clone();
+            let name = pull::full_name(&name)?.unwrap_or(name);
+            ask.image = Some(name.clone());
             let missing = ImageBuild { if_missing: true, ..ImageBuild::default() };
             let built = build::build(&context.client, &interrupt, &name, missing);
             if let Some(status) = interrupt.status() {

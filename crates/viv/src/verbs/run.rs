@@ -135,6 +135,9 @@ pub(crate) struct Args {
     /// When to get an image that is somewhere else: missing, always or never
     #[arg(long, value_name = "WHEN", default_value = "missing", hide_possible_values = true, value_enum)]
     pull: Pull,
+    /// Run this in the place of the image's entry point, and without its command; "" for nothing in its place
+    #[arg(long, value_name = "PROGRAM")]
+    entrypoint: Option<String>,
     /// Talk to its registry without TLS, or with any certificate
     #[arg(long)]
     insecure: bool,
@@ -272,6 +275,7 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
         let name = pull::full_name(&name)?.unwrap_or(name);
         if !is_template(client, &name) {
             process = build_missing(client, &interrupt, &name, &args)?.and_then(|image| image.process);
+            process = process.map(|process| process.with_entrypoint(args.entrypoint.as_deref()));
         }
         if let Some(status) = interrupt.status() {
             return Ok(status);
@@ -546,6 +550,7 @@ fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Fault> {
         initrd: file(&args.initrd)?,
         append: args.append.clone(),
         image_disks: Vec::new(),
+        entrypoint: args.entrypoint.clone(),
         disks,
         cloud_init,
         shares,
