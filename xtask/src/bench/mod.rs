@@ -5,6 +5,7 @@
 //! process is read, so that the boot is not in it. The same program on the host gives the bare time. The rounds of
 //! the three alternate; the medians are compared. A load whose result differs is a failure.
 mod clock;
+mod containers;
 mod debian;
 mod disks;
 mod guest;
