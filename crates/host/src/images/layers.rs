@@ -82,7 +82,7 @@ impl Layers {
     /// The layer, if it is whole.
     pub(super) fn get(&self, hex: &str) -> Result<Option<Unpacked>, Fault> {
         let dir = self.dir_of(hex);
-        if !dir.join("facts").exists() {
+        if facts(&dir).is_none() {
             return Ok(None);
         }
         let Ok(file) = open_lock(&dir) else {
@@ -90,7 +90,7 @@ impl Layers {
             return Ok(None);
         };
         flock(&file, FlockOperation::LockShared).map_err(|error| io_fault("lock", &dir)(error.into()))?;
-        facts(&dir, file)
+        Ok(facts(&dir).map(|facts| Unpacked { dir, facts, _shared: file }))
     }
 
     /// What the layer takes on the host's disk, bytes.
@@ -116,14 +116,14 @@ impl Layers {
             let file = open_lock(&dir)?;
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 // Whoever had it may just have removed it, or have it unpacked.
-                Ok(()) if !is_in(&file, &dir) || dir.join("facts").exists() => continue,
+                Ok(()) if !is_in(&file, &dir) || facts(&dir).is_some() => continue,
                 Ok(()) => {
                     unpack(&dir, source, layer, watch)?;
                     // Not at once from one to the other: who removes what nobody has may come between.
                     flock(&file, FlockOperation::LockShared)
                         .map_err(|error| io_fault("lock", &dir)(error.into()))?;
-                    if let Some(there) = facts(&dir, file)? {
-                        return Ok(there);
+                    if let Some(facts) = facts(&dir) {
+                        return Ok(Unpacked { dir, facts, _shared: file });
                     }
                 }
                 Err(rustix::io::Errno::WOULDBLOCK) => {
@@ -177,28 +177,12 @@ fn is_in(file: &File, dir: &Path) -> bool {
     ours.is_some() && ours == identity(fs::metadata(dir.join("lock")))
 }
 
-fn facts(dir: &Path, shared: File) -> Result<Option<Unpacked>, Fault> {
-    let path = dir.join("facts");
-    let text = match fs::read(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        text => text.map_err(io_fault("read", &path))?,
-    };
-    let facts: Facts =
-        serde_json::from_slice(&text).map_err(|error| broken("a layer of the image store", error))?;
-    match fs::metadata(dir.join("data")) {
-        Ok(found) if found.len() == facts.data_bytes => {}
-        _ => {
-            return Err(Fault::new(
-                Kind::Error,
-                format!(
-                    "a layer of the image store is damaged: {} is not there in full",
-                    dir.join("data").display()
-                ),
-                "see which images have it: viv image verify; remove them and get them again",
-            ));
-        }
-    }
-    Ok(Some(Unpacked { dir: dir.to_path_buf(), facts, _shared: shared }))
+/// What is known of the layer in `dir`, if it is whole. One whose facts cannot be read, or whose data is cut off, is none: it is got
+/// again.
+fn facts(dir: &Path) -> Option<Facts> {
+    let facts: Facts = serde_json::from_slice(&fs::read(dir.join("facts")).ok()?).ok()?;
+    let whole = |found: fs::Metadata| found.len() == facts.data_bytes;
+    fs::metadata(dir.join("data")).is_ok_and(whole).then_some(facts)
 }
 
 /// A stream whose content without compression is summed as it passes.
@@ -349,11 +333,12 @@ fn unpack_stream_into(
     };
     let mut archive =
         Summed { inner: viv_rootfs::Decompress::new(stream).map_err(in_layer)?, sum: Sha256::new() };
+    // VMs may have links to what an earlier try has left.
+    let _ = fs::remove_file(&data);
     let mut out = File::options()
         .read(true)
         .write(true)
-        .create(true)
-        .truncate(true)
+        .create_new(true)
         .open(&data)
         .map_err(io_fault("write", &data))?;
     let mut look = |_| {
@@ -483,5 +468,141 @@ impl Write for HashWriter<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+    use viv_oci::{Blob, Descriptor};
+
+    /// A registry with one layer, which breaks off after `cut` bytes as often as `breaks` says.
+    struct Registry {
+        bytes: Vec<u8>,
+        cut: usize,
+        breaks: AtomicUsize,
+        asked_from: Mutex<Vec<u64>>,
+    }
+
+    struct Broken(io::Cursor<Vec<u8>>, bool);
+
+    impl Read for Broken {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            match self.0.read(buffer)? {
+                0 if self.1 => Err(io::ErrorKind::ConnectionReset.into()),
+                read => Ok(read),
+            }
+        }
+    }
+
+    impl Source for Registry {
+        fn name(&self) -> String {
+            "registry".into()
+        }
+        fn top(&self, _: &dyn Watch) -> Result<Vec<u8>, Fault> {
+            Ok(Vec::new())
+        }
+        fn document(&self, _: &Descriptor, _: &dyn Watch) -> Result<Vec<u8>, Fault> {
+            Ok(Vec::new())
+        }
+        fn blob(&self, _: &Descriptor, from: u64, _: &dyn Watch) -> Result<Blob, Fault> {
+            self.asked_from.lock().unwrap().push(from);
+            let rest = self.bytes[from as usize..].to_vec();
+            let breaks = self.breaks.load(Ordering::Relaxed) > 0;
+            let rest = if breaks { rest[..self.cut.min(rest.len())].to_vec() } else { rest };
+            if breaks {
+                self.breaks.fetch_sub(1, Ordering::Relaxed);
+            }
+            Ok(Blob { from, reader: Box::new(Broken(io::Cursor::new(rest), breaks)) })
+        }
+        fn is_remote(&self) -> bool {
+            true
+        }
+    }
+
+    struct Quiet;
+
+    impl Watch for Quiet {
+        fn bytes(&self, _: i64) {}
+        fn note(&self, _: &str) {}
+        fn cancelled(&self) -> bool {
+            false
+        }
+    }
+
+    fn archive() -> Vec<u8> {
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(100_000);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, "file", &vec![7u8; 100_000][..]).unwrap();
+        tar.into_inner().unwrap()
+    }
+
+    fn layer_of(bytes: &[u8], digest: &[u8]) -> Layer {
+        let digest = viv_oci::Digest::of(digest);
+        Layer { digest, size: bytes.len() as u64, diff_id: None, descriptor: Descriptor::default() }
+    }
+
+    fn registry(bytes: Vec<u8>, breaks: usize) -> Registry {
+        Registry { bytes, cut: 5000, breaks: breaks.into(), asked_from: Mutex::default() }
+    }
+
+    fn place(name: &str) -> (PathBuf, Layers) {
+        let dir = std::env::temp_dir().join(format!("viv-layers-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        (dir.clone(), Layers::new(&dir))
+    }
+
+    #[test]
+    fn a_download_goes_on_where_it_broke_off_and_the_layer_is_whole_at_last() {
+        let (dir, layers) = place("resume");
+        let bytes = archive();
+        let layer = layer_of(&bytes, &bytes);
+        let source = registry(bytes, 3);
+        let there = layers.ensure(&source, &layer, &Quiet).unwrap();
+        assert_eq!(*source.asked_from.lock().unwrap(), [0, 5000, 10_000, 15_000]);
+        assert_eq!(there.index().unwrap().entries.len(), 1);
+        assert!(fs::read(there.data()).unwrap().starts_with(&[7; 100_000]));
+        // Nobody removes what somebody has.
+        layers.collect_garbage(&BTreeSet::new(), true);
+        assert!(layers.get(layer.digest.hex()).unwrap().is_some());
+        drop(there);
+        layers.collect_garbage(&BTreeSet::new(), true);
+        assert!(layers.get(layer.digest.hex()).unwrap().is_none());
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn what_is_not_what_its_digest_says_is_never_whole_nor_gone_on_with() {
+        let (dir, layers) = place("lie");
+        let bytes = archive();
+        for bytes in [bytes.clone(), vec![7; bytes.len()]] {
+            let lie = layer_of(&bytes, b"something else");
+            let fault = layers.ensure(&registry(bytes, 0), &lie, &Quiet).unwrap_err();
+            assert!(fault.message.contains("damaged"), "{fault}");
+            assert!(layers.get(lie.digest.hex()).unwrap().is_none());
+            let part = fs::metadata(layers.dir_of(lie.digest.hex()).join("part"));
+            assert!(part.map_or(true, |part| part.len() == 0));
+        }
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_layer_that_was_damaged_here_is_got_again() {
+        let (dir, layers) = place("mend");
+        let bytes = archive();
+        let layer = layer_of(&bytes, &bytes);
+        let source = registry(bytes, 0);
+        let own = layers.ensure(&source, &layer, &Quiet).unwrap().dir.clone();
+        for damage in [("facts", &b"{"[..]), ("data", b"cut")] {
+            fs::remove_file(own.join(damage.0)).unwrap();
+            fs::write(own.join(damage.0), damage.1).unwrap();
+            assert!(layers.get(layer.digest.hex()).unwrap().is_none());
+            layers.ensure(&source, &layer, &Quiet).unwrap();
+        }
+        assert_eq!(source.asked_from.lock().unwrap().len(), 3);
+        fs::remove_dir_all(dir).unwrap();
     }
 }
