@@ -1,12 +1,11 @@
 //! Starts an image of containers: its file system, which nobody writes to, below a disk of this VM's own, by overlayfs; with what
 //! containers expect to find.
-use crate::setup::Wishes;
-use crate::{children, root, say, stage, sys};
+use crate::setup::{self, Wishes};
+use crate::{root, say, stage, sys};
 use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::Command;
 
 /// Where things are mounted, in the initial RAM disk.
 const LOWER: &str = "/lower";
@@ -18,7 +17,9 @@ const FROM_HOST: [&str; 3] = ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"]
 /// Mounts the image's disk `lower` and this VM's own disk `upper`, one above the other, and makes them the guest's root.
 pub(crate) fn enter(lower: &str, upper: &str, wishes: &Wishes) -> io::Result<()> {
     for kind in ["erofs", "overlay"] {
-        load(kind);
+        if let Err(why) = setup::load_file_system(kind) {
+            say(format_args!("this kernel cannot start images of containers: {why}"));
+        }
     }
     for dir in [LOWER, UPPER, GUEST] {
         fs::create_dir_all(dir)?;
@@ -62,14 +63,6 @@ pub(crate) fn enter(lower: &str, upper: &str, wishes: &Wishes) -> io::Result<()>
     let _ = symlink("/proc/mounts", format!("{GUEST}/etc/mtab"));
     root::set(GUEST);
     Ok(())
-}
-
-fn load(kind: &str) {
-    match children::run(Command::new("/sbin/modprobe").arg(kind)) {
-        Ok(0) => {}
-        Ok(status) => say(format_args!("modprobe {kind} ended with status {status}")),
-        Err(error) => say(format_args!("modprobe {kind}: {error}")),
-    }
 }
 
 /// Makes a directory of the guest's root where there is none; whether it did. What is in the way of it makes room.

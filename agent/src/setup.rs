@@ -1,9 +1,10 @@
 //! What a kernel needs before programs can run: file systems, modules, names.
-use crate::{say, sys};
+use crate::{children, say, sys};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::process::Command;
 use viv_model::ShareMount;
 
 /// The list of modules to load, in order, made when the initial RAM disk was built.
@@ -102,6 +103,23 @@ pub(crate) fn load_modules() {
             _ => {}
         }
     }
+}
+
+/// Has the kernel know a file system: a module is loaded if it is not built in.
+pub(crate) fn load_file_system(kind: &str) -> Result<(), String> {
+    let is_known = || {
+        let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+        known.lines().any(|line| line.rsplit('\t').next() == Some(kind))
+    };
+    if is_known() {
+        return Ok(());
+    }
+    let loaded = children::run(Command::new("/sbin/modprobe").arg(kind));
+    if is_known() {
+        return Ok(());
+    }
+    let why = loaded.map_or_else(|error| error.to_string(), |status| format!("status {status}"));
+    Err(format!("modprobe {kind}: {why}"))
 }
 
 /// Names the guest: the kernel's command line wins over `/etc/hostname`.

@@ -1,9 +1,8 @@
 //! Directories of the host: mounted where the kernel's command line says, and when the host says that one has come.
-use crate::{children, root, say, sys};
+use crate::{root, say, setup, sys};
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 use viv_model::ShareMount;
 
@@ -12,20 +11,9 @@ const KIND: &str = "virtiofs";
 
 /// Loads the driver, while its module is within reach: a disk that becomes the root may not have it.
 pub(crate) fn load_driver() {
-    if is_known() {
-        return;
+    if let Err(why) = setup::load_file_system(KIND) {
+        say(format_args!("this kernel cannot use directories of the host: {why}"));
     }
-    let loaded = children::run(Command::new("/sbin/modprobe").arg(KIND));
-    if !is_known() {
-        let why = loaded.map_or_else(|error| error.to_string(), |status| format!("status {status}"));
-        say(format_args!("this kernel cannot use directories of the host: modprobe {KIND}: {why}"));
-    }
-}
-
-/// Whether the kernel has the file system already.
-fn is_known() -> bool {
-    let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    known.lines().any(|line| line.ends_with(&format!("\t{KIND}")))
 }
 
 /// Mounts them.

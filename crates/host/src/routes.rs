@@ -491,6 +491,10 @@ fn build_now(
             outcome => return outcome,
         }
     }
+    if ask.if_missing && recipe == Recipe::Kernel {
+        // Nobody waits minutes for what cannot be run.
+        return Err(Images::kernel_alone());
+    }
     let mut options = options(ask)?;
     options.force = ask.force;
     options.disk_mib = ask.size_mib.unwrap_or(options.disk_mib);
@@ -499,5 +503,10 @@ fn build_now(
     }
     let cancelled = || reporter.cancelled();
     let vm = BuilderVm { places: &service.places, cancelled: &cancelled };
-    images.build(recipe, &options, Some(&vm), reporter)
+    let image = images.build(recipe, &options, Some(&vm), reporter)?;
+    if recipe == Recipe::Kernel {
+        options.force = false;
+        images.ensure_default(&options, reporter)?;
+    }
+    Ok(image)
 }

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use viv_model::{Fault, Kind};
 
 /// Raise it when what this file makes changes: images are then built again.
-pub(super) const REVISION: u32 = 8;
+pub(super) const REVISION: u32 = 9;
 
 /// Packages that depend on the newest kernel for machines like ours, the best first.
 const KERNELS: [&str; 4] =
@@ -113,9 +113,9 @@ const FILES: [(&str, u32, &str); 9] = [
     ("etc/shells", 0o644, "/bin/sh\n"),
 ];
 
-/// The packages that it is made from.
-pub(super) fn resolve(apt: &Apt<'_>) -> Result<Vec<Wanted>, Fault> {
-    let mut names = resolve_kernel(apt)?;
+/// The packages that it is made from; with a kernel of our own, none of them has one.
+pub(super) fn resolve(apt: &Apt<'_>, own_kernel: bool) -> Result<Vec<Wanted>, Fault> {
+    let mut names = if own_kernel { Vec::new() } else { resolve_kernel(apt)? };
     names.push(BUSYBOX.to_string());
     apt.locate(&names)
 }
@@ -149,7 +149,7 @@ pub(super) fn resolve_kernel(apt: &Apt<'_>) -> Result<Vec<String>, Fault> {
 }
 
 /// Names among a stanza's dependencies that begin with one of `prefixes`; of alternatives the first.
-fn depends_on(stanza: &super::apt::Stanza, prefixes: &[&str]) -> Vec<String> {
+pub(super) fn depends_on(stanza: &super::apt::Stanza, prefixes: &[&str]) -> Vec<String> {
     let fields = ["Pre-Depends", "Depends"].into_iter().filter_map(|field| stanza.get(field));
     fields
         .flat_map(|field| field.split(','))
@@ -270,9 +270,9 @@ fn guest_modules(kernel: &mut Kernel) -> Result<(Vec<Module>, String), Fault> {
     Ok((included, list))
 }
 
-/// Writes the initial RAM disk.
+/// Writes the initial RAM disk, with the modules of `kernel` if it has any.
 pub(super) fn write_initrd(
-    kernel: &mut Kernel,
+    kernel: Option<&mut Kernel>,
     busybox: &Path,
     agent: &Path,
     target: &Path,
@@ -281,7 +281,10 @@ pub(super) fn write_initrd(
     step(watcher, "writing the initial RAM disk");
     let busybox = read_from_deb(busybox, "bin/busybox")?;
     let agent = fs::read(agent).map_err(io_fault("read", agent))?;
-    let (modules, list) = guest_modules(kernel)?;
+    let modules = match kernel {
+        Some(kernel) => Some((guest_modules(kernel)?, &*kernel)),
+        None => None,
+    };
     let write = || -> std::io::Result<()> {
         let mut archive = Archive::new(BufWriter::new(File::create(target)?));
         for (path, mode) in [
@@ -321,14 +324,16 @@ pub(super) fn write_initrd(
         for (path, mode, text) in FILES {
             archive.file(path, mode, text.as_bytes())?;
         }
-        archive.file("etc/viv/modules", 0o644, list.as_bytes())?;
-        let root = format!("lib/modules/{}", kernel.version);
-        let mut made = Vec::new();
-        for (path, bytes) in &modules {
-            make_parents(&mut archive, &format!("{root}/{path}"), &mut made)?;
-            archive.file(&format!("{root}/{path}"), 0o644, bytes)?;
+        if let Some(((modules, list), kernel)) = &modules {
+            archive.file("etc/viv/modules", 0o644, list.as_bytes())?;
+            let root = format!("lib/modules/{}", kernel.version);
+            let mut made = Vec::new();
+            for (path, bytes) in modules {
+                make_parents(&mut archive, &format!("{root}/{path}"), &mut made)?;
+                archive.file(&format!("{root}/{path}"), 0o644, bytes)?;
+            }
+            archive.file(&format!("{root}/modules.dep"), 0o644, kernel.dep_file(modules).as_bytes())?;
         }
-        archive.file(&format!("{root}/modules.dep"), 0o644, kernel.dep_file(&modules).as_bytes())?;
         archive.finish()?.flush()
     };
     write().map_err(io_fault("write", target))
@@ -366,16 +371,18 @@ fn read_from_deb(path: &Path, wanted: &str) -> Result<Vec<u8>, Fault> {
 
 /// What a build gives before it is stored.
 pub(super) struct Built {
+    /// Not there if the kernel is our own.
     pub(super) kernel: PathBuf,
     pub(super) initrd: PathBuf,
-    /// What the kernel's packages had besides.
-    pub(super) modules: Kernel,
+    /// What the kernel's packages had besides; nothing if the kernel is our own.
+    pub(super) modules: Option<Kernel>,
 }
 
-/// Builds kernel and initial RAM disk in `dir` from packages in the order of [`resolve`].
+/// Builds kernel and initial RAM disk in `dir` from packages in the order of [`resolve`]; the latter alone if the kernel is our own.
 pub(super) fn build(
     wanted: &[Wanted],
     debs: &[PathBuf],
+    own_kernel: bool,
     agent: &Path,
     dir: &Path,
     watcher: &dyn Watcher,
@@ -391,8 +398,8 @@ pub(super) fn build(
     let busybox =
         busybox.ok_or_else(|| broken("the list of packages", format_args!("it has no {BUSYBOX}")))?;
     let (kernel_path, initrd) = (dir.join("kernel"), dir.join("initrd"));
-    let mut kernel = unpack_kernel(&kernels, &kernel_path, watcher)?;
-    write_initrd(&mut kernel, busybox, agent, &initrd, watcher)?;
+    let mut kernel = if own_kernel { None } else { Some(unpack_kernel(&kernels, &kernel_path, watcher)?) };
+    write_initrd(kernel.as_mut(), busybox, agent, &initrd, watcher)?;
     Ok(Built { kernel: kernel_path, initrd, modules: kernel })
 }
 

@@ -1,7 +1,7 @@
 //! A VM's own copy of an image: links where nobody writes, shared or sparse copies where the guest does.
 use super::fault::{broken, io_fault};
 use super::store::Store;
-use super::{Container, Image, Instance};
+use super::{Container, Image, Instance, kernel};
 use rustix::fs::{SeekFrom, copy_file_range, ftruncate, ioctl_ficlone, seek};
 use std::fs::{self, File};
 use std::io;
@@ -15,6 +15,9 @@ const OWN_DISK: u64 = 64 << 30;
 pub(super) fn instantiate(store: &Store, image: &Image, vm_dir: &Path) -> Result<Instance, Fault> {
     if let Some(container) = &image.manifest.container {
         return containers(store, image, container, vm_dir);
+    }
+    if image.manifest.initrd.is_none() && image.manifest.disks.is_empty() {
+        return Err(kernel::alone(&image.name));
     }
     let kernel = image.manifest.kernel.as_ref().ok_or_else(|| broken(&image.name, "it has no kernel"))?;
     let kernel = link(&store.part(image, kernel)?, &vm_dir.join("kernel"))?;

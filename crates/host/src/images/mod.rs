@@ -4,6 +4,7 @@
 //!  apt (the host's configuration) ─► .deb files ─► recipe ─► blobs by SHA-256 + manifest ─► a VM's own copy
 //!        apt.rs                        deb.rs      default_guest.rs    store.rs              instance.rs
 //!                                                  debian.rs ─► a builder VM ([`RunVm`]) configures the packages
+//!                                                  kernel.rs ─► the host's compiler
 //! ```
 //!
 //! It never talks to a network itself, never names a mirror, needs no root, and never shows an image that is
@@ -18,10 +19,12 @@ mod details;
 mod fault;
 mod instance;
 pub(crate) use instance::copy;
+mod kernel;
 mod kmod;
 mod layers;
 mod manifest;
 mod pull;
+mod sources;
 mod store;
 mod tar;
 #[cfg(feature = "trial")]
@@ -50,6 +53,8 @@ const AGENT_LABEL: &str = "vivarium.agent.sha256";
 const REVISION_LABEL: &str = "vivarium.recipe.revision";
 /// The label that says what a disk was made from: a new agent needs no new disk.
 const DISK_LABEL: &str = "vivarium.disk.key";
+/// The label that says that our own kernel is in an image: its digest.
+const OWN_KERNEL_LABEL: &str = "vivarium.kernel.digest";
 
 /// What can be built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,17 +63,20 @@ pub enum Recipe {
     DefaultGuest,
     /// A full Debian with systemd and apt on a disk. Minutes.
     Debian,
+    /// A kernel for virtual machines, compiled here; the default guest has it while it is there. Minutes.
+    Kernel,
 }
 
 impl Recipe {
     /// Every recipe, for help texts.
-    pub const ALL: [Recipe; 2] = [Recipe::DefaultGuest, Recipe::Debian];
+    pub const ALL: [Recipe; 3] = [Recipe::DefaultGuest, Recipe::Debian, Recipe::Kernel];
 
     /// The name of the image that it makes.
     pub fn name(self) -> &'static str {
         match self {
             Recipe::DefaultGuest => viv_api::image::DEFAULT,
             Recipe::Debian => "debian",
+            Recipe::Kernel => "kernel",
         }
     }
 }
@@ -229,15 +237,18 @@ impl Images {
         vm: Option<&dyn RunVm>,
         watcher: &dyn Watcher,
     ) -> Result<Image, Fault> {
-        agent::check(&options.agent)?;
         let lock = self.store.lock(watcher)?;
         let scratch = self.store.scratch(&lock)?;
+        if recipe == Recipe::Kernel {
+            return kernel::build(&self.store, &lock, &scratch, options, watcher);
+        }
+        agent::check(&options.agent)?;
         let job = Job { store: &self.store, lock: &lock, scratch: &scratch, recipe, options, vm, watcher };
         job.run()
     }
 
-    /// The default guest: builds it if it is not there or has another agent. Does not look for newer packages, so
-    /// it needs no network once the image is there.
+    /// The default guest: builds it if it is not there, or has another agent or kernel than it would get now. Does not look for
+    /// newer packages, so it needs no network once the image is there.
     pub fn ensure_default(&self, options: &Options, watcher: &dyn Watcher) -> Result<Image, Fault> {
         let recipe = Recipe::DefaultGuest;
         if !options.force
@@ -245,10 +256,17 @@ impl Images {
             && let Some(image) = self.store.get(recipe.name())?
             && image.manifest.labels.get(AGENT_LABEL) == Some(&agent_digest(&options.agent)?)
             && image.manifest.labels.get(REVISION_LABEL) == Some(&recipe.revision().to_string())
+            && image.manifest.labels.get(OWN_KERNEL_LABEL)
+                == kernel::present(&self.store)?.as_ref().and_then(kernel::digest)
         {
             return Ok(image);
         }
         self.build(recipe, options, None, watcher)
+    }
+
+    /// The fault for somebody who wants to run our own kernel's image.
+    pub(crate) fn kernel_alone() -> Fault {
+        kernel::alone(Recipe::Kernel.name())
     }
 
     /// Forgets the image called `name`; VMs made from it live on.
@@ -270,6 +288,7 @@ impl Recipe {
         match self {
             Recipe::DefaultGuest => default_guest::REVISION,
             Recipe::Debian => default_guest::REVISION * 1000 + debian::REVISION,
+            Recipe::Kernel => kernel::REVISION,
         }
     }
 }
@@ -312,6 +331,8 @@ struct Job<'a> {
 
 /// What a build is made from.
 struct Sources {
+    /// The kernel, if it is ours.
+    own_kernel: Option<Image>,
     /// For kernel and initial RAM disk; their files.
     guest: Vec<Wanted>,
     guest_debs: Vec<PathBuf>,
@@ -373,9 +394,14 @@ impl Job<'_> {
     }
 
     fn resolve(&self, apt: &Apt<'_>) -> Result<Sources, Fault> {
-        let guest = default_guest::resolve(apt)?;
+        // A disk's kernel has modules on the disk.
+        let own_kernel = match self.recipe {
+            Recipe::DefaultGuest => kernel::present(self.store)?,
+            Recipe::Debian | Recipe::Kernel => None,
+        };
+        let guest = default_guest::resolve(apt, own_kernel.is_some())?;
         let (disk, repositories) = match self.recipe {
-            Recipe::DefaultGuest => (Vec::new(), Vec::new()),
+            Recipe::DefaultGuest | Recipe::Kernel => (Vec::new(), Vec::new()),
             Recipe::Debian => (debian::resolve(apt)?, apt.sources()?),
         };
         let agent = agent_digest(&self.options.agent)?;
@@ -383,9 +409,10 @@ impl Job<'_> {
         let packages = format!("{}\n{}", apt::digest(&guest), apt::digest(&disk));
         let disk_key = format!("{recipe} {}\n{packages}\n{}", self.options.disk_mib, repositories.join("\n"));
         let disk_key = store::sha256(disk_key.as_bytes());
-        let key = store::sha256(format!("{recipe}\n{packages}\n{agent}\n{disk_key}").as_bytes());
+        let kernel = own_kernel.as_ref().and_then(kernel::digest).map_or("", String::as_str);
+        let key = store::sha256(format!("{recipe}\n{packages}\n{agent}\n{disk_key}\n{kernel}").as_bytes());
         let (guest_debs, disk_debs) = (Vec::new(), Vec::new());
-        Ok(Sources { guest, guest_debs, disk, disk_debs, repositories, agent, key, disk_key })
+        Ok(Sources { own_kernel, guest, guest_debs, disk, disk_debs, repositories, agent, key, disk_key })
     }
 
     /// Deletes downloads that this build did not need and that are a month old.
@@ -407,12 +434,13 @@ impl Job<'_> {
         let mut built = default_guest::build(
             &sources.guest,
             &sources.guest_debs,
+            sources.own_kernel.is_some(),
             &self.options.agent,
             dir,
             self.watcher,
         )?;
         let disks = match (self.recipe, old_disks) {
-            (Recipe::DefaultGuest, _) => Vec::new(),
+            (Recipe::DefaultGuest | Recipe::Kernel, _) => Vec::new(),
             (Recipe::Debian, Some(disks)) => disks,
             (Recipe::Debian, None) => {
                 let disk = self.make_disk(&sources, &mut built)?;
@@ -425,31 +453,42 @@ impl Job<'_> {
         let packages = packages
             .map(|package| Package { name: package.name.clone(), version: package.version.clone() })
             .collect();
-        let version = &built.modules.version;
+        let (kernel, version) = match (&sources.own_kernel, &built.modules) {
+            (Some(own), _) => kernel::part(self.store, own)?,
+            (None, Some(modules)) => {
+                (self.store.add_blob(&built.kernel, KERNEL, self.lock)?, modules.version.clone())
+            }
+            (None, None) => return Err(fault::broken("the list of packages", "it has no kernel")),
+        };
         let (summary, append) = match self.recipe {
-            Recipe::DefaultGuest => (format!("Linux {version}, small user land in memory"), ""),
+            Recipe::DefaultGuest | Recipe::Kernel => {
+                (format!("Linux {version}, small user land in memory"), "")
+            }
             Recipe::Debian => {
                 (format!("Debian, {} packages, Linux {version}", sources.disk.len()), debian::APPEND)
             }
         };
         let created = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let mut labels = BTreeMap::from([
+            (AGENT_LABEL.to_string(), sources.agent),
+            (REVISION_LABEL.to_string(), self.recipe.revision().to_string()),
+            (DISK_LABEL.to_string(), sources.disk_key),
+        ]);
+        let own = sources.own_kernel.as_ref().and_then(kernel::digest);
+        labels.extend(own.map(|digest| (OWN_KERNEL_LABEL.to_string(), digest.clone())));
         let manifest = Manifest {
             schema_version: 2,
             media_type: Manifest::MEDIA_TYPE.to_string(),
             key: sources.key,
             created,
             summary,
-            kernel: Some(self.store.add_blob(&built.kernel, KERNEL, self.lock)?),
+            kernel: Some(kernel),
             initrd: Some(self.store.add_blob(&built.initrd, INITRD, self.lock)?),
             disks,
             container: None,
             append: append.to_string(),
             packages,
-            labels: BTreeMap::from([
-                (AGENT_LABEL.to_string(), sources.agent),
-                (REVISION_LABEL.to_string(), self.recipe.revision().to_string()),
-                (DISK_LABEL.to_string(), sources.disk_key),
-            ]),
+            labels,
         };
         if self.watcher.cancelled() {
             return Err(fault::cancelled());
@@ -465,10 +504,14 @@ impl Job<'_> {
                 "build it through the command: viv build",
             )
         })?;
+        let modules = built
+            .modules
+            .as_mut()
+            .ok_or_else(|| fault::broken("the list of packages", "its kernel has no modules"))?;
         let inputs = debian::Inputs {
             debs: &sources.disk_debs,
             sources: &sources.repositories,
-            modules: &mut built.modules,
+            modules,
             kernel: &built.kernel,
             initrd: &built.initrd,
             disk_mib: self.options.disk_mib,

@@ -12,7 +12,9 @@ use viv_model::{Fault, Kind};
 #[derive(clap::Args, Debug)]
 #[command(
     after_help = "Images:\n  default  a small Linux that boots in a moment: Debian's kernel, busybox, our agent\n  \
-                  debian   a full Debian with systemd and apt on a disk"
+                  debian   a full Debian with systemd and apt on a disk\n  \
+                  kernel   a kernel for virtual machines from Debian's sources; the default guest and images of containers\n           \
+                  boot it while it is there (needs gcc, make, flex, bison, bc and libelf-dev; takes minutes)"
 )]
 pub(crate) struct Args {
     /// What to build
