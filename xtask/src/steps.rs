@@ -45,6 +45,8 @@ pub(crate) fn test(quick: bool) -> Result<(), String> {
     install::need("qemu-img", "qemu-utils")?;
     install::need("e2fsck", "e2fsprogs")?;
     install::need("umoci", "umoci")?;
+    install::need("skopeo", "skopeo")?;
+    install::need("docker-registry", "docker-registry")?;
     install::need("busybox", "busybox-static")?;
     // Root alone can use them: without them those tests say that they test nothing.
     for (program, package) in [("ip", "iproute2"), ("nft", "nftables")] {

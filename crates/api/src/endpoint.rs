@@ -1,5 +1,6 @@
 //! Every endpoint of the host service, once: the server dispatches on [`Route`], so that one without a
 //! handler does not compile, and the client builds its requests from the same line.
+pub use crate::encoding::{decode, encode, query_value};
 use std::fmt;
 
 /// The methods that the API uses.
@@ -84,6 +85,10 @@ pub enum Route {
     VmMemory,
     /// Kill a VM.
     VmKill,
+    /// Make an image of a VM.
+    VmCommit,
+    /// Write a VM's disk to a file.
+    VmExport,
     /// Wait for a VM's end.
     VmWait,
     /// What a VM has used and done.
@@ -152,6 +157,10 @@ pub enum Route {
     ImageTag,
     /// Remove what no image has.
     ImagePrune,
+    /// Send an image to a registry.
+    ImagePush,
+    /// Write an image to a file.
+    ImageExport,
     /// Remove an image.
     ImageRemove,
     /// Make a snapshot.
@@ -624,6 +633,34 @@ pub const TABLE: &[Endpoint] = &[
         "new VMs that go on from where a live one is, beside it (VmFork -> [Vm])",
     ),
     line(
+        Route::VmCommit,
+        Method::Post,
+        "/v1/vms/{vm}/commit",
+        Answer::Lines,
+        "make an image of a VM that does not run; ?job=NAME names the work (ImageCommit -> BuildLine…)",
+    ),
+    line(
+        Route::VmExport,
+        Method::Post,
+        "/v1/vms/{vm}/export",
+        Answer::Lines,
+        "write a disk of a VM that does not run to a new file of the host; ?job=NAME (DiskExport -> WorkLine<Exported>…)",
+    ),
+    line(
+        Route::ImagePush,
+        Method::Post,
+        "/v1/images/{image}/push",
+        Answer::Lines,
+        "send an image of containers to a registry; ?job=NAME (ImagePush -> WorkLine<Pushed>…)",
+    ),
+    line(
+        Route::ImageExport,
+        Method::Post,
+        "/v1/images/{image}/export",
+        Answer::Lines,
+        "write an image of containers to a new OCI archive of the host; ?job=NAME (ImageExport -> WorkLine<Exported>…)",
+    ),
+    line(
         Route::JobCancel,
         Method::Delete,
         "/v1/jobs/{job}",
@@ -693,42 +730,6 @@ fn matches(pattern: &str, path: &str) -> Option<Vec<String>> {
     segments.next().is_none().then_some(arguments)
 }
 
-/// `text` with everything but unreserved characters percent-encoded (RFC 3986 §2).
-pub fn encode(text: &str) -> String {
-    let mut encoded = String::new();
-    for byte in text.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => encoded.push(byte as char),
-            _ => encoded.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    encoded
-}
-
-/// The text of a percent-encoded one, unless it is malformed.
-pub fn decode(encoded: &str) -> Option<String> {
-    let mut bytes = Vec::new();
-    let mut rest = encoded.bytes();
-    while let Some(byte) = rest.next() {
-        match byte {
-            b'%' => {
-                let digits = [rest.next()?, rest.next()?];
-                bytes.push(u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?);
-            }
-            byte => bytes.push(byte),
-        }
-    }
-    String::from_utf8(bytes).ok()
-}
-
-/// The value of `name` in a query string.
-pub fn query_value(query: &str, name: &str) -> Option<String> {
-    query.split('&').find_map(|pair| {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (key == name).then(|| decode(value)).flatten()
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -775,12 +776,5 @@ mod tests {
         assert_eq!(find("GET", "/v1/vms/").unwrap_err(), NoRoute::Path);
         assert_eq!(find("POST", "/v1/info").unwrap_err(), NoRoute::Method);
         assert_eq!(find("GET", "/v1/vms/%zz").unwrap_err(), NoRoute::Path);
-    }
-
-    #[test]
-    fn a_query_gives_its_values() {
-        assert_eq!(query_value("a=1&wait=6%30&c", "wait").as_deref(), Some("60"));
-        assert_eq!(query_value("a=1&c", "c").as_deref(), Some(""));
-        assert_eq!(query_value("a=1", "b"), None);
     }
 }

@@ -185,17 +185,95 @@ pub struct ImageBuild {
     pub agent: Option<std::path::PathBuf>,
 }
 
-/// One line of a build's answer.
+/// How to make an image of a VM. Of an image of containers it changes what is said here, and keeps the rest.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImageCommit {
+    /// The new image's name.
+    pub name: String,
+    /// The words before the command's.
+    pub entrypoint: Option<Vec<String>>,
+    /// The command, if none is given.
+    pub command: Option<Vec<String>>,
+    /// Variables, besides those that it has.
+    pub env: Vec<(String, String)>,
+    /// Where it starts.
+    pub cwd: Option<String>,
+    /// As whom.
+    pub user: Option<String>,
+    /// What the image's history says of it.
+    pub message: String,
+}
+
+/// Where an image is sent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImagePush {
+    /// Registry, repository and tag.
+    pub reference: String,
+    /// Talk to the registry without TLS, or with any certificate.
+    pub insecure: bool,
+}
+
+/// An image in a registry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pushed {
+    /// Where it is, in full.
+    pub reference: String,
+    /// The digest of its manifest.
+    pub digest: String,
+    /// Bytes that were sent.
+    pub sent_bytes: u64,
+    /// Layers that were there already.
+    pub known_layers: usize,
+}
+
+/// Where an image is written.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImageExport {
+    /// The new file, absolute.
+    pub path: std::path::PathBuf,
+}
+
+/// Which disk of a VM is written where.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DiskExport {
+    /// The new file, absolute.
+    pub path: std::path::PathBuf,
+    /// Raw or qcow2.
+    pub format: Option<viv_model::DiskFormat>,
+    /// Which of its disks, counted from 0; the only one to which it writes if none is named.
+    pub disk: Option<usize>,
+}
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exported {
+    /// The file.
+    pub path: std::path::PathBuf,
+    /// What it takes, bytes.
+    pub size_bytes: u64,
+    /// The digest of the manifest in it, if it is an image of containers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+}
+
+/// One line of the answer to a long work.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum BuildLine {
+pub enum WorkLine<T> {
     /// What is being done now.
     Progress(Progress),
-    /// The last line of a build that went well.
-    Done(Box<Image>),
+    /// The last line of a work that went well.
+    Done(T),
     /// The last line of one that did not.
     Failed(Fault),
 }
+
+/// One line of a build's answer.
+pub type BuildLine = WorkLine<Image>;
 
 /// Where a long work is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

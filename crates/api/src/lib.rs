@@ -14,6 +14,7 @@
 pub mod agent;
 pub mod client;
 pub mod cloud;
+mod encoding;
 pub mod endpoint;
 pub mod image;
 pub mod info;

@@ -37,6 +37,7 @@ pub mod start;
 pub mod store;
 mod streams;
 mod vms;
+mod works;
 
 pub use places::Places;
 pub use seed::private_key;

@@ -2,21 +2,22 @@
 use crate::builder::BuilderVm;
 use crate::http::{self, Body};
 use crate::images::{self, Images, Options, Recipe, Watcher};
-use crate::service::{Busy, Service};
+use crate::service::Service;
 use crate::shares;
 use crate::streams;
+use crate::vms::absolute;
+use crate::works::{self, Reporter, defect, work};
 use http_body_util::{BodyExt, Limited};
-use hyper::body::{Bytes, Incoming};
+use hyper::body::Incoming;
 use hyper::{Request, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, UNIX_EPOCH};
-use tokio::sync::mpsc;
 use viv_api::agent;
 use viv_api::endpoint::{self, NoRoute, Route};
-use viv_api::image::{BuildLine, Image, ImageBuild, ImageTag, Progress, Pruned};
+use viv_api::image::{DiskExport, Image, ImageBuild, ImageCommit, ImageExport, ImagePush, ImageTag, Pruned};
 use viv_api::info::{Info, KvmState, Service as ServiceInfo};
 use viv_api::network::{NetworkConnect, NicAttach};
 use viv_api::runner::Ask as RunnerAsk;
@@ -28,8 +29,6 @@ use viv_model::{Ask, Fault, Kind};
 
 /// Most bytes of a request's body.
 const BODY_MAX: usize = 4 << 20;
-/// Most pieces of an answer that wait for a slow reader.
-const PIECES_MAX: usize = 64;
 /// The longest that a request waits for an agent, seconds.
 const AGENT_WAIT_S_MAX: u64 = 3600;
 
@@ -57,6 +56,7 @@ pub(crate) async fn answer(
     let name = arguments.next().unwrap_or_default();
     let flag = |flag: &str| endpoint::query_value(&query, flag).is_some_and(|value| value != "false");
     let network = endpoint::query_value(&query, "network");
+    let job = endpoint::query_value(&query, "job").unwrap_or_default();
     let vms = service.vms.clone();
     match endpoint.route {
         Route::Info => blocking(move || info(&service)).await,
@@ -278,7 +278,30 @@ pub(crate) async fn answer(
         }
         Route::ImageBuild => {
             let ask = body(request).await?;
-            build(service, name, ask, endpoint::query_value(&query, "job").unwrap_or_default())
+            Ok(work(service, job, move |service, reporter| {
+                build_now(service, &name, &ask, reporter).map(|image| shown(&image))
+            }))
+        }
+        Route::VmCommit => {
+            let ask: ImageCommit = body(request).await?;
+            Ok(work(service, job, move |service, reporter| {
+                works::commit(service, &name, &ask, reporter, shown)
+            }))
+        }
+        Route::VmExport => {
+            let ask: DiskExport = body(request).await?;
+            Ok(work(service, job, move |service, reporter| {
+                works::export_disk(service, &name, &ask, reporter)
+            }))
+        }
+        Route::ImagePush => {
+            let ask: ImagePush = body(request).await?;
+            Ok(work(service, job, move |service, reporter| service.images.push(&name, &ask, reporter)))
+        }
+        Route::ImageExport => {
+            let ask: ImageExport = body(request).await?;
+            absolute(&ask.path)?;
+            Ok(work(service, job, move |service, reporter| service.images.export(&name, &ask.path, reporter)))
         }
         Route::ImageGet => blocking(move || Ok(shown(&service.images.get(&name)?))).await,
         Route::ImageDetails => blocking(move || service.images.details(&name, &shown)).await,
@@ -315,14 +338,6 @@ async fn blocking<T: Serialize + Send + 'static>(
         Ok(outcome) => outcome.map(|value| http::json(&value)),
         Err(error) => Err(defect(&error.to_string())),
     }
-}
-
-fn defect(why: &str) -> Fault {
-    Fault::new(
-        Kind::Error,
-        format!("the service broke off: {why}"),
-        "this is a defect of ours: please report it",
-    )
 }
 
 /// The request's JSON body; an empty one is the default.
@@ -391,52 +406,6 @@ fn shown(image: &images::Image) -> Image {
         summary: image.summary.clone(),
         process: image.manifest.container.as_ref().map(|container| container.process.clone()),
     }
-}
-
-/// Sends a build's progress to whoever asked for it; gives up when nobody listens.
-struct Reporter {
-    lines: mpsc::Sender<Bytes>,
-    cancelled: Arc<AtomicBool>,
-}
-
-impl Reporter {
-    fn send(&self, line: &BuildLine) {
-        let mut bytes = serde_json::to_vec(line).unwrap_or_default();
-        bytes.push(b'\n');
-        let _ = self.lines.blocking_send(bytes.into());
-    }
-}
-
-impl Watcher for Reporter {
-    fn progress(&self, progress: Progress) {
-        self.send(&BuildLine::Progress(progress));
-    }
-
-    fn cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed) || self.lines.is_closed()
-    }
-}
-
-fn build(service: Arc<Service>, name: String, ask: ImageBuild, job: String) -> Result<Response<Body>, Fault> {
-    let cancelled = Arc::new(AtomicBool::new(false));
-    if !job.is_empty() {
-        service.jobs().insert(job.clone(), cancelled.clone());
-    }
-    let (lines, receiver) = mpsc::channel(PIECES_MAX);
-    let busy = Busy::new(&service.work);
-    tokio::task::spawn_blocking(move || {
-        let reporter = Reporter { lines, cancelled };
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            build_now(&service, &name, &ask, &reporter)
-        }));
-        service.jobs().remove(&job);
-        reporter.send(&match outcome.unwrap_or_else(|_| Err(defect("the build panicked"))) {
-            Ok(image) => BuildLine::Done(Box::new(shown(&image))),
-            Err(fault) => BuildLine::Failed(fault),
-        });
-        drop(busy);
-    });
-    Ok(http::pieces(receiver, "application/x-ndjson"))
 }
 
 fn options(ask: &ImageBuild) -> Result<Options, Fault> {

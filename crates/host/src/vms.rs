@@ -62,6 +62,14 @@ fn main_command(record: &VmRecord, resumes: bool) -> Result<Option<Exec>, Fault>
     }
 }
 
+/// What its image wants on the kernel's command line: what is there besides our words and the user's.
+pub(crate) fn append_of_image(record: &VmRecord) -> String {
+    let words = record.machine.append.strip_prefix(APPEND_IMAGE).unwrap_or_default();
+    let without = |words: &str, end: &str| words.strip_suffix(end).unwrap_or(words).trim().to_string();
+    let words = without(words, record.append.as_deref().unwrap_or_default());
+    without(&words, &shares::boot_words(&record.machine.shares))
+}
+
 /// A VM that starts.
 struct Starting<'a> {
     all: &'a Mutex<HashSet<String>>,

@@ -17,6 +17,7 @@ mod archive;
 mod credentials;
 mod digest;
 mod layout;
+mod push;
 mod reference;
 mod registries;
 mod registry;
@@ -24,6 +25,7 @@ mod source;
 mod types;
 
 pub use digest::{Checked, Digest};
+pub use push::Pusher;
 pub use reference::{Reference, RegistryName};
 pub use registry::{Client, Options};
 pub use source::{Blob, Image, Layer, Source, Watch, open, resolve};

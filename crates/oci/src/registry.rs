@@ -7,10 +7,12 @@ use crate::source::{Blob, DOCUMENT_MAX, Source, Watch, damaged_at};
 use crate::types::{DOCKER_LIST, DOCKER_MANIFEST, Descriptor, OCI_INDEX, OCI_MANIFEST};
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::Read;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use ureq::http::{Response, StatusCode, Uri, header};
+use ureq::http::{HeaderMap, Response, StatusCode, Uri, header};
 use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 use viv_model::{Fault, Kind};
@@ -89,6 +91,87 @@ pub(crate) struct Registry {
     shared: Arc<Shared>,
     name: RegistryName,
     places: Vec<Place>,
+    /// It is to be written to: tokens are asked for that.
+    writes: bool,
+}
+
+/// What a repository is asked for, or given.
+#[derive(Clone, Debug)]
+pub(crate) enum Content {
+    /// What is there, from this byte on.
+    Get { accept: Option<String>, from: u64 },
+    /// Whether it is there.
+    Head,
+    /// A place for something new.
+    Begin,
+    /// A file, to the place that the registry gave for it.
+    File { to: String, file: PathBuf },
+    /// A manifest.
+    Manifest { kind: String, text: Vec<u8> },
+}
+
+impl Content {
+    fn send(
+        &self,
+        agent: &Agent,
+        target: &str,
+        token: Option<&String>,
+    ) -> Result<Response<Body>, ureq::Error> {
+        let authorize = |headers: &mut HeaderMap| -> Result<(), ureq::Error> {
+            if let Some(token) = token {
+                headers.insert(header::AUTHORIZATION, token.parse().map_err(ureq::http::Error::from)?);
+            }
+            Ok(())
+        };
+        match self {
+            Content::Get { accept, from } => {
+                // Layers are compressed as they are.
+                let mut request = agent.get(target).header(header::ACCEPT_ENCODING, "identity");
+                if let Some(accept) = accept {
+                    request = request.header(header::ACCEPT, accept);
+                }
+                if *from > 0 {
+                    request = request.header(header::RANGE, format!("bytes={from}-"));
+                }
+                if let Some(headers) = request.headers_mut() {
+                    authorize(headers)?;
+                }
+                request.call()
+            }
+            Content::Head => {
+                let mut request = agent.head(target);
+                if let Some(headers) = request.headers_mut() {
+                    authorize(headers)?;
+                }
+                request.call()
+            }
+            Content::Begin => {
+                let mut request = agent.post(target);
+                if let Some(headers) = request.headers_mut() {
+                    authorize(headers)?;
+                }
+                request.send_empty()
+            }
+            Content::File { file, .. } => {
+                let file = File::open(file)?;
+                let mut request = agent
+                    .put(target)
+                    .header(header::CONTENT_TYPE, "application/octet-stream")
+                    .header(header::CONTENT_LENGTH, file.metadata()?.len());
+                if let Some(headers) = request.headers_mut() {
+                    authorize(headers)?;
+                }
+                request.send(file)
+            }
+            Content::Manifest { kind, text } => {
+                let mut request = agent.put(target).header(header::CONTENT_TYPE, kind);
+                if let Some(headers) = request.headers_mut() {
+                    authorize(headers)?;
+                }
+                request.send(&text[..])
+            }
+        }
+    }
 }
 
 /// An answer that is no success.
@@ -113,7 +196,38 @@ impl Registry {
     pub(crate) fn new(client: &Client, name: RegistryName) -> Registry {
         let mut places = client.shared.rules.places(&name.registry, &name.repository);
         places.iter_mut().for_each(|place| place.insecure |= client.options.insecure);
-        Registry { shared: client.shared.clone(), name, places }
+        Registry { shared: client.shared.clone(), name, places, writes: false }
+    }
+
+    /// A repository to write to: where it is itself, whatever mirrors it has for reading.
+    pub(crate) fn writable(client: &Client, name: RegistryName) -> Result<Registry, Fault> {
+        let mut registry = Registry::new(client, name);
+        registry.writes = true;
+        // The place itself comes behind its mirrors.
+        registry.places = registry.places.pop().into_iter().collect();
+        match registry.places.is_empty() {
+            true => Err(registry.blocked()),
+            false => Ok(registry),
+        }
+    }
+
+    /// Asks the repository for something that changes it.
+    pub(crate) fn ask(
+        &self,
+        path: &str,
+        content: &Content,
+        watch: &dyn Watch,
+    ) -> Result<Response<Body>, Fault> {
+        let Some(place) = self.places.first() else { return Err(self.blocked()) };
+        self.get_from(place, path, content, watch).map_err(|failure| {
+            let fault = self.told(place, failure);
+            Fault { message: fault.message.replacen("cannot get", "cannot send", 1), ..fault }
+        })
+    }
+
+    fn blocked(&self) -> Fault {
+        let text = format!("{} may not be used: registries.conf blocks it", self.name);
+        Fault::new(Kind::Denied, text, "unblock it there, or take another image")
     }
 
     /// Asks each place until one answers.
@@ -125,12 +239,12 @@ impl Registry {
         watch: &dyn Watch,
     ) -> Result<Response<Body>, Fault> {
         if self.places.is_empty() {
-            let text = format!("{} may not be used: registries.conf blocks it", self.name);
-            return Err(Fault::new(Kind::Denied, text, "unblock it there, or take another image"));
+            return Err(self.blocked());
         }
+        let content = Content::Get { accept: accept.map(str::to_string), from };
         let mut last = None;
         for place in &self.places {
-            match self.get_from(place, path, accept, from, watch) {
+            match self.get_from(place, path, &content, watch) {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => last = Some(self.told(place, failure)),
             }
@@ -145,8 +259,7 @@ impl Registry {
         &self,
         place: &Place,
         path: &str,
-        accept: Option<&str>,
-        from: u64,
+        content: &Content,
         watch: &dyn Watch,
     ) -> Result<Response<Body>, Failure> {
         let mut tried_token = false;
@@ -155,7 +268,7 @@ impl Registry {
             if watch.cancelled() {
                 return Err(Failure::Fault(given_up()));
             }
-            match self.once(place, path, accept, from) {
+            match self.once(place, path, content) {
                 Ok(answer) => return Ok(answer),
                 Err(Failure::Refused(refusal))
                     if refusal.status == StatusCode::UNAUTHORIZED && !tried_token =>
@@ -184,37 +297,27 @@ impl Registry {
         }
     }
 
-    fn once(
-        &self,
-        place: &Place,
-        path: &str,
-        accept: Option<&str>,
-        from: u64,
-    ) -> Result<Response<Body>, Failure> {
+    fn once(&self, place: &Place, path: &str, content: &Content) -> Result<Response<Body>, Failure> {
         let host = if place.registry == "docker.io" { DOCKER_HOST } else { &place.registry };
         let token = lock(&self.shared.tokens).get(&scope(place)).cloned();
         // This machine's own registries need no TLS: nobody is between.
         let plain_too = place.insecure || is_loopback(&place.registry);
         let call = |scheme: &str| {
             let agent = if place.insecure { &self.shared.trusting } else { &self.shared.strict };
-            let mut target = format!("{scheme}://{host}/v2/{}/{path}", place.repository);
-            let ours = origin(&target);
+            let own = format!("{scheme}://{host}/v2/{}/{path}", place.repository);
+            let ours = origin(&own);
+            let mut target = match content {
+                Content::File { to, .. } => absolute(to, &own),
+                _ => own,
+            };
             for _ in 0..REDIRECTS_MAX {
-                let mut request = agent.get(&target);
-                if let Some(accept) = accept {
-                    request = request.header(header::ACCEPT, accept);
+                if !target.starts_with("https://") && !plain_too {
+                    return Err(ureq::Error::RequireHttpsOnly(target));
                 }
-                if let Some(token) = token.as_ref().filter(|_| origin(&target) == ours) {
-                    request = request.header(header::AUTHORIZATION, token);
-                }
-                if from > 0 {
-                    request = request.header(header::RANGE, format!("bytes={from}-"));
-                }
-                // Layers are compressed as they are.
-                let answer = request.header(header::ACCEPT_ENCODING, "identity").call()?;
+                let token = token.as_ref().filter(|_| origin(&target) == ours);
+                let answer = content.send(agent, &target, token)?;
                 match redirect(&answer, &target) {
-                    Some(next) if next.starts_with("https://") || plain_too => target = next,
-                    Some(next) => return Err(ureq::Error::RequireHttpsOnly(next)),
+                    Some(next) => target = next,
                     None => return Ok(answer),
                 }
             }
@@ -309,8 +412,10 @@ impl Registry {
         }
         let agent = if place.insecure { &self.shared.trusting } else { &self.shared.strict };
         let service = asked.get("service").map(String::as_str).unwrap_or_default();
-        let own = format!("repository:{}:pull", place.repository);
-        let scope = asked.get("scope").map_or(own.as_str(), String::as_str);
+        let own =
+            format!("repository:{}:{}", place.repository, if self.writes { "pull,push" } else { "pull" });
+        // What is asked first when something is sent is whether it is there: that needs less than what follows.
+        let scope = asked.get("scope").filter(|_| !self.writes).unwrap_or(&own);
         let answer = match credentials {
             Some(Credentials::Refresh(token)) => agent.post(realm).send_form([
                 ("grant_type", "refresh_token"),
@@ -523,12 +628,16 @@ fn redirect(answer: &Response<Body>, target: &str) -> Option<String> {
         return None;
     }
     let location = answer.headers().get(header::LOCATION)?.to_str().ok()?;
-    match location.strip_prefix('/') {
-        Some(path) if !path.starts_with('/') => {
-            let (scheme, authority) = origin(target)?;
-            Some(format!("{scheme}://{authority}{location}"))
+    Some(absolute(location, target))
+}
+
+/// Where `location` is, seen from `target`: in full, or a path there (RFC 9110 §10.2.2).
+fn absolute(location: &str, target: &str) -> String {
+    match (location.strip_prefix('/'), origin(target)) {
+        (Some(path), Some((scheme, authority))) if !path.starts_with('/') => {
+            format!("{scheme}://{authority}{location}")
         }
-        _ => Some(location.to_string()),
+        _ => location.to_string(),
     }
 }
 

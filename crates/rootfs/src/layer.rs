@@ -9,9 +9,9 @@ use std::io::{Read, Seek, Write};
 use viv_model::Fault;
 
 /// Names of entries that hide what is below (OCI image specification, "Image Layer Filesystem Changeset", "Whiteouts").
-const WHITEOUT: &[u8] = b".wh.";
+pub(crate) const WHITEOUT: &[u8] = b".wh.";
 /// Hides all that is below in its directory ("Opaque Whiteout").
-const OPAQUE: &[u8] = b".wh..wh..opq";
+pub(crate) const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Begins the names of AUFS' own files, from which the form of whiteouts comes: they belong to no image.
 const AUFS: &[u8] = b".wh..wh.";
 /// Longest name in a directory, bytes (NAME_MAX, limits.h; EROFS_NAME_LEN).
@@ -210,7 +210,7 @@ fn attributes(member: Member, limits: &Limits) -> Result<Attributes, Fault> {
 /// Whether an extended attribute is the image's business. The label of SELinux is that of the host where the layer was made;
 /// overlayfs' own would be taken as orders by the overlayfs that the guest mounts over the image; and the other names of
 /// `system.` are some file system's alone.
-fn is_carried(name: &[u8]) -> bool {
+pub(crate) fn is_carried(name: &[u8]) -> bool {
     let has_name = |prefix: &[u8]| name.strip_prefix(prefix).is_some_and(|rest| !rest.is_empty());
     let of_all = has_name(b"user.") || has_name(b"trusted.") || has_name(b"security.");
     let acl = name == b"system.posix_acl_access" || name == b"system.posix_acl_default";

@@ -20,15 +20,19 @@ mod index;
 mod layer;
 mod limits;
 mod merge;
+mod pack;
 mod path;
 mod tar;
 mod tree;
+mod upper;
 
 pub use decompress::Decompress;
 pub use layer::{Attributes, Entry, Extent, Kind, Layer, unpack};
 pub use limits::Limits;
+pub use pack::{pack, pack_gzip};
 pub use tar::{Mtime, Watcher};
 pub use tree::{Content, Dentry, Inode, ROOT, Tree};
+pub use upper::upper;
 
 /// Bytes of a block: of the file systems, and what contents in data blobs are aligned to.
 pub const BLOCK: usize = 4096;

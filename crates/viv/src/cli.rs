@@ -78,6 +78,12 @@ pub(crate) enum Verb {
     Images(verbs::images::Args),
     /// Get images of containers from registries and archives
     Pull(verbs::pull::Args),
+    /// Send an image of containers to a registry
+    Push(verbs::carry::Push),
+    /// Make an image of a VM that does not run
+    Commit(verbs::carry::Commit),
+    /// Write an image, or a VM's disk, to a file for other programs
+    Export(verbs::carry::Export),
     /// List, look at, check, name and remove images
     Image(verbs::images::Image),
     /// Build an image from the packages of this host's apt

@@ -57,6 +57,11 @@ pub(super) struct Facts {
 }
 
 impl Unpacked {
+    /// Its digest, hexadecimal.
+    pub(super) fn hex(&self) -> String {
+        self.dir.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
     /// The contents of its files.
     pub(super) fn data(&self) -> PathBuf {
         self.dir.join("data")
@@ -134,6 +139,37 @@ impl Layers {
                     std::thread::sleep(Duration::from_millis(100));
                 }
                 Err(error) => return Err(io_fault("lock", &dir)(error.into())),
+            }
+        }
+    }
+
+    /// Has a layer that was made here, whose files' contents are in `data`, a file of the store's own.
+    pub(super) fn adopt(
+        &self,
+        hex: &str,
+        data: &Path,
+        layer: &viv_rootfs::Layer,
+        diff_id: &str,
+    ) -> Result<Unpacked, Fault> {
+        let dir = self.dir_of(hex);
+        loop {
+            fs::create_dir_all(&dir).map_err(io_fault("make the directory", &dir))?;
+            if let Some(there) = self.get(hex)? {
+                return Ok(there);
+            }
+            let file = open_lock(&dir)?;
+            let lock = |how| flock(&file, how).map_err(|error| io_fault("lock", &dir)(error.into()));
+            lock(FlockOperation::LockExclusive)?;
+            if !is_in(&file, &dir) || facts(&dir).is_some() {
+                continue;
+            }
+            // Copied, not moved: should somebody remove it before it is held, it is made once more.
+            let _ = fs::remove_file(dir.join("data"));
+            super::instance::copy(data, &dir.join("data")).map_err(io_fault("copy", data))?;
+            whole(&dir, &keep(&dir, layer, diff_id)?)?;
+            lock(FlockOperation::LockShared)?;
+            if let Some(facts) = facts(&dir) {
+                return Ok(Unpacked { dir, facts, _shared: file });
             }
         }
     }
@@ -326,7 +362,7 @@ fn unpack_stream_into(
     watch: &dyn Watch,
     passed: &Receiver<u64>,
 ) -> Result<Facts, Fault> {
-    let (data, index) = (dir.join("data"), dir.join("index"));
+    let data = dir.join("data");
     let in_layer = |fault: Fault| Fault {
         message: format!("layer {} of {}: {}", layer.digest, source.name(), fault.message),
         ..fault
@@ -359,14 +395,21 @@ fn unpack_stream_into(
             format_args!("it is sha256:{diff_id}, and is to be {wanted}"),
         )));
     }
-    fs::write(&index, unpacked.to_bytes()).map_err(io_fault("write", &index))?;
+    drop(out);
+    keep(dir, &unpacked, &diff_id)
+}
+
+/// Writes a layer's entries beside its contents, and makes sure that both are on the disk.
+fn keep(dir: &Path, layer: &viv_rootfs::Layer, diff_id: &str) -> Result<Facts, Fault> {
+    let (data, index) = (dir.join("data"), dir.join("index"));
+    fs::write(&index, layer.to_bytes()).map_err(io_fault("write", &index))?;
     fs::set_permissions(&data, fs::Permissions::from_mode(0o444)).map_err(io_fault("write", &data))?;
     let (data_blake3, data_bytes) = blake3_file(&data).map_err(io_fault("read", &data))?;
     let sync =
         |path: &Path| File::open(path).and_then(|file| file.sync_all()).map_err(io_fault("sync", path));
     sync(&index)?;
     sync(&data)?;
-    Ok(Facts { diff_id, data_bytes, data_blake3 })
+    Ok(Facts { diff_id: diff_id.to_string(), data_bytes, data_blake3 })
 }
 
 /// BLAKE3 of a file in hexadecimal, and its length.

@@ -11,6 +11,8 @@
 //! not whole. Start reading at [`Images::build`].
 mod agent;
 mod apt;
+mod carry;
+mod commit;
 mod cpio;
 mod deb;
 mod debian;
@@ -18,6 +20,8 @@ mod default_guest;
 mod details;
 mod fault;
 mod instance;
+pub(crate) use carry::export_disk;
+pub(crate) use commit::Stopped;
 pub(crate) use instance::copy;
 mod kernel;
 mod kmod;
@@ -267,6 +271,36 @@ impl Images {
     /// The fault for somebody who wants to run our own kernel's image.
     pub(crate) fn kernel_alone() -> Fault {
         kernel::alone(Recipe::Kernel.name())
+    }
+
+    /// Makes an image of a VM that does not run, and stays so meanwhile.
+    pub(crate) fn commit(
+        &self,
+        vm: &Stopped<'_>,
+        ask: &viv_api::image::ImageCommit,
+        watcher: &dyn Watcher,
+    ) -> Result<Image, Fault> {
+        commit::commit(&self.store, vm, ask, watcher)
+    }
+
+    /// Sends the image called `name` to a registry.
+    pub fn push(
+        &self,
+        name: &str,
+        ask: &viv_api::image::ImagePush,
+        watcher: &dyn Watcher,
+    ) -> Result<viv_api::image::Pushed, Fault> {
+        carry::push(&self.store, &self.get(name)?, ask, watcher)
+    }
+
+    /// Writes the image called `name` to an OCI archive, a new file.
+    pub fn export(
+        &self,
+        name: &str,
+        to: &Path,
+        watcher: &dyn Watcher,
+    ) -> Result<viv_api::image::Exported, Fault> {
+        carry::export(&self.store, &self.get(name)?, to, watcher)
     }
 
     /// Forgets the image called `name`; VMs made from it live on.

@@ -17,11 +17,11 @@ use viv_oci::{Client, Layer, Options, Reference, Watch};
 /// Layers that are fetched at once.
 const AT_ONCE: usize = 4;
 /// Media types of our parts.
-const TREE: &str = "application/vnd.vivarium.erofs";
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+pub(super) const TREE: &str = "application/vnd.vivarium.erofs";
+pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(super) const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// Raise it when the file system that is made of the same layers changes.
-const REVISION: u32 = 1;
+pub(super) const REVISION: u32 = 1;
 
 /// Gets the image that `reference` names, or finds that the store has that one.
 pub(super) fn pull(
@@ -53,7 +53,7 @@ pub(super) fn pull(
     let tree = scratch.path().join("tree");
     make_tree(&unpacked, &tree)?;
     let process = process_of(&found.config.config)?;
-    let summary = summary(&found, &process);
+    let summary = summary(found.layers.len(), &process);
     let files = [("manifest", &found.manifest), ("config", &found.config_text)];
     for (file, bytes) in files {
         let path = scratch.path().join(file);
@@ -133,7 +133,7 @@ fn fetch(
     all.collect::<Option<Vec<_>>>().ok_or_else(cancelled)
 }
 
-fn make_tree(layers: &[Unpacked], target: &Path) -> Result<(), Fault> {
+pub(super) fn make_tree(layers: &[Unpacked], target: &Path) -> Result<(), Fault> {
     let indexes = layers.iter().map(Unpacked::index).collect::<Result<Vec<_>, _>>()?;
     let blocks: Vec<u64> =
         layers.iter().map(|layer| layer.facts.data_bytes / viv_rootfs::BLOCK as u64).collect();
@@ -144,7 +144,7 @@ fn make_tree(layers: &[Unpacked], target: &Path) -> Result<(), Fault> {
 }
 
 /// What the image says of its program, in our words.
-fn process_of(config: &viv_oci::Process) -> Result<ImageProcess, Fault> {
+pub(super) fn process_of(config: &viv_oci::Process) -> Result<ImageProcess, Fault> {
     let some = |text: &String| (!text.is_empty()).then(|| text.clone());
     let env = config.env.iter().map(|pair| match pair.split_once('=') {
         Some((name, value)) => (name.to_string(), value.to_string()),
@@ -205,13 +205,12 @@ fn signal(text: &str) -> Result<u8, Fault> {
         .ok_or_else(|| broken("the image's configuration", format_args!("no signal is called {text:?}")))
 }
 
-fn summary(found: &viv_oci::Image, process: &ImageProcess) -> String {
+pub(super) fn summary(layers: usize, process: &ImageProcess) -> String {
     let words: Vec<&str> = process.entrypoint.iter().chain(&process.command).map(String::as_str).collect();
     let runs = match words.is_empty() {
         true => "no command".to_string(),
         false => words.join(" ").chars().filter(|c| !c.is_control()).take(60).collect(),
     };
-    let layers = found.layers.len();
     format!("{layers} layer{}; runs {runs}", if layers == 1 { "" } else { "s" })
 }
 
@@ -226,7 +225,7 @@ struct Pulling<'a> {
 }
 
 /// Least time between two words to the watcher.
-const PAUSE: Duration = Duration::from_millis(100);
+pub(super) const PAUSE: Duration = Duration::from_millis(100);
 
 impl<'a> Pulling<'a> {
     fn new(watcher: &'a dyn Watcher, step: String) -> Pulling<'a> {

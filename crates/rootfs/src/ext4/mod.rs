@@ -9,6 +9,7 @@
 mod fields;
 mod inode;
 mod layout;
+pub(crate) mod read;
 mod spec;
 
 use crate::fault::writing;
@@ -16,11 +17,14 @@ use fields::{Fields, checksum};
 use layout::{LOST_BLOCKS, Layout};
 use spec::{
     BLOCK, BLOCK_UNINIT, DESCRIPTOR_LEN, FIRST_INODE, GROUP_BLOCKS, INODE_UNINIT, INODE_ZEROED,
-    JOURNAL_INODE, JOURNAL_MAGIC, JOURNAL_SUPER_V2, ROOT_INODE, SUPER_LEN, SUPER_OFFSET,
+    JOURNAL_INODE, JOURNAL_MAGIC, JOURNAL_SUPER_V2, SUPER_LEN, SUPER_OFFSET,
 };
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use viv_model::{Fault, Kind};
+
+pub use read::ReadAt;
+pub(crate) use spec::ROOT_INODE;
 
 /// Least and most bytes of a file system that [`empty`] makes.
 pub const SIZE_MIN: u64 = 16 << 20;

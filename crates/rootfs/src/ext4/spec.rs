@@ -46,7 +46,7 @@ pub(super) const LOG_FLEX_GROUPS: u8 = 4;
 pub(super) const INODE_LEN: u64 = 256;
 pub(super) const INODE_EXTRA: u16 = 32;
 /// The inodes that there are from the beginning, and the first that is not reserved.
-pub(super) const ROOT_INODE: u32 = 2;
+pub(crate) const ROOT_INODE: u32 = 2;
 pub(super) const JOURNAL_INODE: u32 = 8;
 pub(super) const FIRST_INODE: u32 = 11;
 /// The inode has extents (EXT4_EXTENTS_FL); magic of their header (EXT4_EXT_MAGIC).

@@ -59,7 +59,7 @@ pub(crate) fn lower() -> Vec<u8> {
     archive.end()
 }
 
-fn upper() -> Vec<u8> {
+pub(crate) fn upper() -> Vec<u8> {
     let mut archive = Archive::new();
     archive.add("etc", Entry { mode: 0o700, owner: (1, 1), mtime: 77, ..Entry::DIRECTORY });
     // Whiteouts come before and behind what the layer itself brings.
@@ -76,7 +76,7 @@ fn upper() -> Vec<u8> {
     archive.end()
 }
 
-fn third() -> Vec<u8> {
+pub(crate) fn third() -> Vec<u8> {
     let mut archive = Archive::new();
     archive.file(".wh.tmp", b"").add("bin/su", Entry { mode: 0o755, content: b"new", ..Entry::FILE });
     archive.hardlink("var/su", "bin/su").file("etc/deep/.wh..wh..opq", b"").symlink("d", "etc");
@@ -109,7 +109,7 @@ fn layout(at: &Path, archives: &[Vec<u8>]) {
 }
 
 /// Both trees, and that fsck has nothing to say; `unnamed` are directories that no layer names: their time is umoci's own.
-fn compare(archives: &[Vec<u8>], unnamed: &[&str]) {
+pub(crate) fn compare(archives: &[Vec<u8>], unnamed: &[&str]) {
     let scratch = Scratch::new();
     let (layers, mut blobs) = layers(&scratch, archives);
     let tree = Tree::merge(&layers).unwrap();

@@ -3,10 +3,12 @@ use super::Context;
 use crate::interrupt::{Interrupt, Stage};
 use crate::progress::Bar;
 use crate::{output, size};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::path::PathBuf;
 use viv_api::client::{Client, Request};
 use viv_api::endpoint::Route;
-use viv_api::image::{BuildLine, DEFAULT, Image, ImageBuild};
+use viv_api::image::{DEFAULT, Image, ImageBuild, WorkLine};
 use viv_model::{Fault, Kind};
 
 #[derive(clap::Args, Debug)]
@@ -68,16 +70,27 @@ pub(crate) fn build(
         })?),
         None => None,
     };
-    let job = format!("build-{}", std::process::id());
+    let request = Request::new(Route::ImageBuild, std::slice::from_ref(&name));
+    follow(client, interrupt, request, &ask, &format!("the build of image {name:?}"))
+}
+
+/// Has the service do a long work, and shows how it goes on.
+pub(crate) fn follow<T: DeserializeOwned>(
+    client: &Client,
+    interrupt: &Interrupt,
+    request: Request,
+    ask: &impl Serialize,
+    what: &str,
+) -> Result<T, Fault> {
+    let job = format!("work-{}", std::process::id());
     interrupt.enter(Stage::Building { job: job.clone() });
     let mut outcome = None;
     let mut bar = Bar::new();
-    let request =
-        Request::new(Route::ImageBuild, std::slice::from_ref(&name)).query(format!("job={job}")).body(&ask);
-    let read = client.lines(request, |line: BuildLine| match line {
-        BuildLine::Progress(progress) => bar.show(&progress),
-        BuildLine::Done(image) => outcome = Some(Ok(*image)),
-        BuildLine::Failed(fault) => outcome = Some(Err(fault)),
+    let request = request.query(format!("job={job}")).body(ask);
+    let read = client.lines(request, |line: WorkLine<T>| match line {
+        WorkLine::Progress(progress) => bar.show(&progress),
+        WorkLine::Done(done) => outcome = Some(Ok(done)),
+        WorkLine::Failed(fault) => outcome = Some(Err(fault)),
     });
     bar.clear();
     interrupt.enter(Stage::Plain);
@@ -85,8 +98,8 @@ pub(crate) fn build(
     outcome.unwrap_or_else(|| {
         Err(Fault::new(
             Kind::Error,
-            format!("the build of image {name:?} broke off: the service ended"),
-            "nothing is left of it; build it again: viv build",
+            format!("{what} broke off: the service ended"),
+            "nothing is left of it; do it again",
         ))
     })
 }

@@ -2,6 +2,7 @@
 pub(crate) mod attach;
 pub(crate) mod build;
 pub(crate) mod capture;
+pub(crate) mod carry;
 pub(crate) mod cloud;
 pub(crate) mod complete;
 pub(crate) mod completions;
@@ -125,6 +126,9 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
         Verb::Image(args) => images::image(&context, args),
         Verb::Build(args) => build::run(&context, args),
         Verb::Pull(args) => pull::run(&context, args),
+        Verb::Commit(args) => carry::commit(&context, args),
+        Verb::Push(args) => carry::push(&context, args),
+        Verb::Export(args) => carry::export(&context, args),
         Verb::Info(args) => info::run(&context, args),
         Verb::Serve(_)
         | Verb::Runner(_)

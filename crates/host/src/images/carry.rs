@@ -1,0 +1,342 @@
+//! Images of containers leave the store: to a registry, or as an archive. Layers are kept unpacked, and are written again: as archives whose
+//! bytes depend on what is in them alone.
+use super::commit::{Documents, LAYER, Summed, Told, as_oci, flat};
+use super::fault::{broken, cancelled, io_fault};
+use super::layers::Unpacked;
+use super::manifest::Container;
+use super::store::Store;
+use super::{Image, Watcher, pull, step};
+use serde_json::{Value, json};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use viv_api::image::{Exported, ImagePush, Pushed};
+use viv_model::{DiskFormat, DiskSpec, Fault, Kind};
+use viv_oci::{Client, Descriptor, Digest, Options, Pusher, Reference, Watch};
+
+/// What an image of containers is, as its registry had it.
+struct Original<'a> {
+    image: &'a Image,
+    container: &'a Container,
+    config: Vec<u8>,
+    manifest: Vec<u8>,
+    /// What its manifest says of its layers.
+    layers: Vec<Descriptor>,
+}
+
+/// A layer, written again.
+struct Written {
+    descriptor: Descriptor,
+    diff_id: String,
+    file: PathBuf,
+}
+
+impl<'a> Original<'a> {
+    fn read(store: &Store, image: &'a Image) -> Result<Original<'a>, Fault> {
+        let Some(container) = &image.manifest.container else {
+            return Err(Fault::new(
+                Kind::Usage,
+                format!(
+                    "{} is no image of containers: registries and archives have no form for its disks",
+                    image.name
+                ),
+                "write a VM's disk instead: viv create or viv run it, viv stop it, viv export VM FILE.qcow2",
+            ));
+        };
+        let part = |part| -> Result<Vec<u8>, Fault> {
+            let path = store.part(image, part)?;
+            fs::read(&path).map_err(io_fault("read", &path))
+        };
+        let (config, manifest) = (part(&container.config)?, part(&container.manifest)?);
+        let parsed: viv_oci::Manifest =
+            serde_json::from_slice(&manifest).map_err(|error| broken("the image's manifest", error))?;
+        if parsed.layers.len() != container.layers.len() {
+            return Err(broken("the image's manifest", "it has other layers than the image"));
+        }
+        Ok(Original { image, container, config, manifest, layers: parsed.layers })
+    }
+
+    fn layer(&self, store: &Store, hex: &str) -> Result<Unpacked, Fault> {
+        store.layers().get(hex)?.ok_or_else(|| {
+            Fault::new(
+                Kind::Error,
+                format!("the image {} is damaged: layer {hex} is not there", self.image.name),
+                format!("get it again: viv pull {}", self.image.name),
+            )
+        })
+    }
+
+    /// Its documents, for layers that are called so now: as they were if nothing has changed.
+    fn documents(&self, layers: Vec<Descriptor>, diff_ids: &[String]) -> Result<Documents, Fault> {
+        let same = self.layers.iter().zip(&layers).all(|(old, new)| old.digest == new.digest);
+        if same && self.container.manifest.digest == format!("sha256:{}", Digest::of(&self.manifest).hex()) {
+            return Ok(Documents { config: self.config.clone(), manifest: self.manifest.clone() });
+        }
+        let mut config: Value = serde_json::from_slice(&self.config)
+            .map_err(|error| broken("the image's configuration", error))?;
+        if !config.is_object() {
+            return Err(broken("the image's configuration", "it is no object"));
+        }
+        config["rootfs"] = json!({ "type": "layers", "diff_ids": diff_ids });
+        Documents::new(&config, layers.into_iter().map(as_oci).collect())
+    }
+}
+
+/// Writes a layer as a compressed archive to `file`.
+fn write(layer: &Unpacked, file: PathBuf, step: String, watcher: &dyn Watcher) -> Result<Written, Fault> {
+    let index = layer.index()?;
+    let path = layer.data();
+    let mut data = File::open(&path).map_err(io_fault("read", &path))?;
+    let out =
+        OpenOptions::new().write(true).create_new(true).open(&file).map_err(io_fault("write", &file))?;
+    let mut told = Told::new(watcher, step);
+    told.total = Some(layer.facts.data_bytes);
+    let mut archive = Summed::new(io::sink());
+    let mut gzip = Summed::new(BufWriter::with_capacity(1 << 20, out));
+    viv_rootfs::pack_gzip(&index, &mut data, &mut archive, &mut gzip, &mut |bytes| told.bytes(bytes))?;
+    gzip.flush().map_err(io_fault("write", &file))?;
+    let ((diff_id, _), (digest, size)) = (archive.finish(), gzip.finish());
+    let descriptor = Descriptor {
+        media_type: LAYER.to_string(),
+        digest: format!("sha256:{digest}"),
+        size,
+        ..Descriptor::default()
+    };
+    Ok(Written { descriptor, diff_id: format!("sha256:{diff_id}"), file })
+}
+
+/// Sends the image to a registry. What is there already is not sent.
+pub(super) fn push(
+    store: &Store,
+    image: &Image,
+    ask: &ImagePush,
+    watcher: &dyn Watcher,
+) -> Result<Pushed, Fault> {
+    let target = match Reference::is_one(&ask.reference) {
+        true => Reference::parse(&ask.reference, Path::new("/"))?,
+        false => return Err(no_registry(&ask.reference)),
+    };
+    let Reference::Registry(name) = target else { return Err(no_registry(&ask.reference)) };
+    if name.digest.is_some() {
+        return Err(Fault::new(
+            Kind::Usage,
+            format!("{name} has a digest, which an image gets by what it is"),
+            "name a tag: REGISTRY/REPOSITORY:TAG",
+        ));
+    }
+    let original = Original::read(store, image)?;
+    let sending = Sending { watcher, step: format!("sending {} to {name}", image.name) };
+    let client = Client::new(Options { insecure: ask.insecure });
+    let pusher = Pusher::new(&client, name.clone())?;
+    let scratch = store.pull_scratch()?;
+    let (mut layers, mut diff_ids, mut sent, mut known) = (Vec::new(), Vec::new(), 0u64, 0);
+    let count = original.layers.len();
+    for (at, (hex, old)) in original.container.layers.iter().zip(&original.layers).enumerate() {
+        let layer = original.layer(store, hex)?;
+        let digest: Digest = old.digest.parse()?;
+        // The very one that was once pulled, or pushed: then the image stays what it was.
+        if pusher.has(&digest, &sending)? {
+            known += 1;
+            layers.push(old.clone());
+            diff_ids.push(format!("sha256:{}", layer.facts.diff_id));
+            continue;
+        }
+        let words = format!("compressing layer {} of {count}", at + 1);
+        let written = write(&layer, scratch.path().join(format!("layer{at}")), words, watcher)?;
+        let digest: Digest = written.descriptor.digest.parse()?;
+        if pusher.has(&digest, &sending)? {
+            known += 1;
+        } else {
+            step(watcher, &format!("sending layer {} of {count} to {name}", at + 1));
+            pusher.blob(&digest, &written.file, &sending)?;
+            sent = sent.saturating_add(written.descriptor.size);
+        }
+        let _ = fs::remove_file(&written.file);
+        layers.push(written.descriptor);
+        diff_ids.push(written.diff_id);
+    }
+    let documents = original.documents(layers, &diff_ids)?;
+    let config = scratch.path().join("config");
+    fs::write(&config, &documents.config).map_err(io_fault("write", &config))?;
+    let digest = Digest::of(&documents.config);
+    if !pusher.has(&digest, &sending)? {
+        pusher.blob(&digest, &config, &sending)?;
+        sent = sent.saturating_add(documents.config.len() as u64);
+    }
+    // The last step: before it, nobody sees anything.
+    let digest = pusher.manifest(&documents.manifest, &sending)?;
+    Ok(Pushed {
+        reference: name.to_string(),
+        digest: digest.to_string(),
+        sent_bytes: sent,
+        known_layers: known,
+    })
+}
+
+fn no_registry(reference: &str) -> Fault {
+    Fault::new(
+        Kind::Usage,
+        format!("{reference:?} names no registry"),
+        "name it with its host: viv push IMAGE registry.example.org/me/app:1; into a file: viv export IMAGE FILE",
+    )
+}
+
+/// A push, as the registry's client sees it.
+struct Sending<'a> {
+    watcher: &'a dyn Watcher,
+    step: String,
+}
+
+impl Watch for Sending<'_> {
+    fn bytes(&self, _: i64) {}
+
+    fn note(&self, what: &str) {
+        step(self.watcher, &format!("{}: {what}", self.step));
+    }
+
+    fn cancelled(&self) -> bool {
+        self.watcher.cancelled()
+    }
+}
+
+/// Writes the image to a new file: an OCI layout in a tar (OCI image specification, "Image Layout").
+pub(super) fn export(
+    store: &Store,
+    image: &Image,
+    to: &Path,
+    watcher: &dyn Watcher,
+) -> Result<Exported, Fault> {
+    let original = Original::read(store, image)?;
+    let fault = io_fault("write", to);
+    let file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o644)
+        .open(to)
+        .map_err(|error| exists(to, error))?;
+    let write_all = || -> Result<Digest, Fault> {
+        let scratch = store.pull_scratch()?;
+        let mut tar = tar::Builder::new(BufWriter::with_capacity(1 << 20, &file));
+        add(&mut tar, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#).map_err(&fault)?;
+        let (mut layers, mut diff_ids): (Vec<Descriptor>, _) = (Vec::new(), Vec::new());
+        let count = original.layers.len();
+        for (at, hex) in original.container.layers.iter().enumerate() {
+            let layer = original.layer(store, hex)?;
+            let words = format!("writing layer {} of {count}", at + 1);
+            let written = write(&layer, scratch.path().join(format!("layer{at}")), words, watcher)?;
+            let twice = layers.iter().any(|layer| layer.digest == written.descriptor.digest);
+            if !twice {
+                let name = blob(&written.descriptor.digest);
+                let content = File::open(&written.file).map_err(io_fault("read", &written.file))?;
+                let mut header = head(written.descriptor.size);
+                tar.append_data(&mut header, name, io::BufReader::new(content)).map_err(&fault)?;
+            }
+            let _ = fs::remove_file(&written.file);
+            layers.push(written.descriptor);
+            diff_ids.push(written.diff_id);
+        }
+        let documents = original.documents(layers, &diff_ids)?;
+        let config = Digest::of(&documents.config);
+        let manifest = Digest::of(&documents.manifest);
+        for (digest, bytes) in [(&config, &documents.config), (&manifest, &documents.manifest)] {
+            add(&mut tar, &blob(&digest.to_string()), bytes).map_err(&fault)?;
+        }
+        let parsed: viv_oci::Manifest = serde_json::from_slice(&documents.manifest)
+            .map_err(|error| broken("the image's manifest", error))?;
+        let kind = if parsed.media_type.is_empty() { pull::MANIFEST } else { &parsed.media_type };
+        let index = json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.index.v1+json",
+            "manifests": [{
+                "mediaType": kind,
+                "digest": manifest.to_string(),
+                "size": documents.manifest.len(),
+                "annotations": { "org.opencontainers.image.ref.name": tag(&image.name) },
+            }],
+        });
+        add(&mut tar, "index.json", index.to_string().as_bytes()).map_err(&fault)?;
+        if watcher.cancelled() {
+            return Err(cancelled());
+        }
+        let out = tar.into_inner().map_err(&fault)?;
+        out.into_inner().map_err(io::IntoInnerError::into_error).and_then(File::sync_all).map_err(&fault)?;
+        Ok(manifest)
+    };
+    let digest = write_all().inspect_err(|_| drop(fs::remove_file(to)))?;
+    let size_bytes = fs::metadata(to).map_err(&fault)?.len();
+    Ok(Exported { path: to.to_path_buf(), size_bytes, digest: Some(digest.to_string()) })
+}
+
+/// Writes all that a disk is to a new file.
+pub(crate) fn export_disk(
+    disk: &DiskSpec,
+    to: &Path,
+    format: DiskFormat,
+    watcher: &dyn Watcher,
+) -> Result<Exported, Fault> {
+    if to.exists() {
+        return Err(exists(to, io::ErrorKind::AlreadyExists.into()));
+    }
+    let mut told = Told::new(watcher, format!("writing {}", to.display()));
+    flat(disk, to, format, &mut told).inspect_err(|fault| {
+        if fault.kind != Kind::Conflict {
+            let _ = fs::remove_file(to);
+        }
+    })?;
+    let found = fs::metadata(to).map_err(io_fault("write", to))?;
+    Ok(Exported { path: to.to_path_buf(), size_bytes: found.blocks().saturating_mul(512), digest: None })
+}
+
+/// A new file cannot be made.
+fn exists(path: &Path, error: io::Error) -> Fault {
+    match error.kind() {
+        io::ErrorKind::AlreadyExists => Fault::new(
+            Kind::Conflict,
+            format!("{} is there already", path.display()),
+            "name a new file, or remove that one first",
+        ),
+        _ => io_fault("write", path)(error),
+    }
+}
+
+fn blob(digest: &str) -> String {
+    format!("blobs/sha256/{}", digest.trim_start_matches("sha256:"))
+}
+
+/// The tag under which an archive has the image: that of its name, else its name.
+fn tag(name: &str) -> String {
+    let last = name.rsplit('/').next().unwrap_or(name);
+    let last = last.split('@').next().unwrap_or(last);
+    last.rsplit(':').next().unwrap_or(last).to_string()
+}
+
+fn head(size: u64) -> tar::Header {
+    let mut header = tar::Header::new_ustar();
+    header.set_size(size);
+    header.set_mode(0o644);
+    header.set_mtime(0);
+    header
+}
+
+fn add<W: Write>(tar: &mut tar::Builder<W>, name: &str, bytes: &[u8]) -> io::Result<()> {
+    tar.append_data(&mut head(bytes.len() as u64), name, bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn archives_have_the_tag_of_the_images_name() {
+        for (name, expected) in [
+            ("docker.io/library/debian:12", "12"),
+            ("localhost:5000/a/b:c", "c"),
+            ("mine", "mine"),
+            ("oci:/tmp/layout:app", "app"),
+            ("localhost:5000/a", "a"),
+        ] {
+            assert_eq!(tag(name), expected, "{name}");
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! `viv commit`, `viv push`, `viv export`: what a VM has become, for others.
+use super::pull::full_name;
+use super::{Context, build};
+use crate::interrupt::Interrupt;
+use crate::{output, size};
+use std::path::{Path, PathBuf};
+use viv_api::client::Request;
+use viv_api::endpoint::Route;
+use viv_api::image::{DiskExport, Exported, Image, ImageCommit, ImageExport, ImagePush, Pushed};
+use viv_model::{DiskFormat, Fault, Kind};
+
+#[derive(clap::Args, Debug)]
+#[command(
+    after_help = "The VM must have been stopped in good order: viv stop VM. It stays as it is, and can be started again.\n\
+                  Of an image of containers, what the VM changed becomes one more layer; else its disks are copied.\n\n  \
+                  viv commit web web-2 --cmd '[\"nginx\",\"-g\",\"daemon off;\"]' --env MODE=live\n  \
+                  viv run web-2"
+)]
+pub(crate) struct Commit {
+    /// The VM's name or id
+    vm: String,
+    /// The new image's name: a word, or REGISTRY/REPOSITORY:TAG
+    image: String,
+    /// The words before the command's: ["/entry","-x"], or words without quotes
+    #[arg(long, value_name = "WORDS")]
+    entrypoint: Option<String>,
+    /// The command of the image: ["serve","-v"], or words without quotes
+    #[arg(long, value_name = "WORDS")]
+    cmd: Option<String>,
+    /// A variable of its programs
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    env: Vec<String>,
+    /// Where its programs start
+    #[arg(short, long, value_name = "DIR")]
+    workdir: Option<String>,
+    /// As whom they run: USER[:GROUP]
+    #[arg(short, long)]
+    user: Option<String>,
+    /// What the image's history says of it
+    #[arg(short, long, default_value = "")]
+    message: String,
+    /// Print the image's name only
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+#[derive(clap::Args, Debug)]
+#[command(
+    after_help = "Layers that the registry has already are not sent. Credentials are those of docker and podman: docker login, podman login\n\n  \
+                  viv push web-2 registry.example.org/me/web:2\n  \
+                  viv push localhost:5000/me/web:2          an image that is called so"
+)]
+pub(crate) struct Push {
+    /// The image's name
+    image: String,
+    /// Where to: REGISTRY/REPOSITORY:TAG; its own name if there is none
+    reference: Option<String>,
+    /// Talk to the registry without TLS, or with any certificate
+    #[arg(long)]
+    insecure: bool,
+}
+
+#[derive(clap::Args, Debug)]
+#[command(
+    after_help = "An image of containers becomes an OCI archive, which docker, podman and skopeo read. Of a VM that does not run, a disk becomes a\n\
+                  raw or qcow2 file, whole, whatever lies below it. The format is that of --format, else that of the file's name.\n\n  \
+                  viv export web-2 web.tar               the image web-2\n  \
+                  viv export db db.qcow2                 the disk of the VM db"
+)]
+pub(crate) struct Export {
+    /// An image's name, or a VM's
+    #[arg(value_name = "IMAGE|VM")]
+    what: String,
+    /// The new file
+    file: PathBuf,
+    /// oci: the image; raw, qcow2: the VM's disk
+    #[arg(long)]
+    format: Option<Format>,
+    /// Which disk of the VM, counted from 0
+    #[arg(long, value_name = "N")]
+    disk: Option<usize>,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    Oci,
+    Raw,
+    Qcow2,
+}
+
+impl Format {
+    fn by_name(file: &Path) -> Option<Format> {
+        match file.extension()?.to_str()? {
+            "tar" | "oci" => Some(Format::Oci),
+            "raw" | "img" => Some(Format::Raw),
+            "qcow2" => Some(Format::Qcow2),
+            _ => None,
+        }
+    }
+}
+
+pub(crate) fn commit(context: &Context, args: Commit) -> Result<u8, Fault> {
+    let ask = ImageCommit {
+        name: full_name(&args.image)?.unwrap_or(args.image),
+        entrypoint: args.entrypoint.as_deref().map(words).transpose()?,
+        command: args.cmd.as_deref().map(words).transpose()?,
+        env: args.env.iter().map(|pair| variable(pair)).collect::<Result<_, _>>()?,
+        cwd: args.workdir,
+        user: args.user,
+        message: args.message,
+    };
+    let image = match work::<Image>(context, (Route::VmCommit, &args.vm), &ask, "the commit")? {
+        Ok(image) => image,
+        Err(status) => return Ok(status),
+    };
+    if context.json {
+        output::json(&image);
+    } else if args.quiet {
+        output::print(&(image.name + "\n"));
+    } else {
+        output::print(&format!("{}  {}  {}\n", image.name, size::bytes(image.size_bytes), image.summary));
+    }
+    Ok(0)
+}
+
+pub(crate) fn push(context: &Context, args: Push) -> Result<u8, Fault> {
+    let image = full_name(&args.image)?.unwrap_or(args.image);
+    let reference = args.reference.unwrap_or_else(|| image.clone());
+    let ask = ImagePush { reference, insecure: args.insecure };
+    let pushed = match work::<Pushed>(context, (Route::ImagePush, &image), &ask, "the push")? {
+        Ok(pushed) => pushed,
+        Err(status) => return Ok(status),
+    };
+    if context.json {
+        output::json(&pushed);
+    } else {
+        let known = match pushed.known_layers {
+            0 => String::new(),
+            1 => ", a layer was there".to_string(),
+            several => format!(", {several} layers were there"),
+        };
+        output::print(&format!(
+            "{}@{}  {} sent{known}\n",
+            pushed.reference,
+            pushed.digest,
+            size::bytes(pushed.sent_bytes)
+        ));
+    }
+    Ok(0)
+}
+
+pub(crate) fn export(context: &Context, args: Export) -> Result<u8, Fault> {
+    let format = args.format.or_else(|| Format::by_name(&args.file)).ok_or_else(|| {
+        Fault::new(
+            Kind::Usage,
+            format!("{} does not say what it is to be", args.file.display()),
+            "say it: --format oci for an image, --format raw or qcow2 for a VM's disk",
+        )
+    })?;
+    let path = std::path::absolute(&args.file).map_err(|error| {
+        Fault::new(Kind::Error, format!("{}: {error}", args.file.display()), "name another file")
+    })?;
+    let exported = if format == Format::Oci {
+        if args.disk.is_some() {
+            return Err(Fault::new(
+                Kind::Usage,
+                "--disk is for a VM's disk, and an archive is of an image",
+                "leave it out, or write the disk with --format raw or qcow2",
+            ));
+        }
+        let image = full_name(&args.what)?.unwrap_or_else(|| args.what.clone());
+        work::<Exported>(context, (Route::ImageExport, &image), &ImageExport { path }, "the export").map_err(
+            |fault| {
+                let fix =
+                    format!("{}; of a VM make an image first: viv commit {} IMAGE", fault.fix, args.what);
+                if fault.kind == Kind::NotFound { Fault { fix, ..fault } } else { fault }
+            },
+        )?
+    } else {
+        let format = if format == Format::Raw { DiskFormat::Raw } else { DiskFormat::Qcow2 };
+        let ask = DiskExport { path, format: Some(format), disk: args.disk };
+        work::<Exported>(context, (Route::VmExport, &args.what), &ask, "the export")?
+    };
+    let exported = match exported {
+        Ok(exported) => exported,
+        Err(status) => return Ok(status),
+    };
+    if context.json {
+        output::json(&exported);
+    } else {
+        output::print(&format!("{}  {}\n", exported.path.display(), size::bytes(exported.size_bytes)));
+    }
+    Ok(0)
+}
+
+/// Has the service do it; the exit status if it was given up.
+fn work<T: serde::de::DeserializeOwned>(
+    context: &Context,
+    (route, name): (Route, &str),
+    ask: &impl serde::Serialize,
+    what: &str,
+) -> Result<Result<T, u8>, Fault> {
+    let interrupt = Interrupt::new(context.client.clone());
+    let names = [name];
+    let request = Request::new(route, &names);
+    let done = build::follow(&context.client, &interrupt, request, ask, what);
+    match interrupt.status() {
+        Some(status) => {
+            output::note("given up; nothing half-made is left");
+            Ok(Err(status))
+        }
+        None => done.map(Ok),
+    }
+}
+
+/// A list of words in JSON, as in Dockerfiles, or words with spaces between them.
+fn words(text: &str) -> Result<Vec<String>, Fault> {
+    if !text.trim_start().starts_with('[') {
+        return Ok(text.split_whitespace().map(str::to_string).collect());
+    }
+    serde_json::from_str(text).map_err(|error| {
+        Fault::new(
+            Kind::Usage,
+            format!("{text:?} is no list of words: {error}"),
+            "write [\"WORD\",\"WORD\"], or words with spaces between them",
+        )
+    })
+}
+
+fn variable(pair: &str) -> Result<(String, String), Fault> {
+    let (name, value) = pair.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or_else(|| {
+        Fault::new(Kind::Usage, format!("{pair:?} is no variable"), "write --env NAME=VALUE")
+    })?;
+    Ok((name.to_string(), value.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_a_list_or_separated() {
+        assert_eq!(words("a -b  c").unwrap(), ["a", "-b", "c"]);
+        assert_eq!(words(r#"["sh","-c","a b"]"#).unwrap(), ["sh", "-c", "a b"]);
+        assert_eq!(words("[]").unwrap(), [""; 0]);
+        assert_eq!(words("[a").unwrap_err().kind, Kind::Usage);
+        assert_eq!(variable("A=b=c").unwrap(), ("A".to_string(), "b=c".to_string()));
+        assert!(variable("=x").is_err() && variable("A").is_err());
+    }
+
+    #[test]
+    fn a_files_name_says_what_it_is_to_be() {
+        for (name, format) in [
+            ("a.tar", Some(Format::Oci)),
+            ("a.qcow2", Some(Format::Qcow2)),
+            ("a.b/c", None),
+            ("x.img", Some(Format::Raw)),
+        ] {
+            assert_eq!(Format::by_name(Path::new(name)), format, "{name}");
+        }
+    }
+}
