@@ -107,7 +107,7 @@ fn an_image_runs_as_its_configuration_says() {
         "",
     );
     assert_eq!((asked.out.as_str(), asked.status), ("red / 0:5\n", 9));
-    let other = run(&["run", "--rm", "--entrypoint", "/bin/echo", &app, "--", "-n", "other"], "").ok();
+    let other = run(&["run", "--rm", "--entrypoint", "/bin/echo", &app, "-n", "other"], "").ok();
     assert_eq!(other.out, "other");
     // Layers above hide and add.
     let seen = run(&["run", "--rm", &app, "cat /added /kept; ls /gone"], "");

@@ -147,7 +147,7 @@ pub(crate) struct Args {
     /// kernel in it; the default guest if there is none and no kernel
     image: Option<String>,
     /// The command to run in the guest; without an image, after --
-    #[arg(trailing_var_arg = true, value_name = "COMMAND")]
+    #[arg(allow_hyphen_values = true, num_args = 0.., value_name = "COMMAND")]
     words: Vec<String>,
     /// The command to run in the guest
     #[arg(last = true, hide = true, value_name = "COMMAND")]
