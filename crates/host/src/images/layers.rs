@@ -293,14 +293,9 @@ fn unpack(dir: &Path, source: &dyn Source, layer: &Layer, watch: &dyn Watch) -> 
         let blob = source.blob(&layer.descriptor, 0, watch)?;
         let checked = Checked::new(blob.reader, layer.digest.clone(), layer.size);
         let (told, passed) = std::sync::mpsc::channel();
-        return unpack_stream(
-            dir,
-            Box::new(Told { inner: checked, bytes: told }),
-            layer,
-            source,
-            watch,
-            &passed,
-        );
+        let stream = Box::new(Told { inner: checked, bytes: told });
+        let facts = unpack_stream(dir, stream, layer, source, watch, &passed)?;
+        return whole(dir, &facts);
     }
     let file =
         File::options().read(true).append(true).create(true).open(&part).map_err(io_fault("write", &part))?;
@@ -316,7 +311,7 @@ fn unpack(dir: &Path, source: &dyn Source, layer: &Layer, watch: &dyn Watch) -> 
             come.set(bytes, true);
             outcome
         });
-        let unpacked = unpack_stream_into(dir, stream, layer, source, watch, &passed);
+        let unpacked = unpack_stream(dir, stream, layer, source, watch, &passed);
         come.useless.store(unpacked.is_err(), Ordering::Relaxed);
         let downloaded = downloaded.join().unwrap_or_else(|_| Err(broken("the download", "it broke off")));
         match (downloaded, unpacked) {
@@ -334,17 +329,6 @@ fn unpack(dir: &Path, source: &dyn Source, layer: &Layer, watch: &dyn Watch) -> 
     })
 }
 
-fn unpack_stream(
-    dir: &Path,
-    stream: Box<dyn Read + Send>,
-    layer: &Layer,
-    source: &dyn Source,
-    watch: &dyn Watch,
-    passed: &Receiver<u64>,
-) -> Result<(), Fault> {
-    unpack_stream_into(dir, stream, layer, source, watch, passed).and_then(|facts| whole(dir, &facts))
-}
-
 /// Marks a layer as whole: everything of it is on the disk.
 fn whole(dir: &Path, facts: &Facts) -> Result<(), Fault> {
     let text = serde_json::to_vec(facts).map_err(|error| broken("what is known of a layer", error))?;
@@ -354,7 +338,7 @@ fn whole(dir: &Path, facts: &Facts) -> Result<(), Fault> {
 }
 
 /// Unpacks a layer from its bytes; `passed` tells how many of them have passed, if nobody else does.
-fn unpack_stream_into(
+fn unpack_stream(
     dir: &Path,
     stream: Box<dyn Read + Send>,
     layer: &Layer,

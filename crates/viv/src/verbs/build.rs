@@ -41,15 +41,25 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
         note_given_up();
         return Ok(status);
     }
-    let image = built?;
-    if context.json {
-        output::json(&image);
-    } else if args.quiet {
-        output::print(&(image.name + "\n"));
-    } else {
-        output::print(&format!("{}  {}  {}\n", image.name, size::bytes(image.size_bytes), image.summary));
-    }
+    print(context, &built?, args.quiet);
     Ok(0)
+}
+
+/// Prints the image that was made.
+pub(crate) fn print(context: &Context, image: &Image, quiet: bool) {
+    if context.json {
+        output::json(image);
+    } else {
+        output::print(&line(image, quiet));
+    }
+}
+
+/// An image in a line, or its name.
+pub(crate) fn line(image: &Image, quiet: bool) -> String {
+    match quiet {
+        true => format!("{}\n", image.name),
+        false => format!("{}  {}  {}\n", image.name, size::bytes(image.size_bytes), image.summary),
+    }
 }
 
 pub(crate) fn note_given_up() {

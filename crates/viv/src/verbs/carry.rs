@@ -113,13 +113,7 @@ pub(crate) fn commit(context: &Context, args: Commit) -> Result<u8, Fault> {
         Ok(image) => image,
         Err(status) => return Ok(status),
     };
-    if context.json {
-        output::json(&image);
-    } else if args.quiet {
-        output::print(&(image.name + "\n"));
-    } else {
-        output::print(&format!("{}  {}  {}\n", image.name, size::bytes(image.size_bytes), image.summary));
-    }
+    build::print(context, &image, args.quiet);
     Ok(0)
 }
 

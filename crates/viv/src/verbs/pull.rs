@@ -1,8 +1,8 @@
 //! `viv pull`: gets images of containers.
 use super::{Context, build};
 use crate::interrupt::Interrupt;
-use crate::{output, size};
-use viv_api::image::{Image, ImageBuild};
+use crate::output;
+use viv_api::image::ImageBuild;
 use viv_model::{Fault, Kind};
 use viv_oci::Reference;
 
@@ -47,11 +47,7 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
         output::json(&pulled);
         return Ok(0);
     }
-    let line = |image: &Image| match args.quiet {
-        true => format!("{}\n", image.name),
-        false => format!("{}  {}  {}\n", image.name, size::bytes(image.size_bytes), image.summary),
-    };
-    output::print(&pulled.iter().map(line).collect::<String>());
+    output::print(&pulled.iter().map(|image| build::line(image, args.quiet)).collect::<String>());
     Ok(0)
 }
 
