@@ -32,13 +32,15 @@ fn the_guest_has_an_address_and_reaches_the_host_as_its_gateway() {
     let closed = free_port();
     let command = format!(
         "ip -4 addr show eth0 | grep -o 'inet [^ ]*'; cat /etc/resolv.conf; ping -c 1 -W 5 10.0.2.2 > /dev/null && echo pong; \
-         wget -qO- http://10.0.2.2:{port}/ | md5sum; wget -qO- http://10.0.2.2:{closed}/ 2>&1 | grep -o 'refused'"
+         ip link set eth0 mtu 1500; ping -c 1 -W 20 -s 20000 10.0.2.2 | grep -o '^20008 bytes'; wget -qO- http://10.0.2.2:{port}/ | md5sum; wget -qO- http://10.0.2.2:{closed}/ 2>&1 | grep -o 'refused'"
     );
     let done = run(&soft(&command), "").ok();
     let sum = "14d785daab3823736c981ca82a750c98";
     let lines: Vec<&str> = done.out.lines().collect();
     assert_eq!(lines[..3], ["inet 10.0.2.15/24", "nameserver 10.0.2.3", "pong"], "{done:?}");
-    assert_eq!(lines[3..], [&format!("{sum}  -"), "refused"], "{done:?}");
+    // The second one, in fragments.
+    assert_eq!(lines[3], "20008 bytes", "{done:?}");
+    assert_eq!(lines[4..], [&format!("{sum}  -"), "refused"], "{done:?}");
 }
 
 #[test]
@@ -59,12 +61,13 @@ fn ipv6_reaches_the_host_and_what_is_not_there_is_told_at_once() {
     let command = format!(
         "for i in $(seq 100); do ip -6 addr show dev eth0 scope global | grep -qv tentative && break; sleep 0.2; done; \
          ip -6 addr show dev eth0 scope global | grep -o 'inet6 fd76:6976:a00:200:'; \
-         ping6 -c 1 -W 20 {gateway} > /dev/null && echo pong; timeout 60 wget -qO- http://[{gateway}]:{port}/; \
+         ping6 -c 1 -W 20 {gateway} > /dev/null && echo pong; \
+         ip link set eth0 mtu 1500; ping6 -c 1 -W 20 -s 20000 {gateway} | grep -o '^20008 bytes'; timeout 60 wget -qO- http://[{gateway}]:{port}/; \
          timeout 60 wget -qO- http://[{gateway}]:{closed}/ 2>&1 | grep -o refused; \
          timeout 60 wget -qO- http://[fd76:6976:a76:100::5]/ 2>&1 | grep -c connect"
     );
     let done = run(&soft(&command), "").ok();
-    assert_eq!(done.out, "inet6 fd76:6976:a00:200:\npong\nsix\nrefused\n1\n", "{done:?}");
+    assert_eq!(done.out, "inet6 fd76:6976:a00:200:\npong\n20008 bytes\nsix\nrefused\n1\n", "{done:?}");
 }
 
 /// A name server that knows one address, by the protocol's letter (RFC 1035 §4): the question comes back with it.

@@ -188,4 +188,17 @@ fn what_cannot_be_says_so() {
         assert_eq!(done.status, status, "{words:?}: {done:?}");
         assert!(done.err.contains(part), "{words:?}: {done:?}");
     }
+    // Of its sixteen addresses, eleven are for VMs.
+    let small = Network::create("e2e-small", &["--subnet", "10.231.8.0/28"]);
+    let names: Vec<String> = (0..12).map(|number| format!("e2e-small-{number}")).collect();
+    let create = |name: &String| {
+        run(&["create", "-f", "-"], &format!("{{name: {name}, cpus: 1, memory_mib: 64, net: {}}}", small.0))
+    };
+    let made: Vec<_> = names.iter().map(create).collect();
+    for (name, _) in names.iter().zip(&made).filter(|(_, made)| made.status == 0) {
+        run(&["rm", name], "").ok();
+    }
+    let (last, others) = made.split_last().unwrap();
+    assert!(others.iter().all(|made| made.status == 0), "{made:?}");
+    assert!(last.status == 5 && last.err.contains("is full"), "{last:?}");
 }

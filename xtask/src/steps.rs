@@ -185,6 +185,7 @@ pub(crate) fn lab() -> Result<(), String> {
     install::need("umoci", "umoci")?;
     install::need("busybox", "busybox-static")?;
     install::need("cpio", "cpio")?;
+    install::need("nft", "nftables")?;
     build()?;
     step("KVM lab", Command::new("sh").arg(root().join("e2e/kvm-lab/all")).current_dir(root()))
 }

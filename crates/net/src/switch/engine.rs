@@ -3,6 +3,7 @@
 use super::address::{GATEWAY_MAC, Plan};
 use super::command::{Command, Commands, Controls, PlugError};
 use super::discovery::{self, Discovery};
+use super::fragments::Taken;
 use super::input::{self, Frame, Input, Sender};
 use super::listen::{Listeners, Socket};
 use super::nat::Nat;
@@ -265,39 +266,39 @@ impl Engine {
                 port.incoming = message;
             }
             match taken {
-                Ok(Taken::All) => {}
-                Ok(Taken::Some) => {
+                Ok(Batch::All) => {}
+                Ok(Batch::Some) => {
                     self.ports.readable.insert(address);
                     more = true;
                 }
                 // It asks faster than it takes our answers.
-                Ok(Taken::Waiting) => {
+                Ok(Batch::Waiting) => {
                     self.ports.readable.insert(address);
                 }
-                Ok(Taken::Until(until)) => self.ports.hold(address, until),
+                Ok(Batch::Until(until)) => self.ports.hold(address, until),
                 Err(_) => self.unplug(address),
             }
         }
         more
     }
 
-    fn take_packets_of(&mut self, address: Ipv4Addr, message: &mut Message) -> io::Result<Taken> {
+    fn take_packets_of(&mut self, address: Ipv4Addr, message: &mut Message) -> io::Result<Batch> {
         let now = self.ports.now;
         let (mut packets, mut bytes) = (0, 0);
         while packets < BATCH && bytes < BATCH_BYTES {
-            let Some(port) = self.ports.get_mut(address) else { return Ok(Taken::All) };
+            let Some(port) = self.ports.get_mut(address) else { return Ok(Batch::All) };
             if port.out.is_full(4 * OUT_MAX) {
-                return Ok(Taken::Waiting);
+                return Ok(Batch::Waiting);
             }
             let Some(packet) = message.front_mut() else {
                 if port.socket.receive(message)? {
                     continue;
                 }
                 port.sends_nothing(now);
-                return Ok(Taken::All);
+                return Ok(Batch::All);
             };
             if let Some(until) = port.sends_at(now) {
-                return Ok(Taken::Until(until));
+                return Ok(Batch::Until(until));
             }
             port.sent(packet, now);
             port.own(packet);
@@ -306,11 +307,22 @@ impl Engine {
             self.input(address, packet);
             message.pop();
         }
-        Ok(Taken::Some)
+        Ok(Batch::Some)
     }
 
-    /// A packet from the port of this address.
+    /// A packet from the port of this address, or a part of one.
     fn input(&mut self, from: Ipv4Addr, packet: &[u8]) {
+        let now = self.ports.now;
+        let Some(port) = self.ports.get_mut(from) else { return };
+        match port.fragments.take(packet, now) {
+            Taken::Whole => self.whole(from, packet),
+            Taken::Part => {}
+            Taken::Refused => port.counters.refused += 1,
+            Taken::Packet(packet) => self.whole(from, &packet),
+        }
+    }
+
+    fn whole(&mut self, from: Ipv4Addr, packet: &[u8]) {
         let Some(port) = self.ports.get(from) else { return };
         let (mac, called) = (port.mac, port.called());
         let ports = &mut self.ports;
@@ -482,7 +494,7 @@ impl Engine {
 }
 
 /// What was taken from a port.
-enum Taken {
+enum Batch {
     All,
     Some,
     Waiting,

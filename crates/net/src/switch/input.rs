@@ -62,7 +62,7 @@ struct Packet<'a> {
 }
 
 /// Takes a packet from a port apart that belongs to this sender. One with another sender, in any of its headers, is
-/// nothing; so is what could hide one: fragments, options (source routes), extension headers, other protocols. Checksums
+/// nothing; so is what could hide one: fragments (they have been put together), options (source routes), extension headers, other protocols. Checksums
 /// are not looked at: they may be unfinished, and memory does not err.
 pub(super) fn parse<'a>(
     packet: &'a [u8],
@@ -181,6 +181,12 @@ pub fn parse_frame(packet: &[u8]) -> bool {
     let plan = Plan::new(&viv_model::NetworkSpec::user(true), None);
     let (mac, own) = (EthernetAddress([2, 0, 0, 0, 0, 1]), Ipv4Addr::new(10, 0, 2, 15));
     let sender = Sender { mac, address: own, owns: |_| true };
+    let mut fragments = super::fragments::Fragments::default();
+    let whole = match fragments.take(packet, std::time::Instant::now()) {
+        super::fragments::Taken::Packet(whole) => whole,
+        _ => packet.to_vec(),
+    };
+    let packet = whole.as_slice();
     match parse(packet, &plan, sender) {
         Some(Frame::Arp(request)) => super::frame::arp_reply(request, |_| Some(mac)).is_some(),
         Some(Frame::Discovery(from, Discovery::Neighbour(target))) => {

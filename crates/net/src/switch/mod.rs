@@ -22,6 +22,7 @@ mod discovery;
 mod dns;
 mod engine;
 mod filter;
+mod fragments;
 mod frame;
 mod input;
 #[cfg(test)]

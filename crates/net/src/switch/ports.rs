@@ -1,6 +1,7 @@
 //! The ports of a switch: who is plugged in where.
 
 use super::address::{Flow, Gateway, LINK_LOCAL, Plan, ROUTER, card_of, interface};
+use super::fragments::Fragments;
 use super::limit::Limiter;
 use super::listen::{Listeners, Socket};
 use super::queue::Queue;
@@ -54,6 +55,8 @@ pub(super) struct Port {
     pub(super) blocked: BTreeSet<Flow>,
     /// Packets that came and are still to be looked at.
     pub(super) incoming: Message,
+    /// Packets of which fragments have come.
+    pub(super) fragments: Fragments,
     sends: Limiter,
     receives: Limiter,
     pub(super) counters: PortCounters,
@@ -84,6 +87,7 @@ impl Port {
             out: Queue::new(WAITING_BYTES_MAX),
             blocked: BTreeSet::new(),
             incoming: Message::default(),
+            fragments: Fragments::default(),
             sends: Limiter::new(&limits, now),
             receives: Limiter::new(&limits, now),
             counters,
