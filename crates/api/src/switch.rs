@@ -5,6 +5,7 @@
 //! then its [`Reply`], and so on. It ends when no VM has been plugged in for a while.
 use crate::vm::Process;
 use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
 use viv_model::{Attachment, Fault, NetworkSpec, NicLimits, PortSpec, SecGroup, SwitchCounters};
 
 /// Which network it is: a [`NetworkSpec`]. All names are relative to the switch's directory.
@@ -48,6 +49,11 @@ pub enum Ask {
     Groups {
         /// All of them.
         groups: Vec<SecGroup>,
+    },
+    /// Other names are asked for there from now on: the host's name server is another one.
+    Resolver {
+        /// Its address; nothing if the host has none.
+        address: Option<SocketAddr>,
     },
     /// A VM is in these groups from now on, if it is plugged in.
     Member {

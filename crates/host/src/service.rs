@@ -18,6 +18,7 @@ use std::convert::Infallible;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -28,11 +29,14 @@ use viv_api::socket;
 use viv_api::timestamp::Timestamp;
 use viv_api::vm::Process;
 use viv_model::{Fault, Kind};
+use viv_net::switch::resolver;
 
 /// How long it stays when it has nothing to do.
 const IDLE_LIMIT: Duration = Duration::from_secs(2);
 /// How often it looks whether it has something to do.
 const TICK: Duration = Duration::from_millis(250);
+/// How often it is looked whether the host has another name server.
+const RESOLVER_TICK: Duration = Duration::from_secs(2);
 /// How often it looks for VMs that a vanished command wanted to be forgotten.
 const SWEEP: Duration = Duration::from_secs(2);
 /// Most connections at a time.
@@ -221,9 +225,22 @@ async fn watch_vm(vms: Arc<Vms>, process: Process, id: String, busy: Busy) {
     drop(busy);
 }
 
-/// Waits for the end of a network's switch.
+/// Waits for the end of a network's switch, which cannot see by itself that the host has another name server.
 async fn watch_switch_of(vms: Arc<Vms>, watched: WatchedSwitch) {
-    ended(&watched.process).await;
+    let mut told = None;
+    let mut end = pin!(ended(&watched.process));
+    while tokio::time::timeout(RESOLVER_TICK, &mut end).await.is_err() {
+        let switch = watched.switch.clone();
+        let look = move || {
+            let now = resolver();
+            if told == Some(now) {
+                return told;
+            }
+            // One of an earlier release refuses what it does not understand; one that does not answer is told again.
+            switch.set_resolver(now).ok().map(|_| now)
+        };
+        told = tokio::task::spawn_blocking(look).await.unwrap_or(told);
+    }
     let lived = watched.since.elapsed();
     let _ = tokio::task::spawn_blocking(move || vms.switch_ended(&watched.switch, lived)).await;
 }

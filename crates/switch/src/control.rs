@@ -57,6 +57,10 @@ fn obey(ask: Ask, files: Vec<OwnedFd>, controls: &Controls) -> Result<(), Fault>
             controls.set_groups(groups);
             Ok(())
         }
+        Ask::Resolver { address } => {
+            controls.set_resolver(address);
+            Ok(())
+        }
         Ask::Member { vm, groups } => {
             controls.set_member(&vm, groups);
             Ok(())

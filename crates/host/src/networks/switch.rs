@@ -2,6 +2,7 @@
 use crate::runners::{first_word, this_program};
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::PathBuf;
@@ -110,6 +111,11 @@ impl Switch {
     /// Tells it the security groups; the outer error is that nobody answers.
     pub(super) fn set_groups(&self, groups: &[SecGroup]) -> io::Result<Result<(), Fault>> {
         self.told(&Ask::Groups { groups: groups.to_vec() })
+    }
+
+    /// Tells it where names are asked for that are not its own.
+    pub(crate) fn set_resolver(&self, address: Option<SocketAddr>) -> io::Result<Result<(), Fault>> {
+        self.told(&Ask::Resolver { address })
     }
 
     /// Tells it the groups that a VM is in.

@@ -91,6 +91,11 @@ impl Plan {
         }
     }
 
+    /// The host's name server is this one from now on.
+    pub(super) fn set_resolver(&mut self, resolver: Option<SocketAddr>) {
+        self.resolver = resolver.filter(|_| !self.isolated);
+    }
+
     /// Whether `address` is the gateway's, by which guests reach it.
     fn is_gateway(&self, address: IpAddr) -> bool {
         address == self.gateway.v4 || address == self.gateway.v6

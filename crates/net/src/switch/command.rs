@@ -4,7 +4,7 @@ use super::listen::Listeners;
 use crate::port::SocketPort;
 use rustix::event::{EventfdFlags, eventfd};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -35,6 +35,7 @@ pub(super) enum Command {
     Plug(Box<Attachment>, SocketPort, Listeners, SyncSender<Result<(), PlugError>>),
     Unplug(String, SyncSender<bool>),
     Groups(Vec<SecGroup>, SyncSender<()>),
+    Resolver(Option<SocketAddr>, SyncSender<()>),
     Member(String, Vec<String>, SyncSender<bool>),
     List(SyncSender<Vec<Attachment>>),
     Limit(String, NicLimits, SyncSender<bool>),
@@ -97,6 +98,11 @@ impl Controls {
     /// Other security groups from now on, also for open flows.
     pub fn set_groups(&self, groups: Vec<SecGroup>) {
         self.send(|answer| Command::Groups(groups, answer));
+    }
+
+    /// Names that are not ours are asked for there from now on.
+    pub fn set_resolver(&self, resolver: Option<SocketAddr>) {
+        self.send(|answer| Command::Resolver(resolver, answer));
     }
 
     /// The groups that a VM is in from now on; false if it is not plugged in.

@@ -123,6 +123,10 @@ impl Engine {
                 self.nat.look_again(&mut self.ports);
                 let _ = answer.send(());
             }
+            Command::Resolver(resolver, answer) => {
+                self.nat.plan.set_resolver(resolver);
+                let _ = answer.send(());
+            }
             Command::Member(vm, groups, answer) => {
                 let port = self.address_of(&vm).and_then(|address| self.ports.get_mut(address));
                 let known = port.map(|port| port.attachment.groups = groups).is_some();

@@ -440,25 +440,29 @@ fn a_published_datagram_port_leads_into_the_guest_and_back() {
 }
 
 #[test]
-fn names_are_asked_for_at_the_resolver() {
+fn names_are_asked_for_at_the_resolver_that_the_host_has_now() {
     // Loopback, but not the gateway's: nothing else leads there.
-    let resolver = UdpSocket::bind("127.0.0.53:0").unwrap();
-    let controls = network(&NetworkSpec::user(false), Some(resolver.local_addr().unwrap()));
+    let [first, second] = ["127.0.0.53:0", "127.0.0.54:0"].map(|address| UdpSocket::bind(address).unwrap());
+    let controls = network(&NetworkSpec::user(false), Some(first.local_addr().unwrap()));
     let mut guest = Guest::in_network(&controls, "web", GUEST, Listeners::default());
     let handle = datagrams(&mut guest);
-    guest.sockets.get_mut::<udp::Socket<'_>>(handle).bind(5000).unwrap();
-    let to = (Ipv4Addr::new(10, 0, 2, 3), 53);
-    guest.sockets.get_mut::<udp::Socket<'_>>(handle).send_slice(b"query", to).unwrap();
-    thread::spawn(move || {
-        let mut buffer = [0; 512];
-        let (len, from) = resolver.recv_from(&mut buffer).unwrap();
-        assert_eq!(&buffer[..len], b"query");
-        resolver.send_to(b"reply", from).unwrap();
-    });
-    let got = guest.until(|sockets| {
-        sockets.get_mut::<udp::Socket<'_>>(handle).recv().ok().map(|(payload, _)| payload.to_vec())
-    });
-    assert_eq!(got, b"reply");
+    for (port, resolver) in [(5000, first), (5001, second)] {
+        controls.set_resolver(resolver.local_addr().ok());
+        let socket = guest.sockets.get_mut::<udp::Socket<'_>>(handle);
+        socket.close();
+        socket.bind(port).unwrap();
+        socket.send_slice(b"query", (Ipv4Addr::new(10, 0, 2, 3), 53)).unwrap();
+        thread::spawn(move || {
+            let mut buffer = [0; 512];
+            let (len, from) = resolver.recv_from(&mut buffer).unwrap();
+            assert_eq!(&buffer[..len], b"query");
+            resolver.send_to(b"reply", from).unwrap();
+        });
+        let got = guest.until(|sockets| {
+            sockets.get_mut::<udp::Socket<'_>>(handle).recv().ok().map(|(payload, _)| payload.to_vec())
+        });
+        assert_eq!(got, b"reply");
+    }
 }
 
 /// Ways to the host's loopback by IPv6, which not every host has.
