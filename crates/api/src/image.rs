@@ -183,6 +183,16 @@ pub struct ImageBuild {
     pub insecure: bool,
     /// The guest agent to put into it: the static binary on the host.
     pub agent: Option<std::path::PathBuf>,
+    /// For `debian`: these packages; with them or with commands it becomes an image of containers.
+    pub packages: Vec<String>,
+    /// For `debian`: commands of its shell, in order, in a VM of the image so far.
+    pub run: Vec<String>,
+    /// Then: the new image's name; made of the packages' if there is none.
+    pub tag: Option<String>,
+    /// Then: what runs in it if nothing is said.
+    pub command: Option<Vec<String>>,
+    /// Then: no time in it is later than this, seconds since 1970; than the newest file of its packages if there is none.
+    pub source_date_epoch: Option<u64>,
 }
 
 /// How to make an image of a VM. Of an image of containers it changes what is said here, and keeps the rest.
@@ -266,6 +276,8 @@ pub struct Exported {
 pub enum WorkLine<T> {
     /// What is being done now.
     Progress(Progress),
+    /// A command of the user's has written this line.
+    Said(String),
     /// The last line of a work that went well.
     Done(T),
     /// The last line of one that did not.

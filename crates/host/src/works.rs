@@ -34,6 +34,10 @@ impl Watcher for Reporter {
         self.send(&WorkLine::<()>::Progress(progress));
     }
 
+    fn said(&self, line: &str) {
+        self.send(&WorkLine::<()>::Said(line.to_string()));
+    }
+
     fn cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed) || self.lines.is_closed()
     }

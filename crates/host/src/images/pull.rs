@@ -90,7 +90,7 @@ pub(super) fn pull(
 }
 
 /// Whether everything of an image of containers is there.
-fn whole(store: &Store, image: &Image) -> Result<(), Fault> {
+pub(super) fn whole(store: &Store, image: &Image) -> Result<(), Fault> {
     let Some(container) = &image.manifest.container else {
         return Err(broken(&image.name, "it is no image of containers"));
     };

@@ -208,7 +208,7 @@ fn work<T: serde::de::DeserializeOwned>(
 }
 
 /// A list of words in JSON, as in Dockerfiles, or words with spaces between them.
-fn words(text: &str) -> Result<Vec<String>, Fault> {
+pub(super) fn words(text: &str) -> Result<Vec<String>, Fault> {
     if !text.trim_start().starts_with('[') {
         return Ok(text.split_whitespace().map(str::to_string).collect());
     }
