@@ -3,7 +3,7 @@ use crate::agent::Exec;
 use crate::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use viv_model::{Fault, Kind};
+use viv_model::{Fault, HealthCheck, Kind};
 
 /// The image that `viv run` takes if none is named.
 pub const DEFAULT: &str = "default";
@@ -54,6 +54,9 @@ pub struct ImageProcess {
     /// Its directories for data.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<String>,
+    /// How to see whether it is well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthCheck>,
 }
 
 impl ImageProcess {

@@ -85,6 +85,8 @@ impl BuilderVm<'_> {
             remove: true,
             command: None,
             entrypoint: None,
+            health: Default::default(),
+            volumes: Vec::new(),
             process: None,
             started_at: None,
             attended_by: None,
@@ -108,6 +110,7 @@ impl BuilderVm<'_> {
             on_reboot: OnReboot::End,
             attended_by: Some(Process::current()),
             command: command.cloned(),
+            health: None,
             resume: false,
         };
         let ports = self.plug_in(id, &mut spec.machine)?;

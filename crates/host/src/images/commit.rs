@@ -29,6 +29,11 @@ pub(crate) struct Stopped<'a> {
 }
 
 impl Stopped<'_> {
+    /// Whether its image is one of containers.
+    pub(crate) fn is_container(&self) -> bool {
+        self.container_disks().is_some()
+    }
+
     /// The disk of an image of containers, and the VM's own above it.
     fn container_disks(&self) -> Option<(&DiskSpec, &DiskSpec)> {
         match &self.machine.disks[..] {
