@@ -80,3 +80,20 @@ fn packages_and_commands_become_the_same_image_each_time() {
     }
     run(&["image", "rm", "e2e-built"], "").ok();
 }
+
+/// Minutes, and a compiler: `cargo xtask nightly`.
+#[test]
+#[ignore = "compiles two kernels"]
+fn two_kernels_of_the_same_sources_are_the_same() {
+    let kernel = || {
+        run(&["build", "--force", "kernel"], "").ok();
+        // The default guest says which kernel of ours it has: by its content.
+        let shown = run(&["image", "show", "default", "--json"], "").ok().out;
+        let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        shown["labels"]["vivarium.kernel.digest"].as_str().unwrap().to_string()
+    };
+    let (first, second) = (kernel(), kernel());
+    run(&["image", "rm", "kernel"], "").ok();
+    run(&["build"], "").ok();
+    assert_eq!(first, second);
+}

@@ -23,7 +23,7 @@ pub(super) struct Lines<'a> {
 }
 
 impl<'a> Lines<'a> {
-    /// Begins a line of ours: a command's number follows, or nothing when all have run.
+    /// In a line of ours: a command's number follows, or nothing when all have run.
     pub(super) const MARK: &'static str = "viv-build: command";
 
     pub(super) fn new(watcher: &'a dyn Watcher) -> Lines<'a> {
@@ -63,7 +63,11 @@ impl<'a> Lines<'a> {
     fn end(&mut self) {
         let line = String::from_utf8_lossy(&self.line).trim_end().replace(char::is_control, "");
         self.line.clear();
-        if let Some(number) = line.strip_prefix(Lines::MARK) {
+        // What ran before it may not have ended its line.
+        if let Some((rest, number)) = line.rsplit_once(Lines::MARK) {
+            if self.command.is_some() && !rest.is_empty() {
+                self.watcher.said(rest);
+            }
             self.command = number.trim().parse().ok().filter(|number| *number > 0);
             self.last.clear();
             return;
@@ -145,8 +149,8 @@ mod tests {
             lines.take(b"again\n");
         }
         assert!(lines.last.len() <= KEPT);
-        lines.take(b"viv-build: command\nquiet\n");
-        assert_eq!((lines.command(), heard.0.lock().unwrap().last().unwrap().as_str()), (None, "again"));
+        lines.take(b"no lineviv-build: command\nquiet\n");
+        assert_eq!((lines.command(), heard.0.lock().unwrap().last().unwrap().as_str()), (None, "no line"));
         assert!(Lines::new(&heard).fault("x").message.ends_with("without a word"));
     }
 }

