@@ -37,6 +37,11 @@ pub(crate) fn prepare(exec: &Exec) -> Result<Prepared, Refusal> {
         None => User::find("root").unwrap_or_else(|_| User::root()),
     };
     let mut env: BTreeMap<String, String> = default_env(&user).collect();
+    if root::is_apart()
+        && let Ok(name) = fs::read_to_string("/proc/sys/kernel/hostname")
+    {
+        env.insert("HOSTNAME".into(), name.trim_end().to_string());
+    }
     if exec.tty {
         env.insert("TERM".into(), "xterm-256color".into());
     }

@@ -1,7 +1,7 @@
 //! Process 1 of the default guest: set up, serve commands, hold a shell on the console, switch off.
 use crate::power::{self, Last};
 use crate::setup::{self, Wishes};
-use crate::{arrivals, children, exec, layers, root, say, serve, shares, stage, sys};
+use crate::{arrivals, children, exec, layers, root, say, serve, shares, stage, sys, volumes};
 use std::fs;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::mpsc;
@@ -41,6 +41,9 @@ pub(crate) fn main() -> ExitCode {
         say(format_args!("cannot start the image: {error}"));
         power::end_now(Last::PowerOff);
         return ExitCode::FAILURE;
+    }
+    if root::is_apart() {
+        volumes::mount(&wishes.volumes);
     }
     shares::mount_in_guest(&wishes.shares);
     setup::name_guest(wishes.hostname.as_deref());

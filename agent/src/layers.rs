@@ -8,8 +8,8 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 /// Where things are mounted, in the initial RAM disk.
-const LOWER: &str = "/lower";
-const UPPER: &str = "/upper";
+pub(crate) const LOWER: &str = "/lower";
+pub(crate) const UPPER: &str = "/upper";
 const GUEST: &str = "/guest";
 /// Files that a container gets from its host, whatever its image has.
 const FROM_HOST: [&str; 3] = ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"];
@@ -76,7 +76,7 @@ fn make_dir(path: &str) -> io::Result<bool> {
 }
 
 /// The root directory of the overlay is that of its upper part: it is to look like the image's.
-fn same_attributes(from: &str, to: &str) -> io::Result<()> {
+pub(crate) fn same_attributes(from: &str, to: &str) -> io::Result<()> {
     use std::os::unix::fs::{MetadataExt, chown};
     let found = fs::metadata(from)?;
     chown(to, Some(found.uid()), Some(found.gid()))?;

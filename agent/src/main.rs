@@ -10,7 +10,8 @@
 //! Kernel parameters: `viv.root=DEVICE` starts that disk; `viv.task=PROGRAM` runs only that program, prints
 //! `viv-task: exit N` and switches off; `viv.hostname=NAME` names the guest;
 //! `viv.lower=DEVICE viv.upper=DEVICE` start an image of containers with a disk of the VM's own above it, `viv.stop=SIGNAL` is
-//! the number of the signal that ends its program; `viv.share=TAG:ro:PATH` mounts a directory of the host.
+//! the number of the signal that ends its program, `viv.volume=PATH` a directory of it that is on that disk alone; `viv.share=TAG:ro:PATH`
+//! mounts a directory of the host.
 //!
 //! It never does what the host could do, never talks first, and needs nothing of the guest's user land.
 mod arrivals;
@@ -19,6 +20,7 @@ mod command;
 mod disks;
 mod exec;
 mod freeze;
+mod health;
 mod init;
 mod layers;
 mod ports;
@@ -31,6 +33,7 @@ mod shares;
 mod stage;
 mod sys;
 mod users;
+mod volumes;
 
 use std::process::ExitCode;
 

@@ -1,6 +1,6 @@
 //! The server of requests over vsock: a thread for each connection.
 use crate::power::{self, Last};
-use crate::{children, disks, exec, freeze, renew, root, say, setup, shares, sys};
+use crate::{children, disks, exec, freeze, health, renew, root, say, setup, shares, sys};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -78,6 +78,7 @@ fn handle(mut connection: File) -> io::Result<()> {
             root::enter()?;
             return exec::run(connection, &what);
         }
+        Ok(Request::Health(what)) => return health::watch(connection, &what),
         Ok(Request::Ping {}) => None,
         Ok(Request::Renew { unix_ns, entropy, hostname, card }) => {
             let renewed = renew::renew(unix_ns, &entropy, &hostname, card.as_ref());

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Command;
-use viv_model::ShareMount;
+use viv_model::{ShareMount, VOLUME_PARAMETER, volume_of};
 
 /// The list of modules to load, in order, made when the initial RAM disk was built.
 const MODULES: &str = "/etc/viv/modules";
@@ -28,6 +28,8 @@ pub(crate) struct Wishes {
     pub(crate) upper: Option<String>,
     /// The signal that ends the image's program.
     pub(crate) stop_signal: Option<i32>,
+    /// Directories of the image of containers that are on this VM's disk alone.
+    pub(crate) volumes: Vec<String>,
     /// The host's directories to mount.
     pub(crate) shares: Vec<ShareMount>,
 }
@@ -47,6 +49,7 @@ impl Wishes {
                 "viv.lower" => wishes.lower = value,
                 "viv.upper" => wishes.upper = value,
                 "viv.stop" => wishes.stop_signal = value.and_then(|number| number.parse().ok()),
+                VOLUME_PARAMETER => wishes.volumes.extend(value.as_deref().and_then(volume_of)),
                 ShareMount::PARAMETER => {
                     wishes.shares.extend(value.as_deref().and_then(ShareMount::from_value));
                 }
@@ -158,5 +161,7 @@ mod tests {
         let shares = Wishes::parse("viv.share=share0:rw:/a%20b viv.share= viv.share=share1:ro:/c").shares;
         let targets: Vec<_> = shares.iter().map(|share| (share.target.as_str(), share.read_only)).collect();
         assert_eq!(targets, [("/a b", false), ("/c", true)]);
+        let volumes = Wishes::parse("viv.volume=/b viv.volume=/a%20c viv.volume=/.. viv.volume=").volumes;
+        assert_eq!(volumes, ["/b", "/a c"]);
     }
 }

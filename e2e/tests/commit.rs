@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
-use viv_e2e::{Vm, run, until};
+use viv_e2e::{Snapshot, Vm, run, until};
 
 const WAIT: Duration = Duration::from_secs(120);
 
@@ -146,9 +146,18 @@ fn a_vm_becomes_an_image_that_others_have_as_it_was() {
     let _vm = Vm("e2e-commit");
     run(&["run", "-d", "--name", "e2e-commit", &base, "sleep", "100000"], "").ok();
     run(&["exec", "e2e-commit", "--", "sh", "-c", CHANGES], "").ok();
-    // While it runs, its disk does not have all.
-    let running = run(&["commit", "e2e-commit", "e2e-committed"], "");
-    assert!(running.status == 4 && running.err.contains("viv stop e2e-commit"), "{running:?}");
+    // While it runs, and of a snapshot; not while nobody can have its file systems stand still.
+    run(&["commit", "e2e-commit", "e2e-committed-live"], "").ok();
+    let _saved = Snapshot("e2e-commit-saved");
+    run(&["snapshot", "create", "e2e-commit", "e2e-commit-saved"], "").ok();
+    run(&["commit", "e2e-commit@e2e-commit-saved", "e2e-committed-saved"], "").ok();
+    let wrong = run(&["commit", "another@e2e-commit-saved", "e2e-x"], "");
+    assert!(wrong.status == 3 && wrong.err.contains("not of \"another\""), "{wrong:?}");
+    run(&["pause", "e2e-commit"], "").ok();
+    let paused = run(&["commit", "e2e-commit", "e2e-x"], "");
+    assert!(paused.status == 4 && paused.err.contains("viv resume e2e-commit"), "{paused:?}");
+    run(&["resume", "e2e-commit"], "").ok();
+    run(&["exec", "e2e-commit", "--", "echo"], "").ok();
     run(&["stop", "e2e-commit"], "").ok();
     for (name, says) in
         [("default", "built here"), ("a b", "cannot be called"), ("oci:/x:y", "name of a file")]
@@ -181,6 +190,9 @@ fn a_vm_becomes_an_image_that_others_have_as_it_was() {
             .collect::<Vec<_>>()
     };
     assert_eq!(layers("e2e-committed"), layers("e2e-committed-2"));
+    assert_eq!(layers("e2e-committed"), layers("e2e-committed-live"));
+    assert_eq!(layers("e2e-committed"), layers("e2e-committed-saved"));
+    run(&["image", "rm", "e2e-committed-live", "e2e-committed-saved"], "").ok();
     assert_eq!(layers("e2e-committed").len(), 2);
 
     // The archive is the same each time; umoci unpacks what the guest had.

@@ -139,6 +139,12 @@ pub(crate) fn nightly() -> Result<(), String> {
             .args(["test", "--release", "--package", "viv-e2e", "--test", "cloud", "--", "--ignored"])
             .args(["--test-threads=1", "--nocapture"]),
     )?;
+    step(
+        "two kernels of our own, compared",
+        cargo()
+            .args(["test", "--release", "--package", "viv-e2e", "--test", "build", "--", "--ignored"])
+            .args(["--test-threads=1", "--nocapture"]),
+    )?;
     fuzz::run(&[])?;
     check()
 }

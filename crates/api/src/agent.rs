@@ -12,6 +12,7 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read};
+use viv_model::HealthCheck;
 
 /// The vsock port that the agent listens on.
 pub const PORT: u32 = 1024;
@@ -85,11 +86,23 @@ pub enum Request {
         /// Width.
         cols: u16,
     },
+    /// Run a health check now and then, and tell of each look with a [`HealthLook`](viv_model::HealthLook) as a JSON line, until the
+    /// connection is closed.
+    Health(HealthWatch),
     /// Whether somebody uses the disk with this serial number: then the answer's `in_use` says who.
     Disk {
         /// The serial number.
         serial: String,
     },
+}
+
+/// A health check, and how its command is started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthWatch {
+    /// When.
+    pub check: HealthCheck,
+    /// What.
+    pub exec: Exec,
 }
 
 /// A command to run in the guest.

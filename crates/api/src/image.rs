@@ -3,7 +3,7 @@ use crate::agent::Exec;
 use crate::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use viv_model::{Fault, Kind};
+use viv_model::{Fault, HealthCheck, Kind};
 
 /// The image that `viv run` takes if none is named.
 pub const DEFAULT: &str = "default";
@@ -54,6 +54,9 @@ pub struct ImageProcess {
     /// Its directories for data.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<String>,
+    /// How to see whether it is well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthCheck>,
 }
 
 impl ImageProcess {
@@ -183,6 +186,16 @@ pub struct ImageBuild {
     pub insecure: bool,
     /// The guest agent to put into it: the static binary on the host.
     pub agent: Option<std::path::PathBuf>,
+    /// For `debian`: these packages; with them or with commands it becomes an image of containers.
+    pub packages: Vec<String>,
+    /// For `debian`: commands of its shell, in order, in a VM of the image so far.
+    pub run: Vec<String>,
+    /// Then: the new image's name; made of the packages' if there is none.
+    pub tag: Option<String>,
+    /// Then: what runs in it if nothing is said.
+    pub command: Option<Vec<String>>,
+    /// Then: no time in it is later than this, seconds since 1970; than the newest file of its packages if there is none.
+    pub source_date_epoch: Option<u64>,
 }
 
 /// How to make an image of a VM. Of an image of containers it changes what is said here, and keeps the rest.
@@ -266,6 +279,8 @@ pub struct Exported {
 pub enum WorkLine<T> {
     /// What is being done now.
     Progress(Progress),
+    /// A command of the user's has written this line.
+    Said(String),
     /// The last line of a work that went well.
     Done(T),
     /// The last line of one that did not.

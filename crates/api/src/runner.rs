@@ -7,14 +7,14 @@
 //! serves the sockets. A connection to [`CONTROL`] carries JSON lines: an [`Ask`], then its [`Reply`], and
 //! so on. A connection to [`CONSOLE`] carries the last output of the serial line, then plain bytes both
 //! ways. [`END`] is written last.
-use crate::agent::Exec;
+use crate::agent::{Exec, HealthWatch};
 use crate::info::Kvm;
 use crate::stats::VmStats;
 use crate::vm::{ConsoleSize, DiskSize, OnReboot, Process};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use viv_model::{
-    Accel, DiskLimits, DiskSpec, End, Fault, MachineSpec, NicSpec, SavedParts, ShareSpec, State,
+    Accel, DiskLimits, DiskSpec, End, Fault, Health, MachineSpec, NicSpec, SavedParts, ShareSpec, State,
 };
 
 /// What the VM is asked to be: a [`RunnerSpec`]. All names are relative to the VM's directory.
@@ -61,6 +61,9 @@ pub struct RunnerSpec {
     /// The command for which the VM exists; its output joins the console's log.
     #[serde(default)]
     pub command: Option<Exec>,
+    /// How to see whether its guest is well.
+    #[serde(default)]
+    pub health: Option<HealthWatch>,
     /// It does not boot but goes on from the snapshot in [`RESUME`].
     #[serde(default)]
     pub resume: bool,
@@ -222,6 +225,9 @@ pub struct Status {
     /// Disks for which the host has no room: the VM is paused until it has.
     #[serde(default)]
     pub full_disks: Vec<PathBuf>,
+    /// How its guest is, if somebody looks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
 }
 
 /// What `viv runner --probe` prints.

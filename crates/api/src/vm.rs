@@ -6,8 +6,8 @@ use crate::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use viv_model::{
-    Accel, ConsolePortSpec, DiskSpec, End, Fault, ImageDiskSpec, Kind, Label, MEMORY_MIB_USUAL, MachineSpec,
-    NetKind, NicCreate, NicLimits, PortSpec, ShareSpec, SoftSpec, State,
+    Accel, ConsolePortSpec, DiskSpec, End, Fault, Health, HealthAsk, ImageDiskSpec, Kind, Label,
+    MEMORY_MIB_USUAL, MachineSpec, NetKind, NicCreate, NicLimits, PortSpec, ShareSpec, SoftSpec, State,
 };
 
 /// What happens when the guest asks for a reset.
@@ -124,6 +124,15 @@ pub struct VmCreate {
     /// nothing then.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entrypoint: Option<String>,
+    /// Directories of an image of containers that are on the VM's own disk, and in no image that is made of the VM, besides its image's.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<String>,
+    /// Publish the ports that its image of containers names on free ports of the host, but those that `ports` publishes.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub publish_all: bool,
+    /// How to see whether its guest is well, besides what its image says of that.
+    #[serde(skip_serializing_if = "HealthAsk::is_usual")]
+    pub health: HealthAsk,
 }
 
 impl VmCreate {
@@ -262,6 +271,9 @@ pub struct Vm {
     /// Disks for which the host has no room. It is paused until there is room.
     #[serde(default)]
     pub full_disks: Vec<PathBuf>,
+    /// How its guest is, by its health check; only while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
     /// How its image has programs started, if that is one of containers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process: Option<ImageProcess>,

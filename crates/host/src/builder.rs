@@ -1,15 +1,21 @@
 //! A VM for the builder of images: a runner in a directory of its own, which ends with the service.
 use crate::images::RunVm;
+use crate::networks::Networks;
 use crate::places::Places;
+use crate::plugs::card;
 use crate::runners::Runner;
+use crate::store::VmRecord;
 use crate::{names, store};
 use std::fs::{self, DirBuilder};
 use std::io::{ErrorKind, Read};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::time::Duration;
+use viv_api::agent::Exec;
 use viv_api::runner::{CONSOLE, RunnerSpec};
 use viv_api::socket;
+use viv_api::timestamp::Timestamp;
 use viv_api::vm::{OnReboot, Process};
 use viv_model::{End, Fault, MachineSpec};
 
@@ -34,17 +40,26 @@ pub(crate) fn clear(places: &Places) {
 /// Runs builder VMs.
 pub(crate) struct BuilderVm<'a> {
     pub(crate) places: &'a Places,
+    pub(crate) networks: &'a Networks,
     /// Whether the build was given up.
     pub(crate) cancelled: &'a (dyn Fn() -> bool + Sync),
 }
 
 impl RunVm for BuilderVm<'_> {
-    fn run(&self, spec: &MachineSpec, console: &mut dyn FnMut(&[u8])) -> Result<End, Fault> {
+    fn run(
+        &self,
+        spec: &MachineSpec,
+        command: Option<&Exec>,
+        console: &mut dyn FnMut(&[u8]),
+    ) -> Result<End, Fault> {
         let broken = |source| store::StoreError::Io { what: "make", path: root(self.places), source };
-        let dir = root(self.places).join(names::identity().map_err(broken)?);
+        let id = names::identity().map_err(broken)?;
+        // The switches of its cards look for it among the VMs; no VM is known there by this identity.
+        let home = if spec.nics.is_empty() { root(self.places) } else { self.places.vms() };
+        let dir = home.join(&id);
         DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(broken)?;
         let runner = Runner::new(&dir);
-        let ended = self.run_in(&runner, spec, console);
+        let ended = self.run_in(&id, &runner, spec, command, console);
         runner.kill(None);
         let _ = fs::remove_dir_all(&dir);
         ended
@@ -52,21 +67,54 @@ impl RunVm for BuilderVm<'_> {
 }
 
 impl BuilderVm<'_> {
+    /// Plugs its cards in, which get their addresses.
+    fn plug_in(&self, id: &str, machine: &mut MachineSpec) -> Result<Vec<OwnedFd>, Fault> {
+        for (number, nic) in (0..).zip(&mut machine.nics) {
+            (nic.id, nic.mac) = (number, card(id, number));
+        }
+        let record = VmRecord {
+            id: id.to_string(),
+            name: "builder".to_string(),
+            created_at: Timestamp::now(),
+            image: None,
+            append: None,
+            machine: machine.clone(),
+            groups: Vec::new(),
+            labels: Vec::new(),
+            on_reboot: OnReboot::End,
+            remove: true,
+            command: None,
+            entrypoint: None,
+            health: Default::default(),
+            volumes: Vec::new(),
+            process: None,
+            started_at: None,
+            attended_by: None,
+            snapshot: None,
+        };
+        let ports = machine.nics.iter().map(|nic| self.networks.plug(&record, nic, &[]));
+        Ok(ports.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+    }
+
     fn run_in(
         &self,
+        id: &str,
         runner: &Runner,
         spec: &MachineSpec,
+        command: Option<&Exec>,
         console: &mut dyn FnMut(&[u8]),
     ) -> Result<End, Fault> {
-        let spec = RunnerSpec {
+        let mut spec = RunnerSpec {
             name: "builder".into(),
             machine: spec.clone(),
             on_reboot: OnReboot::End,
             attended_by: Some(Process::current()),
-            command: None,
+            command: command.cloned(),
+            health: None,
             resume: false,
         };
-        runner.start(&spec, &[])?;
+        let ports = self.plug_in(id, &mut spec.machine)?;
+        runner.start(&spec, &ports)?;
         let mut socket = socket::connect(&runner.dir().join(CONSOLE)).ok();
         let mut piece = [0; 16 * 1024];
         while let Some(stream) = &mut socket {

@@ -68,6 +68,9 @@ pub(crate) fn spec_of(record: &VmRecord, dir: &Path) -> VmCreate {
         attended_by: None,
         command: record.command.clone(),
         entrypoint: record.entrypoint.clone(),
+        health: record.health.clone(),
+        volumes: record.volumes.clone(),
+        publish_all: false,
     }
 }
 

@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod builder;
+mod container_ask;
 mod described;
 mod disk_image;
 mod http;

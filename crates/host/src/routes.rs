@@ -1,7 +1,7 @@
 //! What each endpoint does. The match has no default: a line of the table without an arm does not compile.
 use crate::builder::BuilderVm;
 use crate::http::{self, Body};
-use crate::images::{self, Images, Options, Recipe, Watcher};
+use crate::images::{self, Additions, Images, Options, Recipe, Watcher};
 use crate::service::Service;
 use crate::shares;
 use crate::streams;
@@ -433,6 +433,25 @@ fn pull_now(
     pulled.ok_or_else(|| Fault::new(Kind::Usage, format!("{name:?} names no image"), "see: viv pull --help"))
 }
 
+/// Refuses what only images of Debian's packages have.
+fn no_additions(name: &str, ask: &ImageBuild, additions: &Additions) -> Result<(), Fault> {
+    if !additions.is_any() && ask.tag.is_none() && ask.command.is_none() {
+        return Ok(());
+    }
+    Err(match ask.size_mib {
+        Some(_) => Fault::new(
+            Kind::Usage,
+            "an image with packages or commands has no disk whose size could be chosen",
+            "leave out --size: each VM of it has a disk of its own",
+        ),
+        None => Fault::new(
+            Kind::Usage,
+            format!("packages and commands are not added to the image {name:?}"),
+            "add them to a Debian: viv build debian --package NAME --run 'COMMAND' --tag NAME",
+        ),
+    })
+}
+
 fn build_now(
     service: &Service,
     name: &str,
@@ -440,6 +459,16 @@ fn build_now(
     reporter: &Reporter,
 ) -> Result<images::Image, Fault> {
     let images: &Images = &service.images;
+    let additions = Additions {
+        packages: ask.packages.clone(),
+        run: ask.run.clone(),
+        tag: ask.tag.clone(),
+        command: ask.command.clone(),
+        epoch: ask.source_date_epoch,
+    };
+    if name != Recipe::Debian.name() || ask.size_mib.is_some() && additions.is_any() {
+        no_additions(name, ask, &additions)?;
+    }
     if viv_oci::Reference::is_one(name) {
         return pull_now(images, name, ask, reporter);
     }
@@ -471,7 +500,11 @@ fn build_now(
         return images.ensure_default(&options, reporter);
     }
     let cancelled = || reporter.cancelled();
-    let vm = BuilderVm { places: &service.places, cancelled: &cancelled };
+    let networks = &service.vms.networks;
+    let vm = BuilderVm { places: &service.places, networks, cancelled: &cancelled };
+    if additions.is_any() {
+        return images.build_container(&additions, &options, &vm, reporter);
+    }
     let image = images.build(recipe, &options, Some(&vm), reporter)?;
     if recipe == Recipe::Kernel {
         options.force = false;

@@ -1,4 +1,5 @@
 //! What may be done with VMs, and how.
+use crate::container_ask;
 use crate::described;
 use crate::disk_image;
 use crate::images::{Images, Instance};
@@ -15,7 +16,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use viv_api::agent::Exec;
+use viv_api::agent::{Exec, HealthWatch};
 use viv_api::image::ImageProcess;
 use viv_api::info::KvmState;
 use viv_api::runner::{Ask as RunnerAsk, RESUME, RunnerSpec};
@@ -62,12 +63,24 @@ fn main_command(record: &VmRecord, resumes: bool) -> Result<Option<Exec>, Fault>
     }
 }
 
+/// How to see whether its guest is well: with the variables, directory and user of its command.
+fn health_watch(record: &VmRecord) -> Result<Option<HealthWatch>, Fault> {
+    let image = record.process.as_ref();
+    let check = record.health.over(image.and_then(|process| process.health.as_ref()))?;
+    Ok(check.map(|check| {
+        let plain = Exec::new([""; 0]);
+        let exec = Exec { argv: check.argv.clone(), tty: false, ..record.command.clone().unwrap_or(plain) };
+        let exec = image.map_or_else(|| exec.clone(), |process| process.exec(exec.clone()));
+        HealthWatch { check, exec }
+    }))
+}
+
 /// What its image wants on the kernel's command line: what is there besides our words and the user's.
-pub(crate) fn append_of_image(record: &VmRecord) -> String {
-    let words = record.machine.append.strip_prefix(APPEND_IMAGE).unwrap_or_default();
+pub(crate) fn append_of(machine: &MachineSpec, user: Option<&str>) -> String {
+    let words = machine.append.strip_prefix(APPEND_IMAGE).unwrap_or_default();
     let without = |words: &str, end: &str| words.strip_suffix(end).unwrap_or(words).trim().to_string();
-    let words = without(words, record.append.as_deref().unwrap_or_default());
-    without(&words, &shares::boot_words(&record.machine.shares))
+    let words = without(words, user.unwrap_or_default());
+    without(&words, &shares::boot_words(&machine.shares))
 }
 
 /// A VM that starts.
@@ -251,6 +264,7 @@ impl Vms {
             boots: status.map_or(0, |status| status.boots),
             sandbox: status.map(|status| status.sandbox.clone()).unwrap_or_default(),
             full_disks: status.map(|status| status.full_disks.clone()).unwrap_or_default(),
+            health: status.and_then(|status| status.health.clone()),
             ended_at: last.as_ref().and_then(|(_, when)| *when),
             end: last.map(|(end, _)| end),
             spec: described::spec_of(&record, runner.dir()),
@@ -320,8 +334,13 @@ impl Vms {
         let name = self.name(ask.name.as_deref())?;
         let id = names::identity().map_err(no_random)?;
         let dir = self.places.vms().join(&id);
+        let container = ask.image.as_deref().and_then(|image| self.process_of(image));
+        container_ask::check(&ask, container.as_ref())?;
+        let ports = container.map(|process| container_ask::all_ports(&ask, &process)).transpose()?;
+        let ask = VmCreate { ports: ports.unwrap_or_else(|| ask.ports.clone()), ..ask };
         let made = self.machine_of(&ask, &Identity { id: &id, name: &name }, &dir).and_then(
             |(image, process, machine)| {
+                ask.health.over(process.as_ref().and_then(|process| process.health.as_ref()))?;
                 let mut record = VmRecord {
                     id: id.clone(),
                     name: name.clone(),
@@ -336,6 +355,8 @@ impl Vms {
                     command: ask.command.clone(),
                     process: process.map(|process| process.with_entrypoint(ask.entrypoint.as_deref())),
                     entrypoint: ask.entrypoint.clone(),
+                    health: ask.health.clone(),
+                    volumes: ask.volumes.clone(),
                     started_at: None,
                     attended_by: None,
                     snapshot: None,
@@ -405,8 +426,11 @@ impl Vms {
                 let instance = self.images.instantiate(&image, dir)?;
                 let mounts = shares::boot_words(&ask.shares);
                 // A container is called what its host calls it.
-                let called = match image.manifest.container {
-                    Some(_) => format!("viv.hostname={}", identity.name),
+                let called = match &image.manifest.container {
+                    Some(container) => {
+                        let volumes = container_ask::volume_words(ask, &container.process)?;
+                        format!("viv.hostname={} {volumes}", identity.name).trim_end().to_string()
+                    }
                     None => String::new(),
                 };
                 let own = ask.append.as_deref().unwrap_or_default();
@@ -485,6 +509,7 @@ impl Vms {
             on_reboot: record.on_reboot,
             attended_by: record.attended_by,
             command: main_command(&record, resume)?,
+            health: health_watch(&record)?,
             resume,
         };
         match self.plug_in_all(&record).and_then(|ports| runner.start(&spec, &ports)) {

@@ -34,6 +34,10 @@ impl Watcher for Reporter {
         self.send(&WorkLine::<()>::Progress(progress));
     }
 
+    fn said(&self, line: &str) {
+        self.send(&WorkLine::<()>::Said(line.to_string()));
+    }
+
     fn cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed) || self.lines.is_closed()
     }
@@ -73,7 +77,8 @@ pub(crate) fn defect(why: &str) -> Fault {
     )
 }
 
-/// Makes an image of a VM that does not run; until it is made, it cannot be started.
+/// Makes an image of a VM that does not run, which cannot be started until it is made; of one that runs, as it is at a moment; or of a
+/// snapshot, by its own name or as `VM@SNAPSHOT`.
 pub(crate) fn commit(
     service: &Service,
     name: &str,
@@ -81,7 +86,20 @@ pub(crate) fn commit(
     watcher: &dyn Watcher,
     shown: impl Fn(&crate::images::Image) -> Image,
 ) -> Result<Image, Fault> {
-    still(&service.vms, name, |vm| service.images.commit(vm, ask, watcher)).map(|image| shown(&image))
+    let act = |vm: &Stopped<'_>| service.images.commit(vm, ask, watcher);
+    let snapshots = &service.snapshots;
+    let image = match name.split_once('@') {
+        Some((vm, snapshot)) => snapshots.of_snapshot(Some(vm), snapshot, act),
+        None => match service.vms.get(name) {
+            Ok(vm) if vm.state.is_live() => snapshots.of_live(name, act),
+            Ok(_) => still(&service.vms, name, act),
+            Err(fault) if fault.kind == Kind::NotFound && snapshots.get(name).is_ok() => {
+                snapshots.of_snapshot(None, name, act)
+            }
+            Err(fault) => Err(fault),
+        },
+    };
+    image.map(|image| shown(&image))
 }
 
 /// Writes a disk of a VM that does not run to a new file.
@@ -151,7 +169,7 @@ fn still<T>(vms: &Vms, name: &str, act: impl FnOnce(&Stopped<'_>) -> Result<T, F
             dir: runner.dir(),
             image: record.image.as_deref(),
             machine: &record.machine,
-            append: crate::vms::append_of_image(&record),
+            append: crate::vms::append_of(&record.machine, record.append.as_deref()),
         })
     })
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
+use viv_api::agent::Exec;
 use viv_api::image::Progress;
 use viv_host::images::{Images, Options, Recipe, RunVm, Watcher, find_agent};
 use viv_model::{End, Fault, MachineSpec};
@@ -101,7 +102,13 @@ impl Drop for Qemu {
 struct QemuVm;
 
 impl RunVm for QemuVm {
-    fn run(&self, spec: &MachineSpec, console: &mut dyn FnMut(&[u8])) -> Result<End, Fault> {
+    fn run(
+        &self,
+        spec: &MachineSpec,
+        command: Option<&Exec>,
+        console: &mut dyn FnMut(&[u8]),
+    ) -> Result<End, Fault> {
+        assert_eq!(command, None, "QEMU has no vsock here");
         let disks: Vec<PathBuf> = spec.disks.iter().map(|disk| disk.path.clone()).collect();
         let qemu = Qemu::start(&spec.kernel, spec.initrd.as_deref(), &spec.append, &disks);
         while let Ok(bytes) = qemu.output.recv() {

@@ -7,6 +7,7 @@
 mod console;
 mod end;
 mod fault;
+mod health;
 mod lifecycle;
 mod network;
 mod nic;
@@ -16,10 +17,12 @@ mod secgroup;
 mod share;
 mod snapshot;
 mod spec;
+mod volume;
 
 pub use console::{CONSOLE_PORTS_MAX, ConsolePortSpec};
 pub use end::End;
 pub use fault::{Fault, Kind};
+pub use health::{HEALTH_OUTPUT_MAX, Health, HealthAsk, HealthCheck, HealthLook, HealthState};
 pub use lifecycle::{Ask, Refused, State, next};
 pub use network::{Attachment, NetworkSpec, PortCounters, RuleCounter, Subnet, SwitchCounters, Traffic};
 pub use nic::{CARDS_MAX, NetKind, NicCreate, NicLimits, NicSpec, PORTS_MAX, PortSpec, Protocol};
@@ -32,3 +35,4 @@ pub use spec::{
     Accel, CPUS_MAX, DiskFormat, DiskLimits, DiskSpec, ImageDiskSpec, MEMORY_MIB_MIN, MEMORY_MIB_USUAL,
     MEMORY_STEP_MIB, MachineSpec, OnFull, SoftSpec,
 };
+pub use volume::{VOLUME_PARAMETER, VOLUMES_MAX, check_volume, check_volumes, volume_of, volume_word};

@@ -173,33 +173,42 @@ impl ShareMount {
     /// As a word of the command line.
     pub fn to_word(&self) -> String {
         let access = if self.read_only { "ro" } else { "rw" };
-        let mut word = format!("{}={}:{access}:", ShareMount::PARAMETER, self.tag);
-        for byte in self.target.bytes() {
-            match byte {
-                b'/' | b'.' | b'_' | b'-' => word.push(byte.into()),
-                _ if byte.is_ascii_alphanumeric() => word.push(byte.into()),
-                _ => word.push_str(&format!("%{byte:02x}")),
-            }
-        }
-        word
+        format!("{}={}:{access}:{}", ShareMount::PARAMETER, self.tag, escaped(&self.target))
     }
 
     /// What stands behind `viv.share=`, if it is that.
     pub fn from_value(value: &str) -> Option<ShareMount> {
         let mut fields = value.splitn(3, ':');
         let (tag, access, target) = (fields.next()?, fields.next()?, fields.next()?);
-        let mut bytes = Vec::new();
-        let mut rest = target.bytes();
-        while let Some(byte) = rest.next() {
-            let digit = |byte: Option<u8>| char::from(byte?).to_digit(16);
-            bytes.push(match byte {
-                b'%' => (digit(rest.next())? * 16 + digit(rest.next())?) as u8,
-                _ => byte,
-            });
-        }
-        let target = String::from_utf8(bytes).ok()?;
-        Some(ShareMount { tag: tag.to_string(), target, read_only: access == "ro" })
+        Some(ShareMount { tag: tag.to_string(), target: plain(target)?, read_only: access == "ro" })
     }
+}
+
+/// A path in a word of the kernel's command line: with percent signs for what would end the word.
+pub(crate) fn escaped(path: &str) -> String {
+    let mut word = String::new();
+    for byte in path.bytes() {
+        match byte {
+            b'/' | b'.' | b'_' | b'-' => word.push(byte.into()),
+            _ if byte.is_ascii_alphanumeric() => word.push(byte.into()),
+            _ => word.push_str(&format!("%{byte:02x}")),
+        }
+    }
+    word
+}
+
+/// What was [`escaped`].
+pub(crate) fn plain(word: &str) -> Option<String> {
+    let mut bytes = Vec::new();
+    let mut rest = word.bytes();
+    while let Some(byte) = rest.next() {
+        let digit = |byte: Option<u8>| char::from(byte?).to_digit(16);
+        bytes.push(match byte {
+            b'%' => (digit(rest.next())? * 16 + digit(rest.next())?) as u8,
+            _ => byte,
+        });
+    }
+    String::from_utf8(bytes).ok()
 }
 
 #[cfg(test)]

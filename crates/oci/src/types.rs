@@ -156,6 +156,8 @@ pub struct Healthcheck {
     pub timeout: u64,
     /// After the start, when it need not be well yet.
     pub start_period: u64,
+    /// Between two looks in that time.
+    pub start_interval: u64,
     /// Failures in a row that make it unwell.
     pub retries: u32,
 }

@@ -18,6 +18,7 @@ mod control;
 mod devices;
 mod footprint;
 mod guest;
+mod health;
 mod life;
 mod ports;
 mod probe;

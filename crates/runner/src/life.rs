@@ -4,7 +4,7 @@ use crate::devices::Devices;
 use crate::guest::{Build, Guest};
 use crate::share::{Server, Watched, watch_all};
 use crate::snapshot::Files as SnapshotFiles;
-use crate::{command, control, footprint, ports, quiesce, sandbox, written};
+use crate::{command, control, footprint, health, ports, quiesce, sandbox, written};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::fs::{self, File, OpenOptions};
@@ -24,7 +24,10 @@ use viv_api::runner::{
 use viv_api::stats::VmStats;
 use viv_api::vm::{ConsoleSize, OnReboot, Process};
 use viv_machine::PerfMap;
-use viv_model::{Accel, End, Fault, Kind, MachineSpec, NetKind, NicSpec, SavedParts, State, next};
+use viv_model::{
+    Accel, End, Fault, Health, HealthCheck, HealthLook, Kind, MachineSpec, NetKind, NicSpec, SavedParts,
+    State, next,
+};
 use viv_net::port::Plug;
 
 /// How long the last output may take to reach its readers.
@@ -74,6 +77,8 @@ struct Inner {
     full_disks: Vec<PathBuf>,
     /// It is paused because of that alone.
     held: bool,
+    /// How its guest is, if that is looked at.
+    health: Option<Health>,
     /// What may come and go.
     devices: Devices,
 }
@@ -91,6 +96,7 @@ impl Life {
             dying: false,
             end_as: None,
             full_disks: Vec::new(),
+            health: spec.health.as_ref().map(|_| Health::default()),
             held: false,
             devices,
         };
@@ -119,6 +125,24 @@ impl Life {
             panicked: self.console.panicked(),
             sandbox: inner.sandbox.clone(),
             full_disks: inner.full_disks.clone(),
+            health: inner.health.clone(),
+        }
+    }
+
+    /// Nobody knows how its guest is: it has just booted, or its agent has gone.
+    pub(crate) fn begin_health(&self) {
+        self.lock().health = Some(Health::default());
+    }
+
+    /// Takes a look at its guest's health, and notes it in the log if that is another one now.
+    pub(crate) fn take_health(&self, look: HealthLook, check: &HealthCheck, since_start_ms: u64) {
+        let now = {
+            let mut inner = self.lock();
+            let health = inner.health.get_or_insert_default();
+            health.take(look, check, since_start_ms).then_some(health.state)
+        };
+        if let Some(state) = now {
+            self.console.write(format!("viv: {} is {state}\r\n", self.name).as_bytes());
         }
     }
 
@@ -579,6 +603,10 @@ fn live(prepared: Prepared, build: &Build) -> Result<End, Fault> {
             shared.set_told(true);
         };
         spawn("renew", Box::new(renew))?;
+    }
+    if let Some(watch) = spec.health.clone() {
+        let shared = life.clone();
+        spawn("health", Box::new(move || health::run(&shared, &watch)))?;
     }
     if let Some(exec) = spec.command.clone() {
         let shared = life.clone();

@@ -233,6 +233,7 @@ impl Stage {
             on_reboot: OnReboot::End,
             attended_by: None,
             command: None,
+            health: None,
             resume: false,
         };
         change(&mut spec);

@@ -56,6 +56,12 @@ impl Bar {
         }
     }
 
+    /// Shows a line of somebody else's words.
+    pub(crate) fn say(&mut self, line: &str) {
+        self.clear();
+        let _ = writeln!(std::io::stderr(), "{line}");
+    }
+
     /// Clears the line.
     pub(crate) fn clear(&mut self) {
         if std::mem::take(&mut self.shown) {

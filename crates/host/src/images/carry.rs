@@ -1,9 +1,10 @@
 //! Images of containers leave the store: to a registry, or as an archive. Layers are kept unpacked, and are written again: as archives whose
 //! bytes depend on what is in them alone.
-use super::commit::{Documents, LAYER, Summed, Told, as_oci, flat};
+use super::commit::{Told, flat};
 use super::fault::{broken, cancelled, io_fault};
 use super::layers::Unpacked;
 use super::manifest::Container;
+use super::stack::{Documents, LAYER, Summed, as_oci};
 use super::store::Store;
 use super::{Image, Watcher, pull, step};
 use serde_json::{Value, json};

@@ -1,25 +1,18 @@
 //! A VM that does not run becomes an image: of an image of containers with one more layer, of another with copies of its disks.
 use super::fault::{broken, cancelled, io_fault};
 use super::layers::{Unpacked, blake3_file};
-use super::manifest::Container;
-use super::store::{Scratch, Store, hex, sha256_file};
-use super::{DISK, INITRD, Image, KERNEL, Manifest, Part, Recipe, Watcher, instance, pull, step};
+use super::stack::{Stack, read_upper};
+use super::store::{Scratch, Store, sha256_file};
+use super::{DISK, INITRD, Image, KERNEL, Manifest, Recipe, Watcher, instance, pull, step};
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
-use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use viv_api::image::{ImageCommit, Progress};
 use viv_api::timestamp::Timestamp;
 use viv_block::{RawDisk, Source};
 use viv_model::{DiskFormat, DiskSpec, Fault, Kind, MachineSpec};
-
-/// Media type of a layer that we make.
-pub(super) const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
-/// Where the agent puts what the guest changes, on its own disk.
-const UPPER: &str = "root";
 
 /// A VM, as far as an image is made of it.
 pub(crate) struct Stopped<'a> {
@@ -36,6 +29,11 @@ pub(crate) struct Stopped<'a> {
 }
 
 impl Stopped<'_> {
+    /// Whether its image is one of containers.
+    pub(crate) fn is_container(&self) -> bool {
+        self.container_disks().is_some()
+    }
+
     /// The disk of an image of containers, and the VM's own above it.
     fn container_disks(&self) -> Option<(&DiskSpec, &DiskSpec)> {
         match &self.machine.disks[..] {
@@ -65,7 +63,7 @@ pub(super) fn commit(
 }
 
 /// The name in full of an image that is to be made.
-fn new_name(name: &str) -> Result<String, Fault> {
+pub(super) fn new_name(name: &str) -> Result<String, Fault> {
     let bad = |why: &str| {
         Fault::new(Kind::Usage, format!("an image cannot be called {name:?}: {why}"), "choose another name")
     };
@@ -98,89 +96,28 @@ fn container(
     watcher: &dyn Watcher,
 ) -> Result<Image, Fault> {
     step(watcher, &format!("looking for the image of {}", vm.name));
-    let (base, mut layers) = base_of(store, vm, image.path.parent().unwrap_or(vm.dir))?;
-    let Some(container) = &base.manifest.container else {
-        return Err(broken(&base.name, "it is no image of containers"));
-    };
-    let read = |part: &Part| -> Result<Vec<u8>, Fault> {
-        let path = store.part(&base, part)?;
-        fs::read(&path).map_err(io_fault("read", &path))
-    };
-    let mut config: Value = serde_json::from_slice(&read(&container.config)?)
-        .map_err(|error| broken("the image's configuration", error))?;
-    let old: viv_oci::Manifest = serde_json::from_slice(&read(&container.manifest)?)
-        .map_err(|error| broken("the image's manifest", error))?;
-    let mut descriptors: Vec<viv_oci::Descriptor> = old.layers.into_iter().map(as_oci).collect();
-    let added = new_layer(store, vm, own, scratch, watcher)?;
-    let is_empty = added.is_none();
-    if let Some((layer, descriptor)) = added {
-        descriptors.push(descriptor);
-        layers.push(layer);
-    }
-    change(&mut config, ask)?;
-    let now = Timestamp::now().to_string();
-    let mut history = json!({ "created": now, "created_by": format!("viv commit {}", vm.name) });
+    let (base, layers) = base_of(store, vm, image.path.parent().unwrap_or(vm.dir))?;
+    let mut stack = Stack::of(store, &base, layers)?;
+    let data = scratch.path().join("data");
+    let added =
+        read_upper(own, &data, &format!("reading what {} changed", vm.name), watcher).map_err(|fault| {
+            let named = ["start", "stop", "exec"].iter().fold(fault.fix.clone(), |fix, verb| {
+                fix.replace(&format!("viv {verb} VM"), &format!("viv {verb} {}", vm.name))
+            });
+            Fault { fix: named, ..fault }
+        })?;
+    let now = Timestamp::now();
+    let mut history = json!({ "created": now.to_string(), "created_by": format!("viv commit {}", vm.name) });
     if !ask.message.is_empty() {
         history["comment"] = json!(ask.message);
     }
-    if is_empty {
-        history["empty_layer"] = json!(true);
+    match added {
+        Some(layer) => stack.add(store, &layer, &data, watcher)?,
+        None => history["empty_layer"] = json!(true),
     }
-    config["created"] = json!(now);
-    let ids: Vec<String> = layers.iter().map(|layer| format!("sha256:{}", layer.facts.diff_id)).collect();
-    config["rootfs"] = json!({ "type": "layers", "diff_ids": ids });
-    match config.get_mut("history").and_then(Value::as_array_mut) {
-        Some(all) => all.push(history),
-        None => config["history"] = json!([history]),
-    }
-    step(watcher, "making one file system of its layers");
-    let documents = Documents::new(&config, descriptors)?;
-    let parsed: viv_oci::Config = serde_json::from_slice(&documents.config)
-        .map_err(|error| broken("the image's configuration", error))?;
-    let process = pull::process_of(&parsed.config)?;
-    let tree = scratch.path().join("tree");
-    pull::make_tree(&layers, &tree)?;
-    for (file, bytes) in [("manifest", &documents.manifest), ("config", &documents.config)] {
-        let path = scratch.path().join(file);
-        fs::write(&path, bytes).map_err(io_fault("write", &path))?;
-    }
-    if watcher.cancelled() {
-        return Err(cancelled());
-    }
-    let index = store.index_lock()?;
-    let add = |file: &str, kind| store.add_file(&scratch.path().join(file), kind, &index);
-    let container = Container {
-        tree: add("tree", pull::TREE)?,
-        manifest: add("manifest", pull::MANIFEST)?,
-        config: add("config", pull::CONFIG)?,
-        layers: layers.iter().map(|layer| layer.hex()).collect(),
-        process,
-    };
-    let manifest = Manifest {
-        key: format!("{} {}", container.manifest.digest, pull::REVISION),
-        summary: pull::summary(layers.len(), &container.process),
-        container: Some(container),
-        ..bare()
-    };
-    store.publish_in(name, &manifest, &index)
-}
-
-/// A manifest without anything.
-fn bare() -> Manifest {
-    Manifest {
-        schema_version: 2,
-        media_type: Manifest::MEDIA_TYPE.to_string(),
-        key: String::new(),
-        created: Timestamp::now().unix_s,
-        summary: String::new(),
-        kernel: None,
-        initrd: None,
-        disks: Vec::new(),
-        container: None,
-        append: String::new(),
-        packages: Vec::new(),
-        labels: BTreeMap::new(),
-    }
+    change(&mut stack.config, ask)?;
+    stack.note(history, now);
+    stack.publish(store, name, scratch, Manifest { created: now.unix_s, ..Manifest::bare() }, watcher)
 }
 
 /// The image of the store on which the VM is, by its content, with its layers, which stay while they are held.
@@ -227,51 +164,8 @@ fn has_content(path: &Path, layer: &Unpacked) -> Result<bool, Fault> {
     Ok(sum == layer.facts.data_blake3)
 }
 
-/// What the VM changed, as a layer of the store and how a manifest names it; nothing if it has never run.
-fn new_layer(
-    store: &Store,
-    vm: &Stopped<'_>,
-    own: &DiskSpec,
-    scratch: &Scratch,
-    watcher: &dyn Watcher,
-) -> Result<Option<(Unpacked, viv_oci::Descriptor)>, Fault> {
-    let disk = open(own)?;
-    let data = scratch.path().join("data");
-    let mut out = File::options()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(&data)
-        .map_err(io_fault("write", &data))?;
-    let mut told = Told::new(watcher, format!("reading what {} changed", vm.name));
-    let read = |at: u64, bytes: &mut [u8]| disk.read(at, bytes);
-    let limits = viv_rootfs::Limits::default();
-    let layer =
-        viv_rootfs::upper(&read, disk.size(), UPPER, &mut out, &limits, &mut |bytes| told.bytes(bytes))
-            .map_err(|fault| {
-                let named = ["start", "stop", "exec"].iter().fold(fault.fix.clone(), |fix, verb| {
-                    fix.replace(&format!("viv {verb} VM"), &format!("viv {verb} {}", vm.name))
-                });
-                Fault { fix: named, ..fault }
-            })?;
-    let Some(layer) = layer else { return Ok(None) };
-    let mut told = Told::new(watcher, "compressing it".to_string());
-    let (mut archive, mut gzip) = (Summed::new(io::sink()), Summed::new(io::sink()));
-    viv_rootfs::pack_gzip(&layer, &mut out, &mut archive, &mut gzip, &mut |bytes| told.bytes(bytes))?;
-    let (diff_id, _) = archive.finish();
-    let (digest, size) = gzip.finish();
-    let kept = store.layers().adopt(&digest, &data, &layer, &diff_id)?;
-    let descriptor = viv_oci::Descriptor {
-        media_type: LAYER.to_string(),
-        digest: format!("sha256:{digest}"),
-        size,
-        ..viv_oci::Descriptor::default()
-    };
-    Ok(Some((kept, descriptor)))
-}
-
 /// Changes what an image's configuration says of its program.
-fn change(config: &mut Value, ask: &ImageCommit) -> Result<(), Fault> {
+pub(super) fn change(config: &mut Value, ask: &ImageCommit) -> Result<(), Fault> {
     if !config.is_object() {
         return Err(broken("the image's configuration", "it is no object"));
     }
@@ -307,45 +201,6 @@ fn change(config: &mut Value, ask: &ImageCommit) -> Result<(), Fault> {
         process["Env"] = json!(env);
     }
     Ok(())
-}
-
-/// A layer as OCI names it, where docker does otherwise.
-pub(super) fn as_oci(mut layer: viv_oci::Descriptor) -> viv_oci::Descriptor {
-    layer.media_type = match layer.media_type.as_str() {
-        "application/vnd.docker.image.rootfs.diff.tar.gzip" => LAYER.to_string(),
-        // What docker save wrote has no types, and is not compressed.
-        "" | "application/vnd.docker.image.rootfs.diff.tar" => {
-            "application/vnd.oci.image.layer.v1.tar".to_string()
-        }
-        _ => return layer,
-    };
-    layer
-}
-
-/// Configuration and manifest, as they are stored.
-pub(super) struct Documents {
-    pub(super) config: Vec<u8>,
-    pub(super) manifest: Vec<u8>,
-}
-
-impl Documents {
-    pub(super) fn new(config: &Value, layers: Vec<viv_oci::Descriptor>) -> Result<Documents, Fault> {
-        let told = |error| broken("the image's configuration", error);
-        let config = serde_json::to_vec(config).map_err(told)?;
-        let manifest = viv_oci::Manifest {
-            schema_version: 2,
-            media_type: pull::MANIFEST.to_string(),
-            config: viv_oci::Descriptor {
-                media_type: pull::CONFIG.to_string(),
-                digest: viv_oci::Digest::of(&config).to_string(),
-                size: config.len() as u64,
-                ..viv_oci::Descriptor::default()
-            },
-            layers,
-        };
-        let manifest = serde_json::to_vec(&manifest).map_err(told)?;
-        Ok(Documents { config, manifest })
-    }
 }
 
 /// Copies the VM's own disks, and what it boots with.
@@ -399,7 +254,8 @@ fn disks(
     }
     step(watcher, "storing the image");
     let index = store.index_lock()?;
-    let mut manifest = Manifest { append: vm.append.clone(), ..bare() };
+    let mut manifest =
+        Manifest { append: vm.append.clone(), created: Timestamp::now().unix_s, ..Manifest::bare() };
     for (path, kind) in files {
         if watcher.cancelled() {
             return Err(cancelled());
@@ -462,41 +318,11 @@ impl<'a> Told<'a> {
     }
 }
 
-/// Sums and counts what passes.
-pub(super) struct Summed<W> {
-    inner: W,
-    sum: Sha256,
-    bytes: u64,
-}
-
-impl<W: Write> Summed<W> {
-    pub(super) fn new(inner: W) -> Summed<W> {
-        Summed { inner, sum: Sha256::new(), bytes: 0 }
-    }
-
-    /// SHA-256 in hexadecimal, and the length.
-    pub(super) fn finish(self) -> (String, u64) {
-        (hex(&self.sum.finalize()), self.bytes)
-    }
-}
-
-impl<W: Write> Write for Summed<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.inner.write(bytes)?;
-        self.sum.update(bytes.get(..written).unwrap_or_default());
-        self.bytes = self.bytes.saturating_add(written as u64);
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::images::{Images, Unwatched};
+    use std::fs::File;
     use std::os::unix::fs::FileExt;
 
     fn stopped<'a>(dir: &'a Path, machine: &'a MachineSpec) -> Stopped<'a> {

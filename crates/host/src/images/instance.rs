@@ -1,5 +1,6 @@
 //! A VM's own copy of an image: links where nobody writes, shared or sparse copies where the guest does.
 use super::fault::{broken, io_fault};
+use super::layers::Unpacked;
 use super::store::Store;
 use super::{Container, Image, Instance, kernel};
 use rustix::fs::{SeekFrom, copy_file_range, ftruncate, ioctl_ficlone, seek};
@@ -57,35 +58,48 @@ fn containers(store: &Store, image: &Image, container: &Container, vm_dir: &Path
         )
     })?;
     let base = instantiate(store, &host, vm_dir)?;
-    let mut extents = Vec::new();
-    let tree = vm_dir.join("image.tree");
-    extents.push((link(&store.part(image, &container.tree)?, &tree)?, container.tree.size));
-    for (number, digest) in container.layers.iter().enumerate() {
-        let layer = store.layers().get(digest)?.ok_or_else(|| {
+    let mut layers = Vec::new();
+    for digest in &container.layers {
+        layers.push(store.layers().get(digest)?.ok_or_else(|| {
             Fault::new(
                 Kind::Error,
                 format!("the image {} is damaged: layer {digest} is not there", image.name),
                 format!("get it again: viv pull {}", image.name),
             )
-        })?;
-        if layer.facts.data_bytes > 0 {
-            let path = vm_dir.join(format!("image.layer{number}"));
-            extents.push((link(&layer.data(), &path)?, layer.facts.data_bytes));
-        }
+        })?);
     }
-    let joined = vm_dir.join("image.vmdk");
-    fs::write(&joined, descriptor(&extents)).map_err(io_fault("write", &joined))?;
+    let disks = disks_over(&store.part(image, &container.tree)?, &layers, vm_dir)?;
+    let stop = container.process.stop_signal.map(|signal| format!(" viv.stop={signal}")).unwrap_or_default();
+    Ok(Instance { append: format!("{BOOT}{stop}"), disks, ..base })
+}
+
+/// The words that have the agent start an image of containers from the disks of [`disks_over`].
+pub(super) const BOOT: &str = "viv.lower=/dev/vda viv.upper=/dev/vdb";
+
+/// The disks of a VM with an image of containers: its file system `tree` with the contents of its layers, and an empty one above.
+pub(super) fn disks_over(tree: &Path, layers: &[Unpacked], vm_dir: &Path) -> Result<Vec<DiskSpec>, Fault> {
+    let place = vm_dir.join("image.tree");
+    let size = fs::metadata(tree).map_err(io_fault("read", tree))?.len();
+    let mut extents = vec![(link(tree, &place)?, size)];
+    for (number, layer) in layers.iter().enumerate().filter(|(_, layer)| layer.facts.data_bytes > 0) {
+        let path = vm_dir.join(format!("image.layer{number}"));
+        extents.push((link(&layer.data(), &path)?, layer.facts.data_bytes));
+    }
     let own = vm_dir.join("disk1.raw");
     let file =
         File::options().read(true).write(true).create_new(true).open(&own).map_err(io_fault("make", &own))?;
     viv_rootfs::ext4::empty(OWN_DISK, crate::names::random().map_err(io_fault("make", &own))?, "viv", &file)?;
-    let disks = vec![
-        DiskSpec { path: joined, format: Some(DiskFormat::Vmdk), read_only: true, ..DiskSpec::default() },
+    Ok(vec![
+        joined(&vm_dir.join("image.vmdk"), &extents)?,
         DiskSpec { path: own, format: Some(DiskFormat::Raw), ..DiskSpec::default() },
-    ];
-    let stop = container.process.stop_signal.map(|signal| format!(" viv.stop={signal}")).unwrap_or_default();
-    let append = format!("viv.lower=/dev/vda viv.upper=/dev/vdb{stop}");
-    Ok(Instance { append, disks, ..base })
+    ])
+}
+
+/// A disk to be read that has these files beside it one after the other; the lengths are bytes.
+pub(super) fn joined(path: &Path, extents: &[(PathBuf, u64)]) -> Result<DiskSpec, Fault> {
+    fs::write(path, descriptor(extents)).map_err(io_fault("write", path))?;
+    let path = path.to_path_buf();
+    Ok(DiskSpec { path, format: Some(DiskFormat::Vmdk), read_only: true, ..DiskSpec::default() })
 }
 
 /// The text of a disk that has files one after the other (VMware, "Virtual Disk Format 5.0", "The Descriptor File").

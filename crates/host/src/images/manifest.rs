@@ -100,6 +100,24 @@ impl Manifest {
     /// The media type of our manifests.
     pub const MEDIA_TYPE: &str = "application/vnd.vivarium.image.manifest.v1+json";
 
+    /// One without anything.
+    pub(super) fn bare() -> Manifest {
+        Manifest {
+            schema_version: 2,
+            media_type: Manifest::MEDIA_TYPE.to_string(),
+            key: String::new(),
+            created: 0,
+            summary: String::new(),
+            kernel: None,
+            initrd: None,
+            disks: Vec::new(),
+            container: None,
+            append: String::new(),
+            packages: Vec::new(),
+            labels: BTreeMap::new(),
+        }
+    }
+
     /// Every blob that it has.
     pub(super) fn parts(&self) -> impl Iterator<Item = &Part> {
         let container = self.container.iter().flat_map(|has| [&has.tree, &has.manifest, &has.config]);

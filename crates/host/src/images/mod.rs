@@ -26,15 +26,18 @@ pub(crate) use instance::copy;
 mod kernel;
 mod kmod;
 mod layers;
+mod lines;
 mod manifest;
 mod pull;
 mod sources;
+mod stack;
 mod store;
 mod tar;
 #[cfg(feature = "trial")]
 pub mod trial;
 
 pub use agent::find_agent;
+pub use debian::Additions;
 pub use manifest::{Container, Image, Manifest, Package, Part};
 
 use apt::{Apt, FetchFault, Wanted};
@@ -43,6 +46,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 use store::{Lock, Scratch, Store};
+use viv_api::agent::Exec;
 use viv_api::image::Progress;
 use viv_model::{DiskSpec, End, Fault, Kind, MachineSpec};
 use viv_oci::Reference;
@@ -113,6 +117,10 @@ pub trait Watcher: Sync {
     fn cancelled(&self) -> bool {
         false
     }
+    /// A command of the user's has written this line.
+    fn said(&self, line: &str) {
+        let _ = line;
+    }
 }
 
 /// Nobody watches.
@@ -124,9 +132,15 @@ impl Watcher for Unwatched {
 
 /// Runs a VM to its end; the host service has it done by a runner process, tests by whatever they have.
 pub trait RunVm {
-    /// Runs `spec`, gives everything that the serial port says to `console`, and tells how it ended.
-    /// The specification's paths are absolute, and its disks belong to this VM alone.
-    fn run(&self, spec: &MachineSpec, console: &mut dyn FnMut(&[u8])) -> Result<End, Fault>;
+    /// Runs `spec`, gives everything that the serial port says to `console`, and tells how it ended. If there is a `command`, the VM
+    /// ends with it, in good order; what it says comes to `console`, too.
+    /// The specification's paths are absolute, and its disks belong to this VM alone; its cards get their addresses.
+    fn run(
+        &self,
+        spec: &MachineSpec,
+        command: Option<&Exec>,
+        console: &mut dyn FnMut(&[u8]),
+    ) -> Result<End, Fault>;
 }
 
 /// A VM's own copy of an image, ready for a [`MachineSpec`].
@@ -249,6 +263,21 @@ impl Images {
         agent::check(&options.agent)?;
         let job = Job { store: &self.store, lock: &lock, scratch: &scratch, recipe, options, vm, watcher };
         job.run()
+    }
+
+    /// Builds an image of containers out of Debian's packages and commands, or finds that it is there already.
+    pub fn build_container(
+        &self,
+        ask: &Additions,
+        options: &Options,
+        vm: &dyn RunVm,
+        watcher: &dyn Watcher,
+    ) -> Result<Image, Fault> {
+        let host = Options { force: false, ..options.clone() };
+        let host = self.ensure_default(&host, watcher)?;
+        let lock = self.store.lock(watcher)?;
+        let scratch = self.store.scratch(&lock)?;
+        debian::Build { store: &self.store, scratch: &scratch, options, host: &host, vm, watcher }.run(ask)
     }
 
     /// The default guest: builds it if it is not there, or has another agent or kernel than it would get now. Does not look for

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use viv_api::image::{ImageProcess, Progress};
-use viv_model::{Fault, Kind};
+use viv_model::{Fault, HealthCheck, Kind};
 use viv_oci::{Client, Layer, Options, Reference, Watch};
 
 /// Layers that are fetched at once.
@@ -90,7 +90,7 @@ pub(super) fn pull(
 }
 
 /// Whether everything of an image of containers is there.
-fn whole(store: &Store, image: &Image) -> Result<(), Fault> {
+pub(super) fn whole(store: &Store, image: &Image) -> Result<(), Fault> {
     let Some(container) = &image.manifest.container else {
         return Err(broken(&image.name, "it is no image of containers"));
     };
@@ -163,7 +163,28 @@ pub(super) fn process_of(config: &viv_oci::Process) -> Result<ImageProcess, Faul
             .map(|port| if port.contains('/') { port.clone() } else { format!("{port}/tcp") })
             .collect(),
         volumes: config.volumes.keys().cloned().collect(),
+        health: config.healthcheck.as_ref().and_then(health),
     })
+}
+
+/// A health check, if it is one; times are nanoseconds, and 0 the usual.
+fn health(check: &viv_oci::Healthcheck) -> Option<HealthCheck> {
+    let argv = match check.test.split_first()? {
+        (how, [line, ..]) if how == "CMD-SHELL" => vec!["/bin/sh".into(), "-c".into(), line.clone()],
+        (how, words @ [_, ..]) if how == "CMD" => words.to_vec(),
+        _ => return None,
+    };
+    let usual = HealthCheck::default();
+    let ms = |ns: u64, usual: u64| if ns == 0 { usual } else { ns / 1_000_000 };
+    let check = HealthCheck {
+        argv,
+        interval_ms: ms(check.interval, usual.interval_ms),
+        timeout_ms: ms(check.timeout, usual.timeout_ms),
+        start_period_ms: ms(check.start_period, usual.start_period_ms),
+        start_interval_ms: ms(check.start_interval, usual.start_interval_ms),
+        retries: if check.retries == 0 { usual.retries } else { check.retries },
+    };
+    Some(check.bounded())
 }
 
 /// The number of a signal (signal(7), x86): `SIGINT`, `INT`, `2`, `SIGRTMIN+3`.
@@ -340,6 +361,21 @@ mod tests {
         }
         for wrong in ["", "SIGNOPE", "0", "65", "RTMIN+31"] {
             assert!(signal(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn health_checks_are_read_as_docker_has_them() {
+        let check = |test: &[&str]| {
+            let test = test.iter().map(|word| word.to_string()).collect();
+            health(&viv_oci::Healthcheck { test, interval: 2_000_000_000, ..Default::default() })
+        };
+        let shell = check(&["CMD-SHELL", "a b"]).unwrap();
+        assert_eq!(shell.argv, ["/bin/sh", "-c", "a b"]);
+        assert_eq!((shell.interval_ms, shell.timeout_ms, shell.retries), (2000, 30_000, 3));
+        assert_eq!(check(&["CMD", "a", "b"]).unwrap().argv, ["a", "b"]);
+        for none in [&["NONE"][..], &[], &["CMD"], &["CMD-SHELL"], &["OTHER", "x"]] {
+            assert_eq!(check(none), None, "{none:?}");
         }
     }
 

@@ -41,6 +41,8 @@ impl Snapshots {
             created_at: Timestamp::now(),
             image: manifest.image.clone(),
             entrypoint: None,
+            health: Default::default(),
+            volumes: Vec::new(),
             process: manifest.image.as_ref().and_then(|image| self.vms.process_of(image)),
             machine: manifest.machine.clone(),
             on_reboot: Default::default(),
@@ -198,7 +200,7 @@ fn forget_image(vm: &Path) {
 }
 
 /// Lays into a directory all that a VM needs that goes on from a snapshot; gives its machine.
-fn lay_out(from: &Path, manifest: &Manifest, dir: &Path) -> Result<MachineSpec, Fault> {
+pub(super) fn lay_out(from: &Path, manifest: &Manifest, dir: &Path) -> Result<MachineSpec, Fault> {
     let resume = dir.join(RESUME);
     DirBuilder::new().recursive(true).mode(0o700).create(&resume).map_err(io_fault("make", &resume))?;
     let memory = content_files(MEMORY, &manifest.memory).into_iter().map(|(name, _)| name);

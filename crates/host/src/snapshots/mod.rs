@@ -6,6 +6,7 @@
 //!
 //! ```text
 //!  make      a VM that lives ──► a snapshot
+//!  at_rest   what one, or such a VM, has on its disks, for what reads them
 //!  targets   its files, above those of an earlier one
 //!  go_on     a snapshot ──► a new VM, forks, or the VM that it is of
 //!  template  snapshots by whose name VMs are made
@@ -13,6 +14,7 @@
 //!  carry     a snapshot ◄──► a tar file
 //!  known     what has been compared with its checksum already
 //! ```
+mod at_rest;
 mod carry;
 mod compare;
 mod go_on;

@@ -25,6 +25,7 @@ impl Snapshots {
             on_reboot: ask.on_reboot,
             remove: ask.remove,
             command: ask.command.clone(),
+            health: ask.health.clone(),
             attended_by: ask.attended_by,
             start: ask.start,
             ..VmCreate::default()
@@ -45,6 +46,8 @@ impl Snapshots {
                 format!("use: viv run -d {template}"),
             ));
         }
+        ask.health
+            .over(manifest.image.as_ref().and_then(|image| self.vms.process_of(image)?.health).as_ref())?;
         self.verify_disks(&dir, &manifest)?;
         let restore = SnapshotRestore { name: ask.name.clone(), remove: ask.remove, ports: Vec::new() };
         let mut record = self.record(&manifest, &restore)?;
@@ -52,6 +55,7 @@ impl Snapshots {
             snapshot: Some(manifest.id.clone()),
             on_reboot: ask.on_reboot,
             command: ask.command.clone(),
+            health: ask.health.clone(),
             groups: crate::secgroups::distinct(&[record.groups, ask.groups.clone()].concat())?,
             labels: [record.labels, ask.labels.clone()].concat(),
             ..record

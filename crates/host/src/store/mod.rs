@@ -15,7 +15,7 @@ use viv_api::agent::Exec;
 use viv_api::image::ImageProcess;
 use viv_api::timestamp::Timestamp;
 use viv_api::vm::{OnReboot, Process};
-use viv_model::{Fault, Kind, Label, MachineSpec};
+use viv_model::{Fault, HealthAsk, Kind, Label, MachineSpec};
 
 /// One VM, as it was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +48,12 @@ pub struct VmRecord {
     /// What runs in the place of its image's entry point.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entrypoint: Option<String>,
+    /// Volumes that it has besides its image's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<String>,
+    /// How to see whether its guest is well, besides what its image says.
+    #[serde(default, skip_serializing_if = "HealthAsk::is_usual")]
+    pub health: HealthAsk,
     /// How its image has programs started, if that is one of containers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process: Option<ImageProcess>,
@@ -159,6 +165,8 @@ pub(crate) mod conformance {
             labels: Vec::new(),
             process: None,
             entrypoint: None,
+            health: Default::default(),
+            volumes: Vec::new(),
             on_reboot: OnReboot::Restart,
             remove: false,
             command: None,

@@ -11,13 +11,15 @@ use viv_model::{DiskFormat, Fault, Kind};
 
 #[derive(clap::Args, Debug)]
 #[command(
-    after_help = "The VM must have been stopped in good order: viv stop VM. It stays as it is, and can be started again.\n\
+    after_help = "The VM has been stopped in good order, or runs: then it is taken as it is at a moment, and goes on. Of a snapshot, its name or\n\
+                  VM@SNAPSHOT. A VM stays as it is.\n\
                   Of an image of containers, what the VM changed becomes one more layer; else its disks are copied.\n\n  \
                   viv commit web web-2 --cmd '[\"nginx\",\"-g\",\"daemon off;\"]' --env MODE=live\n  \
                   viv run web-2"
 )]
 pub(crate) struct Commit {
-    /// The VM's name or id
+    /// The VM's name or id, or a snapshot
+    #[arg(value_name = "VM|VM@SNAPSHOT")]
     vm: String,
     /// The new image's name: a word, or REGISTRY/REPOSITORY:TAG
     image: String,
@@ -208,7 +210,7 @@ fn work<T: serde::de::DeserializeOwned>(
 }
 
 /// A list of words in JSON, as in Dockerfiles, or words with spaces between them.
-fn words(text: &str) -> Result<Vec<String>, Fault> {
+pub(super) fn words(text: &str) -> Result<Vec<String>, Fault> {
     if !text.trim_start().starts_with('[') {
         return Ok(text.split_whitespace().map(str::to_string).collect());
     }

@@ -132,6 +132,7 @@ fn show(context: &Context, name: &str) -> Result<u8, Fault> {
         row("directory", process.cwd.clone());
         row("ports", Some(process.ports.join(", ")));
         row("volumes", Some(process.volumes.join(", ")));
+        row("health check", process.health.as_ref().map(|check| check.argv.join(" ")));
         row("stop signal", process.stop_signal.map(|signal| signal.to_string()));
         for (name, value) in &process.env {
             row("variable", Some(format!("{name}={value}")));

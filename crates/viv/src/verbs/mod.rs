@@ -10,6 +10,7 @@ pub(crate) mod console;
 pub(crate) mod create;
 pub(crate) mod disk;
 pub(crate) mod exec;
+mod health;
 pub(crate) mod images;
 pub(crate) mod info;
 pub(crate) mod inspect;

@@ -3,18 +3,25 @@ use super::Context;
 use super::run::set_nic_limit;
 use crate::figures;
 use crate::output;
+use std::net::{Ipv4Addr, SocketAddr};
 use viv_api::client::Request;
 use viv_api::endpoint::Route;
 use viv_api::port::Port;
-use viv_model::{Fault, Kind, NicLimits, Traffic};
+use viv_api::vm::Vm;
+use viv_model::{Fault, Kind, NicLimits, PortSpec, Protocol, Traffic};
 
 #[derive(clap::Args, Debug)]
-#[command(after_help = "viv port limit web bps=20M pps=5000    20 MiB and 5000 packets a second, each way\n\
+#[command(after_help = "viv port web                            80/tcp -> 0.0.0.0:8080\n\
+                  viv port limit web bps=20M pps=5000    20 MiB and 5000 packets a second, each way\n\
                   viv port limit web                      no limits any more\n\n\
                   A packet is what the guest hands over at once: up to 64 KiB of TCP.")]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
     #[command(subcommand)]
-    verb: PortVerb,
+    verb: Option<PortVerb>,
+    /// Print which ports of this host lead to which of this VM
+    #[arg(required = true)]
+    vm: Option<String>,
 }
 
 #[derive(clap::Subcommand, Debug)]
@@ -68,7 +75,10 @@ impl Card {
 
 pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
     let client = &context.client;
-    match args.verb {
+    let Some(verb) = args.verb else {
+        return published(context, args.vm.as_deref().unwrap_or_default());
+    };
+    match verb {
         PortVerb::Ls { quiet } => ls(context, quiet)?,
         PortVerb::Show { vm, card } => show_all(context, &vm, &card)?,
         PortVerb::Limit { vm, limits, card } => {
@@ -89,6 +99,23 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
                 None => output::print(&format!("{}\n", port.mac)),
             }
         }
+    }
+    Ok(0)
+}
+
+/// As `docker port` has it: the guest's ports, and where they are.
+fn published(context: &Context, vm: &str) -> Result<u8, Fault> {
+    let vm: Vm = context.client.json(Request::new(Route::VmGet, &[vm]))?;
+    let ports: Vec<&PortSpec> = vm.machine.nics.iter().flat_map(|nic| &nic.ports).collect();
+    if context.json {
+        output::json(&ports);
+        return Ok(0);
+    }
+    for port in ports {
+        let protocol = if port.protocol == Protocol::Udp { "udp" } else { "tcp" };
+        // All addresses, of both versions.
+        let ip = if port.ip.is_unspecified() { Ipv4Addr::UNSPECIFIED.into() } else { port.ip };
+        output::print(&format!("{}/{protocol} -> {}\n", port.guest, SocketAddr::new(ip, port.host)));
     }
     Ok(0)
 }

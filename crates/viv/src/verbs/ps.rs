@@ -47,7 +47,10 @@ fn row(vm: &Vm) -> Vec<String> {
         (Some(End::Panic), State::Failed) => "failed (panic)".to_string(),
         (Some(End::TripleFault), State::Failed) => "failed (triple fault)".to_string(),
         (_, State::Paused) if !vm.full_disks.is_empty() => "paused (disk full)".to_string(),
-        (_, state) => state.to_string(),
+        (_, state) => match &vm.health {
+            Some(health) => format!("{state} ({})", health.state),
+            None => state.to_string(),
+        },
     };
     vec![
         vm.name.clone(),

@@ -6,6 +6,7 @@ use super::Context;
 use super::build;
 use super::cloud::{self, CloudInitArgs};
 use super::exec::{Command, command_of};
+use super::health::HealthArgs;
 use super::pull;
 use super::stats;
 use crate::interrupt::{Interrupt, Stage, end_vm};
@@ -107,8 +108,9 @@ pub(crate) struct Args {
     /// A disk image or block device; ",ro" lets the guest only read it; more below
     #[arg(long = "disk", value_name = "FILE[,ro,…]")]
     disks: Vec<String>,
-    /// Share a directory with the guest at PATH; ":ro" lets it only read
-    #[arg(short = 'v', long = "volume", value_name = "DIR:PATH[:ro]")]
+    /// Share a directory with the guest at PATH; ":ro" lets it only read. PATH alone, in an image of containers: a directory that is on
+    /// the VM's own disk, and in no image that is made of the VM
+    #[arg(short = 'v', long = "volume", value_name = "DIR:PATH[:ro]|PATH")]
     shares: Vec<String>,
     /// Network: none; user: one of its own, which reaches the outside, the default with -p; user,host: this host too; or one that
     /// VMs share, by its name: viv network. Several times: a card for each. More below
@@ -117,6 +119,9 @@ pub(crate) struct Args {
     /// Publish a port of the guest on this host: [IP:]HOST:GUEST, with /udp for datagrams; it leads to the first card that can
     #[arg(short, long = "publish", value_name = "PORTS")]
     ports: Vec<String>,
+    /// Publish the ports that its image of containers names on free ports of this host: viv port VM
+    #[arg(short = 'P', long)]
+    publish_all: bool,
     /// A stream of bytes between guest (/dev/virtio-ports/NAME) and this host (the Unix socket FILE; none: in the VM's directory)
     #[arg(long = "console-port", value_name = "NAME[=FILE]")]
     console_ports: Vec<String>,
@@ -141,6 +146,8 @@ pub(crate) struct Args {
     /// Talk to its registry without TLS, or with any certificate
     #[arg(long)]
     insecure: bool,
+    #[command(flatten)]
+    health: HealthArgs,
     #[command(flatten)]
     cloud_init: CloudInitArgs,
     /// The image: a name in the store, or a disk's file (qcow2, raw, vmdk, vdi, vhd, vhdx), which is only read and booted by the
@@ -517,7 +524,9 @@ fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Fault> {
     };
     let ends = foreground || args.rm || command.is_some();
     let disks = args.disks.iter().map(|text| disk(text)).collect::<Result<_, _>>()?;
-    let shares = args.shares.iter().map(|text| share(text)).collect::<Result<_, _>>()?;
+    let is_volume = |text: &&String| text.starts_with('/') && !text.contains(':');
+    let (volumes, shares): (Vec<&String>, Vec<&String>) = args.shares.iter().partition(is_volume);
+    let shares = shares.into_iter().map(|text| share(text)).collect::<Result<_, _>>()?;
     let ports = args.ports.iter().map(|text| text.parse()).collect::<Result<_, Fault>>()?;
     let labels = args.labels.iter().map(|text| text.parse()).collect::<Result<_, Fault>>()?;
     let console_ports = args.console_ports.iter().map(|text| console_port(text)).collect::<Result<_, _>>()?;
@@ -551,6 +560,9 @@ fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Fault> {
         append: args.append.clone(),
         image_disks: Vec::new(),
         entrypoint: args.entrypoint.clone(),
+        health: args.health.to_ask(),
+        volumes: volumes.into_iter().cloned().collect(),
+        publish_all: args.publish_all,
         disks,
         cloud_init,
         shares,

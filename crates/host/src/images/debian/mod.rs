@@ -7,6 +7,7 @@
 //! ```
 //!
 //! Only what must run as root of that Debian runs in a VM, because a VM on the software CPU is slow.
+mod container;
 mod disk;
 mod dpkg;
 mod tree;
@@ -15,6 +16,8 @@ use super::apt::{Apt, Wanted};
 use super::default_guest::Kernel;
 use super::fault::cancelled;
 use super::{RunVm, Watcher, step};
+pub use container::Additions;
+pub(super) use container::Build;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write;
@@ -128,7 +131,12 @@ const FILES: [(&str, u32, &str); 12] = [
 
 /// The packages of the disk.
 pub(super) fn resolve(apt: &Apt<'_>) -> Result<Vec<Wanted>, Fault> {
-    let mut names: BTreeSet<String> = EXTRA.iter().map(|name| name.to_string()).collect();
+    apt.locate(&apt.closure(&essential(apt, &EXTRA)?)?)
+}
+
+/// The packages that every Debian has, and `extra`.
+fn essential(apt: &Apt<'_>, extra: &[&str]) -> Result<Vec<String>, Fault> {
+    let mut names: BTreeSet<String> = extra.iter().map(|name| name.to_string()).collect();
     for stanza in apt.available()? {
         let is = |field: &str, value: &str| stanza.get(field).is_some_and(|found| found == value);
         if (is("Essential", "yes") || is("Priority", "required"))
@@ -138,8 +146,7 @@ pub(super) fn resolve(apt: &Apt<'_>) -> Result<Vec<Wanted>, Fault> {
             names.insert(name.clone());
         }
     }
-    let names: Vec<String> = names.into_iter().collect();
-    apt.locate(&apt.closure(&names)?)
+    Ok(names.into_iter().collect())
 }
 
 /// Everything that a build of the disk needs.
@@ -236,7 +243,7 @@ fn configure(
     console.report();
     // A build that hangs is understood by what was said last.
     let mut log = File::create(inputs.log).ok();
-    let end = vm.run(&spec, &mut |bytes| {
+    let end = vm.run(&spec, None, &mut |bytes| {
         console.take(bytes);
         if console.lines.len() < Console::LINES_MAX
             && let Some(log) = &mut log

@@ -1,10 +1,10 @@
 //! The new system's files in a directory of this host, with what only root could give them written down beside.
 use crate::images::fault::{broken, io_fault};
 use crate::images::tar::{Entry, Kind};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
-use std::io::{self, Read};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::io::{self, BufWriter, Read};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 use viv_model::Fault;
@@ -192,6 +192,43 @@ impl Tree {
         let path = self.place(path).ok()?;
         self.wishes.get(&path).filter(|wish| wish.mode & S_IFREG == S_IFREG)?;
         fs::read(self.root.join(path)).ok()
+    }
+
+    /// Writes it as an archive in the order of its paths, with what each inode should be. No time in it is later than `epoch`.
+    pub(super) fn pack(&self, archive: &Path, epoch: u64) -> io::Result<()> {
+        let mut tar = tar::Builder::new(BufWriter::with_capacity(1 << 20, File::create(archive)?));
+        let mut linked: HashMap<u64, &str> = HashMap::new();
+        for (path, wish) in &self.wishes {
+            let host = self.root.join(path);
+            let found = fs::symlink_metadata(&host)?;
+            let mut header = tar::Header::new_gnu();
+            header.set_uid(wish.uid.into());
+            header.set_gid(wish.gid.into());
+            header.set_mode(wish.mode & 0o7777);
+            header.set_size(0);
+            // Only files have the times of their packages.
+            header.set_mtime(epoch);
+            if found.is_dir() {
+                header.set_entry_type(tar::EntryType::Directory);
+                tar.append_data(&mut header, path, io::empty())?;
+            } else if found.is_symlink() {
+                header.set_entry_type(tar::EntryType::Symlink);
+                header.set_mode(0o777);
+                tar.append_link(&mut header, path, fs::read_link(&host)?)?;
+            } else if let Some(first) = linked.get(&found.ino()) {
+                header.set_entry_type(tar::EntryType::Link);
+                tar.append_link(&mut header, path, first)?;
+            } else {
+                if found.nlink() > 1 {
+                    linked.insert(found.ino(), path);
+                }
+                let modified = found.modified()?.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+                header.set_mtime(modified.as_secs().min(epoch));
+                header.set_size(found.len());
+                tar.append_data(&mut header, path, File::open(&host)?)?;
+            }
+        }
+        tar.into_inner()?.into_inner().map(drop).map_err(|error| error.into_error())
     }
 
     /// Deletes it.

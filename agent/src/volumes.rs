@@ -1,0 +1,80 @@
+//! Volumes of images of containers: directories on the VM's own disk beside what becomes an image of it. What the image has in their
+//! place is seen there: each is an overlayfs of its own over that.
+use crate::layers::{LOWER, UPPER, same_attributes};
+use crate::{root, say, sys};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Where they are, in the order in which the host names them.
+const PLACE: &str = "volumes";
+
+/// Mounts all of them.
+pub(crate) fn mount(volumes: &[String]) {
+    let mut numbered: Vec<(usize, &String)> = volumes.iter().enumerate().collect();
+    // One may be in another one.
+    numbered.sort_by_key(|(_, path)| *path);
+    for (number, path) in numbered {
+        if let Err(error) = one(number, path) {
+            say(format_args!("the volume {path} is not there: {error}"));
+        }
+    }
+}
+
+fn one(number: usize, path: &str) -> io::Result<()> {
+    let real = real(path)?;
+    let inside = real.strip_prefix("/").unwrap_or(&real);
+    let target = root::outside(path_text(&real)?);
+    let store = Path::new(UPPER).join(PLACE).join(number.to_string());
+    let (data, work) = (store.join("data"), store.join("work"));
+    let is_new = !data.exists();
+    fs::create_dir_all(&data)?;
+    fs::create_dir_all(&work)?;
+    let lower = Path::new(LOWER).join(inside);
+    // What was put there instead of the image's is not the image's.
+    let in_image = fs::canonicalize(&lower).is_ok_and(|found| found == lower) && lower.is_dir();
+    if is_new {
+        same_attributes(path_text(if in_image { &lower } else { &target })?, path_text(&data)?)?;
+    }
+    let target = path_text(&target)?;
+    if !in_image {
+        return sys::mount(path_text(&data)?, target, "", libc::MS_BIND, "");
+    }
+    let option = |path: &Path| path_text(path).map(escaped);
+    let options =
+        format!("lowerdir={},upperdir={},workdir={}", option(&lower)?, option(&data)?, option(&work)?);
+    sys::mount("overlay", target, "overlay", 0, &options)
+}
+
+/// Where a path of the guest really is, in the guest; made if there is nothing.
+fn real(path: &str) -> io::Result<PathBuf> {
+    let path = path.to_string();
+    let thread = std::thread::spawn(move || {
+        root::enter()?;
+        fs::create_dir_all(&path)?;
+        fs::canonicalize(&path)
+    });
+    thread.join().unwrap_or_else(|_| Err(io::Error::other("looking for it broke off")))
+}
+
+fn path_text(path: &Path) -> io::Result<&str> {
+    path.to_str().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "its path is no text"))
+}
+
+/// In the options of overlayfs, some characters end a path (Documentation/filesystems/overlayfs.rst, "Multiple lower layers").
+fn escaped(path: &str) -> String {
+    path.chars()
+        .flat_map(|c| [Some('\\').filter(|_| matches!(c, '\\' | ',' | ':')), Some(c)])
+        .flatten()
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ends_a_path_is_escaped() {
+        assert_eq!(escaped("/a:b,c\\d e"), "/a\\:b\\,c\\\\d e");
+    }
+}

@@ -1,0 +1,162 @@
+//! What images of containers say besides their program: health checks, volumes and ports.
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+use viv_e2e::{Vm, run, until};
+
+const WAIT: Duration = Duration::from_secs(120);
+
+/// A directory that goes away.
+struct Dir(PathBuf);
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn tool(program: &str, words: &[&str]) -> String {
+    let output =
+        Command::new(program).args(words).output().unwrap_or_else(|error| panic!("{program}: {error}"));
+    assert!(output.status.success(), "{program} {words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// What docker would have saved: busybox, and this configuration. Its reference.
+fn image(name: &str, config: serde_json::Value) -> (Dir, String) {
+    let dir = std::env::temp_dir().join(format!("viv-e2e-{}-{name}", std::process::id()));
+    let _ = fs::remove_dir_all(&dir);
+    let root = dir.join("root");
+    fs::create_dir_all(root.join("bin")).unwrap();
+    fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+    for applet in ["sh", "cat", "echo", "sleep", "touch", "rm", "ls", "stat", "httpd", "umount"] {
+        symlink("busybox", root.join("bin").join(applet)).unwrap();
+    }
+    for dir in ["data", "www", "target"] {
+        fs::create_dir(root.join(dir)).unwrap();
+    }
+    symlink("target", root.join("linked")).unwrap();
+    fs::write(root.join("data/of-image"), "of the image\n").unwrap();
+    fs::write(root.join("data/gone"), "").unwrap();
+    fs::set_permissions(root.join("data"), fs::Permissions::from_mode(0o750)).unwrap();
+    let path = |file: &str| dir.join(file).display().to_string();
+    let (from, layer) = (path("root"), path("layer.tar"));
+    tool("tar", &["-C", &from, "--owner=0", "--group=0", "--exclude=./data", "-cf", &layer, "."]);
+    tool("tar", &["-C", &from, "--owner=7", "--group=7", "-rf", &layer, "./data"]);
+    let sum = tool("sha256sum", &[&path("layer.tar")]);
+    let config = serde_json::json!({ "architecture": "amd64", "os": "linux", "config": config,
+        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", sum.split(' ').next().unwrap())] } });
+    fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let manifest =
+        serde_json::json!([{ "Config": "config.json", "RepoTags": ["e2e:1"], "Layers": ["layer.tar"] }]);
+    fs::write(dir.join("manifest.json"), manifest.to_string()).unwrap();
+    tool("tar", &["-C", &path(""), "-cf", &path("saved.tar"), "manifest.json", "config.json", "layer.tar"]);
+    let reference = format!("docker-archive:{}", path("saved.tar"));
+    (Dir(dir), reference)
+}
+
+fn inspected(vm: &str) -> serde_json::Value {
+    let all: Vec<serde_json::Value> = serde_json::from_str(&run(&["inspect", vm], "").ok().out).unwrap();
+    all[0].clone()
+}
+
+fn is(vm: &str, state: &str) -> bool {
+    inspected(vm)["health"]["state"] == state
+}
+
+#[test]
+fn a_guests_health_is_looked_at_and_told() {
+    let second = 1_000_000_000u64;
+    let config = serde_json::json!({ "Cmd": ["sleep", "1000000"], "Env": ["WHERE=/well"],
+        "Healthcheck": { "Test": ["CMD-SHELL", "echo looked; cat $WHERE"], "Interval": second, "Retries": 2 } });
+    let (_dir, image) = image("health", config);
+    let _vm = Vm("e2e-health");
+    run(&["run", "-d", "--name", "e2e-health", &image], "").ok();
+    assert!(!is("e2e-health", "healthy"));
+    until("two failures", WAIT, || is("e2e-health", "unhealthy"));
+    let health = inspected("e2e-health")["health"].clone();
+    assert_eq!(health["last"]["status"], 1, "{health}");
+    assert!(health["last"]["output"].as_str().unwrap().starts_with("looked\n"), "{health}");
+    assert!(run(&["ps"], "").ok().out.contains("running (unhealthy)"));
+    run(&["exec", "e2e-health", "touch", "/well"], "").ok();
+    until("a success", WAIT, || is("e2e-health", "healthy"));
+    assert!(run(&["ps"], "").ok().out.contains("running (healthy)"));
+    let log = run(&["logs", "e2e-health"], "").ok().out;
+    assert!(log.contains("e2e-health is unhealthy") && log.contains("e2e-health is healthy"), "{log}");
+    run(&["stop", "e2e-health"], "").ok();
+    assert!(inspected("e2e-health").get("health").is_none());
+
+    // The user's own, which hangs, in the place of the image's; and none.
+    let _hangs = Vm("e2e-health-hangs");
+    let options = [
+        "--health-cmd",
+        "echo begun; sleep 1000",
+        "--health-interval",
+        "200ms",
+        "--health-timeout=1s",
+        "--health-retries=1",
+    ];
+    run(&[&["run", "-d", "--name", "e2e-health-hangs"], &options[..], &[&image]].concat(), "").ok();
+    until("the end of one that hangs", WAIT, || is("e2e-health-hangs", "unhealthy"));
+    let health = inspected("e2e-health-hangs");
+    assert_eq!(health["health"]["last"], serde_json::json!({ "status": null, "output": "begun\n" }));
+    assert_eq!(health["spec"]["health"]["interval_ms"], 200, "another one like it can be made");
+    let _none = Vm("e2e-health-none");
+    run(&["run", "-d", "--name", "e2e-health-none", "--no-healthcheck", &image], "").ok();
+    assert!(inspected("e2e-health-none").get("health").is_none());
+    let refused = run(&["run", "-d", "--no-healthcheck", "--health-cmd", "true", &image], "");
+    assert_eq!(refused.status, 2, "{refused:?}");
+    let refused = run(&["run", "-d", "--health-cmd", "true", "--health-interval", "soon", &image], "");
+    assert!(refused.status == 2 && refused.err.contains("30s"), "{refused:?}");
+    run(&["rm", "-f", "e2e-health", "e2e-health-hangs", "e2e-health-none"], "").ok();
+    run(&["image", "rm", &image], "").ok();
+}
+
+#[test]
+fn volumes_stay_with_the_vm_and_ports_are_published() {
+    let config = serde_json::json!({ "Cmd": ["sh", "-c", "echo page > /www/index.html; exec httpd -f -p 80 -h /www"],
+        "ExposedPorts": { "80/tcp": {} }, "Volumes": { "/data": {} } });
+    let (_dir, image) = image("volumes", config);
+    let _vm = Vm("e2e-volumes");
+    run(&["run", "-d", "--name", "e2e-volumes", "-P", "-v", "/more", "-v", "/linked/in", &image], "").ok();
+    let inside = |vm: &str, words: &str| run(&["exec", vm, "--", "sh", "-c", words], "").ok().out;
+    // What the image has is seen there, with its owner; what is changed stays over a restart.
+    let change = "cat /data/of-image; stat -c '%a %u' /data; echo mine > /data/mine; rm /data/gone; echo more > /more/more; \
+                  echo in > /linked/in/in; echo kept > /kept; echo $HOSTNAME";
+    assert_eq!(inside("e2e-volumes", change), "of the image\n750 7\ne2e-volumes\n");
+    let published = run(&["port", "e2e-volumes"], "").ok().out;
+    let port: u16 = published.trim().strip_prefix("80/tcp -> 0.0.0.0:").unwrap().parse().unwrap();
+    let page = || {
+        let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return false };
+        let mut answer = String::new();
+        let asked =
+            stream.write_all(b"GET / HTTP/1.0\r\n\r\n").and_then(|()| stream.read_to_string(&mut answer));
+        asked.is_ok() && answer.ends_with("\r\n\r\npage\n")
+    };
+    until("its page", WAIT, page);
+    run(&["stop", "e2e-volumes"], "").ok();
+    run(&["start", "e2e-volumes"], "").ok();
+    let seen = "cat /data/mine /more/more /target/in/in /kept; ls /data; stat -c '%a %u' /data";
+    assert_eq!(inside("e2e-volumes", seen), "mine\nmore\nin\nkept\nmine\nof-image\n750 7\n");
+    until("its page again", WAIT, page);
+    // An image of it has none of that.
+    run(&["stop", "e2e-volumes"], "").ok();
+    run(&["commit", "e2e-volumes", "e2e-volumes-image", "--cmd", "sh"], "").ok();
+    let _made = Vm("e2e-volumes-2");
+    run(&["run", "-d", "--name", "e2e-volumes-2", "e2e-volumes-image", "sleep", "1000000"], "").ok();
+    let seen = "ls /data /more /target/in; cat /kept; umount /data; ls /data";
+    assert_eq!(
+        inside("e2e-volumes-2", seen),
+        "/data:\ngone\nof-image\n\n/more:\n\n/target/in:\nkept\ngone\nof-image\n"
+    );
+    let refused = run(&["run", "-d", "-P", "default"], "");
+    assert!(refused.status == 2 && refused.err.contains("images of containers"), "{refused:?}");
+    let refused = run(&["run", "-d", "-v", "/a/../b", &image], "");
+    assert!(refused.status == 2 && refused.err.contains("goes up"), "{refused:?}");
+    run(&["rm", "-f", "e2e-volumes", "e2e-volumes-2"], "").ok();
+    run(&["image", "rm", "e2e-volumes-image", &image], "").ok();
+}
