@@ -143,7 +143,7 @@ pub struct Process {
     pub healthcheck: Option<Healthcheck>,
 }
 
-/// How to see whether a container is well (docker, "Image JSON"). Times are nanoseconds, 0 for the usual.
+/// How to see whether a container is well (docker, "Image JSON"). Times are nanoseconds; 0, or less, is the usual one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Healthcheck {
@@ -151,15 +151,15 @@ pub struct Healthcheck {
     #[serde(deserialize_with = "or_default")]
     pub test: Vec<String>,
     /// Between two looks.
-    pub interval: u64,
+    pub interval: i64,
     /// For one look.
-    pub timeout: u64,
+    pub timeout: i64,
     /// After the start, when it need not be well yet.
-    pub start_period: u64,
+    pub start_period: i64,
     /// Between two looks in that time.
-    pub start_interval: u64,
+    pub start_interval: i64,
     /// Failures in a row that make it unwell.
-    pub retries: u32,
+    pub retries: i64,
 }
 
 /// The layers without compression (config.md, "rootfs").

@@ -167,7 +167,7 @@ pub(super) fn process_of(config: &viv_oci::Process) -> Result<ImageProcess, Faul
     })
 }
 
-/// A health check, if it is one; times are nanoseconds, and 0 the usual.
+/// A health check, if it is one; times are nanoseconds, and 0 or less the usual.
 fn health(check: &viv_oci::Healthcheck) -> Option<HealthCheck> {
     let argv = match check.test.split_first()? {
         (how, [line, ..]) if how == "CMD-SHELL" => vec!["/bin/sh".into(), "-c".into(), line.clone()],
@@ -175,14 +175,15 @@ fn health(check: &viv_oci::Healthcheck) -> Option<HealthCheck> {
         _ => return None,
     };
     let usual = HealthCheck::default();
-    let ms = |ns: u64, usual: u64| if ns == 0 { usual } else { ns / 1_000_000 };
+    let ms =
+        |ns: i64, usual: u64| u64::try_from(ns).ok().filter(|ns| *ns > 0).map_or(usual, |ns| ns / 1_000_000);
     let check = HealthCheck {
         argv,
         interval_ms: ms(check.interval, usual.interval_ms),
         timeout_ms: ms(check.timeout, usual.timeout_ms),
         start_period_ms: ms(check.start_period, usual.start_period_ms),
         start_interval_ms: ms(check.start_interval, usual.start_interval_ms),
-        retries: if check.retries == 0 { usual.retries } else { check.retries },
+        retries: u32::try_from(check.retries).ok().filter(|retries| *retries > 0).unwrap_or(usual.retries),
     };
     Some(check.bounded())
 }
@@ -368,7 +369,7 @@ mod tests {
     fn health_checks_are_read_as_docker_has_them() {
         let check = |test: &[&str]| {
             let test = test.iter().map(|word| word.to_string()).collect();
-            health(&viv_oci::Healthcheck { test, interval: 2_000_000_000, ..Default::default() })
+            health(&viv_oci::Healthcheck { test, interval: 2_000_000_000, timeout: -1, ..Default::default() })
         };
         let shell = check(&["CMD-SHELL", "a b"]).unwrap();
         assert_eq!(shell.argv, ["/bin/sh", "-c", "a b"]);
