@@ -33,6 +33,8 @@ pub(crate) struct Stopped<'a> {
     pub(crate) machine: &'a MachineSpec,
     /// What its image wants on the kernel's command line.
     pub(crate) append: String,
+    /// It boots the kernel that is on its disks.
+    pub(crate) boots_itself: bool,
 }
 
 impl Stopped<'_> {
@@ -65,7 +67,7 @@ pub(super) fn commit(
 }
 
 /// The name in full of an image that is to be made.
-fn new_name(name: &str) -> Result<String, Fault> {
+pub(super) fn new_name(name: &str) -> Result<String, Fault> {
     let bad = |why: &str| {
         Fault::new(Kind::Usage, format!("an image cannot be called {name:?}: {why}"), "choose another name")
     };
@@ -166,7 +168,7 @@ fn container(
 }
 
 /// A manifest without anything.
-fn bare() -> Manifest {
+pub(super) fn bare() -> Manifest {
     Manifest {
         schema_version: 2,
         media_type: Manifest::MEDIA_TYPE.to_string(),
@@ -177,6 +179,7 @@ fn bare() -> Manifest {
         initrd: None,
         disks: Vec::new(),
         container: None,
+        usual: Default::default(),
         append: String::new(),
         packages: Vec::new(),
         labels: BTreeMap::new(),
@@ -390,7 +393,7 @@ fn disks(
         files.push((path, DISK));
     }
     let boot = [("kernel", Some(&vm.machine.kernel), KERNEL), ("initrd", vm.machine.initrd.as_ref(), INITRD)];
-    for (file, from, kind) in boot {
+    for (file, from, kind) in boot.into_iter().filter(|_| !vm.boots_itself) {
         if let Some(from) = from {
             let path = scratch.path().join(file);
             instance::copy(from, &path).map_err(io_fault("copy", from))?;
@@ -500,7 +503,14 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     fn stopped<'a>(dir: &'a Path, machine: &'a MachineSpec) -> Stopped<'a> {
-        Stopped { name: "box", dir, image: Some("debian"), machine, append: "root=/dev/vda".to_string() }
+        Stopped {
+            name: "box",
+            dir,
+            image: Some("debian"),
+            machine,
+            append: "root=/dev/vda".to_string(),
+            boots_itself: false,
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A VM's own copy of an image: links where nobody writes, shared or sparse copies where the guest does.
 use super::fault::{broken, io_fault};
 use super::store::Store;
-use super::{Container, Image, Instance, kernel};
+use super::{Container, DISK_QCOW2, Image, Instance, kernel};
 use rustix::fs::{SeekFrom, copy_file_range, ftruncate, ioctl_ficlone, seek};
 use std::fs::{self, File};
 use std::io;
@@ -19,19 +19,23 @@ pub(super) fn instantiate(store: &Store, image: &Image, vm_dir: &Path) -> Result
     if image.manifest.initrd.is_none() && image.manifest.disks.is_empty() {
         return Err(kernel::alone(&image.name));
     }
-    let kernel = image.manifest.kernel.as_ref().ok_or_else(|| broken(&image.name, "it has no kernel"))?;
-    let kernel = link(&store.part(image, kernel)?, &vm_dir.join("kernel"))?;
+    let kernel = match &image.manifest.kernel {
+        Some(kernel) => link(&store.part(image, kernel)?, &vm_dir.join("kernel"))?,
+        None if image.manifest.boots_itself() => PathBuf::new(),
+        None => return Err(broken(&image.name, "it has no kernel")),
+    };
     let initrd = image.manifest.initrd.as_ref();
     let initrd = initrd.map(|part| link(&store.part(image, part)?, &vm_dir.join("initrd"))).transpose()?;
     let mut disks = Vec::new();
     for (number, part) in image.manifest.disks.iter().enumerate() {
         let blob = store.part(image, part)?;
-        let path = vm_dir.join(format!("disk{number}.raw"));
+        let format = if part.media_type == DISK_QCOW2 { DiskFormat::Qcow2 } else { DiskFormat::Raw };
+        let path = vm_dir.join(format!("disk{number}.{}", format.name()));
         copy(&blob, &path).map_err(|error| {
             let _ = fs::remove_file(&path);
             io_fault("copy the image's disk to", &path)(error)
         })?;
-        disks.push(DiskSpec { path, format: Some(DiskFormat::Raw), ..DiskSpec::default() });
+        disks.push(DiskSpec { path, format: Some(format), ..DiskSpec::default() });
     }
     Ok(Instance { kernel, initrd, append: image.manifest.append.clone(), disks })
 }

@@ -19,6 +19,7 @@ mod debian;
 mod default_guest;
 mod details;
 mod fault;
+mod import;
 mod instance;
 pub(crate) use carry::export_disk;
 pub(crate) use commit::Stopped;
@@ -27,6 +28,7 @@ mod kernel;
 mod kmod;
 mod layers;
 mod manifest;
+mod ova;
 mod pull;
 mod sources;
 mod store;
@@ -35,7 +37,7 @@ mod tar;
 pub mod trial;
 
 pub use agent::find_agent;
-pub use manifest::{Container, Image, Manifest, Package, Part};
+pub use manifest::{Container, Image, Manifest, Package, Part, Usual};
 
 use apt::{Apt, FetchFault, Wanted};
 use fault::io_fault;
@@ -51,6 +53,7 @@ use viv_oci::Reference;
 const KERNEL: &str = "application/vnd.vivarium.kernel";
 const INITRD: &str = "application/vnd.vivarium.initrd";
 const DISK: &str = "application/vnd.vivarium.disk.raw";
+const DISK_QCOW2: &str = "application/vnd.vivarium.disk.qcow2";
 /// The label that says which agent is in an image.
 const AGENT_LABEL: &str = "vivarium.agent.sha256";
 /// The label that says which revision of its recipe made an image.
@@ -132,7 +135,7 @@ pub trait RunVm {
 /// A VM's own copy of an image, ready for a [`MachineSpec`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Instance {
-    /// The kernel.
+    /// The kernel; empty if it is on its disks.
     pub kernel: PathBuf,
     /// The initial RAM disk.
     pub initrd: Option<PathBuf>,
@@ -293,14 +296,38 @@ impl Images {
         carry::push(&self.store, &self.get(name)?, ask, watcher)
     }
 
-    /// Writes the image called `name` to an OCI archive, a new file.
+    /// Writes the image called `name` to a new file.
     pub fn export(
         &self,
         name: &str,
+        ask: &viv_api::image::ImageExport,
+        watcher: &dyn Watcher,
+    ) -> Result<viv_api::image::Exported, Fault> {
+        let image = self.get(name)?;
+        match ask.format {
+            viv_api::image::MachineFormat::Oci => carry::export(&self.store, &image, &ask.path, watcher),
+            viv_api::image::MachineFormat::Ova => ova::of_image(&self.store, &image, &ask.path, watcher),
+        }
+    }
+
+    /// Writes a VM that does not run, and stays so meanwhile, to an OVA, a new file.
+    pub(crate) fn export_vm(
+        &self,
+        vm: &Stopped<'_>,
         to: &Path,
         watcher: &dyn Watcher,
     ) -> Result<viv_api::image::Exported, Fault> {
-        carry::export(&self.store, &self.get(name)?, to, watcher)
+        ova::of_vm(&self.store, vm, to, watcher)
+    }
+
+    /// Makes an image of a machine of another program, or only looks at it. `shown` is how lists show an image.
+    pub fn import(
+        &self,
+        ask: &viv_api::image::ImageImport,
+        watcher: &dyn Watcher,
+        shown: &dyn Fn(&Image) -> viv_api::image::Image,
+    ) -> Result<viv_api::image::Imported, Fault> {
+        import::import(&self.store, ask, watcher, shown)
     }
 
     /// Forgets the image called `name`; VMs made from it live on.
@@ -520,6 +547,7 @@ impl Job<'_> {
             initrd: Some(self.store.add_blob(&built.initrd, INITRD, self.lock)?),
             disks,
             container: None,
+            usual: Default::default(),
             append: append.to_string(),
             packages,
             labels,
