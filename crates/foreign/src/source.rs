@@ -24,6 +24,9 @@ const CONFIGURATION: &str = "qemu-server.conf";
 /// Devices of a backup that are no disks of the guest.
 const NO_DISKS: [&str; 3] = ["efidisk", "tpmstate", "vmstate"];
 
+/// To what formats round a disk's size up.
+const GRAIN: u64 = 64 << 10;
+
 /// A file that holds a machine.
 pub struct Source {
     path: PathBuf,
@@ -352,7 +355,7 @@ pub(crate) fn copy_file(
     let disk = viv_block::open(source)
         .map_err(Fault::from)
         .map_err(|fault| Fault { message: format!("{}: {}", shown(name), fault.message), ..fault })?;
-    if let Some(size) = size.filter(|size| disk.size() > size.next_multiple_of(1 << 20)) {
+    if let Some(size) = size.filter(|size| disk.size() > size.next_multiple_of(GRAIN)) {
         let why = format!("its disk has {} bytes, and its description says {size}", disk.size());
         return Err(damaged(shown(name), why));
     }
