@@ -298,7 +298,8 @@ impl Drain<'_> {
     }
 }
 
-/// Reads an archive as it is, and with its checksums made right.
+/// Reads an archive as it is; and one that is made of `data`: tables and names from its beginning, extents from the rest, with right
+/// checksums.
 pub(crate) fn trial(data: &[u8]) {
     let run = |data: &[u8]| {
         let mut input = data;
@@ -310,36 +311,49 @@ pub(crate) fn trial(data: &[u8]) {
         }
     };
     run(data);
-    let mut mended = data.to_vec();
-    mended.resize(mended.len().max(HEADER + 512), 0);
+    const BLOBS: usize = 512;
+    let (tables, rest) = data.split_at(data.len().min(TRIAL_TABLES));
+    let (blobs, extents) = rest.split_at(rest.len().min(BLOBS));
+    let mut made = vec![0; HEADER + BLOBS];
     let mut put = |at: usize, bytes: &[u8]| {
-        if let Some(field) = mended.get_mut(at..at + bytes.len()) {
+        if let Some(field) = made.get_mut(at..at + bytes.len()) {
             field.copy_from_slice(bytes);
         }
     };
     put(0, MAGIC);
     put(4, &1u32.to_be_bytes());
     put(48, &(HEADER as u32).to_be_bytes());
-    put(52, &512u32.to_be_bytes());
-    put(56, &(HEADER as u32 + 512).to_be_bytes());
-    let uuid = mended.get(8..24).unwrap_or_default().to_vec();
-    let (head, extents) = mended.split_at_mut(HEADER + 512);
-    mend(head, 32);
-    let mut rest = extents;
-    while rest.len() >= EXTENT_HEADER {
-        if let Some(field) = rest.get_mut(..4) {
-            field.copy_from_slice(EXTENT_MAGIC);
-        }
-        if let Some(field) = rest.get_mut(8..24) {
-            field.copy_from_slice(&uuid);
-        }
-        let count = usize::from(u16::from_be_bytes([rest[6], rest[7]]));
-        let (extent, later) = rest.split_at_mut(EXTENT_HEADER);
-        mend(extent, 24);
-        rest = later.get_mut(count * BLOCK..).unwrap_or_default();
+    put(52, &(BLOBS as u32).to_be_bytes());
+    put(56, &((HEADER + BLOBS) as u32).to_be_bytes());
+    for (index, entry) in tables.chunks_exact(8).enumerate() {
+        let pointers = entry.iter().map(|byte| u32::from(*byte).to_be_bytes()).collect::<Vec<_>>();
+        let [name, of_name, of_data, clusters, sectors, ..] = &pointers[..] else { continue };
+        put(CONFIG_NAMES + index * 4, of_name);
+        put(CONFIG_DATA + index * 4, of_data);
+        put(DEVICES + (index + 1) * DEVICE, name);
+        let size = u64::from(u32::from_be_bytes(*clusters)) * CLUSTER / 16
+            + u64::from(u32::from_be_bytes(*sectors)) * 512;
+        put(DEVICES + (index + 1) * DEVICE + 8, &size.to_be_bytes());
     }
-    run(&mended);
+    put(HEADER, blobs);
+    mend(&mut made, 32);
+    let mut rest = extents;
+    while let Some((first, later)) = rest.split_at_checked(EXTENT_HEADER) {
+        let mut extent = first.to_vec();
+        extent.splice(..4, *EXTENT_MAGIC);
+        extent.splice(8..24, [0; 16]);
+        mend(&mut extent, 24);
+        made.extend(&extent);
+        // What its blocks hold is never looked at.
+        let count = usize::from(u16::from_be_bytes([first[6], first[7]])).min(EXTENT_CLUSTERS * 16);
+        made.resize(made.len() + count * BLOCK, 1);
+        rest = later;
+    }
+    run(&made);
 }
+
+/// Bytes of a trial's tables.
+const TRIAL_TABLES: usize = 64;
 
 fn mend(bytes: &mut [u8], at: usize) {
     let (_, right) = sum(bytes, at);
