@@ -1,10 +1,10 @@
 //! Machines of other programs: an OVA, a backup of Proxmox, a domain of libvirt, a Vagrant box and disks alone, with one small disk that boots; and
 //! back: an OVA whose disk qemu-img reads, and which is imported again.
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use viv_e2e::{exec, run, start};
+use viv_e2e::{Vm, exec, run, start};
 
 const UUID: &str = "11111111-2222-3333-4444-666666666666";
 const MIB: u64 = 1 << 20;
@@ -62,6 +62,13 @@ fn json(text: &str) -> serde_json::Value {
 
 fn inspect(vm: &str) -> serde_json::Value {
     json(&run(&["inspect", vm], "").ok().out)[0].take()
+}
+
+/// What a VM takes on the disk and shares with no other.
+fn own_bytes(vm: &str) -> u64 {
+    let dir = PathBuf::from(inspect(vm)["dir"].as_str().unwrap());
+    let files = fs::read_dir(dir).unwrap().flatten().filter_map(|entry| entry.metadata().ok());
+    files.filter(|data| data.nlink() == 1).map(|data| data.blocks() * 512).sum()
 }
 
 /// GRUB's configuration with one entry.
@@ -201,6 +208,8 @@ fn an_ova_runs_with_what_it_says_and_leaves_as_one_again() {
     assert!(twice.status == 4 && twice.err.contains("--name"), "{twice:?}");
 
     let vm = start("e2e-import", &["tiny-box"]);
+    let cost = own_bytes(vm.0);
+    assert!(cost < MIB, "a VM that has written nothing takes {cost} bytes");
     let line = exec(vm.0, "cat /proc/cmdline").ok().out;
     assert_eq!(line, format!("root=UUID={UUID} ro quiet marker=1 console=ttyS0\n"));
     assert_eq!(exec(vm.0, "grep -c ^processor /proc/cpuinfo").ok().out, "2\n");
@@ -217,6 +226,22 @@ fn an_ova_runs_with_what_it_says_and_leaves_as_one_again() {
     run(&["start", vm.0], "").ok();
     assert!(exec(vm.0, "cat /proc/cmdline").ok().out.contains("marker=2"));
     run(&["stop", vm.0], "").ok();
+
+    // The image may go: its VMs keep what they have of it. A snapshot of one goes on, and boots its own kernel too.
+    run(&["image", "rm", "tiny-box"], "").ok();
+    run(&["start", vm.0], "").ok();
+    exec(vm.0, "echo kept > /kept").ok();
+    run(&["snapshot", "create", vm.0, "e2e-import-moment"], "").ok();
+    run(&["stop", vm.0], "").ok();
+    let _ = run(&["rm", "-f", "e2e-import-fork"], "");
+    run(&["restore", "e2e-import-moment", "--name", "e2e-import-fork"], "").ok();
+    let fork = Vm("e2e-import-fork");
+    assert_eq!(
+        exec(fork.0, "cat /kept; mkdir -p /r; mount -o ro /dev/vda1 /r && ls /r/vmlinuz").ok().out,
+        "kept\n/r/vmlinuz\n"
+    );
+    drop(fork);
+    run(&["snapshot", "rm", "e2e-import-moment"], "").ok();
 
     // Out: twice the same bytes, whose disk is the VM's.
     let (first, second, now) = (dir.path("a.ova"), dir.path("b.ova"), dir.path("now.raw"));

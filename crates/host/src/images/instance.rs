@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use viv_api::image::DEFAULT;
+use viv_block::{CreateOptions, Qcow2, Source};
 use viv_model::{DiskFormat, DiskSpec, Fault, Kind};
 
 /// Bytes of the disk above an image of containers: as large as people expect of a container's, and nothing before it is used.
@@ -29,15 +30,35 @@ pub(super) fn instantiate(store: &Store, image: &Image, vm_dir: &Path) -> Result
     let mut disks = Vec::new();
     for (number, part) in image.manifest.disks.iter().enumerate() {
         let blob = store.part(image, part)?;
-        let format = if part.media_type == DISK_QCOW2 { DiskFormat::Qcow2 } else { DiskFormat::Raw };
-        let path = vm_dir.join(format!("disk{number}.{}", format.name()));
-        copy(&blob, &path).map_err(|error| {
-            let _ = fs::remove_file(&path);
-            io_fault("copy the image's disk to", &path)(error)
-        })?;
+        let (path, format) = match part.media_type.as_str() {
+            DISK_QCOW2 => (layer(&blob, number, vm_dir)?, DiskFormat::Qcow2),
+            _ => (private(&blob, number, vm_dir)?, DiskFormat::Raw),
+        };
         disks.push(DiskSpec { path, format: Some(format), ..DiskSpec::default() });
     }
     Ok(Instance { kernel, initrd, append: image.manifest.append.clone(), disks })
+}
+
+/// A copy of an image's disk that the guest writes to.
+fn private(blob: &Path, number: usize, vm_dir: &Path) -> Result<PathBuf, Fault> {
+    let path = vm_dir.join(format!("disk{number}.raw"));
+    copy(blob, &path).map_err(|error| {
+        let _ = fs::remove_file(&path);
+        io_fault("copy the image's disk to", &path)(error)
+    })?;
+    Ok(path)
+}
+
+/// An empty layer over an image's disk, which stays in the VM's directory when the image is removed.
+fn layer(blob: &Path, number: usize, vm_dir: &Path) -> Result<PathBuf, Fault> {
+    let below = format!("disk{number}.image");
+    let base = link(blob, &vm_dir.join(&below))?;
+    let source = Source { format: Some(DiskFormat::Qcow2), ..Source::new(&base, true) };
+    let size = viv_block::open(&source)?.size();
+    let path = vm_dir.join(format!("disk{number}.qcow2"));
+    let backing = Some((below, DiskFormat::Qcow2.name().to_string()));
+    Qcow2::create(&path, &CreateOptions { backing, ..CreateOptions::new(size) })?;
+    Ok(path)
 }
 
 /// Has `blob` at `path`, too. The link lives on when the image is removed. Another file system cannot have one.

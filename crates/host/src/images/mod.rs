@@ -337,8 +337,8 @@ impl Images {
         if self.store.remove(&image.name, &lock)? { Ok(()) } else { Err(self.not_found(name)) }
     }
 
-    /// Gives the VM that lives in `vm_dir` its own copy of `image`: links to kernel and initrd, and sparse or
-    /// shared copies of the disks.
+    /// Gives the VM that lives in `vm_dir` its own of `image`: links to kernel and initrd, and of the disks sparse or shared copies, or
+    /// layers over links.
     pub fn instantiate(&self, image: &Image, vm_dir: &Path) -> Result<Instance, Fault> {
         instance::instantiate(&self.store, image, vm_dir)
     }
