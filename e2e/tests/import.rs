@@ -231,6 +231,7 @@ fn an_ova_runs_with_what_it_says_and_leaves_as_one_again() {
     run(&["image", "rm", "tiny-box"], "").ok();
     run(&["start", vm.0], "").ok();
     exec(vm.0, "echo kept > /kept").ok();
+    let _ = run(&["snapshot", "rm", "e2e-import-moment"], "");
     run(&["snapshot", "create", vm.0, "e2e-import-moment"], "").ok();
     run(&["stop", vm.0], "").ok();
     let _ = run(&["rm", "-f", "e2e-import-fork"], "");
