@@ -215,7 +215,7 @@ pub(crate) fn write(
         }
         watcher("reading the backup", done, Some(total))?;
     }
-    for drain in drains.iter().flatten().filter(|drain| drain.left > 0) {
+    if let Some(drain) = drains.iter().flatten().find(|drain| drain.left > 0) {
         let why =
             format!("it is cut off: {} clusters of its device {} are missing", drain.left, shown(drain.name));
         return Err(damaged(what, why));
