@@ -10,6 +10,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("viv-switch", 3),
     ("viv-machine", 2),
     ("viv-guestfs", 2),
+    ("viv-foreign", 2),
     ("viv-process", 2),
     ("viv-api", 1),
     ("viv-cpu", 1),

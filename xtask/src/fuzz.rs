@@ -25,6 +25,7 @@ const LIMITS: &[(&str, u64, u32)] = &[
     ("layer_index", 300_000, 2000),
     ("guest_disk", 20_000, 1000),
     ("upper_disk", 100_000, 1000),
+    ("machine_backup", 300_000, 4096),
 ];
 const OTHER: (u64, u32) = (1_000_000, 4096);
 

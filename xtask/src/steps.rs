@@ -48,6 +48,7 @@ pub(crate) fn test(quick: bool) -> Result<(), String> {
     install::need("skopeo", "skopeo")?;
     install::need("docker-registry", "docker-registry")?;
     install::need("busybox", "busybox-static")?;
+    install::need("zstd", "zstd")?;
     // Root alone can use them: without them those tests say that they test nothing.
     for (program, package) in [("ip", "iproute2"), ("nft", "nftables")] {
         if let Err(why) = install::need(program, package) {

@@ -161,6 +161,8 @@ pub enum Route {
     ImagePush,
     /// Write an image to a file.
     ImageExport,
+    /// Make an image of a machine of another program.
+    ImageImport,
     /// Remove an image.
     ImageRemove,
     /// Make a snapshot.
@@ -644,7 +646,7 @@ pub const TABLE: &[Endpoint] = &[
         Method::Post,
         "/v1/vms/{vm}/export",
         Answer::Lines,
-        "write a disk of a VM that does not run to a new file of the host; ?job=NAME (DiskExport -> WorkLine<Exported>…)",
+        "write a disk of a VM that does not run, or the VM as an OVA, to a new file of the host; ?job=NAME (DiskExport -> WorkLine<Exported>…)",
     ),
     line(
         Route::ImagePush,
@@ -658,7 +660,14 @@ pub const TABLE: &[Endpoint] = &[
         Method::Post,
         "/v1/images/{image}/export",
         Answer::Lines,
-        "write an image of containers to a new OCI archive of the host; ?job=NAME (ImageExport -> WorkLine<Exported>…)",
+        "write an image to a new file of the host: an OCI archive, or an OVA; ?job=NAME (ImageExport -> WorkLine<Exported>…)",
+    ),
+    line(
+        Route::ImageImport,
+        Method::Post,
+        "/v1/images/import",
+        Answer::Lines,
+        "make an image of a machine of another program, which is in files of the host; ?job=NAME (ImageImport -> WorkLine<Imported>…)",
     ),
     line(
         Route::JobCancel,

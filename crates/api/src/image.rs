@@ -24,6 +24,12 @@ pub struct Image {
     /// What runs in it, if it is an image of containers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process: Option<ImageProcess>,
+    /// The vCPUs that a VM of it gets if nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<u32>,
+    /// The memory that a VM of it gets if nothing is said, MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_mib: Option<u64>,
 }
 
 /// What an image of containers runs, and how (OCI image specification, config.md).
@@ -247,6 +253,66 @@ pub struct Pushed {
 pub struct ImageExport {
     /// The new file, absolute.
     pub path: std::path::PathBuf,
+    /// What it is to be.
+    pub format: MachineFormat,
+}
+
+/// A machine of another program that becomes an image.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImageImport {
+    /// Its file, absolute.
+    pub path: std::path::PathBuf,
+    /// The new image's name; the machine's own if none is given.
+    pub name: Option<String>,
+    /// Look at it, and make nothing.
+    pub dry_run: bool,
+}
+
+/// A machine that was imported, or looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Imported {
+    /// The name of the image that it is, or would be.
+    pub name: String,
+    /// What its file is: `OVA`, `Proxmox backup`.
+    pub from: String,
+    /// The image, unless nothing was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<Image>,
+    /// Its vCPUs, if its file says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<u32>,
+    /// Its memory, MiB, if its file says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_mib: Option<u64>,
+    /// Its disks, in their order.
+    pub disks: Vec<ImportedDisk>,
+    /// The kernel that was found on them, unless nothing was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boots: Option<String>,
+    /// What was not carried over, an item each.
+    pub left: Vec<String>,
+}
+
+/// A disk of a machine of another program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportedDisk {
+    /// What it is called there.
+    pub name: String,
+    /// Its size, bytes, as far as it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
+}
+
+/// How an image, or a VM, leaves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MachineFormat {
+    /// An image of containers as an OCI archive.
+    #[default]
+    Oci,
+    /// A machine with its disks as an OVA.
+    Ova,
 }
 
 /// Which disk of a VM is written where.
@@ -259,6 +325,9 @@ pub struct DiskExport {
     pub format: Option<viv_model::DiskFormat>,
     /// Which of its disks, counted from 0; the only one to which it writes if none is named.
     pub disk: Option<usize>,
+    /// The whole machine with all disks to which it writes, as an OVA.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub ova: bool,
 }
 
 /// What was written.
@@ -271,6 +340,9 @@ pub struct Exported {
     /// The digest of the manifest in it, if it is an image of containers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
+    /// What is not in it, an item each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left: Vec<String>,
 }
 
 /// One line of the answer to a long work.

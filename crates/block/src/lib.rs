@@ -38,6 +38,7 @@ mod vdi;
 mod vhd;
 mod vhdx;
 mod vmdk;
+mod vmdk_stream;
 mod watched;
 
 pub use chain::{Layer, Source, files, open, open_layer, open_qcow2};
@@ -53,6 +54,7 @@ pub use qcow2::{CreateOptions, Qcow2, Report};
 pub use raw::RawDisk;
 pub use throttle::{Gate, Throttle, Throttled};
 pub use vdi::NewVdi;
+pub use vmdk_stream::write_vmdk_stream;
 pub use watched::{Watch, Watched};
 
 use std::io;

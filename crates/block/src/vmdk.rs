@@ -4,6 +4,7 @@
 use crate::fields::{le32, le64};
 use crate::host_file::HostFile;
 use crate::{Disk, Extent, OpenError, SECTOR, check_range};
+use miniz_oxide::inflate::TINFLStatus;
 use miniz_oxide::inflate::core::inflate_flags::TINFL_FLAG_PARSE_ZLIB_HEADER;
 use miniz_oxide::inflate::core::{DecompressorOxide, decompress};
 use std::io;
@@ -247,36 +248,41 @@ impl Sparse {
                 data.fill(0);
                 Ok(())
             }
-            Some(place) if self.compressed => self.read_packed(place, within as usize, data),
-            Some(place) => self.file.read_padded(place + within, data),
+            Some(place) if self.compressed => {
+                self.read_packed((offset - within) / SECTOR, place, within, data)
+            }
+            // Of a grain, all that is of the disk is there.
+            Some(place) => self.file.read(place + within, data),
         }
     }
 
-    fn read_packed(&self, place: u64, within: usize, data: &mut [u8]) -> io::Result<()> {
+    /// Reads within the compressed grain of the sectors from `sector` on.
+    fn read_packed(&self, sector: u64, place: u64, within: u64, data: &mut [u8]) -> io::Result<()> {
         let mut kept = self.unpacked.lock().unwrap_or_else(PoisonError::into_inner);
         let content = match kept.take() {
             Some((there, content)) if there == place => content,
-            _ => self.unpack(place)?,
+            _ => self.unpack(sector, place)?,
         };
+        let within = within as usize;
         let part = content.get(within..within + data.len()).ok_or_else(short)?;
         data.copy_from_slice(part);
         *kept = Some((place, content));
         Ok(())
     }
 
-    fn unpack(&self, place: u64) -> io::Result<Vec<u8>> {
+    fn unpack(&self, sector: u64, place: u64) -> io::Result<Vec<u8>> {
         let marker = self.file.read_vec(place, MARKER)?;
         let len = u64::from(le32(&marker, 8));
-        if len > self.grain * 2 {
+        if len > self.grain * 2 || le64(&marker, 0) != sector {
             return Err(short());
         }
         let packed = self.file.read_vec(place + MARKER as u64, len as usize)?;
         let mut content = vec![0; self.grain as usize];
         let mut inflate = Box::new(DecompressorOxide::new());
-        let (_, _, written) =
+        let (status, _, written) =
             decompress(&mut inflate, &packed, &mut content, 0, TINFL_FLAG_PARSE_ZLIB_HEADER);
         // The last grain of a disk may be shorter: the rest of it stays zero.
-        if written == 0 { Err(short()) } else { Ok(content) }
+        if status != TINFLStatus::Done || written == 0 { Err(short()) } else { Ok(content) }
     }
 }
 

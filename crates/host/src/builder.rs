@@ -87,6 +87,7 @@ impl BuilderVm<'_> {
             entrypoint: None,
             health: Default::default(),
             volumes: Vec::new(),
+            boots_itself: false,
             process: None,
             started_at: None,
             attended_by: None,

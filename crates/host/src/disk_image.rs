@@ -11,7 +11,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use viv_block::{CreateOptions, Qcow2, Source};
-use viv_guestfs::{CloudInit, Guest};
+use viv_guestfs::{Boot, CloudInit, Guest};
 use viv_model::{DiskFormat, DiskSpec, Fault, Kind};
 
 /// The VM's own layer, and what it boots, in its directory.
@@ -24,19 +24,14 @@ pub(crate) fn is_file(image: &str) -> bool {
     image.starts_with('/')
 }
 
-/// Whether a VM in `dir` boots what its own disk has.
+/// Whether a VM in `dir` boots what its own disks have.
 pub(crate) fn boots_itself(record: &VmRecord, dir: &Path) -> bool {
-    record.image.as_deref().is_some_and(is_file) && record.machine.kernel.starts_with(dir)
+    let of_disks = record.boots_itself || record.image.as_deref().is_some_and(is_file);
+    of_disks && record.machine.kernel.starts_with(dir)
 }
 
-/// A VM's own of a disk's file: an empty layer over it, and the kernel in it unless there is one already. The file itself is
-/// only read, and has its format from now on.
-pub(crate) fn instantiate(
-    image: &Path,
-    dir: &Path,
-    own_kernel: bool,
-    places: &Places,
-) -> Result<(Instance, Option<CloudInit>), Fault> {
+/// A VM's own of a disk's file: an empty layer over it. The file itself is only read, and has its format from now on.
+pub(crate) fn layer(image: &Path, dir: &Path) -> Result<DiskSpec, Fault> {
     let format = viv_block::probe(image)?;
     let source = Source { format: Some(format), ..Source::new(image, true) };
     let size = viv_block::open(&source)?.size();
@@ -48,27 +43,58 @@ pub(crate) fn instantiate(
     let backing = Some((name.to_string(), format.name().to_string()));
     Qcow2::create(&path, &CreateOptions { backing, ..CreateOptions::new(size) })?;
     let allow = viv_block::files(&source)?;
-    let disk = DiskSpec { path, format: Some(DiskFormat::Qcow2), allow, ..DiskSpec::default() };
-    let guest = open(&disk);
-    let cloud_init = guest.as_ref().ok().and_then(Guest::cloud_init);
-    let (kernel, initrd, append) = match own_kernel {
-        true => (PathBuf::new(), None, String::new()),
-        false => extract(&guest?, dir, &places.boot())?,
-    };
-    Ok((Instance { kernel, initrd, append, disks: vec![disk] }, cloud_init))
+    Ok(DiskSpec { path, format: Some(DiskFormat::Qcow2), allow, ..DiskSpec::default() })
 }
 
-/// What the VM's disk boots now: its guest may have got another kernel.
+/// What the VM in `dir` with these disks boots: the kernel that is found on them, unless there is another one already.
+pub(crate) fn boot(
+    disks: Vec<DiskSpec>,
+    dir: &Path,
+    own_kernel: bool,
+    places: &Places,
+) -> Result<(Instance, Option<CloudInit>), Fault> {
+    let cloud_init = disks.iter().filter_map(|disk| open(disk).ok()).find_map(|guest| guest.cloud_init());
+    let (kernel, initrd, append) = match own_kernel {
+        true => (PathBuf::new(), None, String::new()),
+        false => find(disks.iter(), &|guest, boot| extract(guest, boot, dir, &places.boot()))?,
+    };
+    Ok((Instance { kernel, initrd, append, disks }, cloud_init))
+}
+
+/// What the VM's disks boot now: its guest may have got another kernel.
 pub(crate) fn look_again(record: &mut VmRecord, dir: &Path, places: &Places) -> Result<(), Fault> {
-    let disk = record.machine.disks.first().ok_or_else(|| {
+    let own: Vec<&DiskSpec> = record.machine.disks.iter().filter(|disk| !disk.read_only).collect();
+    if own.is_empty() {
         let text = format!("VM {:?} has no disk to boot from any more", record.name);
-        Fault::new(Kind::Conflict, text, "give it one, or make it anew: viv run FILE")
-    })?;
-    let (kernel, initrd, append) = extract(&open(disk)?, dir, &places.boot())?;
+        return Err(Fault::new(Kind::Conflict, text, "give it one, or make it anew: viv run IMAGE"));
+    }
+    let found = find(own.into_iter(), &|guest, boot| extract(guest, boot, dir, &places.boot()));
+    let (kernel, initrd, append) = found?;
     record.machine.kernel = kernel;
     record.machine.initrd = initrd;
     record.machine.append = words(&append, record.append.as_deref());
     Ok(())
+}
+
+/// Does something with the first of these disks that has a kernel; if none has, the first says why.
+pub(crate) fn find<'a, T>(
+    disks: impl Iterator<Item = &'a DiskSpec>,
+    act: &dyn Fn(&Guest, &Boot) -> Result<T, Fault>,
+) -> Result<T, Fault> {
+    let mut why = None;
+    for disk in disks {
+        let found = open(disk).and_then(|guest| {
+            let boot = guest.boot()?;
+            Ok((guest, boot))
+        });
+        match found {
+            Ok((guest, boot)) => return act(&guest, &boot),
+            Err(fault) => why = why.or(Some(fault)),
+        }
+    }
+    Err(why.unwrap_or_else(|| {
+        Fault::new(Kind::Error, "it has no disks to boot from", "give it a kernel: --kernel FILE")
+    }))
 }
 
 /// The kernel's command line, with the user's words behind it.
@@ -86,18 +112,22 @@ fn open(disk: &DiskSpec) -> Result<Guest, Fault> {
 
 /// Puts kernel and initial RAM disk into the VM's directory, as links to what VMs share that boot the same. What is there may be
 /// shared with snapshots: it is replaced, not written.
-fn extract(guest: &Guest, dir: &Path, shared: &Path) -> Result<(PathBuf, Option<PathBuf>, String), Fault> {
+fn extract(
+    guest: &Guest,
+    boot: &Boot,
+    dir: &Path,
+    shared: &Path,
+) -> Result<(PathBuf, Option<PathBuf>, String), Fault> {
     // One at a time: what is not used yet may not be cleared.
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = lock(&TURN);
-    let boot = guest.boot()?;
     let (mut kernel, mut initrd) = (New::create(dir, KERNEL)?, New::create(dir, INITRD)?);
-    let has_initrd = guest.extract(&boot, &mut kernel, &mut initrd)?;
+    let has_initrd = guest.extract(boot, &mut kernel, &mut initrd)?;
     fs::create_dir_all(shared).map_err(failed(shared))?;
     let kernel = kernel.finish(shared)?;
     let initrd = has_initrd.then(|| initrd.finish(shared)).transpose()?;
     clear(shared);
-    Ok((kernel, initrd, boot.append))
+    Ok((kernel, initrd, boot.append.clone()))
 }
 
 /// Forgets what no VM and no snapshot has a link to any more.

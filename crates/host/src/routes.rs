@@ -17,7 +17,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, UNIX_EPOCH};
 use viv_api::agent;
 use viv_api::endpoint::{self, NoRoute, Route};
-use viv_api::image::{DiskExport, Image, ImageBuild, ImageCommit, ImageExport, ImagePush, ImageTag, Pruned};
+use viv_api::image::{
+    DiskExport, Image, ImageBuild, ImageCommit, ImageExport, ImageImport, ImagePush, ImageTag, Pruned,
+};
 use viv_api::info::{Info, KvmState, Service as ServiceInfo};
 use viv_api::network::{NetworkConnect, NicAttach};
 use viv_api::runner::Ask as RunnerAsk;
@@ -301,7 +303,12 @@ pub(crate) async fn answer(
         Route::ImageExport => {
             let ask: ImageExport = body(request).await?;
             absolute(&ask.path)?;
-            Ok(work(service, job, move |service, reporter| service.images.export(&name, &ask.path, reporter)))
+            Ok(work(service, job, move |service, reporter| service.images.export(&name, &ask, reporter)))
+        }
+        Route::ImageImport => {
+            let ask: ImageImport = body(request).await?;
+            absolute(&ask.path)?;
+            Ok(work(service, job, move |service, reporter| service.images.import(&ask, reporter, &shown)))
         }
         Route::ImageGet => blocking(move || Ok(shown(&service.images.get(&name)?))).await,
         Route::ImageDetails => blocking(move || service.images.details(&name, &shown)).await,
@@ -405,6 +412,8 @@ fn shown(image: &images::Image) -> Image {
         created_at: Timestamp { unix_s },
         summary: image.summary.clone(),
         process: image.manifest.container.as_ref().map(|container| container.process.clone()),
+        cpus: image.manifest.usual.cpus,
+        memory_mib: image.manifest.usual.memory_mib,
     }
 }
 

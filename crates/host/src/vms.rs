@@ -342,6 +342,7 @@ impl Vms {
             |(image, process, machine)| {
                 ask.health.over(process.as_ref().and_then(|process| process.health.as_ref()))?;
                 let mut record = VmRecord {
+                    boots_itself: image.as_ref().is_some_and(|image| self.boots_itself(image)),
                     id: id.clone(),
                     name: name.clone(),
                     created_at: Timestamp::now(),
@@ -387,6 +388,12 @@ impl Vms {
         identity: &Identity<'_>,
         dir: &Path,
     ) -> Result<(Option<String>, Option<ImageProcess>, MachineSpec), Fault> {
+        let image = match (&ask.image, &ask.kernel) {
+            (None, Some(_)) => None,
+            (Some(file), _) if disk_image::is_file(file) => None,
+            (image, _) => Some(self.images.get(image.as_deref().unwrap_or(viv_api::image::DEFAULT))?),
+        };
+        let ask = &with_usual(ask, image.as_ref());
         let mut machine = ask.machine();
         machine.append = ask.append.clone().unwrap_or_else(|| APPEND_OWN.to_string());
         machine.nics = self.cards_of(ask, dir)?;
@@ -410,19 +417,28 @@ impl Vms {
             source,
         })?;
         let (mut of_image, mut name, mut process, mut cloud_init) = (Vec::new(), None, None, None);
-        match (&ask.image, &ask.kernel) {
-            (None, Some(_)) => {}
-            (Some(file), kernel) if disk_image::is_file(file) => {
-                let (instance, found) =
-                    disk_image::instantiate(Path::new(file), dir, kernel.is_some(), &self.places)?;
-                if kernel.is_none() {
+        let own_kernel = ask.kernel.is_some();
+        match (&ask.image, image) {
+            (None, None) => {}
+            (Some(file), None) => {
+                let disk = disk_image::layer(Path::new(file), dir)?;
+                let (instance, found) = disk_image::boot(vec![disk], dir, own_kernel, &self.places)?;
+                if !own_kernel {
                     machine.append = disk_image::words(&instance.append, ask.append.as_deref());
                 }
                 of_image = take(instance, ask, &mut machine);
                 (name, cloud_init) = (Some(file.clone()), found);
             }
-            (image, _) => {
-                let image = self.images.get(image.as_deref().unwrap_or(viv_api::image::DEFAULT))?;
+            (_, Some(image)) if image.manifest.boots_itself() => {
+                let disks = self.images.instantiate(&image, dir)?.disks;
+                let (instance, found) = disk_image::boot(disks, dir, own_kernel, &self.places)?;
+                if !own_kernel {
+                    machine.append = disk_image::words(&instance.append, ask.append.as_deref());
+                }
+                of_image = take(instance, ask, &mut machine);
+                (name, cloud_init) = (Some(image.name), found);
+            }
+            (_, Some(image)) => {
                 let instance = self.images.instantiate(&image, dir)?;
                 let mounts = shares::boot_words(&ask.shares);
                 // A container is called what its host calls it.
@@ -454,6 +470,11 @@ impl Vms {
     /// What runs in an image of containers, if it is one and is there.
     pub(crate) fn process_of(&self, image: &str) -> Option<ImageProcess> {
         self.images.get(image).ok()?.manifest.container.map(|container| container.process)
+    }
+
+    /// Whether VMs of an image of the store boot the kernel that is on their disks.
+    pub(crate) fn boots_itself(&self, image: &str) -> bool {
+        !disk_image::is_file(image) && self.images.get(image).is_ok_and(|image| image.manifest.boots_itself())
     }
 
     /// Starts a VM that has no process.
@@ -685,6 +706,17 @@ impl Vms {
         let records = self.store.all()?;
         let live = records.iter().filter(|record| self.runner(record).process().is_some()).count();
         Ok(viv_api::info::VmCount { live, all: records.len() })
+    }
+}
+
+/// What was asked for, with what its image has for those who say nothing.
+fn with_usual(ask: &VmCreate, image: Option<&crate::images::Image>) -> VmCreate {
+    let usual = image.map(|image| image.manifest.usual).unwrap_or_default();
+    let most = ask.memory_max_mib.unwrap_or(u64::MAX);
+    VmCreate {
+        cpus: ask.cpus.or(usual.cpus),
+        memory_mib: ask.memory_mib.or(usual.memory_mib.map(|mib| mib.min(most))),
+        ..ask.clone()
     }
 }
 

@@ -110,6 +110,9 @@ pub(crate) fn export_disk(
     watcher: &dyn Watcher,
 ) -> Result<Exported, Fault> {
     absolute(&ask.path)?;
+    if ask.ova {
+        return still(&service.vms, name, |vm| service.images.export_vm(vm, &ask.path, watcher));
+    }
     let format = ask.format.unwrap_or(DiskFormat::Raw);
     if !matches!(format, DiskFormat::Raw | DiskFormat::Qcow2) {
         return Err(Fault::new(
@@ -170,6 +173,7 @@ fn still<T>(vms: &Vms, name: &str, act: impl FnOnce(&Stopped<'_>) -> Result<T, F
             image: record.image.as_deref(),
             machine: &record.machine,
             append: crate::vms::append_of(&record.machine, record.append.as_deref()),
+            boots_itself: crate::disk_image::boots_itself(&record, runner.dir()),
         })
     })
 }

@@ -82,8 +82,10 @@ pub(crate) enum Verb {
     Push(verbs::carry::Push),
     /// Make an image of a VM that does not run
     Commit(verbs::carry::Commit),
-    /// Write an image, or a VM's disk, to a file for other programs
+    /// Write an image, a VM or its disk to a file for other programs
     Export(verbs::carry::Export),
+    /// Make an image of a machine of another program: OVA, libvirt, Proxmox, Vagrant, disks
+    Import(verbs::import::Import),
     /// List, look at, check, name and remove images
     Image(verbs::images::Image),
     /// Build an image from the packages of this host's apt

@@ -42,7 +42,7 @@ impl<'a> Original<'a> {
                     "{} is no image of containers: registries and archives have no form for its disks",
                     image.name
                 ),
-                "write a VM's disk instead: viv create or viv run it, viv stop it, viv export VM FILE.qcow2",
+                "write its machine: viv export IMAGE FILE.ova; or a VM's disk: viv stop VM, viv export VM FILE.qcow2",
             ));
         };
         let part = |part| -> Result<Vec<u8>, Fault> {
@@ -266,7 +266,7 @@ pub(super) fn export(
     };
     let digest = write_all().inspect_err(|_| drop(fs::remove_file(to)))?;
     let size_bytes = fs::metadata(to).map_err(&fault)?.len();
-    Ok(Exported { path: to.to_path_buf(), size_bytes, digest: Some(digest.to_string()) })
+    Ok(Exported { path: to.to_path_buf(), size_bytes, digest: Some(digest.to_string()), left: Vec::new() })
 }
 
 /// Writes all that a disk is to a new file.
@@ -286,11 +286,12 @@ pub(crate) fn export_disk(
         }
     })?;
     let found = fs::metadata(to).map_err(io_fault("write", to))?;
-    Ok(Exported { path: to.to_path_buf(), size_bytes: found.blocks().saturating_mul(512), digest: None })
+    let size_bytes = found.blocks().saturating_mul(512);
+    Ok(Exported { path: to.to_path_buf(), size_bytes, digest: None, left: Vec::new() })
 }
 
 /// A new file cannot be made.
-fn exists(path: &Path, error: io::Error) -> Fault {
+pub(super) fn exists(path: &Path, error: io::Error) -> Fault {
     match error.kind() {
         io::ErrorKind::AlreadyExists => Fault::new(
             Kind::Conflict,
@@ -312,7 +313,7 @@ fn tag(name: &str) -> String {
     last.rsplit(':').next().unwrap_or(last).to_string()
 }
 
-fn head(size: u64) -> tar::Header {
+pub(super) fn head(size: u64) -> tar::Header {
     let mut header = tar::Header::new_ustar();
     header.set_size(size);
     header.set_mode(0o644);
@@ -320,7 +321,7 @@ fn head(size: u64) -> tar::Header {
     header
 }
 
-fn add<W: Write>(tar: &mut tar::Builder<W>, name: &str, bytes: &[u8]) -> io::Result<()> {
+pub(super) fn add<W: Write>(tar: &mut tar::Builder<W>, name: &str, bytes: &[u8]) -> io::Result<()> {
     tar.append_data(&mut head(bytes.len() as u64), name, bytes)
 }
 

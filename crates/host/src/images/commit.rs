@@ -26,6 +26,8 @@ pub(crate) struct Stopped<'a> {
     pub(crate) machine: &'a MachineSpec,
     /// What its image wants on the kernel's command line.
     pub(crate) append: String,
+    /// It boots the kernel that is on its disks.
+    pub(crate) boots_itself: bool,
 }
 
 impl Stopped<'_> {
@@ -245,7 +247,7 @@ fn disks(
         files.push((path, DISK));
     }
     let boot = [("kernel", Some(&vm.machine.kernel), KERNEL), ("initrd", vm.machine.initrd.as_ref(), INITRD)];
-    for (file, from, kind) in boot {
+    for (file, from, kind) in boot.into_iter().filter(|_| !vm.boots_itself) {
         if let Some(from) = from {
             let path = scratch.path().join(file);
             instance::copy(from, &path).map_err(io_fault("copy", from))?;
@@ -326,7 +328,14 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     fn stopped<'a>(dir: &'a Path, machine: &'a MachineSpec) -> Stopped<'a> {
-        Stopped { name: "box", dir, image: Some("debian"), machine, append: "root=/dev/vda".to_string() }
+        Stopped {
+            name: "box",
+            dir,
+            image: Some("debian"),
+            machine,
+            append: "root=/dev/vda".to_string(),
+            boots_itself: false,
+        }
     }
 
     #[test]

@@ -2,12 +2,13 @@
 use super::fault::{broken, io_fault};
 use super::layers::Unpacked;
 use super::store::Store;
-use super::{Container, Image, Instance, kernel};
+use super::{Container, DISK_QCOW2, Image, Instance, kernel};
 use rustix::fs::{SeekFrom, copy_file_range, ftruncate, ioctl_ficlone, seek};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use viv_api::image::DEFAULT;
+use viv_block::{CreateOptions, Qcow2, Source};
 use viv_model::{DiskFormat, DiskSpec, Fault, Kind};
 
 /// Bytes of the disk above an image of containers: as large as people expect of a container's, and nothing before it is used.
@@ -20,21 +21,45 @@ pub(super) fn instantiate(store: &Store, image: &Image, vm_dir: &Path) -> Result
     if image.manifest.initrd.is_none() && image.manifest.disks.is_empty() {
         return Err(kernel::alone(&image.name));
     }
-    let kernel = image.manifest.kernel.as_ref().ok_or_else(|| broken(&image.name, "it has no kernel"))?;
-    let kernel = link(&store.part(image, kernel)?, &vm_dir.join("kernel"))?;
+    let kernel = match &image.manifest.kernel {
+        Some(kernel) => link(&store.part(image, kernel)?, &vm_dir.join("kernel"))?,
+        None if image.manifest.boots_itself() => PathBuf::new(),
+        None => return Err(broken(&image.name, "it has no kernel")),
+    };
     let initrd = image.manifest.initrd.as_ref();
     let initrd = initrd.map(|part| link(&store.part(image, part)?, &vm_dir.join("initrd"))).transpose()?;
     let mut disks = Vec::new();
     for (number, part) in image.manifest.disks.iter().enumerate() {
         let blob = store.part(image, part)?;
-        let path = vm_dir.join(format!("disk{number}.raw"));
-        copy(&blob, &path).map_err(|error| {
-            let _ = fs::remove_file(&path);
-            io_fault("copy the image's disk to", &path)(error)
-        })?;
-        disks.push(DiskSpec { path, format: Some(DiskFormat::Raw), ..DiskSpec::default() });
+        let (path, format) = match part.media_type.as_str() {
+            DISK_QCOW2 => (layer(&blob, number, vm_dir)?, DiskFormat::Qcow2),
+            _ => (private(&blob, number, vm_dir)?, DiskFormat::Raw),
+        };
+        disks.push(DiskSpec { path, format: Some(format), ..DiskSpec::default() });
     }
     Ok(Instance { kernel, initrd, append: image.manifest.append.clone(), disks })
+}
+
+/// A copy of an image's disk that the guest writes to.
+fn private(blob: &Path, number: usize, vm_dir: &Path) -> Result<PathBuf, Fault> {
+    let path = vm_dir.join(format!("disk{number}.raw"));
+    copy(blob, &path).map_err(|error| {
+        let _ = fs::remove_file(&path);
+        io_fault("copy the image's disk to", &path)(error)
+    })?;
+    Ok(path)
+}
+
+/// An empty layer over an image's disk, which stays in the VM's directory when the image is removed.
+fn layer(blob: &Path, number: usize, vm_dir: &Path) -> Result<PathBuf, Fault> {
+    let below = format!("disk{number}.image");
+    let base = link(blob, &vm_dir.join(&below))?;
+    let source = Source { format: Some(DiskFormat::Qcow2), ..Source::new(&base, true) };
+    let size = viv_block::open(&source)?.size();
+    let path = vm_dir.join(format!("disk{number}.qcow2"));
+    let backing = Some((below, DiskFormat::Qcow2.name().to_string()));
+    Qcow2::create(&path, &CreateOptions { backing, ..CreateOptions::new(size) })?;
+    Ok(path)
 }
 
 /// Has `blob` at `path`, too. The link lives on when the image is removed. Another file system cannot have one.

@@ -42,6 +42,24 @@ pub struct Container {
     pub process: ImageProcess,
 }
 
+/// What a VM of an image gets if its user says nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Usual {
+    /// vCPUs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<u32>,
+    /// Memory, MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_mib: Option<u64>,
+}
+
+impl Usual {
+    fn is_none(&self) -> bool {
+        *self == Usual::default()
+    }
+}
+
 /// The image as the store holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
@@ -73,7 +91,7 @@ pub struct Manifest {
     pub created: u64,
     /// What is in it, in a line.
     pub summary: String,
-    /// The kernel; the default guest's if it has none.
+    /// The kernel. Without one, an image with disks boots what it has on these, and one of containers the default guest's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<Part>,
     /// The initial RAM disk.
@@ -85,6 +103,9 @@ pub struct Manifest {
     /// What it has if it is an image of containers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<Container>,
+    /// What a VM of it gets if nothing is said.
+    #[serde(default, skip_serializing_if = "Usual::is_none")]
+    pub usual: Usual,
     /// Words for the kernel's command line.
     #[serde(default)]
     pub append: String,
@@ -112,10 +133,16 @@ impl Manifest {
             initrd: None,
             disks: Vec::new(),
             container: None,
+            usual: Default::default(),
             append: String::new(),
             packages: Vec::new(),
             labels: BTreeMap::new(),
         }
+    }
+
+    /// Whether its VMs boot the kernel that is on their disks.
+    pub fn boots_itself(&self) -> bool {
+        self.kernel.is_none() && self.container.is_none() && !self.disks.is_empty()
     }
 
     /// Every blob that it has.

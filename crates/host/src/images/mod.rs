@@ -19,6 +19,7 @@ mod debian;
 mod default_guest;
 mod details;
 mod fault;
+mod import;
 mod instance;
 pub(crate) use carry::export_disk;
 pub(crate) use commit::Stopped;
@@ -28,6 +29,7 @@ mod kmod;
 mod layers;
 mod lines;
 mod manifest;
+mod ova;
 mod pull;
 mod sources;
 mod stack;
@@ -38,7 +40,7 @@ pub mod trial;
 
 pub use agent::find_agent;
 pub use debian::Additions;
-pub use manifest::{Container, Image, Manifest, Package, Part};
+pub use manifest::{Container, Image, Manifest, Package, Part, Usual};
 
 use apt::{Apt, FetchFault, Wanted};
 use fault::io_fault;
@@ -55,6 +57,7 @@ use viv_oci::Reference;
 const KERNEL: &str = "application/vnd.vivarium.kernel";
 const INITRD: &str = "application/vnd.vivarium.initrd";
 const DISK: &str = "application/vnd.vivarium.disk.raw";
+const DISK_QCOW2: &str = "application/vnd.vivarium.disk.qcow2";
 /// The label that says which agent is in an image.
 const AGENT_LABEL: &str = "vivarium.agent.sha256";
 /// The label that says which revision of its recipe made an image.
@@ -146,7 +149,7 @@ pub trait RunVm {
 /// A VM's own copy of an image, ready for a [`MachineSpec`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Instance {
-    /// The kernel.
+    /// The kernel; empty if it is on its disks.
     pub kernel: PathBuf,
     /// The initial RAM disk.
     pub initrd: Option<PathBuf>,
@@ -322,14 +325,38 @@ impl Images {
         carry::push(&self.store, &self.get(name)?, ask, watcher)
     }
 
-    /// Writes the image called `name` to an OCI archive, a new file.
+    /// Writes the image called `name` to a new file.
     pub fn export(
         &self,
         name: &str,
+        ask: &viv_api::image::ImageExport,
+        watcher: &dyn Watcher,
+    ) -> Result<viv_api::image::Exported, Fault> {
+        let image = self.get(name)?;
+        match ask.format {
+            viv_api::image::MachineFormat::Oci => carry::export(&self.store, &image, &ask.path, watcher),
+            viv_api::image::MachineFormat::Ova => ova::of_image(&self.store, &image, &ask.path, watcher),
+        }
+    }
+
+    /// Writes a VM that does not run, and stays so meanwhile, to an OVA, a new file.
+    pub(crate) fn export_vm(
+        &self,
+        vm: &Stopped<'_>,
         to: &Path,
         watcher: &dyn Watcher,
     ) -> Result<viv_api::image::Exported, Fault> {
-        carry::export(&self.store, &self.get(name)?, to, watcher)
+        ova::of_vm(&self.store, vm, to, watcher)
+    }
+
+    /// Makes an image of a machine of another program, or only looks at it. `shown` is how lists show an image.
+    pub fn import(
+        &self,
+        ask: &viv_api::image::ImageImport,
+        watcher: &dyn Watcher,
+        shown: &dyn Fn(&Image) -> viv_api::image::Image,
+    ) -> Result<viv_api::image::Imported, Fault> {
+        import::import(&self.store, ask, watcher, shown)
     }
 
     /// Forgets the image called `name`; VMs made from it live on.
@@ -339,8 +366,8 @@ impl Images {
         if self.store.remove(&image.name, &lock)? { Ok(()) } else { Err(self.not_found(name)) }
     }
 
-    /// Gives the VM that lives in `vm_dir` its own copy of `image`: links to kernel and initrd, and sparse or
-    /// shared copies of the disks.
+    /// Gives the VM that lives in `vm_dir` its own of `image`: links to kernel and initrd, and of the disks sparse or shared copies, or
+    /// layers over links.
     pub fn instantiate(&self, image: &Image, vm_dir: &Path) -> Result<Instance, Fault> {
         instance::instantiate(&self.store, image, vm_dir)
     }
@@ -549,6 +576,7 @@ impl Job<'_> {
             initrd: Some(self.store.add_blob(&built.initrd, INITRD, self.lock)?),
             disks,
             container: None,
+            usual: Default::default(),
             append: append.to_string(),
             packages,
             labels,

@@ -73,6 +73,7 @@ pub(super) fn pull(
         process,
     };
     let manifest = Manifest {
+        usual: Default::default(),
         schema_version: 2,
         media_type: Manifest::MEDIA_TYPE.to_string(),
         key,

@@ -487,6 +487,7 @@ mod tests {
             initrd: None,
             disks: vec![],
             container: None,
+            usual: Default::default(),
             append: String::new(),
             packages: vec![],
             labels: BTreeMap::new(),

@@ -2,6 +2,7 @@
 use super::go_on::lay_out;
 use super::make::Purpose;
 use super::{Snapshots, io_fault};
+use crate::disk_image::is_file;
 use crate::images::Stopped;
 use crate::names;
 use crate::vms::append_of;
@@ -80,6 +81,10 @@ impl Snapshots {
                 image: manifest.image.as_deref(),
                 machine: &machine,
                 append: append_of(&machine, append),
+                boots_itself: manifest
+                    .image
+                    .as_deref()
+                    .is_some_and(|image| is_file(image) || self.vms.boots_itself(image)),
             };
             match manifest.frozen_file_systems {
                 // Their journals are read by nobody but the guest.

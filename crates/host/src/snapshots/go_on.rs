@@ -44,6 +44,7 @@ impl Snapshots {
             health: Default::default(),
             volumes: Vec::new(),
             process: manifest.image.as_ref().and_then(|image| self.vms.process_of(image)),
+            boots_itself: manifest.image.as_ref().is_some_and(|image| self.vms.boots_itself(image)),
             machine: manifest.machine.clone(),
             on_reboot: Default::default(),
             remove: ask.remove,

@@ -61,6 +61,9 @@ pub struct VmRecord {
     pub started_at: Option<Timestamp>,
     /// The process whose end is its end.
     pub attended_by: Option<Process>,
+    /// It boots the kernel that is on its image's disks, which its guest may change; so does a VM of a disk's file.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub boots_itself: bool,
     /// The snapshot that it came from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<String>,
@@ -169,6 +172,7 @@ pub(crate) mod conformance {
             volumes: Vec::new(),
             on_reboot: OnReboot::Restart,
             remove: false,
+            boots_itself: false,
             command: None,
             started_at: None,
             attended_by: None,

@@ -6,7 +6,10 @@ use crate::{output, size};
 use std::path::{Path, PathBuf};
 use viv_api::client::Request;
 use viv_api::endpoint::Route;
-use viv_api::image::{DiskExport, Exported, Image, ImageCommit, ImageExport, ImagePush, Pushed};
+use viv_api::image::{
+    DiskExport, Exported, Image, ImageCommit, ImageExport, ImagePush, MachineFormat, Pushed,
+};
+use viv_api::vm::Vm;
 use viv_model::{DiskFormat, Fault, Kind};
 
 #[derive(clap::Args, Debug)]
@@ -65,9 +68,11 @@ pub(crate) struct Push {
 #[derive(clap::Args, Debug)]
 #[command(
     after_help = "An image of containers becomes an OCI archive, which docker, podman and skopeo read. Of a VM that does not run, a disk becomes a\n\
-                  raw or qcow2 file, whole, whatever lies below it. The format is that of --format, else that of the file's name.\n\n  \
+                  raw or qcow2 file, whole, whatever lies below it. A VM that does not run, or an image with disks, becomes an OVA, which VirtualBox\n\
+                  and VMware import. The format is that of --format, else that of the file's name.\n\n  \
                   viv export web-2 web.tar               the image web-2\n  \
-                  viv export db db.qcow2                 the disk of the VM db"
+                  viv export db db.qcow2                 the disk of the VM db\n  \
+                  viv export db db.ova                   the VM db, or the image db if there is no such VM"
 )]
 pub(crate) struct Export {
     /// An image's name, or a VM's
@@ -75,7 +80,7 @@ pub(crate) struct Export {
     what: String,
     /// The new file
     file: PathBuf,
-    /// oci: the image; raw, qcow2: the VM's disk
+    /// oci: the image; raw, qcow2: the VM's disk; ova: the VM with its disks, or the image
     #[arg(long)]
     format: Option<Format>,
     /// Which disk of the VM, counted from 0
@@ -88,6 +93,7 @@ enum Format {
     Oci,
     Raw,
     Qcow2,
+    Ova,
 }
 
 impl Format {
@@ -96,6 +102,7 @@ impl Format {
             "tar" | "oci" => Some(Format::Oci),
             "raw" | "img" => Some(Format::Raw),
             "qcow2" => Some(Format::Qcow2),
+            "ova" => Some(Format::Ova),
             _ => None,
         }
     }
@@ -150,31 +157,31 @@ pub(crate) fn export(context: &Context, args: Export) -> Result<u8, Fault> {
         Fault::new(
             Kind::Usage,
             format!("{} does not say what it is to be", args.file.display()),
-            "say it: --format oci for an image, --format raw or qcow2 for a VM's disk",
+            "say it: --format oci for an image, raw or qcow2 for a VM's disk, ova for a VM with its disks",
         )
     })?;
     let path = std::path::absolute(&args.file).map_err(|error| {
         Fault::new(Kind::Error, format!("{}: {error}", args.file.display()), "name another file")
     })?;
-    let exported = if format == Format::Oci {
-        if args.disk.is_some() {
-            return Err(Fault::new(
-                Kind::Usage,
-                "--disk is for a VM's disk, and an archive is of an image",
-                "leave it out, or write the disk with --format raw or qcow2",
-            ));
-        }
+    if args.disk.is_some() && matches!(format, Format::Oci | Format::Ova) {
+        return Err(Fault::new(
+            Kind::Usage,
+            "--disk is for a VM's disk alone",
+            "leave it out, or write the disk with --format raw or qcow2",
+        ));
+    }
+    let exported = if format == Format::Ova {
+        ova(context, &args.what, path)?
+    } else if format == Format::Oci {
         let image = full_name(&args.what)?.unwrap_or_else(|| args.what.clone());
-        work::<Exported>(context, (Route::ImageExport, &image), &ImageExport { path }, "the export").map_err(
-            |fault| {
-                let fix =
-                    format!("{}; of a VM make an image first: viv commit {} IMAGE", fault.fix, args.what);
-                if fault.kind == Kind::NotFound { Fault { fix, ..fault } } else { fault }
-            },
-        )?
+        let ask = ImageExport { path, format: MachineFormat::Oci };
+        work::<Exported>(context, (Route::ImageExport, &image), &ask, "the export").map_err(|fault| {
+            let fix = format!("{}; of a VM make an image first: viv commit {} IMAGE", fault.fix, args.what);
+            if fault.kind == Kind::NotFound { Fault { fix, ..fault } } else { fault }
+        })?
     } else {
         let format = if format == Format::Raw { DiskFormat::Raw } else { DiskFormat::Qcow2 };
-        let ask = DiskExport { path, format: Some(format), disk: args.disk };
+        let ask = DiskExport { path, format: Some(format), disk: args.disk, ova: false };
         work::<Exported>(context, (Route::VmExport, &args.what), &ask, "the export")?
     };
     let exported = match exported {
@@ -185,12 +192,41 @@ pub(crate) fn export(context: &Context, args: Export) -> Result<u8, Fault> {
         output::json(&exported);
     } else {
         output::print(&format!("{}  {}\n", exported.path.display(), size::bytes(exported.size_bytes)));
+        for item in &exported.left {
+            output::note(&format!("not in it: {item}"));
+        }
     }
     Ok(0)
 }
 
+/// Writes a VM as an OVA; if none is called so, an image.
+fn ova(context: &Context, what: &str, path: PathBuf) -> Result<Result<Exported, u8>, Fault> {
+    let vm: Result<Vm, Fault> = context.client.json(Request::new(Route::VmGet, &[what]));
+    match vm {
+        Err(fault) if fault.kind == Kind::NotFound => {
+            let image = full_name(what)?.unwrap_or_else(|| what.to_string());
+            let ask = ImageExport { path, format: MachineFormat::Ova };
+            work(context, (Route::ImageExport, &image), &ask, "the export").map_err(|fault| {
+                match fault.kind {
+                    Kind::NotFound => Fault {
+                        message: format!("no VM and no image is called {what:?}"),
+                        fix: "see which there are: viv ps -a, viv images".to_string(),
+                        ..fault
+                    },
+                    _ => fault,
+                }
+            })
+        }
+        Err(fault) => Err(fault),
+        Ok(_) => {
+            let ask = DiskExport { path, format: None, disk: None, ova: true };
+            work(context, (Route::VmExport, what), &ask, "the export")
+        }
+    }
+}
+
 /// Has the service do it; the exit status if it was given up.
-fn work<T: serde::de::DeserializeOwned>(
+pub(super) fn work<T: serde::de::DeserializeOwned>(
     context: &Context,
     (route, name): (Route, &str),
     ask: &impl serde::Serialize,
@@ -249,6 +285,7 @@ mod tests {
         for (name, format) in [
             ("a.tar", Some(Format::Oci)),
             ("a.qcow2", Some(Format::Qcow2)),
+            ("a.ova", Some(Format::Ova)),
             ("a.b/c", None),
             ("x.img", Some(Format::Raw)),
         ] {

@@ -123,6 +123,8 @@ fn show(context: &Context, name: &str) -> Result<u8, Fault> {
     let mut row = |name, value: Option<String>| {
         rows.extend(value.filter(|value| !value.is_empty()).map(|value| (name, value)))
     };
+    row("processors", image.cpus.map(|cpus| cpus.to_string()));
+    row("memory", image.memory_mib.map(|mib| size::bytes(mib.saturating_mul(1 << 20))));
     row("manifest", details.source_digest.clone());
     row("made", details.made.clone());
     if let Some(process) = &image.process {

@@ -12,6 +12,7 @@ pub(crate) mod disk;
 pub(crate) mod exec;
 mod health;
 pub(crate) mod images;
+pub(crate) mod import;
 pub(crate) mod info;
 pub(crate) mod inspect;
 pub(crate) mod lifecycle;
@@ -130,6 +131,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
         Verb::Commit(args) => carry::commit(&context, args),
         Verb::Push(args) => carry::push(&context, args),
         Verb::Export(args) => carry::export(&context, args),
+        Verb::Import(args) => import::run(&context, args),
         Verb::Info(args) => info::run(&context, args),
         Verb::Serve(_)
         | Verb::Runner(_)

@@ -1,0 +1,3 @@
+//! Backups of Proxmox VE (VMA), as they are and with right checksums.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| viv_foreign::trial::read_vma(data));
