@@ -2,6 +2,7 @@
 use crate::container_ask;
 use crate::described;
 use crate::disk_image;
+use crate::guest_commands::{health_watch, main_command};
 use crate::images::{Images, Instance};
 use crate::names;
 use crate::networks::Networks;
@@ -16,7 +17,6 @@ use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use viv_api::agent::{Exec, HealthWatch};
 use viv_api::image::ImageProcess;
 use viv_api::info::KvmState;
 use viv_api::runner::{Ask as RunnerAsk, RESUME, RunnerSpec};
@@ -49,30 +49,6 @@ pub(crate) struct Vms {
     starting: Mutex<HashSet<String>>,
     /// Told the identity of each VM that has a process, once.
     watch: Box<dyn Fn(Process, String) + Send + Sync>,
-}
-
-/// The command for which a VM exists: what was asked for, else, if it boots and nobody attends to it, what its image says. Both have
-/// the image's variables, directory and user, where nothing else was asked for.
-fn main_command(record: &VmRecord, resumes: bool) -> Result<Option<Exec>, Fault> {
-    let Some(process) = &record.process else { return Ok(record.command.clone()) };
-    match &record.command {
-        // Its own program runs already.
-        Some(command) if resumes => Ok(Some(process.exec(command.clone()))),
-        None if resumes || record.attended_by.is_some() => Ok(None),
-        command => process.main(command.clone().unwrap_or_else(|| Exec::new([""; 0]))).map(Some),
-    }
-}
-
-/// How to see whether its guest is well: with the variables, directory and user of its command.
-fn health_watch(record: &VmRecord) -> Result<Option<HealthWatch>, Fault> {
-    let image = record.process.as_ref();
-    let check = record.health.over(image.and_then(|process| process.health.as_ref()))?;
-    Ok(check.map(|check| {
-        let plain = Exec::new([""; 0]);
-        let exec = Exec { argv: check.argv.clone(), tty: false, ..record.command.clone().unwrap_or(plain) };
-        let exec = image.map_or_else(|| exec.clone(), |process| process.exec(exec.clone()));
-        HealthWatch { check, exec }
-    }))
 }
 
 /// What its image wants on the kernel's command line: what is there besides our words and the user's.
@@ -418,45 +394,38 @@ impl Vms {
         })?;
         let (mut of_image, mut name, mut process, mut cloud_init) = (Vec::new(), None, None, None);
         let own_kernel = ask.kernel.is_some();
-        match (&ask.image, image) {
-            (None, None) => {}
-            (Some(file), None) => {
-                let disk = disk_image::layer(Path::new(file), dir)?;
-                let (instance, found) = disk_image::boot(vec![disk], dir, own_kernel, &self.places)?;
-                if !own_kernel {
-                    machine.append = disk_image::words(&instance.append, ask.append.as_deref());
-                }
-                of_image = take(instance, ask, &mut machine);
-                (name, cloud_init) = (Some(file.clone()), found);
-            }
+        let own_disks = match (&ask.image, &image) {
+            (Some(file), None) => Some((vec![disk_image::layer(Path::new(file), dir)?], file)),
             (_, Some(image)) if image.manifest.boots_itself() => {
-                let disks = self.images.instantiate(&image, dir)?.disks;
-                let (instance, found) = disk_image::boot(disks, dir, own_kernel, &self.places)?;
-                if !own_kernel {
-                    machine.append = disk_image::words(&instance.append, ask.append.as_deref());
+                Some((self.images.instantiate(image, dir)?.disks, &image.name))
+            }
+            _ => None,
+        };
+        if let Some((disks, called)) = own_disks {
+            let (instance, found) = disk_image::boot(disks, dir, own_kernel, &self.places)?;
+            if !own_kernel {
+                machine.append = disk_image::words(&instance.append, ask.append.as_deref());
+            }
+            of_image = take(instance, ask, &mut machine);
+            (name, cloud_init) = (Some(called.clone()), found);
+        } else if let Some(image) = image {
+            let instance = self.images.instantiate(&image, dir)?;
+            let mounts = shares::boot_words(&ask.shares);
+            // A container is called what its host calls it.
+            let called = match &image.manifest.container {
+                Some(container) => {
+                    let volumes = container_ask::volume_words(ask, &container.process)?;
+                    format!("viv.hostname={} {volumes}", identity.name).trim_end().to_string()
                 }
-                of_image = take(instance, ask, &mut machine);
-                (name, cloud_init) = (Some(image.name), found);
-            }
-            (_, Some(image)) => {
-                let instance = self.images.instantiate(&image, dir)?;
-                let mounts = shares::boot_words(&ask.shares);
-                // A container is called what its host calls it.
-                let called = match &image.manifest.container {
-                    Some(container) => {
-                        let volumes = container_ask::volume_words(ask, &container.process)?;
-                        format!("viv.hostname={} {volumes}", identity.name).trim_end().to_string()
-                    }
-                    None => String::new(),
-                };
-                let own = ask.append.as_deref().unwrap_or_default();
-                let words = [APPEND_IMAGE, &instance.append, &called, &mounts, own];
-                let words = words.into_iter().filter(|words| !words.is_empty());
-                machine.append = words.collect::<Vec<_>>().join(" ");
-                of_image = take(instance, ask, &mut machine);
-                name = Some(image.name);
-                process = image.manifest.container.map(|container| container.process);
-            }
+                None => String::new(),
+            };
+            let own = ask.append.as_deref().unwrap_or_default();
+            let words = [APPEND_IMAGE, &instance.append, &called, &mounts, own];
+            let words = words.into_iter().filter(|words| !words.is_empty());
+            machine.append = words.collect::<Vec<_>>().join(" ");
+            of_image = take(instance, ask, &mut machine);
+            name = Some(image.name);
+            process = image.manifest.container.map(|container| container.process);
         }
         described::set_image_disks(&mut of_image, &ask.image_disks)?;
         machine.disks = of_image.into_iter().chain(disks).collect();
