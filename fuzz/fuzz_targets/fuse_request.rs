@@ -33,7 +33,9 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let directory = Directory::open(&place().join("inside"), first & 1 != 0).expect("it is there");
     let mut session = Session::new(&directory).expect("it can be shared");
     let mut reply = Vec::new();
-    while let Some(([what, node, len], more)) = rest.split_first_chunk::<3>().map(|(head, more)| (*head, more)) {
+    while let Some(([what, node, len], more)) =
+        rest.split_first_chunk::<3>().map(|(head, more)| (*head, more))
+    {
         let len = usize::from(len).min(more.len());
         let (body, more) = more.split_at(len);
         rest = more;

@@ -9,7 +9,11 @@ static SOUND: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let dir = env::temp_dir().join(format!("viv-fuzz-guest-disk-{}", process::id()));
     let boot = dir.join("tree/boot/grub");
     fs::create_dir_all(&boot).unwrap();
-    fs::write(boot.join("grub.cfg"), "menuentry a {\nlinux /boot/vmlinuz-1 ro\ninitrd /boot/initrd.img-1\n}\n").unwrap();
+    fs::write(
+        boot.join("grub.cfg"),
+        "menuentry a {\nlinux /boot/vmlinuz-1 ro\ninitrd /boot/initrd.img-1\n}\n",
+    )
+    .unwrap();
     fs::write(dir.join("tree/boot/vmlinuz-1"), vec![1; 5000]).unwrap();
     fs::write(dir.join("tree/boot/initrd.img-1"), vec![2; 20_000]).unwrap();
     let image = dir.join("image");
@@ -26,8 +30,7 @@ static SOUND: LazyLock<Vec<u8>> = LazyLock::new(|| {
 });
 
 /// Where it is not zero.
-static USED: LazyLock<Vec<usize>> =
-    LazyLock::new(|| (0..SOUND.len()).filter(|at| SOUND[*at] != 0).collect());
+static USED: LazyLock<Vec<usize>> = LazyLock::new(|| (0..SOUND.len()).filter(|at| SOUND[*at] != 0).collect());
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     viv_guestfs::trial::read_partitions(data);

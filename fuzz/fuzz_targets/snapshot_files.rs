@@ -26,7 +26,8 @@ fn layer(dir: &Path, name: &str, bytes: u64, data: &mut &[u8]) -> Option<String>
     let file = File::create(dir.join(name)).ok()?;
     let _ = file.set_len(bytes.min(4 << 20) / 512 * 512);
     let has_map = number(data) % 3 != 0;
-    let map: Vec<u8> = (0..number(data) % 300).map(|at| data.get(at as usize).copied().unwrap_or(0)).collect();
+    let map: Vec<u8> =
+        (0..number(data) % 300).map(|at| data.get(at as usize).copied().unwrap_or(0)).collect();
     let _ = fs::write(dir.join(map_file(name)), &map);
     has_map.then(|| sum(&map))
 }
@@ -40,7 +41,8 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
 
     let mut data = data;
     let bytes = number(&mut data);
-    let sums: Vec<u8> = (0..number(&mut data) % 600).map(|at| data.get(at as usize).copied().unwrap_or(0)).collect();
+    let sums: Vec<u8> =
+        (0..number(&mut data) % 600).map(|at| data.get(at as usize).copied().unwrap_or(0)).collect();
     let _ = fs::write(dir.join(sums_file("memory")), &sums);
     let map = layer(&dir, "memory", bytes, &mut data);
     let mut below = Vec::new();
@@ -55,7 +57,8 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let rest = r#""format":2,"release":"0","id":"0","name":"n","created_unix_s":0,"vm":["0","v"],"paused_ns":0,"sections":[],"disks":[],"files":[]"#;
     let memory = serde_json::to_string(&memory).unwrap_or_default();
     let manifest: Manifest =
-        serde_json::from_str(&format!("{{{rest},\"machine\":{machine},\"memory\":{memory}}}")).expect("a manifest");
+        serde_json::from_str(&format!("{{{rest},\"machine\":{machine},\"memory\":{memory}}}"))
+            .expect("a manifest");
     let _ = manifest.data_bytes();
     if let Ok(memory) = open_memory(&manifest, &dir) {
         let _ = (memory.verify(), memory.read(0, &mut [0; 5000]), memory.read(bytes / 2, &mut [0; 9]));

@@ -43,13 +43,28 @@ fn made(checksums: bool) -> Vec<u8> {
         let output = output.unwrap_or_else(|error| panic!("{program} (e2fsprogs) is needed: {error}"));
         assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
     };
-    let features = if checksums { "64bit,metadata_csum,^has_journal" } else { "64bit,^metadata_csum,^has_journal" };
+    let features =
+        if checksums { "64bit,metadata_csum,^has_journal" } else { "64bit,^metadata_csum,^has_journal" };
     let path = |path: &std::path::Path| path.display().to_string();
     run(
         "mke2fs",
         &[
-            "-q", "-F", "-t", "ext4", "-b", "4096", "-N", "128", "-O", features, "-E", "lazy_itable_init=0", "-d",
-            &path(&dir.join("tree")), &path(&image), "1M",
+            "-q",
+            "-F",
+            "-t",
+            "ext4",
+            "-b",
+            "4096",
+            "-N",
+            "128",
+            "-O",
+            features,
+            "-E",
+            "lazy_itable_init=0",
+            "-d",
+            &path(&dir.join("tree")),
+            &path(&image),
+            "1M",
         ],
     );
     run("debugfs", &["-w", "-f", &path(&dir.join("script")), &path(&image)]);
@@ -68,7 +83,8 @@ static SOUND: LazyLock<[Sound; 2]> = LazyLock::new(|| {
         let kinds = layer.entries.iter().map(|entry| std::mem::discriminant(&entry.kind));
         // Every kind that there is, hard links and marks among them.
         assert_eq!(kinds.collect::<std::collections::HashSet<_>>().len(), 8, "{layer:?}");
-        let used = (0..image.len()).filter(|at| image[*at] != 0 && image[*at] != 7 && image[*at] != 9).collect();
+        let used =
+            (0..image.len()).filter(|at| image[*at] != 0 && image[*at] != 7 && image[*at] != 9).collect();
         (image, used)
     })
 });
