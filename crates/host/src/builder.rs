@@ -15,7 +15,6 @@ use std::time::Duration;
 use viv_api::agent::Exec;
 use viv_api::runner::{CONSOLE, RunnerSpec};
 use viv_api::socket;
-use viv_api::timestamp::Timestamp;
 use viv_api::vm::{OnReboot, Process};
 use viv_model::{End, Fault, MachineSpec};
 
@@ -72,27 +71,7 @@ impl BuilderVm<'_> {
         for (number, nic) in (0..).zip(&mut machine.nics) {
             (nic.id, nic.mac) = (number, card(id, number));
         }
-        let record = VmRecord {
-            id: id.to_string(),
-            name: "builder".to_string(),
-            created_at: Timestamp::now(),
-            image: None,
-            append: None,
-            machine: machine.clone(),
-            groups: Vec::new(),
-            labels: Vec::new(),
-            on_reboot: OnReboot::End,
-            remove: true,
-            command: None,
-            entrypoint: None,
-            health: Default::default(),
-            volumes: Vec::new(),
-            boots_itself: false,
-            process: None,
-            started_at: None,
-            attended_by: None,
-            snapshot: None,
-        };
+        let record = VmRecord::new(id, "builder", machine.clone());
         let ports = machine.nics.iter().map(|nic| self.networks.plug(&record, nic, &[]));
         Ok(ports.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
     }

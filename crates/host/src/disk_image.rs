@@ -53,10 +53,11 @@ pub(crate) fn boot(
     own_kernel: bool,
     places: &Places,
 ) -> Result<(Instance, Option<CloudInit>), Fault> {
-    let cloud_init = disks.iter().filter_map(|disk| open(disk).ok()).find_map(|guest| guest.cloud_init());
+    let guests: Vec<_> = disks.iter().map(open).collect();
+    let cloud_init = guests.iter().flatten().find_map(Guest::cloud_init);
     let (kernel, initrd, append) = match own_kernel {
         true => (PathBuf::new(), None, String::new()),
-        false => find(disks.iter(), &|guest, boot| extract(guest, boot, dir, &places.boot()))?,
+        false => find(guests, &|guest, boot| extract(guest, boot, dir, &places.boot()))?,
     };
     Ok((Instance { kernel, initrd, append, disks }, cloud_init))
 }
@@ -68,7 +69,7 @@ pub(crate) fn look_again(record: &mut VmRecord, dir: &Path, places: &Places) -> 
         let text = format!("VM {:?} has no disk to boot from any more", record.name);
         return Err(Fault::new(Kind::Conflict, text, "give it one, or make it anew: viv run IMAGE"));
     }
-    let found = find(own.into_iter(), &|guest, boot| extract(guest, boot, dir, &places.boot()));
+    let found = find(own.into_iter().map(open), &|guest, boot| extract(guest, boot, dir, &places.boot()));
     let (kernel, initrd, append) = found?;
     record.machine.kernel = kernel;
     record.machine.initrd = initrd;
@@ -77,13 +78,13 @@ pub(crate) fn look_again(record: &mut VmRecord, dir: &Path, places: &Places) -> 
 }
 
 /// Does something with the first of these disks that has a kernel; if none has, the first says why.
-pub(crate) fn find<'a, T>(
-    disks: impl Iterator<Item = &'a DiskSpec>,
+pub(crate) fn find<T>(
+    disks: impl IntoIterator<Item = Result<Guest, Fault>>,
     act: &dyn Fn(&Guest, &Boot) -> Result<T, Fault>,
 ) -> Result<T, Fault> {
     let mut why = None;
     for disk in disks {
-        let found = open(disk).and_then(|guest| {
+        let found = disk.and_then(|guest| {
             let boot = guest.boot()?;
             Ok((guest, boot))
         });
@@ -106,7 +107,8 @@ pub(crate) fn words(append: &str, user: Option<&str>) -> String {
         .join(" ")
 }
 
-fn open(disk: &DiskSpec) -> Result<Guest, Fault> {
+/// What is on a disk.
+pub(crate) fn open(disk: &DiskSpec) -> Result<Guest, Fault> {
     Ok(Guest::open(viv_block::open(&Source { read_only: true, ..Source::of(disk) })?)?)
 }
 

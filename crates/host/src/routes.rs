@@ -411,7 +411,7 @@ fn shown(image: &images::Image) -> Image {
         size_bytes: image.size_bytes,
         created_at: Timestamp { unix_s },
         summary: image.summary.clone(),
-        process: image.manifest.container.as_ref().map(|container| container.process.clone()),
+        process: image.manifest.process().cloned(),
         cpus: image.manifest.usual.cpus,
         memory_mib: image.manifest.usual.memory_mib,
     }

@@ -3,7 +3,7 @@ use crate::container_ask;
 use crate::described;
 use crate::disk_image;
 use crate::guest_commands::{health_watch, main_command};
-use crate::images::{Images, Instance};
+use crate::images::{Image, Images, Instance};
 use crate::names;
 use crate::networks::Networks;
 use crate::places::Places;
@@ -17,7 +17,6 @@ use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use viv_api::image::ImageProcess;
 use viv_api::info::KvmState;
 use viv_api::runner::{Ask as RunnerAsk, RESUME, RunnerSpec};
 use viv_api::socket;
@@ -310,21 +309,23 @@ impl Vms {
         let name = self.name(ask.name.as_deref())?;
         let id = names::identity().map_err(no_random)?;
         let dir = self.places.vms().join(&id);
-        let container = ask.image.as_deref().and_then(|image| self.process_of(image));
-        container_ask::check(&ask, container.as_ref())?;
-        let ports = container.map(|process| container_ask::all_ports(&ask, &process)).transpose()?;
+        let image = match (&ask.image, &ask.kernel) {
+            (None, Some(_)) => None,
+            (Some(file), _) if disk_image::is_file(file) => None,
+            (image, _) => Some(self.images.get(image.as_deref().unwrap_or(viv_api::image::DEFAULT))?),
+        };
+        let process = image.as_ref().and_then(|image| image.manifest.process()).cloned();
+        container_ask::check(&ask, process.as_ref())?;
+        let ports = process.as_ref().map(|process| container_ask::all_ports(&ask, process)).transpose()?;
         let ask = VmCreate { ports: ports.unwrap_or_else(|| ask.ports.clone()), ..ask };
-        let made = self.machine_of(&ask, &Identity { id: &id, name: &name }, &dir).and_then(
-            |(image, process, machine)| {
+        let boots_itself = image.as_ref().is_some_and(|image| image.manifest.boots_itself());
+        let made = self.machine_of(&ask, image, &Identity { id: &id, name: &name }, &dir).and_then(
+            |(image, machine)| {
                 ask.health.over(process.as_ref().and_then(|process| process.health.as_ref()))?;
                 let mut record = VmRecord {
-                    boots_itself: image.as_ref().is_some_and(|image| self.boots_itself(image)),
-                    id: id.clone(),
-                    name: name.clone(),
-                    created_at: Timestamp::now(),
+                    boots_itself,
                     append: ask.append.clone().filter(|_| image.is_some()),
                     image,
-                    machine,
                     groups: secgroups::distinct(&ask.groups)?,
                     labels: ask.labels.clone(),
                     on_reboot: ask.on_reboot,
@@ -334,9 +335,7 @@ impl Vms {
                     entrypoint: ask.entrypoint.clone(),
                     health: ask.health.clone(),
                     volumes: ask.volumes.clone(),
-                    started_at: None,
-                    attended_by: None,
-                    snapshot: None,
+                    ..VmRecord::new(&id, &name, machine)
                 };
                 let _turn = self.networks.hold();
                 record.groups.iter().try_for_each(|group| self.networks.groups.find(group).map(drop))?;
@@ -357,18 +356,14 @@ impl Vms {
         })
     }
 
-    /// The image's name, what runs in it and the machine for what was asked. Copies of the image's disks go into `dir`.
+    /// The image's name and the machine for what was asked; `image` is the one of the store. Copies of its disks go into `dir`.
     fn machine_of(
         &self,
         ask: &VmCreate,
+        image: Option<Image>,
         identity: &Identity<'_>,
         dir: &Path,
-    ) -> Result<(Option<String>, Option<ImageProcess>, MachineSpec), Fault> {
-        let image = match (&ask.image, &ask.kernel) {
-            (None, Some(_)) => None,
-            (Some(file), _) if disk_image::is_file(file) => None,
-            (image, _) => Some(self.images.get(image.as_deref().unwrap_or(viv_api::image::DEFAULT))?),
-        };
+    ) -> Result<(Option<String>, MachineSpec), Fault> {
         let ask = &with_usual(ask, image.as_ref());
         let mut machine = ask.machine();
         machine.append = ask.append.clone().unwrap_or_else(|| APPEND_OWN.to_string());
@@ -392,7 +387,7 @@ impl Vms {
             path: dir.to_path_buf(),
             source,
         })?;
-        let (mut of_image, mut name, mut process, mut cloud_init) = (Vec::new(), None, None, None);
+        let (mut of_image, mut name, mut cloud_init) = (Vec::new(), None, None);
         let own_kernel = ask.kernel.is_some();
         let own_disks = match (&ask.image, &image) {
             (Some(file), None) => Some((vec![disk_image::layer(Path::new(file), dir)?], file)),
@@ -412,9 +407,9 @@ impl Vms {
             let instance = self.images.instantiate(&image, dir)?;
             let mounts = shares::boot_words(&ask.shares);
             // A container is called what its host calls it.
-            let called = match &image.manifest.container {
-                Some(container) => {
-                    let volumes = container_ask::volume_words(ask, &container.process)?;
+            let called = match image.manifest.process() {
+                Some(process) => {
+                    let volumes = container_ask::volume_words(ask, process)?;
                     format!("viv.hostname={} {volumes}", identity.name).trim_end().to_string()
                 }
                 None => String::new(),
@@ -425,7 +420,6 @@ impl Vms {
             machine.append = words.collect::<Vec<_>>().join(" ");
             of_image = take(instance, ask, &mut machine);
             name = Some(image.name);
-            process = image.manifest.container.map(|container| container.process);
         }
         described::set_image_disks(&mut of_image, &ask.image_disks)?;
         machine.disks = of_image.into_iter().chain(disks).collect();
@@ -433,17 +427,12 @@ impl Vms {
             let user = cloud_init.as_ref().and_then(|found| found.default_user.as_deref());
             machine.disks.push(seed::make(&ask.cloud_init, identity, user, &self.places, dir)?);
         }
-        Ok((name, process, machine))
+        Ok((name, machine))
     }
 
-    /// What runs in an image of containers, if it is one and is there.
-    pub(crate) fn process_of(&self, image: &str) -> Option<ImageProcess> {
-        self.images.get(image).ok()?.manifest.container.map(|container| container.process)
-    }
-
-    /// Whether VMs of an image of the store boot the kernel that is on their disks.
-    pub(crate) fn boots_itself(&self, image: &str) -> bool {
-        !disk_image::is_file(image) && self.images.get(image).is_ok_and(|image| image.manifest.boots_itself())
+    /// An image of the store, if it is there.
+    pub(crate) fn image(&self, name: &str) -> Option<Image> {
+        if disk_image::is_file(name) { None } else { self.images.get(name).ok() }
     }
 
     /// Starts a VM that has no process.
@@ -679,7 +668,7 @@ impl Vms {
 }
 
 /// What was asked for, with what its image has for those who say nothing.
-fn with_usual(ask: &VmCreate, image: Option<&crate::images::Image>) -> VmCreate {
+fn with_usual(ask: &VmCreate, image: Option<&Image>) -> VmCreate {
     let usual = image.map(|image| image.manifest.usual).unwrap_or_default();
     let most = ask.memory_max_mib.unwrap_or(u64::MAX);
     VmCreate {

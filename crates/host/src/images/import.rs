@@ -90,7 +90,9 @@ pub(super) fn import(
             ..DiskSpec::default()
         })
         .collect();
-    match disk_image::find(specs.iter(), &|_, boot| Ok(format!("{} ({})", boot.title, boot.kernel))) {
+    match disk_image::find(specs.iter().map(disk_image::open), &|_, boot| {
+        Ok(format!("{} ({})", boot.title, boot.kernel))
+    }) {
         Ok(boots) => imported.boots = Some(boots),
         Err(fault) => imported.left.push(format!(
             "booting: {}; it can be run with a kernel of yours: viv run --kernel FILE {name}",

@@ -140,6 +140,11 @@ impl Manifest {
         }
     }
 
+    /// What runs in it, if it is an image of containers.
+    pub fn process(&self) -> Option<&ImageProcess> {
+        self.container.as_ref().map(|container| &container.process)
+    }
+
     /// Whether its VMs boot the kernel that is on their disks.
     pub fn boots_itself(&self) -> bool {
         self.kernel.is_none() && self.container.is_none() && !self.disks.is_empty()

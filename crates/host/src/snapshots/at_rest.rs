@@ -81,10 +81,9 @@ impl Snapshots {
                 image: manifest.image.as_deref(),
                 machine: &machine,
                 append: append_of(&machine, append),
-                boots_itself: manifest
-                    .image
-                    .as_deref()
-                    .is_some_and(|image| is_file(image) || self.vms.boots_itself(image)),
+                boots_itself: manifest.image.as_deref().is_some_and(|image| {
+                    is_file(image) || self.vms.image(image).is_some_and(|image| image.manifest.boots_itself())
+                }),
             };
             match manifest.frozen_file_systems {
                 // Their journals are read by nobody but the guest.

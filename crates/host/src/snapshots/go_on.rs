@@ -10,7 +10,6 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use viv_api::runner::RESUME;
 use viv_api::snapshot::{SnapshotCreate, SnapshotRestore, VmFork, VmRollback};
-use viv_api::timestamp::Timestamp;
 use viv_api::vm::{Vm, VmStart};
 use viv_block::{CreateOptions, Qcow2};
 use viv_model::{DiskContent, DiskFormat, DiskSpec, Fault, Kind, MachineSpec, Manifest, NetKind, PortSpec};
@@ -35,26 +34,18 @@ impl Snapshots {
 
     /// What is known of the VM before it has a machine.
     pub(super) fn record(&self, manifest: &Manifest, ask: &SnapshotRestore) -> Result<VmRecord, Fault> {
+        let id = names::identity().map_err(io_fault("read", Path::new("/dev/urandom")))?;
+        let name = self.vms.name(ask.name.as_deref())?;
+        let image = manifest.image.as_ref().and_then(|image| self.vms.image(image));
         Ok(VmRecord {
-            id: names::identity().map_err(io_fault("read", Path::new("/dev/urandom")))?,
-            name: self.vms.name(ask.name.as_deref())?,
-            created_at: Timestamp::now(),
             image: manifest.image.clone(),
-            entrypoint: None,
-            health: Default::default(),
-            volumes: Vec::new(),
-            process: manifest.image.as_ref().and_then(|image| self.vms.process_of(image)),
-            boots_itself: manifest.image.as_ref().is_some_and(|image| self.vms.boots_itself(image)),
-            machine: manifest.machine.clone(),
-            on_reboot: Default::default(),
+            process: image.as_ref().and_then(|image| image.manifest.process()).cloned(),
+            boots_itself: image.is_some_and(|image| image.manifest.boots_itself()),
             remove: ask.remove,
-            command: None,
-            started_at: None,
-            attended_by: None,
             snapshot: manifest.parent.clone(),
-            append: None,
             groups: manifest.groups.clone(),
             labels: manifest.labels.clone(),
+            ..VmRecord::new(&id, &name, manifest.machine.clone())
         })
     }
 

@@ -46,11 +46,10 @@ impl Snapshots {
                 format!("use: viv run -d {template}"),
             ));
         }
-        ask.health
-            .over(manifest.image.as_ref().and_then(|image| self.vms.process_of(image)?.health).as_ref())?;
-        self.verify_disks(&dir, &manifest)?;
         let restore = SnapshotRestore { name: ask.name.clone(), remove: ask.remove, ports: Vec::new() };
         let mut record = self.record(&manifest, &restore)?;
+        ask.health.over(record.process.as_ref().and_then(|process| process.health.as_ref()))?;
+        self.verify_disks(&dir, &manifest)?;
         record = VmRecord {
             snapshot: Some(manifest.id.clone()),
             on_reboot: ask.on_reboot,

@@ -69,6 +69,33 @@ pub struct VmRecord {
     pub snapshot: Option<String>,
 }
 
+impl VmRecord {
+    /// A VM with this machine, described now, and nothing else.
+    pub(crate) fn new(id: &str, name: &str, machine: MachineSpec) -> VmRecord {
+        VmRecord {
+            id: id.to_string(),
+            name: name.to_string(),
+            created_at: Timestamp::now(),
+            image: None,
+            append: None,
+            machine,
+            groups: Vec::new(),
+            labels: Vec::new(),
+            on_reboot: OnReboot::default(),
+            remove: false,
+            command: None,
+            entrypoint: None,
+            volumes: Vec::new(),
+            health: HealthAsk::default(),
+            process: None,
+            started_at: None,
+            attended_by: None,
+            boots_itself: false,
+            snapshot: None,
+        }
+    }
+}
+
 /// Why the store did not do it.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -144,39 +171,26 @@ pub(crate) mod conformance {
     use viv_model::Accel;
 
     pub(crate) fn record(id: &str, name: &str, unix_s: u64) -> VmRecord {
+        let machine = MachineSpec {
+            cpus: 1,
+            memory_mib: 64,
+            memory_max_mib: None,
+            accel: Accel::Auto,
+            soft: Default::default(),
+            kernel: "/boot/vmlinuz".into(),
+            initrd: None,
+            append: String::new(),
+            disks: Vec::new(),
+            shares: Vec::new(),
+            nics: Vec::new(),
+            console_ports: Vec::new(),
+        };
         VmRecord {
-            id: id.into(),
-            name: name.into(),
             created_at: Timestamp { unix_s },
             image: Some("default".into()),
             append: Some("quiet".into()),
-            machine: MachineSpec {
-                cpus: 1,
-                memory_mib: 64,
-                memory_max_mib: None,
-                accel: Accel::Auto,
-                soft: Default::default(),
-                kernel: "/boot/vmlinuz".into(),
-                initrd: None,
-                append: String::new(),
-                disks: Vec::new(),
-                shares: Vec::new(),
-                nics: Vec::new(),
-                console_ports: Vec::new(),
-            },
-            groups: Vec::new(),
-            labels: Vec::new(),
-            process: None,
-            entrypoint: None,
-            health: Default::default(),
-            volumes: Vec::new(),
             on_reboot: OnReboot::Restart,
-            remove: false,
-            boots_itself: false,
-            command: None,
-            started_at: None,
-            attended_by: None,
-            snapshot: None,
+            ..VmRecord::new(id, name, machine)
         }
     }
 
