@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use viv_api::agent::Exec;
 use viv_api::image::{ImageCommit, Progress};
 use viv_api::timestamp::Timestamp;
-use viv_model::{Accel, End, Fault, Kind, MachineSpec, NetKind, NicSpec};
+use viv_model::{End, Fault, Kind, MachineSpec, NetKind, NicSpec};
 
 /// Raise it when what this file and its scripts make changes.
 const REVISION: u32 = 1;
@@ -33,7 +33,10 @@ const BASE: &str = "debian-base";
 const EXTRA: [&str; 2] = ["usr-is-merged", "apt"];
 /// Its settings, of those of the full Debian.
 const SETTINGS: [&str; 3] = ["etc/machine-id", "etc/default/locale", "etc/dpkg/dpkg.cfg.d/viv-slim"];
-const CONFIGURE_BASE: &str = include_str!("configure_base.sh");
+/// Around the configuring of the base: nothing is started meanwhile (policy-rc.d, invoke-rc.d(8)).
+const NO_SERVICES: &str =
+    "set -e\nprintf '#!/bin/sh\\nexit 101\\n' > /usr/sbin/policy-rc.d\nchmod 755 /usr/sbin/policy-rc.d\n";
+const SERVICES_AGAIN: &str = "rm -f /usr/sbin/policy-rc.d\n";
 const INSTALL: &str = include_str!("install.sh");
 const CLEAN: &str = include_str!("clean.sh");
 /// Before a command of the user's: its number. The network's name server has come, or will not.
@@ -215,7 +218,14 @@ impl Build<'_> {
         stack.add(self.store, &layer, &data, self.watcher)?;
         stack.note(note("packages"), created);
         let lines = Lines::new(self.watcher).counting("configuring packages in a VM", unpacked);
-        let done = self.in_vm(&stack, &[CONFIGURE_BASE, CLEAN].concat(), epoch, None, false, lines)?;
+        let done = self.in_vm(
+            &stack,
+            &[NO_SERVICES, super::CONFIGURE, SERVICES_AGAIN, CLEAN].concat(),
+            epoch,
+            None,
+            false,
+            lines,
+        )?;
         done.map_err(|(status, lines)| {
             lines.fault(&format!("configuring the packages ended with status {status}"))
         })?;
@@ -387,25 +397,10 @@ impl Build<'_> {
             disks.push(instance::joined(&dir.join("packages.vmdk"), &extents)?);
         }
         let host = instance::instantiate(self.store, self.host, &dir)?;
+        let append = format!("{} viv.hostname=builder", instance::BOOT);
         let nic = NicSpec { net: NetKind::User { host: false }, ..NicSpec::default() };
-        let spec = MachineSpec {
-            // The same on every host: what asks for it gets the same answer.
-            cpus: 1,
-            memory_mib: 1024,
-            memory_max_mib: None,
-            accel: Accel::Auto,
-            soft: Default::default(),
-            kernel: host.kernel,
-            initrd: host.initrd,
-            append: format!(
-                "console=ttyS0 quiet loglevel=4 panic=-1 reboot=k cryptomgr.notests {} viv.hostname=builder",
-                instance::BOOT
-            ),
-            disks,
-            shares: Vec::new(),
-            nics: if network { vec![nic] } else { Vec::new() },
-            console_ports: Vec::new(),
-        };
+        let nics = if network { vec![nic] } else { Vec::new() };
+        let spec = MachineSpec { nics, ..super::builder(host.kernel, host.initrd, &append, disks) };
         // All that is said comes in its order.
         let mut exec = Exec::new(["/bin/sh".to_string(), "-c".to_string(), format!("exec 2>&1\n{script}")]);
         let epoch = epoch.to_string();

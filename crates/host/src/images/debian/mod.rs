@@ -3,7 +3,7 @@
 //! ```text
 //! packages ─► tree of files + dpkg's database                   tree.rs, dpkg.rs   (this host)
 //!          ─► ext4 by the distribution's own mke2fs              disk.rs            (this host, out of the tree)
-//!          ─► `dpkg --configure -a`, settings                    configure.sh       (a VM with the agent as init)
+//!          ─► `dpkg --configure -a`, settings                    configure.sh, settings.sh (a VM with the agent as init)
 //! ```
 //!
 //! Only what must run as root of that Debian runs in a VM, because a VM on the software CPU is slow.
@@ -84,8 +84,17 @@ const MODULES: [&str; 30] = [
     "nls_iso8859_1",
 ];
 
-/// Runs in the VM, on the disk.
+/// Runs in a VM, in the place of the packages.
 const CONFIGURE: &str = include_str!("configure.sh");
+/// Runs once, as the only program of the builder VM, with the new disk as its root.
+const CONFIGURE_DISK: &str = concat!(
+    "#!/bin/sh\n",
+    "export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C LANG=C\n",
+    "export DEBIAN_FRONTEND=noninteractive DEBCONF_NONINTERACTIVE_SEEN=true DEBCONF_NOWARNINGS=yes\n",
+    "export SYSTEMD_OFFLINE=1 SYSTEMD_LOG_LEVEL=err\n",
+    include_str!("configure.sh"),
+    include_str!("settings.sh"),
+);
 
 /// The settings of the image: path, mode, text.
 const FILES: [(&str, u32, &str); 12] = [
@@ -126,7 +135,7 @@ const FILES: [(&str, u32, &str); 12] = [
     ),
     // Nothing is started while packages are configured; removed at the end (policy-rc.d, invoke-rc.d(8)).
     ("usr/sbin/policy-rc.d", 0o755, "#!/bin/sh\nexit 101\n"),
-    ("viv-configure", 0o755, CONFIGURE),
+    ("viv-configure", 0o755, CONFIGURE_DISK),
 ];
 
 /// The packages of the disk.
@@ -215,6 +224,24 @@ pub(super) fn build(inputs: Inputs<'_>, vm: &dyn RunVm, watcher: &dyn Watcher) -
     Ok(disk)
 }
 
+/// The machine of a builder VM, the same on every host: what asks for it gets the same answer.
+fn builder(kernel: PathBuf, initrd: Option<PathBuf>, append: &str, disks: Vec<DiskSpec>) -> MachineSpec {
+    MachineSpec {
+        cpus: 1,
+        memory_mib: 1024,
+        memory_max_mib: None,
+        accel: Accel::Auto,
+        soft: Default::default(),
+        kernel,
+        initrd,
+        append: format!("console=ttyS0 quiet loglevel=4 panic=-1 reboot=k cryptomgr.notests {append}"),
+        disks,
+        shares: Vec::new(),
+        nics: Vec::new(),
+        console_ports: Vec::new(),
+    }
+}
+
 /// Has the packages configured in a VM.
 fn configure(
     inputs: &Inputs<'_>,
@@ -223,22 +250,9 @@ fn configure(
     vm: &dyn RunVm,
     watcher: &dyn Watcher,
 ) -> Result<(), Fault> {
-    let spec = MachineSpec {
-        cpus: 1,
-        memory_mib: 1024,
-        memory_max_mib: None,
-        accel: Accel::Auto,
-        soft: Default::default(),
-        kernel: inputs.kernel.to_path_buf(),
-        initrd: Some(inputs.initrd.to_path_buf()),
-        append: format!(
-            "console=ttyS0 quiet loglevel=4 panic=-1 reboot=k cryptomgr.notests {APPEND} viv.task=/viv-configure"
-        ),
-        disks: vec![DiskSpec { path: disk.to_path_buf(), read_only: false, ..DiskSpec::default() }],
-        shares: Vec::new(),
-        nics: Vec::new(),
-        console_ports: Vec::new(),
-    };
+    let disk = DiskSpec { path: disk.to_path_buf(), read_only: false, ..DiskSpec::default() };
+    let (kernel, initrd) = (inputs.kernel.to_path_buf(), Some(inputs.initrd.to_path_buf()));
+    let spec = builder(kernel, initrd, &format!("{APPEND} viv.task=/viv-configure"), vec![disk]);
     let mut console = Console { total, watcher, done: 0, line: Vec::new(), lines: Vec::new() };
     console.report();
     // A build that hangs is understood by what was said last.
