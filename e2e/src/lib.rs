@@ -94,6 +94,40 @@ pub fn page_of(vm: &str, whose: &str) -> String {
     exec(vm, &format!("timeout 60 wget -qO- http://{whose}/")).out
 }
 
+/// What a program of the host prints, which must succeed; `cargo xtask test` installs it.
+#[track_caller]
+pub fn tool(program: &str, words: &[&str]) -> String {
+    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
+    let output = Command::new(program).args(words).env("PATH", path).output();
+    let output = output.unwrap_or_else(|error| panic!("{program}: {error}; cargo xtask test installs it"));
+    assert!(output.status.success(), "{program} {words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// An empty directory, removed when the test ends, however it ends.
+pub struct Directory(pub PathBuf);
+
+impl Directory {
+    /// Makes it, in the place of one that an earlier process of this number left.
+    pub fn new(name: &str) -> Directory {
+        let path = std::env::temp_dir().join(format!("viv-e2e-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path).unwrap();
+        Directory(path)
+    }
+
+    /// The path of something in it.
+    pub fn path(&self, name: &str) -> String {
+        self.0.join(name).display().to_string()
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
 /// Removes a network when the test ends, however it ends; its VMs must be gone by then.
 pub struct Network(pub &'static str);
 

@@ -4,32 +4,10 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
-use viv_e2e::{exec, run, start, until};
+use viv_e2e::{Directory, exec, run, start, until};
 
 const UUID: &str = "11111111-2222-3333-4444-555555555555";
 const BOOT: Duration = Duration::from_secs(300);
-
-/// A directory that goes away with its test.
-struct Directory(PathBuf);
-
-impl Directory {
-    fn new(name: &str) -> Directory {
-        let path = std::env::temp_dir().join(format!("viv-cloud-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&path);
-        fs::create_dir_all(&path).unwrap();
-        Directory(path)
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -74,7 +52,7 @@ fn disk(tree: &Path, mib: u32, image: &Path) {
 fn tiny(dir: &Directory) -> PathBuf {
     let default = start("e2e-cloud-kernel", &[]);
     let machine = &inspect(default.0)["machine"];
-    let tree = dir.file("tree");
+    let tree = dir.0.join("tree");
     fs::create_dir_all(tree.join("boot/grub")).unwrap();
     fs::create_dir_all(tree.join("etc/cloud")).unwrap();
     fs::copy(machine["kernel"].as_str().unwrap(), tree.join("boot/vmlinuz-1")).unwrap();
@@ -82,7 +60,7 @@ fn tiny(dir: &Directory) -> PathBuf {
     fs::write(tree.join("boot/grub/grub.cfg"), grub("marker=1")).unwrap();
     fs::write(tree.join("etc/cloud/cloud.cfg"), "system_info:\n  default_user:\n    name: tiny\n").unwrap();
     symlink("boot/vmlinuz-1", tree.join("vmlinuz")).unwrap();
-    let image = dir.file("tiny.raw");
+    let image = dir.0.join("tiny.raw");
     disk(&tree, 64, &image);
     image
 }
@@ -99,7 +77,7 @@ fn a_disk_is_booted_by_its_own_kernel_written_to_by_nobody_and_found_by_cloud_in
     let dir = Directory::new("tiny");
     let image = tiny(&dir);
     let before = fs::read(&image).unwrap();
-    let key = dir.file("key.pub");
+    let key = dir.0.join("key.pub");
     fs::write(&key, "ssh-ed25519 AAAATEST me@here\n").unwrap();
     let options = ["--net", "user", "--ssh-key", text(&key), text(&image)];
     let vm = start("e2e-cloud", &options);
@@ -152,12 +130,12 @@ fn a_disk_is_booted_by_its_own_kernel_written_to_by_nobody_and_found_by_cloud_in
 #[test]
 fn a_disk_that_cannot_be_booted_says_what_to_do() {
     let dir = Directory::new("refused");
-    let empty = dir.file("empty.raw");
+    let empty = dir.0.join("empty.raw");
     fs::write(&empty, vec![0; 1 << 20]).unwrap();
     let refused = run(&["run", "-d", text(&empty)], "");
     assert_eq!(refused.status, 2, "{refused:?}");
     assert!(refused.err.contains("needs firmware") && refused.err.contains("--kernel"), "{refused:?}");
-    let missing = run(&["run", "-d", text(&dir.file("none.qcow2"))], "");
+    let missing = run(&["run", "-d", text(&dir.0.join("none.qcow2"))], "");
     assert_eq!(missing.status, 3, "{missing:?}");
     let command = run(&["run", text(&empty), "--", "true"], "");
     assert!(command.status == 2 && command.err.contains("viv ssh"), "{command:?}");
@@ -203,7 +181,7 @@ fn cloud_init_of_a_debian_has_the_user_the_key_the_name_and_the_network() {
     drop(vm);
 
     // The user's own data, key and network configuration.
-    let (data, network, key) = (dir.file("user-data.yaml"), dir.file("network.yaml"), dir.file("id"));
+    let (data, network, key) = (dir.0.join("user-data.yaml"), dir.0.join("network.yaml"), dir.0.join("id"));
     fs::write(&data, "#cloud-config\nwrite_files:\n- path: /etc/told\n  content: by viv\n").unwrap();
     let own = format!(
         "version: 1\nconfig:\n- type: physical\n  name: {card}\n  subnets:\n  - {{type: static, address: 10.0.2.15/24, gateway: 10.0.2.2}}\n"
@@ -231,7 +209,7 @@ fn succeeds(command: &mut Command) {
 }
 
 fn debian(dir: &Directory) -> PathBuf {
-    let tree = dir.file("debian");
+    let tree = dir.0.join("debian");
     let packages = "systemd-sysv,udev,dbus,linux-image-cloud-amd64,cloud-init,cloud-guest-utils,e2fsprogs,openssh-server,sudo,\
                     iproute2,isc-dhcp-client,ifupdown,netplan.io";
     let version = fs::read_to_string("/etc/os-release").unwrap_or_default();
@@ -265,7 +243,7 @@ fn debian(dir: &Directory) -> PathBuf {
             fs::remove_file(file.path()).unwrap();
         }
     }
-    let (raw, image) = (dir.file("debian.raw"), dir.file("debian.qcow2"));
+    let (raw, image) = (dir.0.join("debian.raw"), dir.0.join("debian.qcow2"));
     disk(&tree, 1500, &raw);
     succeeds(Command::new("qemu-img").args(["convert", "-O", "qcow2", text(&raw), text(&image)]));
     fs::remove_file(raw).unwrap();

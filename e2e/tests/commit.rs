@@ -2,45 +2,15 @@
 use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
-use viv_e2e::{Snapshot, Vm, run, until};
+use viv_e2e::{Directory, Snapshot, Vm, run, tool, until};
 
 const WAIT: Duration = Duration::from_secs(120);
 
-/// A directory that goes away.
-struct Dir(PathBuf);
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-impl Dir {
-    fn new(name: &str) -> Dir {
-        let dir = std::env::temp_dir().join(format!("viv-e2e-{}-{name}", std::process::id()));
-        let _ = fs::remove_dir_all(&dir);
-        fs::create_dir_all(&dir).unwrap();
-        Dir(dir)
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.join(name).display().to_string()
-    }
-}
-
-fn tool(program: &str, words: &[&str]) -> String {
-    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
-    let output = Command::new(program).args(words).env("PATH", path).output();
-    let output = output.unwrap_or_else(|error| panic!("{program}: {error}; cargo xtask test installs it"));
-    assert!(output.status.success(), "{program} {words:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
 /// An image with busybox and some files; its reference.
-fn image(dir: &Dir) -> String {
+fn image(dir: &Directory) -> String {
     let root = dir.0.join("root");
     fs::create_dir_all(root.join("bin")).unwrap();
     fs::create_dir_all(root.join("etc")).unwrap();
@@ -109,7 +79,7 @@ impl Drop for Registry {
 }
 
 impl Registry {
-    fn start(dir: &Dir) -> Registry {
+    fn start(dir: &Directory) -> Registry {
         // Whoever takes this port before the registry does makes it end at once: another one, then.
         for _ in 0..10 {
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -141,7 +111,7 @@ impl Registry {
 
 #[test]
 fn a_vm_becomes_an_image_that_others_have_as_it_was() {
-    let dir = Dir::new("commit");
+    let dir = Directory::new("commit");
     let base = image(&dir);
     let _vm = Vm("e2e-commit");
     run(&["run", "-d", "--name", "e2e-commit", &base, "sleep", "100000"], "").ok();

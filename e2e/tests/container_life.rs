@@ -3,33 +3,15 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
-use viv_e2e::{Vm, run, until};
+use viv_e2e::{Directory, Vm, run, tool, until};
 
 const WAIT: Duration = Duration::from_secs(120);
 
-/// A directory that goes away.
-struct Dir(PathBuf);
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-fn tool(program: &str, words: &[&str]) -> String {
-    let output =
-        Command::new(program).args(words).output().unwrap_or_else(|error| panic!("{program}: {error}"));
-    assert!(output.status.success(), "{program} {words:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
 /// What docker would have saved: busybox, and this configuration. Its reference.
-fn image(name: &str, config: serde_json::Value) -> (Dir, String) {
-    let dir = std::env::temp_dir().join(format!("viv-e2e-{}-{name}", std::process::id()));
-    let _ = fs::remove_dir_all(&dir);
+fn image(name: &str, config: serde_json::Value) -> (Directory, String) {
+    let directory = Directory::new(name);
+    let dir = &directory.0;
     let root = dir.join("root");
     fs::create_dir_all(root.join("bin")).unwrap();
     fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
@@ -43,7 +25,7 @@ fn image(name: &str, config: serde_json::Value) -> (Dir, String) {
     fs::write(root.join("data/of-image"), "of the image\n").unwrap();
     fs::write(root.join("data/gone"), "").unwrap();
     fs::set_permissions(root.join("data"), fs::Permissions::from_mode(0o750)).unwrap();
-    let path = |file: &str| dir.join(file).display().to_string();
+    let path = |file: &str| directory.path(file);
     let (from, layer) = (path("root"), path("layer.tar"));
     tool("tar", &["-C", &from, "--owner=0", "--group=0", "--exclude=./data", "-cf", &layer, "."]);
     tool("tar", &["-C", &from, "--owner=7", "--group=7", "-rf", &layer, "./data"]);
@@ -56,7 +38,7 @@ fn image(name: &str, config: serde_json::Value) -> (Dir, String) {
     fs::write(dir.join("manifest.json"), manifest.to_string()).unwrap();
     tool("tar", &["-C", &path(""), "-cf", &path("saved.tar"), "manifest.json", "config.json", "layer.tar"]);
     let reference = format!("docker-archive:{}", path("saved.tar"));
-    (Dir(dir), reference)
+    (directory, reference)
 }
 
 fn inspected(vm: &str) -> serde_json::Value {

@@ -3,33 +3,20 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::Duration;
-use viv_e2e::{Snapshot, Vm, run, until};
+use viv_e2e::{Directory, Snapshot, Vm, run, tool, until};
 
 const WAIT: Duration = Duration::from_secs(120);
 
-/// A layout with images, in a directory that goes away.
-struct Layout(PathBuf);
-
-impl Drop for Layout {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-fn tool(program: &str, words: &[&str]) {
-    let output = Command::new(program).args(words).output();
-    let output = output.unwrap_or_else(|error| panic!("{program}: {error}; cargo xtask test installs it"));
-    assert!(output.status.success(), "{program} {words:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
+/// A layout with images.
+struct Layout(Directory);
 
 impl Layout {
     /// Images `base`, and `app` with a layer more.
     fn make(name: &str) -> Layout {
-        let dir = std::env::temp_dir().join(format!("viv-e2e-{}-{name}", std::process::id()));
-        let _ = fs::remove_dir_all(&dir);
+        let directory = Directory::new(name);
+        let dir = &directory.0;
         let (layout, root, more) = (dir.join("layout"), dir.join("root"), dir.join("more"));
         fs::create_dir_all(root.join("bin")).unwrap();
         fs::create_dir_all(root.join("etc")).unwrap();
@@ -76,11 +63,11 @@ impl Layout {
         ];
         let image = image("app");
         tool("umoci", &[&["config", "--image", &image], &settings[..]].concat());
-        Layout(dir)
+        Layout(directory)
     }
 
     fn image(&self, tag: &str) -> String {
-        format!("oci:{}:{tag}", self.0.join("layout").display())
+        format!("oci:{}:{tag}", self.0.path("layout"))
     }
 }
 
@@ -117,7 +104,7 @@ fn an_image_runs_as_its_configuration_says() {
     assert_eq!(run(&["run", "--rm", &base, "echo", "-n", "--rm"], "").ok().out, "--rm");
     let bare = run(&["run", "--rm", &base], "");
     assert!(bare.status == 2 && bare.err.contains("does not say what runs"), "{bare:?}");
-    let dir = layout.0.join("more");
+    let dir = layout.0.0.join("more");
     let shared = format!("{}:/data/in:ro", dir.display());
     assert_eq!(
         run(&["run", "--rm", "-v", &shared, &base, "cat", "/data/in/added"], "").ok().out,
@@ -206,7 +193,7 @@ fn what_is_no_image_or_damaged_is_refused_and_leaves_nothing() {
     refused("127.0.0.1:1/a:1", 1, "cannot be reached");
     refused("deban", 3, "did you mean debian");
     // A bit of the largest blob, which is a layer.
-    let blobs = fs::read_dir(layout.0.join("layout/blobs/sha256")).unwrap().flatten();
+    let blobs = fs::read_dir(layout.0.0.join("layout/blobs/sha256")).unwrap().flatten();
     let largest = blobs.max_by_key(|entry| entry.metadata().unwrap().len()).unwrap().path();
     let mut bytes = fs::read(&largest).unwrap();
     let middle = bytes.len() / 2;

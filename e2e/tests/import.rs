@@ -3,33 +3,10 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use viv_e2e::{Vm, exec, run, start};
+use viv_e2e::{Directory, Vm, exec, run, start, tool};
 
 const UUID: &str = "11111111-2222-3333-4444-666666666666";
 const MIB: u64 = 1 << 20;
-
-/// A directory that goes away with its test.
-struct Directory(PathBuf);
-
-impl Directory {
-    fn new(name: &str) -> Directory {
-        let path = std::env::temp_dir().join(format!("viv-import-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&path);
-        fs::create_dir_all(&path).unwrap();
-        Directory(path)
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.join(name).display().to_string()
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 /// An image that goes away with its test.
 struct Image(&'static str);
@@ -46,14 +23,6 @@ impl Drop for Image {
     fn drop(&mut self) {
         let _ = run(&["image", "rm", self.0], "");
     }
-}
-
-fn tool(program: &str, words: &[&str]) -> String {
-    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
-    let output = Command::new(program).args(words).env("PATH", path).output();
-    let output = output.unwrap_or_else(|error| panic!("{program}: {error}; cargo xtask test installs it"));
-    assert!(output.status.success(), "{program} {words:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 fn json(text: &str) -> serde_json::Value {

@@ -1,10 +1,9 @@
 //! What a guest with a raw socket sends in others' names reaches nobody. And ten VMs of a network find each other.
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
-use viv_e2e::{Network, Outcome, Vm, run, until, viv};
+use viv_e2e::{Directory, Network, Outcome, Vm, run, until, viv};
 
 const WAIT: Duration = Duration::from_secs(120);
 /// What is in every frame that must not arrive, and in the one that must.
@@ -39,15 +38,6 @@ int main(void) {
     return 0;
 }
 "#;
-
-/// A directory that is gone when the test is over.
-struct Dir(PathBuf);
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 struct Capture(Child);
 
@@ -202,8 +192,7 @@ fn lies(own: Known, victim: Known, third: Ipv4Addr) -> Vec<Vec<u8>> {
 
 #[test]
 fn thirty_kinds_of_lies_from_a_raw_socket_reach_nobody() {
-    let dir = Dir(std::env::temp_dir().join(format!("viv-e2e-spoof-{}", std::process::id())));
-    fs::create_dir_all(&dir.0).unwrap();
+    let dir = Directory::new("spoof");
     let source = dir.0.join("sender.c");
     fs::write(&source, SENDER).unwrap();
     let built =
