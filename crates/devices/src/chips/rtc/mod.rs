@@ -238,7 +238,8 @@ impl Rtc {
         if self.b() & b::HOURS_24 != 0 {
             return self.encode(hour);
         }
-        let twelve = (hour + 11) % 12 + 1;
+        // An hour of a saved state may be any.
+        let twelve = (hour % 12 + 11) % 12 + 1;
         self.encode(twelve) | if hour >= 12 { PM } else { 0 }
     }
 
@@ -472,6 +473,14 @@ mod tests {
         assert_eq!(time(&mut rtc, 0), [20, 26, 11, 21, 7, 0x80 | 8, 36, 7]);
         set(&mut rtc, reg::B, 0, 0);
         assert_eq!(get(&mut rtc, reg::HOURS, 4 * 3600 * NS_PER_S), 0x12, "midnight is 12 AM");
+    }
+
+    #[test]
+    fn any_hour_of_a_saved_state_is_shown() {
+        let mut rtc = Rtc::new(THEN);
+        let stopped = Calendar { hour: 255, ..rtc.calendar(0) };
+        (rtc.stopped, rtc.cmos[usize::from(reg::B)]) = (Some(stopped), b::SET | b::BINARY);
+        assert_eq!(get(&mut rtc, reg::HOURS, 0), 3 | PM);
     }
 
     #[test]
