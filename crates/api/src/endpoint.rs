@@ -40,6 +40,8 @@ pub enum Answer {
     Lines,
     /// Plain bytes, as they happen.
     Bytes,
+    /// Server-sent events, as they happen (WHATWG HTML, 9.2).
+    Events,
     /// `101 Switching Protocols`: from then on a byte stream both ways.
     Stream,
 }
@@ -49,6 +51,12 @@ pub enum Answer {
 pub enum Route {
     /// See [`TABLE`]; so for all of them.
     Info,
+    /// What happens.
+    Events,
+    /// How much VMs may have.
+    LimitsGet,
+    /// Let VMs have more or less.
+    LimitsSet,
     /// List VMs.
     VmList,
     /// Create a VM.
@@ -222,13 +230,34 @@ pub const UPGRADE: &str = "vivarium-stream";
 /// Every endpoint.
 pub const TABLE: &[Endpoint] = &[
     line(Route::Info, Method::Get, "/v1/info", Answer::Json, "the service and its host (Info)"),
+    line(
+        Route::Events,
+        Method::Get,
+        "/v1/events",
+        Answer::Events,
+        "what happens, in order: after ?since=REVISION (or 10m, 2h), ?follow=true goes on, of ?event=KIND,… and ?of=NAME (Event…)",
+    ),
+    line(
+        Route::LimitsGet,
+        Method::Get,
+        "/v1/limits",
+        Answer::Json,
+        "how much of the host VMs may have, and have (HostLimits)",
+    ),
+    line(
+        Route::LimitsSet,
+        Method::Post,
+        "/v1/limits",
+        Answer::Json,
+        "let VMs have so much from now on (Limits -> HostLimits)",
+    ),
     line(Route::VmList, Method::Get, "/v1/vms", Answer::Json, "all VMs, oldest first ([Vm])"),
     line(
         Route::VmCreate,
         Method::Post,
         "/v1/vms",
         Answer::Json,
-        "describe a VM, start it if asked to (VmCreate -> Vm)",
+        "describe a VM, start it if asked to; ?dry-run=true only says what it would be (VmCreate -> Vm)",
     ),
     line(
         Route::VmGet,
@@ -756,6 +785,7 @@ mod tests {
                 Answer::Json => "JSON",
                 Answer::Lines => "JSON lines",
                 Answer::Bytes => "bytes",
+                Answer::Events => "events",
                 Answer::Stream => "stream",
             };
             table.push_str(&format!("| `{method} {path}` | {answer} | {summary} |\n"));

@@ -12,21 +12,28 @@
 //! ends by itself when it has nothing to do. Start reading at [`service`].
 #![forbid(unsafe_code)]
 
+mod admission;
 mod builder;
 mod container_ask;
+mod creation;
 mod described;
 mod disk_image;
+mod disks;
+mod events;
 mod guest_commands;
 mod http;
 pub mod images;
 mod info;
+mod keep;
 mod kernel;
+mod limits;
 mod names;
 mod networks;
 mod pcapng;
 pub mod places;
 mod plugs;
 mod ports;
+mod precondition;
 mod routes;
 mod runners;
 mod secgroups;

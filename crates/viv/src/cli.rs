@@ -100,6 +100,10 @@ pub(crate) enum Verb {
     Capture(verbs::capture::Args),
     /// Say which VMs and addresses may reach a VM
     Secgroup(verbs::secgroup::Args),
+    /// Show what has happened, and what happens
+    Events(verbs::events::Args),
+    /// Show and set how much of this host VMs may have
+    Limits(verbs::limits::Args),
     /// Show the service, the host and what its KVM is worth
     Info(verbs::info::Args),
     /// Print a script by which a shell completes commands, with the names of VMs
@@ -112,8 +116,7 @@ pub(crate) enum Verb {
     /// What the last word of a command line may become
     #[command(hide = true)]
     Complete(verbs::complete::Args),
-    /// The host service; commands start it when they need it
-    #[command(hide = true)]
+    /// The host service, which commands start when they need it: here it stays until it is ended, for VMs that are to run again
     Serve(verbs::serve::Args),
     /// One VM's process; the service starts it
     #[command(hide = true)]

@@ -9,6 +9,7 @@ pub(crate) mod completions;
 pub(crate) mod console;
 pub(crate) mod create;
 pub(crate) mod disk;
+pub(crate) mod events;
 pub(crate) mod exec;
 mod health;
 pub(crate) mod images;
@@ -16,6 +17,7 @@ pub(crate) mod import;
 pub(crate) mod info;
 pub(crate) mod inspect;
 pub(crate) mod lifecycle;
+pub(crate) mod limits;
 pub(crate) mod logs;
 pub(crate) mod man;
 pub(crate) mod network;
@@ -132,6 +134,8 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
         Verb::Push(args) => carry::push(&context, args),
         Verb::Export(args) => carry::export(&context, args),
         Verb::Import(args) => import::run(&context, args),
+        Verb::Events(args) => events::run(&context, args),
+        Verb::Limits(args) => limits::run(&context, args),
         Verb::Info(args) => info::run(&context, args),
         Verb::Serve(_)
         | Verb::Runner(_)
