@@ -8,10 +8,17 @@ pub(crate) struct Args {
     /// For a command: end when there is nothing to do, and be quiet if another one runs already
     #[arg(long, hide = true)]
     on_demand: bool,
+    /// Serve the whole host: state in /var/lib/vivarium, sockets in /run/vivarium (root)
+    #[arg(long)]
+    system: bool,
+    /// End a service that runs already, and take its place; VMs run on
+    #[arg(long)]
+    replace: bool,
 }
 
 pub(crate) fn run(args: Args) -> Result<u8, Fault> {
-    let outcome = viv_host::serve(Places::find()?, !args.on_demand);
+    let places = if args.system { Places::system().made()? } else { Places::find()? };
+    let outcome = viv_host::serve(places, !args.on_demand, args.replace);
     match outcome {
         Err(fault) if args.on_demand && fault.kind == Kind::Conflict => Ok(fault.kind.exit_status()),
         Err(fault) if args.on_demand => {
