@@ -49,6 +49,8 @@ pub enum Answer {
 pub enum Route {
     /// See [`TABLE`]; so for all of them.
     Info,
+    /// This contract.
+    OpenApi,
     /// List VMs.
     VmList,
     /// Create a VM.
@@ -222,6 +224,7 @@ pub const UPGRADE: &str = "vivarium-stream";
 /// Every endpoint.
 pub const TABLE: &[Endpoint] = &[
     line(Route::Info, Method::Get, "/v1/info", Answer::Json, "the service and its host (Info)"),
+    line(Route::OpenApi, Method::Get, "/v1/openapi.json", Answer::Json, "this contract, as OpenAPI 3.1"),
     line(Route::VmList, Method::Get, "/v1/vms", Answer::Json, "all VMs, oldest first ([Vm])"),
     line(
         Route::VmCreate,
@@ -706,6 +709,15 @@ pub enum NoRoute {
     Path,
     /// One has this path, with another method.
     Method,
+}
+
+/// The methods that a path takes, for `Allow:` (RFC 9110 §10.2.1).
+pub fn allowed(path: &str) -> Vec<Method> {
+    let found: Vec<&Endpoint> = TABLE.iter().filter(|line| matches(line.path, path).is_some()).collect();
+    let variables = |line: &&Endpoint| line.path.matches('{').count();
+    // A path that is written out goes before one with a variable in its place.
+    let fewest = found.iter().map(variables).min();
+    found.iter().filter(|line| Some(variables(line)) == fewest).map(|line| line.method).collect()
 }
 
 /// The endpoint for a request line, and the decoded segments in the places of `{…}`.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 /// The service and its host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Info {
     /// The version of the service.
     pub version: String,
@@ -24,6 +25,7 @@ pub struct Info {
 
 /// The service's process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Service {
     /// Its number.
     pub pid: u32,
@@ -35,6 +37,7 @@ pub struct Service {
 
 /// The machine that the service runs on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Host {
     /// Logical processors that we may use.
     pub cpus: u32,
@@ -48,6 +51,7 @@ pub struct Host {
 
 /// What KVM is worth on a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum KvmState {
     /// There is no `/dev/kvm`.
@@ -62,6 +66,7 @@ pub enum KvmState {
 
 /// What KVM was found to be worth.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Kvm {
     /// In a word.
     pub state: KvmState,
@@ -73,6 +78,7 @@ pub struct Kvm {
 
 /// Where state lives.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Places {
     /// Records, logs and disks of VMs.
     pub state: PathBuf,
@@ -84,6 +90,7 @@ pub struct Places {
 
 /// How many VMs there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VmCount {
     /// With a process.
     pub live: usize,

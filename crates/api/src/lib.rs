@@ -14,11 +14,14 @@
 pub mod agent;
 pub mod client;
 pub mod cloud;
+pub mod contract;
 mod encoding;
 pub mod endpoint;
 pub mod image;
 pub mod info;
 pub mod network;
+#[cfg(feature = "schema")]
+pub mod openapi;
 pub mod passed;
 pub mod port;
 mod process;

@@ -24,6 +24,7 @@ pub enum OnReboot {
 
 /// A process on this host, told from a later one with the same number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Process {
     /// Its number.
     pub pid: u32,
@@ -176,6 +177,7 @@ impl VmCreate {
 
 /// A start of a VM that exists.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct VmStart {
     /// The process whose end is the VM's end.
@@ -184,6 +186,7 @@ pub struct VmStart {
 
 /// How to stop a VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct VmStop {
     /// After how long it is killed, seconds.
@@ -194,6 +197,7 @@ pub struct VmStop {
 
 /// How much memory a running VM shall get by with.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct VmMemory {
     /// MiB; up to what it was started with.
@@ -202,6 +206,7 @@ pub struct VmMemory {
 
 /// The size in characters of the terminal that shows a VM's console.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ConsoleSize {
     /// Height.
@@ -212,6 +217,7 @@ pub struct ConsoleSize {
 
 /// Another size for a disk of a VM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct DiskSize {
     /// The new size, bytes.
@@ -222,6 +228,7 @@ pub struct DiskSize {
 
 /// How to kill a VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct VmKill {
     /// The status of the command that it was for.
@@ -230,6 +237,7 @@ pub struct VmKill {
 
 /// A VM. Its state is found out anew for each answer: from its record and its process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Vm {
     /// Its identity: 12 hexadecimal digits, for ever.
     pub id: String,

@@ -16,6 +16,7 @@ mod builder;
 mod container_ask;
 mod described;
 mod disk_image;
+mod door;
 mod guest_commands;
 mod http;
 pub mod images;

@@ -7,8 +7,7 @@ use crate::shares;
 use crate::streams;
 use crate::vms::absolute;
 use crate::works::{self, Reporter, defect, work};
-use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
+use hyper::body::Bytes;
 use hyper::{Request, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -16,7 +15,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, UNIX_EPOCH};
 use viv_api::agent;
-use viv_api::endpoint::{self, NoRoute, Route};
+use viv_api::contract;
+use viv_api::endpoint::{self, Route};
 use viv_api::image::{
     DiskExport, Image, ImageBuild, ImageCommit, ImageExport, ImageImport, ImagePush, ImageTag, Pruned,
 };
@@ -29,42 +29,29 @@ use viv_api::timestamp::Timestamp;
 use viv_api::vm::{ConsoleSize, Vm, VmCreate};
 use viv_model::{Ask, Fault, Kind};
 
-/// Most bytes of a request's body.
-const BODY_MAX: usize = 4 << 20;
-/// The longest that a request waits for an agent, seconds.
-const AGENT_WAIT_S_MAX: u64 = 3600;
+/// The contract: what `viv_api::openapi` makes of the table and the types.
+const OPENAPI: &str = include_str!("../../../docs/openapi.json");
 
-/// Answers one request.
+/// Answers one request, which [`crate::door`] has let in.
 pub(crate) async fn answer(
     service: Arc<Service>,
-    request: Request<Incoming>,
+    route: Route,
+    arguments: Vec<String>,
+    request: Request<Bytes>,
 ) -> Result<Response<Body>, Fault> {
-    let path = request.uri().path().to_string();
     let query = request.uri().query().unwrap_or_default().to_string();
-    let (endpoint, arguments) =
-        endpoint::find(request.method().as_str(), &path).map_err(|missed| match missed {
-            NoRoute::Path => Fault::new(
-                Kind::NotFound,
-                format!("the service has no endpoint {path}"),
-                "see the table of endpoints in the API's documentation",
-            ),
-            NoRoute::Method => Fault::new(
-                Kind::Usage,
-                format!("{path} does not take {}", request.method()),
-                "see the table of endpoints in the API's documentation",
-            ),
-        })?;
     let mut arguments = arguments.into_iter();
     let name = arguments.next().unwrap_or_default();
     let flag = |flag: &str| endpoint::query_value(&query, flag).is_some_and(|value| value != "false");
     let network = endpoint::query_value(&query, "network");
     let job = endpoint::query_value(&query, "job").unwrap_or_default();
     let vms = service.vms.clone();
-    match endpoint.route {
+    match route {
+        Route::OpenApi => Ok(http::document(OPENAPI)),
         Route::Info => blocking(move || info(&service)).await,
         Route::VmList => blocking(move || vms.list()).await,
         Route::VmCreate => {
-            let ask: VmCreate = body(request).await?;
+            let ask: VmCreate = body(&request)?;
             blocking(move || match &ask.image {
                 Some(image) if service.snapshots.is_template(image) => {
                     service.snapshots.create_from(image, &ask)
@@ -79,13 +66,13 @@ pub(crate) async fn answer(
             blocking(move || vms.remove(&name, force)).await
         }
         Route::VmStart => {
-            let ask = body(request).await?;
+            let ask = body(&request)?;
             blocking(move || vms.start(&name, &ask)).await
         }
         Route::VmPause => blocking(move || vms.step(&name, Ask::Pause)).await,
         Route::VmResume => blocking(move || vms.step(&name, Ask::Resume)).await,
         Route::VmDiskAttach => {
-            let disk = body(request).await?;
+            let disk = body(&request)?;
             blocking(move || vms.attach_disk(&name, &disk)).await
         }
         Route::VmDiskDetach => {
@@ -105,7 +92,7 @@ pub(crate) async fn answer(
             blocking(move || vms.detach_disk(&name, &disk)).await
         }
         Route::VmShareAttach => {
-            let share = body(request).await?;
+            let share = body(&request)?;
             shares::attach(vms, name, share).await.map(|vm| http::json(&vm))
         }
         Route::VmShareDetach => {
@@ -113,7 +100,7 @@ pub(crate) async fn answer(
             shares::detach(vms, name, share, flag("force")).await.map(|vm| http::json(&vm))
         }
         Route::VmNicAttach => {
-            let ask: NicAttach = body(request).await?;
+            let ask: NicAttach = body(&request)?;
             blocking(move || vms.attach_card(&name, ask)).await
         }
         Route::VmNicDetach => {
@@ -122,26 +109,26 @@ pub(crate) async fn answer(
         }
         Route::VmDiskLimits => {
             let disk = arguments.next().unwrap_or_default();
-            let limits = body(request).await?;
+            let limits = body(&request)?;
             blocking(move || vms.limit_disk(&name, &disk, limits)).await
         }
         Route::VmDiskSize => {
             let disk = arguments.next().unwrap_or_default();
-            let size = body(request).await?;
+            let size = body(&request)?;
             blocking(move || vms.resize_disk(&name, &disk, size)).await
         }
         Route::VmStop => {
-            let ask: viv_api::vm::VmStop = body(request).await?;
+            let ask: viv_api::vm::VmStop = body(&request)?;
             let (_, runner) = vms.find(&name)?;
             streams::ask_agent_to_power_off(runner);
             blocking(move || vms.stop(&name, &ask)).await
         }
         Route::VmMemory => {
-            let ask = body(request).await?;
+            let ask = body(&request)?;
             blocking(move || vms.resize_memory(&name, &ask)).await
         }
         Route::VmKill => {
-            let ask = body(request).await?;
+            let ask = body(&request)?;
             blocking(move || vms.kill(&name, &ask)).await
         }
         Route::VmWait => wait(&service, &name).await,
@@ -156,7 +143,7 @@ pub(crate) async fn answer(
             Ok(streams::switch(&service, request, there))
         }
         Route::VmConsoleSize => {
-            let size: ConsoleSize = body(request).await?;
+            let size: ConsoleSize = body(&request)?;
             let (_, runner) = vms.find(&name)?;
             let told = runner.clone();
             // The serial port knows no size: the agent sets its terminal's.
@@ -170,7 +157,7 @@ pub(crate) async fn answer(
             let (record, runner) = vms.find(&name)?;
             let seconds = |key| {
                 let value = endpoint::query_value(&query, key).and_then(|value| value.parse().ok());
-                Duration::from_secs(value.unwrap_or(0u64).min(AGENT_WAIT_S_MAX))
+                Duration::from_secs(value.unwrap_or(0u64).min(contract::AGENT_WAIT_S_MAX))
             };
             let there = streams::agent(&record.name, &runner, seconds("wait"), seconds("boot")).await?;
             Ok(streams::switch(&service, request, there))
@@ -189,7 +176,7 @@ pub(crate) async fn answer(
             Ok(streams::switch(&service, request, there))
         }
         Route::SnapshotCreate => {
-            let ask = body(request).await?;
+            let ask = body(&request)?;
             blocking(move || service.snapshots.create(&name, &ask)).await
         }
         Route::SnapshotList => blocking(move || service.snapshots.list()).await,
@@ -197,38 +184,38 @@ pub(crate) async fn answer(
         Route::SnapshotRemove => blocking(move || service.snapshots.remove(&name)).await,
         Route::SnapshotVerify => blocking(move || service.snapshots.verify(&name)).await,
         Route::SnapshotDiff => {
-            let ask: SnapshotOther = body(request).await?;
+            let ask: SnapshotOther = body(&request)?;
             blocking(move || service.snapshots.diff(&name, &ask.other)).await
         }
         Route::SnapshotExport => {
-            let ask = body(request).await?;
+            let ask = body(&request)?;
             blocking(move || service.snapshots.export(&name, &ask)).await
         }
         Route::SnapshotImport => {
-            let ask = body(request).await?;
+            let ask = body(&request)?;
             blocking(move || service.snapshots.import(&ask)).await
         }
         Route::VmRollback => {
-            let ask = body(request).await?;
+            let ask = body(&request)?;
             blocking(move || service.snapshots.roll_back(&name, &ask)).await
         }
         Route::SnapshotRestore => {
-            let ask = body(request).await?;
+            let ask = body(&request)?;
             blocking(move || service.snapshots.restore(&name, &ask)).await
         }
         Route::VmFork => {
-            let ask = body(request).await?;
+            let ask = body(&request)?;
             blocking(move || service.snapshots.fork(&name, &ask)).await
         }
         Route::NetworkList => blocking(move || vms.networks()).await,
         Route::NetworkCreate => {
-            let ask = body(request).await?;
+            let ask = body(&request)?;
             blocking(move || vms.create_network(&ask)).await
         }
         Route::NetworkGet => blocking(move || vms.network(&name)).await,
         Route::NetworkRemove => blocking(move || vms.remove_network(&name)).await,
         Route::NetworkConnect => {
-            let ask: NetworkConnect = body(request).await?;
+            let ask: NetworkConnect = body(&request)?;
             blocking(move || vms.connect(&name, &ask.vm)).await
         }
         Route::NetworkDisconnect => {
@@ -238,7 +225,7 @@ pub(crate) async fn answer(
         Route::PortList => blocking(move || vms.ports()).await,
         Route::PortGet => blocking(move || vms.port(&name, network.as_deref())).await,
         Route::PortLimits => {
-            let ask = body(request).await?;
+            let ask = body(&request)?;
             blocking(move || vms.limit_port(&name, network.as_deref(), ask)).await
         }
         Route::PortRebind => blocking(move || vms.rebind(&name, network.as_deref())).await,
@@ -250,13 +237,13 @@ pub(crate) async fn answer(
         }
         Route::SecGroupList => blocking(move || vms.secgroups()).await,
         Route::SecGroupCreate => {
-            let ask = body(request).await?;
+            let ask = body(&request)?;
             blocking(move || vms.create_secgroup(ask)).await
         }
         Route::SecGroupGet => blocking(move || vms.secgroup(&name)).await,
         Route::SecGroupRemove => blocking(move || vms.remove_secgroup(&name)).await,
         Route::SecGroupRuleAdd => {
-            let ask: RuleAdd = body(request).await?;
+            let ask: RuleAdd = body(&request)?;
             blocking(move || vms.add_rule(&name, &ask.rule)).await
         }
         Route::SecGroupRuleRemove => {
@@ -264,7 +251,7 @@ pub(crate) async fn answer(
             blocking(move || vms.remove_rule(&name, &number)).await
         }
         Route::SecGroupJoin => {
-            let ask: SecGroupJoin = body(request).await?;
+            let ask: SecGroupJoin = body(&request)?;
             blocking(move || vms.join(&name, &ask.vm, ask.network.as_deref())).await
         }
         Route::SecGroupLeave => {
@@ -272,41 +259,41 @@ pub(crate) async fn answer(
             blocking(move || vms.leave(&name, &vm, network.as_deref())).await
         }
         Route::Explain => {
-            let ask = body(request).await?;
+            let ask = body(&request)?;
             blocking(move || vms.explain(&ask)).await
         }
         Route::ImageList => {
             blocking(move || Ok(service.images.list()?.iter().map(shown).collect::<Vec<_>>())).await
         }
         Route::ImageBuild => {
-            let ask = body(request).await?;
+            let ask = body(&request)?;
             Ok(work(service, job, move |service, reporter| {
                 build_now(service, &name, &ask, reporter).map(|image| shown(&image))
             }))
         }
         Route::VmCommit => {
-            let ask: ImageCommit = body(request).await?;
+            let ask: ImageCommit = body(&request)?;
             Ok(work(service, job, move |service, reporter| {
                 works::commit(service, &name, &ask, reporter, shown)
             }))
         }
         Route::VmExport => {
-            let ask: DiskExport = body(request).await?;
+            let ask: DiskExport = body(&request)?;
             Ok(work(service, job, move |service, reporter| {
                 works::export_disk(service, &name, &ask, reporter)
             }))
         }
         Route::ImagePush => {
-            let ask: ImagePush = body(request).await?;
+            let ask: ImagePush = body(&request)?;
             Ok(work(service, job, move |service, reporter| service.images.push(&name, &ask, reporter)))
         }
         Route::ImageExport => {
-            let ask: ImageExport = body(request).await?;
+            let ask: ImageExport = body(&request)?;
             absolute(&ask.path)?;
             Ok(work(service, job, move |service, reporter| service.images.export(&name, &ask, reporter)))
         }
         Route::ImageImport => {
-            let ask: ImageImport = body(request).await?;
+            let ask: ImageImport = body(&request)?;
             absolute(&ask.path)?;
             Ok(work(service, job, move |service, reporter| service.images.import(&ask, reporter, &shown)))
         }
@@ -314,7 +301,7 @@ pub(crate) async fn answer(
         Route::ImageDetails => blocking(move || service.images.details(&name, &shown)).await,
         Route::ImageVerify => blocking(move || service.images.verify(&name)).await,
         Route::ImageTag => {
-            let ask: ImageTag = body(request).await?;
+            let ask: ImageTag = body(&request)?;
             blocking(move || Ok(shown(&service.images.tag(&name, &ask.name)?))).await
         }
         Route::ImagePrune => {
@@ -348,23 +335,28 @@ async fn blocking<T: Serialize + Send + 'static>(
 }
 
 /// The request's JSON body; an empty one is the default.
-async fn body<T: DeserializeOwned + Default>(request: Request<Incoming>) -> Result<T, Fault> {
+fn body<T: DeserializeOwned + Default>(request: &Request<Bytes>) -> Result<T, Fault> {
     let refused = |why: String| {
         Fault::new(
             Kind::Usage,
             format!("the request was not understood: {why}"),
-            "use the command of this version",
+            "see what it may say: GET /v1/openapi.json; or use the command of this version",
         )
     };
-    let bytes = Limited::new(request.into_body(), BODY_MAX)
-        .collect()
-        .await
-        .map_err(|error| refused(error.to_string()))?
-        .to_bytes();
-    if bytes.is_empty() {
+    if request.body().is_empty() {
         return Ok(T::default());
     }
-    serde_json::from_slice(&bytes).map_err(|error| refused(error.to_string()))
+    let mut unknown = None;
+    let mut reader = serde_json::Deserializer::from_slice(request.body());
+    let read = serde_ignored::deserialize(&mut reader, |path| {
+        unknown.get_or_insert_with(|| path.to_string());
+    });
+    let value = read.and_then(|value| reader.end().map(|()| value));
+    let value = value.map_err(|error| refused(error.to_string()))?;
+    match unknown {
+        Some(field) => Err(refused(format!("unknown field `{field}`"))),
+        None => Ok(value),
+    }
 }
 
 fn info(service: &Service) -> Result<Info, Fault> {

@@ -1,11 +1,10 @@
 //! The service's process: one at a time for each user, on a Unix socket, there only while it is needed.
 use crate::builder;
-use crate::http;
+use crate::door;
 use crate::images::Images;
 use crate::networks::Networks;
 use crate::places::Places;
 use crate::plugs::WatchedSwitch;
-use crate::routes;
 use crate::runners;
 use crate::snapshots::Snapshots;
 use crate::store::{DirectoryStore, StoreError};
@@ -280,9 +279,7 @@ async fn accept(service: Arc<Service>, listener: UnixListener) {
 async fn converse(service: Arc<Service>, socket: UnixStream, busy: Busy) {
     let handler = service_fn(|request: hyper::Request<Incoming>| {
         let service = service.clone();
-        async move {
-            Ok::<_, Infallible>(routes::answer(service, request).await.unwrap_or_else(|f| http::fault(&f)))
-        }
+        async move { Ok::<_, Infallible>(door::enter(service, request).await) }
     });
     let _ = hyper::server::conn::http1::Builder::new()
         .serve_connection(TokioIo::new(socket), handler)
