@@ -83,9 +83,9 @@ impl Route {
     pub fn role(self) -> Role {
         use Route::*;
         match self {
-            Info | OpenApi | VmList | VmGet | VmWait | VmStats | VmLogs | NetworkList | NetworkGet
-            | PortList | PortGet | SecGroupList | SecGroupGet | Explain | ImageList | ImageGet
-            | ImageDetails | SnapshotList | SnapshotGet => Role::Viewer,
+            Info | OpenApi | Metrics | VmList | VmGet | VmWait | VmStats | VmLogs | NetworkList
+            | NetworkGet | PortList | PortGet | SecGroupList | SecGroupGet | Explain | ImageList
+            | ImageGet | ImageDetails | SnapshotList | SnapshotGet => Role::Viewer,
             VmCreate | VmRemove | VmStart | VmPause | VmResume | VmStop | VmKill | VmMemory | VmConsole
             | VmConsoleSize | VmAgent | VmConnect | ImageBuild | ImageVerify | SnapshotCreate
             | SnapshotRemove | SnapshotVerify | SnapshotDiff | SnapshotRestore | VmRollback | VmFork

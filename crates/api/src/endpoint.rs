@@ -51,6 +51,8 @@ pub enum Route {
     Info,
     /// This contract.
     OpenApi,
+    /// What Prometheus reads.
+    Metrics,
     /// List VMs.
     VmList,
     /// Create a VM.
@@ -225,6 +227,13 @@ pub const UPGRADE: &str = "vivarium-stream";
 pub const TABLE: &[Endpoint] = &[
     line(Route::Info, Method::Get, "/v1/info", Answer::Json, "the service and its host (Info)"),
     line(Route::OpenApi, Method::Get, "/v1/openapi.json", Answer::Json, "this contract, as OpenAPI 3.1"),
+    line(
+        Route::Metrics,
+        Method::Get,
+        "/metrics",
+        Answer::Bytes,
+        "what the service and its VMs do, as Prometheus reads it (text format 0.0.4)",
+    ),
     line(Route::VmList, Method::Get, "/v1/vms", Answer::Json, "all VMs, oldest first ([Vm])"),
     line(
         Route::VmCreate,
@@ -787,7 +796,7 @@ mod tests {
             assert_eq!(found.route, endpoint.route, "{path}");
             assert_eq!(arguments.len(), endpoint.path.matches('{').count());
             assert!(arguments.iter().all(|argument| argument == "a b/ü"));
-            assert!(endpoint.path.starts_with("/v1/"));
+            assert!(endpoint.path.starts_with("/v1/") || endpoint.route == Route::Metrics);
         }
     }
 

@@ -67,7 +67,9 @@ impl Generators {
             VmGet | VmRemove | VmPause | VmResume | VmDiskDetach | VmShareDetach | VmNicDetach | VmWait
             | NetworkDisconnect | SecGroupLeave => self.shown::<Vm>(),
             VmStats => self.shown::<self::VmStats>(),
-            VmLogs | PortCapture | VmConsole | VmAgent | VmConnect => Types { ask: None, answer: None },
+            Metrics | VmLogs | PortCapture | VmConsole | VmAgent | VmConnect => {
+                Types { ask: None, answer: None }
+            }
             VmConsoleSize => self.of::<ConsoleSize, ()>(),
             NetworkList => self.shown::<Vec<Network>>(),
             NetworkCreate => self.of::<self::NetworkCreate, Network>(),
@@ -296,6 +298,7 @@ fn operation(endpoint: &Endpoint, types: Types) -> Value {
 fn bytes_media(route: Route) -> &'static str {
     match route {
         Route::PortCapture => "application/x-pcapng",
+        Route::Metrics => "text/plain; version=0.0.4; charset=utf-8",
         _ => "application/octet-stream",
     }
 }

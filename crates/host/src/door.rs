@@ -7,6 +7,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, UPGRADE};
 use hyper::{Request, Response, StatusCode};
 use std::sync::Arc;
+use std::time::Instant;
 use viv_api::endpoint::{self, Answer, Endpoint, NoRoute};
 use viv_model::{Fault, Kind};
 
@@ -18,18 +19,29 @@ const SEE: &str = "see the table of endpoints in the API's documentation, or GET
 /// A request that is not let in.
 pub(crate) type Refused = Response<Body>;
 
-/// Answers one request.
+/// Answers one request, and counts it.
 pub(crate) async fn enter(service: Arc<Service>, request: Request<Incoming>) -> Response<Body> {
-    let (endpoint, arguments) = match find(&request) {
-        Ok(found) => found,
-        Err(refused) => return refused,
+    let begin = Instant::now();
+    let found = find(&request);
+    let endpoint = found.as_ref().ok().map(|(endpoint, _)| *endpoint);
+    let answer = match found {
+        Ok((endpoint, arguments)) => pass(&service, endpoint, arguments, request).await,
+        Err(refused) => Err(refused),
     };
-    let request = match understood(endpoint, request).await {
-        Ok(request) => request,
-        Err(refused) => return refused,
-    };
-    let answer = routes::answer(service, endpoint.route, arguments, request).await;
-    answer.unwrap_or_else(|fault| http::fault(&fault))
+    let answer = answer.unwrap_or_else(|refused| refused);
+    service.metrics.answered(endpoint, answer.status().as_u16(), begin.elapsed());
+    answer
+}
+
+async fn pass(
+    service: &Arc<Service>,
+    endpoint: &'static Endpoint,
+    arguments: Vec<String>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Refused> {
+    let request = understood(endpoint, request).await?;
+    let answer = routes::answer(service.clone(), endpoint.route, arguments, request).await;
+    answer.map_err(|fault| http::fault(&fault))
 }
 
 /// The endpoint that is asked for.

@@ -92,6 +92,13 @@ pub(crate) fn document(text: &'static str) -> Response<Body> {
     whole(StatusCode::OK, text.into())
 }
 
+/// Text.
+pub(crate) fn text(text: String, media: &'static str) -> Response<Body> {
+    let mut answer = whole(StatusCode::OK, text.into());
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media));
+    answer
+}
+
 /// An error.
 pub(crate) fn fault(fault: &Fault) -> Response<Body> {
     let status = match fault.kind {

@@ -22,6 +22,7 @@ mod http;
 pub mod images;
 mod info;
 mod kernel;
+mod metrics;
 mod names;
 mod networks;
 mod pcapng;

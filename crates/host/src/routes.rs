@@ -2,6 +2,7 @@
 use crate::builder::BuilderVm;
 use crate::http::{self, Body};
 use crate::images::{self, Additions, Images, Options, Recipe, Watcher};
+use crate::metrics;
 use crate::service::Service;
 use crate::shares;
 use crate::streams;
@@ -47,6 +48,7 @@ pub(crate) async fn answer(
     let job = endpoint::query_value(&query, "job").unwrap_or_default();
     let vms = service.vms.clone();
     match route {
+        Route::Metrics => Ok(http::text(metrics::page(&service).await?, metrics::MEDIA)),
         Route::OpenApi => Ok(http::document(OPENAPI)),
         Route::Info => blocking(move || info(&service)).await,
         Route::VmList => blocking(move || vms.list()).await,

@@ -2,6 +2,7 @@
 use crate::builder;
 use crate::door;
 use crate::images::Images;
+use crate::metrics::Metrics;
 use crate::networks::Networks;
 use crate::places::Places;
 use crate::plugs::WatchedSwitch;
@@ -51,6 +52,7 @@ pub(crate) struct Service {
     pub(crate) work: Arc<AtomicUsize>,
     jobs: Mutex<HashMap<String, Arc<AtomicBool>>>,
     pub(crate) snapshots: Snapshots,
+    pub(crate) metrics: Metrics,
 }
 
 /// Something that keeps the service from ending.
@@ -167,6 +169,7 @@ async fn run(places: Places, listener: UnixListener) -> Result<(), Fault> {
         started_at: Timestamp::now(),
         work: Arc::default(),
         jobs: Mutex::default(),
+        metrics: Metrics::default(),
     });
     let connected = vms.clone();
     tokio::spawn(async move {

@@ -258,6 +258,22 @@ fn the_service_answers_as_its_document_says() {
             as_documented(&document, operation, &answer, &path);
         }
     }
+    let metrics = String::from_utf8(ask(&home, "GET", "/metrics", None).body).unwrap();
+    for line in [
+        "# TYPE viv_vm_cpu_seconds_total counter",
+        "viv_vms{state=\"running\"} 1",
+        "viv_http_requests_total{method=\"GET\",path=\"/v1/vms/{vm}\",status=\"200\"} 1",
+        "viv_http_request_duration_seconds_bucket{method=\"GET\",path=\"/v1/vms/{vm}\",le=\"+Inf\"} 2",
+        "process_resident_memory_bytes ",
+        "viv_vm_vcpu_seconds_total{id=",
+        "viv_vm_exits_total{id=",
+    ] {
+        assert!(metrics.lines().any(|found| found.starts_with(line)), "no {line} in {metrics}");
+    }
+    for line in metrics.lines().filter(|line| !line.starts_with('#')) {
+        let (name, value) = line.rsplit_once(' ').unwrap();
+        assert!(value.parse::<f64>().is_ok() && name.starts_with(['v', 'p']), "{line}");
+    }
     made("POST", "/v1/vms/{vm}/kill", "/v1/vms/web/kill", json!({"status": 3}));
 }
 
