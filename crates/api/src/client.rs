@@ -2,6 +2,7 @@
 //!
 //! The server is our own service on a Unix socket of the same user, so this knows just what that service
 //! sends; every length that it reads is bounded all the same.
+use crate::contract::host_thing;
 use crate::endpoint::{Route, UPGRADE};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -30,6 +31,13 @@ pub type Connect = dyn Fn() -> Result<UnixStream, Fault> + Send + Sync;
 /// Talks to a host service.
 pub struct Client {
     connect: Box<Connect>,
+    elsewhere: Option<Elsewhere>,
+}
+
+/// A service on another machine.
+struct Elsewhere {
+    host: String,
+    authorization: String,
 }
 
 /// What to ask for.
@@ -146,7 +154,36 @@ struct Head {
 impl Client {
     /// A client that reaches its service by `connect`.
     pub fn new(connect: Box<Connect>) -> Client {
-        Client { connect }
+        Client { connect, elsewhere: None }
+    }
+
+    /// The same, of a service on another machine: it is called by this name, and gets this token.
+    pub fn elsewhere(self, host: &str, token: Option<&str>) -> Client {
+        let authorization = token.map(|token| format!("Authorization: Bearer {token}\r\n"));
+        let authorization = authorization.unwrap_or_default();
+        Client { elsewhere: Some(Elsewhere { host: host.to_string(), authorization }), ..self }
+    }
+
+    /// Whether the service is on another machine, where files and processes of this one mean nothing.
+    pub fn is_elsewhere(&self) -> bool {
+        self.elsewhere.is_some()
+    }
+
+    /// Refuses what names files of this machine to a service on another one.
+    fn check(&self, request: &Request) -> Result<(), Fault> {
+        let Some(elsewhere) = &self.elsewhere else { return Ok(()) };
+        let arguments: Vec<String> = request.arguments.iter().map(|name| name.to_string()).collect();
+        match host_thing(request.route, &arguments, request.body.as_deref().unwrap_or_default()) {
+            None => Ok(()),
+            Some(what) => Err(Fault::new(
+                Kind::Usage,
+                format!(
+                    "this names {what} of this machine, which the host service at {} does not see",
+                    elsewhere.host
+                ),
+                "use what is in its store (viv images), run the command on that host, or here: viv --context local …",
+            )),
+        }
     }
 
     /// Asks and gives the JSON answer.
@@ -191,7 +228,8 @@ impl Client {
     /// Sends the request and reads the head of the answer, and not a byte more. A service that was just
     /// about to exit takes a connection and drops it unread: then another one is asked, once.
     fn ask(&self, request: &Request, upgrade: bool) -> Result<(Head, UnixStream), Fault> {
-        let bytes = encode(request, upgrade);
+        self.check(request)?;
+        let bytes = encode(request, upgrade, self.elsewhere.as_ref());
         let mut retried = false;
         loop {
             let mut socket = (self.connect)()?;
@@ -226,14 +264,18 @@ fn not_understood(why: &str) -> Fault {
     )
 }
 
-fn encode(request: &Request, upgrade: bool) -> Vec<u8> {
+fn encode(request: &Request, upgrade: bool, elsewhere: Option<&Elsewhere>) -> Vec<u8> {
     let method = request.route.endpoint().method;
     let mut head = format!("{method} {}", request.route.path(request.arguments));
     if !request.query.is_empty() {
         head.push('?');
         head.push_str(&request.query);
     }
-    head.push_str(" HTTP/1.1\r\nHost: vivarium\r\n");
+    let (host, authorization) = match elsewhere {
+        Some(elsewhere) => (elsewhere.host.as_str(), elsewhere.authorization.as_str()),
+        None => ("vivarium", ""),
+    };
+    head.push_str(&format!(" HTTP/1.1\r\nHost: {host}\r\n{authorization}"));
     match upgrade {
         true => head.push_str(&format!("Connection: upgrade\r\nUpgrade: {UPGRADE}\r\n")),
         false => head.push_str("Connection: close\r\n"),

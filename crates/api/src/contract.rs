@@ -55,6 +55,8 @@ pub enum Shape {
     Flag,
     /// A number of seconds, up to [`AGENT_WAIT_S_MAX`].
     Seconds,
+    /// A number from 1 to 100,000.
+    Count,
     /// Text of 1 to 255 bytes.
     Text,
 }
@@ -83,9 +85,9 @@ impl Route {
     pub fn role(self) -> Role {
         use Route::*;
         match self {
-            Info | OpenApi | Metrics | VmList | VmGet | VmWait | VmStats | VmLogs | NetworkList
-            | NetworkGet | PortList | PortGet | SecGroupList | SecGroupGet | Explain | ImageList
-            | ImageGet | ImageDetails | SnapshotList | SnapshotGet => Role::Viewer,
+            Info | OpenApi | Metrics | Authority | VmList | VmGet | VmWait | VmStats | VmLogs
+            | NetworkList | NetworkGet | PortList | PortGet | SecGroupList | SecGroupGet | Explain
+            | ImageList | ImageGet | ImageDetails | SnapshotList | SnapshotGet => Role::Viewer,
             VmCreate | VmRemove | VmStart | VmPause | VmResume | VmStop | VmKill | VmMemory | VmConsole
             | VmConsoleSize | VmAgent | VmConnect | ImageBuild | ImageVerify | SnapshotCreate
             | SnapshotRemove | SnapshotVerify | SnapshotDiff | SnapshotRestore | VmRollback | VmFork
@@ -95,7 +97,8 @@ impl Route {
             | NetworkConnect | NetworkDisconnect | PortLimits | PortRebind | PortCapture | SecGroupCreate
             | SecGroupRemove | SecGroupRuleAdd | SecGroupRuleRemove | SecGroupJoin | SecGroupLeave
             | ImageTag | ImagePrune | ImagePush | ImageExport | ImageImport | ImageRemove
-            | SnapshotExport | SnapshotImport => Role::Admin,
+            | SnapshotExport | SnapshotImport | TokenList | TokenCreate | TokenRemove | CertificateIssue
+            | AuditList | AuditVerify => Role::Admin,
         }
     }
 
@@ -119,6 +122,7 @@ impl Route {
                     ]
                 }
             }
+            AuditList => const { &[parameter("last", Shape::Count, "how many, at most")] },
             PortGet | PortLimits | PortRebind | PortCapture | SecGroupLeave => NETWORK,
             ImageBuild | VmCommit | VmExport | ImagePush | ImageExport | ImageImport => JOB,
             _ => &[],
@@ -197,11 +201,54 @@ impl Route {
                 Shape::Seconds => {
                     return refused(format!("{name}={value:?}: use a number from 0 to {AGENT_WAIT_S_MAX}"));
                 }
+                Shape::Count if value.parse().is_ok_and(|n: u32| (1..=100_000).contains(&n)) => {}
+                Shape::Count => return refused(format!("{name}={value:?}: use a number from 1 to 100000")),
                 Shape::Text if (1..=255).contains(&value.len()) => {}
                 Shape::Text => return refused(format!("{name} has {} bytes; use 1 to 255", value.len())),
             }
         }
         Ok(())
+    }
+}
+
+/// What of the host, besides VMs, a request names: its files, devices and processes are an admin's, and not another host's.
+pub fn host_thing(route: Route, arguments: &[String], body: &[u8]) -> Option<&'static str> {
+    use crate::image::is_disk_file;
+    use Route::*;
+    let in_file = |name: &str| {
+        is_disk_file(name)
+            || ["oci:", "oci-archive:", "docker-archive:"].iter().any(|way| name.starts_with(way))
+    };
+    match route {
+        VmCreate => {
+            let ask: crate::vm::VmCreate = serde_json::from_slice(body).unwrap_or_default();
+            let cards = ask.cards().unwrap_or_default();
+            let cloud = &ask.cloud_init;
+            let things = [
+                (ask.kernel.is_some() || ask.initrd.is_some(), "a kernel's file"),
+                (ask.image.as_deref().is_some_and(in_file), "an image's file"),
+                (!ask.disks.is_empty(), "a disk"),
+                (!ask.shares.is_empty(), "a directory"),
+                (cloud.user_data.is_some() || cloud.network_config.is_some(), "a file for cloud-init"),
+                (ask.console_ports.iter().any(|port| port.path.is_some()), "a console port's socket"),
+                (cards.iter().any(|card| card.net.is_of_kernel()), "a network interface"),
+                (ask.attended_by.is_some(), "a process"),
+            ];
+            things.into_iter().find_map(|(is_there, what)| is_there.then_some(what))
+        }
+        VmStart => {
+            let ask: crate::vm::VmStart = serde_json::from_slice(body).unwrap_or_default();
+            ask.attended_by.map(|_| "a process")
+        }
+        ImageBuild => {
+            let ask: crate::image::ImageBuild = serde_json::from_slice(body).unwrap_or_default();
+            let in_file = arguments.first().is_some_and(|name| in_file(name));
+            (ask.agent.is_some() || in_file).then_some("an image's file")
+        }
+        VmDiskAttach => Some("a disk"),
+        VmShareAttach => Some("a directory"),
+        VmExport | ImageExport | ImageImport | SnapshotExport | SnapshotImport => Some("a file"),
+        _ => None,
     }
 }
 
@@ -221,6 +268,29 @@ mod tests {
         }
         assert!(Role::ALL.is_sorted());
         assert!(Role::ALL.into_iter().all(|role| role.to_string().parse() == Ok(role)));
+    }
+
+    #[test]
+    fn what_is_the_hosts_is_told_by_its_name() {
+        let create = |text: &str| host_thing(Route::VmCreate, &[], text.as_bytes());
+        assert_eq!(create(r#"{"image": "debian", "net": "user", "ports": ["8080:80"]}"#), None);
+        assert_eq!(create(""), None);
+        for (text, what) in [
+            (r#"{"kernel": "/boot/vmlinuz"}"#, "a kernel's file"),
+            (r#"{"image": "/etc/shadow"}"#, "an image's file"),
+            (r#"{"disks": [{"path": "/dev/sda"}]}"#, "a disk"),
+            (r#"{"shares": [{"path": "/", "target": "/x"}]}"#, "a directory"),
+            (r#"{"cloud_init": {"user_data": "/etc/shadow"}}"#, "a file for cloud-init"),
+            (r#"{"console_ports": [{"name": "a", "path": "/tmp/a"}]}"#, "a console port's socket"),
+            (r#"{"net": "tap:tap0"}"#, "a network interface"),
+            (r#"{"nics": [{"net": "bridge:br0"}]}"#, "a network interface"),
+            (r#"{"attended_by": {"pid": 1, "start_ticks": 1}}"#, "a process"),
+        ] {
+            assert_eq!(create(text), Some(what), "{text}");
+        }
+        let pull = |name: &str| host_thing(Route::ImageBuild, &[name.to_string()], b"{}");
+        assert_eq!(pull("docker.io/library/nginx"), None);
+        assert!(pull("oci:/srv/images:x").is_some() && pull("oci-archive:/x.tar").is_some());
     }
 
     #[test]

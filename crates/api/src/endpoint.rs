@@ -53,6 +53,20 @@ pub enum Route {
     OpenApi,
     /// What Prometheus reads.
     Metrics,
+    /// Whom to trust.
+    Authority,
+    /// List tokens and certificates.
+    TokenList,
+    /// Make a token.
+    TokenCreate,
+    /// Take a token or certificate back.
+    TokenRemove,
+    /// Issue a client's certificate.
+    CertificateIssue,
+    /// What was done.
+    AuditList,
+    /// Whether what was done is all there.
+    AuditVerify,
     /// List VMs.
     VmList,
     /// Create a VM.
@@ -233,6 +247,55 @@ pub const TABLE: &[Endpoint] = &[
         "/metrics",
         Answer::Bytes,
         "what the service and its VMs do, as Prometheus reads it (text format 0.0.4)",
+    ),
+    line(
+        Route::Authority,
+        Method::Get,
+        "/v1/authority",
+        Answer::Json,
+        "where the service listens, and whose certificate its clients have to trust (Authority)",
+    ),
+    line(
+        Route::TokenList,
+        Method::Get,
+        "/v1/tokens",
+        Answer::Json,
+        "the tokens and certificates that were given out, without their secrets ([Pass])",
+    ),
+    line(
+        Route::TokenCreate,
+        Method::Post,
+        "/v1/tokens",
+        Answer::Json,
+        "make a token, which is shown this once (PassCreate -> TokenMade)",
+    ),
+    line(
+        Route::TokenRemove,
+        Method::Delete,
+        "/v1/tokens/{token}",
+        Answer::Json,
+        "take a token or a certificate back, at once (Pass)",
+    ),
+    line(
+        Route::CertificateIssue,
+        Method::Post,
+        "/v1/certificates",
+        Answer::Json,
+        "issue a client's certificate, whose key is shown this once (PassCreate -> CertificateMade)",
+    ),
+    line(
+        Route::AuditList,
+        Method::Get,
+        "/v1/audit",
+        Answer::Json,
+        "the last changes, consoles and commands, oldest first; ?last=N, 1000 if it is not said ([AuditEntry])",
+    ),
+    line(
+        Route::AuditVerify,
+        Method::Get,
+        "/v1/audit/verify",
+        Answer::Json,
+        "whether the audit log is whole and unchanged (AuditVerified)",
     ),
     line(Route::VmList, Method::Get, "/v1/vms", Answer::Json, "all VMs, oldest first ([Vm])"),
     line(

@@ -11,6 +11,7 @@
 //! in `host`. Start reading at [`endpoint`].
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod agent;
 pub mod client;
 pub mod cloud;

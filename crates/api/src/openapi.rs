@@ -1,5 +1,6 @@
 //! The contract as an OpenAPI 3.1 document: from the table of endpoints and the wire types, and nothing else.
 //! `docs/openapi.json` is what this gives (a test compares them), and what the service serves.
+use crate::access::*;
 use crate::client::ErrorBody;
 use crate::contract::{AGENT_WAIT_S_MAX, Shape};
 use crate::endpoint::{Answer, Endpoint, Route, TABLE, UPGRADE};
@@ -53,6 +54,13 @@ impl Generators {
         match route {
             Info => self.shown::<self::Info>(),
             OpenApi => Types { ask: None, answer: Some(schemars::json_schema!({"type": "object"})) },
+            Authority => self.shown::<self::Authority>(),
+            TokenList => self.shown::<Vec<Pass>>(),
+            TokenCreate => self.of::<PassCreate, TokenMade>(),
+            TokenRemove => self.shown::<Pass>(),
+            CertificateIssue => self.of::<PassCreate, CertificateMade>(),
+            AuditList => self.shown::<Vec<AuditEntry>>(),
+            AuditVerify => self.shown::<AuditVerified>(),
             VmList => self.shown::<Vec<Vm>>(),
             VmCreate => self.of::<self::VmCreate, Vm>(),
             VmStart => self.of::<self::VmStart, Vm>(),
@@ -213,7 +221,11 @@ fn at_home(document: &mut Value) {
 }
 
 /// What the paths are about, by their first segment.
-const TAGS: [(&str, &str); 12] = [
+const TAGS: [(&str, &str); 16] = [
+    ("authority", "whom to trust"),
+    ("tokens", "who may come over the network"),
+    ("certificates", "certificates of clients"),
+    ("audit", "what was done, and by whom"),
     ("info", "the service and its host"),
     ("openapi.json", "this document"),
     ("vms", "virtual machines"),
@@ -250,6 +262,7 @@ fn operation(endpoint: &Endpoint, types: Types) -> Value {
             Shape::Seconds => {
                 json!({"type": "integer", "minimum": 0, "maximum": AGENT_WAIT_S_MAX, "default": 0})
             }
+            Shape::Count => json!({"type": "integer", "minimum": 1, "maximum": 100_000, "default": 1000}),
             Shape::Text => json!({"type": "string", "minLength": 1, "maxLength": 63}),
         };
         json!({"name": known.name, "in": "query", "description": known.does, "schema": schema})

@@ -1,4 +1,6 @@
-//! What every request passes before it is answered: it is understood, or refused by the book (RFC 9110), and its body read.
+//! What every request passes before it is answered: who asks may do this; it is understood, or refused by the book (RFC 9110).
+use crate::access::{self, Caller, Peer};
+use crate::audit::Done;
 use crate::http::{self, Body};
 use crate::routes;
 use crate::service::Service;
@@ -7,39 +9,56 @@ use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, UPGRADE};
 use hyper::{Request, Response, StatusCode};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use viv_api::endpoint::{self, Answer, Endpoint, NoRoute};
 use viv_model::{Fault, Kind};
 
 /// Most bytes of a request's body.
 const BODY_MAX: usize = 4 << 20;
+/// How long it may take to come.
+const BODY_LIMIT: Duration = Duration::from_secs(60);
 /// Where the contract is.
 const SEE: &str = "see the table of endpoints in the API's documentation, or GET /v1/openapi.json";
 
 /// A request that is not let in.
 pub(crate) type Refused = Response<Body>;
 
-/// Answers one request, and counts it.
-pub(crate) async fn enter(service: Arc<Service>, request: Request<Incoming>) -> Response<Body> {
+/// Answers one request, counts it, and has it written down if it changes something.
+pub(crate) async fn enter(service: Arc<Service>, peer: &Peer, request: Request<Incoming>) -> Response<Body> {
     let begin = Instant::now();
-    let found = find(&request);
-    let endpoint = found.as_ref().ok().map(|(endpoint, _)| *endpoint);
-    let answer = match found {
-        Ok((endpoint, arguments)) => pass(&service, endpoint, arguments, request).await,
-        Err(refused) => Err(refused),
+    let path = request.uri().path().to_string();
+    let (answer, endpoint) = match service.access.caller(peer, &request) {
+        Err(refused) => (refused, None),
+        Ok(caller) => match find(&request) {
+            Err(refused) => (refused, None),
+            Ok((endpoint, arguments)) => {
+                let passed = pass(&service, &caller, endpoint, arguments, request).await;
+                let answer = passed.unwrap_or_else(|refused| refused);
+                if access::is_audited(endpoint) {
+                    let Caller { who, from, .. } = caller;
+                    let operation = format!("{:?}", endpoint.route);
+                    let status = answer.status().as_u16();
+                    service.access.audit.write(Done { who, from, operation, path, status }).await;
+                }
+                (answer, Some(endpoint))
+            }
+        },
     };
-    let answer = answer.unwrap_or_else(|refused| refused);
     service.metrics.answered(endpoint, answer.status().as_u16(), begin.elapsed());
     answer
 }
 
 async fn pass(
     service: &Arc<Service>,
+    caller: &Caller,
     endpoint: &'static Endpoint,
     arguments: Vec<String>,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Refused> {
+    caller.may(endpoint)?;
     let request = understood(endpoint, request).await?;
+    let is_there = |image: &str| service.images.get(image).is_ok();
+    caller.may_name(endpoint, &arguments, request.body(), is_there)?;
     let answer = routes::answer(service.clone(), endpoint.route, arguments, request).await;
     answer.map_err(|fault| http::fault(&fault))
 }
@@ -83,7 +102,8 @@ async fn understood(endpoint: &Endpoint, request: Request<Incoming>) -> Result<R
         return Err(usage(StatusCode::BAD_REQUEST, text, fix));
     }
     let (parts, body) = request.into_parts();
-    let bytes = match Limited::new(body, BODY_MAX).collect().await {
+    let collected = tokio::time::timeout(BODY_LIMIT, Limited::new(body, BODY_MAX).collect()).await;
+    let bytes = match collected.unwrap_or_else(|_| Err("it did not come within a minute".into())) {
         Ok(collected) => collected.to_bytes(),
         Err(error) if error.is::<LengthLimitError>() => {
             let text =

@@ -26,6 +26,8 @@ impl Places {
             &places.vms(),
             &places.networks(),
             &places.secgroups(),
+            &places.access(),
+            &places.audit(),
             &places.data,
             &places.images(),
             &places.runtime,
@@ -89,6 +91,16 @@ impl Places {
     /// A file for each security group.
     pub fn secgroups(&self) -> PathBuf {
         self.state.join("secgroups")
+    }
+
+    /// Who may come over the network.
+    pub fn access(&self) -> PathBuf {
+        self.state.join("access")
+    }
+
+    /// What was done, and by whom.
+    pub fn audit(&self) -> PathBuf {
+        self.state.join("audit")
     }
 
     /// The store of images.

@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, UNIX_EPOCH};
+use viv_api::access::PassCreate;
 use viv_api::agent;
 use viv_api::contract;
 use viv_api::endpoint::{self, Route};
@@ -30,6 +31,8 @@ use viv_api::timestamp::Timestamp;
 use viv_api::vm::{ConsoleSize, Vm, VmCreate};
 use viv_model::{Ask, Fault, Kind};
 
+/// Lines of the audit log that are shown if nothing is said.
+const AUDIT_USUAL: usize = 1000;
 /// The contract: what `viv_api::openapi` makes of the table and the types.
 const OPENAPI: &str = include_str!("../../../docs/openapi.json");
 
@@ -49,6 +52,22 @@ pub(crate) async fn answer(
     let vms = service.vms.clone();
     match route {
         Route::Metrics => Ok(http::text(metrics::page(&service).await?, metrics::MEDIA)),
+        Route::Authority => blocking(move || service.access.authority()).await,
+        Route::TokenList => Ok(http::json(&service.access.passes.list())),
+        Route::TokenCreate => {
+            let ask: PassCreate = body(&request)?;
+            blocking(move || service.access.create_token(&ask)).await
+        }
+        Route::TokenRemove => blocking(move || service.access.passes.remove(&name)).await,
+        Route::CertificateIssue => {
+            let ask: PassCreate = body(&request)?;
+            blocking(move || service.access.issue_certificate(&ask)).await
+        }
+        Route::AuditList => {
+            let last = endpoint::query_value(&query, "last").and_then(|last| last.parse().ok());
+            blocking(move || service.access.audit.last(last.unwrap_or(AUDIT_USUAL))).await
+        }
+        Route::AuditVerify => blocking(move || service.access.audit.verify()).await,
         Route::OpenApi => Ok(http::document(OPENAPI)),
         Route::Info => blocking(move || info(&service)).await,
         Route::VmList => blocking(move || vms.list()).await,

@@ -1,8 +1,10 @@
 //! The service's process: one at a time for each user, on a Unix socket, there only while it is needed.
+use crate::access::{Access, Peer};
 use crate::builder;
 use crate::door;
 use crate::images::Images;
 use crate::metrics::Metrics;
+use crate::network_door::{self, Listen};
 use crate::networks::Networks;
 use crate::places::Places;
 use crate::plugs::WatchedSwitch;
@@ -12,7 +14,7 @@ use crate::store::{DirectoryStore, StoreError};
 use crate::vms::Vms;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fs::{self, File, OpenOptions};
@@ -23,7 +25,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::io::unix::AsyncFd;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 use viv_api::socket;
 use viv_api::timestamp::Timestamp;
@@ -39,6 +42,8 @@ const TICK: Duration = Duration::from_millis(250);
 const RESOLVER_TICK: Duration = Duration::from_secs(2);
 /// How often it looks for VMs that a vanished command wanted to be forgotten.
 const SWEEP: Duration = Duration::from_secs(2);
+/// Most bytes of the head of a request.
+const HEAD_MAX: usize = 64 << 10;
 /// Most connections at a time.
 const CONNECTIONS_MAX: usize = 1024;
 
@@ -53,6 +58,7 @@ pub(crate) struct Service {
     jobs: Mutex<HashMap<String, Arc<AtomicBool>>>,
     pub(crate) snapshots: Snapshots,
     pub(crate) metrics: Metrics,
+    pub(crate) access: Access,
 }
 
 /// Something that keeps the service from ending.
@@ -100,8 +106,9 @@ impl Program {
     }
 }
 
-/// Runs the service until it is not needed any more. If another one runs already, that is a conflict.
-pub fn serve(places: Places) -> Result<(), Fault> {
+/// Runs the service until it is not needed any more; for ever, if it listens at the network. If another one runs already, that is a
+/// conflict.
+pub fn serve(places: Places, listen: &Listen) -> Result<(), Fault> {
     let broken = |what: &'static str, path: PathBuf| {
         move |source| Fault::from(StoreError::Io { what, path: path.clone(), source })
     };
@@ -116,6 +123,7 @@ pub fn serve(places: Places) -> Result<(), Fault> {
             "use it: every command finds it by itself; its process: viv info",
         ));
     };
+    let sockets = listen.bind()?;
     let path = places.socket();
     let _ = fs::remove_file(&path); // of a service that was killed: we hold its lock
     let listener = socket::listen(&path).map_err(broken("listen at", path.clone()))?;
@@ -129,7 +137,7 @@ pub fn serve(places: Places) -> Result<(), Fault> {
         .map_err(broken("make threads in", "/".into()))?;
     let outcome = runtime.block_on(async {
         let listener = UnixListener::from_std(listener).map_err(broken("listen at", path.clone()))?;
-        run(places, listener).await
+        run(places, listener, sockets, listen).await
     });
     let _ = fs::remove_file(&path);
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -145,7 +153,13 @@ fn lock(places: &Places) -> std::io::Result<Option<File>> {
     }
 }
 
-async fn run(places: Places, listener: UnixListener) -> Result<(), Fault> {
+async fn run(
+    places: Places,
+    listener: UnixListener,
+    sockets: Vec<std::net::TcpListener>,
+    listen: &Listen,
+) -> Result<(), Fault> {
+    let access = Access::open(&places)?;
     builder::clear(&places);
     let images = Arc::new(Images::open(places.images())?);
     let store = DirectoryStore::open(&places.vms())?;
@@ -170,6 +184,7 @@ async fn run(places: Places, listener: UnixListener) -> Result<(), Fault> {
         work: Arc::default(),
         jobs: Mutex::default(),
         metrics: Metrics::default(),
+        access,
     });
     let connected = vms.clone();
     tokio::spawn(async move {
@@ -191,14 +206,16 @@ async fn run(places: Places, listener: UnixListener) -> Result<(), Fault> {
             tokio::spawn(watch_vm(vms.clone(), process, id, busy));
         }
     });
+    let stays = !sockets.is_empty();
+    network_door::open(&service, sockets, listen)?;
     let accepting = tokio::spawn(accept(service.clone(), listener));
-    until_idle(&service, &live).await;
+    until_idle(&service, &live, stays).await;
     accepting.abort();
     Ok(())
 }
 
 /// Returns when there has been nothing to do for a while.
-async fn until_idle(service: &Service, live: &AtomicUsize) {
+async fn until_idle(service: &Service, live: &AtomicUsize, stays: bool) {
     let program = Program::current();
     let mut busy_at = Instant::now();
     let mut swept_at = Instant::now();
@@ -207,10 +224,10 @@ async fn until_idle(service: &Service, live: &AtomicUsize) {
         let working = service.work.load(Ordering::Relaxed) > 0;
         // VMs need no service; it stays for them only to answer faster. A newer version takes over.
         let replaced = program.as_ref().is_some_and(Program::was_replaced);
-        if working || live.load(Ordering::Relaxed) > 0 && !replaced {
+        if stays || working || live.load(Ordering::Relaxed) > 0 && !replaced {
             busy_at = Instant::now();
         }
-        if busy_at.elapsed() >= IDLE_LIMIT || replaced && !working {
+        if busy_at.elapsed() >= IDLE_LIMIT || replaced && !working && !stays {
             return;
         }
         if swept_at.elapsed() >= SWEEP {
@@ -270,7 +287,15 @@ async fn accept(service: Arc<Service>, listener: UnixListener) {
         match listener.accept().await {
             Ok((socket, _)) if service.work.load(Ordering::Relaxed) < CONNECTIONS_MAX => {
                 let busy = Busy::new(&service.work);
-                tokio::spawn(converse(service.clone(), socket, busy));
+                let service = service.clone();
+                tokio::spawn(async move {
+                    // Its file is its user's alone; this is who it is, for the log.
+                    let user = socket.peer_cred().map(|peer| peer.uid());
+                    if let Some(uid) = user.ok().filter(|uid| is_own(*uid)) {
+                        converse(service, socket, Peer::User(uid), None).await;
+                    }
+                    drop(busy);
+                });
             }
             Ok(_) => {}
             Err(_) => tokio::time::sleep(TICK).await, // out of descriptors or memory: it passes
@@ -278,15 +303,28 @@ async fn accept(service: Arc<Service>, listener: UnixListener) {
     }
 }
 
-/// One connection.
-async fn converse(service: Arc<Service>, socket: UnixStream, busy: Busy) {
+/// Whether this is the service's own user, or root, who may do everything anyway.
+fn is_own(uid: u32) -> bool {
+    uid == rustix::process::geteuid().as_raw() || uid == 0
+}
+
+/// One connection; the head of each request must come within `limit`.
+pub(crate) async fn converse(
+    service: Arc<Service>,
+    socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: Peer,
+    limit: Option<Duration>,
+) {
+    let peer = Arc::new(peer);
     let handler = service_fn(|request: hyper::Request<Incoming>| {
-        let service = service.clone();
-        async move { Ok::<_, Infallible>(door::enter(service, request).await) }
+        let (service, peer) = (service.clone(), peer.clone());
+        async move { Ok::<_, Infallible>(door::enter(service, &peer, request).await) }
     });
     let _ = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limit)
+        .max_buf_size(HEAD_MAX)
         .serve_connection(TokioIo::new(socket), handler)
         .with_upgrades()
         .await;
-    drop(busy);
 }

@@ -1,5 +1,7 @@
 //! The verbs, a file each.
+pub(crate) mod access;
 pub(crate) mod attach;
+pub(crate) mod audit;
 pub(crate) mod build;
 pub(crate) mod capture;
 pub(crate) mod carry;
@@ -7,6 +9,7 @@ pub(crate) mod cloud;
 pub(crate) mod complete;
 pub(crate) mod completions;
 pub(crate) mod console;
+pub(crate) mod context;
 pub(crate) mod create;
 pub(crate) mod disk;
 pub(crate) mod exec;
@@ -49,8 +52,13 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    fn new(json: bool) -> Result<Context, Fault> {
-        Ok(Context { client: Arc::new(viv_host::start::client(&Places::find()?)), json })
+    pub(crate) fn new(json: bool, context: Option<&str>) -> Result<Context, Fault> {
+        let places = Places::find()?;
+        let client = match context::chosen(context, &places)? {
+            Some(remote) => remote.client()?,
+            None => viv_host::start::client(&places),
+        };
+        Ok(Context { client: Arc::new(client), json })
     }
 }
 
@@ -90,10 +98,11 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
         Verb::Complete(args) => return complete::run(args),
         Verb::Man => return man::run(),
         Verb::Schema(args) => return create::schema(args),
-        Verb::Disk(args) => return disk::run(args, cli.json),
+        Verb::Disk(args) => return disk::run(args, cli.json, cli.context.as_deref()),
+        Verb::Context(args) => return context::run(args, cli.json),
         _ => {}
     }
-    let context = Context::new(cli.json)?;
+    let context = Context::new(cli.json, cli.context.as_deref())?;
     match cli.verb {
         Verb::Run(args) => run::run(&context, *args),
         Verb::Create(args) => create::create(&context, args),
@@ -132,6 +141,9 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
         Verb::Push(args) => carry::push(&context, args),
         Verb::Export(args) => carry::export(&context, args),
         Verb::Import(args) => import::run(&context, args),
+        Verb::Token(args) => access::token(&context, args),
+        Verb::Cert(args) => access::cert(&context, args),
+        Verb::Audit(args) => audit::run(&context, args),
         Verb::Info(args) => info::run(&context, args),
         Verb::Serve(_)
         | Verb::Runner(_)
@@ -139,6 +151,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
         | Verb::Completions(_)
         | Verb::Complete(_)
         | Verb::Disk(_)
+        | Verb::Context(_)
         | Verb::Schema(_)
         | Verb::Man => Ok(0),
     }
