@@ -163,3 +163,94 @@ impl Drop for Snapshot {
         let _ = run(&["snapshot", "rm", self.0], "");
     }
 }
+
+/// A home of its own, with a service and VMs that no other test sees, and the images that all share.
+pub struct Home(Directory);
+
+/// What the API answered.
+#[derive(Debug)]
+pub struct Answer {
+    /// The status.
+    pub status: u16,
+    /// The fields of its head, as they came.
+    pub head: String,
+    /// Its JSON.
+    pub body: serde_json::Value,
+}
+
+impl Home {
+    /// Makes it; the default image is built if it is not there.
+    pub fn new(name: &str) -> Home {
+        let home = Home(Directory::new(name));
+        run(&["build"], "").ok();
+        std::os::unix::fs::symlink(target_dir().join("e2e-home/data"), home.0.0.join("data")).unwrap();
+        home
+    }
+
+    /// The path of something in it.
+    pub fn path(&self, name: &str) -> String {
+        self.0.path(name)
+    }
+
+    /// The command with `words`, there.
+    pub fn viv(&self, words: &[&str]) -> Command {
+        let mut command = viv(words);
+        command.env("VIV_HOME", &self.0.0);
+        command
+    }
+
+    /// Runs `viv` with `words` to its end, there.
+    pub fn run(&self, words: &[&str]) -> Outcome {
+        let start = Instant::now();
+        let output = self.viv(words).output().expect("viv runs");
+        Outcome {
+            status: output.status.code().unwrap_or(-1),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+            took: start.elapsed(),
+        }
+    }
+
+    /// What a command with `--json` prints.
+    #[track_caller]
+    pub fn json(&self, words: &[&str]) -> serde_json::Value {
+        serde_json::from_str(&self.run(&[words, &["--json"]].concat()).ok().out).unwrap()
+    }
+
+    /// The number of the service's process; one is started if there is none.
+    #[track_caller]
+    pub fn service(&self) -> String {
+        self.json(&["info"])["service"]["pid"].to_string()
+    }
+
+    /// Asks the API of the service that runs.
+    pub fn ask(&self, request: &str, fields: &str, body: &str) -> Answer {
+        let mut socket = std::os::unix::net::UnixStream::connect(self.path("run/viv.sock")).unwrap();
+        let length = body.len();
+        let text = format!(
+            "{request} HTTP/1.1\r\nHost: vivarium\r\nConnection: close\r\nContent-Type: application/json\r\n\
+             Content-Length: {length}\r\n{fields}\r\n{body}"
+        );
+        socket.write_all(text.as_bytes()).unwrap();
+        let mut answer = String::new();
+        std::io::Read::read_to_string(&mut socket, &mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {answer:?}"));
+        Answer {
+            status: head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default(),
+            head: head.to_string(),
+            body: serde_json::from_str(body).unwrap_or_default(),
+        }
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        let vms = self.run(&["ps", "-a", "-q"]).out;
+        let names: Vec<&str> = vms.lines().collect();
+        if !names.is_empty() {
+            self.run(&[&["rm", "-f"], names.as_slice()].concat());
+        }
+        let held = std::fs::read_to_string(self.path("run/serve.lock")).unwrap_or_default();
+        let _ = Command::new("kill").args(["-9", held.trim()]).output();
+    }
+}

@@ -85,9 +85,9 @@ impl Route {
     pub fn role(self) -> Role {
         use Route::*;
         match self {
-            Info | OpenApi | Metrics | Authority | VmList | VmGet | VmWait | VmStats | VmLogs
-            | NetworkList | NetworkGet | PortList | PortGet | SecGroupList | SecGroupGet | Explain
-            | ImageList | ImageGet | ImageDetails | SnapshotList | SnapshotGet => Role::Viewer,
+            Info | Events | LimitsGet | OpenApi | Metrics | Authority | VmList | VmGet | VmWait | VmStats
+            | VmLogs | NetworkList | NetworkGet | PortList | PortGet | SecGroupList | SecGroupGet
+            | Explain | ImageList | ImageGet | ImageDetails | SnapshotList | SnapshotGet => Role::Viewer,
             VmCreate | VmRemove | VmStart | VmPause | VmResume | VmStop | VmKill | VmMemory | VmConsole
             | VmConsoleSize | VmAgent | VmConnect | ImageBuild | ImageVerify | SnapshotCreate
             | SnapshotRemove | SnapshotVerify | SnapshotDiff | SnapshotRestore | VmRollback | VmFork
@@ -98,7 +98,7 @@ impl Route {
             | SecGroupRemove | SecGroupRuleAdd | SecGroupRuleRemove | SecGroupJoin | SecGroupLeave
             | ImageTag | ImagePrune | ImagePush | ImageExport | ImageImport | ImageRemove
             | SnapshotExport | SnapshotImport | TokenList | TokenCreate | TokenRemove | CertificateIssue
-            | AuditList | AuditVerify => Role::Admin,
+            | AuditList | AuditVerify | LimitsSet => Role::Admin,
         }
     }
 
@@ -106,6 +106,21 @@ impl Route {
     pub fn parameters(self) -> &'static [Parameter] {
         use Route::*;
         match self {
+            Events => {
+                const {
+                    &[
+                        parameter(
+                            "since",
+                            Shape::Text,
+                            "after this revision, or from so long ago on: 10m, 2h",
+                        ),
+                        parameter("follow", Shape::Flag, "go on as things happen"),
+                        parameter("event", Shape::Text, "only these kinds, with commas between them"),
+                        parameter("of", Shape::Text, "only of what is called so"),
+                    ]
+                }
+            }
+            VmCreate => const { &[parameter("dry-run", Shape::Flag, "only say what it would be")] },
             VmRemove => const { &[parameter("force", Shape::Flag, "kill it first, if it runs")] },
             VmDiskDetach | VmShareDetach => {
                 const { &[parameter("force", Shape::Flag, "also if its guest uses it")] }

@@ -1,35 +1,8 @@
 //! Every endpoint of the host service, once: the server dispatches on [`Route`], so that one without a
 //! handler does not compile, and the client builds its requests from the same line.
 pub use crate::encoding::{decode, encode, query_value};
-use std::fmt;
-
-/// The methods that the API uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Method {
-    /// Reads.
-    Get,
-    /// Does.
-    Post,
-    /// Removes.
-    Delete,
-}
-
-impl Method {
-    /// The method as the request line has it (RFC 9110 §9).
-    pub fn name(self) -> &'static str {
-        match self {
-            Method::Get => "GET",
-            Method::Post => "POST",
-            Method::Delete => "DELETE",
-        }
-    }
-}
-
-impl fmt::Display for Method {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
+pub use crate::finding::{NoRoute, allowed, find};
+pub use crate::method::Method;
 
 /// What a successful answer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +13,8 @@ pub enum Answer {
     Lines,
     /// Plain bytes, as they happen.
     Bytes,
+    /// Server-sent events, as they happen (WHATWG HTML, 9.2).
+    Events,
     /// `101 Switching Protocols`: from then on a byte stream both ways.
     Stream,
 }
@@ -67,6 +42,12 @@ pub enum Route {
     AuditList,
     /// Whether what was done is all there.
     AuditVerify,
+    /// What happens.
+    Events,
+    /// How much VMs may have.
+    LimitsGet,
+    /// Let VMs have more or less.
+    LimitsSet,
     /// List VMs.
     VmList,
     /// Create a VM.
@@ -297,13 +278,34 @@ pub const TABLE: &[Endpoint] = &[
         Answer::Json,
         "whether the audit log is whole and unchanged (AuditVerified)",
     ),
+    line(
+        Route::Events,
+        Method::Get,
+        "/v1/events",
+        Answer::Events,
+        "what happens, in order: after ?since=REVISION (or 10m, 2h), ?follow=true goes on, of ?event=KIND,… and ?of=NAME (Event…)",
+    ),
+    line(
+        Route::LimitsGet,
+        Method::Get,
+        "/v1/limits",
+        Answer::Json,
+        "how much of the host VMs may have, and have (HostLimits)",
+    ),
+    line(
+        Route::LimitsSet,
+        Method::Post,
+        "/v1/limits",
+        Answer::Json,
+        "let VMs have so much from now on (Limits -> HostLimits)",
+    ),
     line(Route::VmList, Method::Get, "/v1/vms", Answer::Json, "all VMs, oldest first ([Vm])"),
     line(
         Route::VmCreate,
         Method::Post,
         "/v1/vms",
         Answer::Json,
-        "describe a VM, start it if asked to (VmCreate -> Vm)",
+        "describe a VM, start it if asked to; ?dry-run=true only says what it would be (VmCreate -> Vm)",
     ),
     line(
         Route::VmGet,
@@ -774,100 +776,5 @@ impl Route {
     }
 }
 
-/// What no endpoint answers to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoRoute {
-    /// No endpoint has this path.
-    Path,
-    /// One has this path, with another method.
-    Method,
-}
-
-/// The methods that a path takes, for `Allow:` (RFC 9110 §10.2.1).
-pub fn allowed(path: &str) -> Vec<Method> {
-    let found: Vec<&Endpoint> = TABLE.iter().filter(|line| matches(line.path, path).is_some()).collect();
-    let variables = |line: &&Endpoint| line.path.matches('{').count();
-    // A path that is written out goes before one with a variable in its place.
-    let fewest = found.iter().map(variables).min();
-    found.iter().filter(|line| Some(variables(line)) == fewest).map(|line| line.method).collect()
-}
-
-/// The endpoint for a request line, and the decoded segments in the places of `{…}`.
-pub fn find(method: &str, path: &str) -> Result<(&'static Endpoint, Vec<String>), NoRoute> {
-    let mut missed = NoRoute::Path;
-    for endpoint in TABLE {
-        if let Some(arguments) = matches(endpoint.path, path) {
-            if endpoint.method.name() == method {
-                return Ok((endpoint, arguments));
-            }
-            missed = NoRoute::Method;
-        }
-    }
-    Err(missed)
-}
-
-fn matches(pattern: &str, path: &str) -> Option<Vec<String>> {
-    let mut arguments = Vec::new();
-    let mut segments = path.split('/');
-    for expected in pattern.split('/') {
-        let segment = segments.next()?;
-        if expected.starts_with('{') {
-            if segment.is_empty() {
-                return None;
-            }
-            arguments.push(decode(segment)?);
-        } else if expected != segment {
-            return None;
-        }
-    }
-    segments.next().is_none().then_some(arguments)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The table in `docs/api.md` is this one. VIV_GOLDEN=1 writes it anew.
-    #[test]
-    fn the_documentation_has_the_same_table() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/api.md");
-        let text = std::fs::read_to_string(path).unwrap();
-        let (before, rest) = text.split_once("<!-- table -->\n").expect("where the table begins");
-        let (_, after) = rest.split_once("<!-- end -->\n").expect("where the table ends");
-        let mut table = String::from("| request | answer | what it does |\n|---|---|---|\n");
-        for Endpoint { method, path, answer, summary, .. } in TABLE {
-            let answer = match answer {
-                Answer::Json => "JSON",
-                Answer::Lines => "JSON lines",
-                Answer::Bytes => "bytes",
-                Answer::Stream => "stream",
-            };
-            table.push_str(&format!("| `{method} {path}` | {answer} | {summary} |\n"));
-        }
-        let now = format!("{before}<!-- table -->\n{table}<!-- end -->\n{after}");
-        if std::env::var_os("VIV_GOLDEN").is_some() {
-            std::fs::write(path, &now).unwrap();
-        }
-        assert_eq!(text, now, "docs/api.md differs; write it anew: VIV_GOLDEN=1 cargo test -p viv-api");
-    }
-
-    #[test]
-    fn every_endpoint_is_found_by_its_own_path() {
-        for endpoint in TABLE {
-            let path = endpoint.route.path(&["a b/ü"; 2]);
-            let (found, arguments) = find(endpoint.method.name(), &path).unwrap();
-            assert_eq!(found.route, endpoint.route, "{path}");
-            assert_eq!(arguments.len(), endpoint.path.matches('{').count());
-            assert!(arguments.iter().all(|argument| argument == "a b/ü"));
-            assert!(endpoint.path.starts_with("/v1/") || endpoint.route == Route::Metrics);
-        }
-    }
-
-    #[test]
-    fn what_is_not_there_is_told_from_a_wrong_method() {
-        assert_eq!(find("GET", "/v1/nothing").unwrap_err(), NoRoute::Path);
-        assert_eq!(find("GET", "/v1/vms/").unwrap_err(), NoRoute::Path);
-        assert_eq!(find("POST", "/v1/info").unwrap_err(), NoRoute::Method);
-        assert_eq!(find("GET", "/v1/vms/%zz").unwrap_err(), NoRoute::Path);
-    }
-}
+mod tests;

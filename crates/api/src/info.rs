@@ -1,10 +1,11 @@
 //! What the host service says of itself and its host.
+use crate::limits::HostLimits;
 use crate::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 /// The service and its host.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Info {
     /// The version of the service.
@@ -21,6 +22,8 @@ pub struct Info {
     pub places: Places,
     /// How many VMs there are.
     pub vms: VmCount,
+    /// How much of the host VMs may have, and have.
+    pub limits: HostLimits,
 }
 
 /// The service's process.

@@ -18,8 +18,12 @@ pub mod cloud;
 pub mod contract;
 mod encoding;
 pub mod endpoint;
+pub mod event;
+mod finding;
 pub mod image;
 pub mod info;
+pub mod limits;
+mod method;
 pub mod network;
 #[cfg(feature = "schema")]
 pub mod openapi;

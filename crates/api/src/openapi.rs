@@ -4,8 +4,10 @@ use crate::access::*;
 use crate::client::ErrorBody;
 use crate::contract::{AGENT_WAIT_S_MAX, Shape};
 use crate::endpoint::{Answer, Endpoint, Route, TABLE, UPGRADE};
+use crate::event::Event;
 use crate::image::*;
 use crate::info::Info;
+use crate::limits::HostLimits;
 use crate::network::*;
 use crate::port::Port;
 use crate::secgroup::*;
@@ -16,7 +18,7 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
-use viv_model::{DiskLimits, DiskSpec, NicLimits, ShareSpec};
+use viv_model::{DiskLimits, DiskSpec, Limits, NicLimits, ShareSpec};
 
 /// What goes over the wire at an endpoint, as schemas.
 struct Types {
@@ -54,6 +56,9 @@ impl Generators {
         match route {
             Info => self.shown::<self::Info>(),
             OpenApi => Types { ask: None, answer: Some(schemars::json_schema!({"type": "object"})) },
+            Events => self.shown::<Event>(),
+            LimitsGet => self.shown::<HostLimits>(),
+            LimitsSet => self.of::<Limits, HostLimits>(),
             Authority => self.shown::<self::Authority>(),
             TokenList => self.shown::<Vec<Pass>>(),
             TokenCreate => self.of::<PassCreate, TokenMade>(),
@@ -221,7 +226,9 @@ fn at_home(document: &mut Value) {
 }
 
 /// What the paths are about, by their first segment.
-const TAGS: [(&str, &str); 16] = [
+const TAGS: [(&str, &str); 18] = [
+    ("events", "what happens"),
+    ("limits", "how much VMs may have"),
     ("authority", "whom to trust"),
     ("tokens", "who may come over the network"),
     ("certificates", "certificates of clients"),
@@ -270,6 +277,7 @@ fn operation(endpoint: &Endpoint, types: Types) -> Value {
     let (success, media) = match answer {
         Answer::Json => ("200", "application/json"),
         Answer::Lines => ("200", "application/x-ndjson"),
+        Answer::Events => ("200", "text/event-stream"),
         Answer::Bytes => ("200", bytes_media(*route)),
         Answer::Stream => ("101", ""),
     };
@@ -277,6 +285,9 @@ fn operation(endpoint: &Endpoint, types: Types) -> Value {
         Answer::Json => json!({"description": "done"}),
         Answer::Lines => {
             json!({"description": "one JSON document of this schema a line, as things happen; the last one is the outcome"})
+        }
+        Answer::Events => {
+            json!({"description": "server-sent events; the data of each is a JSON document of this schema"})
         }
         Answer::Bytes => json!({"description": "bytes, as they happen"}),
         Answer::Stream => json!({
@@ -369,6 +380,19 @@ fn refusals(error: &Schema) -> Value {
 mod tests {
     use super::*;
 
+    /// The document in `docs` is this one, which the service serves. VIV_GOLDEN=1 writes it anew.
+    #[test]
+    fn the_document_is_that_of_the_types() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/openapi.json");
+        let now = serde_json::to_string_pretty(&document()).unwrap() + "\n";
+        if std::env::var_os("VIV_GOLDEN").is_some() {
+            std::fs::write(path, &now).unwrap();
+        }
+        let kept = std::fs::read_to_string(path).unwrap_or_default();
+        let how = "VIV_GOLDEN=1 cargo test -p viv-api --features schema";
+        assert!(kept == now, "docs/openapi.json differs; write it anew: {how}");
+    }
+
     #[test]
     fn what_takes_a_document_has_a_type_for_it() {
         let mut generators = Generators::new();
@@ -378,7 +402,7 @@ mod tests {
             let has_schema = types.answer.is_some();
             assert_eq!(
                 has_schema,
-                matches!(endpoint.answer, Answer::Json | Answer::Lines),
+                matches!(endpoint.answer, Answer::Json | Answer::Lines | Answer::Events),
                 "{}",
                 endpoint.path
             );

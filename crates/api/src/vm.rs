@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use viv_model::{
     Accel, ConsolePortSpec, DiskSpec, End, Fault, Health, HealthAsk, ImageDiskSpec, Kind, Label,
-    MEMORY_MIB_USUAL, MachineSpec, NetKind, NicCreate, NicLimits, PortSpec, ShareSpec, SoftSpec, State,
+    MEMORY_MIB_USUAL, MachineSpec, NetKind, NicCreate, NicLimits, PortSpec, Restart, ShareSpec, SoftSpec,
+    State,
 };
 
 /// What happens when the guest asks for a reset.
@@ -114,6 +115,9 @@ pub struct VmCreate {
     pub remove: bool,
     /// What a reset does.
     pub on_reboot: OnReboot,
+    /// When it is started again after it has ended.
+    #[serde(skip_serializing_if = "Restart::is_never")]
+    pub restart: Restart,
     /// The process whose end is the VM's end.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(skip))]
@@ -137,6 +141,17 @@ pub struct VmCreate {
 }
 
 impl VmCreate {
+    /// Refuses a restart policy for a VM that goes away with its end, or with a command.
+    pub fn check_restart(&self) -> Result<(), Fault> {
+        let (what, fix) = match (self.remove, self.attended_by) {
+            _ if self.restart.is_never() => return Ok(()),
+            (true, _) => ("that is forgotten when it ends", "leave out --rm, or --restart"),
+            (_, Some(_)) => ("whose command waits for its end", "add -d, or leave out --restart"),
+            _ => return Ok(()),
+        };
+        Err(Fault::new(Kind::Usage, format!("a VM {what} cannot be started again by a restart policy"), fix))
+    }
+
     /// The network cards that are asked for. A VM reaches nothing until its user says so.
     pub fn cards(&self) -> Result<Vec<NicCreate>, Fault> {
         if !self.nics.is_empty() {
@@ -243,6 +258,12 @@ pub struct Vm {
     pub id: String,
     /// Its name: unique on this host.
     pub name: String,
+    /// The number of the event that last told of it: another one when something has changed (`ETag`).
+    #[serde(default)]
+    pub revision: u64,
+    /// When it is started again after it has ended.
+    #[serde(default)]
+    pub restart: Restart,
     /// Where it is in its life.
     pub state: State,
     /// The image that it was made from.

@@ -200,13 +200,12 @@ impl Chain {
         let end = file.seek(SeekFrom::End(0))?;
         let length = whole_lines(&mut file, end)?;
         let mut chain = Chain { dir: dir.into(), file, length, number: 0, before: "0".repeat(64), lost: 0 };
-        for path in files(dir)? {
-            lines_of(&path, |line| {
-                chain.before = sha256(line);
-                chain.number =
-                    serde_json::from_slice::<AuditEntry>(line).map_or(chain.number, |entry| entry.number);
-                true
-            })?;
+        for path in files(dir)?.iter().rev() {
+            if let Some(line) = last_line(path)? {
+                chain.before = sha256(&line);
+                chain.number = serde_json::from_slice::<AuditEntry>(&line).map_or(0, |entry| entry.number);
+                break;
+            }
         }
         if length < end {
             chain.file.set_len(length)?;
@@ -268,6 +267,20 @@ impl Chain {
         self.length = 0;
         File::open(&self.dir)?.sync_all()
     }
+}
+
+/// The last whole line of a file, without its line feed.
+fn last_line(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let mut file = File::open(path)?;
+    let end = file.seek(SeekFrom::End(0))?;
+    let end = whole_lines(&mut file, end)?;
+    let begin = end.saturating_sub(LINE_MAX);
+    file.seek(SeekFrom::Start(begin))?;
+    let mut tail = Vec::new();
+    file.take(end - begin).read_to_end(&mut tail)?;
+    let line =
+        tail.strip_suffix(b"\n").map(|lines| lines.rsplit(|byte| *byte == b'\n').next().unwrap_or(lines));
+    Ok(line.map(<[u8]>::to_vec))
 }
 
 /// The length of a file up to its last line feed.

@@ -65,6 +65,7 @@ pub(crate) fn spec_of(record: &VmRecord, dir: &Path) -> VmCreate {
         start: false,
         remove: record.remove,
         on_reboot: record.on_reboot,
+        restart: record.restart,
         attended_by: None,
         command: record.command.clone(),
         entrypoint: record.entrypoint.clone(),

@@ -1,6 +1,6 @@
 //! Answers as HTTP/1.1 carries them.
 use hyper::body::{Bytes, Frame};
-use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, UPGRADE};
+use hyper::header::{CONNECTION, CONTENT_TYPE, ETAG, HeaderValue, UPGRADE};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 use std::convert::Infallible;
@@ -63,6 +63,14 @@ pub(crate) fn json<T: Serialize>(value: &T) -> Response<Body> {
             format!("cannot write the answer: {error}"),
             "this is a defect of ours: please report it",
         )),
+    }
+}
+
+/// Says which revision of something an answer shows (RFC 9110, 8.8.3). It is of a moment before the answer: a change in between
+/// makes a later one fail, and never go through unseen.
+pub(crate) fn tag(answer: &mut Response<Body>, revision: u64) {
+    if let Ok(value) = HeaderValue::from_str(&format!("\"{revision}\"")) {
+        answer.headers_mut().insert(ETAG, value);
     }
 }
 

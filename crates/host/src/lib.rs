@@ -16,17 +16,23 @@
 #![forbid(unsafe_code)]
 
 mod access;
+mod admission;
 mod audit;
 mod builder;
 mod container_ask;
+mod creation;
 mod described;
 mod disk_image;
+mod disks;
 mod door;
+mod events;
 mod guest_commands;
 mod http;
 pub mod images;
 mod info;
+mod keep;
 mod kernel;
+mod limits;
 mod metrics;
 mod names;
 mod network_door;
@@ -35,6 +41,7 @@ mod pcapng;
 pub mod places;
 mod plugs;
 mod ports;
+mod precondition;
 mod routes;
 mod runners;
 mod secgroups;

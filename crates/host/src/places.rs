@@ -73,6 +73,11 @@ impl Places {
         self.state.join("vms")
     }
 
+    /// What the host service remembers.
+    pub fn store(&self) -> PathBuf {
+        self.state.join("state.db")
+    }
+
     /// A directory for each snapshot.
     pub fn snapshots(&self) -> PathBuf {
         self.state.join("snapshots")

@@ -69,7 +69,9 @@ impl Vms {
     /// Gives each of a new VM's cards an address in its network; while [`Networks::hold`](crate::networks::Networks::hold)
     /// is held.
     pub(crate) fn give_places(&self, nics: &mut [NicSpec]) -> Result<(), Fault> {
-        let records = self.records()?;
+        // Only addresses in networks that VMs share depend on other VMs.
+        let shared = nics.iter().any(|nic| matches!(nic.net, NetKind::Named(_)));
+        let records = if shared { self.records()? } else { Vec::new() };
         for nic in nics {
             nic.groups.iter().try_for_each(|group| self.networks.groups.find(group).map(drop))?;
             self.networks.give_address(nic, &records)?;

@@ -1,17 +1,21 @@
 //! What each endpoint does. The match has no default: a line of the table without an arm does not compile.
 use crate::builder::BuilderVm;
+use crate::events::{self, Wanted};
 use crate::http::{self, Body};
 use crate::images::{self, Additions, Images, Options, Recipe, Watcher};
 use crate::metrics;
+use crate::precondition;
 use crate::service::Service;
 use crate::shares;
+use crate::store;
 use crate::streams;
-use crate::vms::absolute;
+use crate::vms::{Vms, absolute};
 use crate::works::{self, Reporter, defect, work};
 use hyper::body::Bytes;
 use hyper::{Request, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, UNIX_EPOCH};
@@ -19,6 +23,7 @@ use viv_api::access::PassCreate;
 use viv_api::agent;
 use viv_api::contract;
 use viv_api::endpoint::{self, Route};
+use viv_api::event::{Event, What};
 use viv_api::image::{
     DiskExport, Image, ImageBuild, ImageCommit, ImageExport, ImageImport, ImagePush, ImageTag, Pruned,
 };
@@ -35,6 +40,8 @@ use viv_model::{Ask, Fault, Kind};
 const AUDIT_USUAL: usize = 1000;
 /// The contract: what `viv_api::openapi` makes of the table and the types.
 const OPENAPI: &str = include_str!("../../../docs/openapi.json");
+/// Most characters of an `Idempotency-Key`.
+const REPEAT_KEY_MAX: usize = 255;
 
 /// Answers one request, which [`crate::door`] has let in.
 pub(crate) async fn answer(
@@ -50,51 +57,75 @@ pub(crate) async fn answer(
     let network = endpoint::query_value(&query, "network");
     let job = endpoint::query_value(&query, "job").unwrap_or_default();
     let vms = service.vms.clone();
+    let field = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
+    let expected = precondition::of(field("if-match"))?;
+    let blocking = Blocking { expected };
     match route {
+        Route::OpenApi => Ok(http::document(OPENAPI)),
         Route::Metrics => Ok(http::text(metrics::page(&service).await?, metrics::MEDIA)),
-        Route::Authority => blocking(move || service.access.authority()).await,
+        Route::Authority => blocking.run(move || service.access.authority()).await,
         Route::TokenList => Ok(http::json(&service.access.passes.list())),
         Route::TokenCreate => {
             let ask: PassCreate = body(&request)?;
-            blocking(move || service.access.create_token(&ask)).await
+            blocking.run(move || service.access.create_token(&ask)).await
         }
-        Route::TokenRemove => blocking(move || service.access.passes.remove(&name)).await,
+        Route::TokenRemove => blocking.run(move || service.access.passes.remove(&name)).await,
         Route::CertificateIssue => {
             let ask: PassCreate = body(&request)?;
-            blocking(move || service.access.issue_certificate(&ask)).await
+            blocking.run(move || service.access.issue_certificate(&ask)).await
         }
         Route::AuditList => {
             let last = endpoint::query_value(&query, "last").and_then(|last| last.parse().ok());
-            blocking(move || service.access.audit.last(last.unwrap_or(AUDIT_USUAL))).await
+            blocking.run(move || service.access.audit.last(last.unwrap_or(AUDIT_USUAL))).await
         }
-        Route::AuditVerify => blocking(move || service.access.audit.verify()).await,
-        Route::OpenApi => Ok(http::document(OPENAPI)),
-        Route::Info => blocking(move || info(&service)).await,
-        Route::VmList => blocking(move || vms.list()).await,
+        Route::AuditVerify => blocking.run(move || service.access.audit.verify()).await,
+        Route::Info => blocking.run(move || info(&service)).await,
+        Route::Events => {
+            let wanted = Wanted::of(&query, field("last-event-id"))?;
+            Ok(http::pieces(events::stream(vms, wanted).await?, "text/event-stream"))
+        }
+        Route::LimitsGet => blocking.run(move || Ok(vms.limits())).await,
+        Route::LimitsSet => {
+            let limits = body(&request)?;
+            blocking.run(move || vms.set_limits(limits)).await
+        }
+        Route::VmList => blocking.run(move || vms.list()).await,
         Route::VmCreate => {
+            let key = repeat_key(&request)?;
+            let trial = flag("dry-run");
             let ask: VmCreate = body(&request)?;
-            blocking(move || match &ask.image {
-                Some(image) if service.snapshots.is_template(image) => {
-                    service.snapshots.create_from(image, &ask)
-                }
-                _ => vms.create(ask),
-            })
-            .await
+            let repeated = key.map(|key| repeated(key, &ask));
+            blocking
+                .run(move || match &ask.image {
+                    Some(image) if service.snapshots.is_template(image) => {
+                        if repeated.is_some() || trial {
+                            return Err(not_of_template());
+                        }
+                        service.snapshots.create_from(image, &ask)
+                    }
+                    _ => vms.create(ask, repeated, trial),
+                })
+                .await
         }
-        Route::VmGet => blocking(move || vms.get(&name)).await,
+        Route::VmGet => {
+            let tag = vms.find(&name).map(|(record, _)| vms.store.revision_of(&record.id));
+            let mut answer = blocking.run(move || vms.get(&name)).await?;
+            http::tag(&mut answer, tag?);
+            Ok(answer)
+        }
         Route::VmRemove => {
             let force = flag("force");
-            blocking(move || vms.remove(&name, force)).await
+            blocking.run(move || vms.remove(&name, force)).await
         }
         Route::VmStart => {
             let ask = body(&request)?;
-            blocking(move || vms.start(&name, &ask)).await
+            blocking.run(move || vms.start(&name, &ask)).await
         }
-        Route::VmPause => blocking(move || vms.step(&name, Ask::Pause)).await,
-        Route::VmResume => blocking(move || vms.step(&name, Ask::Resume)).await,
+        Route::VmPause => blocking.run(move || vms.step(&name, Ask::Pause)).await,
+        Route::VmResume => blocking.run(move || vms.step(&name, Ask::Resume)).await,
         Route::VmDiskAttach => {
             let disk = body(&request)?;
-            blocking(move || vms.attach_disk(&name, &disk)).await
+            blocking.run(move || vms.attach_disk(&name, &disk)).await
         }
         Route::VmDiskDetach => {
             let disk = arguments.next().unwrap_or_default();
@@ -110,7 +141,7 @@ pub(crate) async fn answer(
                     ));
                 }
             }
-            blocking(move || vms.detach_disk(&name, &disk)).await
+            blocking.run(move || vms.detach_disk(&name, &disk)).await
         }
         Route::VmShareAttach => {
             let share = body(&request)?;
@@ -122,38 +153,38 @@ pub(crate) async fn answer(
         }
         Route::VmNicAttach => {
             let ask: NicAttach = body(&request)?;
-            blocking(move || vms.attach_card(&name, ask)).await
+            blocking.run(move || vms.attach_card(&name, ask)).await
         }
         Route::VmNicDetach => {
             let nic = arguments.next().unwrap_or_default();
-            blocking(move || vms.detach_card(&name, &nic)).await
+            blocking.run(move || vms.detach_card(&name, &nic)).await
         }
         Route::VmDiskLimits => {
             let disk = arguments.next().unwrap_or_default();
             let limits = body(&request)?;
-            blocking(move || vms.limit_disk(&name, &disk, limits)).await
+            blocking.run(move || vms.limit_disk(&name, &disk, limits)).await
         }
         Route::VmDiskSize => {
             let disk = arguments.next().unwrap_or_default();
             let size = body(&request)?;
-            blocking(move || vms.resize_disk(&name, &disk, size)).await
+            blocking.run(move || vms.resize_disk(&name, &disk, size)).await
         }
         Route::VmStop => {
             let ask: viv_api::vm::VmStop = body(&request)?;
             let (_, runner) = vms.find(&name)?;
             streams::ask_agent_to_power_off(runner);
-            blocking(move || vms.stop(&name, &ask)).await
+            blocking.run(move || vms.stop(&name, &ask)).await
         }
         Route::VmMemory => {
             let ask = body(&request)?;
-            blocking(move || vms.resize_memory(&name, &ask)).await
+            blocking.run(move || vms.resize_memory(&name, &ask)).await
         }
         Route::VmKill => {
             let ask = body(&request)?;
-            blocking(move || vms.kill(&name, &ask)).await
+            blocking.run(move || vms.kill(&name, &ask)).await
         }
         Route::VmWait => wait(&service, &name).await,
-        Route::VmStats => blocking(move || vms.stats(&name)).await,
+        Route::VmStats => blocking.run(move || vms.stats(&name)).await,
         Route::VmLogs => {
             let (_, runner) = vms.find(&name)?;
             Ok(http::pieces(streams::logs(runner, flag("follow")), "application/octet-stream"))
@@ -172,7 +203,7 @@ pub(crate) async fn answer(
                 let request = agent::Request::ConsoleSize { rows: size.rows, cols: size.cols };
                 let _ = streams::ask_agent(&told, &request).await;
             });
-            blocking(move || runner.ask(&RunnerAsk::ConsoleSize(size)).map(drop)).await
+            blocking.run(move || runner.ask(&RunnerAsk::ConsoleSize(size)).map(drop)).await
         }
         Route::VmAgent => {
             let (record, runner) = vms.find(&name)?;
@@ -198,104 +229,204 @@ pub(crate) async fn answer(
         }
         Route::SnapshotCreate => {
             let ask = body(&request)?;
-            blocking(move || service.snapshots.create(&name, &ask)).await
+            blocking
+                .run(move || {
+                    telling(
+                        &vms,
+                        What::SnapshotCreated,
+                        || service.snapshots.create(&name, &ask),
+                        |it| it.name.clone(),
+                    )
+                })
+                .await
         }
-        Route::SnapshotList => blocking(move || service.snapshots.list()).await,
-        Route::SnapshotGet => blocking(move || service.snapshots.get(&name)).await,
-        Route::SnapshotRemove => blocking(move || service.snapshots.remove(&name)).await,
-        Route::SnapshotVerify => blocking(move || service.snapshots.verify(&name)).await,
+        Route::SnapshotList => blocking.run(move || service.snapshots.list()).await,
+        Route::SnapshotGet => blocking.run(move || service.snapshots.get(&name)).await,
+        Route::SnapshotRemove => {
+            blocking
+                .run(move || {
+                    telling(
+                        &vms,
+                        What::SnapshotRemoved,
+                        || service.snapshots.remove(&name),
+                        |it| it.name.clone(),
+                    )
+                })
+                .await
+        }
+        Route::SnapshotVerify => blocking.run(move || service.snapshots.verify(&name)).await,
         Route::SnapshotDiff => {
             let ask: SnapshotOther = body(&request)?;
-            blocking(move || service.snapshots.diff(&name, &ask.other)).await
+            blocking.run(move || service.snapshots.diff(&name, &ask.other)).await
         }
         Route::SnapshotExport => {
             let ask = body(&request)?;
-            blocking(move || service.snapshots.export(&name, &ask)).await
+            blocking.run(move || service.snapshots.export(&name, &ask)).await
         }
         Route::SnapshotImport => {
             let ask = body(&request)?;
-            blocking(move || service.snapshots.import(&ask)).await
+            blocking
+                .run(move || {
+                    telling(
+                        &vms,
+                        What::SnapshotCreated,
+                        || service.snapshots.import(&ask),
+                        |it| it.name.clone(),
+                    )
+                })
+                .await
         }
         Route::VmRollback => {
             let ask = body(&request)?;
-            blocking(move || service.snapshots.roll_back(&name, &ask)).await
+            blocking.run(move || service.snapshots.roll_back(&name, &ask)).await
         }
         Route::SnapshotRestore => {
             let ask = body(&request)?;
-            blocking(move || service.snapshots.restore(&name, &ask)).await
+            blocking.run(move || service.snapshots.restore(&name, &ask)).await
         }
         Route::VmFork => {
             let ask = body(&request)?;
-            blocking(move || service.snapshots.fork(&name, &ask)).await
+            blocking.run(move || service.snapshots.fork(&name, &ask)).await
         }
-        Route::NetworkList => blocking(move || vms.networks()).await,
+        Route::NetworkList => blocking.run(move || vms.networks()).await,
         Route::NetworkCreate => {
             let ask = body(&request)?;
-            blocking(move || vms.create_network(&ask)).await
+            blocking
+                .run(move || {
+                    telling(
+                        &vms,
+                        What::NetworkCreated,
+                        || vms.create_network(&ask),
+                        |it| it.spec.name.clone(),
+                    )
+                })
+                .await
         }
-        Route::NetworkGet => blocking(move || vms.network(&name)).await,
-        Route::NetworkRemove => blocking(move || vms.remove_network(&name)).await,
+        Route::NetworkGet => blocking.run(move || vms.network(&name)).await,
+        Route::NetworkRemove => {
+            blocking
+                .run(move || {
+                    telling(
+                        &vms,
+                        What::NetworkRemoved,
+                        || vms.remove_network(&name),
+                        |it| it.spec.name.clone(),
+                    )
+                })
+                .await
+        }
         Route::NetworkConnect => {
             let ask: NetworkConnect = body(&request)?;
-            blocking(move || vms.connect(&name, &ask.vm)).await
+            blocking
+                .run(move || {
+                    telling(&vms, What::NetworkChanged, || vms.connect(&name, &ask.vm), |_| name.clone())
+                })
+                .await
         }
         Route::NetworkDisconnect => {
             let vm = arguments.next().unwrap_or_default();
-            blocking(move || vms.disconnect(&name, &vm)).await
+            blocking
+                .run(move || {
+                    telling(&vms, What::NetworkChanged, || vms.disconnect(&name, &vm), |_| name.clone())
+                })
+                .await
         }
-        Route::PortList => blocking(move || vms.ports()).await,
-        Route::PortGet => blocking(move || vms.port(&name, network.as_deref())).await,
+        Route::PortList => blocking.run(move || vms.ports()).await,
+        Route::PortGet => blocking.run(move || vms.port(&name, network.as_deref())).await,
         Route::PortLimits => {
             let ask = body(&request)?;
-            blocking(move || vms.limit_port(&name, network.as_deref(), ask)).await
+            blocking.run(move || vms.limit_port(&name, network.as_deref(), ask)).await
         }
-        Route::PortRebind => blocking(move || vms.rebind(&name, network.as_deref())).await,
+        Route::PortRebind => blocking.run(move || vms.rebind(&name, network.as_deref())).await,
         Route::PortCapture => {
             let capture = move || vms.capture(&name, network.as_deref());
             let pieces = tokio::task::spawn_blocking(capture).await;
             let pieces = pieces.map_err(|error| defect(&error.to_string()))??;
             Ok(http::pieces(pieces, "application/x-pcapng"))
         }
-        Route::SecGroupList => blocking(move || vms.secgroups()).await,
+        Route::SecGroupList => blocking.run(move || vms.secgroups()).await,
         Route::SecGroupCreate => {
             let ask = body(&request)?;
-            blocking(move || vms.create_secgroup(ask)).await
+            blocking
+                .run(move || {
+                    telling(&vms, What::SecgroupCreated, || vms.create_secgroup(ask), |it| it.name.clone())
+                })
+                .await
         }
-        Route::SecGroupGet => blocking(move || vms.secgroup(&name)).await,
-        Route::SecGroupRemove => blocking(move || vms.remove_secgroup(&name)).await,
+        Route::SecGroupGet => blocking.run(move || vms.secgroup(&name)).await,
+        Route::SecGroupRemove => {
+            blocking
+                .run(move || {
+                    telling(&vms, What::SecgroupRemoved, || vms.remove_secgroup(&name), |_| name.clone())
+                })
+                .await
+        }
         Route::SecGroupRuleAdd => {
             let ask: RuleAdd = body(&request)?;
-            blocking(move || vms.add_rule(&name, &ask.rule)).await
+            blocking
+                .run(move || {
+                    telling(&vms, What::SecgroupChanged, || vms.add_rule(&name, &ask.rule), |_| name.clone())
+                })
+                .await
         }
         Route::SecGroupRuleRemove => {
             let number = arguments.next().unwrap_or_default();
-            blocking(move || vms.remove_rule(&name, &number)).await
+            blocking
+                .run(move || {
+                    telling(&vms, What::SecgroupChanged, || vms.remove_rule(&name, &number), |_| name.clone())
+                })
+                .await
         }
         Route::SecGroupJoin => {
             let ask: SecGroupJoin = body(&request)?;
-            blocking(move || vms.join(&name, &ask.vm, ask.network.as_deref())).await
+            blocking
+                .run(move || {
+                    telling(
+                        &vms,
+                        What::SecgroupChanged,
+                        || vms.join(&name, &ask.vm, ask.network.as_deref()),
+                        |_| name.clone(),
+                    )
+                })
+                .await
         }
         Route::SecGroupLeave => {
             let vm = arguments.next().unwrap_or_default();
-            blocking(move || vms.leave(&name, &vm, network.as_deref())).await
+            blocking
+                .run(move || {
+                    telling(
+                        &vms,
+                        What::SecgroupChanged,
+                        || vms.leave(&name, &vm, network.as_deref()),
+                        |_| name.clone(),
+                    )
+                })
+                .await
         }
         Route::Explain => {
             let ask = body(&request)?;
-            blocking(move || vms.explain(&ask)).await
+            blocking.run(move || vms.explain(&ask)).await
         }
         Route::ImageList => {
-            blocking(move || Ok(service.images.list()?.iter().map(shown).collect::<Vec<_>>())).await
+            blocking.run(move || Ok(service.images.list()?.iter().map(shown).collect::<Vec<_>>())).await
         }
         Route::ImageBuild => {
             let ask = body(&request)?;
             Ok(work(service, job, move |service, reporter| {
-                build_now(service, &name, &ask, reporter).map(|image| shown(&image))
+                let known: Vec<_> =
+                    service.images.list()?.into_iter().map(|image| (image.name, image.digest)).collect();
+                let image = build_now(service, &name, &ask, reporter)?;
+                if !known.contains(&(image.name.clone(), image.digest.clone())) {
+                    events::tell(&*service.vms.store, Event::new(What::ImageChanged, None, &image.name));
+                }
+                Ok(shown(&image))
             }))
         }
         Route::VmCommit => {
             let ask: ImageCommit = body(&request)?;
             Ok(work(service, job, move |service, reporter| {
-                works::commit(service, &name, &ask, reporter, shown)
+                let commit = || works::commit(service, &name, &ask, reporter, shown);
+                telling(&service.vms, What::ImageChanged, commit, |it| it.name.clone())
             }))
         }
         Route::VmExport => {
@@ -316,25 +447,40 @@ pub(crate) async fn answer(
         Route::ImageImport => {
             let ask: ImageImport = body(&request)?;
             absolute(&ask.path)?;
-            Ok(work(service, job, move |service, reporter| service.images.import(&ask, reporter, &shown)))
+            Ok(work(service, job, move |service, reporter| {
+                let imported = service.images.import(&ask, reporter, &shown)?;
+                if imported.image.is_some() {
+                    events::tell(&*service.vms.store, Event::new(What::ImageChanged, None, &imported.name));
+                }
+                Ok(imported)
+            }))
         }
-        Route::ImageGet => blocking(move || Ok(shown(&service.images.get(&name)?))).await,
-        Route::ImageDetails => blocking(move || service.images.details(&name, &shown)).await,
-        Route::ImageVerify => blocking(move || service.images.verify(&name)).await,
+        Route::ImageGet => blocking.run(move || Ok(shown(&service.images.get(&name)?))).await,
+        Route::ImageDetails => blocking.run(move || service.images.details(&name, &shown)).await,
+        Route::ImageVerify => blocking.run(move || service.images.verify(&name)).await,
         Route::ImageTag => {
             let ask: ImageTag = body(&request)?;
-            blocking(move || Ok(shown(&service.images.tag(&name, &ask.name)?))).await
+            blocking
+                .run(move || {
+                    let tag = || Ok(shown(&service.images.tag(&name, &ask.name)?));
+                    telling(&vms, What::ImageChanged, tag, |it| it.name.clone())
+                })
+                .await
         }
         Route::ImagePrune => {
-            blocking(move || Ok(Pruned { bytes: service.images.prune(&images::Unwatched)? })).await
+            blocking.run(move || Ok(Pruned { bytes: service.images.prune(&images::Unwatched)? })).await
         }
         Route::ImageRemove => {
-            blocking(move || {
-                let image = service.images.get(&name)?;
-                service.images.remove(&name)?;
-                Ok(shown(&image))
-            })
-            .await
+            blocking
+                .run(move || {
+                    let remove = || {
+                        let image = service.images.get(&name)?;
+                        service.images.remove(&name)?;
+                        Ok(shown(&image))
+                    };
+                    telling(&vms, What::ImageRemoved, remove, |it: &Image| it.name.clone())
+                })
+                .await
         }
         Route::JobCancel => {
             if let Some(cancelled) = service.jobs().get(&name) {
@@ -345,13 +491,61 @@ pub(crate) async fn answer(
     }
 }
 
+/// Does it, and tells of it.
+fn telling<T>(
+    vms: &Vms,
+    what: What,
+    act: impl FnOnce() -> Result<T, Fault>,
+    name: impl FnOnce(&T) -> String,
+) -> Result<T, Fault> {
+    let done = act()?;
+    events::tell(&*vms.store, Event::new(what, None, &name(&done)));
+    Ok(done)
+}
+
+/// What the sender of a request that may be repeated calls it.
+fn repeat_key(request: &Request<Bytes>) -> Result<Option<String>, Fault> {
+    let Some(key) = request.headers().get("idempotency-key") else { return Ok(None) };
+    let key = key.to_str().unwrap_or_default();
+    if key.is_empty() || key.len() > REPEAT_KEY_MAX {
+        return Err(Fault::new(
+            Kind::Usage,
+            format!("an Idempotency-Key has 1 to {REPEAT_KEY_MAX} printable characters"),
+            "use a random one for each new VM, for example a UUID",
+        ));
+    }
+    Ok(Some(key.to_string()))
+}
+
+fn repeated(key: String, ask: &VmCreate) -> store::Request {
+    let digest = Sha256::digest(serde_json::to_vec(ask).unwrap_or_default());
+    store::Request { key, digest: digest.iter().map(|byte| format!("{byte:02x}")).collect() }
+}
+
+fn not_of_template() -> Fault {
+    Fault::new(
+        Kind::Usage,
+        "a VM of a template cannot be tried, nor be made by a request that is repeated",
+        "leave out dry-run and Idempotency-Key",
+    )
+}
+
 /// Runs what waits for files and processes beside the requests of others.
-async fn blocking<T: Serialize + Send + 'static>(
-    act: impl FnOnce() -> Result<T, Fault> + Send + 'static,
-) -> Result<Response<Body>, Fault> {
-    match tokio::task::spawn_blocking(act).await {
-        Ok(outcome) => outcome.map(|value| http::json(&value)),
-        Err(error) => Err(defect(&error.to_string())),
+struct Blocking {
+    /// What the request expects of the VM that it changes.
+    expected: Option<u64>,
+}
+
+impl Blocking {
+    async fn run<T: Serialize + Send + 'static>(
+        &self,
+        act: impl FnOnce() -> Result<T, Fault> + Send + 'static,
+    ) -> Result<Response<Body>, Fault> {
+        let expected = self.expected;
+        match tokio::task::spawn_blocking(move || precondition::with(expected, act)).await {
+            Ok(outcome) => outcome.map(|value| http::json(&value)),
+            Err(error) => Err(defect(&error.to_string())),
+        }
     }
 }
 
@@ -399,6 +593,7 @@ fn info(service: &Service) -> Result<Info, Fault> {
             runtime: places.runtime.clone(),
         },
         vms: service.vms.count()?,
+        limits: service.vms.limits(),
     })
 }
 

@@ -10,23 +10,26 @@ use crate::places::Places;
 use crate::plugs::WatchedSwitch;
 use crate::runners;
 use crate::snapshots::Snapshots;
-use crate::store::{DirectoryStore, StoreError};
-use crate::vms::Vms;
+use crate::store::{SqliteStore, StoreError};
+use crate::vms::{Hooks, Vms};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fs::{self, File, OpenOptions};
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use viv_api::socket;
 use viv_api::timestamp::Timestamp;
@@ -106,9 +109,9 @@ impl Program {
     }
 }
 
-/// Runs the service until it is not needed any more; for ever, if it listens at the network. If another one runs already, that is a
-/// conflict.
-pub fn serve(places: Places, listen: &Listen) -> Result<(), Fault> {
+/// Runs the service: until it is not needed any more, or, if it is to stay, until it is told to end (SIGTERM, SIGINT). One that
+/// listens at the network is to stay. If another one runs already, that is a conflict.
+pub fn serve(places: Places, stay: bool, listen: &Listen) -> Result<(), Fault> {
     let broken = |what: &'static str, path: PathBuf| {
         move |source| Fault::from(StoreError::Io { what, path: path.clone(), source })
     };
@@ -116,18 +119,40 @@ pub fn serve(places: Places, listen: &Listen) -> Result<(), Fault> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     std::env::set_current_dir("/").map_err(broken("enter", "/".into()))?;
     let lock = lock(&places).map_err(broken("lock", places.lock()))?;
-    let Some(_lock) = lock else {
+    let Some(mut lock) = lock else {
+        let holder = fs::read_to_string(places.lock()).unwrap_or_default();
+        let who = match holder.trim() {
+            "" => String::new(),
+            pid => format!(": process {pid}"),
+        };
         return Err(Fault::new(
             Kind::Conflict,
-            "the host service runs already",
-            "use it: every command finds it by itself; its process: viv info",
+            format!("the host service of {} runs already{who}", places.state.display()),
+            "use it: every command finds it by itself; to take its place, end it first",
         ));
     };
+    lock.set_len(0)
+        .and_then(|()| writeln!(lock, "{}", std::process::id()))
+        .map_err(broken("write", places.lock()))?;
+    // Who cannot read what is remembered answers nobody.
+    builder::clear(&places);
+    let images = Arc::new(Images::open(places.images())?);
+    let (store, left) = SqliteStore::open(&places.store(), &places.vms())?;
+    for directory in left {
+        eprintln!("viv serve: {} belongs to no VM that is remembered; it is kept", directory.display());
+    }
     let sockets = listen.bind()?;
+    let access = Access::open(&places)?;
     let path = places.socket();
     let _ = fs::remove_file(&path); // of a service that was killed: we hold its lock
     let listener = socket::listen(&path).map_err(broken("listen at", path.clone()))?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(broken("protect", path.clone()))?;
+    if !stay {
+        // The command that has started us listens there for a refusal, and goes away.
+        let null =
+            OpenOptions::new().write(true).open("/dev/null").map_err(broken("open", "/dev/null".into()))?;
+        rustix::stdio::dup2_stdout(null).map_err(|error| broken("open", "/dev/null".into())(error.into()))?;
+    }
     listener.set_nonblocking(true).map_err(broken("listen at", path.clone()))?;
 
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -137,7 +162,8 @@ pub fn serve(places: Places, listen: &Listen) -> Result<(), Fault> {
         .map_err(broken("make threads in", "/".into()))?;
     let outcome = runtime.block_on(async {
         let listener = UnixListener::from_std(listener).map_err(broken("listen at", path.clone()))?;
-        run(places, listener, sockets, listen).await
+        let parts = Parts { places, images, store, access };
+        run(parts, listener, stay, sockets, listen).await
     });
     let _ = fs::remove_file(&path);
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -153,26 +179,37 @@ fn lock(places: &Places) -> std::io::Result<Option<File>> {
     }
 }
 
-async fn run(
+/// What was opened before anybody is let in.
+struct Parts {
     places: Places,
+    images: Arc<Images>,
+    store: SqliteStore,
+    access: Access,
+}
+
+async fn run(
+    parts: Parts,
     listener: UnixListener,
+    stay: bool,
     sockets: Vec<std::net::TcpListener>,
     listen: &Listen,
 ) -> Result<(), Fault> {
-    let access = Access::open(&places)?;
-    builder::clear(&places);
-    let images = Arc::new(Images::open(places.images())?);
-    let store = DirectoryStore::open(&places.vms())?;
+    let Parts { places, images, store, access } = parts;
     let (watch, mut watched) = mpsc::unbounded_channel();
     let watch = Box::new(move |process, id| {
         let _ = watch.send((process, id));
+    });
+    let (later, mut delayed) = mpsc::unbounded_channel();
+    let later = Box::new(move |id, delay| {
+        let _ = later.send((id, delay));
     });
     let (watch_switch, mut switches) = mpsc::unbounded_channel();
     let watch_switch = Box::new(move |process, switch| {
         let _ = watch_switch.send(WatchedSwitch { process, switch, since: Instant::now() });
     });
     let networks = Networks::new(&places, watch_switch);
-    let vms = Arc::new(Vms::new(Box::new(store), places.clone(), images.clone(), networks, watch));
+    let vms =
+        Arc::new(Vms::new(Box::new(store), places.clone(), images.clone(), networks, Hooks { watch, later }));
     vms.adopt()?;
     let snapshots = Snapshots::open(&places, vms.clone())?;
     let service = Arc::new(Service {
@@ -199,23 +236,57 @@ async fn run(
         }
     });
     let live = Arc::new(AtomicUsize::new(0));
-    let counter = live.clone();
+    let (counter, watching) = (live.clone(), vms.clone());
     tokio::spawn(async move {
         while let Some((process, id)) = watched.recv().await {
             let busy = Busy::new(&counter);
-            tokio::spawn(watch_vm(vms.clone(), process, id, busy));
+            tokio::spawn(watch_vm(watching.clone(), process, id, busy));
         }
     });
-    let stays = !sockets.is_empty();
+    let counter = live.clone();
+    tokio::spawn(async move {
+        while let Some((id, delay)) = delayed.recv().await {
+            let (vms, busy) = (vms.clone(), Busy::new(&counter));
+            tokio::spawn(async move {
+                tokio::time::sleep(delay).await;
+                let _ = tokio::task::spawn_blocking(move || vms.start_again(&id)).await;
+                drop(busy);
+            });
+        }
+    });
     network_door::open(&service, sockets, listen)?;
     let accepting = tokio::spawn(accept(service.clone(), listener));
-    until_idle(&service, &live, stays).await;
+    match stay {
+        true => until_told(&service).await?,
+        false => until_idle(&service, &live).await,
+    }
     accepting.abort();
     Ok(())
 }
 
+/// Returns when the process is told to end. Its VMs live on.
+async fn until_told(service: &Service) -> Result<(), Fault> {
+    let broken = |source| StoreError::Io { what: "take signals in", path: "/".into(), source };
+    let mut terminate = signal(SignalKind::terminate()).map_err(broken)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(broken)?;
+    let mut told = pin!(async {
+        let (mut terminate, mut interrupt) = (pin!(terminate.recv()), pin!(interrupt.recv()));
+        std::future::poll_fn(|context| {
+            match terminate.as_mut().poll(context).is_ready() || interrupt.as_mut().poll(context).is_ready() {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            }
+        })
+        .await
+    });
+    while tokio::time::timeout(SWEEP, &mut told).await.is_err() {
+        service.vms.sweep();
+    }
+    Ok(())
+}
+
 /// Returns when there has been nothing to do for a while.
-async fn until_idle(service: &Service, live: &AtomicUsize, stays: bool) {
+async fn until_idle(service: &Service, live: &AtomicUsize) {
     let program = Program::current();
     let mut busy_at = Instant::now();
     let mut swept_at = Instant::now();
@@ -224,10 +295,10 @@ async fn until_idle(service: &Service, live: &AtomicUsize, stays: bool) {
         let working = service.work.load(Ordering::Relaxed) > 0;
         // VMs need no service; it stays for them only to answer faster. A newer version takes over.
         let replaced = program.as_ref().is_some_and(Program::was_replaced);
-        if stays || working || live.load(Ordering::Relaxed) > 0 && !replaced {
+        if working || live.load(Ordering::Relaxed) > 0 && !replaced {
             busy_at = Instant::now();
         }
-        if busy_at.elapsed() >= IDLE_LIMIT || replaced && !working && !stays {
+        if busy_at.elapsed() >= IDLE_LIMIT || replaced && !working {
             return;
         }
         if swept_at.elapsed() >= SWEEP {

@@ -1,7 +1,7 @@
 //! How a command reaches the service, which it starts if there is none.
 use crate::places::Places;
 use std::fs::OpenOptions;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
@@ -14,6 +14,8 @@ use viv_model::{Fault, Kind};
 const START_LIMIT: Duration = Duration::from_secs(15);
 /// How long to wait between two attempts.
 const RETRY: Duration = Duration::from_millis(5);
+/// Most bytes of what a service says that cannot run.
+const REFUSAL_MAX: u64 = 64 << 10;
 /// Bytes after which the service's log begins anew.
 const LOG_MAX: u64 = 1 << 20;
 
@@ -41,7 +43,13 @@ fn connect_or_start(places: &Places) -> Result<UnixStream, Fault> {
             ));
         }
         let ended = match &mut child {
-            Some(child) => child.try_wait().ok().flatten().is_some(),
+            Some(child) => match child.try_wait().ok().flatten() {
+                Some(_) => match refusal(child) {
+                    Some(fault) => return Err(fault),
+                    None => true,
+                },
+                None => false,
+            },
             None => true,
         };
         if Instant::now() >= deadline {
@@ -67,6 +75,13 @@ fn connect_or_start(places: &Places) -> Result<UnixStream, Fault> {
     }
 }
 
+/// Why a service that has ended could not run; nothing if another one runs, or it was killed.
+fn refusal(child: &mut Child) -> Option<Fault> {
+    let mut text = Vec::new();
+    child.stdout.take()?.take(REFUSAL_MAX).read_to_end(&mut text).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
 fn start(places: &Places) -> io::Result<Child> {
     let long = std::fs::metadata(places.log()).is_ok_and(|data| data.len() > LOG_MAX);
     let log = OpenOptions::new()
@@ -79,7 +94,7 @@ fn start(places: &Places) -> io::Result<Child> {
     Command::new("/proc/self/exe")
         .args(["serve", "--on-demand"])
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(log)
         .spawn()
 }

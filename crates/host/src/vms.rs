@@ -1,16 +1,16 @@
 //! What may be done with VMs, and how.
-use crate::container_ask;
+use crate::admission::{Admission, Reservation, Share, need};
+use crate::creation::fits;
 use crate::described;
 use crate::disk_image;
+use crate::events::tell_state;
 use crate::guest_commands::{health_watch, main_command};
-use crate::images::{Image, Images, Instance};
-use crate::names;
+use crate::images::Images;
+use crate::keep::Restarts;
 use crate::networks::Networks;
 use crate::places::Places;
+use crate::precondition;
 use crate::runners::Runner;
-use crate::secgroups;
-use crate::seed::{self, Identity};
-use crate::shares;
 use crate::store::{Store, VmRecord};
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -22,13 +22,9 @@ use viv_api::runner::{Ask as RunnerAsk, RESUME, RunnerSpec};
 use viv_api::socket;
 use viv_api::stats::VmStats;
 use viv_api::timestamp::Timestamp;
-use viv_api::vm::{DiskSize, Process, Vm, VmCreate, VmKill, VmMemory, VmStart, VmStop};
-use viv_model::{Accel, Ask, DiskFormat, DiskLimits, DiskSpec, End, Fault, Kind, MachineSpec, State, next};
+use viv_api::vm::{Process, Vm, VmKill, VmMemory, VmStart, VmStop};
+use viv_model::{Accel, Ask, End, Fault, Kind, MachineSpec, State, next};
 
-/// The kernel's command line for an image.
-const APPEND_IMAGE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=k cryptomgr.notests";
-/// The kernel's command line for a user's own kernel, unless the user gives one.
-const APPEND_OWN: &str = "console=ttyS0 panic=-1 reboot=k";
 /// How long a guest may take to switch itself off, seconds.
 const STOP_S: u64 = 30;
 /// The longest that a user may let it take, seconds.
@@ -39,23 +35,24 @@ const ID_DIGITS_MIN: usize = 4;
 /// All VMs of this host.
 pub(crate) struct Vms {
     pub(crate) store: Box<dyn Store>,
-    places: Places,
-    images: Arc<Images>,
+    pub(crate) places: Places,
+    pub(crate) images: Arc<Images>,
     pub(crate) networks: Networks,
     /// One change at a time for each VM.
     changing: Mutex<HashMap<String, Arc<Mutex<()>>>>,
     /// Whose process has been started and has not yet said whether it runs.
     starting: Mutex<HashSet<String>>,
-    /// Told the identity of each VM that has a process, once.
-    watch: Box<dyn Fn(Process, String) + Send + Sync>,
+    pub(crate) admission: Admission,
+    pub(crate) restarts: Restarts,
+    hooks: Hooks,
 }
 
-/// What its image wants on the kernel's command line: what is there besides our words and the user's.
-pub(crate) fn append_of(machine: &MachineSpec, user: Option<&str>) -> String {
-    let words = machine.append.strip_prefix(APPEND_IMAGE).unwrap_or_default();
-    let without = |words: &str, end: &str| words.strip_suffix(end).unwrap_or(words).trim().to_string();
-    let words = without(words, user.unwrap_or_default());
-    without(&words, &shares::boot_words(&machine.shares))
+/// What the service does for VMs in time to come.
+pub(crate) struct Hooks {
+    /// Told the identity of each VM that has a process, once.
+    pub(crate) watch: Box<dyn Fn(Process, String) + Send + Sync>,
+    /// Starts a VM again, after so long ([`Vms::start_again`]).
+    pub(crate) later: Box<dyn Fn(String, Duration) + Send + Sync>,
 }
 
 /// A VM that starts.
@@ -81,19 +78,34 @@ impl Vms {
         places: Places,
         images: Arc<Images>,
         networks: Networks,
-        watch: Box<dyn Fn(Process, String) + Send + Sync>,
+        hooks: Hooks,
     ) -> Vms {
-        Vms { store, places, images, networks, changing: Mutex::default(), starting: Mutex::default(), watch }
+        Vms {
+            store,
+            places,
+            images,
+            networks,
+            changing: Mutex::default(),
+            starting: Mutex::default(),
+            admission: Admission::default(),
+            restarts: Restarts::default(),
+            hooks,
+        }
     }
 
     /// Finds the VMs that live on from an earlier service, and forgets those that were to be.
     pub(crate) fn adopt(&self) -> Result<(), Fault> {
+        self.load_limits()?;
+        self.after_boot()?;
         for record in self.store.all()? {
             let runner = self.runner(&record);
+            let need = need(&record.machine);
+            self.admission.take(Share::Described, &record.id, need);
             match runner.process() {
                 Some(process) => {
+                    self.admission.take(Share::Running, &record.id, need);
                     self.plug_in_again(&record, &runner);
-                    (self.watch)(process, record.id);
+                    (self.hooks.watch)(process, record.id);
                 }
                 None => self.ended(&record.id),
             }
@@ -103,10 +115,21 @@ impl Vms {
 
     /// Does what is left to do after a VM's process has ended.
     pub(crate) fn ended(&self, id: &str) {
-        let Ok(records) = self.store.all() else { return };
-        let Some(record) = records.into_iter().find(|record| record.id == id) else { return };
+        let Ok(Some(record)) = self.store.by_id(id) else { return };
+        let runner = self.runner(&record);
+        if runner.process().is_some() {
+            return; // it has been started again meanwhile
+        }
         clear_sockets(&record.machine);
         self.clear_kernel(&record);
+        if lock(&self.starting).contains(id) {
+            return;
+        }
+        self.admission.give_back(Share::Running, id);
+        if let Some((end, _)) = self.last_end(&record, &runner) {
+            tell_state(&*self.store, id, &record.name, state_after(&end), Some(end.clone()));
+            self.keep(&record, &end);
+        }
         let attended = record.attended_by.is_some_and(|owner| owner.is_alive());
         // A command in the foreground still wants to know how it ended, and removes it then.
         if record.remove && record.started_at.is_some() && !attended {
@@ -126,41 +149,49 @@ impl Vms {
         }
     }
 
-    fn runner(&self, record: &VmRecord) -> Runner {
+    /// Whether it has a process, or is about to.
+    pub(crate) fn is_live(&self, record: &VmRecord) -> bool {
+        self.runner(record).process().is_some() || lock(&self.starting).contains(&record.id)
+    }
+
+    /// Starts it again after so long.
+    pub(crate) fn later(&self, id: String, delay: Duration) {
+        (self.hooks.later)(id, delay);
+    }
+
+    pub(crate) fn runner(&self, record: &VmRecord) -> Runner {
         Runner::new(self.places.vms().join(&record.id))
     }
 
     /// The runner and the record of the VM called `name`.
     pub(crate) fn find(&self, name: &str) -> Result<(VmRecord, Runner), Fault> {
-        let records = self.store.all()?;
-        let exact = records.iter().find(|record| record.name == name || record.id == name);
+        let exact =
+            self.store.by_name(name)?.map_or_else(|| self.store.by_id(name), |record| Ok(Some(record)))?;
         let record = match exact {
-            Some(record) => record.clone(),
-            None => {
-                let mut matching = records
-                    .iter()
-                    .filter(|record| name.len() >= ID_DIGITS_MIN && record.id.starts_with(name));
-                match (matching.next(), matching.next()) {
-                    (Some(record), None) => record.clone(),
-                    (Some(_), Some(_)) => {
-                        return Err(Fault::new(
-                            Kind::Usage,
-                            format!("the ids of several VMs begin with {name:?}"),
-                            "write more digits, or the name: viv ps -a",
-                        ));
-                    }
-                    (None, _) => {
-                        return Err(Fault::new(
-                            Kind::NotFound,
-                            format!("no VM is called {name:?}"),
-                            "see what there is: viv ps -a",
-                        ));
-                    }
-                }
-            }
+            Some(record) => record,
+            None => self.beginning_with(name)?,
         };
         let runner = self.runner(&record);
         Ok((record, runner))
+    }
+
+    /// The VM whose identity begins so.
+    fn beginning_with(&self, digits: &str) -> Result<VmRecord, Fault> {
+        let records = if digits.len() >= ID_DIGITS_MIN { self.store.all()? } else { Vec::new() };
+        let mut matching = records.into_iter().filter(|record| record.id.starts_with(digits));
+        match (matching.next(), matching.next()) {
+            (Some(record), None) => Ok(record),
+            (Some(_), Some(_)) => Err(Fault::new(
+                Kind::Usage,
+                format!("the ids of several VMs begin with {digits:?}"),
+                "write more digits, or the name: viv ps -a",
+            )),
+            (None, _) => Err(Fault::new(
+                Kind::NotFound,
+                format!("no VM is called {digits:?}"),
+                "see what there is: viv ps -a",
+            )),
+        }
     }
 
     /// All records.
@@ -178,6 +209,7 @@ impl Vms {
         let turn = lock(&self.changing).entry(record.id.clone()).or_default().clone();
         let _turn = lock(&turn);
         let (record, runner) = self.find(&record.id)?; // as it is now that it is our turn
+        precondition::check(&record.name, self.store.revision_of(&record.id))?;
         act(record, runner)
     }
 
@@ -228,8 +260,7 @@ impl Vms {
             (Some(status), ..) => status.state,
             (None, true, _) => State::Starting,
             (None, false, None) => State::Defined,
-            (None, false, Some((End::Panic | End::TripleFault | End::Failed { .. }, _))) => State::Failed,
-            (None, false, Some(_)) => State::Stopped,
+            (None, false, Some((end, _))) => state_after(end),
         };
         let status = status.as_ref();
         Vm {
@@ -244,6 +275,8 @@ impl Vms {
             end: last.map(|(end, _)| end),
             spec: described::spec_of(&record, runner.dir()),
             dir: runner.dir().to_path_buf(),
+            revision: self.store.revision_of(&record.id),
+            restart: record.restart,
             id: record.id,
             name: record.name,
             image: record.image,
@@ -272,29 +305,17 @@ impl Vms {
         Some((End::Failed { message }, None))
     }
 
-    /// The name that was asked for, or one that no VM has.
-    pub(crate) fn name(&self, asked: Option<&str>) -> Result<String, Fault> {
-        let taken: HashSet<String> = self.store.all()?.into_iter().map(|record| record.name).collect();
-        match asked {
-            Some(name) => {
-                names::check(name)?;
-                if taken.contains(name) {
-                    return Err(crate::store::StoreError::NameTaken { name: name.to_string() }.into());
-                }
-                Ok(name.to_string())
-            }
-            None => names::pleasant(&|name| taken.contains(name)).map_err(no_random),
-        }
-    }
-
     /// Remembers a VM whose directory is there already, with an address in the network that it was in; if that is gone, it
     /// is plugged into nothing.
     fn insert_with_address(&self, record: &mut VmRecord) -> Result<(), Fault> {
         fits(record.machine.memory_mib)?;
+        let share = self.describe(record)?;
         let _turn = self.networks.hold();
         record.groups.iter().try_for_each(|group| self.networks.groups.find(group).map(drop))?;
         self.find_places(&mut record.machine.nics)?;
-        Ok(self.store.insert(record)?)
+        self.store.insert(record)?;
+        share.keep();
+        Ok(())
     }
 
     /// Remembers which snapshot it came from last.
@@ -304,146 +325,20 @@ impl Vms {
         })
     }
 
-    /// Describes a VM, and starts it if that is asked.
-    pub(crate) fn create(&self, ask: VmCreate) -> Result<Vm, Fault> {
-        let name = self.name(ask.name.as_deref())?;
-        let id = names::identity().map_err(no_random)?;
-        let dir = self.places.vms().join(&id);
-        let image = match (&ask.image, &ask.kernel) {
-            (None, Some(_)) => None,
-            (Some(file), _) if disk_image::is_file(file) => None,
-            (image, _) => Some(self.images.get(image.as_deref().unwrap_or(viv_api::image::DEFAULT))?),
-        };
-        let process = image.as_ref().and_then(|image| image.manifest.process()).cloned();
-        container_ask::check(&ask, process.as_ref())?;
-        let ports = process.as_ref().map(|process| container_ask::all_ports(&ask, process)).transpose()?;
-        let ask = VmCreate { ports: ports.unwrap_or_else(|| ask.ports.clone()), ..ask };
-        let boots_itself = image.as_ref().is_some_and(|image| image.manifest.boots_itself());
-        let made = self.machine_of(&ask, image, &Identity { id: &id, name: &name }, &dir).and_then(
-            |(image, machine)| {
-                ask.health.over(process.as_ref().and_then(|process| process.health.as_ref()))?;
-                let mut record = VmRecord {
-                    boots_itself,
-                    append: ask.append.clone().filter(|_| image.is_some()),
-                    image,
-                    groups: secgroups::distinct(&ask.groups)?,
-                    labels: ask.labels.clone(),
-                    on_reboot: ask.on_reboot,
-                    remove: ask.remove,
-                    command: ask.command.clone(),
-                    process: process.map(|process| process.with_entrypoint(ask.entrypoint.as_deref())),
-                    entrypoint: ask.entrypoint.clone(),
-                    health: ask.health.clone(),
-                    volumes: ask.volumes.clone(),
-                    ..VmRecord::new(&id, &name, machine)
-                };
-                let _turn = self.networks.hold();
-                record.groups.iter().try_for_each(|group| self.networks.groups.find(group).map(drop))?;
-                self.give_places(&mut record.machine.nics)?;
-                self.store.insert(&record)?;
-                Ok(())
-            },
-        );
-        if let Err(fault) = made {
-            let _ = fs::remove_dir_all(&dir);
-            return Err(fault);
-        }
-        if !ask.start {
-            return self.get(&id);
-        }
-        self.start(&id, &VmStart { attended_by: ask.attended_by }).inspect_err(|_| {
-            let _ = self.store.remove(&id);
-        })
-    }
-
-    /// The image's name and the machine for what was asked; `image` is the one of the store. Copies of its disks go into `dir`.
-    fn machine_of(
-        &self,
-        ask: &VmCreate,
-        image: Option<Image>,
-        identity: &Identity<'_>,
-        dir: &Path,
-    ) -> Result<(Option<String>, MachineSpec), Fault> {
-        let ask = &with_usual(ask, image.as_ref());
-        let mut machine = ask.machine();
-        machine.append = ask.append.clone().unwrap_or_else(|| APPEND_OWN.to_string());
-        machine.nics = self.cards_of(ask, dir)?;
-        machine.check()?;
-        machine.disks.clear();
-        fits(machine.memory_max_mib.unwrap_or(machine.memory_mib))?;
-        for path in [ask.kernel.as_ref(), ask.initrd.as_ref()]
-            .into_iter()
-            .flatten()
-            .chain(ask.disks.iter().map(|d| &d.path))
-            .chain(ask.shares.iter().map(|share| &share.path))
-            .chain(ask.console_ports.iter().filter_map(|port| port.path.as_ref()))
-        {
-            absolute(path)?;
-        }
-        let disks = ask.disks.iter().map(resolve_disk).collect::<Result<Vec<_>, _>>()?;
-        ask.shares.iter().try_for_each(shares::check)?;
-        fs::DirBuilder::new().recursive(true).create(dir).map_err(|source| crate::store::StoreError::Io {
-            what: "make",
-            path: dir.to_path_buf(),
-            source,
-        })?;
-        let (mut of_image, mut name, mut cloud_init) = (Vec::new(), None, None);
-        let own_kernel = ask.kernel.is_some();
-        let own_disks = match (&ask.image, &image) {
-            (Some(file), None) => Some((vec![disk_image::layer(Path::new(file), dir)?], file)),
-            (_, Some(image)) if image.manifest.boots_itself() => {
-                Some((self.images.instantiate(image, dir)?.disks, &image.name))
-            }
-            _ => None,
-        };
-        if let Some((disks, called)) = own_disks {
-            let (instance, found) = disk_image::boot(disks, dir, own_kernel, &self.places)?;
-            if !own_kernel {
-                machine.append = disk_image::words(&instance.append, ask.append.as_deref());
-            }
-            of_image = take(instance, ask, &mut machine);
-            (name, cloud_init) = (Some(called.clone()), found);
-        } else if let Some(image) = image {
-            let instance = self.images.instantiate(&image, dir)?;
-            let mounts = shares::boot_words(&ask.shares);
-            // A container is called what its host calls it.
-            let called = match image.manifest.process() {
-                Some(process) => {
-                    let volumes = container_ask::volume_words(ask, process)?;
-                    format!("viv.hostname={} {volumes}", identity.name).trim_end().to_string()
-                }
-                None => String::new(),
-            };
-            let own = ask.append.as_deref().unwrap_or_default();
-            let words = [APPEND_IMAGE, &instance.append, &called, &mounts, own];
-            let words = words.into_iter().filter(|words| !words.is_empty());
-            machine.append = words.collect::<Vec<_>>().join(" ");
-            of_image = take(instance, ask, &mut machine);
-            name = Some(image.name);
-        }
-        described::set_image_disks(&mut of_image, &ask.image_disks)?;
-        machine.disks = of_image.into_iter().chain(disks).collect();
-        if ask.cloud_init.is_wanted(cloud_init.is_some()) {
-            let user = cloud_init.as_ref().and_then(|found| found.default_user.as_deref());
-            machine.disks.push(seed::make(&ask.cloud_init, identity, user, &self.places, dir)?);
-        }
-        Ok((name, machine))
-    }
-
-    /// An image of the store, if it is there.
-    pub(crate) fn image(&self, name: &str) -> Option<Image> {
-        if disk_image::is_file(name) { None } else { self.images.get(name).ok() }
-    }
-
     /// Starts a VM that has no process.
     pub(crate) fn start(&self, name: &str, ask: &VmStart) -> Result<Vm, Fault> {
         self.change(name, |record, runner| {
             let state = self.view(record.clone(), &runner).state;
             refuse(state, Ask::Start, &record.name)?;
             let _starting = self.starting(&record.id);
+            let share = self.run(&record)?;
             let ran_before = record.started_at.is_some();
-            let mut record =
-                VmRecord { started_at: Some(Timestamp::now()), attended_by: ask.attended_by, ..record };
+            let mut record = VmRecord {
+                started_at: Some(Timestamp::now()),
+                attended_by: ask.attended_by,
+                wanted: !record.restart.is_never(),
+                ..record
+            };
             if !runner.dir().join(RESUME).exists() {
                 // What boots knows nothing from before.
                 record.machine.nics.iter_mut().for_each(|nic| nic.aliases.clear());
@@ -452,7 +347,9 @@ impl Vms {
                 }
             }
             self.store.update(&record)?;
-            self.launch(record, &runner)
+            let vm = self.launch(record, &runner)?;
+            share.keep();
+            Ok(vm)
         })
     }
 
@@ -463,9 +360,27 @@ impl Vms {
         // Written once: it is as good as started.
         let mut record =
             VmRecord { started_at: Some(Timestamp::now()), attended_by: ask.attended_by, ..record };
+        let share = self.run(&record)?;
         self.insert_with_address(&mut record).inspect_err(|_| drop(fs::remove_dir_all(runner.dir())))?;
         let id = record.id.clone();
-        self.change(&id, |record, runner| self.launch(record, &runner))
+        let vm = self.change(&id, |record, runner| self.launch(record, &runner))?;
+        share.keep();
+        Ok(vm)
+    }
+
+    /// Takes its share of what may be described.
+    pub(crate) fn describe(&self, record: &VmRecord) -> Result<Reservation<'_>, Fault> {
+        let gone =
+            |id: &str| matches!(self.store.by_id(id), Ok(None)) && !self.places.vms().join(id).exists();
+        self.admission.reserve(Share::Described, &record.id, need(&record.machine), &gone)
+    }
+
+    /// Takes its share of the host.
+    fn run(&self, record: &VmRecord) -> Result<Reservation<'_>, Fault> {
+        let gone = |id: &str| {
+            !lock(&self.starting).contains(id) && Runner::new(self.places.vms().join(id)).process().is_none()
+        };
+        self.admission.reserve(Share::Running, &record.id, need(&record.machine), &gone)
     }
 
     /// Until what it gives is dropped, the VM counts as one that starts.
@@ -493,13 +408,17 @@ impl Vms {
         };
         match self.plug_in_all(&record).and_then(|ports| runner.start(&spec, &ports)) {
             Ok(status) => {
-                (self.watch)(status.process, record.id.clone());
+                (self.hooks.watch)(status.process, record.id.clone());
                 lock(&self.starting).remove(&record.id);
-                Ok(self.view(record, runner))
+                let vm = self.view(record, runner);
+                self.tell_view(&vm);
+                Ok(vm)
             }
             Err(fault) => {
                 self.clear_kernel(&record);
-                runner.set_end(&End::Failed { message: fault.message.clone() });
+                let end = End::Failed { message: fault.message.clone() };
+                runner.set_end(&end);
+                tell_state(&*self.store, &record.id, &record.name, State::Failed, Some(end));
                 Err(fault)
             }
         }
@@ -511,8 +430,17 @@ impl Vms {
             let state = self.view(record.clone(), &runner).state;
             refuse(state, ask, &record.name)?;
             runner.ask(&if ask == Ask::Pause { RunnerAsk::Pause } else { RunnerAsk::Resume })?;
-            Ok(self.view(record, &runner))
+            let vm = self.view(record, &runner);
+            self.tell_view(&vm);
+            Ok(vm)
         })
+    }
+
+    /// Tells its state, if it is another one than before; its end is told when its process is seen to be gone.
+    fn tell_view(&self, vm: &Vm) {
+        if vm.state.is_live() {
+            tell_state(&*self.store, &vm.id, &vm.name, vm.state, None);
+        }
     }
 
     /// Asks a running guest to get by with so much memory.
@@ -531,95 +459,17 @@ impl Vms {
         })
     }
 
-    /// Gives it one more disk: at once if it runs, and whenever it starts.
-    pub(crate) fn attach_disk(&self, name: &str, disk: &DiskSpec) -> Result<Vm, Fault> {
-        disk.check()?;
-        absolute(&disk.path)?;
-        let mut disk = resolve_disk(disk)?;
-        self.change(name, |mut record, runner| {
-            keep_serials(&mut record.machine.disks);
-            disk.serial = Some(free_serial(&record.machine.disks, disk.serial.as_ref())?);
-            if record.machine.disks.iter().any(|other| other.path == disk.path) {
-                return Err(Fault::new(
-                    Kind::Conflict,
-                    format!("{} has the disk {} already", record.name, disk.path.display()),
-                    "see its disks with: viv inspect",
-                ));
-            }
-            if self.view(record.clone(), &runner).state.is_live() {
-                runner.attach_disk(&disk)?;
-            }
-            record.machine.disks.push(disk.clone());
-            self.store.update(&record)?;
-            Ok(self.view(record, &runner))
-        })
-    }
-
-    /// The serial number of a disk.
-    pub(crate) fn disk_serial(&self, name: &str, disk: &str) -> Result<(String, Runner), Fault> {
-        let (record, runner) = self.find(name)?;
-        let index = disk_index(&record, disk)?;
-        let serial = record.machine.disks.get(index).map(|disk| disk.serial_of(index));
-        Ok((serial.unwrap_or_default(), runner))
-    }
-
-    /// Takes a disk from it; if it runs, when its guest has let it go.
-    pub(crate) fn detach_disk(&self, name: &str, disk: &str) -> Result<Vm, Fault> {
-        self.change(name, |mut record, runner| {
-            let index = disk_index(&record, disk)?;
-            if self.view(record.clone(), &runner).state.is_live() {
-                runner.ask(&RunnerAsk::DetachDisk { disk: index })?;
-            }
-            keep_serials(&mut record.machine.disks);
-            record.machine.disks.remove(index);
-            self.store.update(&record)?;
-            Ok(self.view(record, &runner))
-        })
-    }
-
-    /// Lets a disk be as fast as this: at once if the VM runs, and whenever it starts.
-    pub(crate) fn limit_disk(&self, name: &str, disk: &str, limits: DiskLimits) -> Result<Vm, Fault> {
-        limits.check()?;
-        self.change(name, |mut record, runner| {
-            let index = disk_index(&record, disk)?;
-            if let Some(disk) = record.machine.disks.get_mut(index) {
-                disk.limits = limits;
-            }
-            if self.view(record.clone(), &runner).state.is_live() {
-                runner.ask(&RunnerAsk::LimitDisk { disk: index, limits })?;
-            }
-            self.store.update(&record)?;
-            Ok(self.view(record, &runner))
-        })
-    }
-
-    /// Lets a disk of a running VM grow.
-    pub(crate) fn resize_disk(&self, name: &str, disk: &str, size: DiskSize) -> Result<Vm, Fault> {
-        self.change(name, |record, runner| {
-            let index = disk_index(&record, disk)?;
-            let view = self.view(record, &runner);
-            if !view.state.is_live() {
-                let disk = view.machine.disks.get(index).map(|disk| disk.path.display().to_string());
-                return Err(Fault::new(
-                    Kind::Conflict,
-                    format!("VM {:?} is {}, and does not use its disk", view.name, view.state),
-                    format!(
-                        "give the disk itself the size: viv disk resize {} SIZE",
-                        disk.unwrap_or_default()
-                    ),
-                ));
-            }
-            runner.ask(&RunnerAsk::ResizeDisk { disk: index, size })?;
-            Ok(view)
-        })
-    }
-
     /// Presses the power button, and kills a guest that does not obey.
     pub(crate) fn stop(&self, name: &str, ask: &VmStop) -> Result<Vm, Fault> {
         let limit = Duration::from_secs(ask.time_s.unwrap_or(STOP_S).min(STOP_S_MAX));
         let end = ask.status.map(|status| End::Command { status });
-        let (record, runner) = self.change(name, |record, runner| {
+        let (record, runner) = self.change(name, |mut record, runner| {
+            let waits = record.wanted && !self.is_live(&record);
+            self.set_wanted(&mut record, false)?;
             let state = self.view(record.clone(), &runner).state;
+            if waits {
+                return Ok((record, runner)); // it will not be started again
+            }
             refuse(state, Ask::Stop, &record.name)?;
             if state == State::Paused {
                 runner.ask(&RunnerAsk::Resume)?;
@@ -636,8 +486,13 @@ impl Vms {
 
     /// Ends it now.
     pub(crate) fn kill(&self, name: &str, ask: &VmKill) -> Result<Vm, Fault> {
-        self.change(name, |record, runner| {
+        self.change(name, |mut record, runner| {
+            let waits = record.wanted && !self.is_live(&record);
+            self.set_wanted(&mut record, false)?;
             let state = self.view(record.clone(), &runner).state;
+            if waits {
+                return Ok(self.view(record, &runner));
+            }
             refuse(state, Ask::Kill, &record.name)?;
             runner.kill(ask.status.map(|status| End::Command { status }));
             Ok(self.view(record, &runner))
@@ -646,14 +501,18 @@ impl Vms {
 
     /// Forgets it, with all its files.
     pub(crate) fn remove(&self, name: &str, force: bool) -> Result<Vm, Fault> {
-        self.change(name, |record, runner| {
+        self.change(name, |mut record, runner| {
             if force {
+                self.set_wanted(&mut record, false)?;
                 runner.kill(None);
             }
             let view = self.view(record.clone(), &runner);
             refuse(view.state, Ask::Remove, &record.name)?;
             self.clear_kernel(&record);
             self.store.remove(&record.id)?;
+            self.restarts.forget(&record.id);
+            self.admission.give_back(Share::Described, &record.id);
+            self.admission.give_back(Share::Running, &record.id);
             lock(&self.changing).remove(&record.id);
             Ok(view)
         })
@@ -667,24 +526,12 @@ impl Vms {
     }
 }
 
-/// What was asked for, with what its image has for those who say nothing.
-fn with_usual(ask: &VmCreate, image: Option<&Image>) -> VmCreate {
-    let usual = image.map(|image| image.manifest.usual).unwrap_or_default();
-    let most = ask.memory_max_mib.unwrap_or(u64::MAX);
-    VmCreate {
-        cpus: ask.cpus.or(usual.cpus),
-        memory_mib: ask.memory_mib.or(usual.memory_mib.map(|mib| mib.min(most))),
-        ..ask.clone()
+/// The state of a VM that has ended so.
+fn state_after(end: &End) -> State {
+    match end {
+        End::Panic | End::TripleFault | End::Failed { .. } => State::Failed,
+        _ => State::Stopped,
     }
-}
-
-/// Gives a machine what its image boots, unless its user has said that; gives the image's disks.
-fn take(instance: Instance, ask: &VmCreate, machine: &mut MachineSpec) -> Vec<DiskSpec> {
-    if ask.kernel.is_none() {
-        machine.kernel = instance.kernel;
-    }
-    machine.initrd = machine.initrd.take().or(instance.initrd);
-    instance.disks
 }
 
 fn refuse(state: State, ask: Ask, name: &str) -> Result<(), Fault> {
@@ -701,35 +548,6 @@ fn clear_sockets(machine: &MachineSpec) {
     }
 }
 
-fn no_random(error: std::io::Error) -> Fault {
-    Fault::new(
-        Kind::Error,
-        format!("cannot make up a name: /dev/urandom: {error}"),
-        "see that /dev/urandom can be read",
-    )
-}
-
-/// Gives each disk the serial number that it has by its place now, so that it keeps it in another one.
-fn keep_serials(disks: &mut [DiskSpec]) {
-    for (index, disk) in disks.iter_mut().enumerate() {
-        disk.serial = Some(disk.serial_of(index));
-    }
-}
-
-/// The serial number that was wanted, or one, if no disk has it.
-fn free_serial(disks: &[DiskSpec], wanted: Option<&String>) -> Result<String, Fault> {
-    let free = |serial: &String| !disks.iter().any(|disk| disk.serial.as_ref() == Some(serial));
-    match wanted {
-        Some(serial) if free(serial) => Ok(serial.clone()),
-        Some(serial) => Err(Fault::new(
-            Kind::Conflict,
-            format!("a disk of the VM has the serial number {serial:?} already"),
-            "use another one, or none: then one is made up",
-        )),
-        None => Ok((0..).map(|n| format!("viv-disk-{n}")).find(free).unwrap_or_default()),
-    }
-}
-
 pub(crate) fn absolute(path: &Path) -> Result<(), Fault> {
     if path.is_absolute() {
         return Ok(());
@@ -739,40 +557,4 @@ pub(crate) fn absolute(path: &Path) -> Result<(), Fault> {
         format!("{} is not an absolute path", path.display()),
         "name files from the root: the service does not know your directory",
     ))
-}
-
-/// The disk that is called by its number, from 0.
-fn disk_index(record: &VmRecord, disk: &str) -> Result<usize, Fault> {
-    let count = record.machine.disks.len();
-    disk.parse::<usize>().ok().filter(|index| *index < count).ok_or_else(|| {
-        let text = format!("{} has no disk {disk:?}: it has {count}", record.name);
-        Fault::new(Kind::NotFound, text, "count from 0; see the disks with: viv inspect")
-    })
-}
-
-/// Whether there is that much memory at all.
-fn fits(memory_mib: u64) -> Result<(), Fault> {
-    let room = crate::info::room();
-    if memory_mib <= room.total_mib {
-        return Ok(());
-    }
-    Err(Fault::new(
-        Kind::NoCapacity,
-        format!(
-            "the VM would have {memory_mib} MiB of memory, and {} has {} MiB",
-            room.owner(),
-            room.total_mib
-        ),
-        format!("use --memory with less: {} MiB are free now", room.available_mib),
-    ))
-}
-/// Looks up the format of a disk whose user has not said it: now, before the guest has written to it, and never again
-/// (docs/decisions/032).
-fn resolve_disk(asked: &DiskSpec) -> Result<DiskSpec, Fault> {
-    let format = asked.format.map_or_else(|| viv_block::probe(&asked.path), Ok)?;
-    if format == DiskFormat::Raw && !asked.read_only {
-        // File systems without extended attributes have the record alone.
-        let _ = viv_block::mark_raw(&asked.path);
-    }
-    Ok(DiskSpec { format: Some(format), ..asked.clone() })
 }

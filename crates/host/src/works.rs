@@ -172,7 +172,7 @@ fn still<T>(vms: &Vms, name: &str, act: impl FnOnce(&Stopped<'_>) -> Result<T, F
             dir: runner.dir(),
             image: record.image.as_deref(),
             machine: &record.machine,
-            append: crate::vms::append_of(&record.machine, record.append.as_deref()),
+            append: crate::creation::append_of(&record.machine, record.append.as_deref()),
             boots_itself: crate::disk_image::boots_itself(&record, runner.dir()),
         })
     })

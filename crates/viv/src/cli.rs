@@ -103,6 +103,10 @@ pub(crate) enum Verb {
     Capture(verbs::capture::Args),
     /// Say which VMs and addresses may reach a VM
     Secgroup(verbs::secgroup::Args),
+    /// Show what has happened, and what happens
+    Events(verbs::events::Args),
+    /// Show and set how much of this host VMs may have
+    Limits(verbs::limits::Args),
     /// Show the service, the host and what its KVM is worth
     Info(verbs::info::Args),
     /// Remember host services on other machines, and say which is used
@@ -123,7 +127,8 @@ pub(crate) enum Verb {
     /// What the last word of a command line may become
     #[command(hide = true)]
     Complete(verbs::complete::Args),
-    /// The host service; commands start it when they need it. With --listen it serves other machines
+    /// The host service, which commands start when they need it: here it stays until it is ended, for VMs that are to run again, and
+    /// with --listen for other machines
     Serve(verbs::serve::Args),
     /// One VM's process; the service starts it
     #[command(hide = true)]

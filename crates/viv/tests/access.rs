@@ -252,3 +252,31 @@ fn the_audit_log_tells_who_has_changed_it() {
     let told = home.viv(&["audit", "verify"]).ok().out;
     assert!(told.contains("3 lines") && told.contains("half a line was lost"), "{told}");
 }
+
+#[test]
+fn those_who_only_wait_are_in_nobodys_way() {
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+    let lab = Lab::new("idle");
+    lab.token("viewer");
+    let address = lab.url.trim_start_matches("https://").to_string();
+    let connect = || {
+        let socket = TcpStream::connect(&address).unwrap();
+        socket.set_read_timeout(Some(kit::LIMIT)).unwrap();
+        socket
+    };
+    let idle: Vec<TcpStream> = (0..200).map(|_| connect()).collect();
+    assert_eq!(lab.host.viv(&["ps", "-q"]).ok().out, "");
+    // What is not TLS, and what says nothing, is closed by itself.
+    let mut plain = connect();
+    let _ = plain.write_all(b"GET /v1/info HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    let closed = |mut socket: &TcpStream| {
+        let mut rest = Vec::new();
+        let ended = socket.read_to_end(&mut rest);
+        assert!(!rest.starts_with(b"HTTP"), "{rest:?}");
+        ended.is_ok() || ended.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset)
+    };
+    assert!(closed(&plain));
+    assert!(idle.iter().all(closed));
+    assert_eq!(lab.by("viewer", &["ps", "-q"]).ok().out, "");
+}

@@ -2,10 +2,10 @@
 use super::go_on::lay_out;
 use super::make::Purpose;
 use super::{Snapshots, io_fault};
+use crate::creation::append_of;
 use crate::disk_image::is_file;
 use crate::images::Stopped;
 use crate::names;
-use crate::vms::append_of;
 use std::fs;
 use std::path::Path;
 use viv_api::snapshot::SnapshotCreate;

@@ -131,7 +131,9 @@ impl Snapshots {
         }
         self.verify_disks(&from, &manifest)?;
         let id = record.id.clone();
-        self.vms.change(&id, |record, runner| {
+        self.vms.change(&id, |mut record, runner| {
+            // Nothing but we start it again.
+            self.vms.set_wanted(&mut record, false)?;
             let vm = runner.dir();
             let place = names::identity().map_err(io_fault("read", Path::new("/dev/urandom")))?;
             let place = vm.join(format!("{BACK}{place}"));

@@ -1,100 +1,25 @@
-//! What the host service remembers of its VMs.
+//! What the host service remembers: its VMs, and what has happened.
 //!
 //! A record says what was asked for; what *is*, is found out from the VM's process. One service writes at a
-//! time (it holds a lock), so that a transaction is one record.
-mod directory;
+//! time (it holds a lock). Each change is one transaction, with the event that tells of it.
+mod directories;
 mod memory;
+mod recent;
+mod record;
+mod sqlite;
+mod writer;
 
-pub use directory::DirectoryStore;
-pub(crate) use directory::write_whole;
+pub(crate) use directories::write_whole;
 pub use memory::MemoryStore;
+pub use record::{Request, VmRecord};
+pub use sqlite::SqliteStore;
 
-use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
-use viv_api::agent::Exec;
-use viv_api::image::ImageProcess;
+use std::sync::Arc;
+use tokio::sync::watch;
+use viv_api::event::Event;
 use viv_api::timestamp::Timestamp;
-use viv_api::vm::{OnReboot, Process};
-use viv_model::{Fault, HealthAsk, Kind, Label, MachineSpec};
-
-/// One VM, as it was asked for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VmRecord {
-    /// Its identity.
-    pub id: String,
-    /// Its name; unique.
-    pub name: String,
-    /// When it was described.
-    pub created_at: Timestamp,
-    /// The image that it was made from.
-    pub image: Option<String>,
-    /// Words that its user has added to the image's command line.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub append: Option<String>,
-    /// Its machine.
-    pub machine: MachineSpec,
-    /// The security groups that it is in.
-    #[serde(default)]
-    pub groups: Vec<String>,
-    /// Its labels.
-    #[serde(default)]
-    pub labels: Vec<Label>,
-    /// What a reset does.
-    pub on_reboot: OnReboot,
-    /// It is forgotten when it ends.
-    pub remove: bool,
-    /// The command for which it exists.
-    pub command: Option<Exec>,
-    /// What runs in the place of its image's entry point.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub entrypoint: Option<String>,
-    /// Volumes that it has besides its image's.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub volumes: Vec<String>,
-    /// How to see whether its guest is well, besides what its image says.
-    #[serde(default, skip_serializing_if = "HealthAsk::is_usual")]
-    pub health: HealthAsk,
-    /// How its image has programs started, if that is one of containers.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub process: Option<ImageProcess>,
-    /// When it was last started.
-    pub started_at: Option<Timestamp>,
-    /// The process whose end is its end.
-    pub attended_by: Option<Process>,
-    /// It boots the kernel that is on its image's disks, which its guest may change; so does a VM of a disk's file.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub boots_itself: bool,
-    /// The snapshot that it came from.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub snapshot: Option<String>,
-}
-
-impl VmRecord {
-    /// A VM with this machine, described now, and nothing else.
-    pub(crate) fn new(id: &str, name: &str, machine: MachineSpec) -> VmRecord {
-        VmRecord {
-            id: id.to_string(),
-            name: name.to_string(),
-            created_at: Timestamp::now(),
-            image: None,
-            append: None,
-            machine,
-            groups: Vec::new(),
-            labels: Vec::new(),
-            on_reboot: OnReboot::default(),
-            remove: false,
-            command: None,
-            entrypoint: None,
-            volumes: Vec::new(),
-            health: HealthAsk::default(),
-            process: None,
-            started_at: None,
-            attended_by: None,
-            boots_itself: false,
-            snapshot: None,
-        }
-    }
-}
+use viv_model::{Fault, Kind, State};
 
 /// Why the store did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -110,6 +35,34 @@ pub enum StoreError {
     Missing {
         /// The identity.
         id: String,
+    },
+    /// A request with this key has described a VM already.
+    #[error("a request with the key {key:?} has described a VM already")]
+    KeyTaken {
+        /// The key.
+        key: String,
+    },
+    /// The database refused.
+    #[error("cannot {what} the store {}: {why}", path.display())]
+    Database {
+        /// What was tried.
+        what: &'static str,
+        /// The database's file.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+        /// It is for want of space.
+        full: bool,
+    },
+    /// The database is not what we wrote.
+    #[error("the store {} cannot be used: {why}", path.display())]
+    Unusable {
+        /// The database's file.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+        /// What to do.
+        fix: String,
     },
     /// The file system refused.
     #[error("cannot {what} {}: {source}", path.display())]
@@ -133,6 +86,22 @@ impl From<StoreError> for Fault {
                 format!("choose another name, or remove that one first: viv rm -f {name}"),
             ),
             StoreError::Missing { .. } => Fault::new(Kind::NotFound, message, "see what there is: viv ps -a"),
+            StoreError::KeyTaken { .. } => Fault::new(
+                Kind::Conflict,
+                message,
+                "use another key for another VM; the same request is answered with the VM that it has described",
+            ),
+            StoreError::Unusable { fix, .. } => Fault::new(Kind::Error, message, fix),
+            StoreError::Database { full: true, .. } => Fault::new(
+                Kind::NoCapacity,
+                message,
+                "free space on that disk, for example: viv rm, viv image rm",
+            ),
+            StoreError::Database { .. } => Fault::new(
+                Kind::Error,
+                message,
+                "see that the file and its directory are yours and writable; nothing was changed",
+            ),
             StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => Fault::new(
                 Kind::NoCapacity,
                 message,
@@ -147,16 +116,50 @@ impl From<StoreError> for Fault {
     }
 }
 
-/// Keeps records. Every call is whole or not at all, also when the host's power fails.
+/// Events of the past.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Past {
+    /// In order, up to as many as were asked for.
+    pub events: Vec<Arc<Event>>,
+    /// Some that would be among them are not kept any more.
+    pub has_gap: bool,
+}
+
+/// Keeps records and events. Every call is whole or not at all, also when the host's power fails. Each change of a
+/// record is an event, in the same transaction.
 pub trait Store: Send + Sync {
     /// All records, oldest first.
     fn all(&self) -> Result<Vec<VmRecord>, StoreError>;
-    /// Adds a record with a new identity and a name that no other has.
+    /// The record with this identity.
+    fn by_id(&self, id: &str) -> Result<Option<VmRecord>, StoreError>;
+    /// The record with this name.
+    fn by_name(&self, name: &str) -> Result<Option<VmRecord>, StoreError>;
+    /// The record that was described by the request with this key.
+    fn by_key(&self, key: &str) -> Result<Option<VmRecord>, StoreError>;
+    /// How many records there are.
+    fn count(&self) -> Result<usize, StoreError>;
+    /// The number of the last change of the record with this identity, or of its VM's state; 0 if there is none.
+    fn revision_of(&self, id: &str) -> u64;
+    /// Adds a record with a new identity, and a name and a key that no other has.
     fn insert(&self, record: &VmRecord) -> Result<(), StoreError>;
     /// Replaces the record with the same identity, and name.
     fn update(&self, record: &VmRecord) -> Result<(), StoreError>;
     /// Removes a record and everything that is kept for its VM.
     fn remove(&self, id: &str) -> Result<(), StoreError>;
+    /// The state that was last told of a VM.
+    fn told(&self, id: &str) -> Option<State>;
+    /// Tells of something that has happened. If it has a VM's state, that is what was last told of it.
+    fn tell(&self, event: Event) -> Result<(), StoreError>;
+    /// What has happened after a revision, up to so many.
+    fn events(&self, after: u64, most: usize) -> Result<Past, StoreError>;
+    /// The revision after which everything is at or after that moment.
+    fn revision_at(&self, moment: Timestamp) -> Result<u64, StoreError>;
+    /// The newest revision, and a way to wait for the next.
+    fn newest(&self) -> watch::Receiver<u64>;
+    /// Something that is remembered beside the records.
+    fn fact(&self, key: &str) -> Result<Option<String>, StoreError>;
+    /// Remembers something in the place of what was remembered so.
+    fn set_fact(&self, key: &str, value: &str) -> Result<(), StoreError>;
 }
 
 /// The order of [`Store::all`].
@@ -168,7 +171,9 @@ fn sort(records: &mut [VmRecord]) {
 pub(crate) mod conformance {
     //! What every store must do.
     use super::*;
-    use viv_model::Accel;
+    use viv_api::event::What;
+    use viv_api::vm::OnReboot;
+    use viv_model::{Accel, End, MachineSpec};
 
     pub(crate) fn record(id: &str, name: &str, unix_s: u64) -> VmRecord {
         let machine = MachineSpec {
@@ -218,5 +223,78 @@ pub(crate) mod conformance {
         assert_eq!(open().all().unwrap(), [db]);
         store.insert(&record("d4", "web", 50)).unwrap();
         assert_eq!(open().all().unwrap().len(), 2, "the name is free again");
+        assert_eq!(open().count().unwrap(), 2);
+        finds(&*open());
+        events(open);
+        facts(open);
+    }
+
+    fn finds(store: &dyn Store) {
+        let keyed = VmRecord {
+            request: Some(Request { key: "once".into(), digest: "d".into() }),
+            ..record("e5", "keyed", 60)
+        };
+        store.insert(&keyed).unwrap();
+        let again = VmRecord { request: keyed.request.clone(), ..record("f6", "other", 60) };
+        assert!(matches!(store.insert(&again), Err(StoreError::KeyTaken { key }) if key == "once"));
+        assert_eq!(store.by_key("once").unwrap(), Some(keyed.clone()));
+        assert_eq!(store.by_name("keyed").unwrap(), Some(keyed.clone()));
+        assert_eq!(store.by_id("e5").unwrap(), Some(keyed));
+        store.remove("e5").unwrap();
+        assert_eq!(store.by_key("once").unwrap(), None);
+        assert_eq!(store.by_name("keyed").unwrap(), None);
+        assert_eq!(store.by_id("e5").unwrap(), None);
+        store.insert(&again).unwrap();
+        store.remove("f6").unwrap();
+    }
+
+    fn events(open: &dyn Fn() -> Box<dyn Store>) {
+        let store = open();
+        let seen = |after, most| store.events(after, most).unwrap();
+        let start = *store.newest().borrow();
+        let kinds: Vec<_> = seen(0, 4).events.iter().map(|event| (event.event, event.name.clone())).collect();
+        let expected = [
+            (What::VmCreated, "web"),
+            (What::VmCreated, "db"),
+            (What::VmChanged, "web"),
+            (What::VmRemoved, "web"),
+        ];
+        assert_eq!(
+            kinds,
+            expected.map(|(what, name)| (what, name.to_string())),
+            "one for each change, in order"
+        );
+
+        let newest = store.newest();
+        let state = Event {
+            state: Some(State::Stopped),
+            end: Some(End::PowerOff),
+            ..Event::new(What::VmState, Some("d4"), "web")
+        };
+        assert_eq!(store.told("d4"), None);
+        store.tell(state.clone()).unwrap();
+        assert!(newest.has_changed().unwrap() && *newest.borrow() == start + 1);
+        let told = Event { revision: start + 1, ..state };
+        assert_eq!(seen(start, 10).events, [Arc::new(told.clone())]);
+        assert_eq!(store.revision_of("d4"), start + 1);
+        assert_eq!(store.told("d4"), Some(State::Stopped));
+        let again = open();
+        assert_eq!(again.told("d4"), Some(State::Stopped), "it is remembered");
+        assert_eq!(again.revision_of("d4"), start + 1);
+        assert_eq!(*again.newest().borrow(), start + 1);
+        assert_eq!(again.events(start, 10).unwrap().events, [Arc::new(told)]);
+        assert_eq!(again.revision_at(Timestamp { unix_s: 0 }).unwrap(), 0);
+        assert_eq!(again.revision_at(Timestamp { unix_s: u64::MAX / 2 }).unwrap(), start + 1);
+        assert!(!again.events(0, 1).unwrap().has_gap && !again.events(start + 9, 1).unwrap().has_gap);
+        store.remove("d4").unwrap();
+        assert_eq!((store.told("d4"), store.revision_of("d4")), (None, 0));
+    }
+
+    fn facts(open: &dyn Fn() -> Box<dyn Store>) {
+        let store = open();
+        assert_eq!(store.fact("boot").unwrap(), None);
+        store.set_fact("boot", "one").unwrap();
+        store.set_fact("boot", "two").unwrap();
+        assert_eq!(open().fact("boot").unwrap().as_deref(), Some("two"));
     }
 }

@@ -100,6 +100,7 @@ fn values(command: &Command, arg: &Arg, names: &dyn Fn(&str, &str) -> Vec<Candid
     match arg.get_id().as_str() {
         "accel" => fixed(&["auto", "kvm", "soft"]),
         "options" => SoftSpec::OPTIONS.iter().map(|name| (format!("{name}=on"), String::new())).collect(),
+        "restart" => fixed(&["no", "on-failure", "unless-stopped", "always"]),
         "reboot" => fixed(&["restart", "end"]),
         "net" => {
             let mut found: Vec<Candidate> = fixed(&["user", "user,host", "none"]);
@@ -224,7 +225,7 @@ mod tests {
         }
         let verbs = complete("");
         assert!(
-            verbs.iter().any(|verb| verb == "run") && verbs.iter().all(|verb| verb != "serve"),
+            verbs.iter().any(|verb| verb == "run") && verbs.iter().all(|verb| verb != "runner"),
             "{verbs:?}"
         );
     }

@@ -38,6 +38,20 @@ pub(crate) fn run(context: &Context, _args: Args) -> Result<u8, Fault> {
     }
     line("accel", format!("auto takes {}", info.accel));
     line("vms", format!("{} live, {} in all", info.vms.live, info.vms.all));
+    let (taken, most) = (info.limits.running.taken, info.limits.running.most);
+    let of = |most: Option<u64>| most.map_or("no limit".to_string(), |most| most.to_string());
+    line(
+        "limits",
+        format!(
+            "{} of {} vCPUs and {} of {} MiB are taken by VMs that run (overcommitted by {} and {}: viv limits)",
+            taken.cpus,
+            of(most.cpus),
+            taken.memory_mib,
+            of(most.memory_mib),
+            info.limits.limits.cpu_ratio,
+            info.limits.limits.memory_ratio
+        ),
+    );
     line("state", info.places.state.display().to_string());
     line("images", info.places.data.display().to_string());
     line("sockets", info.places.runtime.display().to_string());

@@ -12,6 +12,7 @@ pub(crate) mod console;
 pub(crate) mod context;
 pub(crate) mod create;
 pub(crate) mod disk;
+pub(crate) mod events;
 pub(crate) mod exec;
 mod health;
 pub(crate) mod images;
@@ -19,6 +20,7 @@ pub(crate) mod import;
 pub(crate) mod info;
 pub(crate) mod inspect;
 pub(crate) mod lifecycle;
+pub(crate) mod limits;
 pub(crate) mod logs;
 pub(crate) mod man;
 pub(crate) mod network;
@@ -144,6 +146,8 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
         Verb::Token(args) => access::token(&context, args),
         Verb::Cert(args) => access::cert(&context, args),
         Verb::Audit(args) => audit::run(&context, args),
+        Verb::Events(args) => events::run(&context, args),
+        Verb::Limits(args) => limits::run(&context, args),
         Verb::Info(args) => info::run(&context, args),
         Verb::Serve(_)
         | Verb::Runner(_)

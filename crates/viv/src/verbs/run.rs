@@ -25,7 +25,7 @@ use viv_api::snapshot::Snapshot;
 use viv_api::vm::{OnReboot, Process, Vm, VmCreate, VmKill, VmStop};
 use viv_model::{
     Accel, CPUS_MAX, ConsolePortSpec, DiskLimits, DiskSpec, Fault, Kind, NetKind, NicCreate, NicLimits,
-    ShareSpec, SoftSpec,
+    Restart, ShareSpec, SoftSpec,
 };
 use viv_oci::Reference;
 
@@ -134,6 +134,9 @@ pub(crate) struct Args {
     /// What a reset by the guest does; "end" with --rm and in the foreground
     #[arg(long, value_name = "restart|end", value_parser = on_reboot)]
     reboot: Option<OnReboot>,
+    /// Start it again after it has ended: no, on-failure, on-failure:N times, unless-stopped, always; also after a boot of this host
+    #[arg(long, value_name = "POLICY", requires = "detach", conflicts_with = "rm")]
+    restart: Option<Restart>,
     /// At its end print what it has used and done, on standard error
     #[arg(long, conflicts_with = "detach")]
     stats: bool,
@@ -579,6 +582,7 @@ fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Fault> {
         start: true,
         remove: args.rm,
         on_reboot: args.reboot.unwrap_or(if ends { OnReboot::End } else { OnReboot::Restart }),
+        restart: args.restart.unwrap_or_default(),
         attended_by: foreground.then(Process::current),
         command,
     })

@@ -1,14 +1,15 @@
 //! `viv serve`: the host service.
+use crate::output;
 use viv_host::{Listen, Places};
 use viv_model::{Fault, Kind};
 
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
-    /// Be quiet if another one runs already
+    /// For a command: end when there is nothing to do, and be quiet if another one runs already
     #[arg(long, hide = true)]
     on_demand: bool,
     /// Listen there, too, by TLS alone: for viv on other machines (viv context) and programs with a token (viv token)
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[arg(long, value_name = "ADDRESS:PORT", conflicts_with = "on_demand")]
     listen: Vec<String>,
     /// With --listen: a further name of this host, by which it may be called
     #[arg(long, value_name = "NAME", requires = "listen")]
@@ -17,13 +18,14 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args) -> Result<u8, Fault> {
     let listen = Listen { at: args.listen, names: args.name };
-    match viv_host::serve(Places::find()?, &listen) {
+    let outcome = viv_host::serve(Places::find()?, !args.on_demand, &listen);
+    match outcome {
         Err(fault) if args.on_demand && fault.kind == Kind::Conflict => Ok(fault.kind.exit_status()),
-        Err(fault) if !listen.at.is_empty() && fault.kind == Kind::Conflict => Err(Fault::new(
-            Kind::Conflict,
-            "the host service runs already, and does not listen at the network",
-            "end it, which VMs do not mind, and try again: kill $(viv info --json | jq .service.pid)",
-        )),
+        Err(fault) if args.on_demand => {
+            // For the command that has started us.
+            output::json(&fault);
+            Err(fault)
+        }
         outcome => outcome.map(|()| 0),
     }
 }

@@ -1,0 +1,133 @@
+//! The disks of VMs that are there already: attached, taken away, limited, enlarged.
+use crate::runners::Runner;
+use crate::store::VmRecord;
+use crate::vms::{Vms, absolute};
+use viv_api::runner::Ask as RunnerAsk;
+use viv_api::vm::{DiskSize, Vm};
+use viv_model::{DiskFormat, DiskLimits, DiskSpec, Fault, Kind};
+
+impl Vms {
+    /// Gives it one more disk: at once if it runs, and whenever it starts.
+    pub(crate) fn attach_disk(&self, name: &str, disk: &DiskSpec) -> Result<Vm, Fault> {
+        disk.check()?;
+        absolute(&disk.path)?;
+        let mut disk = resolve_disk(disk)?;
+        self.change(name, |mut record, runner| {
+            keep_serials(&mut record.machine.disks);
+            disk.serial = Some(free_serial(&record.machine.disks, disk.serial.as_ref())?);
+            if record.machine.disks.iter().any(|other| other.path == disk.path) {
+                return Err(Fault::new(
+                    Kind::Conflict,
+                    format!("{} has the disk {} already", record.name, disk.path.display()),
+                    "see its disks with: viv inspect",
+                ));
+            }
+            if self.view(record.clone(), &runner).state.is_live() {
+                runner.attach_disk(&disk)?;
+            }
+            record.machine.disks.push(disk.clone());
+            self.store.update(&record)?;
+            Ok(self.view(record, &runner))
+        })
+    }
+
+    /// The serial number of a disk.
+    pub(crate) fn disk_serial(&self, name: &str, disk: &str) -> Result<(String, Runner), Fault> {
+        let (record, runner) = self.find(name)?;
+        let index = disk_index(&record, disk)?;
+        let serial = record.machine.disks.get(index).map(|disk| disk.serial_of(index));
+        Ok((serial.unwrap_or_default(), runner))
+    }
+
+    /// Takes a disk from it; if it runs, when its guest has let it go.
+    pub(crate) fn detach_disk(&self, name: &str, disk: &str) -> Result<Vm, Fault> {
+        self.change(name, |mut record, runner| {
+            let index = disk_index(&record, disk)?;
+            if self.view(record.clone(), &runner).state.is_live() {
+                runner.ask(&RunnerAsk::DetachDisk { disk: index })?;
+            }
+            keep_serials(&mut record.machine.disks);
+            record.machine.disks.remove(index);
+            self.store.update(&record)?;
+            Ok(self.view(record, &runner))
+        })
+    }
+
+    /// Lets a disk be as fast as this: at once if the VM runs, and whenever it starts.
+    pub(crate) fn limit_disk(&self, name: &str, disk: &str, limits: DiskLimits) -> Result<Vm, Fault> {
+        limits.check()?;
+        self.change(name, |mut record, runner| {
+            let index = disk_index(&record, disk)?;
+            if let Some(disk) = record.machine.disks.get_mut(index) {
+                disk.limits = limits;
+            }
+            if self.view(record.clone(), &runner).state.is_live() {
+                runner.ask(&RunnerAsk::LimitDisk { disk: index, limits })?;
+            }
+            self.store.update(&record)?;
+            Ok(self.view(record, &runner))
+        })
+    }
+
+    /// Lets a disk of a running VM grow.
+    pub(crate) fn resize_disk(&self, name: &str, disk: &str, size: DiskSize) -> Result<Vm, Fault> {
+        self.change(name, |record, runner| {
+            let index = disk_index(&record, disk)?;
+            let view = self.view(record, &runner);
+            if !view.state.is_live() {
+                let disk = view.machine.disks.get(index).map(|disk| disk.path.display().to_string());
+                return Err(Fault::new(
+                    Kind::Conflict,
+                    format!("VM {:?} is {}, and does not use its disk", view.name, view.state),
+                    format!(
+                        "give the disk itself the size: viv disk resize {} SIZE",
+                        disk.unwrap_or_default()
+                    ),
+                ));
+            }
+            runner.ask(&RunnerAsk::ResizeDisk { disk: index, size })?;
+            Ok(view)
+        })
+    }
+}
+
+/// Gives each disk the serial number that it has by its place now, so that it keeps it in another one.
+fn keep_serials(disks: &mut [DiskSpec]) {
+    for (index, disk) in disks.iter_mut().enumerate() {
+        disk.serial = Some(disk.serial_of(index));
+    }
+}
+
+/// The serial number that was wanted, or one, if no disk has it.
+fn free_serial(disks: &[DiskSpec], wanted: Option<&String>) -> Result<String, Fault> {
+    let free = |serial: &String| !disks.iter().any(|disk| disk.serial.as_ref() == Some(serial));
+    match wanted {
+        Some(serial) if free(serial) => Ok(serial.clone()),
+        Some(serial) => Err(Fault::new(
+            Kind::Conflict,
+            format!("a disk of the VM has the serial number {serial:?} already"),
+            "use another one, or none: then one is made up",
+        )),
+        None => Ok((0..).map(|n| format!("viv-disk-{n}")).find(free).unwrap_or_default()),
+    }
+}
+
+/// The disk that is called by its number, from 0.
+fn disk_index(record: &VmRecord, disk: &str) -> Result<usize, Fault> {
+    let count = record.machine.disks.len();
+    disk.parse::<usize>().ok().filter(|index| *index < count).ok_or_else(|| {
+        let text = format!("{} has no disk {disk:?}: it has {count}", record.name);
+        Fault::new(Kind::NotFound, text, "count from 0; see the disks with: viv inspect")
+    })
+}
+
+/// Looks up the format of a disk whose user has not said it: now, before the guest has written to it, and never again
+/// (docs/decisions/032).
+pub(crate) fn resolve_disk(asked: &DiskSpec) -> Result<DiskSpec, Fault> {
+    let format = asked.format.map_or_else(|| viv_block::probe(&asked.path), Ok)?;
+    if format == DiskFormat::Raw && !asked.read_only {
+        // File systems without extended attributes have the record alone.
+        let _ = viv_block::mark_raw(&asked.path);
+    }
+    Ok(DiskSpec { format: Some(format), ..asked.clone() })
+}

@@ -1,0 +1,107 @@
+//! What is remembered of a VM.
+use serde::{Deserialize, Serialize};
+use viv_api::agent::Exec;
+use viv_api::image::ImageProcess;
+use viv_api::timestamp::Timestamp;
+use viv_api::vm::{OnReboot, Process};
+use viv_model::{HealthAsk, Label, MachineSpec, Restart};
+
+/// One VM, as it was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmRecord {
+    /// Its identity.
+    pub id: String,
+    /// Its name; unique.
+    pub name: String,
+    /// When it was described.
+    pub created_at: Timestamp,
+    /// The image that it was made from.
+    pub image: Option<String>,
+    /// Words that its user has added to the image's command line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub append: Option<String>,
+    /// Its machine.
+    pub machine: MachineSpec,
+    /// The security groups that it is in.
+    #[serde(default)]
+    pub groups: Vec<String>,
+    /// Its labels.
+    #[serde(default)]
+    pub labels: Vec<Label>,
+    /// What a reset does.
+    pub on_reboot: OnReboot,
+    /// It is forgotten when it ends.
+    pub remove: bool,
+    /// The command for which it exists.
+    pub command: Option<Exec>,
+    /// What runs in the place of its image's entry point.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entrypoint: Option<String>,
+    /// Volumes that it has besides its image's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<String>,
+    /// How to see whether its guest is well, besides what its image says.
+    #[serde(default, skip_serializing_if = "HealthAsk::is_usual")]
+    pub health: HealthAsk,
+    /// How its image has programs started, if that is one of containers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<ImageProcess>,
+    /// When it was last started.
+    pub started_at: Option<Timestamp>,
+    /// The process whose end is its end.
+    pub attended_by: Option<Process>,
+    /// It boots the kernel that is on its image's disks, which its guest may change; so does a VM of a disk's file.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub boots_itself: bool,
+    /// The snapshot that it came from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
+    /// When it is started again after it has ended.
+    #[serde(default, skip_serializing_if = "Restart::is_never")]
+    pub restart: Restart,
+    /// Its user wants it to run: it was started, and not stopped since.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub wanted: bool,
+    /// The request that described it, if that may be repeated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<Request>,
+}
+
+/// A request that has its effect once, however often it is sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// What its sender calls it.
+    pub key: String,
+    /// What was asked, to tell another request with the same key.
+    pub digest: String,
+}
+
+impl VmRecord {
+    /// A VM with this machine, described now, and nothing else.
+    pub(crate) fn new(id: &str, name: &str, machine: MachineSpec) -> VmRecord {
+        VmRecord {
+            id: id.to_string(),
+            name: name.to_string(),
+            created_at: Timestamp::now(),
+            image: None,
+            append: None,
+            machine,
+            groups: Vec::new(),
+            labels: Vec::new(),
+            on_reboot: OnReboot::default(),
+            remove: false,
+            command: None,
+            entrypoint: None,
+            volumes: Vec::new(),
+            health: HealthAsk::default(),
+            process: None,
+            started_at: None,
+            attended_by: None,
+            boots_itself: false,
+            snapshot: None,
+            restart: Restart::default(),
+            wanted: false,
+            request: None,
+        }
+    }
+}
