@@ -270,7 +270,7 @@ fn operation(endpoint: &Endpoint, types: Types) -> Value {
                 json!({"type": "integer", "minimum": 0, "maximum": AGENT_WAIT_S_MAX, "default": 0})
             }
             Shape::Count => json!({"type": "integer", "minimum": 1, "maximum": 100_000, "default": 1000}),
-            Shape::Text => json!({"type": "string", "minLength": 1, "maxLength": 63}),
+            Shape::Text => json!({"type": "string", "maxLength": 255}),
         };
         json!({"name": known.name, "in": "query", "description": known.does, "schema": schema})
     }));

@@ -224,10 +224,18 @@ fn the_service_answers_as_its_document_says() {
     made("POST", "/v1/vms/{vm}/snapshots", "/v1/vms/web/snapshots", json!({"name": "s1"}));
     made("POST", "/v1/vms/{vm}/port/limits", "/v1/vms/web/port/limits", json!({"bps": 1000000}));
     made("POST", "/v1/explain", "/v1/explain", json!({"from": "web", "to": "web", "what": "tcp/80"}));
+    let events = ask(&home, "GET", "/v1/events?since=10m", None);
+    let text = String::from_utf8(events.body).unwrap();
+    let data: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("data:")).collect();
+    assert!(data.len() > 3, "{text}");
+    let event = &paths["/v1/events"]["get"]["responses"]["200"]["content"]["text/event-stream"]["schema"];
+    for line in data {
+        check(&document, event, &serde_json::from_str(line).unwrap(), "event").unwrap();
+    }
     // All that can be read is, but what does not end.
     for (template, path) in paths {
         let Some(operation) = path.get("get") else { continue };
-        if ["VmWait", "PortCapture"].contains(&operation["operationId"].as_str().unwrap()) {
+        if ["VmWait", "PortCapture", "Events"].contains(&operation["operationId"].as_str().unwrap()) {
             continue;
         }
         for named in ["web", "nobody"] {
