@@ -152,6 +152,26 @@ fn running_vms_are_found_again_by_the_next_service() {
 }
 
 #[test]
+fn a_vm_that_hangs_is_shown_so_and_is_gone_within_a_second() {
+    let home = Home::new("hangs");
+    for name in ["hangs", "well"] {
+        home.run(&["run", "-d", "--accel", "soft", "--memory", "128M", "--name", name]).ok();
+    }
+    tool("kill", &["-STOP", &pid_of(&home, "hangs")]);
+    let listed = home.run(&["ps"]).ok();
+    assert!(listed.out.contains("running (hangs)"), "{listed:?}");
+    assert!(listed.took < Duration::from_secs(8), "{listed:?}");
+    let shown = home.json(&["inspect", "hangs"])[0].clone();
+    assert_eq!((&shown["state"], &shown["answers"]), (&"running".into(), &false.into()));
+    // A busy host takes its time; alone it is less than one second.
+    let removed = home.run(&["rm", "-f", "hangs"]).ok();
+    println!("removed by force after {:?}", removed.took);
+    assert!(removed.took < Duration::from_secs(8), "{removed:?}");
+    assert_eq!(home.run(&["ps", "-a", "-q"]).ok().out, "well\n");
+    assert_eq!(home.run(&["exec", "well", "echo", "yes"]).ok().out, "yes\n");
+}
+
+#[test]
 fn a_crowd_gets_what_there_is_and_no_more() {
     let home = Home::new("crowd");
     home.service();

@@ -22,6 +22,7 @@ cargo xtask check             a full Debian and a C compiler, translated code he
 cargo xtask fuzz [TARGET [N]] every fuzz target, or one with N executions: fuzz/README.md
 cargo xtask disks             50 power cuts, full file systems and injected errors, with real guests (root)
 cargo xtask stress            hours of loads that check themselves, in the default guest with 4 vCPUs (see --help)
+cargo xtask contract          hold a running service against its OpenAPI document, with schemathesis
 cargo xtask lab               real KVM inside a software-emulated machine: the same guests there
 cargo xtask bench [--peer qemu] [ROW …]  our software CPU beside Debian's QEMU TCG, as ratios (see --help)
 cargo xtask agent             build the guest agent alone
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         "check" => steps::check(),
         "disks" => steps::disks(),
         "stress" => stress::run(&rest),
+        "contract" => steps::build().and_then(|()| steps::contract()),
         "lab" => steps::lab(),
         "bench" => bench::run(&rest),
         "agent" => agent::build(&target_dir()).map(|path| println!("{}", path.display())),

@@ -71,10 +71,33 @@ pub(crate) fn test(quick: bool) -> Result<(), String> {
     if quick {
         return Ok(());
     }
+    contract()?;
     step(
         "whole-product tests",
         cargo().args(["test", "--release", "--package", "viv-e2e", "--", "--test-threads=1"]),
     )
+}
+
+/// The running service against its own OpenAPI document, by schemathesis, which comes from Python's registry.
+pub(crate) fn contract() -> Result<(), String> {
+    /// What the script says when that cannot be had.
+    const CANNOT: i32 = 77;
+    let script = root().join("e2e/schemathesis");
+    let status = Command::new("bash")
+        .arg(script)
+        .arg(target_dir().join("release/viv"))
+        .arg(target_dir().join("schemathesis"))
+        .stdin(Stdio::null())
+        .status()
+        .map_err(|error| format!("cannot start bash: {error}"))?;
+    match status.code() {
+        Some(0) => Ok(()),
+        Some(CANNOT) => {
+            eprintln!("xtask: the API is not held against its document: schemathesis cannot be installed");
+            Ok(())
+        }
+        _ => Err("the service does not answer as its document says; see above".to_string()),
+    }
 }
 
 /// The long forms of the tests.

@@ -107,7 +107,7 @@ pub struct HealthWatch {
 
 /// A command to run in the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
 pub struct Exec {
     /// The program, looked up in `PATH`, and its arguments.
     pub argv: Vec<String>,

@@ -2,13 +2,20 @@
 //!
 //! The server is our own service on a Unix socket of the same user, so this knows just what that service
 //! sends; every length that it reads is bounded all the same.
-use crate::endpoint::{Route, UPGRADE};
+use crate::contract::host_thing;
+use crate::endpoint::{Method, Route, UPGRADE};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::Duration;
 use viv_model::{Fault, Kind};
 
+/// How often a question is asked again that was dropped.
+const READS: u32 = 5;
+/// How long after.
+const AGAIN: Duration = Duration::from_millis(20);
 /// Most bytes of an answer's head.
 const HEAD_MAX: usize = 16 * 1024;
 /// Most header fields of an answer.
@@ -18,6 +25,7 @@ const JSON_MAX: u64 = 64 << 20;
 
 /// The body of every answer that is not a success.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ErrorBody {
     /// What went wrong.
     pub error: Fault,
@@ -29,6 +37,13 @@ pub type Connect = dyn Fn() -> Result<UnixStream, Fault> + Send + Sync;
 /// Talks to a host service.
 pub struct Client {
     connect: Box<Connect>,
+    elsewhere: Option<Elsewhere>,
+}
+
+/// A service on another machine.
+struct Elsewhere {
+    host: String,
+    authorization: String,
 }
 
 /// What to ask for.
@@ -145,7 +160,36 @@ struct Head {
 impl Client {
     /// A client that reaches its service by `connect`.
     pub fn new(connect: Box<Connect>) -> Client {
-        Client { connect }
+        Client { connect, elsewhere: None }
+    }
+
+    /// The same, of a service on another machine: it is called by this name, and gets this token.
+    pub fn elsewhere(self, host: &str, token: Option<&str>) -> Client {
+        let authorization = token.map(|token| format!("Authorization: Bearer {token}\r\n"));
+        let authorization = authorization.unwrap_or_default();
+        Client { elsewhere: Some(Elsewhere { host: host.to_string(), authorization }), ..self }
+    }
+
+    /// Whether the service is on another machine, where files and processes of this one mean nothing.
+    pub fn is_elsewhere(&self) -> bool {
+        self.elsewhere.is_some()
+    }
+
+    /// Refuses what names files of this machine to a service on another one.
+    fn check(&self, request: &Request) -> Result<(), Fault> {
+        let Some(elsewhere) = &self.elsewhere else { return Ok(()) };
+        let arguments: Vec<String> = request.arguments.iter().map(|name| name.to_string()).collect();
+        match host_thing(request.route, &arguments, request.body.as_deref().unwrap_or_default()) {
+            None => Ok(()),
+            Some(what) => Err(Fault::new(
+                Kind::Usage,
+                format!(
+                    "this names {what} of this machine, which the host service at {} does not see",
+                    elsewhere.host
+                ),
+                "use what is in its store (viv images), run the command on that host, or here: viv --context local …",
+            )),
+        }
     }
 
     /// Asks and gives the JSON answer.
@@ -188,16 +232,21 @@ impl Client {
     }
 
     /// Sends the request and reads the head of the answer, and not a byte more. A service that was just
-    /// about to exit takes a connection and drops it unread: then another one is asked, once.
+    /// about to exit takes a connection and drops it unread: then another one is asked, once; several times if nothing but
+    /// an answer is wanted, for one service may be taking the place of another.
     fn ask(&self, request: &Request, upgrade: bool) -> Result<(Head, UnixStream), Fault> {
-        let bytes = encode(request, upgrade);
-        let mut retried = false;
+        self.check(request)?;
+        let bytes = encode(request, upgrade, self.elsewhere.as_ref());
+        let mut left = if request.route.endpoint().method == Method::Get { READS } else { 1 };
         loop {
             let mut socket = (self.connect)()?;
             let answer = socket.write_all(&bytes).and_then(|()| read_head(&mut socket));
             match answer {
                 Ok(head) => return Ok((head, socket)),
-                Err(error) if dropped(&error) && !retried => retried = true,
+                Err(error) if dropped(&error) && left > 0 => {
+                    left -= 1;
+                    thread::sleep(AGAIN);
+                }
                 Err(error) => return Err(lost(error)),
             }
         }
@@ -225,21 +274,25 @@ fn not_understood(why: &str) -> Fault {
     )
 }
 
-fn encode(request: &Request, upgrade: bool) -> Vec<u8> {
+fn encode(request: &Request, upgrade: bool, elsewhere: Option<&Elsewhere>) -> Vec<u8> {
     let method = request.route.endpoint().method;
     let mut head = format!("{method} {}", request.route.path(request.arguments));
     if !request.query.is_empty() {
         head.push('?');
         head.push_str(&request.query);
     }
-    head.push_str(" HTTP/1.1\r\nHost: vivarium\r\n");
+    let (host, authorization) = match elsewhere {
+        Some(elsewhere) => (elsewhere.host.as_str(), elsewhere.authorization.as_str()),
+        None => ("vivarium", ""),
+    };
+    head.push_str(&format!(" HTTP/1.1\r\nHost: {host}\r\n{authorization}"));
     match upgrade {
         true => head.push_str(&format!("Connection: upgrade\r\nUpgrade: {UPGRADE}\r\n")),
         false => head.push_str("Connection: close\r\n"),
     }
     if let Some(body) = &request.body {
         head.push_str(&format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len()));
-    } else if method == crate::endpoint::Method::Post {
+    } else if method == Method::Post {
         head.push_str("Content-Length: 0\r\n");
     }
     head.push_str("\r\n");
@@ -343,8 +396,14 @@ mod tests {
     fn a_connection_that_is_dropped_unread_is_tried_once_more() {
         let client = scripted(&[b"", b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n1"]);
         assert_eq!(client.json::<u32>(Request::new(Route::Info, &[])), Ok(1));
-        let client = scripted(&[b"", b""]);
-        assert!(client.json::<u32>(Request::new(Route::Info, &[])).is_err());
+        let dropped =
+            || scripted(&[b"", b"", b"", b"", b"", b"", b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n1"]);
+        assert!(dropped().json::<u32>(Request::new(Route::Info, &[])).is_err());
+        let changes = scripted(&[b"", b"", b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n1"]);
+        assert!(
+            changes.json::<u32>(Request::new(Route::VmKill, &["web"])).is_err(),
+            "a change is sent once more only"
+        );
     }
 
     #[test]

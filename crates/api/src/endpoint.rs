@@ -1,35 +1,8 @@
 //! Every endpoint of the host service, once: the server dispatches on [`Route`], so that one without a
 //! handler does not compile, and the client builds its requests from the same line.
 pub use crate::encoding::{decode, encode, query_value};
-use std::fmt;
-
-/// The methods that the API uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Method {
-    /// Reads.
-    Get,
-    /// Does.
-    Post,
-    /// Removes.
-    Delete,
-}
-
-impl Method {
-    /// The method as the request line has it (RFC 9110 §9).
-    pub fn name(self) -> &'static str {
-        match self {
-            Method::Get => "GET",
-            Method::Post => "POST",
-            Method::Delete => "DELETE",
-        }
-    }
-}
-
-impl fmt::Display for Method {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
+pub use crate::finding::{NoRoute, allowed, find};
+pub use crate::method::Method;
 
 /// What a successful answer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +24,24 @@ pub enum Answer {
 pub enum Route {
     /// See [`TABLE`]; so for all of them.
     Info,
+    /// This contract.
+    OpenApi,
+    /// What Prometheus reads.
+    Metrics,
+    /// Whom to trust.
+    Authority,
+    /// List tokens and certificates.
+    TokenList,
+    /// Make a token.
+    TokenCreate,
+    /// Take a token or certificate back.
+    TokenRemove,
+    /// Issue a client's certificate.
+    CertificateIssue,
+    /// What was done.
+    AuditList,
+    /// Whether what was done is all there.
+    AuditVerify,
     /// What happens.
     Events,
     /// How much VMs may have.
@@ -65,6 +56,8 @@ pub enum Route {
     VmGet,
     /// Remove a VM.
     VmRemove,
+    /// Change a VM.
+    VmUpdate,
     /// Start a VM.
     VmStart,
     /// Pause a VM.
@@ -230,6 +223,63 @@ pub const UPGRADE: &str = "vivarium-stream";
 /// Every endpoint.
 pub const TABLE: &[Endpoint] = &[
     line(Route::Info, Method::Get, "/v1/info", Answer::Json, "the service and its host (Info)"),
+    line(Route::OpenApi, Method::Get, "/v1/openapi.json", Answer::Json, "this contract, as OpenAPI 3.1"),
+    line(
+        Route::Metrics,
+        Method::Get,
+        "/metrics",
+        Answer::Bytes,
+        "what the service and its VMs do, as Prometheus reads it (text format 0.0.4)",
+    ),
+    line(
+        Route::Authority,
+        Method::Get,
+        "/v1/authority",
+        Answer::Json,
+        "where the service listens, and whose certificate its clients have to trust (Authority)",
+    ),
+    line(
+        Route::TokenList,
+        Method::Get,
+        "/v1/tokens",
+        Answer::Json,
+        "the tokens and certificates that were given out, without their secrets ([Pass])",
+    ),
+    line(
+        Route::TokenCreate,
+        Method::Post,
+        "/v1/tokens",
+        Answer::Json,
+        "make a token, which is shown this once (PassCreate -> TokenMade)",
+    ),
+    line(
+        Route::TokenRemove,
+        Method::Delete,
+        "/v1/tokens/{token}",
+        Answer::Json,
+        "take a token or a certificate back, at once (Pass)",
+    ),
+    line(
+        Route::CertificateIssue,
+        Method::Post,
+        "/v1/certificates",
+        Answer::Json,
+        "issue a client's certificate, whose key is shown this once (PassCreate -> CertificateMade)",
+    ),
+    line(
+        Route::AuditList,
+        Method::Get,
+        "/v1/audit",
+        Answer::Json,
+        "the last changes, consoles and commands, oldest first; ?last=N, 1000 if it is not said ([AuditEntry])",
+    ),
+    line(
+        Route::AuditVerify,
+        Method::Get,
+        "/v1/audit/verify",
+        Answer::Json,
+        "whether the audit log is whole and unchanged (AuditVerified)",
+    ),
     line(
         Route::Events,
         Method::Get,
@@ -272,6 +322,13 @@ pub const TABLE: &[Endpoint] = &[
         "/v1/vms/{vm}",
         Answer::Json,
         "forget a VM; ?force=true kills it first (Vm)",
+    ),
+    line(
+        Route::VmUpdate,
+        Method::Post,
+        "/v1/vms/{vm}/update",
+        Answer::Json,
+        "change what is said of it, the machine only while it does not run (VmUpdate -> Vm)",
     ),
     line(
         Route::VmStart,
@@ -728,92 +785,5 @@ impl Route {
     }
 }
 
-/// What no endpoint answers to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoRoute {
-    /// No endpoint has this path.
-    Path,
-    /// One has this path, with another method.
-    Method,
-}
-
-/// The endpoint for a request line, and the decoded segments in the places of `{…}`.
-pub fn find(method: &str, path: &str) -> Result<(&'static Endpoint, Vec<String>), NoRoute> {
-    let mut missed = NoRoute::Path;
-    for endpoint in TABLE {
-        if let Some(arguments) = matches(endpoint.path, path) {
-            if endpoint.method.name() == method {
-                return Ok((endpoint, arguments));
-            }
-            missed = NoRoute::Method;
-        }
-    }
-    Err(missed)
-}
-
-fn matches(pattern: &str, path: &str) -> Option<Vec<String>> {
-    let mut arguments = Vec::new();
-    let mut segments = path.split('/');
-    for expected in pattern.split('/') {
-        let segment = segments.next()?;
-        if expected.starts_with('{') {
-            if segment.is_empty() {
-                return None;
-            }
-            arguments.push(decode(segment)?);
-        } else if expected != segment {
-            return None;
-        }
-    }
-    segments.next().is_none().then_some(arguments)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The table in `docs/api.md` is this one. VIV_GOLDEN=1 writes it anew.
-    #[test]
-    fn the_documentation_has_the_same_table() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/api.md");
-        let text = std::fs::read_to_string(path).unwrap();
-        let (before, rest) = text.split_once("<!-- table -->\n").expect("where the table begins");
-        let (_, after) = rest.split_once("<!-- end -->\n").expect("where the table ends");
-        let mut table = String::from("| request | answer | what it does |\n|---|---|---|\n");
-        for Endpoint { method, path, answer, summary, .. } in TABLE {
-            let answer = match answer {
-                Answer::Json => "JSON",
-                Answer::Lines => "JSON lines",
-                Answer::Bytes => "bytes",
-                Answer::Events => "events",
-                Answer::Stream => "stream",
-            };
-            table.push_str(&format!("| `{method} {path}` | {answer} | {summary} |\n"));
-        }
-        let now = format!("{before}<!-- table -->\n{table}<!-- end -->\n{after}");
-        if std::env::var_os("VIV_GOLDEN").is_some() {
-            std::fs::write(path, &now).unwrap();
-        }
-        assert_eq!(text, now, "docs/api.md differs; write it anew: VIV_GOLDEN=1 cargo test -p viv-api");
-    }
-
-    #[test]
-    fn every_endpoint_is_found_by_its_own_path() {
-        for endpoint in TABLE {
-            let path = endpoint.route.path(&["a b/ü"; 2]);
-            let (found, arguments) = find(endpoint.method.name(), &path).unwrap();
-            assert_eq!(found.route, endpoint.route, "{path}");
-            assert_eq!(arguments.len(), endpoint.path.matches('{').count());
-            assert!(arguments.iter().all(|argument| argument == "a b/ü"));
-            assert!(endpoint.path.starts_with("/v1/"));
-        }
-    }
-
-    #[test]
-    fn what_is_not_there_is_told_from_a_wrong_method() {
-        assert_eq!(find("GET", "/v1/nothing").unwrap_err(), NoRoute::Path);
-        assert_eq!(find("GET", "/v1/vms/").unwrap_err(), NoRoute::Path);
-        assert_eq!(find("POST", "/v1/info").unwrap_err(), NoRoute::Method);
-        assert_eq!(find("GET", "/v1/vms/%zz").unwrap_err(), NoRoute::Path);
-    }
-}
+mod tests;

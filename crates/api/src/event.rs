@@ -7,6 +7,7 @@ use viv_model::{End, State};
 
 /// The kind of a thing that has happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum What {
     /// A VM was described.
     #[serde(rename = "vm.created")]
@@ -126,6 +127,7 @@ impl FromStr for What {
 
 /// Something that has happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Event {
     /// Its place in the order of all: later ones have greater numbers, also after the service began anew.
     pub revision: u64,

@@ -10,6 +10,7 @@ pub const DEFAULT: &str = "default";
 
 /// An image in the store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Image {
     /// Its name.
     pub name: String,
@@ -34,6 +35,7 @@ pub struct Image {
 
 /// What an image of containers runs, and how (OCI image specification, config.md).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct ImageProcess {
     /// The words before the command's.
@@ -105,6 +107,7 @@ impl ImageProcess {
 
 /// What is in an image, and where it came from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ImageDetails {
     /// The image.
     pub image: Image,
@@ -130,6 +133,7 @@ pub struct ImageDetails {
 
 /// A layer of an image of containers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ImageLayer {
     /// Its digest in its registry, hexadecimal SHA-256.
     pub digest: String,
@@ -141,6 +145,7 @@ pub struct ImageLayer {
 
 /// A step in which an image of containers was made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ImageHistory {
     /// When, RFC 3339.
     pub created: Option<String>,
@@ -154,6 +159,7 @@ pub struct ImageHistory {
 
 /// What a check of an image found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ImageVerified {
     /// The image's name.
     pub name: String,
@@ -165,6 +171,7 @@ pub struct ImageVerified {
 
 /// One more name for an image.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ImageTag {
     /// The name.
@@ -173,6 +180,7 @@ pub struct ImageTag {
 
 /// What was removed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Pruned {
     /// Bytes that are free now.
     pub bytes: u64,
@@ -180,6 +188,7 @@ pub struct Pruned {
 
 /// How to build an image.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ImageBuild {
     /// The size of its disk, MiB, where it has one.
@@ -206,6 +215,7 @@ pub struct ImageBuild {
 
 /// How to make an image of a VM. Of an image of containers it changes what is said here, and keeps the rest.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ImageCommit {
     /// The new image's name.
@@ -226,6 +236,7 @@ pub struct ImageCommit {
 
 /// Where an image is sent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ImagePush {
     /// Registry, repository and tag.
@@ -236,6 +247,7 @@ pub struct ImagePush {
 
 /// An image in a registry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Pushed {
     /// Where it is, in full.
     pub reference: String,
@@ -249,6 +261,7 @@ pub struct Pushed {
 
 /// Where an image is written.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ImageExport {
     /// The new file, absolute.
@@ -259,6 +272,7 @@ pub struct ImageExport {
 
 /// A machine of another program that becomes an image.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ImageImport {
     /// Its file, absolute.
@@ -271,6 +285,7 @@ pub struct ImageImport {
 
 /// A machine that was imported, or looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Imported {
     /// The name of the image that it is, or would be.
     pub name: String,
@@ -296,6 +311,7 @@ pub struct Imported {
 
 /// A disk of a machine of another program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ImportedDisk {
     /// What it is called there.
     pub name: String,
@@ -306,6 +322,7 @@ pub struct ImportedDisk {
 
 /// How an image, or a VM, leaves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum MachineFormat {
     /// An image of containers as an OCI archive.
@@ -317,6 +334,7 @@ pub enum MachineFormat {
 
 /// Which disk of a VM is written where.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct DiskExport {
     /// The new file, absolute.
@@ -332,6 +350,7 @@ pub struct DiskExport {
 
 /// What was written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Exported {
     /// The file.
     pub path: std::path::PathBuf,
@@ -347,6 +366,7 @@ pub struct Exported {
 
 /// One line of the answer to a long work.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum WorkLine<T> {
     /// What is being done now.
@@ -364,6 +384,7 @@ pub type BuildLine = WorkLine<Image>;
 
 /// Where a long work is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Progress {
     /// What is being done: `downloading linux-image-…`.
     pub step: String,

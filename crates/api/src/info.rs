@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 /// The service and its host.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Info {
     /// The version of the service.
     pub version: String,
@@ -27,6 +28,7 @@ pub struct Info {
 
 /// The service's process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Service {
     /// Its number.
     pub pid: u32,
@@ -38,6 +40,7 @@ pub struct Service {
 
 /// The machine that the service runs on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Host {
     /// Logical processors that we may use.
     pub cpus: u32,
@@ -51,6 +54,7 @@ pub struct Host {
 
 /// What KVM is worth on a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum KvmState {
     /// There is no `/dev/kvm`.
@@ -65,6 +69,7 @@ pub enum KvmState {
 
 /// What KVM was found to be worth.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Kvm {
     /// In a word.
     pub state: KvmState,
@@ -76,6 +81,7 @@ pub struct Kvm {
 
 /// Where state lives.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Places {
     /// Records, logs and disks of VMs.
     pub state: PathBuf,
@@ -87,6 +93,7 @@ pub struct Places {
 
 /// How many VMs there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VmCount {
     /// With a process.
     pub live: usize,

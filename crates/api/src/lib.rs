@@ -11,16 +11,22 @@
 //! in `host`. Start reading at [`endpoint`].
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod agent;
 pub mod client;
 pub mod cloud;
+pub mod contract;
 mod encoding;
 pub mod endpoint;
 pub mod event;
+mod finding;
 pub mod image;
 pub mod info;
 pub mod limits;
+mod method;
 pub mod network;
+#[cfg(feature = "schema")]
+pub mod openapi;
 pub mod passed;
 pub mod port;
 mod process;

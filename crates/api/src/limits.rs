@@ -4,6 +4,7 @@ use viv_model::{Limits, Need};
 
 /// What an operator allows, and what is taken of it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct HostLimits {
     /// What the operator allows.
     pub limits: Limits,
@@ -15,6 +16,7 @@ pub struct HostLimits {
 
 /// What is taken, and how much there is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Taken {
     /// By VMs.
     pub taken: Need,
@@ -24,6 +26,7 @@ pub struct Taken {
 
 /// An upper limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Most {
     /// VMs.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -5,6 +5,7 @@ use viv_model::{NetKind, NetworkSpec, NicLimits, PortSpec, Subnet};
 
 /// A network to make.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct NetworkCreate {
     /// Its name.
@@ -19,6 +20,7 @@ pub struct NetworkCreate {
 
 /// A VM to plug into a network.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct NetworkConnect {
     /// Its name or id.
@@ -27,6 +29,7 @@ pub struct NetworkConnect {
 
 /// A network that VMs share.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Network {
     /// What it is.
     #[serde(flatten)]
@@ -51,6 +54,7 @@ pub struct Network {
 
 /// A VM of a network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NetworkVm {
     /// Its identity.
     pub id: String,
@@ -70,6 +74,7 @@ pub struct NetworkVm {
 
 /// A further network card for a VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct NicAttach {
     /// What it is plugged into.

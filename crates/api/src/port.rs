@@ -5,6 +5,7 @@ use viv_model::{NetKind, NicLimits, PortSpec, Traffic};
 
 /// Where a VM's card is plugged in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Port {
     /// The VM's identity.
     pub vm: String,
@@ -33,6 +34,7 @@ pub struct Port {
 
 /// What has passed a port, and what has not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PortTraffic {
     /// What the VM has sent.
     pub sent: Traffic,

@@ -4,6 +4,7 @@ use viv_model::Rule;
 
 /// A group to make.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct SecGroupCreate {
     /// Its name.
@@ -14,6 +15,7 @@ pub struct SecGroupCreate {
 
 /// A rule to add.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct RuleAdd {
     /// As users write it: `in tcp/5432 from group:web`.
@@ -22,6 +24,7 @@ pub struct RuleAdd {
 
 /// A VM that joins a group.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct SecGroupJoin {
     /// Its name or id.
@@ -32,6 +35,7 @@ pub struct SecGroupJoin {
 
 /// A group, with the VMs that are in it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SecGroupInfo {
     /// Its name.
     pub name: String,
@@ -46,6 +50,7 @@ pub struct SecGroupInfo {
 
 /// Would a flow be let through, and why?
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct Explain {
     /// Who opens it: a VM's name or id, or an address outside.
@@ -58,6 +63,7 @@ pub struct Explain {
 
 /// What decides about a flow.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Explanation {
     /// It would be let through.
     pub allowed: bool,

@@ -6,6 +6,7 @@ use viv_model::{Accel, MachineSpec, PortSpec};
 
 /// A snapshot to make.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct SnapshotCreate {
     /// Its name; the VM's and a number if there is none.
@@ -20,6 +21,7 @@ pub struct SnapshotCreate {
 
 /// A snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Snapshot {
     /// Its identity: 12 hexadecimal digits, for ever.
     pub id: String,
@@ -57,6 +59,7 @@ pub struct Snapshot {
 
 /// How a new VM goes on from a snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct SnapshotRestore {
     /// Its name; a pleasant one is made up if there is none.
@@ -69,6 +72,7 @@ pub struct SnapshotRestore {
 
 /// Which forks to make of a running VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct VmFork {
     /// How many.
@@ -87,6 +91,7 @@ impl Default for VmFork {
 
 /// Where a VM is to go on from.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct VmRollback {
     /// A snapshot of it; the one that it came from last if there is none.
@@ -95,6 +100,7 @@ pub struct VmRollback {
 
 /// The other snapshot of a comparison.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct SnapshotOther {
     /// Its name or id.
@@ -103,6 +109,7 @@ pub struct SnapshotOther {
 
 /// What differs between two snapshots.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SnapshotDiff {
     /// The name of one.
     pub first: String,
@@ -118,6 +125,7 @@ pub struct SnapshotDiff {
 
 /// How much of a memory or a disk differs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ContentDiff {
     /// Which: `memory`, `disk0`.
     pub name: String,
@@ -129,6 +137,7 @@ pub struct ContentDiff {
 
 /// A tar file to write a snapshot to, or to read it from.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct SnapshotFile {
     /// An absolute path of the host.

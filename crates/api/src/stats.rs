@@ -5,6 +5,7 @@ use viv_model::Accel;
 
 /// Counts and times of one VM. After its end: those of its end.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VmStats {
     /// The processor that runs it: never `auto`.
     pub accel: Accel,
@@ -28,6 +29,7 @@ pub struct VmStats {
 
 /// A guest's memory as its kernel sees it, bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GuestMemory {
     /// Memory that the kernel manages.
     pub total: u64,
@@ -47,6 +49,7 @@ pub struct GuestMemory {
 /// Counts of the software CPU. They are as of when each vCPU last looked up from the guest's code: at its last interrupt, halt
 /// or stop.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SoftStats {
     /// Guest instructions retired, by interpreter and translated code; `None`: translated code does not count (`soft.count`).
     pub instructions: Option<u64>,
@@ -70,6 +73,7 @@ pub struct SoftStats {
 
 /// Counts of the translator.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TranslatorStats {
     /// Regions (blocks of one page with their jumps to each other) translated.
     pub regions: u64,
@@ -98,6 +102,7 @@ pub struct TranslatorStats {
 
 /// What translated code did that the interpreter did again, to compare.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Checked {
     /// Stretches, each from entering translated code to leaving it, with the same result.
     pub stretches: u64,
@@ -109,6 +114,7 @@ pub struct Checked {
 
 /// Times that translated code was left, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Exits {
     /// No translation was known, or somebody wanted attention.
     pub dispatch: u64,

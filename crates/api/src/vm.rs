@@ -25,6 +25,7 @@ pub enum OnReboot {
 
 /// A process on this host, told from a later one with the same number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Process {
     /// Its number.
     pub pid: u32,
@@ -191,6 +192,7 @@ impl VmCreate {
 
 /// A start of a VM that exists.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct VmStart {
     /// The process whose end is the VM's end.
@@ -199,6 +201,7 @@ pub struct VmStart {
 
 /// How to stop a VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct VmStop {
     /// After how long it is killed, seconds.
@@ -207,8 +210,50 @@ pub struct VmStop {
     pub status: Option<u8>,
 }
 
+/// What is to be changed of a VM that is there; what is not said stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct VmUpdate {
+    /// Number of vCPUs; only while it does not run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = viv_model::CPUS_MAX)))]
+    pub cpus: Option<u32>,
+    /// Memory, MiB; only while it does not run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = viv_model::MEMORY_MIB_MIN)))]
+    pub memory_mib: Option<u64>,
+    /// Memory that it may get while it runs, MiB; only while it does not run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_max_mib: Option<u64>,
+    /// Which processor; only while it does not run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accel: Option<Accel>,
+    /// What a reset does; only while it does not run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_reboot: Option<OnReboot>,
+    /// When it is started again after it has ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restart: Option<Restart>,
+    /// Its labels, in the place of those that it has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Vec<Label>>,
+}
+
+impl VmUpdate {
+    /// Whether it changes what only a VM that does not run lets change.
+    pub fn is_of_machine(&self) -> bool {
+        self.cpus.is_some()
+            || self.memory_mib.is_some()
+            || self.memory_max_mib.is_some()
+            || self.accel.is_some()
+            || self.on_reboot.is_some()
+    }
+}
+
 /// How much memory a running VM shall get by with.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct VmMemory {
     /// MiB; up to what it was started with.
@@ -217,6 +262,7 @@ pub struct VmMemory {
 
 /// The size in characters of the terminal that shows a VM's console.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ConsoleSize {
     /// Height.
@@ -227,6 +273,7 @@ pub struct ConsoleSize {
 
 /// Another size for a disk of a VM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct DiskSize {
     /// The new size, bytes.
@@ -237,19 +284,28 @@ pub struct DiskSize {
 
 /// How to kill a VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct VmKill {
     /// The status of the command that it was for.
     pub status: Option<u8>,
 }
 
+fn yes() -> bool {
+    true
+}
+
 /// A VM. Its state is found out anew for each answer: from its record and its process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Vm {
     /// Its identity: 12 hexadecimal digits, for ever.
     pub id: String,
     /// Its name: unique on this host.
     pub name: String,
+    /// Its process answers, or it has none; one that hangs has the state that it had before: `viv kill`, or `viv rm -f`.
+    #[serde(default = "yes")]
+    pub answers: bool,
     /// The number of the event that last told of it: another one when something has changed (`ETag`).
     #[serde(default)]
     pub revision: u64,

@@ -90,6 +90,23 @@ pub(crate) fn switching() -> Response<Body> {
     answer
 }
 
+/// An error with a status of its own.
+pub(crate) fn refusal(status: StatusCode, fault: &Fault) -> Response<Body> {
+    whole(status, serde_json::to_vec(&ErrorBody { error: fault.clone() }).unwrap_or_default())
+}
+
+/// Text that is there as it is.
+pub(crate) fn document(text: &'static str) -> Response<Body> {
+    whole(StatusCode::OK, text.into())
+}
+
+/// Text.
+pub(crate) fn text(text: String, media: &'static str) -> Response<Body> {
+    let mut answer = whole(StatusCode::OK, text.into());
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media));
+    answer
+}
+
 /// An error.
 pub(crate) fn fault(fault: &Fault) -> Response<Body> {
     let status = match fault.kind {

@@ -7,18 +7,24 @@
 //!                                             └─► images
 //! ```
 //!
+//! Over the network it is reached by TLS alone (`network_door`); each request passes the `door`, which knows who asks (`access`), and
+//! writes down what was done (`audit`).
+//!
 //! It never holds a VM's life: a runner is a process of its own, found again by its directory when the
 //! service starts anew. It links no CPU, device or machine code. It is started on demand ([`start`]) and
 //! ends by itself when it has nothing to do. Start reading at [`service`].
 #![forbid(unsafe_code)]
 
+mod access;
 mod admission;
+mod audit;
 mod builder;
 mod container_ask;
 mod creation;
 mod described;
 mod disk_image;
 mod disks;
+mod door;
 mod events;
 mod guest_commands;
 mod http;
@@ -27,7 +33,9 @@ mod info;
 mod keep;
 mod kernel;
 mod limits;
+mod metrics;
 mod names;
+mod network_door;
 mod networks;
 mod pcapng;
 pub mod places;
@@ -45,9 +53,13 @@ mod snapshots;
 pub mod start;
 pub mod store;
 mod streams;
+mod tls;
+mod tokens;
+mod update;
 mod vms;
 mod works;
 
+pub use network_door::Listen;
 pub use places::Places;
 pub use seed::private_key;
-pub use service::serve;
+pub use service::{Serving, serve};

@@ -78,6 +78,8 @@ impl Places {
             &self.vms(),
             &self.networks(),
             &self.secgroups(),
+            &self.access(),
+            &self.audit(),
             &self.data,
             &self.images(),
             &self.runtime,
@@ -115,6 +117,16 @@ impl Places {
     /// A file for each security group.
     pub fn secgroups(&self) -> PathBuf {
         self.state.join("secgroups")
+    }
+
+    /// Who may come over the network.
+    pub fn access(&self) -> PathBuf {
+        self.state.join("access")
+    }
+
+    /// What was done, and by whom.
+    pub fn audit(&self) -> PathBuf {
+        self.state.join("audit")
     }
 
     /// The store of images.

@@ -3,6 +3,7 @@ use crate::builder::BuilderVm;
 use crate::events::{self, Wanted};
 use crate::http::{self, Body};
 use crate::images::{self, Additions, Images, Options, Recipe, Watcher};
+use crate::metrics;
 use crate::precondition;
 use crate::service::Service;
 use crate::shares;
@@ -10,8 +11,7 @@ use crate::store;
 use crate::streams;
 use crate::vms::{Vms, absolute};
 use crate::works::{self, Reporter, defect, work};
-use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
+use hyper::body::Bytes;
 use hyper::{Request, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -19,8 +19,10 @@ use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, UNIX_EPOCH};
+use viv_api::access::PassCreate;
 use viv_api::agent;
-use viv_api::endpoint::{self, NoRoute, Route};
+use viv_api::contract;
+use viv_api::endpoint::{self, Route};
 use viv_api::event::{Event, What};
 use viv_api::image::{
     DiskExport, Image, ImageBuild, ImageCommit, ImageExport, ImageImport, ImagePush, ImageTag, Pruned,
@@ -34,33 +36,21 @@ use viv_api::timestamp::Timestamp;
 use viv_api::vm::{ConsoleSize, Vm, VmCreate};
 use viv_model::{Ask, Fault, Kind};
 
-/// Most bytes of a request's body.
-const BODY_MAX: usize = 4 << 20;
+/// Lines of the audit log that are shown if nothing is said.
+const AUDIT_USUAL: usize = 1000;
+/// The contract: what `viv_api::openapi` makes of the table and the types.
+const OPENAPI: &str = include_str!("../../../docs/openapi.json");
 /// Most characters of an `Idempotency-Key`.
 const REPEAT_KEY_MAX: usize = 255;
-/// The longest that a request waits for an agent, seconds.
-const AGENT_WAIT_S_MAX: u64 = 3600;
 
-/// Answers one request.
+/// Answers one request, which [`crate::door`] has let in.
 pub(crate) async fn answer(
     service: Arc<Service>,
-    request: Request<Incoming>,
+    route: Route,
+    arguments: Vec<String>,
+    request: Request<Bytes>,
 ) -> Result<Response<Body>, Fault> {
-    let path = request.uri().path().to_string();
     let query = request.uri().query().unwrap_or_default().to_string();
-    let (endpoint, arguments) =
-        endpoint::find(request.method().as_str(), &path).map_err(|missed| match missed {
-            NoRoute::Path => Fault::new(
-                Kind::NotFound,
-                format!("the service has no endpoint {path}"),
-                "see the table of endpoints in the API's documentation",
-            ),
-            NoRoute::Method => Fault::new(
-                Kind::Usage,
-                format!("{path} does not take {}", request.method()),
-                "see the table of endpoints in the API's documentation",
-            ),
-        })?;
     let mut arguments = arguments.into_iter();
     let name = arguments.next().unwrap_or_default();
     let flag = |flag: &str| endpoint::query_value(&query, flag).is_some_and(|value| value != "false");
@@ -70,7 +60,25 @@ pub(crate) async fn answer(
     let field = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
     let expected = precondition::of(field("if-match"))?;
     let blocking = Blocking { expected };
-    match endpoint.route {
+    match route {
+        Route::OpenApi => Ok(http::document(OPENAPI)),
+        Route::Metrics => Ok(http::text(metrics::page(&service).await?, metrics::MEDIA)),
+        Route::Authority => blocking.run(move || service.access.authority()).await,
+        Route::TokenList => Ok(http::json(&service.access.passes.list())),
+        Route::TokenCreate => {
+            let ask: PassCreate = body(&request)?;
+            blocking.run(move || service.access.create_token(&ask)).await
+        }
+        Route::TokenRemove => blocking.run(move || service.access.passes.remove(&name)).await,
+        Route::CertificateIssue => {
+            let ask: PassCreate = body(&request)?;
+            blocking.run(move || service.access.issue_certificate(&ask)).await
+        }
+        Route::AuditList => {
+            let last = endpoint::query_value(&query, "last").and_then(|last| last.parse().ok());
+            blocking.run(move || service.access.audit.last(last.unwrap_or(AUDIT_USUAL))).await
+        }
+        Route::AuditVerify => blocking.run(move || service.access.audit.verify()).await,
         Route::Info => blocking.run(move || info(&service)).await,
         Route::Events => {
             let wanted = Wanted::of(&query, field("last-event-id"))?;
@@ -78,14 +86,14 @@ pub(crate) async fn answer(
         }
         Route::LimitsGet => blocking.run(move || Ok(vms.limits())).await,
         Route::LimitsSet => {
-            let limits = body(request).await?;
+            let limits = body(&request)?;
             blocking.run(move || vms.set_limits(limits)).await
         }
         Route::VmList => blocking.run(move || vms.list()).await,
         Route::VmCreate => {
             let key = repeat_key(&request)?;
             let trial = flag("dry-run");
-            let ask: VmCreate = body(request).await?;
+            let ask: VmCreate = body(&request)?;
             let repeated = key.map(|key| repeated(key, &ask));
             blocking
                 .run(move || match &ask.image {
@@ -109,14 +117,18 @@ pub(crate) async fn answer(
             let force = flag("force");
             blocking.run(move || vms.remove(&name, force)).await
         }
+        Route::VmUpdate => {
+            let ask = body(&request)?;
+            blocking.run(move || vms.update(&name, &ask)).await
+        }
         Route::VmStart => {
-            let ask = body(request).await?;
+            let ask = body(&request)?;
             blocking.run(move || vms.start(&name, &ask)).await
         }
         Route::VmPause => blocking.run(move || vms.step(&name, Ask::Pause)).await,
         Route::VmResume => blocking.run(move || vms.step(&name, Ask::Resume)).await,
         Route::VmDiskAttach => {
-            let disk = body(request).await?;
+            let disk = body(&request)?;
             blocking.run(move || vms.attach_disk(&name, &disk)).await
         }
         Route::VmDiskDetach => {
@@ -136,7 +148,7 @@ pub(crate) async fn answer(
             blocking.run(move || vms.detach_disk(&name, &disk)).await
         }
         Route::VmShareAttach => {
-            let share = body(request).await?;
+            let share = body(&request)?;
             shares::attach(vms, name, share).await.map(|vm| http::json(&vm))
         }
         Route::VmShareDetach => {
@@ -144,7 +156,7 @@ pub(crate) async fn answer(
             shares::detach(vms, name, share, flag("force")).await.map(|vm| http::json(&vm))
         }
         Route::VmNicAttach => {
-            let ask: NicAttach = body(request).await?;
+            let ask: NicAttach = body(&request)?;
             blocking.run(move || vms.attach_card(&name, ask)).await
         }
         Route::VmNicDetach => {
@@ -153,26 +165,26 @@ pub(crate) async fn answer(
         }
         Route::VmDiskLimits => {
             let disk = arguments.next().unwrap_or_default();
-            let limits = body(request).await?;
+            let limits = body(&request)?;
             blocking.run(move || vms.limit_disk(&name, &disk, limits)).await
         }
         Route::VmDiskSize => {
             let disk = arguments.next().unwrap_or_default();
-            let size = body(request).await?;
+            let size = body(&request)?;
             blocking.run(move || vms.resize_disk(&name, &disk, size)).await
         }
         Route::VmStop => {
-            let ask: viv_api::vm::VmStop = body(request).await?;
+            let ask: viv_api::vm::VmStop = body(&request)?;
             let (_, runner) = vms.find(&name)?;
             streams::ask_agent_to_power_off(runner);
             blocking.run(move || vms.stop(&name, &ask)).await
         }
         Route::VmMemory => {
-            let ask = body(request).await?;
+            let ask = body(&request)?;
             blocking.run(move || vms.resize_memory(&name, &ask)).await
         }
         Route::VmKill => {
-            let ask = body(request).await?;
+            let ask = body(&request)?;
             blocking.run(move || vms.kill(&name, &ask)).await
         }
         Route::VmWait => wait(&service, &name).await,
@@ -187,7 +199,7 @@ pub(crate) async fn answer(
             Ok(streams::switch(&service, request, there))
         }
         Route::VmConsoleSize => {
-            let size: ConsoleSize = body(request).await?;
+            let size: ConsoleSize = body(&request)?;
             let (_, runner) = vms.find(&name)?;
             let told = runner.clone();
             // The serial port knows no size: the agent sets its terminal's.
@@ -201,7 +213,7 @@ pub(crate) async fn answer(
             let (record, runner) = vms.find(&name)?;
             let seconds = |key| {
                 let value = endpoint::query_value(&query, key).and_then(|value| value.parse().ok());
-                Duration::from_secs(value.unwrap_or(0u64).min(AGENT_WAIT_S_MAX))
+                Duration::from_secs(value.unwrap_or(0u64).min(contract::AGENT_WAIT_S_MAX))
             };
             let there = streams::agent(&record.name, &runner, seconds("wait"), seconds("boot")).await?;
             Ok(streams::switch(&service, request, there))
@@ -220,7 +232,7 @@ pub(crate) async fn answer(
             Ok(streams::switch(&service, request, there))
         }
         Route::SnapshotCreate => {
-            let ask = body(request).await?;
+            let ask = body(&request)?;
             blocking
                 .run(move || {
                     telling(
@@ -248,15 +260,15 @@ pub(crate) async fn answer(
         }
         Route::SnapshotVerify => blocking.run(move || service.snapshots.verify(&name)).await,
         Route::SnapshotDiff => {
-            let ask: SnapshotOther = body(request).await?;
+            let ask: SnapshotOther = body(&request)?;
             blocking.run(move || service.snapshots.diff(&name, &ask.other)).await
         }
         Route::SnapshotExport => {
-            let ask = body(request).await?;
+            let ask = body(&request)?;
             blocking.run(move || service.snapshots.export(&name, &ask)).await
         }
         Route::SnapshotImport => {
-            let ask = body(request).await?;
+            let ask = body(&request)?;
             blocking
                 .run(move || {
                     telling(
@@ -269,20 +281,20 @@ pub(crate) async fn answer(
                 .await
         }
         Route::VmRollback => {
-            let ask = body(request).await?;
+            let ask = body(&request)?;
             blocking.run(move || service.snapshots.roll_back(&name, &ask)).await
         }
         Route::SnapshotRestore => {
-            let ask = body(request).await?;
+            let ask = body(&request)?;
             blocking.run(move || service.snapshots.restore(&name, &ask)).await
         }
         Route::VmFork => {
-            let ask = body(request).await?;
+            let ask = body(&request)?;
             blocking.run(move || service.snapshots.fork(&name, &ask)).await
         }
         Route::NetworkList => blocking.run(move || vms.networks()).await,
         Route::NetworkCreate => {
-            let ask = body(request).await?;
+            let ask = body(&request)?;
             blocking
                 .run(move || {
                     telling(
@@ -308,7 +320,7 @@ pub(crate) async fn answer(
                 .await
         }
         Route::NetworkConnect => {
-            let ask: NetworkConnect = body(request).await?;
+            let ask: NetworkConnect = body(&request)?;
             blocking
                 .run(move || {
                     telling(&vms, What::NetworkChanged, || vms.connect(&name, &ask.vm), |_| name.clone())
@@ -326,7 +338,7 @@ pub(crate) async fn answer(
         Route::PortList => blocking.run(move || vms.ports()).await,
         Route::PortGet => blocking.run(move || vms.port(&name, network.as_deref())).await,
         Route::PortLimits => {
-            let ask = body(request).await?;
+            let ask = body(&request)?;
             blocking.run(move || vms.limit_port(&name, network.as_deref(), ask)).await
         }
         Route::PortRebind => blocking.run(move || vms.rebind(&name, network.as_deref())).await,
@@ -338,7 +350,7 @@ pub(crate) async fn answer(
         }
         Route::SecGroupList => blocking.run(move || vms.secgroups()).await,
         Route::SecGroupCreate => {
-            let ask = body(request).await?;
+            let ask = body(&request)?;
             blocking
                 .run(move || {
                     telling(&vms, What::SecgroupCreated, || vms.create_secgroup(ask), |it| it.name.clone())
@@ -354,7 +366,7 @@ pub(crate) async fn answer(
                 .await
         }
         Route::SecGroupRuleAdd => {
-            let ask: RuleAdd = body(request).await?;
+            let ask: RuleAdd = body(&request)?;
             blocking
                 .run(move || {
                     telling(&vms, What::SecgroupChanged, || vms.add_rule(&name, &ask.rule), |_| name.clone())
@@ -370,7 +382,7 @@ pub(crate) async fn answer(
                 .await
         }
         Route::SecGroupJoin => {
-            let ask: SecGroupJoin = body(request).await?;
+            let ask: SecGroupJoin = body(&request)?;
             blocking
                 .run(move || {
                     telling(
@@ -396,14 +408,14 @@ pub(crate) async fn answer(
                 .await
         }
         Route::Explain => {
-            let ask = body(request).await?;
+            let ask = body(&request)?;
             blocking.run(move || vms.explain(&ask)).await
         }
         Route::ImageList => {
             blocking.run(move || Ok(service.images.list()?.iter().map(shown).collect::<Vec<_>>())).await
         }
         Route::ImageBuild => {
-            let ask = body(request).await?;
+            let ask = body(&request)?;
             Ok(work(service, job, move |service, reporter| {
                 let known: Vec<_> =
                     service.images.list()?.into_iter().map(|image| (image.name, image.digest)).collect();
@@ -415,29 +427,29 @@ pub(crate) async fn answer(
             }))
         }
         Route::VmCommit => {
-            let ask: ImageCommit = body(request).await?;
+            let ask: ImageCommit = body(&request)?;
             Ok(work(service, job, move |service, reporter| {
                 let commit = || works::commit(service, &name, &ask, reporter, shown);
                 telling(&service.vms, What::ImageChanged, commit, |it| it.name.clone())
             }))
         }
         Route::VmExport => {
-            let ask: DiskExport = body(request).await?;
+            let ask: DiskExport = body(&request)?;
             Ok(work(service, job, move |service, reporter| {
                 works::export_disk(service, &name, &ask, reporter)
             }))
         }
         Route::ImagePush => {
-            let ask: ImagePush = body(request).await?;
+            let ask: ImagePush = body(&request)?;
             Ok(work(service, job, move |service, reporter| service.images.push(&name, &ask, reporter)))
         }
         Route::ImageExport => {
-            let ask: ImageExport = body(request).await?;
+            let ask: ImageExport = body(&request)?;
             absolute(&ask.path)?;
             Ok(work(service, job, move |service, reporter| service.images.export(&name, &ask, reporter)))
         }
         Route::ImageImport => {
-            let ask: ImageImport = body(request).await?;
+            let ask: ImageImport = body(&request)?;
             absolute(&ask.path)?;
             Ok(work(service, job, move |service, reporter| {
                 let imported = service.images.import(&ask, reporter, &shown)?;
@@ -451,7 +463,7 @@ pub(crate) async fn answer(
         Route::ImageDetails => blocking.run(move || service.images.details(&name, &shown)).await,
         Route::ImageVerify => blocking.run(move || service.images.verify(&name)).await,
         Route::ImageTag => {
-            let ask: ImageTag = body(request).await?;
+            let ask: ImageTag = body(&request)?;
             blocking
                 .run(move || {
                     let tag = || Ok(shown(&service.images.tag(&name, &ask.name)?));
@@ -496,7 +508,7 @@ fn telling<T>(
 }
 
 /// What the sender of a request that may be repeated calls it.
-fn repeat_key(request: &Request<Incoming>) -> Result<Option<String>, Fault> {
+fn repeat_key(request: &Request<Bytes>) -> Result<Option<String>, Fault> {
     let Some(key) = request.headers().get("idempotency-key") else { return Ok(None) };
     let key = key.to_str().unwrap_or_default();
     if key.is_empty() || key.len() > REPEAT_KEY_MAX {
@@ -542,23 +554,28 @@ impl Blocking {
 }
 
 /// The request's JSON body; an empty one is the default.
-async fn body<T: DeserializeOwned + Default>(request: Request<Incoming>) -> Result<T, Fault> {
+fn body<T: DeserializeOwned + Default>(request: &Request<Bytes>) -> Result<T, Fault> {
     let refused = |why: String| {
         Fault::new(
             Kind::Usage,
             format!("the request was not understood: {why}"),
-            "use the command of this version",
+            "see what it may say: GET /v1/openapi.json; or use the command of this version",
         )
     };
-    let bytes = Limited::new(request.into_body(), BODY_MAX)
-        .collect()
-        .await
-        .map_err(|error| refused(error.to_string()))?
-        .to_bytes();
-    if bytes.is_empty() {
+    if request.body().is_empty() {
         return Ok(T::default());
     }
-    serde_json::from_slice(&bytes).map_err(|error| refused(error.to_string()))
+    let mut unknown = None;
+    let mut reader = serde_json::Deserializer::from_slice(request.body());
+    let read = serde_ignored::deserialize(&mut reader, |path| {
+        unknown.get_or_insert_with(|| path.to_string());
+    });
+    let value = read.and_then(|value| reader.end().map(|()| value));
+    let value = value.map_err(|error| refused(error.to_string()))?;
+    match unknown {
+        Some(field) => Err(refused(format!("unknown field `{field}`"))),
+        None => Ok(value),
+    }
 }
 
 fn info(service: &Service) -> Result<Info, Fault> {

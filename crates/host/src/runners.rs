@@ -24,6 +24,10 @@ use viv_model::{DiskSpec, End, Fault, Kind, NicSpec, SavedParts, ShareSpec};
 
 /// How long a runner may take to answer a question.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// How long it may take to say how it is: more is hanging.
+const STATUS_LIMIT: Duration = Duration::from_secs(3);
+/// How long it may take to end by itself when it is forgotten by force.
+const FORCE_LIMIT: Duration = Duration::from_millis(400);
 /// How long it may take until its guest knows who and when it is.
 const SETTLE_LIMIT: Duration = Duration::from_secs(40);
 /// How long it may take to write its memory and disks.
@@ -161,8 +165,17 @@ impl Runner {
         self.ask_with(ask, &[])
     }
 
+    /// How it is, unless it hangs.
+    pub(crate) fn status(&self) -> Result<Status, Fault> {
+        self.ask_within(&Ask::Status, &[], STATUS_LIMIT)
+    }
+
     fn ask_with(&self, ask: &Ask, files: &[File]) -> Result<Status, Fault> {
-        match self.exchange(ask, files, ANSWER_LIMIT).map_err(no_answer)? {
+        self.ask_within(ask, files, ANSWER_LIMIT)
+    }
+
+    fn ask_within(&self, ask: &Ask, files: &[File], limit: Duration) -> Result<Status, Fault> {
+        match self.exchange(ask, files, limit).map_err(no_answer)? {
             Reply::Ok(status) => Ok(status),
             Reply::Stats(_) | Reply::Saved(_) => Err(no_answer(io::ErrorKind::InvalidData.into())),
             Reply::Refused(fault) => Err(fault),
@@ -268,9 +281,18 @@ impl Runner {
 
     /// Ends the VM now, by its own process or without its help.
     pub(crate) fn kill(&self, end: Option<End>) {
+        self.kill_within(end, ANSWER_LIMIT, KILL_LIMIT);
+    }
+
+    /// The same for one that is forgotten, whose process need not be waited for long.
+    pub(crate) fn kill_by_force(&self) {
+        self.kill_within(None, FORCE_LIMIT, FORCE_LIMIT);
+    }
+
+    fn kill_within(&self, end: Option<End>, answer: Duration, limit: Duration) {
         let Some(process) = self.process() else { return };
-        let asked = self.ask(&Ask::Kill { end: end.clone() }).is_ok();
-        if asked && self.wait(Some(KILL_LIMIT)) {
+        let asked = self.ask_within(&Ask::Kill { end: end.clone() }, &[], answer).is_ok();
+        if asked && self.wait(Some(limit)) {
             return;
         }
         if let Ok(descriptor) = descriptor_of(&process) {

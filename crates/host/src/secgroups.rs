@@ -274,7 +274,8 @@ impl Vms {
         })
     }
 
-    fn change_member(
+    /// Changes a VM on which rules may depend, and tells the switches.
+    pub(crate) fn change_member(
         &self,
         vm: &str,
         change: impl FnOnce(&mut VmRecord) -> Result<(), Fault>,

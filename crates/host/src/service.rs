@@ -1,18 +1,20 @@
 //! The service's process: one at a time for each user, on a Unix socket, there only while it is needed.
+use crate::access::{Access, Peer};
 use crate::builder;
-use crate::http;
+use crate::door;
 use crate::images::Images;
+use crate::metrics::Metrics;
+use crate::network_door::{self, Listen};
 use crate::networks::Networks;
 use crate::places::Places;
 use crate::plugs::WatchedSwitch;
-use crate::routes;
 use crate::runners;
 use crate::snapshots::Snapshots;
 use crate::store::{SqliteStore, StoreError};
 use crate::vms::{Hooks, Vms};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -26,7 +28,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::io::unix::AsyncFd;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use viv_api::socket;
@@ -45,6 +48,8 @@ const REPLACE_LIMIT: Duration = Duration::from_secs(10);
 const RESOLVER_TICK: Duration = Duration::from_secs(2);
 /// How often it looks for VMs that a vanished command wanted to be forgotten.
 const SWEEP: Duration = Duration::from_secs(2);
+/// Most bytes of the head of a request.
+const HEAD_MAX: usize = 64 << 10;
 /// Most connections at a time.
 const CONNECTIONS_MAX: usize = 1024;
 
@@ -58,6 +63,8 @@ pub(crate) struct Service {
     pub(crate) work: Arc<AtomicUsize>,
     jobs: Mutex<HashMap<String, Arc<AtomicBool>>>,
     pub(crate) snapshots: Snapshots,
+    pub(crate) metrics: Metrics,
+    pub(crate) access: Access,
 }
 
 /// Something that keeps the service from ending.
@@ -105,9 +112,21 @@ impl Program {
     }
 }
 
-/// Runs the service: until it is not needed any more, or, if it is to stay, until it is told to end (SIGTERM, SIGINT). If
-/// another one runs already, that is a conflict, unless this is to replace it.
-pub fn serve(places: Places, stay: bool, replace: bool) -> Result<(), Fault> {
+/// How to serve.
+#[derive(Clone, Debug, Default)]
+pub struct Serving {
+    /// Until told to end (SIGTERM, SIGINT), and not only until there is nothing to do.
+    pub stay: bool,
+    /// End a service that runs already, and take its place.
+    pub replace: bool,
+    /// Where to listen besides the Unix socket. One that listens at the network is to stay.
+    pub listen: Listen,
+}
+
+/// Runs the service. If another one runs already, that is a conflict, unless this is to replace it.
+pub fn serve(places: Places, serving: &Serving) -> Result<(), Fault> {
+    let Serving { stay, replace, listen } = serving;
+    let (stay, replace) = (*stay, *replace);
     let broken = |what: &'static str, path: PathBuf| {
         move |source| Fault::from(StoreError::Io { what, path: path.clone(), source })
     };
@@ -140,6 +159,8 @@ pub fn serve(places: Places, stay: bool, replace: bool) -> Result<(), Fault> {
     for directory in left {
         eprintln!("viv serve: {} belongs to no VM that is remembered; it is kept", directory.display());
     }
+    let sockets = listen.bind()?;
+    let access = Access::open(&places)?;
     let path = places.socket();
     let _ = fs::remove_file(&path); // of a service that was killed: we hold its lock
     let listener = socket::listen(&path).map_err(broken("listen at", path.clone()))?;
@@ -159,7 +180,8 @@ pub fn serve(places: Places, stay: bool, replace: bool) -> Result<(), Fault> {
         .map_err(broken("make threads in", "/".into()))?;
     let outcome = runtime.block_on(async {
         let listener = UnixListener::from_std(listener).map_err(broken("listen at", path.clone()))?;
-        run(places, images, store, listener, stay).await
+        let parts = Parts { places, images, store, access };
+        run(parts, listener, stay, sockets, listen).await
     });
     let _ = fs::remove_file(&path);
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -191,13 +213,22 @@ fn take(places: &Places) -> std::io::Result<Option<File>> {
     }
 }
 
-async fn run(
+/// What was opened before anybody is let in.
+struct Parts {
     places: Places,
     images: Arc<Images>,
     store: SqliteStore,
+    access: Access,
+}
+
+async fn run(
+    parts: Parts,
     listener: UnixListener,
     stay: bool,
+    sockets: Vec<std::net::TcpListener>,
+    listen: &Listen,
 ) -> Result<(), Fault> {
+    let Parts { places, images, store, access } = parts;
     let (watch, mut watched) = mpsc::unbounded_channel();
     let watch = Box::new(move |process, id| {
         let _ = watch.send((process, id));
@@ -223,6 +254,8 @@ async fn run(
         started_at: Timestamp::now(),
         work: Arc::default(),
         jobs: Mutex::default(),
+        metrics: Metrics::default(),
+        access,
     });
     let connected = vms.clone();
     tokio::spawn(async move {
@@ -255,6 +288,7 @@ async fn run(
             });
         }
     });
+    network_door::open(&service, sockets, listen)?;
     let accepting = tokio::spawn(accept(service.clone(), listener));
     match stay {
         true => until_told(&service).await?,
@@ -358,7 +392,15 @@ async fn accept(service: Arc<Service>, listener: UnixListener) {
         match listener.accept().await {
             Ok((socket, _)) if service.work.load(Ordering::Relaxed) < CONNECTIONS_MAX => {
                 let busy = Busy::new(&service.work);
-                tokio::spawn(converse(service.clone(), socket, busy));
+                let service = service.clone();
+                tokio::spawn(async move {
+                    // Its file is its user's alone; this is who it is, for the log.
+                    let user = socket.peer_cred().map(|peer| peer.uid());
+                    if let Some(uid) = user.ok().filter(|uid| is_own(*uid)) {
+                        converse(service, socket, Peer::User(uid), None).await;
+                    }
+                    drop(busy);
+                });
             }
             Ok(_) => {}
             Err(_) => tokio::time::sleep(TICK).await, // out of descriptors or memory: it passes
@@ -366,17 +408,28 @@ async fn accept(service: Arc<Service>, listener: UnixListener) {
     }
 }
 
-/// One connection.
-async fn converse(service: Arc<Service>, socket: UnixStream, busy: Busy) {
+/// Whether this is the service's own user, or root, who may do everything anyway.
+fn is_own(uid: u32) -> bool {
+    uid == rustix::process::geteuid().as_raw() || uid == 0
+}
+
+/// One connection; the head of each request must come within `limit`.
+pub(crate) async fn converse(
+    service: Arc<Service>,
+    socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: Peer,
+    limit: Option<Duration>,
+) {
+    let peer = Arc::new(peer);
     let handler = service_fn(|request: hyper::Request<Incoming>| {
-        let service = service.clone();
-        async move {
-            Ok::<_, Infallible>(routes::answer(service, request).await.unwrap_or_else(|f| http::fault(&f)))
-        }
+        let (service, peer) = (service.clone(), peer.clone());
+        async move { Ok::<_, Infallible>(door::enter(service, &peer, request).await) }
     });
     let _ = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limit)
+        .max_buf_size(HEAD_MAX)
         .serve_connection(TokioIo::new(socket), handler)
         .with_upgrades()
         .await;
-    drop(busy);
 }

@@ -3,7 +3,7 @@ use crate::http::{self, Body};
 use crate::runners::Runner;
 use crate::service::{Busy, Service};
 use crate::signs::Signs;
-use hyper::body::{Bytes, Incoming};
+use hyper::body::Bytes;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use std::fs::File;
@@ -37,7 +37,7 @@ const PIECE: usize = 64 << 10;
 /// Answers with a switch of protocols, and then carries bytes between the command and `there`.
 pub(crate) fn switch(
     service: &Arc<Service>,
-    mut request: Request<Incoming>,
+    mut request: Request<Bytes>,
     mut there: UnixStream,
 ) -> Response<Body> {
     let upgrade = hyper::upgrade::on(&mut request);

@@ -254,12 +254,16 @@ impl Vms {
     pub(crate) fn view(&self, record: VmRecord, runner: &Runner) -> Vm {
         // One that was never started has none to look for.
         let process = record.started_at.and_then(|_| runner.process());
-        let status = process.and_then(|_| runner.ask(&RunnerAsk::Status).ok());
-        let is_starting = process.is_some() || lock(&self.starting).contains(&record.id);
+        let status = process.and_then(|_| runner.status().ok());
+        let begins = lock(&self.starting).contains(&record.id);
+        let is_starting = process.is_some() || begins;
         let last = if is_starting { None } else { self.last_end(&record, runner) };
+        // One that hangs is what it was when it last answered.
+        let hangs = process.is_some() && status.is_none() && !begins;
+        let before = self.store.told(&record.id).filter(|state| hangs && state.is_live());
         let state = match (&status, is_starting, &last) {
             (Some(status), ..) => status.state,
-            (None, true, _) => State::Starting,
+            (None, true, _) => before.unwrap_or(State::Starting),
             (None, false, None) => State::Defined,
             (None, false, Some((end, _))) => state_after(end),
         };
@@ -276,6 +280,7 @@ impl Vms {
             end: last.map(|(end, _)| end),
             spec: described::spec_of(&record, runner.dir()),
             dir: runner.dir().to_path_buf(),
+            answers: !hangs,
             revision: self.store.revision_of(&record.id),
             restart: record.restart,
             id: record.id,
@@ -505,7 +510,7 @@ impl Vms {
         self.change(name, |mut record, runner| {
             if force {
                 self.set_wanted(&mut record, false)?;
-                runner.kill(None);
+                runner.kill_by_force();
             }
             let view = self.view(record.clone(), &runner);
             refuse(view.state, Ask::Remove, &record.name)?;

@@ -3,6 +3,7 @@ use serde::{Deserialize, Serialize};
 
 /// Why a VM is no longer running. The runner writes it once, last.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "reason", rename_all = "kebab-case")]
 pub enum End {
     /// The guest switched itself off (ACPI S5), or the user asked it to and it obeyed.

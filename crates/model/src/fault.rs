@@ -4,6 +4,7 @@ use std::fmt;
 
 /// The class of a fault; it fixes the exit status of the command and the status of the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// Anything not named below.
@@ -39,6 +40,7 @@ impl Kind {
 
 /// An error with its way out. Libraries keep their own enums; the edges turn them into this.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Fault {
     /// Its class.
     pub kind: Kind,

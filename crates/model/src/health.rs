@@ -12,6 +12,7 @@ const RETRIES_MAX: u32 = 1000;
 
 /// A command that says by its status whether a guest is well, and when it is run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct HealthCheck {
     /// The program and its arguments.
@@ -138,6 +139,7 @@ impl HealthAsk {
 
 /// How a guest is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum HealthState {
     /// It is not known yet.
@@ -161,6 +163,7 @@ impl fmt::Display for HealthState {
 
 /// One look.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct HealthLook {
     /// The command's status; nothing if it was killed because it took too long.
     pub status: Option<u8>,
@@ -182,6 +185,7 @@ impl HealthLook {
 
 /// How a guest is, by its health check.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Health {
     /// In a word.
     pub state: HealthState,

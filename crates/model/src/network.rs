@@ -18,6 +18,7 @@ const UNIQUE_LOCAL: [u16; 2] = [0xfd76, 0x6976];
 
 /// IPv4 addresses with the same first bits: `10.1.0.0/16`, also in JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(with = "String"))]
 #[serde(try_from = "String", into = "String")]
 pub struct Subnet {
     first: Ipv4Addr,
@@ -163,6 +164,7 @@ impl fmt::Display for Subnet {
 
 /// A network that VMs share.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct NetworkSpec {
     /// Its name: a label of a domain name, so that its VMs are `VM.NAME.viv`.
@@ -239,6 +241,7 @@ impl NetworkSpec {
 
 /// A VM's port of a network, as the switch is told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Attachment {
     /// The VM's identity.
@@ -265,6 +268,7 @@ pub struct Attachment {
 
 /// Packets, and the bytes of their frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Traffic {
     /// How many.
     pub packets: u64,
@@ -274,6 +278,7 @@ pub struct Traffic {
 
 /// What has passed a VM's port since it was plugged in, and what has not.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PortCounters {
     /// The VM's identity.
     pub vm: String,
@@ -295,6 +300,7 @@ pub struct PortCounters {
 
 /// How often a rule has decided, in a network: about a flow that was opened, or about a packet that it denied.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RuleCounter {
     /// The rule's group.
     pub group: String,
@@ -306,6 +312,7 @@ pub struct RuleCounter {
 
 /// What a network's switch has counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SwitchCounters {
     /// For each port.
     pub ports: Vec<PortCounters>,

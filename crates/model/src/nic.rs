@@ -117,6 +117,7 @@ impl fmt::Display for NetKind {
 
 /// What a published port carries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Protocol {
     /// Connections.
@@ -256,6 +257,7 @@ pub struct NicCreate {
 
 /// A network card.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct NicSpec {
     /// Which of the VM's cards it is, for as long as it is there.

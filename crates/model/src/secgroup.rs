@@ -63,6 +63,7 @@ pub struct Label {
 /// A rule: `[allow|deny] in|out any|icmp|tcp[/PORT[-PORT]]|udp[/…] [from|to any|CIDR|group:NAME|label:NAME=VALUE]`, also in
 /// JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(with = "String"))]
 #[serde(try_from = "String", into = "String")]
 pub struct Rule {
     /// It allows; else it denies, whatever other rules allow.
@@ -77,6 +78,7 @@ pub struct Rule {
 
 /// Rules with a name, for the VMs that are in the group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct SecGroup {
     /// Its name.

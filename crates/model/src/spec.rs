@@ -326,6 +326,7 @@ impl SoftSpec {
 
 /// A whole computer, as the runner builds it. Every path is absolute.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct MachineSpec {
     /// Number of vCPUs, 1 to [`CPUS_MAX`].

@@ -18,6 +18,9 @@ pub(crate) struct Cli {
     /// Print JSON on standard output, and errors as JSON on standard error
     #[arg(long, global = true)]
     pub(crate) json: bool,
+    /// The host service to ask: see viv context; VIV_CONTEXT
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(crate) context: Option<String>,
     #[command(subcommand)]
     pub(crate) verb: Verb,
 }
@@ -28,6 +31,12 @@ pub(crate) enum Verb {
     Run(Box<verbs::run::Args>),
     /// Create VMs from a document, without starting them
     Create(verbs::create::Create),
+    /// Make VMs what a document says: create those that are not there, change those that are
+    Apply(verbs::apply::Apply),
+    /// Show what apply would do
+    Diff(verbs::apply::Diff),
+    /// Change processors, memory, restart policy and labels of VMs
+    Update(verbs::apply::Update),
     /// List VMs
     Ps(verbs::ps::Args),
     /// Run a command in a VM
@@ -106,6 +115,14 @@ pub(crate) enum Verb {
     Limits(verbs::limits::Args),
     /// Show the service, the host and what its KVM is worth
     Info(verbs::info::Args),
+    /// Remember host services on other machines, and say which is used
+    Context(verbs::context::Args),
+    /// Make, list and take back tokens, by which others use this host over the network
+    Token(verbs::access::Token),
+    /// Issue and take back certificates, in place of tokens
+    Cert(verbs::access::Cert),
+    /// Show what was done with this host, and by whom
+    Audit(verbs::audit::Args),
     /// Print a script by which a shell completes commands, with the names of VMs
     Completions(verbs::completions::Args),
     /// Print the manual page: viv man | man -l -
@@ -116,7 +133,8 @@ pub(crate) enum Verb {
     /// What the last word of a command line may become
     #[command(hide = true)]
     Complete(verbs::complete::Args),
-    /// The host service, which commands start when they need it: here it stays until it is ended, for VMs that are to run again
+    /// The host service, which commands start when they need it: here it stays until it is ended, for VMs that are to run again, and
+    /// with --listen for other machines
     Serve(verbs::serve::Args),
     /// One VM's process; the service starts it
     #[command(hide = true)]

@@ -2,6 +2,7 @@
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use viv_api::image::is_disk_file;
 use viv_api::vm::VmCreate;
@@ -13,9 +14,17 @@ struct Shown {
     spec: VmCreate,
 }
 
+/// One VM of a document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Document {
+    pub(crate) ask: VmCreate,
+    /// The fields that it mentions.
+    pub(crate) said: BTreeSet<String>,
+}
+
 /// The VMs that `text` describes: one, several as a list, or what `viv inspect` printed. `name` is what the
 /// document is called; its paths begin at `base`.
-pub(crate) fn parse(text: &str, name: &str, base: &Path) -> Result<Vec<VmCreate>, Fault> {
+pub(crate) fn parse(text: &str, name: &str, base: &Path) -> Result<Vec<Document>, Fault> {
     let shape: Value = read(text, name)?;
     let is_shown =
         |value: &Value| value.get("spec").is_some_and(Value::is_object) && value.get("id").is_some();
@@ -27,7 +36,15 @@ pub(crate) fn parse(text: &str, name: &str, base: &Path) -> Result<Vec<VmCreate>
         _ => return Err(wrong(name, "it describes no VM")),
     };
     vms.iter_mut().try_for_each(|vm| settle(vm, name, base))?;
-    Ok(vms)
+    let shapes = match &shape {
+        Value::Array(shapes) => shapes.as_slice(),
+        _ => std::slice::from_ref(&shape),
+    };
+    let said = shapes.iter().map(|shape| {
+        let fields = shape.get("spec").filter(|_| is_shown(shape)).unwrap_or(shape).as_object();
+        fields.map(|fields| fields.keys().cloned().collect()).unwrap_or_default()
+    });
+    Ok(vms.into_iter().zip(said).map(|(ask, said)| Document { ask, said }).collect())
 }
 
 fn specs(shown: Vec<Shown>) -> Vec<VmCreate> {
@@ -91,7 +108,8 @@ mod tests {
     use super::*;
 
     fn of(text: &str) -> Result<Vec<VmCreate>, Fault> {
-        parse(text, "vm.yaml", Path::new("/base"))
+        let documents = parse(text, "vm.yaml", Path::new("/base"))?;
+        Ok(documents.into_iter().map(|document| document.ask).collect())
     }
 
     #[test]
@@ -102,6 +120,8 @@ mod tests {
                        "disks": [{"path": "/base/./d.raw", "limits": {"iops": 5}}]}"#;
         let vm = of(yaml).unwrap().remove(0);
         assert_eq!(of(json).unwrap(), vec![vm.clone()]);
+        let said = &parse("name: web\ncpus: 2\n", "vm.yaml", Path::new("/base")).unwrap()[0].said;
+        assert_eq!(said.iter().collect::<Vec<_>>(), ["cpus", "name"]);
         assert_eq!(vm.disks[0].path, Path::new("/base/d.raw"));
         assert_eq!(of(&format!("- {json}\n- name: db\n")).unwrap()[1].name.as_deref(), Some("db"));
     }

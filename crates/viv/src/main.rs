@@ -9,6 +9,7 @@ mod figures;
 mod interrupt;
 mod output;
 mod progress;
+mod remote;
 mod serial;
 mod session;
 mod size;

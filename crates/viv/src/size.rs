@@ -31,6 +31,22 @@ pub(crate) fn exact(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(|| "that is more than any host has".to_string())
 }
 
+/// Seconds of `30d`, `12h`, `90m`, `45s`.
+pub(crate) fn seconds(text: &str) -> Result<u64, String> {
+    const HOW: &str = "write it as 30d, 12h, 90m or 45s";
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(split);
+    let factor = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 24 * 3600,
+        _ => return Err(HOW.to_string()),
+    };
+    let number: u64 = digits.parse().map_err(|_| HOW.to_string())?;
+    number.checked_mul(factor).ok_or_else(|| HOW.to_string())
+}
+
 /// Bytes as people read them: `45.3 MB`.
 pub(crate) fn bytes(number: u64) -> String {
     let mut value = number as f64;
@@ -49,6 +65,15 @@ pub(crate) fn bytes(number: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_have_their_unit() {
+        assert_eq!(seconds("30d"), Ok(2_592_000));
+        assert_eq!((seconds("90m"), seconds("45s"), seconds("12h")), (Ok(5400), Ok(45), Ok(43_200)));
+        for wrong in ["", "30", "d", "-1d", "1w", "99999999999999999999d", "9999999999999999999h"] {
+            assert!(seconds(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn sizes_are_read_as_written() {

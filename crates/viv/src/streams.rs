@@ -22,6 +22,9 @@ pub(crate) fn agent(client: &Client, vm: &Vm, wait_s: u64, boot_s: u64) -> Resul
     let query = format!("wait={wait_s}&boot={boot_s}");
     let by_service = client.stream(Request::new(Route::VmAgent, &names).query(query))?;
     drop(waiting);
+    if client.is_elsewhere() {
+        return Ok(by_service);
+    }
     Ok(direct_agent(vm).unwrap_or(by_service))
 }
 
@@ -45,7 +48,7 @@ fn direct_agent(vm: &Vm) -> io::Result<UnixStream> {
 /// The serial console.
 pub(crate) fn console(client: &Client, vm: &Vm) -> Result<UnixStream, Fault> {
     match socket::connect(&vm.dir.join(CONSOLE)) {
-        Ok(stream) => Ok(stream),
-        Err(_) => client.stream(Request::new(Route::VmConsole, &[&vm.id])),
+        Ok(stream) if !client.is_elsewhere() => Ok(stream),
+        _ => client.stream(Request::new(Route::VmConsole, &[&vm.id])),
     }
 }

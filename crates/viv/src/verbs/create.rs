@@ -1,7 +1,8 @@
 //! `viv create -f`: makes VMs from a document; `viv schema`: what such a document may say.
 use super::{Context, build, pull};
+use crate::document::{self, Document};
 use crate::interrupt::{Interrupt, Stage};
-use crate::{document, output};
+use crate::output;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use viv_api::client::Request;
@@ -10,6 +11,8 @@ use viv_api::image::{DEFAULT, ImageBuild, is_disk_file};
 use viv_api::vm::{Vm, VmCreate};
 use viv_model::{Fault, Kind};
 
+/// 128 + SIGINT.
+const INTERRUPTED: u8 = 130;
 /// Most bytes of a document.
 const DOCUMENT_MAX: u64 = 1 << 20;
 /// The JSON Schema of a document, also in the repository, for editors; a test makes it anew.
@@ -25,12 +28,19 @@ const SCHEMA: &str = include_str!("../../../../docs/vm.schema.json");
                         viv schema > vm.schema.json         for editors, which check and complete then"
 )]
 pub(crate) struct Create {
-    /// The document, in YAML or JSON: a VM, a list of them, or what viv inspect printed; - reads standard input
-    #[arg(short, long, value_name = "FILE|-")]
-    file: PathBuf,
+    #[command(flatten)]
+    source: Source,
     /// Its name, instead of the document's
     #[arg(long)]
     name: Option<String>,
+}
+
+/// Where a document is.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Source {
+    /// The document, in YAML or JSON: a VM, a list of them, or what viv inspect printed; - reads standard input
+    #[arg(short, long, value_name = "FILE|-")]
+    file: PathBuf,
 }
 
 #[derive(clap::Args, Debug)]
@@ -42,7 +52,7 @@ pub(crate) fn schema(_: Schema) -> Result<u8, Fault> {
 }
 
 pub(crate) fn create(context: &Context, args: Create) -> Result<u8, Fault> {
-    let mut asks = read(&args.file)?;
+    let mut asks: Vec<VmCreate> = args.source.read()?.into_iter().map(|document| document.ask).collect();
     if let Some(name) = args.name {
         let [ask] = asks.as_mut_slice() else {
             let text = format!("{} VMs cannot all be called {name:?}", asks.len());
@@ -50,25 +60,9 @@ pub(crate) fn create(context: &Context, args: Create) -> Result<u8, Fault> {
         };
         ask.name = Some(name);
     }
-    let interrupt = Interrupt::new(context.client.clone());
     let mut made = Vec::new();
-    for mut ask in asks {
-        ask.machine().check()?; // before an image is built for it
-        let is_file = ask.image.as_deref().is_some_and(is_disk_file);
-        if !is_file && (ask.kernel.is_none() || ask.image.is_some()) {
-            let name = ask.image.get_or_insert_with(|| DEFAULT.to_string()).clone();
-            let name = pull::full_name(&name)?.unwrap_or(name);
-            ask.image = Some(name.clone());
-            let missing = ImageBuild { if_missing: true, ..ImageBuild::default() };
-            let built = build::build(&context.client, &interrupt, &name, missing);
-            if let Some(status) = interrupt.status() {
-                build::note_given_up();
-                return Ok(status);
-            }
-            built?;
-        }
-        interrupt.enter(Stage::Plain);
-        let vm: Vm = context.client.json(Request::new(Route::VmCreate, &[]).body(&ask))?;
+    for ask in asks {
+        let Some(vm) = make(context, ask)? else { return Ok(INTERRUPTED) };
         if !context.json {
             output::print(&format!("{}\n", vm.name));
         }
@@ -80,7 +74,35 @@ pub(crate) fn create(context: &Context, args: Create) -> Result<u8, Fault> {
     Ok(0)
 }
 
-fn read(file: &Path) -> Result<Vec<VmCreate>, Fault> {
+/// Makes a VM, and before it the image that is missing; nothing if that was interrupted.
+pub(crate) fn make(context: &Context, mut ask: VmCreate) -> Result<Option<Vm>, Fault> {
+    let interrupt = Interrupt::new(context.client.clone());
+    ask.machine().check()?; // before an image is built for it
+    let is_file = ask.image.as_deref().is_some_and(is_disk_file);
+    if !is_file && (ask.kernel.is_none() || ask.image.is_some()) {
+        let name = ask.image.get_or_insert_with(|| DEFAULT.to_string()).clone();
+        let name = pull::full_name(&name)?.unwrap_or(name);
+        ask.image = Some(name.clone());
+        let missing = ImageBuild { if_missing: true, ..ImageBuild::default() };
+        let built = build::build(&context.client, &interrupt, &name, missing);
+        if interrupt.status().is_some() {
+            build::note_given_up();
+            return Ok(None);
+        }
+        built?;
+    }
+    interrupt.enter(Stage::Plain);
+    context.client.json(Request::new(Route::VmCreate, &[]).body(&ask)).map(Some)
+}
+
+impl Source {
+    /// The VMs that the document describes.
+    pub(crate) fn read(&self) -> Result<Vec<Document>, Fault> {
+        read(&self.file)
+    }
+}
+
+fn read(file: &Path) -> Result<Vec<Document>, Fault> {
     let here = std::env::current_dir().unwrap_or_default();
     let (name, base) = match file == Path::new("-") {
         true => ("standard input".to_string(), here),

@@ -1,5 +1,6 @@
 //! `viv disk`: makes, looks at and changes disk images. All but `limit` works on files alone and asks no service; an image
 //! that a VM uses is locked.
+use super::Context;
 use super::attach::which_disk;
 use super::run::set_limit;
 use crate::progress::Bar;
@@ -163,7 +164,7 @@ impl Work {
     }
 }
 
-pub(crate) fn run(args: Disk, json: bool) -> Result<u8, Fault> {
+pub(crate) fn run(args: Disk, json: bool, context: Option<&str>) -> Result<u8, Fault> {
     match args.verb {
         DiskVerb::Create { file, size, format, backing, backing_format, cluster } => {
             let below =
@@ -184,7 +185,7 @@ pub(crate) fn run(args: Disk, json: bool) -> Result<u8, Fault> {
         DiskVerb::Resize { image, size, shrink } => resize(&image, &size, shrink, json),
         DiskVerb::Check { image, repair } => check(&image, repair, json),
         DiskVerb::Commit(image) => commit(&image, json),
-        DiskVerb::Limit { vm, disk, limits } => limit(&vm, &disk, &limits, json),
+        DiskVerb::Limit { vm, disk, limits } => limit(&Context::new(json, context)?, &vm, &disk, &limits),
         DiskVerb::Rebase { image, backing, backing_format, unchecked, .. } => {
             rebase(&image, backing, backing_format, unchecked, json)
         }
@@ -206,7 +207,7 @@ fn report(source: &Source, json: bool, allowed: Vec<PathBuf>) -> Result<u8, Faul
     Ok(0)
 }
 
-fn limit(vm: &str, disk: &str, texts: &[String], json: bool) -> Result<u8, Fault> {
+fn limit(context: &Context, vm: &str, disk: &str, texts: &[String]) -> Result<u8, Fault> {
     let mut limits = DiskLimits::default();
     for text in texts {
         let (name, value) = text.split_once('=').unwrap_or((text, ""));
@@ -219,11 +220,11 @@ fn limit(vm: &str, disk: &str, texts: &[String], json: bool) -> Result<u8, Fault
             ));
         }
     }
-    let client = viv_host::start::client(&Places::find()?);
+    let client = &context.client;
     let vm: Vm = client.json(Request::new(Route::VmGet, &[vm]))?;
     let disk = which_disk(&vm, disk)?.to_string();
     let vm: Vm = client.json(Request::new(Route::VmDiskLimits, &[&vm.id, &disk]).body(&limits))?;
-    if json {
+    if context.json {
         output::json(&vm);
     }
     Ok(0)

@@ -81,7 +81,7 @@ pub(crate) fn rm(context: &Context, args: Rm) -> Result<u8, Fault> {
     })
 }
 
-fn each_vm(
+pub(crate) fn each_vm(
     context: &Context,
     names: &[String],
     act: impl Fn(&str) -> Result<Option<Vm>, Fault>,

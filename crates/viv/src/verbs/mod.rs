@@ -1,5 +1,8 @@
 //! The verbs, a file each.
+pub(crate) mod access;
+pub(crate) mod apply;
 pub(crate) mod attach;
+pub(crate) mod audit;
 pub(crate) mod build;
 pub(crate) mod capture;
 pub(crate) mod carry;
@@ -7,6 +10,7 @@ pub(crate) mod cloud;
 pub(crate) mod complete;
 pub(crate) mod completions;
 pub(crate) mod console;
+pub(crate) mod context;
 pub(crate) mod create;
 pub(crate) mod disk;
 pub(crate) mod events;
@@ -51,8 +55,13 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    fn new(json: bool) -> Result<Context, Fault> {
-        Ok(Context { client: Arc::new(viv_host::start::client(&Places::find()?)), json })
+    pub(crate) fn new(json: bool, context: Option<&str>) -> Result<Context, Fault> {
+        let places = Places::find()?;
+        let client = match context::chosen(context, &places)? {
+            Some(remote) => remote.client()?,
+            None => viv_host::start::client(&places),
+        };
+        Ok(Context { client: Arc::new(client), json })
     }
 }
 
@@ -92,10 +101,11 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
         Verb::Complete(args) => return complete::run(args),
         Verb::Man => return man::run(),
         Verb::Schema(args) => return create::schema(args),
-        Verb::Disk(args) => return disk::run(args, cli.json),
+        Verb::Disk(args) => return disk::run(args, cli.json, cli.context.as_deref()),
+        Verb::Context(args) => return context::run(args, cli.json),
         _ => {}
     }
-    let context = Context::new(cli.json)?;
+    let context = Context::new(cli.json, cli.context.as_deref())?;
     match cli.verb {
         Verb::Run(args) => run::run(&context, *args),
         Verb::Create(args) => create::create(&context, args),
@@ -106,6 +116,9 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
         Verb::Kill(args) => lifecycle::each(&context, &args.vms, Route::VmKill),
         Verb::Attach(args) => attach::attach(&context, args),
         Verb::Detach(args) => attach::detach(&context, args),
+        Verb::Update(args) => apply::update(&context, args),
+        Verb::Apply(args) => apply::apply(&context, args),
+        Verb::Diff(args) => apply::diff(&context, args),
         Verb::ResizeMemory(args) => lifecycle::resize_memory(&context, args),
         Verb::Pause(args) => lifecycle::each(&context, &args.vms, Route::VmPause),
         Verb::Resume(args) => lifecycle::each(&context, &args.vms, Route::VmResume),
@@ -134,6 +147,9 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
         Verb::Push(args) => carry::push(&context, args),
         Verb::Export(args) => carry::export(&context, args),
         Verb::Import(args) => import::run(&context, args),
+        Verb::Token(args) => access::token(&context, args),
+        Verb::Cert(args) => access::cert(&context, args),
+        Verb::Audit(args) => audit::run(&context, args),
         Verb::Events(args) => events::run(&context, args),
         Verb::Limits(args) => limits::run(&context, args),
         Verb::Info(args) => info::run(&context, args),
@@ -143,6 +159,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
         | Verb::Completions(_)
         | Verb::Complete(_)
         | Verb::Disk(_)
+        | Verb::Context(_)
         | Verb::Schema(_)
         | Verb::Man => Ok(0),
     }

@@ -46,6 +46,7 @@ fn row(vm: &Vm) -> Vec<String> {
         (Some(End::Killed), State::Stopped) => "stopped (killed)".to_string(),
         (Some(End::Panic), State::Failed) => "failed (panic)".to_string(),
         (Some(End::TripleFault), State::Failed) => "failed (triple fault)".to_string(),
+        (_, state) if !vm.answers => format!("{state} (hangs)"),
         (_, State::Paused) if !vm.full_disks.is_empty() => "paused (disk full)".to_string(),
         (_, state) => match &vm.health {
             Some(health) => format!("{state} ({})", health.state),

@@ -300,6 +300,9 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
         }
         ask.image = Some(name);
     }
+    if client.is_elsewhere() {
+        ask.attended_by = None; // our process is not there
+    }
     interrupt.enter(Stage::Creating);
     let created = client.json::<Vm>(Request::new(Route::VmCreate, &[]).body(&ask));
     if let Some(status) = interrupt.status() {

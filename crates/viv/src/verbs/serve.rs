@@ -1,6 +1,6 @@
 //! `viv serve`: the host service.
 use crate::output;
-use viv_host::Places;
+use viv_host::{Listen, Places, Serving};
 use viv_model::{Fault, Kind};
 
 #[derive(clap::Args, Debug)]
@@ -14,11 +14,18 @@ pub(crate) struct Args {
     /// End a service that runs already, and take its place; VMs run on
     #[arg(long)]
     replace: bool,
+    /// Listen there, too, by TLS alone: for viv on other machines (viv context) and programs with a token (viv token)
+    #[arg(long, value_name = "ADDRESS:PORT", conflicts_with = "on_demand")]
+    listen: Vec<String>,
+    /// With --listen: a further name of this host, by which it may be called
+    #[arg(long, value_name = "NAME", requires = "listen")]
+    name: Vec<String>,
 }
 
 pub(crate) fn run(args: Args) -> Result<u8, Fault> {
     let places = if args.system { Places::system().made()? } else { Places::find()? };
-    let outcome = viv_host::serve(places, !args.on_demand, args.replace);
+    let listen = Listen { at: args.listen, names: args.name };
+    let outcome = viv_host::serve(places, &Serving { stay: !args.on_demand, replace: args.replace, listen });
     match outcome {
         Err(fault) if args.on_demand && fault.kind == Kind::Conflict => Ok(fault.kind.exit_status()),
         Err(fault) if args.on_demand => {

@@ -92,6 +92,13 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
         Some((user, name)) => (Some(user), name),
         None => (None, args.vm.as_str()),
     };
+    if context.client.is_elsewhere() {
+        return Err(Fault::new(
+            Kind::Usage,
+            "viv ssh logs in with the key of the VM's own host, which is not here",
+            "run it on that host; or, with a key of yours in the VM: ssh -o ProxyCommand='viv connect VM 22' USER@VM",
+        ));
+    }
     let vm: Vm = context.client.json(Request::new(Route::VmGet, &[name]))?;
     let user = user.or(vm.spec.cloud_init.user.as_deref()).map(plain_user).transpose()?;
     wait(context, &vm, args.port, Duration::from_secs(args.wait))?;

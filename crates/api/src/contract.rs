@@ -1,0 +1,333 @@
+//! What holds for each endpoint besides its line of the table: who may use it, what its query may say, whether it takes a body.
+//! The matches on roles have no default: an endpoint without one does not compile.
+use crate::encoding::decode;
+use crate::endpoint::{Method, Route};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+use viv_model::{Fault, Kind};
+
+/// The longest that a request waits for an agent, seconds.
+pub const AGENT_WAIT_S_MAX: u64 = 3600;
+
+/// Most bytes of a text in a query.
+const TEXT_MAX: usize = 1024;
+
+/// What somebody may do; each may do all that those before it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Look at everything but secrets and what is in guests.
+    Viewer,
+    /// And let VMs come, run and go, save them, and be in them: console and commands.
+    Operator,
+    /// And all the rest: files of the host, images, networks, tokens, the audit log.
+    Admin,
+}
+
+impl Role {
+    /// All of them, the least first.
+    pub const ALL: [Role; 3] = [Role::Viewer, Role::Operator, Role::Admin];
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Role::Viewer => "viewer",
+            Role::Operator => "operator",
+            Role::Admin => "admin",
+        })
+    }
+}
+
+impl FromStr for Role {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Role, String> {
+        Role::ALL
+            .into_iter()
+            .find(|role| role.to_string() == text)
+            .ok_or_else(|| format!("no role is called {text:?}; there are viewer, operator and admin"))
+    }
+}
+
+/// What a value of a query may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// `true` or `false`; nothing is `true`.
+    Flag,
+    /// A number of seconds, up to [`AGENT_WAIT_S_MAX`].
+    Seconds,
+    /// A number from 1 to 100,000.
+    Count,
+    /// Text of up to [`TEXT_MAX`] bytes; none is as if it were not said.
+    Text,
+}
+
+/// One value that a query may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parameter {
+    /// Its name.
+    pub name: &'static str,
+    /// What it may be.
+    pub shape: Shape,
+    /// What it does.
+    pub does: &'static str,
+}
+
+const fn parameter(name: &'static str, shape: Shape, does: &'static str) -> Parameter {
+    Parameter { name, shape, does }
+}
+
+const NETWORK: &[Parameter] =
+    &[parameter("network", Shape::Text, "the port in this network; the first one, if it is not said")];
+const JOB: &[Parameter] = &[parameter("job", Shape::Text, "names the work, so that it can be cancelled")];
+
+impl Route {
+    /// The least role that may use it over the network. What names files of the host takes an admin besides.
+    pub fn role(self) -> Role {
+        use Route::*;
+        match self {
+            Info | Events | LimitsGet | OpenApi | Metrics | Authority | VmList | VmGet | VmWait | VmStats
+            | VmLogs | NetworkList | NetworkGet | PortList | PortGet | SecGroupList | SecGroupGet
+            | Explain | ImageList | ImageGet | ImageDetails | SnapshotList | SnapshotGet => Role::Viewer,
+            VmCreate | VmRemove | VmUpdate | VmStart | VmPause | VmResume | VmStop | VmKill | VmMemory
+            | VmConsole | VmConsoleSize | VmAgent | VmConnect | ImageBuild | ImageVerify | SnapshotCreate
+            | SnapshotRemove | SnapshotVerify | SnapshotDiff | SnapshotRestore | VmRollback | VmFork
+            | JobCancel => Role::Operator,
+            VmDiskLimits | VmDiskSize | VmDiskAttach | VmDiskDetach | VmShareAttach | VmShareDetach
+            | VmNicAttach | VmNicDetach | VmCommit | VmExport | NetworkCreate | NetworkRemove
+            | NetworkConnect | NetworkDisconnect | PortLimits | PortRebind | PortCapture | SecGroupCreate
+            | SecGroupRemove | SecGroupRuleAdd | SecGroupRuleRemove | SecGroupJoin | SecGroupLeave
+            | ImageTag | ImagePrune | ImagePush | ImageExport | ImageImport | ImageRemove
+            | SnapshotExport | SnapshotImport | TokenList | TokenCreate | TokenRemove | CertificateIssue
+            | AuditList | AuditVerify | LimitsSet => Role::Admin,
+        }
+    }
+
+    /// What its query may say.
+    pub fn parameters(self) -> &'static [Parameter] {
+        use Route::*;
+        match self {
+            Events => {
+                const {
+                    &[
+                        parameter(
+                            "since",
+                            Shape::Text,
+                            "after this revision, or from so long ago on: 10m, 2h",
+                        ),
+                        parameter("follow", Shape::Flag, "go on as things happen"),
+                        parameter("event", Shape::Text, "only these kinds, with commas between them"),
+                        parameter("of", Shape::Text, "only of what is called so"),
+                    ]
+                }
+            }
+            VmCreate => const { &[parameter("dry-run", Shape::Flag, "only say what it would be")] },
+            VmRemove => const { &[parameter("force", Shape::Flag, "kill it first, if it runs")] },
+            VmDiskDetach | VmShareDetach => {
+                const { &[parameter("force", Shape::Flag, "also if its guest uses it")] }
+            }
+            VmNicDetach => {
+                const { &[parameter("force", Shape::Flag, "has no effect: a guest lets its cards go")] }
+            }
+            VmLogs => const { &[parameter("follow", Shape::Flag, "go on until it ends")] },
+            VmAgent => {
+                const {
+                    &[
+                        parameter("wait", Shape::Seconds, "how long to wait for the agent"),
+                        parameter("boot", Shape::Seconds, "how long to wait on while the guest boots"),
+                    ]
+                }
+            }
+            AuditList => const { &[parameter("last", Shape::Count, "how many, at most")] },
+            PortGet | PortLimits | PortRebind | PortCapture | SecGroupLeave => NETWORK,
+            ImageBuild | VmCommit | VmExport | ImagePush | ImageExport | ImageImport => JOB,
+            _ => &[],
+        }
+    }
+
+    /// Whether it takes a JSON document.
+    pub fn takes_body(self) -> bool {
+        use Route::*;
+        self.endpoint().method == Method::Post
+            && !matches!(
+                self,
+                VmPause
+                    | VmResume
+                    | VmConsole
+                    | VmAgent
+                    | VmConnect
+                    | PortRebind
+                    | ImageVerify
+                    | ImagePrune
+                    | SnapshotVerify
+            )
+    }
+
+    /// Whether a request without a document cannot be what is meant; else it is an empty document.
+    pub fn needs_body(self) -> bool {
+        use Route::*;
+        self.takes_body()
+            && !matches!(
+                self,
+                VmCreate
+                    | VmStart
+                    | VmStop
+                    | VmKill
+                    | VmRollback
+                    | VmFork
+                    | VmNicAttach
+                    | VmDiskLimits
+                    | PortLimits
+                    | ImageBuild
+                    | SnapshotCreate
+                    | SnapshotRestore
+            )
+    }
+
+    /// Checks a query: every name in it is known, once, with a value that it may have.
+    pub fn check_query(self, query: &str) -> Result<(), Fault> {
+        let refused = |why: String| {
+            let allowed = self.parameters();
+            let fix = match allowed {
+                [] => "leave the query out".to_string(),
+                _ => format!(
+                    "it may have: {}",
+                    allowed.iter().map(|known| known.name).collect::<Vec<_>>().join(", ")
+                ),
+            };
+            Err(Fault::new(Kind::Usage, format!("the query was not understood: {why}"), fix))
+        };
+        let mut seen = Vec::new();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let Some(known) = self.parameters().iter().find(|known| known.name == name) else {
+                return refused(format!("{} takes no {name:?}", self.endpoint().path));
+            };
+            if seen.contains(&name) {
+                return refused(format!("{name:?} is there twice"));
+            }
+            seen.push(name);
+            let Some(value) = decode(value) else {
+                return refused(format!("the value of {name:?} is no percent-encoded UTF-8"));
+            };
+            match known.shape {
+                Shape::Flag if ["", "true", "false"].contains(&value.as_str()) => {}
+                Shape::Flag => return refused(format!("{name}={value:?}: use true or false")),
+                Shape::Seconds if value.parse().is_ok_and(|s: u64| s <= AGENT_WAIT_S_MAX) => {}
+                Shape::Seconds => {
+                    return refused(format!("{name}={value:?}: use a number from 0 to {AGENT_WAIT_S_MAX}"));
+                }
+                Shape::Count if value.parse().is_ok_and(|n: u32| (1..=100_000).contains(&n)) => {}
+                Shape::Count => return refused(format!("{name}={value:?}: use a number from 1 to 100000")),
+                Shape::Text if value.len() <= TEXT_MAX => {}
+                Shape::Text => {
+                    return refused(format!("{name} has {} bytes; use up to {TEXT_MAX}", value.len()));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What of the host, besides VMs, a request names: its files, devices and processes are an admin's, and not another host's.
+pub fn host_thing(route: Route, arguments: &[String], body: &[u8]) -> Option<&'static str> {
+    use crate::image::is_disk_file;
+    use Route::*;
+    let in_file = |name: &str| {
+        is_disk_file(name)
+            || ["oci:", "oci-archive:", "docker-archive:"].iter().any(|way| name.starts_with(way))
+    };
+    match route {
+        VmCreate => {
+            let ask: crate::vm::VmCreate = serde_json::from_slice(body).unwrap_or_default();
+            let cards = ask.cards().unwrap_or_default();
+            let cloud = &ask.cloud_init;
+            let things = [
+                (ask.kernel.is_some() || ask.initrd.is_some(), "a kernel's file"),
+                (ask.image.as_deref().is_some_and(in_file), "an image's file"),
+                (!ask.disks.is_empty(), "a disk"),
+                (!ask.shares.is_empty(), "a directory"),
+                (cloud.user_data.is_some() || cloud.network_config.is_some(), "a file for cloud-init"),
+                (ask.console_ports.iter().any(|port| port.path.is_some()), "a console port's socket"),
+                (cards.iter().any(|card| card.net.is_of_kernel()), "a network interface"),
+                (ask.attended_by.is_some(), "a process"),
+            ];
+            things.into_iter().find_map(|(is_there, what)| is_there.then_some(what))
+        }
+        VmStart => {
+            let ask: crate::vm::VmStart = serde_json::from_slice(body).unwrap_or_default();
+            ask.attended_by.map(|_| "a process")
+        }
+        ImageBuild => {
+            let ask: crate::image::ImageBuild = serde_json::from_slice(body).unwrap_or_default();
+            let in_file = arguments.first().is_some_and(|name| in_file(name));
+            (ask.agent.is_some() || in_file).then_some("an image's file")
+        }
+        VmDiskAttach => Some("a disk"),
+        VmShareAttach => Some("a directory"),
+        VmExport | ImageExport | ImageImport | SnapshotExport | SnapshotImport => Some("a file"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::endpoint::TABLE;
+
+    #[test]
+    fn whoever_only_looks_changes_nothing() {
+        for endpoint in TABLE {
+            let looks = endpoint.method == Method::Get || endpoint.route == Route::Explain;
+            assert!(looks || endpoint.route.role() > Role::Viewer, "{}", endpoint.path);
+        }
+        for inside in [Route::VmConsole, Route::VmAgent, Route::VmConnect, Route::PortCapture] {
+            assert!(inside.role() > Role::Viewer);
+        }
+        assert!(Role::ALL.is_sorted());
+        assert!(Role::ALL.into_iter().all(|role| role.to_string().parse() == Ok(role)));
+    }
+
+    #[test]
+    fn what_is_the_hosts_is_told_by_its_name() {
+        let create = |text: &str| host_thing(Route::VmCreate, &[], text.as_bytes());
+        assert_eq!(create(r#"{"image": "debian", "net": "user", "ports": ["8080:80"]}"#), None);
+        assert_eq!(create(""), None);
+        for (text, what) in [
+            (r#"{"kernel": "/boot/vmlinuz"}"#, "a kernel's file"),
+            (r#"{"image": "/etc/shadow"}"#, "an image's file"),
+            (r#"{"disks": [{"path": "/dev/sda"}]}"#, "a disk"),
+            (r#"{"shares": [{"path": "/", "target": "/x"}]}"#, "a directory"),
+            (r#"{"cloud_init": {"user_data": "/etc/shadow"}}"#, "a file for cloud-init"),
+            (r#"{"console_ports": [{"name": "a", "path": "/tmp/a"}]}"#, "a console port's socket"),
+            (r#"{"net": "tap:tap0"}"#, "a network interface"),
+            (r#"{"nics": [{"net": "bridge:br0"}]}"#, "a network interface"),
+            (r#"{"attended_by": {"pid": 1, "start_ticks": 1}}"#, "a process"),
+        ] {
+            assert_eq!(create(text), Some(what), "{text}");
+        }
+        let pull = |name: &str| host_thing(Route::ImageBuild, &[name.to_string()], b"{}");
+        assert_eq!(pull("docker.io/library/nginx"), None);
+        assert!(pull("oci:/srv/images:x").is_some() && pull("oci-archive:/x.tar").is_some());
+    }
+
+    #[test]
+    fn a_query_is_checked_name_by_name() {
+        let fault = |route: Route, query| route.check_query(query).unwrap_err().to_string();
+        assert!(Route::VmRemove.check_query("force=true").is_ok());
+        assert!(Route::VmRemove.check_query("force").is_ok());
+        assert!(Route::VmAgent.check_query("wait=3&boot=60%30").is_ok());
+        assert!(fault(Route::VmRemove, "froce=true").contains("\"froce\""));
+        assert!(fault(Route::VmRemove, "froce=true").contains("force"));
+        assert!(fault(Route::VmList, "a=b").contains("leave the query out"));
+        assert!(fault(Route::VmRemove, "force=maybe").contains("true or false"));
+        assert!(fault(Route::VmAgent, "wait=-1").contains("3600"));
+        assert!(fault(Route::VmAgent, "wait=1&wait=2").contains("twice"));
+        assert!(Route::Events.check_query("follow=true&event=&of=&since=10m").is_ok());
+        let long = format!("network={}", "x".repeat(1025));
+        assert!(fault(Route::PortGet, &long).contains("1025 bytes"));
+        assert!(fault(Route::PortGet, "network=%ff").contains("UTF-8"));
+    }
+}

@@ -1,0 +1,249 @@
+//! Who asks, and whether he may: the user of the Unix socket, or who shows a token or a certificate over the network.
+use crate::audit::Audit;
+use crate::http;
+use crate::places::Places;
+use crate::tls::CertificateAuthority;
+use crate::tokens::{Passes, new_token, sha256};
+use hyper::body::Incoming;
+use hyper::header::{AUTHORIZATION, HOST, HeaderValue, ORIGIN, WWW_AUTHENTICATE};
+use hyper::{Request, Response, StatusCode};
+use std::net::SocketAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use viv_api::access::{Authority, CertificateMade, Pass, PassCreate, PassKind, TokenMade};
+use viv_api::contract::{self, Role};
+use viv_api::endpoint::{Endpoint, Method, Route};
+use viv_model::{Fault, Kind};
+
+/// The other end of a connection.
+#[derive(Clone, Debug)]
+pub(crate) enum Peer {
+    /// The Unix socket, by SO_PEERCRED.
+    User(u32),
+    /// The network.
+    Network {
+        /// Its address.
+        from: SocketAddr,
+        /// The hash of the certificate that it has shown, which the authority has signed.
+        certificate: Option<String>,
+    },
+}
+
+/// Who asks.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller {
+    pub(crate) who: String,
+    pub(crate) from: Option<String>,
+    role: Role,
+}
+
+/// Where the service listens besides its Unix socket.
+#[derive(Clone, Debug, Default)]
+struct Listening {
+    at: Vec<String>,
+    names: Vec<String>,
+}
+
+/// Who may use the service.
+pub(crate) struct Access {
+    places: Places,
+    pub(crate) passes: Passes,
+    pub(crate) audit: Audit,
+    authority: Mutex<()>,
+    listening: Mutex<Listening>,
+}
+
+type Refused = Response<http::Body>;
+
+fn denied(status: StatusCode, message: String, fix: &str) -> Refused {
+    http::refusal(status, &Fault::new(Kind::Denied, message, fix))
+}
+
+impl Access {
+    pub(crate) fn open(places: &Places) -> Result<Access, Fault> {
+        Ok(Access {
+            places: places.clone(),
+            passes: Passes::open(places.access().join("passes.json"))?,
+            audit: Audit::open(&places.audit())?,
+            authority: Mutex::default(),
+            listening: Mutex::default(),
+        })
+    }
+
+    fn listening(&self) -> MutexGuard<'_, Listening> {
+        self.listening.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The authority, made when it is first asked for.
+    pub(crate) fn certificate_authority(&self) -> Result<CertificateAuthority, Fault> {
+        let _one = self.authority.lock().unwrap_or_else(PoisonError::into_inner);
+        CertificateAuthority::open(&self.places.access())
+    }
+
+    /// From now on the service listens there, by these names.
+    pub(crate) fn listens(&self, at: SocketAddr, names: &[String]) {
+        let mut listening = self.listening();
+        listening.at.push(at.to_string());
+        listening.names = names.to_vec();
+    }
+
+    /// What clients have to know.
+    pub(crate) fn authority(&self) -> Result<Authority, Fault> {
+        let ca = self.certificate_authority()?.pem().to_string();
+        let Listening { at, names } = self.listening().clone();
+        Ok(Authority { ca, listens_at: at, names })
+    }
+
+    pub(crate) fn create_token(&self, ask: &PassCreate) -> Result<TokenMade, Fault> {
+        let pass = self.passes.asked(ask, PassKind::Token)?;
+        let token = new_token()?;
+        self.passes.add(pass.clone(), sha256(token.as_bytes()))?;
+        Ok(TokenMade { pass, token })
+    }
+
+    pub(crate) fn issue_certificate(&self, ask: &PassCreate) -> Result<CertificateMade, Fault> {
+        let pass = self.passes.asked(ask, PassKind::Certificate)?;
+        let until = pass.expires_at.unwrap_or(pass.created_at);
+        let (der, certificate, key) = self.certificate_authority()?.issue(&pass.name, until)?;
+        self.passes.add(pass.clone(), sha256(&der))?;
+        Ok(CertificateMade { pass, certificate, key })
+    }
+
+    /// Who sends this request.
+    pub(crate) fn caller(&self, peer: &Peer, request: &Request<Incoming>) -> Result<Caller, Refused> {
+        let header =
+            |name| request.headers().get(name).map(|value: &HeaderValue| value.to_str().unwrap_or("?"));
+        let host = request.uri().authority().map(|authority| authority.as_str()).or(header(HOST));
+        let host = host.unwrap_or_default();
+        if let Some(origin) = header(ORIGIN)
+            && origin.split_once("://").is_none_or(|(_, there)| !there.eq_ignore_ascii_case(host))
+        {
+            return Err(denied(
+                StatusCode::FORBIDDEN,
+                format!("a page of {origin} may not use this service"),
+                "use a page of the service itself, or a program that sends no Origin",
+            ));
+        }
+        let (from, certificate) = match peer {
+            Peer::User(uid) => {
+                return Ok(Caller { who: format!("uid:{uid}"), from: None, role: Role::Admin });
+            }
+            Peer::Network { from, certificate } => (from, certificate),
+        };
+        if !self.listening().names.iter().any(|name| is_called(name, host)) {
+            return Err(denied(
+                StatusCode::MISDIRECTED_REQUEST,
+                format!("this service is not the host {host:?}"),
+                "call it by a name or address of its certificate, or tell it that name: viv serve --listen … --name NAME",
+            ));
+        }
+        let token = header(AUTHORIZATION).and_then(|value| {
+            let (scheme, token) = value.split_once(' ')?;
+            scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+        });
+        let pass = match (token, certificate) {
+            (Some(token), _) => self.passes.whose(PassKind::Token, &sha256(token.as_bytes())),
+            (None, Some(hash)) => self.passes.whose(PassKind::Certificate, hash),
+            (None, None) => None,
+        };
+        let Some(Pass { name, role, kind, .. }) = pass else {
+            let mut refused = denied(
+                StatusCode::UNAUTHORIZED,
+                "nobody knows who asks: there is no token or certificate that is valid".to_string(),
+                "get one from whoever runs the host: viv token create NAME --role ROLE",
+            );
+            let challenge = HeaderValue::from_static("Bearer realm=\"vivarium\"");
+            refused.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+            return Err(refused);
+        };
+        let kind = if kind == PassKind::Token { "token" } else { "certificate" };
+        Ok(Caller { who: format!("{kind}:{name}"), from: Some(from.ip().to_string()), role })
+    }
+}
+
+/// Whether a `Host:` means this name, with whatever port.
+fn is_called(name: &str, host: &str) -> bool {
+    let bare = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    !bare.is_empty() && bare.trim_end_matches('.').eq_ignore_ascii_case(name)
+}
+
+impl Caller {
+    /// Refuses what is not his to do.
+    pub(crate) fn may(&self, endpoint: &Endpoint) -> Result<(), Refused> {
+        self.must_be(endpoint.route.role(), || format!("{} {}", endpoint.method, endpoint.path))
+    }
+
+    /// Refuses what names files, devices or processes of the host, and what fetches or builds; `is_there` says of an image whether it is.
+    pub(crate) fn may_name(
+        &self,
+        endpoint: &Endpoint,
+        arguments: &[String],
+        body: &[u8],
+        is_there: impl FnOnce(&str) -> bool,
+    ) -> Result<(), Refused> {
+        if self.role == Role::Admin {
+            return Ok(());
+        }
+        if let Some(what) = contract::host_thing(endpoint.route, arguments, body) {
+            return self.must_be(Role::Admin, || format!("a request that names {what} of the host"));
+        }
+        let image = arguments.first().map(String::as_str).unwrap_or_default();
+        if endpoint.route == Route::ImageBuild && !(asks_if_missing(body) && is_there(image)) {
+            return self.must_be(Role::Admin, || format!("getting or building the image {image:?}"));
+        }
+        Ok(())
+    }
+
+    fn must_be(&self, least: Role, what: impl FnOnce() -> String) -> Result<(), Refused> {
+        if self.role >= least {
+            return Ok(());
+        }
+        Err(denied(
+            StatusCode::FORBIDDEN,
+            format!("{} takes the role {least}, and {} has the role {}", what(), self.who, self.role),
+            "ask whoever runs the host for it",
+        ))
+    }
+}
+
+fn asks_if_missing(body: &[u8]) -> bool {
+    serde_json::from_slice::<viv_api::image::ImageBuild>(body).is_ok_and(|ask| ask.if_missing && !ask.force)
+}
+
+/// Whether what was done is written down: every change, and what shows the inside of a guest.
+pub(crate) fn is_audited(endpoint: &Endpoint) -> bool {
+    match endpoint.route {
+        Route::Explain => false,
+        Route::PortCapture => true,
+        _ => endpoint.method != Method::Get,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_meant_by_its_name_and_nothing_like_it() {
+        for (name, host) in [
+            ("localhost", "localhost:8443"),
+            ("localhost", "LocalHost"),
+            ("viv.example", "viv.example."),
+            ("::1", "[::1]:8443"),
+            ("127.0.0.1", "127.0.0.1"),
+        ] {
+            assert!(is_called(name, host), "{name} {host}");
+        }
+        for (name, host) in [
+            ("localhost", "localhost.evil.example"),
+            ("localhost", "evil.example:localhost"),
+            ("localhost", ""),
+            ("::1", "::1"),
+            ("127.0.0.1", "127.0.0.10"),
+        ] {
+            assert!(!is_called(name, host), "{name} {host}");
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Another machine for a VM that does not run, and other labels and policies for any.
+use crate::admission::{Share, need};
+use crate::creation::fits;
+use crate::store::VmRecord;
+use crate::vms::Vms;
+use viv_api::runner::RESUME;
+use viv_api::vm::{Vm, VmUpdate};
+use viv_model::{Fault, Kind};
+
+impl Vms {
+    /// Changes what is said of it; what is not said stays.
+    pub(crate) fn update(&self, name: &str, ask: &VmUpdate) -> Result<Vm, Fault> {
+        let mut before = None;
+        let outcome = self.change_member(name, |record| {
+            if ask.is_of_machine() {
+                self.may_change_machine(record)?;
+            }
+            let mut machine = record.machine.clone();
+            machine.cpus = ask.cpus.unwrap_or(machine.cpus);
+            machine.memory_mib = ask.memory_mib.unwrap_or(machine.memory_mib);
+            machine.memory_max_mib = ask.memory_max_mib.or(machine.memory_max_mib);
+            machine.accel = ask.accel.unwrap_or(machine.accel);
+            machine.check()?;
+            let grown = need(&machine);
+            if grown != need(&record.machine) {
+                fits(grown.memory_mib)?;
+                let of = need(&record.machine);
+                self.admission.reserve(Share::Described, &record.id, grown, &|_| false)?.keep();
+                before = Some((record.id.clone(), of));
+            }
+            record.machine = machine;
+            record.on_reboot = ask.on_reboot.unwrap_or(record.on_reboot);
+            if let Some(labels) = &ask.labels {
+                record.labels = labels.clone();
+            }
+            if let Some(restart) = ask.restart {
+                if !restart.is_never()
+                    && (record.remove || record.attended_by.is_some_and(|it| it.is_alive()))
+                {
+                    return Err(Fault::new(
+                        Kind::Conflict,
+                        format!("VM {:?} ends with its command, or is forgotten when it ends", record.name),
+                        "describe one without --rm, and run it with -d",
+                    ));
+                }
+                record.restart = restart;
+                record.wanted = !restart.is_never() && self.is_live(record);
+                self.restarts.forget(&record.id);
+            }
+            Ok(())
+        });
+        if let (Err(_), Some((id, need))) = (&outcome, before) {
+            self.admission.take(Share::Described, &id, need);
+        }
+        outcome
+    }
+
+    fn may_change_machine(&self, record: &VmRecord) -> Result<(), Fault> {
+        let name = &record.name;
+        let (why, fix) = if self.is_live(record) {
+            ("it runs", format!("stop it first: viv stop {name}; memory of one that runs: viv resize-memory"))
+        } else if self.runner(record).dir().join(RESUME).exists() {
+            (
+                "it goes on from a snapshot, whose machine it has",
+                format!("start and stop it first: viv start {name}"),
+            )
+        } else {
+            return Ok(());
+        };
+        Err(Fault::new(Kind::Conflict, format!("cannot change the machine of VM {name:?}: {why}"), fix))
+    }
+}
