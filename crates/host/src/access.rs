@@ -1,12 +1,12 @@
 //! Who asks, and whether he may: the user of the Unix socket, or who shows a token or a certificate over the network.
 use crate::audit::Audit;
-use crate::http;
+use crate::http::{self, Refused};
 use crate::places::Places;
 use crate::tls::CertificateAuthority;
 use crate::tokens::{Passes, new_token, sha256};
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, HOST, HeaderValue, ORIGIN, WWW_AUTHENTICATE};
-use hyper::{Request, Response, StatusCode};
+use hyper::{Request, StatusCode};
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use viv_api::access::{Authority, CertificateMade, Pass, PassCreate, PassKind, TokenMade};
@@ -52,10 +52,8 @@ pub(crate) struct Access {
     listening: Mutex<Listening>,
 }
 
-type Refused = Response<http::Body>;
-
 fn denied(status: StatusCode, message: String, fix: &str) -> Refused {
-    http::refusal(status, &Fault::new(Kind::Denied, message, fix))
+    Box::new(http::refusal(status, &Fault::new(Kind::Denied, message, fix)))
 }
 
 impl Access {
