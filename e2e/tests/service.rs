@@ -252,6 +252,14 @@ fn one_service_for_a_store_and_none_for_a_broken_one() {
     let second = home.run(&["serve"]);
     assert!(second.status == 4 && second.err.contains(&format!("process {service}")), "{second:?}");
     home.run(&["run", "-d", "--accel", "soft", "--name", "web"]).ok();
+    // One that replaces it, as at an upgrade, has the VM too.
+    let pid = pid_of(&home, "web");
+    let mut next = home.viv(&["serve", "--replace"]).spawn().unwrap();
+    until("the other service", WAIT, || home.service() == next.id().to_string());
+    assert_eq!(pid_of(&home, "web"), pid);
+    assert_eq!(home.run(&["exec", "web", "echo", "well"]).ok().out, "well\n");
+    tool("kill", &["-TERM", &next.id().to_string()]);
+    assert!(next.wait().unwrap().success(), "told to end, it ends well");
     home.run(&["kill", "web"]).ok();
     tool("kill", &["-9", &home.service()]);
     let store = home.path("state/state.db");

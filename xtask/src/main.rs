@@ -1,6 +1,7 @@
 //! Chores: `cargo xtask NAME`. No dependencies, so that it builds in a second.
 mod agent;
 mod bench;
+mod deb;
 mod floors;
 mod fuzz;
 mod install;
@@ -25,6 +26,7 @@ cargo xtask contract          hold a running service against its OpenAPI documen
 cargo xtask lab               real KVM inside a software-emulated machine: the same guests there
 cargo xtask bench [--peer qemu] [ROW …]  our software CPU beside Debian's QEMU TCG, as ratios (see --help)
 cargo xtask agent             build the guest agent alone
+cargo xtask deb               build a Debian package: viv, its agent, man page, completions, systemd units
 cargo xtask floors            check that imports between crates go down only
 cargo xtask tidy              check links in documents, module docs, names and file lengths
 ";
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
         "lab" => steps::lab(),
         "bench" => bench::run(&rest),
         "agent" => agent::build(&target_dir()).map(|path| println!("{}", path.display())),
+        "deb" => deb::build().map(|path| println!("{}", path.display())),
         "floors" => floors::check(&root()),
         "tidy" => tidy::check(&root()),
         "" | "help" | "--help" | "-h" => {

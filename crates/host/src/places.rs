@@ -6,6 +6,11 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use viv_model::{Fault, Kind};
 
+/// State and images of the whole host's service; there if that is installed.
+const SYSTEM: &str = "/var/lib/vivarium";
+/// Its sockets.
+const SYSTEM_RUNTIME: &str = "/run/vivarium";
+
 /// The three roots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Places {
@@ -20,21 +25,13 @@ pub struct Places {
 impl Places {
     /// The places of this user, made if they are missing.
     pub fn find() -> Result<Places, Fault> {
-        let places = Places::from(&|name| std::env::var_os(name).filter(|value| !value.is_empty()))?;
-        for directory in [
-            &places.state,
-            &places.vms(),
-            &places.networks(),
-            &places.secgroups(),
-            &places.access(),
-            &places.audit(),
-            &places.data,
-            &places.images(),
-            &places.runtime,
-        ] {
-            make_private(directory)?;
+        let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+        // The service that a package has installed for the whole host is root's.
+        let system = rustix::process::getuid().is_root() && Path::new(SYSTEM).is_dir();
+        match system && variable("VIV_HOME").is_none() {
+            true => Places::system().made(),
+            false => Places::from(&variable)?.made(),
         }
-        Ok(places)
     }
 
     fn from(variable: &dyn Fn(&str) -> Option<OsString>) -> Result<Places, Fault> {
@@ -66,6 +63,30 @@ impl Places {
             false => state.join("run"),
         };
         Ok(Places { state, data, runtime })
+    }
+
+    /// The places of a service for the whole host (`viv serve --system`).
+    pub fn system() -> Places {
+        let root = Path::new(SYSTEM);
+        Places { state: root.join("state"), data: root.join("data"), runtime: SYSTEM_RUNTIME.into() }
+    }
+
+    /// These places, made if they are missing.
+    pub fn made(self) -> Result<Places, Fault> {
+        for directory in [
+            &self.state,
+            &self.vms(),
+            &self.networks(),
+            &self.secgroups(),
+            &self.access(),
+            &self.audit(),
+            &self.data,
+            &self.images(),
+            &self.runtime,
+        ] {
+            make_private(directory)?;
+        }
+        Ok(self)
     }
 
     /// A directory for each VM.

@@ -542,10 +542,10 @@ impl Blocking {
         act: impl FnOnce() -> Result<T, Fault> + Send + 'static,
     ) -> Result<Response<Body>, Fault> {
         let expected = self.expected;
-        match tokio::task::spawn_blocking(move || precondition::with(expected, act)).await {
-            Ok(outcome) => outcome.map(|value| http::json(&value)),
-            Err(error) => Err(defect(&error.to_string())),
-        }
+        // Long lists are written there too.
+        let answer = move || precondition::with(expected, act).map(|value| http::json(&value));
+        let answered = tokio::task::spawn_blocking(answer).await;
+        answered.unwrap_or_else(|error| Err(defect(&error.to_string())))
     }
 }
 

@@ -15,6 +15,7 @@ use crate::vms::{Hooks, Vms};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::process::{Pid, Signal, kill_process};
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fs::{self, File, OpenOptions};
@@ -41,6 +42,8 @@ use viv_net::switch::resolver;
 const IDLE_LIMIT: Duration = Duration::from_secs(2);
 /// How often it looks whether it has something to do.
 const TICK: Duration = Duration::from_millis(250);
+/// How long another service may take to end when it is replaced.
+const REPLACE_LIMIT: Duration = Duration::from_secs(10);
 /// How often it is looked whether the host has another name server.
 const RESOLVER_TICK: Duration = Duration::from_secs(2);
 /// How often it looks for VMs that a vanished command wanted to be forgotten.
@@ -110,15 +113,18 @@ impl Program {
 }
 
 /// Runs the service: until it is not needed any more, or, if it is to stay, until it is told to end (SIGTERM, SIGINT). One that
-/// listens at the network is to stay. If another one runs already, that is a conflict.
-pub fn serve(places: Places, stay: bool, listen: &Listen) -> Result<(), Fault> {
+/// listens at the network is to stay. If another one runs already, that is a conflict, unless this is to replace it.
+pub fn serve(places: Places, stay: bool, replace: bool, listen: &Listen) -> Result<(), Fault> {
     let broken = |what: &'static str, path: PathBuf| {
         move |source| Fault::from(StoreError::Io { what, path: path.clone(), source })
     };
     let _ = rustix::process::setsid(); // it fails if we lead a session already
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     std::env::set_current_dir("/").map_err(broken("enter", "/".into()))?;
-    let lock = lock(&places).map_err(broken("lock", places.lock()))?;
+    let mut lock = take(&places).map_err(broken("lock", places.lock()))?;
+    if lock.is_none() && replace {
+        lock = take_from_another(&places).map_err(broken("lock", places.lock()))?;
+    }
     let Some(mut lock) = lock else {
         let holder = fs::read_to_string(places.lock()).unwrap_or_default();
         let who = match holder.trim() {
@@ -170,7 +176,23 @@ pub fn serve(places: Places, stay: bool, listen: &Listen) -> Result<(), Fault> {
     outcome
 }
 
-fn lock(places: &Places) -> std::io::Result<Option<File>> {
+/// Ends the service that holds the lock, whose VMs live on, and takes it.
+fn take_from_another(places: &Places) -> std::io::Result<Option<File>> {
+    let deadline = Instant::now() + REPLACE_LIMIT;
+    loop {
+        let holder = fs::read_to_string(places.lock()).ok().and_then(|text| text.trim().parse().ok());
+        if let Some(pid) = holder.and_then(Pid::from_raw) {
+            let _ = kill_process(pid, Signal::TERM); // it may just have gone
+        }
+        std::thread::sleep(TICK / 10);
+        match take(places)? {
+            None if Instant::now() < deadline => {}
+            taken => return Ok(taken),
+        }
+    }
+}
+
+fn take(places: &Places) -> std::io::Result<Option<File>> {
     let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(places.lock())?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),

@@ -252,7 +252,8 @@ impl Vms {
     }
 
     pub(crate) fn view(&self, record: VmRecord, runner: &Runner) -> Vm {
-        let process = runner.process();
+        // One that was never started has none to look for.
+        let process = record.started_at.and_then(|_| runner.process());
         let status = process.and_then(|_| runner.ask(&RunnerAsk::Status).ok());
         let is_starting = process.is_some() || lock(&self.starting).contains(&record.id);
         let last = if is_starting { None } else { self.last_end(&record, runner) };

@@ -14,11 +14,18 @@ pub(crate) struct Args {
     /// With --listen: a further name of this host, by which it may be called
     #[arg(long, value_name = "NAME", requires = "listen")]
     name: Vec<String>,
+    /// Serve the whole host: state in /var/lib/vivarium, sockets in /run/vivarium (root)
+    #[arg(long)]
+    system: bool,
+    /// End a service that runs already, and take its place; VMs run on
+    #[arg(long)]
+    replace: bool,
 }
 
 pub(crate) fn run(args: Args) -> Result<u8, Fault> {
+    let places = if args.system { Places::system().made()? } else { Places::find()? };
     let listen = Listen { at: args.listen, names: args.name };
-    let outcome = viv_host::serve(Places::find()?, !args.on_demand, &listen);
+    let outcome = viv_host::serve(places, !args.on_demand, args.replace, &listen);
     match outcome {
         Err(fault) if args.on_demand && fault.kind == Kind::Conflict => Ok(fault.kind.exit_status()),
         Err(fault) if args.on_demand => {
