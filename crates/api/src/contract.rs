@@ -10,8 +10,8 @@ use viv_model::{Fault, Kind};
 /// The longest that a request waits for an agent, seconds.
 pub const AGENT_WAIT_S_MAX: u64 = 3600;
 
-/// Most bytes of a text in a query.
-const TEXT_MAX: usize = 1024;
+/// Most characters of a text in a query.
+pub const TEXT_MAX: usize = 1024;
 
 /// What somebody may do; each may do all that those before it may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -60,7 +60,7 @@ pub enum Shape {
     Seconds,
     /// A number from 1 to 100,000.
     Count,
-    /// Text of up to [`TEXT_MAX`] bytes; none is as if it were not said.
+    /// Text of up to [`TEXT_MAX`] characters; none is as if it were not said.
     Text,
 }
 
@@ -221,9 +221,12 @@ impl Route {
                 }
                 Shape::Count if value.parse().is_ok_and(|n: u32| (1..=100_000).contains(&n)) => {}
                 Shape::Count => return refused(format!("{name}={value:?}: use a number from 1 to 100000")),
-                Shape::Text if value.len() <= TEXT_MAX => {}
+                Shape::Text if value.chars().count() <= TEXT_MAX => {}
                 Shape::Text => {
-                    return refused(format!("{name} has {} bytes; use up to {TEXT_MAX}", value.len()));
+                    return refused(format!(
+                        "{name} has {} characters; use up to {TEXT_MAX}",
+                        value.chars().count()
+                    ));
                 }
             }
         }
@@ -327,7 +330,7 @@ mod tests {
         assert!(fault(Route::VmAgent, "wait=1&wait=2").contains("twice"));
         assert!(Route::Events.check_query("follow=true&event=&of=&since=10m").is_ok());
         let long = format!("network={}", "x".repeat(1025));
-        assert!(fault(Route::PortGet, &long).contains("1025 bytes"));
+        assert!(fault(Route::PortGet, &long).contains("1025 characters"));
         assert!(fault(Route::PortGet, "network=%ff").contains("UTF-8"));
     }
 }

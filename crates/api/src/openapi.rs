@@ -2,7 +2,7 @@
 //! `docs/openapi.json` is what this gives (a test compares them), and what the service serves.
 use crate::access::*;
 use crate::client::ErrorBody;
-use crate::contract::{AGENT_WAIT_S_MAX, Shape};
+use crate::contract::{AGENT_WAIT_S_MAX, Shape, TEXT_MAX};
 use crate::endpoint::{Answer, Endpoint, Route, TABLE, UPGRADE};
 use crate::event::Event;
 use crate::image::*;
@@ -271,7 +271,7 @@ fn operation(endpoint: &Endpoint, types: Types) -> Value {
                 json!({"type": "integer", "minimum": 0, "maximum": AGENT_WAIT_S_MAX, "default": 0})
             }
             Shape::Count => json!({"type": "integer", "minimum": 1, "maximum": 100_000, "default": 1000}),
-            Shape::Text => json!({"type": "string", "maxLength": 255}),
+            Shape::Text => json!({"type": "string", "maxLength": TEXT_MAX}),
         };
         json!({"name": known.name, "in": "query", "description": known.does, "schema": schema})
     }));

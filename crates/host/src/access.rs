@@ -1,17 +1,18 @@
 //! Who asks, and whether he may: the user of the Unix socket, or who shows a token or a certificate over the network.
 use crate::audit::Audit;
-use crate::http;
+use crate::http::{self, Refused};
 use crate::places::Places;
 use crate::tls::CertificateAuthority;
 use crate::tokens::{Passes, new_token, sha256};
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, HOST, HeaderValue, ORIGIN, WWW_AUTHENTICATE};
-use hyper::{Request, Response, StatusCode};
+use hyper::{Request, StatusCode};
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use viv_api::access::{Authority, CertificateMade, Pass, PassCreate, PassKind, TokenMade};
 use viv_api::contract::{self, Role};
 use viv_api::endpoint::{Endpoint, Method, Route};
+use viv_api::image::ImageBuild;
 use viv_model::{Fault, Kind};
 
 /// The other end of a connection.
@@ -52,10 +53,8 @@ pub(crate) struct Access {
     listening: Mutex<Listening>,
 }
 
-type Refused = Response<http::Body>;
-
 fn denied(status: StatusCode, message: String, fix: &str) -> Refused {
-    http::refusal(status, &Fault::new(Kind::Denied, message, fix))
+    Box::new(http::refusal(status, &Fault::new(Kind::Denied, message, fix)))
 }
 
 impl Access {
@@ -208,8 +207,10 @@ impl Caller {
     }
 }
 
+/// Whether an image is wanted only as it is, if it is there.
 fn asks_if_missing(body: &[u8]) -> bool {
-    serde_json::from_slice::<viv_api::image::ImageBuild>(body).is_ok_and(|ask| ask.if_missing && !ask.force)
+    let Ok(ask) = serde_json::from_slice::<ImageBuild>(body) else { return false };
+    ask == ImageBuild { if_missing: true, insecure: ask.insecure, ..ImageBuild::default() }
 }
 
 /// Whether what was done is written down: every change, and what shows the inside of a guest.
@@ -224,6 +225,23 @@ pub(crate) fn is_audited(endpoint: &Endpoint) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_operator_gets_images_that_are_there_and_builds_none() {
+        let endpoint = Route::ImageBuild.endpoint();
+        let may = |role, body: &str, is_there| {
+            let caller = Caller { who: "token:ci".into(), from: None, role };
+            caller.may_name(endpoint, &["debian".into()], body.as_bytes(), |_| is_there).is_ok()
+        };
+        assert!(may(Role::Operator, r#"{"if_missing": true}"#, true));
+        assert!(!may(Role::Operator, r#"{"if_missing": true}"#, false));
+        for body in
+            ["", "{}", r#"{"if_missing": true, "run": ["x"]}"#, r#"{"if_missing": true, "force": true}"#]
+        {
+            assert!(!may(Role::Operator, body, true), "{body}");
+            assert!(may(Role::Admin, body, true));
+        }
+    }
 
     #[test]
     fn a_host_is_meant_by_its_name_and_nothing_like_it() {

@@ -262,7 +262,11 @@ impl Chain {
     /// The file gets the name of its last line, and a new one is begun.
     fn begin_anew(&mut self) -> io::Result<()> {
         let path = self.dir.join(NOW);
-        fs::rename(&path, self.dir.join(format!("audit-{:020}.jsonl", self.number)))?;
+        match fs::rename(&path, self.dir.join(format!("audit-{:020}.jsonl", self.number))) {
+            // It has its name already, and then no new one could be made.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            outcome => outcome?,
+        }
         self.file = Self::file(&path)?;
         self.length = 0;
         File::open(&self.dir)?.sync_all()

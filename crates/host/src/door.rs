@@ -1,7 +1,7 @@
 //! What every request passes before it is answered: who asks may do this; it is understood, or refused by the book (RFC 9110).
 use crate::access::{self, Caller, Peer};
 use crate::audit::Done;
-use crate::http::{self, Body};
+use crate::http::{self, Body, Refused};
 use crate::routes;
 use crate::service::Service;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -20,20 +20,17 @@ const BODY_LIMIT: Duration = Duration::from_secs(60);
 /// Where the contract is.
 const SEE: &str = "see the table of endpoints in the API's documentation, or GET /v1/openapi.json";
 
-/// A request that is not let in.
-pub(crate) type Refused = Response<Body>;
-
 /// Answers one request, counts it, and has it written down if it changes something.
 pub(crate) async fn enter(service: Arc<Service>, peer: &Peer, request: Request<Incoming>) -> Response<Body> {
     let begin = Instant::now();
     let path = request.uri().path().to_string();
     let (answer, endpoint) = match service.access.caller(peer, &request) {
-        Err(refused) => (refused, None),
+        Err(refused) => (*refused, None),
         Ok(caller) => match find(&request) {
-            Err(refused) => (refused, None),
+            Err(refused) => (*refused, None),
             Ok((endpoint, arguments)) => {
                 let passed = pass(&service, &caller, endpoint, arguments, request).await;
-                let answer = passed.unwrap_or_else(|refused| refused);
+                let answer = passed.unwrap_or_else(|refused| *refused);
                 if access::is_audited(endpoint) {
                     let Caller { who, from, .. } = caller;
                     let operation = format!("{:?}", endpoint.route);
@@ -60,7 +57,7 @@ async fn pass(
     let is_there = |image: &str| service.images.get(image).is_ok();
     caller.may_name(endpoint, &arguments, request.body(), is_there)?;
     let answer = routes::answer(service.clone(), endpoint.route, arguments, request).await;
-    answer.map_err(|fault| http::fault(&fault))
+    answer.map_err(|fault| Box::new(http::fault(&fault)))
 }
 
 /// The endpoint that is asked for.
@@ -70,7 +67,7 @@ fn find(request: &Request<Incoming>) -> Result<(&'static Endpoint, Vec<String>),
         Ok(found) => return Ok(found),
         Err(missed) => missed,
     };
-    Err(match missed {
+    Err(Box::new(match missed {
         NoRoute::Path => {
             let text = format!("the service has no endpoint {path}");
             http::fault(&Fault::new(Kind::NotFound, text, SEE))
@@ -86,14 +83,15 @@ fn find(request: &Request<Incoming>) -> Result<(&'static Endpoint, Vec<String>),
             }
             refused
         }
-    })
+    }))
 }
 
 /// The request with all of its body, if both may be as they are.
 async fn understood(endpoint: &Endpoint, request: Request<Incoming>) -> Result<Request<Bytes>, Refused> {
-    let usage = |status, why: String, fix: &str| http::refusal(status, &Fault::new(Kind::Usage, why, fix));
+    let usage =
+        |status, why: String, fix: &str| Box::new(http::refusal(status, &Fault::new(Kind::Usage, why, fix)));
     let query = request.uri().query().unwrap_or_default();
-    endpoint.route.check_query(query).map_err(|fault| http::fault(&fault))?;
+    endpoint.route.check_query(query).map_err(|fault| Box::new(http::fault(&fault)))?;
     let upgrades = request.headers().get(UPGRADE).map(HeaderValue::as_bytes);
     if endpoint.answer == Answer::Stream && upgrades != Some(endpoint::UPGRADE.as_bytes()) {
         let text =

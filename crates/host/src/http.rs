@@ -90,6 +90,9 @@ pub(crate) fn switching() -> Response<Body> {
     answer
 }
 
+/// An answer to a request that is not let in.
+pub(crate) type Refused = Box<Response<Body>>;
+
 /// An error with a status of its own.
 pub(crate) fn refusal(status: StatusCode, fault: &Fault) -> Response<Body> {
     whole(status, serde_json::to_vec(&ErrorBody { error: fault.clone() }).unwrap_or_default())

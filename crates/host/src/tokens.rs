@@ -189,7 +189,7 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(!text.contains(&token) && text.contains("\"ci\""), "the secret is not kept");
         let again = Passes::open(path.clone()).unwrap();
-        assert_eq!(again.list(), [pass.clone()]);
+        assert_eq!(again.list(), std::slice::from_ref(&pass));
         assert_eq!(again.remove("ci"), Ok(pass.clone()));
         assert_eq!(again.whose(PassKind::Token, &sha256(token.as_bytes())), None);
         let over = Pass { expires_at: Some(Timestamp { unix_s: 1 }), ..pass };

@@ -153,6 +153,15 @@ fn check(document: &Value, schema: &Value, value: &Value, at: &str) -> Result<()
             }
             "enum" | "const" | "minimum" | "maximum" | "required" | "anyOf" | "oneOf" | "minItems"
             | "maxItems" => {}
+            // The one that there is; others take a library.
+            "pattern" => {
+                let known = "^(no|on-failure(:[0-9]{1,9})?|unless-stopped|always)$";
+                assert_eq!(says, known, "{at}: the test does not know this pattern");
+                let text = value.as_str().unwrap_or_default();
+                if text.parse::<viv_model::Restart>().is_err() {
+                    return wrong(format!("not like {says}"));
+                }
+            }
             "title" | "description" | "default" | "format" => {}
             other => return Err(format!("{at}: the test does not know {other}")),
         }

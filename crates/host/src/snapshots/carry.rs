@@ -65,7 +65,15 @@ impl Snapshots {
     pub(crate) fn import(&self, from: &SnapshotFile) -> Result<Snapshot, Fault> {
         let path = from.path.as_path();
         absolute(path)?;
-        let file = File::open(path).map_err(io_fault("open", path))?;
+        let file = File::open(path).map_err(|error| {
+            let kind = match error.kind() {
+                std::io::ErrorKind::NotFound => Kind::NotFound,
+                std::io::ErrorKind::PermissionDenied => Kind::Denied,
+                _ => Kind::Usage,
+            };
+            let text = format!("cannot open {}: {error}", path.display());
+            Fault::new(kind, text, "name a file that viv snapshot export has written")
+        })?;
         let id = names::identity().map_err(io_fault("read", Path::new("/dev/urandom")))?;
         let dir = self.places.snapshots().join(&id);
         DirBuilder::new().mode(0o700).create(&dir).map_err(io_fault("make", &dir))?;
