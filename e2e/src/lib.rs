@@ -223,23 +223,28 @@ impl Home {
         self.json(&["info"])["service"]["pid"].to_string()
     }
 
-    /// Asks the API of the service that runs.
+    /// Asks the API of the service that runs, which must answer.
     pub fn ask(&self, request: &str, fields: &str, body: &str) -> Answer {
-        let mut socket = std::os::unix::net::UnixStream::connect(self.path("run/viv.sock")).unwrap();
+        self.try_ask(request, fields, body).expect("the service answers")
+    }
+
+    /// Asks the API; nothing if the service goes away before it has answered.
+    pub fn try_ask(&self, request: &str, fields: &str, body: &str) -> Option<Answer> {
+        let mut socket = std::os::unix::net::UnixStream::connect(self.path("run/viv.sock")).ok()?;
         let length = body.len();
         let text = format!(
             "{request} HTTP/1.1\r\nHost: vivarium\r\nConnection: close\r\nContent-Type: application/json\r\n\
              Content-Length: {length}\r\n{fields}\r\n{body}"
         );
-        socket.write_all(text.as_bytes()).unwrap();
+        socket.write_all(text.as_bytes()).ok()?;
         let mut answer = String::new();
-        std::io::Read::read_to_string(&mut socket, &mut answer).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {answer:?}"));
-        Answer {
-            status: head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default(),
+        std::io::Read::read_to_string(&mut socket, &mut answer).ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        Some(Answer {
+            status: head.split(' ').nth(1)?.parse().ok()?,
             head: head.to_string(),
-            body: serde_json::from_str(body).unwrap_or_default(),
-        }
+            body: serde_json::from_str(body).ok()?,
+        })
     }
 }
 

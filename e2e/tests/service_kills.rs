@@ -2,8 +2,6 @@
 //!
 //! CI does 25 kills; `VIV_KILLS=1000 cargo test --release -p viv-e2e --test service_kills` any number.
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -20,22 +18,6 @@ impl Random {
         z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
         (z ^ z >> 31) % below
     }
-}
-
-/// The status of the answer; none if the service went away before it had answered.
-fn ask(home: &Home, request: &str, fields: &str, body: &str) -> Option<(u16, serde_json::Value)> {
-    let mut socket = UnixStream::connect(home.path("run/viv.sock")).ok()?;
-    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    let length = body.len();
-    let head = format!(
-        "{request} HTTP/1.1\r\nHost: vivarium\r\nConnection: close\r\nContent-Type: application/json\r\n\
-         Content-Length: {length}\r\n{fields}\r\n"
-    );
-    socket.write_all((head + body).as_bytes()).ok()?;
-    let mut answer = String::new();
-    socket.read_to_string(&mut answer).ok()?;
-    let (head, body) = answer.split_once("\r\n\r\n")?;
-    Some((head.split(' ').nth(1)?.parse().ok()?, serde_json::from_str(body).ok()?))
 }
 
 /// What a client knows of a VM of its own.
@@ -72,21 +54,23 @@ fn client(home: &Home, number: u64, seed: u64, stop: &AtomicBool, known: &Mutex<
             );
             let key = format!("Idempotency-Key: {seed}-{name}\r\n");
             known.lock().unwrap().insert(name.clone(), Known::Either(memory));
-            match ask(home, "POST /v1/vms", &key, &body) {
-                Some((200, vm)) => {
-                    assert_eq!(vm["name"], name.as_str());
+            match home.try_ask("POST /v1/vms", &key, &body) {
+                Some(answer) => {
+                    assert_eq!(answer.status, 200, "{name}: {answer:?}");
+                    assert_eq!(answer.body["name"], name.as_str());
                     known.lock().unwrap().insert(name, Known::There(memory));
                 }
-                Some((status, body)) => panic!("{name}: {status} {body}"),
                 None => std::thread::sleep(Duration::from_millis(20)),
             }
         } else {
             let (name, was) = there[random.next(there.len() as u64) as usize];
             let Known::There(memory) = *was else { unreachable!("only those are taken") };
             known.lock().unwrap().insert(name.clone(), Known::Either(memory));
-            match ask(home, &format!("DELETE /v1/vms/{name}"), "", "") {
-                Some((200, _)) => drop(known.lock().unwrap().insert(name.clone(), Known::Gone)),
-                Some((status, body)) => panic!("{name}: {status} {body}"),
+            match home.try_ask(&format!("DELETE /v1/vms/{name}"), "", "") {
+                Some(answer) => {
+                    assert_eq!(answer.status, 200, "{name}: {answer:?}");
+                    known.lock().unwrap().insert(name.clone(), Known::Gone);
+                }
                 None => std::thread::sleep(Duration::from_millis(20)),
             }
         }

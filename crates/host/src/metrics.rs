@@ -17,9 +17,6 @@ pub(crate) const MEDIA: &str = "text/plain; version=0.0.4; charset=utf-8";
 const VM_LIMIT: Duration = Duration::from_secs(2);
 /// Upper bounds of the buckets of durations, seconds.
 const BUCKETS: [f64; 11] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0];
-/// The states of VMs.
-const STATES: [State; 6] =
-    [State::Defined, State::Starting, State::Running, State::Paused, State::Stopped, State::Failed];
 
 /// Times of one endpoint's answers.
 #[derive(Clone, Copy, Debug, Default)]
@@ -155,7 +152,7 @@ fn of_service(page: &mut Page, service: &Service, seen: &[Seen]) {
         page.one("process_cpu_seconds_total", "counter", "Processor time of the service.", cpu_s);
     }
     page.family("viv_vms", "gauge", "VMs by their state; those that do not answer have none.");
-    for state in STATES {
+    for state in State::ALL {
         let count = seen.iter().filter(|vm| vm.state == Some(state)).count();
         page.sample("viv_vms", &[("state", &state.to_string())], count);
     }

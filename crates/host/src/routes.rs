@@ -9,13 +9,13 @@ use crate::service::Service;
 use crate::shares;
 use crate::store;
 use crate::streams;
+use crate::tokens::sha256;
 use crate::vms::{Vms, absolute};
 use crate::works::{self, Reporter, defect, work};
 use hyper::body::Bytes;
 use hyper::{Request, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, UNIX_EPOCH};
@@ -522,8 +522,7 @@ fn repeat_key(request: &Request<Bytes>) -> Result<Option<String>, Fault> {
 }
 
 fn repeated(key: String, ask: &VmCreate) -> store::Request {
-    let digest = Sha256::digest(serde_json::to_vec(ask).unwrap_or_default());
-    store::Request { key, digest: digest.iter().map(|byte| format!("{byte:02x}")).collect() }
+    store::Request { key, digest: sha256(&serde_json::to_vec(ask).unwrap_or_default()) }
 }
 
 fn not_of_template() -> Fault {

@@ -1,6 +1,7 @@
 //! Errors as a person meets them: what happened, to what, why, and what to do now.
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::io;
 
 /// The class of a fault; it fixes the exit status of the command and the status of the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +25,15 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// The class of a fault at a file that a user has named.
+    pub fn of_file(error: &io::Error) -> Kind {
+        match error.kind() {
+            io::ErrorKind::NotFound => Kind::NotFound,
+            io::ErrorKind::PermissionDenied => Kind::Denied,
+            _ => Kind::Error,
+        }
+    }
+
     /// Exit status of the command (DESIGN §9).
     pub fn exit_status(self) -> u8 {
         match self {

@@ -66,11 +66,7 @@ impl Archive {
     pub(crate) fn open(path: &Path, tag: Option<&str>) -> Result<Archive, Fault> {
         let name = path.display().to_string();
         let file = File::open(path).map_err(|error| {
-            let kind = match error.kind() {
-                io::ErrorKind::NotFound => Kind::NotFound,
-                io::ErrorKind::PermissionDenied => Kind::Denied,
-                _ => Kind::Error,
-            };
+            let kind = Kind::of_file(&error);
             Fault::new(
                 kind,
                 format!("cannot open {name}: {error}"),

@@ -117,11 +117,7 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 fn read(path: &Path, what: &str) -> Result<Vec<u8>, Fault> {
     let place = path.display();
     let failed = |error: io::Error| {
-        let kind = match error.kind() {
-            io::ErrorKind::NotFound => Kind::NotFound,
-            io::ErrorKind::PermissionDenied => Kind::Denied,
-            _ => Kind::Error,
-        };
+        let kind = Kind::of_file(&error);
         let text = format!("cannot read the {what} of cloud-init, {place}: {error}");
         Fault::new(kind, text, "check the path: --cloud-init FILE, --network-config FILE")
     };

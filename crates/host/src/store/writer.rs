@@ -171,7 +171,7 @@ fn commit(
         }
         database.execute_batch("COMMIT")
     };
-    let outcome = write().map_err(|error| refused("write", path, &error));
+    let outcome = write();
     if outcome.is_err() {
         let _ = database.execute_batch("ROLLBACK");
     }
@@ -179,7 +179,7 @@ fn commit(
     for (change, sender, written) in done {
         let answer = match (&outcome, written) {
             (_, Err(error)) => Err(error),
-            (Err(error), _) => Err(error.again()),
+            (Err(error), _) => Err(refused("write", path, error)),
             (Ok(()), Ok(event)) => {
                 changes.push(Committed { change, event });
                 Ok(())
@@ -190,19 +190,6 @@ fn commit(
     committed(changes);
     for (sender, answer) in answers {
         let _ = sender.send(answer);
-    }
-}
-
-impl StoreError {
-    /// The same for another change of the same transaction.
-    fn again(&self) -> StoreError {
-        let text = self.to_string();
-        match self {
-            StoreError::Database { what, path, why, full } => {
-                StoreError::Database { what, path: path.clone(), why: why.clone(), full: *full }
-            }
-            _ => StoreError::Database { what: "write", path: PathBuf::new(), why: text, full: false },
-        }
     }
 }
 

@@ -216,7 +216,7 @@ pub(crate) fn apply(context: &Context, args: Apply) -> Result<u8, Fault> {
         match &difference.vm {
             None => {
                 if create::make(context, document.ask.clone())?.is_none() {
-                    return Ok(130); // interrupted
+                    return Ok(create::INTERRUPTED);
                 }
             }
             Some(vm) => change(context, document, vm, difference, args.restart_vms)?,

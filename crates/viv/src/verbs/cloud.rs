@@ -114,11 +114,7 @@ fn usual_keys() -> Vec<String> {
 /// The keys in a file, one a line; of a private one, those in its public half.
 fn keys_in(path: &Path) -> Result<Vec<String>, Fault> {
     let failed = |error: std::io::Error| {
-        let kind = match error.kind() {
-            std::io::ErrorKind::NotFound => Kind::NotFound,
-            std::io::ErrorKind::PermissionDenied => Kind::Denied,
-            _ => Kind::Error,
-        };
+        let kind = Kind::of_file(&error);
         let text = format!("cannot read the key {}: {error}", path.display());
         Fault::new(kind, text, "name a public key: --ssh-key ~/.ssh/id_ed25519.pub")
     };

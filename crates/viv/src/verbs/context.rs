@@ -201,11 +201,7 @@ fn list(contexts: &Contexts, json: bool) {
 
 fn read(path: &Path) -> Result<String, Fault> {
     fs::read_to_string(path).map_err(|error| {
-        let kind = match error.kind() {
-            std::io::ErrorKind::NotFound => Kind::NotFound,
-            std::io::ErrorKind::PermissionDenied => Kind::Denied,
-            _ => Kind::Error,
-        };
+        let kind = Kind::of_file(&error);
         Fault::new(
             kind,
             format!("cannot read {}: {error}", path.display()),

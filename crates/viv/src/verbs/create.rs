@@ -12,7 +12,7 @@ use viv_api::vm::{Vm, VmCreate};
 use viv_model::{Fault, Kind};
 
 /// 128 + SIGINT.
-const INTERRUPTED: u8 = 130;
+pub(crate) const INTERRUPTED: u8 = 130;
 /// Most bytes of a document.
 const DOCUMENT_MAX: u64 = 1 << 20;
 /// The JSON Schema of a document, also in the repository, for editors; a test makes it anew.
@@ -109,11 +109,7 @@ fn read(file: &Path) -> Result<Vec<Document>, Fault> {
         false => (file.display().to_string(), here.join(file.parent().unwrap_or(Path::new("")))),
     };
     let failed = |error: std::io::Error| {
-        let kind = match error.kind() {
-            std::io::ErrorKind::NotFound => Kind::NotFound,
-            std::io::ErrorKind::PermissionDenied => Kind::Denied,
-            _ => Kind::Error,
-        };
+        let kind = Kind::of_file(&error);
         Fault::new(
             kind,
             format!("cannot read {name}: {error}"),
