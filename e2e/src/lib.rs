@@ -187,6 +187,11 @@ impl Home {
         home
     }
 
+    /// Makes one without images, for VMs that need none.
+    pub fn bare(name: &str) -> Home {
+        Home(Directory::new(name))
+    }
+
     /// The path of something in it.
     pub fn path(&self, name: &str) -> String {
         self.0.path(name)

@@ -29,6 +29,7 @@ pub(crate) fn build() -> Result<PathBuf, String> {
     install::need("strip", "binutils")?;
     let target = target_dir();
     steps::build()?;
+    steps::engines()?;
     let agent = agent::build(&target)?;
     let viv = target.join("release/viv");
     let tree = target.join("deb/root");
@@ -38,6 +39,11 @@ pub(crate) fn build() -> Result<PathBuf, String> {
     }
     put(&viv, &tree.join("usr/bin/viv"), 0o755)?;
     run(Command::new("strip").arg("--strip-debug").arg(tree.join("usr/bin/viv")))?;
+    for engine in steps::ENGINES {
+        let installed = tree.join("usr/lib/vivarium").join(engine);
+        put(&target.join("release").join(engine), &installed, 0o755)?;
+        run(Command::new("strip").arg("--strip-debug").arg(&installed))?;
+    }
     put(&agent, &tree.join("usr/libexec/vivarium/viv-agent"), 0o755)?;
     let packaging = root().join("packaging");
     put(

@@ -26,6 +26,8 @@ const LIMITS: &[(&str, u64, u32)] = &[
     ("guest_disk", 20_000, 1000),
     ("upper_disk", 100_000, 1000),
     ("machine_backup", 300_000, 4096),
+    // Each input is compiled, and has a directory of its own.
+    ("wasm_program", 20_000, 300),
 ];
 const OTHER: (u64, u32) = (1_000_000, 4096);
 

@@ -31,6 +31,15 @@ pub(crate) fn build() -> Result<(), String> {
     agent::build(&target_dir()).map(|_| ())
 }
 
+/// The binaries of the engines that run programs: large, and nobody links them.
+pub(crate) const ENGINES: [&str; 1] = ["viv-wasm"];
+
+/// Builds the engines for release.
+pub(crate) fn engines() -> Result<(), String> {
+    let packages = ENGINES.iter().flat_map(|name| ["--package", name]);
+    step("engines of programs", cargo().args(["build", "--quiet", "--release"]).args(packages))
+}
+
 /// Builds, then becomes `viv ARGS`.
 pub(crate) fn viv(args: &[String]) -> Result<(), String> {
     use std::os::unix::process::CommandExt;
@@ -67,7 +76,12 @@ pub(crate) fn test(quick: bool) -> Result<(), String> {
     )?;
     eprintln!("xtask: build");
     build()?;
-    step("unit tests", cargo().args(["test", "--quiet", "--workspace", "--exclude", "viv-e2e"]))?;
+    engines()?;
+    let but = ["viv-e2e"].iter().chain(&ENGINES).flat_map(|name| ["--exclude", name]);
+    step("unit tests", cargo().args(["test", "--quiet", "--workspace"]).args(but))?;
+    // As they were built: their abstract machines take minutes.
+    let packages = ENGINES.iter().flat_map(|name| ["--package", name]);
+    step("unit tests of engines", cargo().args(["test", "--quiet", "--release"]).args(packages))?;
     if quick {
         return Ok(());
     }

@@ -343,7 +343,7 @@ fn place(name: &str) -> Value {
 }
 
 /// What may come in the place of a success, with the kinds of [`ErrorBody`].
-const REFUSALS: [(&str, &str); 12] = [
+const REFUSALS: [(&str, &str); 13] = [
     ("400", "the request is wrong (usage)"),
     ("401", "nobody knows who asks: no token or certificate that is valid (denied)"),
     ("403", "who asks may not do this (denied)"),
@@ -353,6 +353,7 @@ const REFUSALS: [(&str, &str); 12] = [
     ("413", "the body is too large (usage)"),
     ("415", "the body is not application/json (usage)"),
     ("421", "this service is not the host that was asked for (denied)"),
+    ("422", "the file is no program that can be run (not-runnable)"),
     ("500", "it went wrong (error)"),
     ("503", "it still goes on (still-going-on)"),
     ("507", "the host has no memory, disk or processors for it (no-capacity)"),

@@ -14,7 +14,8 @@ use crate::vm::{ConsoleSize, DiskSize, OnReboot, Process};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use viv_model::{
-    Accel, DiskLimits, DiskSpec, End, Fault, Health, MachineSpec, NicSpec, SavedParts, ShareSpec, State,
+    Accel, DiskLimits, DiskSpec, End, Fault, Health, MachineSpec, NicSpec, ProgramSpec, SavedParts,
+    ShareSpec, State,
 };
 
 /// What the VM is asked to be: a [`RunnerSpec`]. All names are relative to the VM's directory.
@@ -64,9 +65,27 @@ pub struct RunnerSpec {
     /// How to see whether its guest is well.
     #[serde(default)]
     pub health: Option<HealthWatch>,
+    /// The program that it is, if it is no whole computer: of the machine, the memory, the directories and the network count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<RunnerProgram>,
     /// It does not boot but goes on from the snapshot in [`RESUME`].
     #[serde(default)]
     pub resume: bool,
+}
+
+/// A program that a runner is asked to run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunnerProgram {
+    /// The program; its file is the VM's own copy.
+    pub spec: ProgramSpec,
+    /// What it finds as its own name.
+    pub called: String,
+    /// Where engines keep what they have made of programs, for the next time.
+    pub cache: PathBuf,
+    /// Somebody waits for its output: it begins when the first command is there ([`VSOCK`]).
+    #[serde(default)]
+    pub awaited: bool,
 }
 
 /// The one line on the runner's standard output.

@@ -25,6 +25,26 @@ pub struct VmStats {
     pub network: Option<PortTraffic>,
     /// The software CPU's counts, of all vCPUs together.
     pub soft: Option<SoftStats>,
+    /// What a program has used; `None`: it is a whole computer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<ProgramStats>,
+}
+
+/// What a program has used of its abstract machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct ProgramStats {
+    /// Steps taken (fuel, or gas), as of the last function that it called; `None`: they are not counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+    /// Memory that it has, bytes.
+    pub memory_bytes: u64,
+    /// Times that it asked for more memory than it may have.
+    pub memory_refused: u64,
+    /// Bytes that it has read from its standard input.
+    pub stdin_bytes: u64,
+    /// Bytes that it has written to its standard output and error.
+    pub output_bytes: u64,
 }
 
 /// A guest's memory as its kernel sees it, bytes.

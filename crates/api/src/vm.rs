@@ -6,9 +6,9 @@ use crate::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use viv_model::{
-    Accel, ConsolePortSpec, DiskSpec, End, Fault, Health, HealthAsk, ImageDiskSpec, Kind, Label,
-    MEMORY_MIB_USUAL, MachineSpec, NetKind, NicCreate, NicLimits, PortSpec, Restart, ShareSpec, SoftSpec,
-    State,
+    Accel, ConsolePortSpec, DiskSpec, End, Fault, GuestKind, Health, HealthAsk, ImageDiskSpec, Kind, Label,
+    MEMORY_MIB_USUAL, MachineSpec, NetKind, NicCreate, NicLimits, PortSpec, ProgramSpec, Restart, ShareSpec,
+    SoftSpec, State,
 };
 
 /// What happens when the guest asks for a reset.
@@ -65,6 +65,9 @@ pub struct VmCreate {
     /// How the software CPU works, if it is that.
     #[serde(skip_serializing_if = "SoftSpec::is_usual")]
     pub soft: SoftSpec,
+    /// A program in the place of a whole computer; of the rest, only what a program has counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub program: Option<ProgramSpec>,
     /// A kernel instead of the image's. Paths are absolute; in a document they may begin at its directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel: Option<PathBuf>,
@@ -303,6 +306,9 @@ pub struct Vm {
     pub id: String,
     /// Its name: unique on this host.
     pub name: String,
+    /// What kind of machine it is.
+    #[serde(default)]
+    pub kind: GuestKind,
     /// Its process answers, or it has none; one that hangs has the state that it had before: `viv kill`, or `viv rm -f`.
     #[serde(default = "yes")]
     pub answers: bool,

@@ -91,6 +91,7 @@ impl BuilderVm<'_> {
             attended_by: Some(Process::current()),
             command: command.cloned(),
             health: None,
+            program: None,
             resume: false,
         };
         let ports = self.plug_in(id, &mut spec.machine)?;

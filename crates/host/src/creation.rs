@@ -6,6 +6,7 @@ use crate::disk_image;
 use crate::disks::resolve_disk;
 use crate::images::{Image, Instance};
 use crate::names;
+use crate::programs;
 use crate::secgroups;
 use crate::seed::{self, Identity};
 use crate::shares;
@@ -99,6 +100,7 @@ impl Vms {
         let id = names::identity().map_err(no_random)?;
         let dir = self.places.vms().join(&id);
         let image = match (&ask.image, &ask.kernel) {
+            _ if ask.program.is_some() => None,
             (None, Some(_)) => None,
             (Some(file), _) if disk_image::is_file(file) => None,
             (image, _) => Some(self.images.get(image.as_deref().unwrap_or(viv_api::image::DEFAULT))?),
@@ -121,6 +123,7 @@ impl Vms {
                     on_reboot: ask.on_reboot,
                     remove: ask.remove,
                     restart: ask.restart,
+                    program: ask.program.clone(),
                     request: request.clone(),
                     command: ask.command.clone(),
                     process: process.map(|process| process.with_entrypoint(ask.entrypoint.as_deref())),
@@ -158,6 +161,9 @@ impl Vms {
         identity: &Identity<'_>,
         dir: &Path,
     ) -> Result<(Option<String>, MachineSpec), Fault> {
+        if let Some(program) = &ask.program {
+            return Ok((None, programs::machine_of(ask, program, dir)?));
+        }
         let ask = &with_usual(ask, image.as_ref());
         let mut machine = ask.machine();
         machine.append = ask.append.clone().unwrap_or_else(|| APPEND_OWN.to_string());

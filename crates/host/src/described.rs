@@ -45,9 +45,11 @@ pub(crate) fn spec_of(record: &VmRecord, dir: &Path) -> VmCreate {
         memory_max_mib: machine.memory_max_mib,
         accel: machine.accel,
         soft: machine.soft,
-        kernel: own(&machine.kernel),
+        program: record.program.clone(),
+        kernel: Some(&machine.kernel).filter(|_| record.program.is_none()).and_then(own),
         initrd: machine.initrd.as_ref().and_then(own),
         append: match &record.image {
+            None if record.program.is_some() => None,
             None => Some(machine.append.clone()),
             Some(_) => record.append.clone(),
         },

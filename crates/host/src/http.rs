@@ -119,6 +119,7 @@ pub(crate) fn fault(fault: &Fault) -> Response<Body> {
         Kind::Conflict => StatusCode::CONFLICT,
         Kind::NoCapacity => StatusCode::INSUFFICIENT_STORAGE,
         Kind::Denied => StatusCode::FORBIDDEN,
+        Kind::NotRunnable => StatusCode::UNPROCESSABLE_ENTITY,
         Kind::StillGoingOn => StatusCode::SERVICE_UNAVAILABLE,
     };
     whole(status, serde_json::to_vec(&ErrorBody { error: fault.clone() }).unwrap_or_default())

@@ -42,6 +42,7 @@ pub mod places;
 mod plugs;
 mod ports;
 mod precondition;
+mod programs;
 mod routes;
 mod runners;
 mod secgroups;

@@ -82,6 +82,7 @@ impl Places {
             &self.audit(),
             &self.data,
             &self.images(),
+            &self.programs(),
             &self.runtime,
         ] {
             make_private(directory)?;
@@ -97,6 +98,11 @@ impl Places {
     /// What the host service remembers.
     pub fn store(&self) -> PathBuf {
         self.state.join("state.db")
+    }
+
+    /// What engines have made of programs, for the next time.
+    pub fn programs(&self) -> PathBuf {
+        self.data.join("programs")
     }
 
     /// A directory for each snapshot.

@@ -60,6 +60,7 @@ pub(crate) async fn answer(
     let field = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
     let expected = precondition::of(field("if-match"))?;
     let blocking = Blocking { expected };
+    vms.refuse_for_program(route, &name)?;
     match route {
         Route::OpenApi => Ok(http::document(OPENAPI)),
         Route::Metrics => Ok(http::text(metrics::page(&service).await?, metrics::MEDIA)),

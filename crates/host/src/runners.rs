@@ -46,7 +46,11 @@ const THREAD_STACK: &str = "1048576";
 /// The command that is this program.
 pub(crate) fn this_program() -> Command {
     // Not its path: that may be a newer version's by now.
-    let mut command = Command::new("/proc/self/exe");
+    in_root(Command::new("/proc/self/exe"))
+}
+
+/// A command that holds no directory and no input.
+pub(crate) fn in_root(mut command: Command) -> Command {
     command.current_dir("/").stdin(Stdio::null());
     command
 }
@@ -134,8 +138,12 @@ impl Runner {
             .mode(0o600)
             .open(self.dir.join(RUNNER_LOG))
             .map_err(broken("open the log"))?;
-        let mut child = this_program()
-            .arg("runner")
+        let mut command = match &spec.program {
+            None => this_program(),
+            Some(program) => crate::programs::executable(program.spec.kind)?,
+        };
+        let mut child = command
+            .args(spec.program.is_none().then_some("runner"))
             .arg(&self.dir)
             .env("RUST_MIN_STACK", THREAD_STACK)
             .stdin(over_input(ports).map_err(broken("make the network cards"))?)

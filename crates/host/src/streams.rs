@@ -274,6 +274,9 @@ fn told(end: &viv_model::End) -> &'static str {
         Command { .. } => "its command ended",
         Killed => "it was killed",
         Failed { .. } => "its process failed",
+        Trap { .. } => "it trapped",
+        Limit { .. } => "it came to a limit",
+        Timeout { .. } => "it came to the end of its time",
     }
 }
 

@@ -1,6 +1,7 @@
 //! Another machine for a VM that does not run, and other labels and policies for any.
 use crate::admission::{Share, need};
 use crate::creation::fits;
+use crate::programs;
 use crate::store::VmRecord;
 use crate::vms::Vms;
 use viv_api::runner::RESUME;
@@ -20,7 +21,10 @@ impl Vms {
             machine.memory_mib = ask.memory_mib.unwrap_or(machine.memory_mib);
             machine.memory_max_mib = ask.memory_max_mib.or(machine.memory_max_mib);
             machine.accel = ask.accel.unwrap_or(machine.accel);
-            machine.check()?;
+            match record.program.is_some() {
+                true => programs::check(&machine)?,
+                false => machine.check()?,
+            }
             let grown = need(&machine);
             if grown != need(&record.machine) {
                 fits(grown.memory_mib)?;

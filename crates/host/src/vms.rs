@@ -10,6 +10,7 @@ use crate::keep::Restarts;
 use crate::networks::Networks;
 use crate::places::Places;
 use crate::precondition;
+use crate::programs;
 use crate::runners::Runner;
 use crate::store::{Store, VmRecord};
 use std::collections::{HashMap, HashSet};
@@ -283,6 +284,7 @@ impl Vms {
             answers: !hangs,
             revision: self.store.revision_of(&record.id),
             restart: record.restart,
+            kind: record.kind(),
             id: record.id,
             name: record.name,
             image: record.image,
@@ -399,7 +401,11 @@ impl Vms {
     fn launch(&self, record: VmRecord, runner: &Runner) -> Result<Vm, Fault> {
         let mut machine = record.machine.clone();
         // Known for as long as the host is up: the VM's process need not find it out again.
-        if machine.accel == Accel::Auto && crate::info::kvm(&self.places).state != KvmState::Good {
+        let is_program = record.kind().is_program();
+        if !is_program
+            && machine.accel == Accel::Auto
+            && crate::info::kvm(&self.places).state != KvmState::Good
+        {
             machine.accel = Accel::Soft;
         }
         let resume = runner.dir().join(RESUME).exists();
@@ -410,6 +416,7 @@ impl Vms {
             attended_by: record.attended_by,
             command: main_command(&record, resume)?,
             health: health_watch(&record)?,
+            program: programs::told(&record, runner.dir(), &self.places),
             resume,
         };
         match self.plug_in_all(&record).and_then(|ports| runner.start(&spec, &ports)) {
@@ -535,7 +542,12 @@ impl Vms {
 /// The state of a VM that has ended so.
 fn state_after(end: &End) -> State {
     match end {
-        End::Panic | End::TripleFault | End::Failed { .. } => State::Failed,
+        End::Panic
+        | End::TripleFault
+        | End::Failed { .. }
+        | End::Trap { .. }
+        | End::Limit { .. }
+        | End::Timeout { .. } => State::Failed,
         _ => State::Stopped,
     }
 }

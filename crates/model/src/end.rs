@@ -21,6 +21,21 @@ pub enum End {
     },
     /// The user killed it.
     Killed,
+    /// The program did what its abstract machine does not allow.
+    Trap {
+        /// What, and where.
+        message: String,
+    },
+    /// The program came to the end of what it may use.
+    Limit {
+        /// Of what.
+        message: String,
+    },
+    /// The program has run for as long as it may.
+    Timeout {
+        /// How long.
+        message: String,
+    },
     /// The VM process could not go on.
     Failed {
         /// What happened, to what, and why.
@@ -34,8 +49,9 @@ impl End {
         match self {
             End::PowerOff | End::Reboot => 0,
             End::Command { status } => *status,
-            End::Panic | End::TripleFault => 134,
-            End::Killed => 137,
+            End::Panic | End::TripleFault | End::Trap { .. } => 134,
+            End::Killed | End::Limit { .. } => 137,
+            End::Timeout { .. } => 124,
             End::Failed { .. } => 1,
         }
     }

@@ -22,6 +22,8 @@ pub enum Kind {
     Denied,
     /// The work goes on in the background.
     StillGoingOn,
+    /// The file is no program, or none that can be run.
+    NotRunnable,
 }
 
 impl Kind {
@@ -44,6 +46,7 @@ impl Kind {
             Kind::NoCapacity => 5,
             Kind::Denied => 6,
             Kind::StillGoingOn => 7,
+            Kind::NotRunnable => 126,
         }
     }
 }

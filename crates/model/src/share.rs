@@ -39,6 +39,21 @@ impl FromStr for ShareSpec {
     type Err = Fault;
     /// `DIR:PATH`, `DIR:PATH:ro` or `DIR:PATH:rw`.
     fn from_str(text: &str) -> Result<ShareSpec, Fault> {
+        let share = ShareSpec::parse(text)?;
+        share.check()?;
+        Ok(share)
+    }
+}
+
+impl ShareSpec {
+    /// The same for a program, which knows a directory by any name: `.` and `/` too.
+    pub fn of_program(text: &str) -> Result<ShareSpec, Fault> {
+        let share = ShareSpec::parse(text)?;
+        share.check_in_program()?;
+        Ok(share)
+    }
+
+    fn parse(text: &str) -> Result<ShareSpec, Fault> {
         let (names, read_only) = match text.rsplit_once(':') {
             Some((names, "ro")) => (names, true),
             Some((names, "rw")) => (names, false),
@@ -47,13 +62,16 @@ impl FromStr for ShareSpec {
         let Some((path, target)) = names.rsplit_once(':').filter(|(path, _)| !path.is_empty()) else {
             return Err(wrong(format!("{text:?} does not name a directory here and a path in the guest")));
         };
-        let share = ShareSpec { path: path.into(), target: target.to_string(), read_only, tag: None };
-        share.check()?;
-        Ok(share)
+        Ok(ShareSpec { path: path.into(), target: target.to_string(), read_only, tag: None })
     }
-}
 
-impl ShareSpec {
+    fn check_in_program(&self) -> Result<(), Fault> {
+        match self.target.is_empty() || self.target.contains('\0') {
+            true => Err(wrong(format!("a program cannot know a directory as {:?}", self.target))),
+            false => Ok(()),
+        }
+    }
+
     /// Checks what needs no look at the host.
     pub fn check(&self) -> Result<(), Fault> {
         let target = &self.target;
@@ -86,6 +104,16 @@ impl ShareSpec {
     /// Checks all shares of a machine.
     pub fn check_all(shares: &[ShareSpec]) -> Result<(), Fault> {
         shares.iter().try_for_each(ShareSpec::check)?;
+        ShareSpec::check_together(shares)
+    }
+
+    /// Checks all shares of a program.
+    pub fn check_all_of_program(shares: &[ShareSpec]) -> Result<(), Fault> {
+        shares.iter().try_for_each(ShareSpec::check_in_program)?;
+        ShareSpec::check_together(shares)
+    }
+
+    fn check_together(shares: &[ShareSpec]) -> Result<(), Fault> {
         if shares.len() > SHARES_MAX {
             return Err(Fault::new(
                 Kind::Usage,
@@ -233,6 +261,17 @@ mod tests {
             assert_eq!(fault.kind, Kind::Usage, "{text}");
             assert!(fault.fix.contains("DIR:PATH"), "{fault}");
         }
+    }
+
+    #[test]
+    fn a_program_knows_a_directory_by_any_name() {
+        for (text, target) in [("/a:.", "."), ("/a:/", "/"), ("/a:data:ro", "data")] {
+            assert_eq!(ShareSpec::of_program(text).unwrap().target, target);
+            assert!(text.parse::<ShareSpec>().is_err());
+        }
+        assert!(ShareSpec::of_program("/a:").is_err() && ShareSpec::of_program("/a").is_err());
+        let same = [ShareSpec::of_program("/a:.").unwrap(), ShareSpec::of_program("/b:.").unwrap()];
+        assert!(ShareSpec::check_all_of_program(&same).is_err());
     }
 
     #[test]

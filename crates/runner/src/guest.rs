@@ -1,5 +1,4 @@
 //! The seam to whatever computer the process runs.
-use crate::console::Console;
 use crate::snapshot::{self, Files};
 use crate::stats;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -8,6 +7,7 @@ use std::time::Duration;
 use viv_api::runner::{RunnerSpec, VSOCK};
 use viv_api::stats::VmStats;
 use viv_api::vm::{ConsoleSize, DiskSize};
+use viv_cell::Console;
 use viv_machine::{HandedFiles, Machine, MachineIo, Shortage};
 use viv_model::{Accel, DiskLimits, DiskSpec, End, Fault, MachineSpec, NicSpec, SavedParts};
 use viv_net::port::NetPort;

@@ -6,14 +6,15 @@
 //!                   console.log  ◄────────────┘          └─► end.json, last
 //! ```
 //!
+//! What of that is around any guest, not only around a machine, is in [`viv_cell`].
+//!
 //! A directory that the guest shares has a process of its own beside it: [`share`].
 //!
 //! [`run`] reads what the VM is asked to be, gives up every right that it does not need
-//! ([`sandbox`]), builds the guest, reports that it runs, and then waits for its end. It knows nothing of
+//! ([`viv_cell::sandbox`]), builds the guest, reports that it runs, and then waits for its end. It knows nothing of
 //! other VMs, of images or of names: that is policy, and lives in `host`. It needs no host service to go on.
 //! Start reading at [`life`].
 mod command;
-mod console;
 mod control;
 mod devices;
 mod footprint;
@@ -24,17 +25,17 @@ mod ports;
 mod probe;
 mod quiesce;
 mod renew;
-pub mod sandbox;
+mod sandbox;
 pub mod share;
 mod snapshot;
 mod stats;
-mod written;
 
-pub use console::Console;
 pub use guest::{Build, Guest, Moment, Parts};
 pub use life::run_with;
 pub use probe::probe;
 pub use snapshot::Files as SnapshotFiles;
+pub use viv_cell::Console;
+pub use viv_cell::sandbox::close_inherited;
 
 /// Runs the VM whose directory is `dir` as a machine. The exit status says whether it could be started at
 /// all; how it ended is in its directory.

@@ -1,15 +1,11 @@
 //! The life of one VM, from its description to its end.
-use crate::console::{Console, Log, REPLAY_MAX};
 use crate::devices::Devices;
 use crate::guest::{Build, Guest};
 use crate::share::{Server, Watched, watch_all};
 use crate::snapshot::Files as SnapshotFiles;
-use crate::{command, control, footprint, health, ports, quiesce, sandbox, written};
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
-use std::net::Shutdown;
+use crate::{command, control, footprint, health, ports, quiesce, sandbox};
+use std::fs::{self, File};
+use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -17,12 +13,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 use viv_api::passed::WithFiles;
-use viv_api::runner::{
-    Ask, CONSOLE, CONSOLE_LOG, CONSOLE_LOG_MAX, CONSOLE_LOG_OLD, CONTROL, END, LOCK, Reply, RunnerSpec, SPEC,
-    STATS, SnapshotAsk, Started, Status, VSOCK,
-};
+use viv_api::runner::{Ask, Reply, RunnerSpec, STATS, SnapshotAsk, Started, Status, VSOCK};
 use viv_api::stats::VmStats;
 use viv_api::vm::{ConsoleSize, OnReboot, Process};
+use viv_cell::{Console, DRAIN_LIMIT, Place, broken, finish, keep_log, report, spawn};
 use viv_machine::PerfMap;
 use viv_model::{
     Accel, End, Fault, Health, HealthCheck, HealthLook, Kind, MachineSpec, NetKind, NicSpec, SavedParts,
@@ -30,8 +24,6 @@ use viv_model::{
 };
 use viv_net::port::Plug;
 
-/// How long the last output may take to reach its readers.
-const DRAIN_LIMIT: Duration = Duration::from_secs(2);
 /// How long a killed guest may take to end before its process ends without it.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 /// How long a panicked kernel that stands still is left alone, so that its last output is seen.
@@ -416,85 +408,25 @@ pub fn run_with(dir: &Path, build: &Build) -> u8 {
 /// What is there before the sandbox closes.
 struct Prepared {
     spec: RunnerSpec,
-    control: UnixListener,
-    console: UnixListener,
-    log: Log,
-    owner: Option<rustix::fd::OwnedFd>,
+    place: Place,
     shares: Vec<Server>,
     watched: Vec<Watched>,
     console_ports: Vec<(String, UnixListener)>,
-    signals: signal_hook::iterator::Signals,
     plugs: Vec<Arc<Plug>>,
-    _lock: File,
-}
-
-/// A fault of the VM's own directory.
-fn broken(what: &str) -> impl Fn(std::io::Error) -> Fault {
-    move |error| {
-        Fault::new(
-            Kind::Error,
-            format!("the VM's process cannot {what}: {error}"),
-            "see that its directory is writable and its disk has space: viv info",
-        )
-    }
 }
 
 fn prepare(dir: &Path) -> Result<Prepared, Fault> {
-    std::env::set_current_dir(dir).map_err(broken("enter its directory"))?;
-    let mut lock = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(LOCK)
-        .map_err(broken("make its lock"))?;
-    lock.try_lock().map_err(|_| {
-        Fault::new(Kind::Conflict, "the VM runs already in another process", "see it with: viv ps")
-    })?;
-    let process = serde_json::to_vec(&Process::current()).unwrap_or_default();
-    lock.set_len(0).and_then(|()| lock.write_all(&process)).map_err(broken("write its lock"))?;
-    let spec = fs::read(SPEC).map_err(broken("read its description"))?;
-    let spec: RunnerSpec = serde_json::from_slice(&spec)
-        .map_err(|error| broken("understand its description")(std::io::Error::other(error)))?;
-    for name in [END, STATS, CONTROL, CONSOLE, VSOCK] {
-        if let Err(error) = fs::remove_file(name)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            return Err(broken("clear its directory")(error));
-        }
-    }
-    // A write beyond RLIMIT_FSIZE is an error of the disk, not the VM's end (setrlimit(2)).
-    signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default())
-        .map_err(broken("take signals"))?;
+    let (place, spec) = Place::enter(dir)?;
     if spec.machine.soft.perf_map {
         // The sandbox lets it be written later, but not be made.
         PerfMap::reserve().map_err(broken("make the map for perf in /tmp"))?;
     }
-    let owner = match &spec.attended_by {
-        Some(owner) => Some(attended(owner)?),
-        None => None,
-    };
     footprint::share_heaps(spec.machine.cpus);
     let plugs = first_plugs(&spec.machine).map_err(broken("take the ports of its networks"))?;
     // Processes: the sandbox allows none later.
     let (shares, watched) = Server::start_all(&spec.machine.shares)?;
-    Ok(Prepared {
-        plugs,
-        shares,
-        watched,
-        console_ports: ports::listen(&spec.machine.console_ports)?,
-        control: UnixListener::bind(CONTROL).map_err(broken("make its control socket"))?,
-        console: UnixListener::bind(CONSOLE).map_err(broken("make its console socket"))?,
-        log: Log::open(CONSOLE_LOG.as_ref(), CONSOLE_LOG_OLD.as_ref(), CONSOLE_LOG_MAX)
-            .map_err(broken("open its console's log"))?,
-        owner,
-        signals: signal_hook::iterator::Signals::new([
-            signal_hook::consts::SIGTERM,
-            signal_hook::consts::SIGINT,
-        ])
-        .map_err(broken("take signals"))?,
-        spec,
-        _lock: lock,
-    })
+    let console_ports = ports::listen(&spec.machine.console_ports)?;
+    Ok(Prepared { spec, place, shares, watched, console_ports, plugs })
 }
 
 /// A plug for each card, in the port that came for it over standard input.
@@ -519,98 +451,57 @@ fn first_plugs(machine: &MachineSpec) -> std::io::Result<Vec<Arc<Plug>>> {
     machine.nics.iter().map(plug).collect()
 }
 
-/// A descriptor that becomes readable when the process ends.
-fn attended(owner: &Process) -> Result<rustix::fd::OwnedFd, Fault> {
-    let gone = || Fault::new(Kind::Conflict, "the command that wanted the VM has ended", "start it again");
-    let pid = i32::try_from(owner.pid).ok().and_then(Pid::from_raw).ok_or_else(gone)?;
-    let descriptor = pidfd_open(pid, PidfdFlags::empty()).map_err(|_| gone())?;
-    if owner.is_alive() { Ok(descriptor) } else { Err(gone()) }
-}
-
 fn live(prepared: Prepared, build: &Build) -> Result<End, Fault> {
-    let Prepared {
-        spec,
-        control,
-        console: listener,
-        mut log,
-        owner,
-        shares,
-        watched,
-        console_ports,
-        mut signals,
-        plugs,
-        _lock,
-    } = prepared;
+    let Prepared { spec, place, shares, watched, console_ports, plugs } = prepared;
+    let Place { control, console: listener, log, owner, signals, lock: _lock } = place;
     let console = Arc::new(Console::new());
     let devices = Devices::new(&spec.machine, shares, plugs, console_ports);
     let life = Arc::new(Life::new(&spec, console.clone(), devices));
     // Before the first thread: these restrictions are a thread's own and pass on to the threads it makes.
-    let mut restricted = sandbox::restrict(&spec)?;
-
-    let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
-        thread::Builder::new().name(name.into()).spawn(work).map(drop).map_err(broken("make a thread"))
-    };
-    let mut reader = console.reader(u64::MAX);
-    spawn(
-        "console-log",
-        Box::new(move || {
-            while let Some(piece) = reader.next() {
-                let _ = log.write(&piece); // a full disk must not stop the guest
-            }
-        }),
-    )?;
+    let mut restricted = viv_cell::sandbox::restrict(&sandbox::files(&spec)?)?;
+    keep_log(&console, log)?;
 
     let started = Instant::now();
     watch_all(watched).map_err(broken("make a thread"))?;
     let parts = life.devices(|devices| devices.connect())?;
     let guest = build(&spec, console.clone(), parts)?;
     life.boot(guest.clone())?;
-    restricted.extend(sandbox::filter_calls());
+    restricted.extend(viv_cell::sandbox::filter_calls(&[]));
     life.lock().sandbox = restricted;
 
     let shared = life.clone();
-    control::serve("control", control, move |connection| control::answer(&shared, connection))
+    viv_cell::serve("control", control, move |connection| control::answer(&shared, connection))
         .map_err(broken("serve its control socket"))?;
     let shared = life.clone();
-    control::serve("console", listener, move |connection| attach(&shared, connection))
+    let input = move |shared: &Arc<Life>, connection| {
+        let life = shared.clone();
+        viv_cell::attach(&shared.console, connection, move |bytes| life.console_input(bytes));
+    };
+    viv_cell::serve("console", listener, move |connection| input(&shared, connection))
         .map_err(broken("serve its console"))?;
     if let Some(owner) = owner {
         let shared = life.clone();
-        spawn(
-            "owner",
-            Box::new(move || {
-                while let Err(rustix::io::Errno::INTR) = poll(&mut [PollFd::new(&owner, PollFlags::IN)], None)
-                {
-                }
-                shared.kill(None);
-            }),
-        )?;
+        viv_cell::watch_owner(owner, move || shared.kill(None))?;
     }
     let shared = life.clone();
-    spawn(
-        "signals",
-        Box::new(move || {
-            signals.forever().for_each(|_| shared.kill(None));
-        }),
-    )?;
+    viv_cell::watch_signals(signals, move || shared.kill(None))?;
     let shared = life.clone();
-    spawn("panic", Box::new(move || watch_for_standstill(&shared)))?;
+    spawn("panic", move || watch_for_standstill(&shared))?;
     if spec.resume {
         let (shared, name, nics) = (life.clone(), spec.name.clone(), spec.machine.nics.clone());
         shared.set_told(false);
-        let renew = move || {
+        spawn("renew", move || {
             crate::renew::run(&name, &nics);
             shared.set_told(true);
-        };
-        spawn("renew", Box::new(renew))?;
+        })?;
     }
     if let Some(watch) = spec.health.clone() {
         let shared = life.clone();
-        spawn("health", Box::new(move || health::run(&shared, &watch)))?;
+        spawn("health", move || health::run(&shared, &watch))?;
     }
     if let Some(exec) = spec.command.clone() {
         let shared = life.clone();
-        spawn("command", Box::new(move || command::run(&shared, &exec)))?;
+        spawn("command", move || command::run(&shared, &exec))?;
     }
     report(&Started::Running(life.status()));
     let end = until_the_end(&life, &spec, build, guest, started);
@@ -632,7 +523,7 @@ fn until_the_end(
         let end = guest.wait();
         let again = end == End::Reboot && spec.on_reboot == OnReboot::Restart;
         if !again || life.lock().dying || life.console.panicked() {
-            let _ = written::write_json(STATS.as_ref(), &guest.stats()); // a full disk must not hide the end
+            let _ = viv_cell::write_json(STATS.as_ref(), &guest.stats()); // a full disk must not hide the end
             return life.end_of(end);
         }
         if started.elapsed() < QUICK_REBOOT {
@@ -673,47 +564,4 @@ fn watch_for_standstill(life: &Life) {
         thread::sleep(STANDSTILL);
         life.kill(Some(End::Panic));
     }
-}
-
-/// One connection to the serial console.
-fn attach(life: &Arc<Life>, mut connection: UnixStream) {
-    let Ok(mut input) = connection.try_clone() else { return };
-    let shared = life.clone();
-    let spawned = thread::Builder::new().name("console-input".into()).spawn(move || {
-        let mut piece = [0; 4096];
-        while let Ok(length @ 1..) = input.read(&mut piece) {
-            shared.console_input(piece.get(..length).unwrap_or_default());
-        }
-    });
-    if spawned.is_err() {
-        return;
-    }
-    let mut reader = life.console.reader(REPLAY_MAX);
-    while let Some(piece) = reader.next() {
-        if connection.write_all(&piece).is_err() {
-            break;
-        }
-    }
-    let _ = connection.shutdown(Shutdown::Both);
-}
-
-/// Tells the service how the start went, then lets go of its pipe.
-fn report(started: &Started) {
-    let mut line = serde_json::to_vec(started).unwrap_or_default();
-    line.push(b'\n');
-    let mut out = std::io::stdout().lock();
-    let _ = out.write_all(&line).and_then(|()| out.flush());
-    sandbox::close_output();
-}
-
-/// Writes down how the VM ended and ends the process.
-fn finish(end: &End) -> ! {
-    let written = written::write_json(END.as_ref(), end);
-    for name in [CONTROL, CONSOLE, VSOCK] {
-        let _ = fs::remove_file(name);
-    }
-    if let Err(error) = &written {
-        eprintln!("viv runner: cannot write how the VM ended ({end:?}): {error}");
-    }
-    std::process::exit(if written.is_ok() { 0 } else { 1 })
 }

@@ -234,6 +234,7 @@ impl Stage {
             attended_by: None,
             command: None,
             health: None,
+            program: None,
             resume: false,
         };
         change(&mut spec);

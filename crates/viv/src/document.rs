@@ -84,7 +84,8 @@ fn settle(vm: &mut VmCreate, name: &str, base: &Path) -> Result<(), Fault> {
     let shares = vm.shares.iter_mut().map(|share| &mut share.path);
     let ports = vm.console_ports.iter_mut().filter_map(|port| port.path.as_mut());
     let seed = vm.cloud_init.user_data.iter_mut().chain(vm.cloud_init.network_config.as_mut());
-    let boot = vm.kernel.iter_mut().chain(vm.initrd.as_mut());
+    let program = vm.program.as_mut().map(|program| &mut program.file);
+    let boot = vm.kernel.iter_mut().chain(vm.initrd.as_mut()).chain(program);
     for path in boot.chain(disks).chain(shares).chain(ports).chain(seed) {
         if path.as_os_str().is_empty() {
             return Err(wrong(name, "a path is empty"));

@@ -47,6 +47,9 @@ fn words(end: &End) -> Option<String> {
         End::Panic => Some("the guest's kernel panicked".into()),
         End::TripleFault => Some("the guest's processor shut down (triple fault)".into()),
         End::Killed => Some("it was killed".into()),
-        End::Failed { message } => Some(message.clone()),
+        End::Failed { message }
+        | End::Trap { message }
+        | End::Limit { message }
+        | End::Timeout { message } => Some(message.clone()),
     }
 }

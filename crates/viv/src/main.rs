@@ -25,7 +25,7 @@ fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().collect();
     let verb = arguments.get(1).and_then(|verb| verb.to_str()).unwrap_or_default();
     if ["serve", "runner", "switch"].contains(&verb) {
-        viv_runner::sandbox::close_inherited();
+        viv_runner::close_inherited();
     }
     // A VM's process keeps nothing of the command line's parser in its memory.
     if let [_, verb, dir] = &arguments[..]

@@ -28,7 +28,8 @@ pub(crate) fn agent(client: &Client, vm: &Vm, wait_s: u64, boot_s: u64) -> Resul
     Ok(direct_agent(vm).unwrap_or(by_service))
 }
 
-fn direct_agent(vm: &Vm) -> io::Result<UnixStream> {
+/// The same from the VM's process on this host.
+pub(crate) fn direct_agent(vm: &Vm) -> io::Result<UnixStream> {
     let mut stream = socket::connect(&vm.dir.join(VSOCK))?;
     stream.set_read_timeout(Some(ANSWER_LIMIT))?;
     writeln!(stream, "CONNECT {}", agent::PORT)?;

@@ -2,6 +2,7 @@
 use super::targets::Targets;
 use super::{Snapshots, io_fault, link};
 use crate::names;
+use crate::programs;
 use crate::seed::{self, SEED, SETTINGS};
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
@@ -41,6 +42,11 @@ impl Snapshots {
         purpose: Purpose,
     ) -> Result<(PathBuf, Manifest), Fault> {
         let (record, runner) = self.vms.find(vm)?;
+        programs::refuse(
+            &record,
+            "cannot be saved while it runs",
+            "let it end, or start another one: viv run FILE",
+        )?;
         let name = self.name(ask.name.as_deref(), &record.name)?;
         let id = names::identity().map_err(io_fault("read", Path::new("/dev/urandom")))?;
         let dir = self.places.snapshots().join(&id);

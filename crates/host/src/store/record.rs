@@ -4,7 +4,7 @@ use viv_api::agent::Exec;
 use viv_api::image::ImageProcess;
 use viv_api::timestamp::Timestamp;
 use viv_api::vm::{OnReboot, Process};
-use viv_model::{HealthAsk, Label, MachineSpec, Restart};
+use viv_model::{HealthAsk, Label, MachineSpec, ProgramSpec, Restart};
 
 /// One VM, as it was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +46,9 @@ pub struct VmRecord {
     /// How its image has programs started, if that is one of containers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process: Option<ImageProcess>,
+    /// The program that it is, if it is no whole computer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<ProgramSpec>,
     /// When it was last started.
     pub started_at: Option<Timestamp>,
     /// The process whose end is its end.
@@ -95,6 +98,7 @@ impl VmRecord {
             volumes: Vec::new(),
             health: HealthAsk::default(),
             process: None,
+            program: None,
             started_at: None,
             attended_by: None,
             boots_itself: false,

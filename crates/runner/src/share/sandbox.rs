@@ -1,10 +1,9 @@
 //! What a server of a shared directory gives up before a guest can talk to it: everything but that directory.
 //!
 //! It is a small program with few needs, so that its system calls are a list of what it may, not of what it may not
-//! (as the VM's own, [`crate::sandbox`]): it has no threads, no network, no way to another program or process.
+//! (as the VM's own, [`viv_cell::sandbox`]): it has no threads, no network, no way to another program or process.
 #![allow(unsafe_code)]
 
-use crate::sandbox::drop_capabilities;
 use landlock::{
     ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetStatus,
@@ -12,6 +11,7 @@ use landlock::{
 use rustix::process::DumpableBehavior;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use std::path::Path;
+use viv_cell::sandbox::drop_capabilities;
 use viv_model::{Fault, Kind};
 use viv_share::Directory;
 

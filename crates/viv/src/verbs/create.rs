@@ -76,6 +76,9 @@ pub(crate) fn create(context: &Context, args: Create) -> Result<u8, Fault> {
 
 /// Makes a VM, and before it the image that is missing; nothing if that was interrupted.
 pub(crate) fn make(context: &Context, mut ask: VmCreate) -> Result<Option<Vm>, Fault> {
+    if ask.program.is_some() {
+        return context.client.json(Request::new(Route::VmCreate, &[]).body(&ask)).map(Some);
+    }
     let interrupt = Interrupt::new(context.client.clone());
     ask.machine().check()?; // before an image is built for it
     let is_file = ask.image.as_deref().is_some_and(is_disk_file);

@@ -26,6 +26,7 @@ pub(crate) mod logs;
 pub(crate) mod man;
 pub(crate) mod network;
 pub(crate) mod port;
+mod program;
 pub(crate) mod ps;
 pub(crate) mod pull;
 pub(crate) mod run;

@@ -33,6 +33,13 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
     Ok(0)
 }
 
+/// Its image, or its program's file.
+fn of_what(vm: &Vm) -> String {
+    let file = vm.spec.program.as_ref().and_then(|program| program.file.file_name());
+    let file = file.map(|name| name.to_string_lossy().into_owned());
+    file.or_else(|| vm.image.clone()).unwrap_or_else(|| "-".to_string())
+}
+
 /// As `-p` takes them.
 fn ports(vm: &Vm) -> String {
     let ports = vm.machine.nics.iter().flat_map(|nic| &nic.ports);
@@ -46,6 +53,9 @@ fn row(vm: &Vm) -> Vec<String> {
         (Some(End::Killed), State::Stopped) => "stopped (killed)".to_string(),
         (Some(End::Panic), State::Failed) => "failed (panic)".to_string(),
         (Some(End::TripleFault), State::Failed) => "failed (triple fault)".to_string(),
+        (Some(End::Trap { .. }), State::Failed) => "failed (trap)".to_string(),
+        (Some(End::Limit { .. }), State::Failed) => "failed (limit)".to_string(),
+        (Some(End::Timeout { .. }), State::Failed) => "failed (timeout)".to_string(),
         (_, state) if !vm.answers => format!("{state} (hangs)"),
         (_, State::Paused) if !vm.full_disks.is_empty() => "paused (disk full)".to_string(),
         (_, state) => match &vm.health {
@@ -56,10 +66,10 @@ fn row(vm: &Vm) -> Vec<String> {
     vec![
         vm.name.clone(),
         state,
-        vm.image.clone().unwrap_or_else(|| "-".to_string()),
+        of_what(vm),
         vm.machine.cpus.to_string(),
         format!("{}M", vm.machine.memory_mib),
-        vm.accel.to_string(),
+        if vm.kind.is_program() { vm.kind.to_string() } else { vm.accel.to_string() },
         ports(vm),
         vm.created_at.ago(),
         vm.id.clone(),

@@ -7,6 +7,7 @@ use super::build;
 use super::cloud::{self, CloudInitArgs};
 use super::exec::{Command, command_of};
 use super::health::HealthArgs;
+use super::program::{self, ProgramArgs};
 use super::pull;
 use super::stats;
 use crate::interrupt::{Interrupt, Stage, end_vm};
@@ -48,7 +49,8 @@ const READER_GONE: u8 = 141;
                   viv run --kernel F --disk F --append \"…\"     anything that boots\n\
                   viv run -d -p 127.0.0.1:8080:80 debian       its port 80 is this host's 8080\n\
                   viv run -d --net user --name web debian-12-genericcloud.qcow2\n\
-                  viv ssh web                                  log in: cloud-init has got the keys\n\n\
+                  viv ssh web                                  log in: cloud-init has got the keys\n\
+                  viv run --fuel 1000000 -v .:/ a.wasm x y      a WebAssembly program, within limits\n\n\
                   Options of a disk, after its file and a comma each:\n\
                   ro                 the guest may only read it; VMs may share it then\n\
                   format=F           raw, qcow2, vmdk, vdi, vhd or vhdx; looked up once if not given\n\
@@ -75,12 +77,12 @@ pub(crate) struct Args {
     name: Option<String>,
     /// Forget the VM when it ends
     #[arg(long)]
-    rm: bool,
+    pub(super) rm: bool,
     /// Let it run in the background, and print its name
     #[arg(short, long)]
-    detach: bool,
+    pub(super) detach: bool,
     #[command(flatten)]
-    command: Command,
+    pub(super) command: Command,
     /// Which processor: auto, kvm, or soft (our own, which needs no KVM)
     #[arg(long, default_value = "auto", value_parser = accel)]
     accel: Accel,
@@ -111,7 +113,7 @@ pub(crate) struct Args {
     /// Share a directory with the guest at PATH; ":ro" lets it only read. PATH alone, in an image of containers: a directory that is on
     /// the VM's own disk, and in no image that is made of the VM
     #[arg(short = 'v', long = "volume", value_name = "DIR:PATH[:ro]|PATH")]
-    shares: Vec<String>,
+    pub(super) shares: Vec<String>,
     /// Network: none; user: one of its own, which reaches the outside, the default with -p; user,host: this host too; or one that
     /// VMs share, by its name: viv network. Several times: a card for each. More below
     #[arg(long, value_name = "NETWORK|user|none[,…]", value_parser = net)]
@@ -139,7 +141,7 @@ pub(crate) struct Args {
     restart: Option<Restart>,
     /// At its end print what it has used and done, on standard error
     #[arg(long, conflicts_with = "detach")]
-    stats: bool,
+    pub(super) stats: bool,
     /// When to get an image that is somewhere else: missing, always or never
     #[arg(long, value_name = "WHEN", default_value = "missing", hide_possible_values = true, value_enum)]
     pull: Pull,
@@ -152,10 +154,12 @@ pub(crate) struct Args {
     #[command(flatten)]
     health: HealthArgs,
     #[command(flatten)]
+    pub(super) program: ProgramArgs,
+    #[command(flatten)]
     cloud_init: CloudInitArgs,
     /// The image: a name in the store, or a disk's file (qcow2, raw, vmdk, vdi, vhd, vhdx), which is only read and booted by the
-    /// kernel in it; the default guest if there is none and no kernel
-    image: Option<String>,
+    /// kernel in it; the default guest if there is none and no kernel. Or a program's file: .wasm, .wat
+    pub(super) image: Option<String>,
     /// The command to run in the guest; without an image, after --
     #[arg(allow_hyphen_values = true, num_args = 0.., value_name = "COMMAND")]
     words: Vec<String>,
@@ -166,7 +170,7 @@ pub(crate) struct Args {
 
 impl Args {
     /// The command: its first word may stand behind the image, or all behind `--`.
-    fn command(&self) -> Vec<String> {
+    pub(super) fn command(&self) -> Vec<String> {
         self.words.iter().chain(command_of(&self.argv)).cloned().collect()
     }
 }
@@ -237,7 +241,7 @@ fn is_disk(args: &Args) -> bool {
 }
 
 /// What the VM is there for.
-enum Purpose {
+pub(super) enum Purpose {
     /// It runs in the background, for this command if there is one.
     Background(Option<Exec>),
     /// It runs this command, or shell, and ends with it.
@@ -274,6 +278,16 @@ fn purpose(args: &Args) -> Result<Purpose, Fault> {
 }
 
 pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
+    if let Some(kind) = program::kind_of(&args)? {
+        return program::run(context, args, kind);
+    }
+    if let Some(option) = args.program.given() {
+        return Err(Fault::new(
+            Kind::Usage,
+            format!("{option} is for a program, and this is a whole computer"),
+            "leave it out, or name a program's file: viv run FILE.wasm",
+        ));
+    }
     let mut purpose = purpose(&args)?;
     let mut ask = to_create(&args, &purpose)?;
     ask.machine().check()?; // before an image is built for it
@@ -522,7 +536,7 @@ fn attend_console(context: &Context, interrupt: &Interrupt, vm: &Vm) -> Result<u
     }
 }
 
-fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Fault> {
+pub(super) fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Fault> {
     let foreground = !matches!(purpose, Purpose::Background(_));
     let command = match purpose {
         Purpose::Background(command) => command.clone(),
@@ -564,6 +578,7 @@ fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Fault> {
         kernel: file(&args.kernel)?,
         initrd: file(&args.initrd)?,
         append: args.append.clone(),
+        program: None,
         image_disks: Vec::new(),
         entrypoint: args.entrypoint.clone(),
         health: args.health.to_ask(),

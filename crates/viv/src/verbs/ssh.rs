@@ -1,5 +1,6 @@
 //! `viv ssh`: the user's own `ssh`, into a VM, through its network: with the key that the guest knows, and no published port.
 use super::Context;
+use super::program;
 use crate::progress::Waiting;
 use std::ffi::OsString;
 use std::io::{self, ErrorKind, Read, Write};
@@ -100,6 +101,7 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
         ));
     }
     let vm: Vm = context.client.json(Request::new(Route::VmGet, &[name]))?;
+    program::refuse(&vm, "has no SSH server", "see what it does: viv logs, viv stats")?;
     let user = user.or(vm.spec.cloud_init.user.as_deref()).map(plain_user).transpose()?;
     wait(context, &vm, args.port, Duration::from_secs(args.wait))?;
     let program = std::env::current_exe().map_err(|error| cannot_run("viv", &error))?;

@@ -39,7 +39,10 @@ pub(crate) fn get(client: &Client, vm: &str) -> Result<VmStats, Fault> {
 /// A line for each thing.
 pub(crate) fn text(name: &str, stats: &VmStats) -> String {
     let mut lines = vec![
-        ("processor", format!("{} x {}", stats.vcpu_ns.len(), stats.accel)),
+        match stats.program {
+            Some(_) => ("processor", "its abstract machine's".to_string()),
+            None => ("processor", format!("{} x {}", stats.vcpu_ns.len(), stats.accel)),
+        },
         ("guest time", duration(stats.uptime_ns)),
         ("processor time", processor_time(stats)),
         ("memory in use", bytes(stats.memory_bytes)),
@@ -67,6 +70,18 @@ pub(crate) fn text(name: &str, stats: &VmStats) -> String {
         lines.push(("network sent", of(network.sent)));
         lines.push(("network received", format!("{}; {}", of(network.received), list(&not))));
     }
+    if let Some(program) = &stats.program {
+        if let Some(steps) = program.steps {
+            lines.push(("fuel used", steps.to_string()));
+        }
+        let refused = match program.memory_refused {
+            0 => String::new(),
+            times => format!("; refused more {times} times"),
+        };
+        lines.push(("its memory", format!("{}{refused}", bytes(program.memory_bytes))));
+        lines.push(("input", bytes(program.stdin_bytes)));
+        lines.push(("output", bytes(program.output_bytes)));
+    }
     if let Some(soft) = &stats.soft {
         soft_lines(soft, &mut lines);
     }
@@ -75,6 +90,9 @@ pub(crate) fn text(name: &str, stats: &VmStats) -> String {
 }
 
 fn processor_time(stats: &VmStats) -> String {
+    if stats.program.is_some() {
+        return duration(stats.cpu_ns);
+    }
     let vcpus: Vec<String> = stats.vcpu_ns.iter().map(|&ns| duration(ns)).collect();
     format!("{}; vCPUs {}", duration(stats.cpu_ns), vcpus.join(" "))
 }
@@ -162,6 +180,7 @@ mod tests {
             guest_memory: None,
             vcpu_ns: vec![1_000_000_000, 500_000_000],
             network: None,
+            program: None,
             soft,
         }
     }

@@ -5,7 +5,9 @@
 //! guest.
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,7 +15,7 @@ use std::time::{Duration, Instant};
 /// Bytes of output that are kept for slow readers.
 const RING_MAX: usize = 1 << 20;
 /// Bytes of earlier output that a new connection gets first.
-pub(crate) const REPLAY_MAX: u64 = 64 << 10;
+const REPLAY_MAX: u64 = 64 << 10;
 /// Bytes that a reader takes at once.
 const PIECE_MAX: usize = 64 << 10;
 /// Bytes of a line that are looked at for a panic.
@@ -65,14 +67,14 @@ impl Scan {
 }
 
 /// A place in the output. The end waits for it as long as it is there, also while the thread that will read has not begun.
-pub(crate) struct Reader {
+pub struct Reader {
     console: Arc<Console>,
     place: u64,
 }
 
 impl Console {
     /// Nothing written yet.
-    pub(crate) fn new() -> Console {
+    pub fn new() -> Console {
         let inner =
             Inner { ring: VecDeque::new(), written: 0, closed: false, readers: 0, scan: Scan::default() };
         Console { inner: Mutex::new(inner), changed: Condvar::new() }
@@ -97,7 +99,7 @@ impl Console {
     }
 
     /// A reader that first gets up to `replay` bytes of earlier output.
-    pub(crate) fn reader(self: &Arc<Self>, replay: u64) -> Reader {
+    pub fn reader(self: &Arc<Self>, replay: u64) -> Reader {
         let mut inner = self.lock();
         inner.readers += 1;
         let oldest = inner.written - inner.ring.len() as u64;
@@ -105,13 +107,13 @@ impl Console {
     }
 
     /// No more output will come.
-    pub(crate) fn close(&self) {
+    pub fn close(&self) {
         self.lock().closed = true;
         self.changed.notify_all();
     }
 
     /// Waits until every reader has got everything, for at most `limit`.
-    pub(crate) fn drain(&self, limit: Duration) {
+    pub fn drain(&self, limit: Duration) {
         let deadline = Instant::now() + limit;
         let mut inner = self.lock();
         while inner.readers > 0 {
@@ -124,12 +126,12 @@ impl Console {
     }
 
     /// Whether the guest's kernel has reported a panic since the last boot.
-    pub(crate) fn panicked(&self) -> bool {
+    pub fn panicked(&self) -> bool {
         self.lock().scan.panicked
     }
 
     /// Returns when a panicked kernel has said that it will stand still, or the console is closed (false).
-    pub(crate) fn wait_for_standstill(&self) -> bool {
+    pub fn wait_for_standstill(&self) -> bool {
         let mut inner = self.lock();
         while !inner.scan.stands_still && !inner.closed {
             inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
@@ -138,14 +140,42 @@ impl Console {
     }
 
     /// The guest boots anew.
-    pub(crate) fn forget_panic(&self) {
+    pub fn forget_panic(&self) {
         self.lock().scan = Scan::default();
     }
 }
 
-impl Reader {
-    /// The next bytes, as soon as there are any; `None` at the end of the output.
-    pub(crate) fn next(&mut self) -> Option<Vec<u8>> {
+/// One connection to the console: shows it its output, and gives what comes from it to `input`.
+pub fn attach(console: &Arc<Console>, mut connection: UnixStream, input: impl Fn(&[u8]) + Send + 'static) {
+    let Ok(mut from) = connection.try_clone() else { return };
+    let spawned = std::thread::Builder::new().name("console-input".into()).spawn(move || {
+        let mut piece = [0; 4096];
+        while let Ok(length @ 1..) = from.read(&mut piece) {
+            input(piece.get(..length).unwrap_or_default());
+        }
+    });
+    if spawned.is_err() {
+        return;
+    }
+    for piece in console.reader(REPLAY_MAX) {
+        if connection.write_all(&piece).is_err() {
+            break;
+        }
+    }
+    let _ = connection.shutdown(Shutdown::Both);
+}
+
+impl Default for Console {
+    fn default() -> Console {
+        Console::new()
+    }
+}
+
+/// The next bytes, as soon as there are any; `None` at the end of the output.
+impl Iterator for Reader {
+    type Item = Vec<u8>;
+
+    fn next(&mut self) -> Option<Vec<u8>> {
         let mut inner = self.console.lock();
         while inner.written == self.place {
             if inner.closed {
@@ -174,7 +204,7 @@ impl Drop for Reader {
 }
 
 /// A log file of bounded size: when it is full it becomes the old one, and a new one begins.
-pub(crate) struct Log {
+pub struct Log {
     path: PathBuf,
     old: PathBuf,
     max: u64,
@@ -184,14 +214,14 @@ pub(crate) struct Log {
 
 impl Log {
     /// Goes on with the log at `path`.
-    pub(crate) fn open(path: &Path, old: &Path, max: u64) -> io::Result<Log> {
+    pub fn open(path: &Path, old: &Path, max: u64) -> io::Result<Log> {
         let file = OpenOptions::new().create(true).append(true).open(path)?;
         let length = file.metadata()?.len();
         Ok(Log { path: path.to_path_buf(), old: old.to_path_buf(), max, file, length })
     }
 
     /// Appends.
-    pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.length > 0 && self.length + bytes.len() as u64 > self.max {
             fs::rename(&self.path, &self.old)?;
             *self = Log::open(&self.path, &self.old, self.max)?;
@@ -233,7 +263,7 @@ mod tests {
             writer.close();
         });
         let mut text = Vec::new();
-        while let Some(piece) = reader.next() {
+        for piece in reader.by_ref() {
             text.extend(piece);
         }
         assert_eq!(text, b"after");
@@ -252,7 +282,7 @@ mod tests {
         assert_eq!(reader.next().unwrap(), b"\r\n[viv: 10 bytes of output lost]\r\n");
         let mut length = 0;
         console.close();
-        while let Some(piece) = reader.next() {
+        for piece in reader {
             length += piece.len();
         }
         assert_eq!(length, RING_MAX);

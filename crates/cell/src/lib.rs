@@ -1,0 +1,16 @@
+//! What the process of any VM has around its guest, whole computer or single program: the directory that it lives in, the
+//! control socket, the console with its log, and a sandbox.
+//!
+//! It knows no guest. `runner` puts a machine into it, `process` a program.
+mod console;
+mod control;
+mod place;
+pub mod sandbox;
+mod usage;
+mod written;
+
+pub use console::{Console, Log, Reader, attach};
+pub use control::serve;
+pub use place::{DRAIN_LIMIT, Place, broken, finish, keep_log, report, spawn, watch_owner, watch_signals};
+pub use usage::{cpu_ns, memory_bytes};
+pub use written::write_json;

@@ -1,0 +1,250 @@
+//! What a VM's process gives up before its guest runs, so that a guest that breaks out finds nothing.
+//!
+//! In this order: descriptors that it inherited; new privileges; capabilities; all of the file system but
+//! the VM's own files (Landlock); core dumps and debuggers; and every system call that a VM has no use for
+//! (seccomp). What the host's kernel does not offer is left out and can be seen: `viv inspect`.
+#![allow(unsafe_code)]
+
+use landlock::{
+    ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetStatus,
+};
+use rustix::process::DumpableBehavior;
+use rustix::thread::{CapabilitySet, CapabilitySets};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
+use viv_model::{Fault, Kind};
+
+/// Files outside the VM's directory that its process may read: what the machine asks the host.
+const READABLE: &[&str] = &[
+    "/proc/self",
+    "/proc/thread-self",
+    "/proc/meminfo",
+    "/proc/cpuinfo",
+    "/proc/sys/vm",
+    "/sys/devices/system/cpu",
+    "/sys/fs/cgroup",
+    "/sys/kernel/mm",
+    "/dev/urandom",
+];
+
+/// Closes every descriptor but standard input, output and error. To be called first in a process that
+/// was started by somebody who may have had others open.
+pub fn close_inherited() {
+    // SAFETY: this process has just started: nothing in it owns a descriptor above 2 yet.
+    unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
+}
+
+/// Lets go of the pipe behind standard output, so that its reader sees the end.
+pub fn close_output() {
+    if let Ok(null) = OpenOptions::new().write(true).open("/dev/null") {
+        let _ = rustix::stdio::dup2_stdout(&null);
+    }
+}
+
+/// What a VM's process may do with files outside its own directory.
+#[derive(Debug, Default)]
+pub struct Files {
+    /// To be read, directories with all that is in them.
+    pub read: Vec<PathBuf>,
+    /// To be read and written.
+    pub write: Vec<PathBuf>,
+    /// Devices to be used.
+    pub devices: Vec<PathBuf>,
+    /// Directories in which everything may be done but to execute.
+    pub whole: Vec<PathBuf>,
+}
+
+/// Restricts the calling thread and those that it will make to the working directory and these files. Gives the names of what
+/// is in force.
+pub fn restrict(files: &Files) -> Result<Vec<String>, Fault> {
+    let mut in_force = Vec::new();
+    if rustix::thread::set_no_new_privs(true).is_ok() {
+        in_force.push("no-new-privileges".to_string());
+    }
+    if drop_capabilities() {
+        in_force.push("capabilities".to_string());
+    }
+    if restrict_files(files)? {
+        in_force.push("landlock".to_string());
+    }
+    Ok(in_force)
+}
+
+/// Gives up all capabilities; root keeps the one that opens its users' disks again after a reboot.
+pub fn drop_capabilities() -> bool {
+    let keep = CapabilitySet::DAC_OVERRIDE;
+    for number in 0..64 {
+        let capability = CapabilitySet::from_bits_retain(1 << number);
+        if capability != keep {
+            let _ = rustix::thread::remove_capability_from_bounding_set(capability);
+        }
+    }
+    let Ok(now) = rustix::thread::capabilities(None) else { return false };
+    let sets = CapabilitySets {
+        effective: now.effective & keep,
+        permitted: now.permitted & keep,
+        inheritable: CapabilitySet::empty(),
+    };
+    rustix::thread::set_capabilities(None, sets).is_ok()
+}
+
+fn restrict_files(files: &Files) -> Result<bool, Fault> {
+    let abi = ABI::V5; // with ioctl on devices
+    let all = AccessFs::from_all(abi);
+    let read = AccessFs::ReadFile | AccessFs::ReadDir;
+    let device = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
+    let write = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::Truncate | AccessFs::IoctlDev;
+    let failed = |error: &dyn std::fmt::Display| {
+        Fault::new(
+            Kind::Error,
+            format!("cannot restrict the VM's process to its own files: {error}"),
+            "report this with the output of: viv info",
+        )
+    };
+    let mut rules = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(all)
+        .and_then(|ruleset| ruleset.create())
+        .map_err(|error| failed(&error))?;
+    let mut allow = |path: &Path, access| {
+        // What is not there needs no rule; the machine says in its own words what is missing.
+        let Ok(descriptor) = PathFd::new(path) else { return Ok(()) };
+        let is_directory = path.is_dir();
+        let access = if is_directory { access } else { access & AccessFs::from_file(abi) };
+        (&mut rules).add_rule(PathBeneath::new(descriptor, access)).map(drop).map_err(|error| failed(&error))
+    };
+    allow(Path::new("."), all & !AccessFs::Execute)?;
+    for path in READABLE {
+        allow(Path::new(path), read)?;
+    }
+    files.read.iter().try_for_each(|path| allow(path, read))?;
+    files.write.iter().try_for_each(|path| allow(path, write))?;
+    files.whole.iter().try_for_each(|path| allow(path, all & !AccessFs::Execute))?;
+    allow(Path::new("/dev/null"), device)?;
+    files.devices.iter().try_for_each(|path| allow(path, device))?;
+    let status = rules.restrict_self().map_err(|error| failed(&error))?;
+    Ok(status.ruleset != RulesetStatus::NotEnforced)
+}
+
+/// Calls that no VM has any use for, and that have helped many out of a sandbox.
+const FORBIDDEN: &[libc::c_long] = &[
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    libc::SYS_fork,
+    libc::SYS_vfork,
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_kcmp,
+    libc::SYS_bpf,
+    libc::SYS_perf_event_open,
+    libc::SYS_add_key,
+    libc::SYS_request_key,
+    libc::SYS_keyctl,
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_kexec_load,
+    libc::SYS_kexec_file_load,
+    libc::SYS_reboot,
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_move_mount,
+    libc::SYS_open_tree,
+    libc::SYS_fsopen,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_fspick,
+    libc::SYS_mount_setattr,
+    libc::SYS_pivot_root,
+    libc::SYS_chroot,
+    libc::SYS_setns,
+    libc::SYS_unshare,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_name_to_handle_at,
+    libc::SYS_swapon,
+    libc::SYS_swapoff,
+    libc::SYS_acct,
+    libc::SYS_quotactl,
+    libc::SYS_settimeofday,
+    libc::SYS_clock_settime,
+    libc::SYS_adjtimex,
+    libc::SYS_clock_adjtime,
+    libc::SYS_sethostname,
+    libc::SYS_setdomainname,
+    libc::SYS_iopl,
+    libc::SYS_ioperm,
+    libc::SYS_modify_ldt,
+    libc::SYS_syslog,
+    libc::SYS_setuid,
+    libc::SYS_setgid,
+    libc::SYS_setreuid,
+    libc::SYS_setregid,
+    libc::SYS_setresuid,
+    libc::SYS_setresgid,
+    libc::SYS_setgroups,
+    libc::SYS_capset,
+    libc::SYS_chown,
+    libc::SYS_lchown,
+    libc::SYS_fchown,
+    libc::SYS_fchownat,
+    libc::SYS_mknod,
+    libc::SYS_mknodat,
+    libc::SYS_link,
+    libc::SYS_linkat,
+    libc::SYS_symlink,
+    libc::SYS_symlinkat,
+    libc::SYS_migrate_pages,
+    libc::SYS_move_pages,
+    libc::SYS_vhangup,
+    libc::SYS_lookup_dcookie,
+    libc::SYS_process_madvise,
+];
+
+/// Filters the system calls of all threads; those in `but` stay, of the ones that are forbidden otherwise. Gives the names of
+/// what is in force.
+pub fn filter_calls(but: &[libc::c_long]) -> Vec<String> {
+    let mut in_force = Vec::new();
+    if rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).is_ok() {
+        in_force.push("not-dumpable".to_string());
+    }
+    let filters = call_filters(but).unwrap_or_default();
+    let installed = filters.iter().all(|filter| seccompiler::apply_filter_all_threads(filter).is_ok());
+    if installed && !filters.is_empty() {
+        in_force.push("seccomp".to_string());
+    }
+    in_force
+}
+
+fn call_filters(but: &[libc::c_long]) -> Option<Vec<BpfProgram>> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
+        FORBIDDEN.iter().filter(|number| !but.contains(number)).map(|&number| (number, Vec::new())).collect();
+    let argument = |index, op, value| SeccompCondition::new(index, SeccompCmpArgLen::Dword, op, value).ok();
+    // Sockets of this host only: what reaches a network is its switch's.
+    let other = argument(0, SeccompCmpOp::Ne, libc::AF_UNIX as u64)?;
+    rules.insert(libc::SYS_socket, vec![SeccompRule::new(vec![other]).ok()?]);
+    // Signals to our own threads only.
+    let own = u64::from(std::process::id());
+    for number in [libc::SYS_kill, libc::SYS_tgkill, libc::SYS_rt_sigqueueinfo, libc::SYS_rt_tgsigqueueinfo] {
+        rules.insert(number, vec![SeccompRule::new(vec![argument(0, SeccompCmpOp::Ne, own)?]).ok()?]);
+    }
+    // Threads, and the copies of itself by which its memory is frozen, but no other process (clone(2); clone3's flags lie in
+    // memory: it is told not to exist, and the C library then takes clone).
+    let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
+    let no_thread = argument(0, SeccompCmpOp::MaskedEq(thread), 0)?;
+    let no_copy = argument(0, SeccompCmpOp::Ne, libc::SIGCHLD.unsigned_abs().into())?;
+    rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![no_thread, no_copy]).ok()?]);
+    let unknown = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+    let filter = |rules, errno: i32| -> Option<BpfProgram> {
+        let refused = SeccompAction::Errno(errno.unsigned_abs());
+        let arch = std::env::consts::ARCH.try_into().ok()?;
+        SeccompFilter::new(rules, SeccompAction::Allow, refused, arch).ok()?.try_into().ok()
+    };
+    Some(vec![filter(rules, libc::EPERM)?, filter(unknown, libc::ENOSYS)?])
+}

@@ -1,0 +1,25 @@
+//! What the process has used.
+use std::fs;
+
+/// Processor time that this process has used, nanoseconds.
+pub fn cpu_ns() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    (time.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(time.tv_nsec as u64)
+}
+
+/// Memory that this process has in use, bytes (proc(5), `statm` field 2).
+pub fn memory_bytes() -> u64 {
+    let text = fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: u64 = text.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or_default();
+    pages.saturating_mul(rustix::param::page_size() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_process_has_used_something() {
+        assert!(cpu_ns() > 0 && memory_bytes() > 1 << 16);
+    }
+}

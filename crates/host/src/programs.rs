@@ -1,0 +1,216 @@
+//! VMs that are a program, and no whole computer.
+use crate::creation::fits;
+use crate::places::Places;
+use crate::store::VmRecord;
+use crate::vms::{Vms, absolute};
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use viv_api::endpoint::Route;
+use viv_api::runner::RunnerProgram;
+use viv_api::vm::VmCreate;
+use viv_model::{
+    Accel, Fault, GuestKind, HealthAsk, Kind, MachineSpec, NetKind, PROGRAM_MEMORY_MIB_USUAL, ProgramSpec,
+    ShareSpec,
+};
+
+/// The VM's own copy of its program.
+const COPY: &str = "program";
+/// Where a package puts the processes of programs, from the directory of `viv`.
+const PACKAGED: &str = "../lib/vivarium";
+
+impl VmRecord {
+    /// What kind of machine it is.
+    pub(crate) fn kind(&self) -> GuestKind {
+        self.program.as_ref().map(|program| program.kind).unwrap_or_default()
+    }
+}
+
+/// The machine of a program, whose file is copied into the VM's directory.
+pub(crate) fn machine_of(ask: &VmCreate, program: &ProgramSpec, dir: &Path) -> Result<MachineSpec, Fault> {
+    program.check()?;
+    only_of_programs(ask, program.kind)?;
+    executable(program.kind)?;
+    absolute(&program.file)?;
+    let memory_mib = ask.memory_mib.unwrap_or(PROGRAM_MEMORY_MIB_USUAL);
+    let machine = MachineSpec { memory_mib, kernel: PathBuf::new(), ..ask.machine() };
+    check(&machine)?;
+    fits(memory_mib)?;
+    if let Some(share) = ask.shares.iter().find(|share| program.deterministic && !share.read_only) {
+        let text = format!("a deterministic run cannot change the directory {}", share.path.display());
+        return Err(Fault::new(Kind::Usage, text, "share it with :ro, or leave out --deterministic"));
+    }
+    for share in &ask.shares {
+        absolute(&share.path)?;
+        if !share.path.is_dir() {
+            let text = format!("cannot share {}: it is no directory", share.path.display());
+            return Err(Fault::new(Kind::NotFound, text, "name a directory that is there: -v DIR:PATH"));
+        }
+    }
+    copy(&program.file, dir)?;
+    Ok(machine)
+}
+
+/// Checks what a program has of a machine.
+pub(crate) fn check(machine: &MachineSpec) -> Result<(), Fault> {
+    let wrong = |what, fix| Err(Fault::new(Kind::Usage, what, fix));
+    if machine.memory_mib == 0 {
+        return wrong("a program needs memory", "use --memory with at least 1M");
+    }
+    if machine.cpus != 1 || machine.memory_max_mib.is_some() || machine.accel != Accel::Auto {
+        return wrong(
+            "a program has one thread, and all its memory at once",
+            "change its --memory, its labels and its restart policy only",
+        );
+    }
+    ShareSpec::check_all_of_program(&machine.shares)
+}
+
+/// Puts the file into the directory, which is made.
+fn copy(file: &Path, dir: &Path) -> Result<(), Fault> {
+    let cannot = |what: &str, error: &std::io::Error| {
+        Fault::new(
+            Kind::of_file(error),
+            format!("cannot {what} {}: {error}", file.display()),
+            "name a file that is there and that you may read, and see that there is room: viv info",
+        )
+    };
+    let data = fs::metadata(file).map_err(|error| cannot("read the program", &error))?;
+    if !data.is_file() {
+        let text = format!("{} is no file", file.display());
+        return Err(Fault::new(Kind::NotRunnable, text, "name the program's file: viv run FILE"));
+    }
+    fs::DirBuilder::new().recursive(true).create(dir).map_err(|error| cannot("make a VM of", &error))?;
+    fs::copy(file, dir.join(COPY)).map(drop).map_err(|error| cannot("copy the program", &error))
+}
+
+/// Refuses what only a whole computer has.
+fn only_of_programs(ask: &VmCreate, kind: GuestKind) -> Result<(), Fault> {
+    let nets = ask.net.as_ref().is_some_and(|net| *net != NetKind::None);
+    let wants = [
+        ("an image", "IMAGE", ask.image.is_some()),
+        ("a kernel", "--kernel", ask.kernel.is_some()),
+        ("an initial RAM disk", "--initrd", ask.initrd.is_some()),
+        ("a kernel's command line", "--append", ask.append.is_some()),
+        ("disks", "--disk", !ask.disks.is_empty() || !ask.image_disks.is_empty()),
+        ("cloud-init", "--user-data", ask.cloud_init.is_wanted(false)),
+        ("a command", "COMMAND", ask.command.is_some()),
+        ("an entry point", "--entrypoint", ask.entrypoint.is_some()),
+        ("volumes", "-v PATH", !ask.volumes.is_empty()),
+        ("published ports", "-p", !ask.ports.is_empty() || ask.publish_all),
+        ("a network", "--net", nets || !ask.nics.is_empty() || !ask.groups.is_empty()),
+        ("ports of its console", "--console-port", !ask.console_ports.is_empty()),
+        ("a health check", "--health-cmd", ask.health != HealthAsk::default()),
+        ("memory that it may get later", "--memory-max", ask.memory_max_mib.is_some()),
+        ("several processors", "--cpus", ask.cpus.is_some_and(|cpus| cpus != 1)),
+        ("a kind of processor", "--accel", ask.accel != Accel::Auto || !ask.soft.is_usual()),
+    ];
+    match wants.into_iter().find(|(_, _, wanted)| *wanted) {
+        Some((what, option, _)) => Err(Fault::new(
+            Kind::Usage,
+            format!("{} has no use for {what}", kind.called()),
+            format!("leave out {option}"),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// What its process is told of a program.
+pub(crate) fn told(record: &VmRecord, dir: &Path, places: &Places) -> Option<RunnerProgram> {
+    let program = record.program.as_ref()?;
+    let called = program.file.file_name().unwrap_or(OsStr::new("program"));
+    Some(RunnerProgram {
+        spec: ProgramSpec { file: dir.join(COPY), ..program.clone() },
+        called: called.to_string_lossy().into_owned(),
+        cache: places.programs(),
+        awaited: record.attended_by.is_some(),
+    })
+}
+
+/// The process of a program of this kind.
+pub(crate) fn executable(kind: GuestKind) -> Result<Command, Fault> {
+    let name = format!("viv-{kind}");
+    let missing = |what: String| {
+        Fault::new(
+            Kind::NotRunnable,
+            what,
+            format!("install it beside viv; from the sources: cargo build --release -p {name}"),
+        )
+    };
+    let ours =
+        std::env::current_exe().map_err(|error| missing(format!("viv cannot find itself: {error}")))?;
+    let beside = ours.parent().unwrap_or(Path::new("/"));
+    let found =
+        [beside.join(&name), beside.join(PACKAGED).join(&name)].into_iter().find(|path| path.is_file());
+    found.map(|path| crate::runners::in_root(Command::new(path))).ok_or_else(|| {
+        missing(format!(
+            "{} is run by the program {name}, which is not in {}",
+            kind.called(),
+            beside.display()
+        ))
+    })
+}
+
+impl Vms {
+    /// Refuses what only a whole computer can do, if that is a program.
+    pub(crate) fn refuse_for_program(&self, route: Route, name: &str) -> Result<(), Fault> {
+        let (what, fix) = match route {
+            Route::VmDiskLimits | Route::VmDiskSize | Route::VmDiskAttach | Route::VmDiskDetach => {
+                ("has no disks", "give it a directory: viv run -v DIR:PATH FILE")
+            }
+            Route::VmShareAttach | Route::VmShareDetach => (
+                "has its directories from its start to its end",
+                "describe another one: viv run -v DIR:PATH FILE",
+            ),
+            Route::VmNicAttach | Route::VmNicDetach => {
+                ("has no network cards", "hand it what it needs: standard input, or -v DIR:PATH")
+            }
+            Route::VmMemory => {
+                ("has its memory as a limit", "stop it, and change the limit: viv update --memory")
+            }
+            Route::VmConnect => ("has no ports", "talk to it over its standard streams: viv run FILE"),
+            Route::VmCommit | Route::VmExport => {
+                ("has no disks of which an image could be made", "its file is its image: viv run FILE")
+            }
+            Route::VmFork | Route::VmRollback => {
+                ("cannot be saved while it runs", "start another one: viv run FILE")
+            }
+            _ => return Ok(()),
+        };
+        match self.find(name) {
+            Ok((record, _)) => refuse(&record, what, fix),
+            Err(_) => Ok(()), // the route says it in its own words
+        }
+    }
+}
+
+/// Refuses something for a program.
+pub(crate) fn refuse(record: &VmRecord, what: &str, fix: &str) -> Result<(), Fault> {
+    if !record.kind().is_program() {
+        return Ok(());
+    }
+    let text = format!("VM {:?} is {}: it {what}", record.name, record.kind().called());
+    Err(Fault::new(Kind::Conflict, text, fix))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_program_has_no_use_for_is_named() {
+        let refusal = |ask: VmCreate| only_of_programs(&ask, GuestKind::Wasm);
+        assert_eq!(refusal(VmCreate { cpus: Some(1), ..VmCreate::default() }), Ok(()));
+        let fault = refusal(VmCreate { kernel: Some("/k".into()), ..VmCreate::default() }).unwrap_err();
+        assert!(fault.message.contains("a kernel") && fault.fix.contains("--kernel"), "{fault}");
+        for ask in [
+            VmCreate { net: Some(NetKind::User { host: false }), ..VmCreate::default() },
+            VmCreate { ports: vec!["80:80".parse().unwrap()], ..VmCreate::default() },
+            VmCreate { accel: Accel::Soft, ..VmCreate::default() },
+            VmCreate { cpus: Some(2), ..VmCreate::default() },
+        ] {
+            assert_eq!(refusal(ask).unwrap_err().kind, Kind::Usage);
+        }
+    }
+}

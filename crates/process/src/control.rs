@@ -1,0 +1,61 @@
+//! The control socket: the same questions as a machine's process gets, and what a program has no answer for.
+use crate::life::Life;
+use std::os::unix::net::UnixStream;
+use viv_api::passed::answer_lines;
+use viv_api::runner::{Ask, LINE_MAX, Reply};
+use viv_model::{Fault, GuestKind, Kind};
+
+/// Answers the requests of one connection.
+pub(crate) fn answer(life: &Life, connection: UnixStream) {
+    answer_lines(connection, LINE_MAX, |asked, _| match asked {
+        Ok(ask) => reply(life, ask),
+        Err(error) => Reply::Refused(Fault::new(
+            Kind::Usage,
+            format!("a request to the VM's process was not understood: {error}"),
+            "use the command of the same version as the VM's process, or start the VM anew",
+        )),
+    });
+}
+
+fn reply(life: &Life, ask: Ask) -> Reply {
+    let done = match ask {
+        Ask::Status | Ask::Settled | Ask::ConsoleSize(_) => Ok(()),
+        Ask::Stats => return Reply::Stats(Box::new(life.stats())),
+        Ask::Pause => life.step(viv_model::Ask::Pause),
+        Ask::Resume => life.step(viv_model::Ask::Resume),
+        Ask::PowerButton { end } => {
+            life.stop(end);
+            Ok(())
+        }
+        Ask::Kill { end } => {
+            life.kill(end);
+            Ok(())
+        }
+        other => Err(refusal(life.kind(), &other)),
+    };
+    match done {
+        Ok(()) => Reply::Ok(life.status()),
+        Err(fault) => Reply::Refused(fault),
+    }
+}
+
+/// Why a program cannot do that, and what can be done instead.
+fn refusal(kind: GuestKind, ask: &Ask) -> Fault {
+    let (what, fix) = match ask {
+        Ask::Snapshot(_) => (
+            "cannot be saved while it runs",
+            "let it end, or keep its files in a directory: viv run -v DIR:PATH",
+        ),
+        Ask::LimitDisk { .. } | Ask::ResizeDisk { .. } | Ask::AttachDisk { .. } | Ask::DetachDisk { .. } => {
+            ("has no disks", "give it a directory when you start it: viv run -v DIR:PATH")
+        }
+        Ask::AttachShare { .. } | Ask::DetachShare { .. } => {
+            ("has its directories from its start to its end", "start it anew: viv run -v DIR:PATH")
+        }
+        Ask::AttachCard { .. } | Ask::DetachCard { .. } | Ask::Plug { .. } | Ask::Renew { .. } => {
+            ("has no network cards that come and go", "say what it reaches when you start it: viv run")
+        }
+        _ => ("has the memory that it was started with as its limit", "start it anew: viv run --memory"),
+    };
+    Fault::new(Kind::Conflict, format!("{} {what}", kind.called()), fix)
+}

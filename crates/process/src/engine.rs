@@ -1,0 +1,67 @@
+//! The seam to an abstract machine.
+use crate::{Gate, Streams};
+use std::sync::Arc;
+use viv_api::agent::Output;
+use viv_api::runner::{RunnerProgram, RunnerSpec};
+use viv_api::stats::ProgramStats;
+use viv_cell::sandbox::Files;
+use viv_model::{End, Fault, GuestKind, Kind};
+
+/// An abstract machine.
+pub trait Engine: Sync {
+    /// What programs it runs.
+    fn kind(&self) -> GuestKind;
+
+    /// Makes a program ready, in a process that is not confined yet. What cannot be run is refused here.
+    fn prepare(&self, setting: Setting<'_>) -> Result<Prepared, Fault>;
+}
+
+/// What a program is made ready from.
+pub struct Setting<'a> {
+    /// The VM, with the directories that it may use and its memory.
+    pub vm: &'a RunnerSpec,
+    /// The program.
+    pub program: &'a RunnerProgram,
+    /// Its standard streams.
+    pub streams: Arc<Streams>,
+    /// What lets it run, stand still and end.
+    pub gate: Arc<Gate>,
+}
+
+/// A program that is ready to run.
+pub struct Prepared {
+    /// It.
+    pub instance: Arc<dyn Instance>,
+    /// What its process keeps of its rights.
+    pub confinement: Confinement,
+}
+
+/// What a program's process keeps of its rights when it is confined.
+#[derive(Default)]
+pub struct Confinement {
+    /// Files outside the VM's directory.
+    pub files: Files,
+    /// Numbers of system calls that are not refused to it.
+    pub calls: Vec<i64>,
+}
+
+/// A program. Every call may come from any thread. Its pauses and its end come through its [`Gate`].
+pub trait Instance: Send + Sync {
+    /// Runs it on this thread, and says how it ended. Called once.
+    fn run(&self) -> End;
+
+    /// What it has used so far.
+    fn stats(&self) -> ProgramStats;
+
+    /// Does `viv exec` in it: output goes to `output`; gives the exit status.
+    fn exec(&self, argv: &[String], output: &mut dyn FnMut(Output)) -> Result<u8, Fault>;
+}
+
+/// The answer of an abstract machine in which there is nothing but the program.
+pub fn no_commands(kind: GuestKind) -> Fault {
+    Fault::new(
+        Kind::Conflict,
+        format!("no command can be run in {}: there is nothing in it but itself", kind.called()),
+        "start the command as a VM of its own: viv run FILE; see what this one does: viv logs, viv stats",
+    )
+}

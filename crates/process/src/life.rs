@@ -1,0 +1,209 @@
+//! The life of one program, from its description to its end.
+use crate::engine::{Engine, Instance, Prepared, Setting};
+use crate::gate::Gate;
+use crate::streams::Streams;
+use crate::{control, session};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::Duration;
+use viv_api::runner::{RunnerProgram, STATS, Started, Status, VSOCK};
+use viv_api::stats::VmStats;
+use viv_api::vm::Process;
+use viv_cell::{
+    Console, DRAIN_LIMIT, Place, broken, finish, keep_log, report, sandbox, serve, spawn, watch_owner,
+    watch_signals, write_json,
+};
+use viv_model::{Accel, End, Fault, GuestKind, Kind, State, next};
+
+/// How long a program that was told to end may go on talking to whoever waits for it.
+const HANG_UP: Duration = Duration::from_millis(200);
+/// How long it may take to end before its process ends without it.
+const KILL_LIMIT: Duration = Duration::from_secs(5);
+/// Bytes of stack of the thread that a program runs on: more than any of them is let use.
+const STACK: usize = 16 << 20;
+
+/// What the threads of the process share.
+pub(crate) struct Life {
+    process: Process,
+    kind: GuestKind,
+    pub(crate) console: Arc<Console>,
+    pub(crate) streams: Arc<Streams>,
+    gate: Arc<Gate>,
+    instance: OnceLock<Arc<dyn Instance>>,
+    state: Mutex<State>,
+    sandbox: OnceLock<Vec<String>>,
+}
+
+impl Life {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn kind(&self) -> GuestKind {
+        self.kind
+    }
+
+    pub(crate) fn instance(&self) -> Result<&Arc<dyn Instance>, Fault> {
+        let starts = || Fault::new(Kind::Conflict, "the program is just starting", "try again in a moment");
+        self.instance.get().ok_or_else(starts)
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        Status {
+            state: *self.lock(),
+            process: self.process,
+            accel: Accel::Auto,
+            boots: 1,
+            panicked: false,
+            sandbox: self.sandbox.get().cloned().unwrap_or_default(),
+            full_disks: Vec::new(),
+            health: None,
+        }
+    }
+
+    pub(crate) fn stats(&self) -> VmStats {
+        let (stdin_bytes, output_bytes) = self.streams.counts();
+        let used = self.instance.get().map(|instance| instance.stats()).unwrap_or_default();
+        VmStats {
+            uptime_ns: u64::try_from(self.gate.ran().as_nanos()).unwrap_or(u64::MAX),
+            cpu_ns: viv_cell::cpu_ns(),
+            memory_bytes: viv_cell::memory_bytes(),
+            program: Some(viv_api::stats::ProgramStats { stdin_bytes, output_bytes, ..used }),
+            ..VmStats::default()
+        }
+    }
+
+    /// Lets it stand still or go on.
+    pub(crate) fn step(&self, ask: viv_model::Ask) -> Result<(), Fault> {
+        let mut state = self.lock();
+        *state = next(*state, ask).map_err(|refused| {
+            let message = format!("cannot {} a VM that is {}", ask.verb(), refused.from);
+            Fault::new(Kind::Conflict, message, refused.fix("NAME"))
+        })?;
+        match *state {
+            State::Paused => self.gate.pause(),
+            _ => self.gate.resume(),
+        }
+        Ok(())
+    }
+
+    /// Asks it to end.
+    pub(crate) fn stop(&self, end: Option<End>) {
+        self.end(end.unwrap_or(End::PowerOff));
+    }
+
+    /// Has it end now.
+    pub(crate) fn kill(&self, end: Option<End>) {
+        self.end(end.unwrap_or(End::Killed));
+    }
+
+    fn end(&self, end: End) {
+        self.gate.stop(end.clone());
+        let streams = self.streams.clone();
+        let _ = thread::Builder::new().name("kill".into()).spawn(move || {
+            thread::sleep(HANG_UP);
+            streams.hang_up();
+            thread::sleep(KILL_LIMIT);
+            finish(&end);
+        });
+    }
+}
+
+/// Runs the program whose VM's directory is `dir`. The exit status says whether it could be started at all; how it ended is in
+/// its directory.
+pub fn run(dir: &Path, engine: &dyn Engine) -> u8 {
+    match live(dir, engine) {
+        Ok(end) => finish(&end),
+        Err(fault) => {
+            report(&Started::Refused(fault));
+            1
+        }
+    }
+}
+
+fn live(dir: &Path, engine: &dyn Engine) -> Result<End, Fault> {
+    let (place, spec) = Place::enter(dir)?;
+    let program =
+        spec.program.clone().filter(|program| program.spec.kind == engine.kind()).ok_or_else(|| {
+            let text = format!("the VM is not {}", engine.kind().called());
+            Fault::new(Kind::Usage, text, "start it with the command of the same version: viv start")
+        })?;
+    let console = Arc::new(Console::new());
+    let gate = Arc::new(Gate::default());
+    let streams = Arc::new(Streams::new(gate.clone(), console.clone(), program.awaited));
+    let setting = Setting { vm: &spec, program: &program, streams: streams.clone(), gate: gate.clone() };
+    let Prepared { instance, confinement } = engine.prepare(setting)?;
+    let sessions = UnixListener::bind(VSOCK).map_err(broken("make the socket of its streams"))?;
+    let Place { control, console: listener, log, owner, signals, lock: _lock } = place;
+    // Before the first thread: these restrictions are a thread's own and pass on to the threads it makes.
+    let mut restricted = sandbox::restrict(&confinement.files)?;
+    keep_log(&console, log)?;
+    restricted.extend(sandbox::filter_calls(&confinement.calls));
+    let life = Arc::new(Life {
+        process: Process::current(),
+        kind: engine.kind(),
+        console: console.clone(),
+        streams: streams.clone(),
+        gate: gate.clone(),
+        instance: OnceLock::from(instance.clone()),
+        state: Mutex::new(State::Running),
+        sandbox: OnceLock::from(restricted),
+    });
+
+    let shared = life.clone();
+    serve("control", control, move |connection| control::answer(&shared, connection))
+        .map_err(broken("serve its control socket"))?;
+    let shared = life.clone();
+    serve("session", sessions, move |connection| session::answer(&shared, connection))
+        .map_err(broken("serve its streams"))?;
+    let shared = life.clone();
+    serve("console", listener, move |connection| viv_cell::attach(&shared.console, connection, |_| {}))
+        .map_err(broken("serve its console"))?;
+    if let Some(owner) = owner {
+        let shared = life.clone();
+        watch_owner(owner, move || shared.kill(None))?;
+    }
+    let shared = life.clone();
+    watch_signals(signals, move || shared.kill(None))?;
+    if let Some(ms) = program.spec.time_ms {
+        let (shared, end) = (gate.clone(), timeout(ms));
+        spawn("time", move || shared.limit(Duration::from_millis(ms), end))?;
+    }
+    report(&Started::Running(life.status()));
+    let end = to_the_end(&life, &program, instance)?;
+    let _ = write_json(STATS.as_ref(), &life.stats()); // a full disk must not hide the end
+    console.close();
+    console.drain(DRAIN_LIMIT);
+    let status = match &end {
+        End::Command { status } => Some(*status),
+        _ => None,
+    };
+    // The end is there before whoever waits for it looks.
+    let _ = write_json(viv_api::runner::END.as_ref(), &end);
+    streams.end_session(status);
+    Ok(end)
+}
+
+fn timeout(ms: u64) -> End {
+    End::Timeout { message: format!("the program has run for {} s, its limit", ms as f64 / 1000.0) }
+}
+
+/// Runs it, once somebody is there who waits for its output.
+fn to_the_end(life: &Arc<Life>, program: &RunnerProgram, instance: Arc<dyn Instance>) -> Result<End, Fault> {
+    let (gate, streams, awaited) = (life.gate.clone(), life.streams.clone(), program.awaited);
+    let run = move || {
+        if awaited && streams.wait_for_session().is_err() {
+            return gate.end().unwrap_or(End::Killed);
+        }
+        gate.begin();
+        let end = instance.run();
+        gate.end().unwrap_or(end)
+    };
+    let thread = thread::Builder::new().name("program".into()).stack_size(STACK);
+    let joined = thread.spawn(run).map_err(broken("make a thread"))?.join();
+    Ok(joined.unwrap_or_else(|_| End::Failed {
+        message: "the program's machine broke off: this is a defect of ours; see runner.log of its VM".into(),
+    }))
+}

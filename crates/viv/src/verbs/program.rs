@@ -1,0 +1,199 @@
+//! `viv run FILE` where the file is a program: it gets our standard streams, and ends with its own status.
+use super::Context;
+use super::run::{Args, Purpose, absolute, to_create};
+use super::stats;
+use crate::interrupt::{Interrupt, Stage, end_vm};
+use crate::session::{self, Outcome};
+use crate::{ending, output, size, streams, terminal};
+use std::fs::File;
+use std::io::Read;
+use std::path::PathBuf;
+use std::time::Duration;
+use viv_api::agent::Exec;
+use viv_api::client::{Client, Request};
+use viv_api::endpoint::Route;
+use viv_api::vm::{OnReboot, Vm, VmCreate};
+use viv_model::{Fault, GuestKind, Kind, ProgramSpec, ShareSpec};
+
+/// Bytes of a file that tell what it is.
+const FIRST: u64 = 8;
+/// How long the process of a program elsewhere may take to answer, seconds.
+const ANSWER_S: u64 = 30;
+
+/// What only a program can be told.
+#[derive(clap::Args, Debug)]
+pub(crate) struct ProgramArgs {
+    /// What FILE is: system (a disk), wasm, evm or jvm; found out if not given
+    #[arg(long, value_name = "KIND")]
+    pub(crate) kind: Option<GuestKind>,
+    /// Of a program: call this function of it, with the words as its values
+    #[arg(long, value_name = "FUNCTION")]
+    invoke: Option<String>,
+    /// Of a program: steps that it may take, about one for each instruction; then it ends with status 137
+    #[arg(long, value_name = "N")]
+    fuel: Option<u64>,
+    /// Of a program: how long it may run (90s, 500ms); then it ends with status 124
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    time: Option<Duration>,
+    /// Of a program: run it the same each time, with a clock and random numbers of its own
+    #[arg(long)]
+    deterministic: bool,
+    /// With --deterministic: other random numbers
+    #[arg(long, value_name = "N", requires = "deterministic")]
+    seed: Option<u64>,
+}
+
+impl ProgramArgs {
+    /// The first option that was given and means nothing to a whole computer.
+    pub(crate) fn given(&self) -> Option<&'static str> {
+        [
+            ("--invoke", self.invoke.is_some()),
+            ("--fuel", self.fuel.is_some()),
+            ("--time", self.time.is_some()),
+            ("--deterministic", self.deterministic),
+        ]
+        .into_iter()
+        .find_map(|(name, given)| given.then_some(name))
+    }
+}
+
+fn time(text: &str) -> Result<Duration, String> {
+    match text.strip_suffix("ms").map(str::parse) {
+        Some(Ok(ms)) => Ok(Duration::from_millis(ms)),
+        Some(Err(_)) => Err("write it as 90s, 2m or 500ms".into()),
+        None => size::seconds(text).map(Duration::from_secs),
+    }
+}
+
+/// What program the file is that was named, if it is one.
+pub(crate) fn kind_of(args: &Args) -> Result<Option<GuestKind>, Fault> {
+    let Some(name) = &args.image else {
+        return match args.program.kind.filter(|kind| kind.is_program()) {
+            Some(kind) => Err(Fault::new(
+                Kind::Usage,
+                format!("{} is to run, and no file is named", kind.called()),
+                "name it: viv run FILE",
+            )),
+            None => Ok(None),
+        };
+    };
+    if args.program.kind == Some(GuestKind::System) {
+        return Ok(None);
+    }
+    if let Some(kind) = args.program.kind {
+        return Ok(Some(kind));
+    }
+    let mut first = Vec::new();
+    if let Ok(file) = File::open(name) {
+        let _ = file.take(FIRST).read_to_end(&mut first); // its engine says what is wrong with it
+    }
+    Ok(GuestKind::of_file(name, &first))
+}
+
+/// What is asked of the service.
+fn ask(mut args: Args, kind: GuestKind) -> Result<VmCreate, Fault> {
+    let file = PathBuf::from(args.image.take().unwrap_or_default());
+    let words = args.command();
+    let command = args.command.to_exec(&["program".to_string()])?;
+    if command.cwd.is_some() || command.user.is_some() {
+        return Err(Fault::new(
+            Kind::Usage,
+            format!("{} has no users and no working directory", kind.called()),
+            "leave out -u and -w; it knows a directory as /: -v DIR:/",
+        ));
+    }
+    let variables = command.env.into_iter().filter(|(name, _)| name != "TERM" || !command.tty);
+    let options = &args.program;
+    let program = ProgramSpec {
+        kind,
+        file: absolute(&file)?,
+        args: words,
+        env: variables.collect(),
+        invoke: options.invoke.clone(),
+        tty: command.tty || terminal::is_interactive(),
+        fuel: options.fuel,
+        time_ms: options.time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+        deterministic: options.deterministic,
+        seed: options.seed.unwrap_or_default(),
+    };
+    program.check()?;
+    let shares = std::mem::take(&mut args.shares);
+    let shares = shares.iter().map(|text| {
+        let share = ShareSpec::of_program(text)?;
+        Ok(ShareSpec { path: absolute(&share.path)?, ..share })
+    });
+    let shares = shares.collect::<Result<_, Fault>>()?;
+    let purpose = if args.detach { Purpose::Background(None) } else { Purpose::Console };
+    Ok(VmCreate {
+        program: Some(program),
+        shares,
+        on_reboot: OnReboot::default(),
+        ..to_create(&args, &purpose)?
+    })
+}
+
+pub(crate) fn run(context: &Context, args: Args, kind: GuestKind) -> Result<u8, Fault> {
+    let client = &context.client;
+    if client.is_elsewhere() {
+        return Err(Fault::new(
+            Kind::Usage,
+            "the program's file is on this host, and the VM would be on another one",
+            "copy the file there, and describe the VM by a document: viv create -f",
+        ));
+    }
+    let (detach, remove, show_stats) = (args.detach, args.rm, args.stats);
+    let ask = ask(args, kind)?;
+    let interrupt = Interrupt::new(client.clone());
+    interrupt.enter(Stage::Creating);
+    let created = client.json::<Vm>(Request::new(Route::VmCreate, &[]).body(&ask));
+    if let Some(status) = interrupt.status() {
+        if let Ok(vm) = &created {
+            end_vm(client, &vm.id, true);
+        }
+        return Ok(status);
+    }
+    let vm = created?;
+    if detach {
+        interrupt.enter(Stage::Plain);
+        match context.json {
+            true => output::json(&vm),
+            false => output::print(&format!("{}\n", vm.name)),
+        }
+        return Ok(0);
+    }
+    interrupt.enter(Stage::Attending { id: vm.id.clone(), remove });
+    let status = attend(client, &interrupt, &vm);
+    if show_stats && status.is_ok() {
+        stats::note(context, &vm);
+    }
+    if status.is_err() {
+        interrupt.give_way();
+        end_vm(client, &vm.id, remove);
+    } else if remove {
+        let _ = client.json::<Vm>(Request::new(Route::VmRemove, &[&vm.id]).query("force=true"));
+    }
+    status
+}
+
+/// Gives it our streams, until it ends.
+fn attend(client: &Client, interrupt: &Interrupt, vm: &Vm) -> Result<u8, Fault> {
+    let stream = match streams::direct_agent(vm) {
+        Ok(stream) => stream,
+        Err(_) => streams::agent(client, vm, ANSWER_S, ANSWER_S)?,
+    };
+    match session::run(stream, &Exec::new([""; 0]), interrupt)? {
+        Outcome::Exited(status) => Ok(status),
+        Outcome::Left | Outcome::Gone => {
+            interrupt.give_way();
+            Ok(ending::status(&ending::wait(client, &vm.id)?))
+        }
+    }
+}
+
+/// Refuses to use a whole computer's verb with a program.
+pub(crate) fn refuse(vm: &Vm, what: &str, fix: &str) -> Result<(), Fault> {
+    if !vm.kind.is_program() {
+        return Ok(());
+    }
+    Err(Fault::new(Kind::Conflict, format!("VM {:?} is {}: it {what}", vm.name, vm.kind.called()), fix))
+}

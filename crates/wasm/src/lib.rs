@@ -1,0 +1,35 @@
+//! `viv-wasm`: the process of a WebAssembly program.
+//!
+//! ```text
+//!   viv-wasm DIR       runs the program of the VM whose directory this is
+//!   viv-wasm compile   compiles the module on standard input, to standard output
+//! ```
+//!
+//! wasmtime is large and slow to build: neither `viv` nor the host service links this.
+//! [`engine`] makes a program ready, [`code`] compiles it, [`instance`] runs it, and [`wasi`] is what it may ask of the host.
+mod code;
+mod engine;
+mod instance;
+mod invoke;
+mod limits;
+mod trap;
+mod wasi;
+
+#[cfg(feature = "trial")]
+pub mod trial;
+
+use std::path::Path;
+
+/// The main function. Gives the exit status.
+pub fn main() -> u8 {
+    viv_cell::sandbox::close_inherited();
+    let mut args = std::env::args_os().skip(1);
+    match (args.next(), args.next()) {
+        (Some(mode), fuel) if mode == code::COMPILE => code::compile_main(fuel.is_some()),
+        (Some(dir), None) => viv_process::run(Path::new(&dir), &engine::Wasm),
+        _ => {
+            eprintln!("viv-wasm: started by the host service for one program; use: viv run FILE.wasm");
+            2
+        }
+    }
+}

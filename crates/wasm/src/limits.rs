@@ -1,0 +1,104 @@
+//! How much memory a program may have.
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use wasmtime::ResourceLimiter;
+
+/// Bytes that an element of a table takes.
+const ELEMENT: usize = 8;
+/// Most memories, tables and instances: a program has one of each, or a few.
+const THINGS_MAX: usize = 64;
+
+/// What a program has used, for whoever asks from another thread.
+#[derive(Debug, Default)]
+pub(crate) struct Usage {
+    /// Bytes of memory and tables.
+    pub(crate) memory: AtomicU64,
+    /// Times that it was refused more.
+    pub(crate) refused: AtomicU64,
+    /// Fuel used, as of when its machine last looked up.
+    pub(crate) fuel: AtomicU64,
+}
+
+/// All memories and tables of a program together.
+#[derive(Debug)]
+pub(crate) struct Limits {
+    max: u64,
+    usage: Arc<Usage>,
+}
+
+impl Limits {
+    /// At most so many bytes.
+    pub(crate) fn new(max: u64, usage: Arc<Usage>) -> Limits {
+        Limits { max, usage }
+    }
+
+    /// Whether it may have `more` bytes than now; then it has them.
+    fn take(&self, more: usize) -> bool {
+        let now = self.usage.memory.load(Ordering::Relaxed);
+        let then = now.saturating_add(more as u64);
+        let fits = then <= self.max;
+        match fits {
+            true => self.usage.memory.store(then, Ordering::Relaxed),
+            false => drop(self.usage.refused.fetch_add(1, Ordering::Relaxed)),
+        }
+        fits
+    }
+}
+
+impl ResourceLimiter for Limits {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        // More than its own maximum is refused anyway, and is no matter of ours.
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            return Ok(false);
+        }
+        Ok(self.take(desired.saturating_sub(current)))
+    }
+
+    fn table_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            return Ok(false);
+        }
+        Ok(self.take(desired.saturating_sub(current).saturating_mul(ELEMENT)))
+    }
+
+    fn instances(&self) -> usize {
+        THINGS_MAX
+    }
+
+    fn tables(&self) -> usize {
+        THINGS_MAX
+    }
+
+    fn memories(&self) -> usize {
+        THINGS_MAX
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memories_and_tables_share_one_limit() {
+        let usage = Arc::new(Usage::default());
+        let mut limits = Limits::new(100, usage.clone());
+        assert!(limits.memory_growing(0, 60, None).unwrap());
+        assert!(limits.table_growing(0, 4, None).unwrap());
+        assert!(!limits.memory_growing(60, 69, None).unwrap());
+        assert!(!limits.memory_growing(60, 61, Some(60)).unwrap());
+        assert!(limits.memory_growing(60, 68, None).unwrap());
+        assert!(!limits.table_growing(4, usize::MAX, None).unwrap());
+        assert_eq!(usage.memory.load(Ordering::Relaxed), 100);
+        assert_eq!(usage.refused.load(Ordering::Relaxed), 2, "its own maximum is not our limit");
+    }
+}

@@ -1,0 +1,233 @@
+//! The table of a program's descriptors.
+use super::errno::Errno;
+use rustix::fs::{Dir, Mode, OFlags, open};
+use std::collections::BTreeMap;
+use std::fs::File;
+use viv_model::{Fault, Kind, ShareSpec};
+
+/// Most descriptors that a program has open.
+const OPEN_MAX: usize = 1000;
+/// Most entries of a directory that are listed: a listing is kept while it is read.
+pub(crate) const ENTRIES_MAX: usize = 1 << 20;
+
+/// `rights` of `typenames.witx`.
+pub(crate) mod rights {
+    pub(crate) const FD_READ: u64 = 1 << 1;
+    pub(crate) const FD_WRITE: u64 = 1 << 6;
+    /// What can be done with a file: sync, read, seek, set flags, tell, write, advise, allocate, stat and its changes, poll.
+    pub(crate) const FILE: u64 = 0x08e0_01ff;
+    /// What can be done with a directory: sync, set flags, all of paths, list, stat and its changes.
+    pub(crate) const DIRECTORY: u64 = 0x07bf_fe19;
+    /// A stream that is nowhere: read, write, set flags, stat, poll.
+    pub(crate) const STREAM: u64 = 1 << 1 | 1 << 3 | 1 << 6 | 1 << 21 | 1 << 27;
+}
+
+/// What is behind a descriptor.
+pub(crate) enum Kinds {
+    Stdin,
+    Stdout,
+    Stderr,
+    File(File),
+    Directory {
+        file: File,
+        /// What the program knows it as, if it was given it at its start.
+        preopened: Option<String>,
+        /// It may not be changed, nor what is in it.
+        read_only: bool,
+        /// What it had in it when its listing began.
+        listing: Vec<Entry>,
+    },
+}
+
+/// An entry of a directory.
+pub(crate) struct Entry {
+    pub(crate) name: Vec<u8>,
+    pub(crate) inode: u64,
+    pub(crate) kind: u8,
+}
+
+/// A descriptor.
+pub(crate) struct Descriptor {
+    pub(crate) kind: Kinds,
+    pub(crate) rights: u64,
+    pub(crate) inheriting: u64,
+}
+
+impl Descriptor {
+    /// One with all rights that are of use with it.
+    pub(crate) fn new(kind: Kinds) -> Descriptor {
+        let (rights, inheriting) = match &kind {
+            Kinds::Directory { .. } => (rights::DIRECTORY, rights::DIRECTORY | rights::FILE),
+            Kinds::File(_) => (rights::FILE, 0),
+            _ => (rights::STREAM, 0),
+        };
+        Descriptor { kind, rights, inheriting }
+    }
+}
+
+/// All of a program's descriptors.
+pub(crate) struct Table {
+    open: BTreeMap<u32, Descriptor>,
+    pub(crate) tty: bool,
+}
+
+impl Table {
+    /// The three streams, then a directory for each share.
+    pub(crate) fn new(shares: &[ShareSpec], tty: bool) -> Result<Table, Fault> {
+        let mut table = Table { open: BTreeMap::new(), tty };
+        let mut give = |kind| table.open.insert(table.open.len() as u32, Descriptor::new(kind));
+        give(Kinds::Stdin);
+        give(Kinds::Stdout);
+        give(Kinds::Stderr);
+        for share in shares {
+            let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY;
+            let file = open(&share.path, flags, Mode::empty()).map_err(|error| {
+                let error = std::io::Error::from(error);
+                Fault::new(
+                    Kind::of_file(&error),
+                    format!("cannot share the directory {}: {error}", share.path.display()),
+                    "name a directory that is there and that you may read: -v DIR:PATH",
+                )
+            })?;
+            give(Kinds::Directory {
+                file: file.into(),
+                preopened: Some(share.target.clone()),
+                read_only: share.read_only,
+                listing: Vec::new(),
+            });
+        }
+        Ok(table)
+    }
+
+    /// The descriptor with this number.
+    pub(crate) fn get(&self, fd: u32) -> Result<&Descriptor, Errno> {
+        self.open.get(&fd).ok_or(Errno::BadFd)
+    }
+
+    /// The same, to be changed.
+    pub(crate) fn get_mut(&mut self, fd: u32) -> Result<&mut Descriptor, Errno> {
+        self.open.get_mut(&fd).ok_or(Errno::BadFd)
+    }
+
+    /// A file, and no directory or stream.
+    pub(crate) fn file(&self, fd: u32) -> Result<&File, Errno> {
+        match &self.get(fd)?.kind {
+            Kinds::File(file) => Ok(file),
+            Kinds::Stdin | Kinds::Stdout | Kinds::Stderr => Err(Errno::IllegalSeek),
+            Kinds::Directory { .. } => Err(Errno::BadFd),
+        }
+    }
+
+    /// A directory; whether it may only be read.
+    pub(crate) fn directory(&self, fd: u32) -> Result<(&File, bool), Errno> {
+        match &self.get(fd)?.kind {
+            Kinds::Directory { file, read_only, .. } => Ok((file, *read_only)),
+            _ => Err(Errno::NotDirectory),
+        }
+    }
+
+    /// A directory that may be changed.
+    pub(crate) fn changing(&self, fd: u32) -> Result<&File, Errno> {
+        match self.directory(fd)? {
+            (_, true) => Err(Errno::ReadOnly),
+            (file, false) => Ok(file),
+        }
+    }
+
+    /// A file or directory: what the host knows it as.
+    pub(crate) fn on_host(&self, fd: u32) -> Result<&File, Errno> {
+        match &self.get(fd)?.kind {
+            Kinds::File(file) | Kinds::Directory { file, .. } => Ok(file),
+            _ => Err(Errno::Invalid),
+        }
+    }
+
+    /// Opens the lowest number that is free.
+    pub(crate) fn insert(&mut self, descriptor: Descriptor) -> Result<u32, Errno> {
+        if self.open.len() >= OPEN_MAX {
+            return Err(Errno::TooManyFiles);
+        }
+        let mut free = 0;
+        for &taken in self.open.keys() {
+            if taken != free {
+                break;
+            }
+            free += 1;
+        }
+        self.open.insert(free, descriptor);
+        Ok(free)
+    }
+
+    /// Whether another one can be opened.
+    pub(crate) fn has_room(&self) -> Result<(), Errno> {
+        if self.open.len() < OPEN_MAX { Ok(()) } else { Err(Errno::TooManyFiles) }
+    }
+
+    pub(crate) fn close(&mut self, fd: u32) -> Result<(), Errno> {
+        self.open.remove(&fd).map(drop).ok_or(Errno::BadFd)
+    }
+
+    /// Gives a descriptor the number of another one, which is closed.
+    pub(crate) fn renumber(&mut self, from: u32, to: u32) -> Result<(), Errno> {
+        self.get(from)?;
+        self.get(to)?;
+        if let Some(descriptor) = self.open.remove(&from) {
+            self.open.insert(to, descriptor);
+        }
+        Ok(())
+    }
+}
+
+/// What is in a directory now, `.` and `..` first.
+pub(crate) fn list(directory: &File) -> Result<Vec<Entry>, Errno> {
+    let mut found: Vec<Entry> = Vec::new();
+    let mut dir = Dir::read_from(directory).map_err(Errno::from)?;
+    while let Some(entry) = dir.read() {
+        let entry = entry.map_err(Errno::from)?;
+        if found.len() >= ENTRIES_MAX {
+            return Err(Errno::NoMemory);
+        }
+        let name = entry.file_name().to_bytes().to_vec();
+        let kind = super::file::filetype(entry.file_type());
+        found.push(Entry { name, inode: entry.ino(), kind });
+    }
+    found.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file() -> Descriptor {
+        Descriptor::new(Kinds::File(File::open("/dev/null").unwrap()))
+    }
+
+    #[test]
+    fn the_lowest_free_number_is_given_and_there_is_an_end_of_them() {
+        let mut table = Table::new(&[], false).unwrap();
+        assert_eq!((table.insert(file()), table.insert(file())), (Ok(3), Ok(4)));
+        table.close(3).unwrap();
+        assert_eq!(table.insert(file()), Ok(3));
+        assert_eq!(table.close(77), Err(Errno::BadFd));
+        while table.insert(Descriptor::new(Kinds::Stdin)).is_ok() {}
+        assert_eq!(table.has_room(), Err(Errno::TooManyFiles));
+    }
+
+    #[test]
+    fn a_number_passes_on_to_another_descriptor() {
+        let mut table = Table::new(&[], false).unwrap();
+        let fd = table.insert(file()).unwrap();
+        table.renumber(fd, 0).unwrap();
+        assert!(matches!(table.get(0).unwrap().kind, Kinds::File(_)));
+        assert_eq!(table.get(fd).err(), Some(Errno::BadFd));
+        assert_eq!(table.renumber(0, 99), Err(Errno::BadFd));
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_is_named() {
+        let share = ShareSpec { path: "/nowhere".into(), target: "/x".into(), ..ShareSpec::default() };
+        let fault = Table::new(&[share], false).err().unwrap();
+        assert!(fault.kind == Kind::NotFound && fault.message.contains("/nowhere"), "{fault}");
+    }
+}

@@ -1,0 +1,1 @@
+(module (func $spin (export "_start") (loop $forever (br $forever))))
