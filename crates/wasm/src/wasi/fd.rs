@@ -14,6 +14,7 @@ pub(crate) const ENTRIES_MAX: usize = 1 << 20;
 pub(crate) mod rights {
     pub(crate) const FD_READ: u64 = 1 << 1;
     pub(crate) const FD_WRITE: u64 = 1 << 6;
+    pub(crate) const PATH_FILESTAT_SET_SIZE: u64 = 1 << 19;
     /// What can be done with a file: sync, read, seek, set flags, tell, write, advise, allocate, stat and its changes, poll.
     pub(crate) const FILE: u64 = 0x08e0_01ff;
     /// What can be done with a directory: sync, set flags, all of paths, list, stat and its changes.
@@ -102,6 +103,11 @@ impl Table {
     /// The descriptor with this number.
     pub(crate) fn get(&self, fd: u32) -> Result<&Descriptor, Errno> {
         self.open.get(&fd).ok_or(Errno::BadFd)
+    }
+
+    /// The same, if its bytes may be read, or written: the program may have given that up.
+    pub(crate) fn with(&self, fd: u32, right: u64) -> Result<&Descriptor, Errno> {
+        Some(self.get(fd)?).filter(|descriptor| descriptor.rights & right != 0).ok_or(Errno::BadFd)
     }
 
     /// The same, to be changed.

@@ -85,7 +85,7 @@ pub(crate) fn read(
     done: u32,
 ) -> Result<(), Fail> {
     let pieces = guest.pieces(list, count)?;
-    let total = match &wasi.table.get(fd)?.kind {
+    let total = match &wasi.table.with(fd, rights::FD_READ)?.kind {
         Kinds::Stdin => {
             let bytes = wasi.streams.read(length_of(&pieces, READ_MAX))?;
             guest.scatter(&pieces, &bytes)?;
@@ -116,7 +116,7 @@ pub(crate) fn write(
     done: u32,
 ) -> Result<(), Fail> {
     let pieces = guest.pieces(list, count)?;
-    let descriptor = wasi.table.get(fd)?;
+    let descriptor = wasi.table.with(fd, rights::FD_WRITE)?;
     let channel = match &descriptor.kind {
         Kinds::Stdout => Channel::Out,
         Kinds::Stderr => Channel::Err,
@@ -149,6 +149,7 @@ pub(crate) fn pread(
 ) -> Result<(), Fail> {
     let pieces = guest.pieces(list, count)?;
     let file = wasi.table.file(fd)?;
+    wasi.table.with(fd, rights::FD_READ)?;
     let mut total = 0u64;
     for &(address, length) in &pieces {
         let place = offset.checked_add(total).ok_or(Errno::Invalid)?;
@@ -171,6 +172,7 @@ pub(crate) fn pwrite(
 ) -> Result<(), Fail> {
     let pieces = guest.pieces(list, count)?;
     let file = wasi.table.file(fd)?;
+    wasi.table.with(fd, rights::FD_WRITE)?;
     let mut total = 0u64;
     for &(address, length) in &pieces {
         let place = offset.checked_add(total).ok_or(Errno::Invalid)?;
@@ -244,7 +246,8 @@ pub(crate) fn fdstat(guest: &mut Guest<'_>, wasi: &mut Wasi, fd: u32, to: u32) -
             let flags = rustix::fs::fcntl_getfl(file)?;
             let has = |flag, bit| if flags.contains(flag) { bit } else { 0 };
             let kind = filetype(FileType::from_raw_mode(rustix::fs::fstat(file)?.st_mode));
-            (kind, has(OFlags::APPEND, APPEND) | has(OFlags::NONBLOCK, NONBLOCK))
+            let synced = has(OFlags::SYNC, SYNC) | has(OFlags::DSYNC, DSYNC);
+            (kind, has(OFlags::APPEND, APPEND) | has(OFlags::NONBLOCK, NONBLOCK) | synced)
         }
         Kinds::Directory { .. } => (filetype(FileType::Directory), 0),
         _ => (if wasi.table.tty { CHARACTER_DEVICE } else { UNKNOWN }, 0),

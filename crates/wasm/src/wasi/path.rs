@@ -5,7 +5,7 @@
 //! parent's.
 use super::Wasi;
 use super::errno::{Errno, Fail};
-use super::fd::{Descriptor, Kinds};
+use super::fd::{Descriptor, Kinds, rights};
 use super::file::{APPEND, DSYNC, NONBLOCK, RSYNC, SYNC, access, filestat, times};
 use super::guest::Guest;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -119,6 +119,12 @@ pub(crate) fn open(
     let is_directory = ask.oflags & DIRECTORY != 0;
     if is_directory && ask.oflags & (CREATE | EXCLUSIVE | TRUNCATE) != 0 {
         return Err(Errno::Invalid.into());
+    }
+    if is_directory && write {
+        return Err(Errno::IsDirectory.into());
+    }
+    if ask.oflags & TRUNCATE != 0 {
+        wasi.table.with(fd, rights::PATH_FILESTAT_SET_SIZE).map_err(|_| Errno::NotPermitted)?;
     }
     if read_only && (ask.oflags & (CREATE | TRUNCATE) != 0 || write && !is_directory) {
         return Err(Errno::ReadOnly.into());
