@@ -97,7 +97,8 @@ fn what_cannot_be_run_says_why() {
         (["--cpus", "2"], "--cpus"),
         (["-u", "nobody"], "-u"),
         (["--fuel", "0"], "fuel"),
-        (["--kind", "jvm"], "viv-jvm"),
+        (["--kind", "jvm"], "neither a Java archive"),
+        (["--kind", "evm"], "viv-evm serve"),
     ] {
         let refused = home.run(&[&["run"], &options[..], &[&hello]].concat());
         assert!(

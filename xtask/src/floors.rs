@@ -12,6 +12,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("viv-guestfs", 2),
     ("viv-foreign", 2),
     ("viv-wasm", 4),
+    ("viv-jvm", 4),
     ("viv-process", 3),
     ("viv-cell", 2),
     ("viv-api", 1),

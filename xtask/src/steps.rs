@@ -32,7 +32,7 @@ pub(crate) fn build() -> Result<(), String> {
 }
 
 /// The binaries of the engines that run programs: large, and nobody links them.
-pub(crate) const ENGINES: [&str; 1] = ["viv-wasm"];
+pub(crate) const ENGINES: [&str; 2] = ["viv-wasm", "viv-jvm"];
 
 /// Builds the engines for release.
 pub(crate) fn engines() -> Result<(), String> {
@@ -58,6 +58,7 @@ pub(crate) fn test(quick: bool) -> Result<(), String> {
     install::need("docker-registry", "docker-registry")?;
     install::need("busybox", "busybox-static")?;
     install::need("zstd", "zstd")?;
+    install::need("javac", "default-jdk-headless")?;
     // Root alone can use them: without them those tests say that they test nothing.
     for (program, package) in [("ip", "iproute2"), ("nft", "nftables")] {
         if let Err(why) = install::need(program, package) {

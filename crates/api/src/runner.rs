@@ -79,6 +79,8 @@ pub struct RunnerSpec {
 pub struct RunnerProgram {
     /// The program; its file is the VM's own copy.
     pub spec: ProgramSpec,
+    /// The file that its user has named, which may be another one by now.
+    pub original: PathBuf,
     /// What it finds as its own name.
     pub called: String,
     /// Where engines keep what they have made of programs, for the next time.

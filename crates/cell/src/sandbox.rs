@@ -57,6 +57,8 @@ pub struct Files {
     pub devices: Vec<PathBuf>,
     /// Directories in which everything may be done but to execute.
     pub whole: Vec<PathBuf>,
+    /// To be read and executed.
+    pub run: Vec<PathBuf>,
 }
 
 /// Restricts the calling thread and those that it will make to the working directory and these files. Gives the names of what
@@ -125,6 +127,7 @@ fn restrict_files(files: &Files) -> Result<bool, Fault> {
     files.read.iter().try_for_each(|path| allow(path, read))?;
     files.write.iter().try_for_each(|path| allow(path, write))?;
     files.whole.iter().try_for_each(|path| allow(path, all & !AccessFs::Execute))?;
+    files.run.iter().try_for_each(|path| allow(path, read | AccessFs::Execute))?;
     allow(Path::new("/dev/null"), device)?;
     files.devices.iter().try_for_each(|path| allow(path, device))?;
     let status = rules.restrict_self().map_err(|error| failed(&error))?;
@@ -240,11 +243,16 @@ fn call_filters(but: &[libc::c_long]) -> Option<Vec<BpfProgram>> {
     let no_thread = argument(0, SeccompCmpOp::MaskedEq(thread), 0)?;
     let no_copy = argument(0, SeccompCmpOp::Ne, libc::SIGCHLD.unsigned_abs().into())?;
     rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![no_thread, no_copy]).ok()?]);
-    let unknown = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
-    let filter = |rules, errno: i32| -> Option<BpfProgram> {
+    let mut unknown = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+    for number in but {
+        rules.remove(number);
+        unknown.remove(number);
+    }
+    let filter = |rules: BTreeMap<i64, Vec<SeccompRule>>, errno: i32| -> Option<BpfProgram> {
         let refused = SeccompAction::Errno(errno.unsigned_abs());
         let arch = std::env::consts::ARCH.try_into().ok()?;
         SeccompFilter::new(rules, SeccompAction::Allow, refused, arch).ok()?.try_into().ok()
     };
-    Some(vec![filter(rules, libc::EPERM)?, filter(unknown, libc::ENOSYS)?])
+    let filters = [(rules, libc::EPERM), (unknown, libc::ENOSYS)].into_iter();
+    filters.filter(|(rules, _)| !rules.is_empty()).map(|(rules, errno)| filter(rules, errno)).collect()
 }

@@ -122,6 +122,7 @@ pub(crate) fn told(record: &VmRecord, dir: &Path, places: &Places) -> Option<Run
     let called = program.file.file_name().unwrap_or(OsStr::new("program"));
     Some(RunnerProgram {
         spec: ProgramSpec { file: dir.join(COPY), ..program.clone() },
+        original: program.file.clone(),
         called: called.to_string_lossy().into_owned(),
         cache: places.programs(),
         awaited: record.attended_by.is_some(),
@@ -130,6 +131,10 @@ pub(crate) fn told(record: &VmRecord, dir: &Path, places: &Places) -> Option<Run
 
 /// The process of a program of this kind.
 pub(crate) fn executable(kind: GuestKind) -> Result<Command, Fault> {
+    if kind == GuestKind::Evm {
+        let text = "an Ethereum chain does not run as a VM yet";
+        return Err(Fault::new(Kind::NotRunnable, text, "run it by itself: viv-evm serve"));
+    }
     let name = format!("viv-{kind}");
     let missing = |what: String| {
         Fault::new(

@@ -108,6 +108,9 @@ pub struct ProgramSpec {
     /// The function to call in the place of its start.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub invoke: Option<String>,
+    /// What a Java virtual machine is told besides: `-Xss2m`, `-Dname=value`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub options: Vec<String>,
     /// Its standard streams are shown on a terminal.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub tty: bool,
@@ -137,7 +140,11 @@ impl ProgramSpec {
         if !self.kind.is_program() {
             return wrong("a program cannot be of kind system".into(), "use kind wasm, evm or jvm");
         }
-        let words = self.args.iter().chain(self.env.iter().flat_map(|(name, value)| [name, value]));
+        let words = self
+            .args
+            .iter()
+            .chain(&self.options)
+            .chain(self.env.iter().flat_map(|(name, value)| [name, value]));
         let bytes: usize = words.clone().map(String::len).sum();
         if self.args.len() + self.env.len() > WORDS_MAX || bytes > WORDS_BYTES_MAX {
             return wrong(
@@ -166,6 +173,9 @@ impl ProgramSpec {
                 format!("fuel, deterministic runs and single functions are not for {}", self.kind.called()),
                 "leave out --fuel, --deterministic and --invoke",
             );
+        }
+        if self.kind != GuestKind::Jvm && !self.options.is_empty() {
+            return wrong(format!("options are not for {}", self.kind.called()), "leave out --java-option");
         }
         if self.seed != 0 && !self.deterministic {
             return wrong("a seed is for a deterministic run".into(), "add --deterministic");

@@ -30,6 +30,8 @@ pub struct Gate {
 struct Inner {
     closed: bool,
     end: Option<End>,
+    /// It was not only asked to end.
+    now: bool,
     /// How long it has been open before it was last opened.
     ran: Duration,
     /// Since when it is open.
@@ -84,8 +86,27 @@ impl Gate {
 
     /// Has it end like this; the first wish counts.
     pub fn stop(&self, end: End) {
+        let mut inner = self.lock();
+        inner.end.get_or_insert(end);
+        inner.now = true;
+        drop(inner);
+        self.tell();
+    }
+
+    /// Asks it to end, which a program that can hear may do in its own time; it counts as this end.
+    pub fn ask_to_end(&self, end: End) {
         self.lock().end.get_or_insert(end);
         self.tell();
+    }
+
+    /// Whether it was told to end, and not only asked.
+    pub fn is_to_end_now(&self) -> bool {
+        self.lock().now
+    }
+
+    /// Whether it stands still.
+    pub fn is_closed(&self) -> bool {
+        self.lock().closed
     }
 
     /// How it was told to end, if it was.

@@ -91,7 +91,7 @@ impl Life {
 
     /// Asks it to end.
     pub(crate) fn stop(&self, end: Option<End>) {
-        self.end(end.unwrap_or(End::PowerOff));
+        self.gate.ask_to_end(end.unwrap_or(End::PowerOff));
     }
 
     /// Has it end now.

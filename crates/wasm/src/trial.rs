@@ -32,8 +32,13 @@ pub fn run(module: &[u8], directory: &Path, fuel: u64) -> Option<End> {
     let start = invoke::start("trial", &module, &spec).ok()?;
     let gate = Arc::new(Gate::default());
     let streams = Arc::new(Streams::new(gate.clone(), Arc::new(Console::new()), false));
-    let program =
-        RunnerProgram { spec, called: "trial".into(), cache: directory.to_path_buf(), awaited: false };
+    let program = RunnerProgram {
+        spec,
+        original: "/".into(),
+        called: "trial".into(),
+        cache: directory.to_path_buf(),
+        awaited: false,
+    };
     let share = ShareSpec { path: directory.to_path_buf(), target: "/".into(), ..ShareSpec::default() };
     let wasi = Wasi::new(&[share], &program, streams, gate.clone()).ok()?;
     gate.begin();

@@ -38,6 +38,9 @@ pub(crate) struct ProgramArgs {
     /// Of a program: run it the same each time, with a clock and random numbers of its own
     #[arg(long)]
     deterministic: bool,
+    /// Of a Java program: tell its machine this, -Xss2m or -Dname=value; may be given several times
+    #[arg(long = "java-option", value_name = "OPTION", allow_hyphen_values = true)]
+    java_options: Vec<String>,
     /// With --deterministic: other random numbers
     #[arg(long, value_name = "N", requires = "deterministic")]
     seed: Option<u64>,
@@ -51,6 +54,7 @@ impl ProgramArgs {
             ("--fuel", self.fuel.is_some()),
             ("--time", self.time.is_some()),
             ("--deterministic", self.deterministic),
+            ("--java-option", !self.java_options.is_empty()),
         ]
         .into_iter()
         .find_map(|(name, given)| given.then_some(name))
@@ -110,6 +114,7 @@ fn ask(mut args: Args, kind: GuestKind) -> Result<VmCreate, Fault> {
         args: words,
         env: variables.collect(),
         invoke: options.invoke.clone(),
+        options: options.java_options.clone(),
         tty: command.tty || terminal::is_interactive(),
         fuel: options.fuel,
         time_ms: options.time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
