@@ -100,6 +100,28 @@ pub(crate) fn contract() -> Result<(), String> {
     }
 }
 
+/// The Ethereum chain through its users' libraries: web3.py, ethers and viem, which come from their registries.
+pub(crate) fn evm_clients() -> Result<(), String> {
+    /// What the script says when none of them can be had.
+    const CANNOT: i32 = 77;
+    step("the chain's program", cargo().args(["build", "--release", "--package", "viv-evm"]))?;
+    let status = Command::new("bash")
+        .arg(root().join("e2e/evm/run"))
+        .arg(target_dir().join("release/viv-evm"))
+        .arg(target_dir().join("evm-clients"))
+        .stdin(Stdio::null())
+        .status()
+        .map_err(|error| format!("cannot start bash: {error}"))?;
+    match status.code() {
+        Some(0) => Ok(()),
+        Some(CANNOT) => {
+            eprintln!("xtask: the chain is not tried with its clients: neither can be installed");
+            Ok(())
+        }
+        _ => Err("a client's flow fails; see above".to_string()),
+    }
+}
+
 /// The long forms of the tests.
 pub(crate) fn nightly() -> Result<(), String> {
     step(
