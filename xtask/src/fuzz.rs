@@ -26,6 +26,8 @@ const LIMITS: &[(&str, u64, u32)] = &[
     ("guest_disk", 20_000, 1000),
     ("upper_disk", 100_000, 1000),
     ("machine_backup", 300_000, 4096),
+    // Each input is a call on a chain.
+    ("evm_request", 300_000, 4096),
 ];
 const OTHER: (u64, u32) = (1_000_000, 4096);
 
