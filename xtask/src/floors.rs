@@ -24,6 +24,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("viv-oci", 1),
     ("viv-rootfs", 1),
     ("viv-snapshot", 2),
+    ("viv-evm", 1),
     ("viv-model", 0),
     ("viv-arch", 0),
     ("viv-mem", 0),
@@ -36,6 +37,7 @@ const FORBIDDEN: &[(&str, &str)] = &[
     ("viv-host", "viv-devices"),
     ("viv-host", "viv-machine"),
     ("viv-host", "viv-mem"),
+    ("viv-host", "viv-evm"),
 ];
 
 fn floor(name: &str) -> Option<u8> {

@@ -23,6 +23,7 @@ cargo xtask fuzz [TARGET [N]] every fuzz target, or one with N executions: fuzz/
 cargo xtask disks             50 power cuts, full file systems and injected errors, with real guests (root)
 cargo xtask stress            hours of loads that check themselves, in the default guest with 4 vCPUs (see --help)
 cargo xtask contract          hold a running service against its OpenAPI document, with schemathesis
+cargo xtask evm-clients       try a chain with web3.py, ethers and viem
 cargo xtask lab               real KVM inside a software-emulated machine: the same guests there
 cargo xtask bench [--peer qemu] [ROW …]  our software CPU beside Debian's QEMU TCG, as ratios (see --help)
 cargo xtask agent             build the guest agent alone
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         "disks" => steps::disks(),
         "stress" => stress::run(&rest),
         "contract" => steps::build().and_then(|()| steps::contract()),
+        "evm-clients" => steps::evm_clients(),
         "lab" => steps::lab(),
         "bench" => bench::run(&rest),
         "agent" => agent::build(&target_dir()).map(|path| println!("{}", path.display())),

@@ -32,7 +32,7 @@ pub(crate) fn build() -> Result<(), String> {
 }
 
 /// The binaries of the engines that run programs: large, and nobody links them.
-pub(crate) const ENGINES: [&str; 2] = ["viv-wasm", "viv-jvm"];
+pub(crate) const ENGINES: [&str; 3] = ["viv-wasm", "viv-jvm", "viv-evm"];
 
 /// Builds the engines for release.
 pub(crate) fn engines() -> Result<(), String> {
@@ -112,6 +112,28 @@ pub(crate) fn contract() -> Result<(), String> {
             Ok(())
         }
         _ => Err("the service does not answer as its document says; see above".to_string()),
+    }
+}
+
+/// The Ethereum chain through its users' libraries: web3.py, ethers and viem, which come from their registries.
+pub(crate) fn evm_clients() -> Result<(), String> {
+    /// What the script says when none of them can be had.
+    const CANNOT: i32 = 77;
+    step("the chain's program", cargo().args(["build", "--release", "--package", "viv-evm"]))?;
+    let status = Command::new("bash")
+        .arg(root().join("e2e/evm/run"))
+        .arg(target_dir().join("release/viv-evm"))
+        .arg(target_dir().join("evm-clients"))
+        .stdin(Stdio::null())
+        .status()
+        .map_err(|error| format!("cannot start bash: {error}"))?;
+    match status.code() {
+        Some(0) => Ok(()),
+        Some(CANNOT) => {
+            eprintln!("xtask: the chain is not tried with its clients: neither can be installed");
+            Ok(())
+        }
+        _ => Err("a client's flow fails; see above".to_string()),
     }
 }
 
