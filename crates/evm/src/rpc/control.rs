@@ -79,7 +79,8 @@ impl Rpc {
             "setPrevRandao" => params
                 .get(0)
                 .and_then(|random: B256| self.done(|settings| settings.next_random = Some(random))),
-            "setMinGasPrice" | "setLoggingEnabled" | "enableTraces" => Ok(Value::Null),
+            // Nothing is logged, so there is nothing to turn off.
+            "setLoggingEnabled" => Ok(Value::Null),
             _ => return None,
         })
     }
