@@ -99,9 +99,22 @@ impl Engine for Jvm {
             }
             if share.read_only { &mut read } else { &mut whole }.push(share.path.clone());
         }
-        if !own_network::enter() {
-            streams
-                .write(Channel::Err, b"viv: the host gives the program no network of its own: it has none\n");
+        // It starts its machine, which has sockets if there is a network of its own for them.
+        let mut calls = vec![
+            libc::SYS_execve,
+            libc::SYS_fork,
+            libc::SYS_vfork,
+            libc::SYS_clone,
+            libc::SYS_clone3,
+            libc::SYS_kill,
+            libc::SYS_tgkill,
+        ];
+        match own_network::enter() {
+            true => calls.push(libc::SYS_socket),
+            false => streams.write(
+                Channel::Err,
+                b"viv: this host gives the program no network of its own: it has none\n",
+            ),
         }
         let program = Arc::new(JavaProgram {
             command: Mutex::new(Some(command)),
@@ -118,20 +131,7 @@ impl Engine for Jvm {
         });
         Ok(Prepared {
             instance: program,
-            confinement: Confinement {
-                files: Files { read, whole, run, ..Files::default() },
-                // It starts its machine, which has sockets in a network of its own.
-                calls: vec![
-                    libc::SYS_execve,
-                    libc::SYS_fork,
-                    libc::SYS_vfork,
-                    libc::SYS_clone,
-                    libc::SYS_clone3,
-                    libc::SYS_socket,
-                    libc::SYS_kill,
-                    libc::SYS_tgkill,
-                ],
-            },
+            confinement: Confinement { files: Files { read, whole, run, ..Files::default() }, calls },
         })
     }
 }
