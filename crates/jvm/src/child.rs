@@ -99,14 +99,13 @@ impl Engine for Jvm {
             }
             if share.read_only { &mut read } else { &mut whole }.push(share.path.clone());
         }
-        // It starts its machine, which has sockets if there is a network of its own for them.
+        // It starts its machine, which wakes its own threads (tgkill), and has sockets if there is a network of its own for them.
         let mut calls = vec![
             libc::SYS_execve,
             libc::SYS_fork,
             libc::SYS_vfork,
             libc::SYS_clone,
             libc::SYS_clone3,
-            libc::SYS_kill,
             libc::SYS_tgkill,
         ];
         match own_network::enter() {
