@@ -371,23 +371,15 @@ pub(crate) fn bit_test_far<B: BitChange, T: Target + Source, W: Width>(cpu: &mut
     bit_test::<B, T, Imm, W>(cpu, &near)
 }
 
-/// BSF (`FORWARD`) and BSR.
+/// BSF (`FORWARD`) and BSR. Processors differ in the flags besides ZF, and in what a source of zero leaves: here the flags
+/// are TEST's of the source, and zero leaves the register alone.
 pub(crate) fn bit_scan<const FORWARD: bool, S: Source, W: Width>(cpu: &mut Cpu, op: &Op) -> R<()> {
-    let b = S::get::<W>(cpu, op)?.wide();
-    let (old, fl) = (cpu.regs[(op.dst & 15) as usize], cpu.flags);
-    let (value, fl) = match (W::BYTES, FORWARD) {
-        (2, true) => wide(native::bsf16(old as u16, b as u16, fl)),
-        (2, false) => wide(native::bsr16(old as u16, b as u16, fl)),
-        (4, true) => wide(native::bsf32(old as u32, b as u32, fl)),
-        (4, false) => wide(native::bsr32(old as u32, b as u32, fl)),
-        (_, true) => native::bsf64(old, b, fl),
-        (_, false) => native::bsr64(old, b, fl),
-    };
-    cpu.flags = fl;
-    if b != 0 {
-        cpu.set_reg(op.dst, W::of(value));
-    } else if W::BYTES == 4 {
-        cpu.regs[(op.dst & 15) as usize] = super::zero_source_keeps(old);
+    let source = S::get::<W>(cpu, op)?;
+    (_, cpu.flags) = W::alu::<native::Test>(source, source, cpu.flags);
+    let bits = source.wide();
+    if bits != 0 {
+        let place = if FORWARD { bits.trailing_zeros() } else { bits.ilog2() };
+        cpu.set_reg(op.dst, W::of(place.into()));
     }
     Ok(())
 }

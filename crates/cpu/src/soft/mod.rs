@@ -155,11 +155,6 @@ fn host_is_amd() -> bool {
     true
 }
 
-/// BSF and BSR of a zero source leave a 32-bit destination as this.
-fn zero_source_keeps(old: u64) -> u64 {
-    old
-}
-
 /// The bus outside `run`: nothing is there.
 struct NoBus;
 static NO_BUS: NoBus = NoBus;

@@ -230,31 +230,24 @@ double_shift!(shrd16, u16, ":x", "shrd");
 double_shift!(shrd32, u32, ":e", "shrd");
 double_shift!(shrd64, u64, ":r", "shrd");
 
-macro_rules! scan {
+macro_rules! multiply {
     ($name:ident, $t:ty, $r:literal, $ins:literal) => {
-        /// The old destination is kept where the instruction leaves it (zero source).
         #[inline(always)]
-        pub(crate) fn $name(old: $t, source: $t, flags: Flags) -> ($t, Flags) {
+        pub(crate) fn $name(a: $t, b: $t, flags: Flags) -> ($t, Flags) {
             let (mut x, mut ax): ($t, u16);
-            x = old;
+            x = a;
             // SAFETY: register arithmetic only.
             unsafe {
-                asm!("and al, 1", "add al, 127", "sahf", concat!($ins, " {x", $r, "}, {s", $r, "}"), "lahf", "seto al",
-                    x = inout(reg) x, s = in(reg) source, inout("ax") flags => ax, options(nomem, nostack, pure));
+                asm!("and al, 1", "add al, 127", "sahf", concat!($ins, " {x", $r, "}, {b", $r, "}"), "lahf", "seto al",
+                    x = inout(reg) x, b = in(reg) b, inout("ax") flags => ax, options(nomem, nostack, pure));
             }
             (x, ax)
         }
     };
 }
-scan!(bsf16, u16, ":x", "bsf");
-scan!(bsf32, u32, ":e", "bsf");
-scan!(bsf64, u64, ":r", "bsf");
-scan!(bsr16, u16, ":x", "bsr");
-scan!(bsr32, u32, ":e", "bsr");
-scan!(bsr64, u64, ":r", "bsr");
-scan!(imul16, u16, ":x", "imul");
-scan!(imul32, u32, ":e", "imul");
-scan!(imul64, u64, ":r", "imul");
+multiply!(imul16, u16, ":x", "imul");
+multiply!(imul32, u32, ":e", "imul");
+multiply!(imul64, u64, ":r", "imul");
 
 macro_rules! wide_multiply {
     ($name:ident, $t:ty, $a:tt, $d:tt, $r:literal, $ins:literal) => {

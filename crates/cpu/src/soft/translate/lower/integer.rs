@@ -18,7 +18,7 @@ fn is_plain(x: &Instruction) -> bool {
         // OF of a byte or word rotated all the way through carry is the interpreter's.
         M::Rcl | M::Rcr => size_of_first(x) >= 4,
         M::Rol | M::Ror | M::Shl | M::Sal | M::Shr | M::Sar | M::Shld | M::Shrd => true,
-        M::Bsf | M::Bsr | M::Movbe | M::Movnti => true,
+        M::Movbe | M::Movnti => true,
         M::Popcnt => std::arch::is_x86_feature_detected!("popcnt"),
         M::Crc32 => std::arch::is_x86_feature_detected!("sse4.2"),
         M::Imul => x.op_count() > 1,
@@ -65,6 +65,7 @@ impl Lower<'_> {
             M::Cbw | M::Cwde | M::Cdqe | M::Cwd | M::Cdq | M::Cqo => self.extend(x),
             M::Mul | M::Imul if x.op_count() == 1 => self.multiply(x),
             M::Div | M::Idiv => self.divide(x),
+            M::Bsf | M::Bsr => self.bit_scan(x),
             M::Cmpxchg => self.compare_exchange(x),
             M::Cmpxchg16b => self.compare_exchange_16(x),
             M::Pushfq => self.push_flags(x),
@@ -195,6 +196,56 @@ impl Lower<'_> {
         self.asm.rm(size == 8, &[0x0f, opcode], T0, at(T1, 0));
         self.flags_made(None);
         true
+    }
+
+    /// BSF and BSR. Processors differ in the flags besides ZF, and in what a source of zero leaves: here the flags are
+    /// TEST's of the source, and zero leaves the register alone.
+    fn bit_scan(&mut self, x: &Instruction) -> bool {
+        let size = size_of_first(x);
+        match self.one_operand(x) {
+            Some(mem) if size == 8 => self.asm.load(T0, mem),
+            Some(mem) if size == 4 => self.asm.rm(false, &[0x8b], T0, mem),
+            Some(mem) => self.asm.load16(T0, mem),
+            None => {
+                let from = self.in_register(x.op1_register(), T0);
+                match size {
+                    8 => self.asm.mov(T0, from),
+                    4 => self.asm.mov32(T0, from),
+                    _ => self.asm.rr(false, &[0x0f, 0xb7], T0, from),
+                }
+            }
+        }
+        // TZCNT where the host has it, which is faster and else BSF: they differ in zero and in flags only.
+        if x.mnemonic() == M::Bsf {
+            self.asm.raw(&[0xf3]);
+        }
+        let opcode = if x.mnemonic() == M::Bsf { 0xbc } else { 0xbd };
+        self.asm.rr(true, &[0x0f, opcode], T1, T0);
+        self.operand_size(size);
+        self.asm.test(size == 8, T0, T0);
+        let number = x.op0_register().number() & 15;
+        // CMOVNZ into the home; without one CMOVZ of what is there, and back. A double word's is of 64 bits, because
+        // CMOV clears the upper half also where it moves nothing.
+        self.operand_size(size);
+        match HOMES[number] {
+            Some(home) => self.asm.rr(size != 2, &[0x0f, 0x45], home, T1),
+            None => {
+                self.asm.rm(size != 2, &[0x0f, 0x44], T1, layout::reg(number));
+                match size {
+                    2 => self.asm.store16(layout::reg(number), T1),
+                    _ => self.asm.store(layout::reg(number), T1),
+                }
+            }
+        }
+        self.flags_made(None);
+        true
+    }
+
+    /// The prefix of 16-bit operands, if `size` is that.
+    fn operand_size(&mut self, size: usize) {
+        if size == 2 {
+            self.asm.raw(&[0x66]);
+        }
     }
 
     // ---- stack ------------------------------------------------------------------------------------------------
