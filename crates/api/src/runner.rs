@@ -87,6 +87,8 @@ pub enum Ask {
     Status,
     /// How is it, once a guest that goes on from a snapshot has been told who and when it is?
     Settled,
+    /// How is it, now and whenever that changes? One [`Reply::Ok`] for each, until the connection ends.
+    Follow,
     /// What has it used and done?
     Stats,
     /// Let the vCPUs stand still.
