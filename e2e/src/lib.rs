@@ -1,25 +1,24 @@
 //! Whole-product tests: the built command with real guests. This crate has only what they share.
 //!
-//! The tests stand in `tests/`; `cargo xtask test` builds the release binaries first and runs them one at a time.
+//! The tests stand in `tests/`; `cargo xtask test` builds the binaries first and runs them one at a time.
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-/// Where cargo puts release binaries: beside our own test binary's directory.
-fn target_dir() -> PathBuf {
+/// Where cargo puts the binaries of the profile that the tests were built with: `TARGET/PROFILE` of our own
+/// `TARGET/PROFILE/deps/NAME`.
+fn built() -> PathBuf {
     let exe = std::env::current_exe().unwrap_or_default();
-    let dir = exe.ancestors().find(|dir| dir.join("release").is_dir()).map(Path::to_path_buf);
-    dir.expect("the tests run from cargo's target directory")
+    exe.ancestors().nth(2).expect("the tests run from cargo's target directory").to_path_buf()
 }
 
 /// The command with `words`, in a home that all whole-product tests share: images are built once.
 pub fn viv(words: &[&str]) -> Command {
-    let target = target_dir();
-    let viv = target.join("release/viv");
+    let viv = built().join("viv");
     assert!(viv.is_file(), "{} is not built; run: cargo xtask test", viv.display());
     let mut command = Command::new(viv);
-    command.args(words).env("VIV_HOME", target.join("e2e-home")).stdin(Stdio::null());
+    command.args(words).env("VIV_HOME", built().with_file_name("e2e-home")).stdin(Stdio::null());
     command
 }
 
@@ -183,7 +182,8 @@ impl Home {
     pub fn new(name: &str) -> Home {
         let home = Home(Directory::new(name));
         run(&["build"], "").ok();
-        std::os::unix::fs::symlink(target_dir().join("e2e-home/data"), home.0.0.join("data")).unwrap();
+        std::os::unix::fs::symlink(built().with_file_name("e2e-home").join("data"), home.0.0.join("data"))
+            .unwrap();
         home
     }
 

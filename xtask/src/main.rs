@@ -45,7 +45,7 @@ fn main() -> ExitCode {
         "check" => steps::check(),
         "disks" => steps::disks(),
         "stress" => stress::run(&rest),
-        "contract" => steps::build().and_then(|()| steps::contract()),
+        "contract" => steps::build().and_then(|()| steps::contract("release")),
         "evm-clients" => steps::evm_clients(),
         "lab" => steps::lab(),
         "bench" => bench::run(&rest),

@@ -74,42 +74,32 @@ pub(crate) fn test(quick: bool) -> Result<(), String> {
     floors::check(&root())?;
     tidy::check(&root())?;
     step("format", cargo().args(["fmt", "--all", "--check"]))?;
-    step(
-        "lints",
-        cargo().args(["clippy", "--quiet", "--workspace", "--exclude", CHAIN]).args([
-            "--all-targets",
-            "--",
-            "-D",
-            "warnings",
-        ]),
-    )?;
+    // All in the dev profile, with its assertions, and one choice of packages, so that everything is built once.
+    let product = ["--workspace", "--exclude", CHAIN];
     eprintln!("xtask: {CHAIN} takes minutes to build: cargo xtask nightly lints and tests it");
-    eprintln!("xtask: build");
-    build()?;
-    engines()?;
-    let but = ["viv-e2e", CHAIN].iter().chain(&ENGINES).flat_map(|name| ["--exclude", name]);
-    step("unit tests", cargo().args(["test", "--quiet", "--workspace"]).args(but))?;
-    // As they were built: their abstract machines take minutes.
-    let packages = ENGINES.iter().flat_map(|name| ["--package", name]);
-    step("unit tests of engines", cargo().args(["test", "--quiet", "--release"]).args(packages))?;
+    let lints = ["--all-targets", "--", "-D", "warnings"];
+    step("lints", cargo().args(["clippy", "--quiet"]).args(product).args(lints))?;
+    step("build of the tests", cargo().args(["test", "--quiet", "--no-run"]).args(product))?;
+    step("unit tests", cargo().args(["test", "--quiet"]).args(product).args(["--exclude", "viv-e2e"]))?;
+    step("build", cargo().args(["build", "--quiet", "--bins"]).args(product))?;
+    agent::build(&target_dir())?;
     if quick {
         return Ok(());
     }
-    contract()?;
-    step(
-        "whole-product tests",
-        cargo().args(["test", "--release", "--package", "viv-e2e", "--", "--test-threads=1"]),
-    )
+    contract("debug")?;
+    let one_by_one = ["--package", "viv-e2e", "--", "--test-threads=1"];
+    step("whole-product tests", cargo().arg("test").args(one_by_one))
 }
 
-/// The running service against its own OpenAPI document, by schemathesis, which comes from Python's registry.
-pub(crate) fn contract() -> Result<(), String> {
+/// The running service of this profile against its own OpenAPI document, by schemathesis, which comes from Python's
+/// registry.
+pub(crate) fn contract(profile: &str) -> Result<(), String> {
     /// What the script says when that cannot be had.
     const CANNOT: i32 = 77;
     let script = root().join("e2e/schemathesis");
     let status = Command::new("bash")
         .arg(script)
-        .arg(target_dir().join("release/viv"))
+        .arg(target_dir().join(profile).join("viv"))
         .arg(target_dir().join("schemathesis"))
         .stdin(Stdio::null())
         .status()

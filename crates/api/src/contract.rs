@@ -10,6 +10,9 @@ use viv_model::{Fault, Kind};
 /// The longest that a request waits for an agent, seconds.
 pub const AGENT_WAIT_S_MAX: u64 = 3600;
 
+/// The longest limit that a request may have, seconds.
+pub const WAIT_S_MAX: u64 = 24 * 3600;
+
 /// Most characters of a text in a query.
 pub const TEXT_MAX: usize = 1024;
 
@@ -58,8 +61,12 @@ pub enum Shape {
     Flag,
     /// A number of seconds, up to [`AGENT_WAIT_S_MAX`].
     Seconds,
+    /// A number of seconds, up to [`WAIT_S_MAX`]; for ever, if it is not said.
+    Limit,
     /// A number from 1 to 100,000.
     Count,
+    /// How many of a list, from 1 to 100,000; all, if it is not said.
+    Part,
     /// Text of up to [`TEXT_MAX`] characters; none is as if it were not said.
     Text,
 }
@@ -79,6 +86,11 @@ const fn parameter(name: &'static str, shape: Shape, does: &'static str) -> Para
     Parameter { name, shape, does }
 }
 
+const LIMIT: Parameter = parameter("limit", Shape::Part, "so many at most; Link leads to the next ones");
+const AFTER: Parameter =
+    parameter("after", Shape::Text, "only what comes after this place, which Link names");
+const NAME: Parameter = parameter("name", Shape::Text, "only what is called so; * stands for anything");
+const LIST: &[Parameter] = &[NAME, LIMIT, AFTER];
 const NETWORK: &[Parameter] =
     &[parameter("network", Shape::Text, "the port in this network; the first one, if it is not said")];
 const JOB: &[Parameter] = &[parameter("job", Shape::Text, "names the work, so that it can be cancelled")];
@@ -120,6 +132,50 @@ impl Route {
                         parameter("follow", Shape::Flag, "go on as things happen"),
                         parameter("event", Shape::Text, "only these kinds, with commas between them"),
                         parameter("of", Shape::Text, "only of what is called so"),
+                    ]
+                }
+            }
+            VmList => {
+                const {
+                    &[
+                        NAME,
+                        parameter(
+                            "state",
+                            Shape::Text,
+                            "only those in one of these states, with commas between them",
+                        ),
+                        parameter(
+                            "label",
+                            Shape::Text,
+                            "only those with these labels, NAME or NAME=VALUE, with commas between them",
+                        ),
+                        parameter("image", Shape::Text, "only those of this image; * stands for anything"),
+                        parameter("network", Shape::Text, "only those in this network"),
+                        LIMIT,
+                        AFTER,
+                        parameter(
+                            "watch",
+                            Shape::Flag,
+                            "go on with those that change, as server-sent events",
+                        ),
+                        parameter(
+                            "since",
+                            Shape::Text,
+                            "with watch: only what has changed after this revision",
+                        ),
+                    ]
+                }
+            }
+            ImageList | NetworkList | SnapshotList => LIST,
+            VmWait => {
+                const {
+                    &[
+                        parameter(
+                            "state",
+                            Shape::Text,
+                            "what it is waited for to be: running, healthy …; ended, if it is not said",
+                        ),
+                        parameter("timeout", Shape::Limit, "how long at most"),
                     ]
                 }
             }
@@ -219,8 +275,15 @@ impl Route {
                 Shape::Seconds => {
                     return refused(format!("{name}={value:?}: use a number from 0 to {AGENT_WAIT_S_MAX}"));
                 }
-                Shape::Count if value.parse().is_ok_and(|n: u32| (1..=100_000).contains(&n)) => {}
-                Shape::Count => return refused(format!("{name}={value:?}: use a number from 1 to 100000")),
+                Shape::Limit if value.parse().is_ok_and(|s: u64| s <= WAIT_S_MAX) => {}
+                Shape::Limit => {
+                    return refused(format!("{name}={value:?}: use a number from 0 to {WAIT_S_MAX}"));
+                }
+                Shape::Count | Shape::Part
+                    if value.parse().is_ok_and(|n: u32| (1..=100_000).contains(&n)) => {}
+                Shape::Count | Shape::Part => {
+                    return refused(format!("{name}={value:?}: use a number from 1 to 100000"));
+                }
                 Shape::Text if value.chars().count() <= TEXT_MAX => {}
                 Shape::Text => {
                     return refused(format!(
@@ -324,7 +387,10 @@ mod tests {
         assert!(Route::VmAgent.check_query("wait=3&boot=60%30").is_ok());
         assert!(fault(Route::VmRemove, "froce=true").contains("\"froce\""));
         assert!(fault(Route::VmRemove, "froce=true").contains("force"));
-        assert!(fault(Route::VmList, "a=b").contains("leave the query out"));
+        assert!(fault(Route::VmGet, "a=b").contains("leave the query out"));
+        assert!(Route::VmList.check_query("state=running&label=tier%3Dweb&limit=2&watch").is_ok());
+        assert!(fault(Route::VmList, "limit=0").contains("100000"));
+        assert!(fault(Route::VmWait, "timeout=86401").contains("86400"));
         assert!(fault(Route::VmRemove, "force=maybe").contains("true or false"));
         assert!(fault(Route::VmAgent, "wait=-1").contains("3600"));
         assert!(fault(Route::VmAgent, "wait=1&wait=2").contains("twice"));

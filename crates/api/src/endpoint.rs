@@ -301,7 +301,13 @@ pub const TABLE: &[Endpoint] = &[
         Answer::Json,
         "let VMs have so much from now on (Limits -> HostLimits)",
     ),
-    line(Route::VmList, Method::Get, "/v1/vms", Answer::Json, "all VMs, oldest first ([Vm])"),
+    line(
+        Route::VmList,
+        Method::Get,
+        "/v1/vms",
+        Answer::Json,
+        "all VMs, oldest first, or those that ?name, ?state, ?label, ?image, ?network say; ?limit=N so many at a time; ?watch=true as they change ([Vm])",
+    ),
     line(
         Route::VmCreate,
         Method::Post,
@@ -421,7 +427,7 @@ pub const TABLE: &[Endpoint] = &[
         Method::Get,
         "/v1/vms/{vm}/wait",
         Answer::Json,
-        "answers when it does not run any more (Vm)",
+        "answers when it does not run any more, or is what ?state= says: running, healthy, removed …; within ?timeout=SECONDS (Vm)",
     ),
     line(
         Route::VmStats,

@@ -18,6 +18,18 @@ pub enum What {
     /// It is in another state than before.
     #[serde(rename = "vm.state")]
     VmState,
+    /// Its guest has booted anew.
+    #[serde(rename = "vm.rebooted")]
+    VmRebooted,
+    /// Its guest's health is another one, which is the message: `starting`, `healthy` or `unhealthy`.
+    #[serde(rename = "vm.health")]
+    VmHealth,
+    /// The host has no room for its disks, which are the message: it stands still.
+    #[serde(rename = "vm.disk-full")]
+    VmDiskFull,
+    /// The host has room for its disks again.
+    #[serde(rename = "vm.disk-room")]
+    VmDiskRoom,
     /// It will be started again, by its restart policy.
     #[serde(rename = "vm.restarting")]
     VmRestarting,
@@ -61,10 +73,14 @@ pub enum What {
 
 impl What {
     /// Every kind.
-    pub const ALL: [What; 16] = [
+    pub const ALL: [What; 20] = [
         What::VmCreated,
         What::VmChanged,
         What::VmState,
+        What::VmRebooted,
+        What::VmHealth,
+        What::VmDiskFull,
+        What::VmDiskRoom,
         What::VmRestarting,
         What::VmRemoved,
         What::ImageChanged,
@@ -86,6 +102,10 @@ impl What {
             What::VmCreated => "vm.created",
             What::VmChanged => "vm.changed",
             What::VmState => "vm.state",
+            What::VmRebooted => "vm.rebooted",
+            What::VmHealth => "vm.health",
+            What::VmDiskFull => "vm.disk-full",
+            What::VmDiskRoom => "vm.disk-room",
             What::VmRestarting => "vm.restarting",
             What::VmRemoved => "vm.removed",
             What::ImageChanged => "image.changed",

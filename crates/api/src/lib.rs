@@ -20,6 +20,7 @@ mod encoding;
 pub mod endpoint;
 pub mod event;
 mod finding;
+pub mod goal;
 pub mod image;
 pub mod info;
 pub mod limits;

@@ -2,7 +2,7 @@
 //! `docs/openapi.json` is what this gives (a test compares them), and what the service serves.
 use crate::access::*;
 use crate::client::ErrorBody;
-use crate::contract::{AGENT_WAIT_S_MAX, Shape, TEXT_MAX};
+use crate::contract::{AGENT_WAIT_S_MAX, Shape, TEXT_MAX, WAIT_S_MAX};
 use crate::endpoint::{Answer, Endpoint, Route, TABLE, UPGRADE};
 use crate::event::Event;
 use crate::image::*;
@@ -270,6 +270,8 @@ fn operation(endpoint: &Endpoint, types: Types) -> Value {
             Shape::Seconds => {
                 json!({"type": "integer", "minimum": 0, "maximum": AGENT_WAIT_S_MAX, "default": 0})
             }
+            Shape::Limit => json!({"type": "integer", "minimum": 0, "maximum": WAIT_S_MAX}),
+            Shape::Part => json!({"type": "integer", "minimum": 1, "maximum": 100_000}),
             Shape::Count => json!({"type": "integer", "minimum": 1, "maximum": 100_000, "default": 1000}),
             Shape::Text => json!({"type": "string", "maxLength": TEXT_MAX}),
         };
@@ -300,6 +302,9 @@ fn operation(endpoint: &Endpoint, types: Types) -> Value {
     if !media.is_empty() {
         let schema = types.answer.unwrap_or_else(|| schemars::json_schema!({}));
         responses[success]["content"] = json!({ (media): {"schema": schema} });
+    }
+    if route.parameters().iter().any(|known| known.name == "watch") {
+        responses[success]["content"]["text/event-stream"] = json!({"schema": {"type": "string"}});
     }
     for status in statuses(*route) {
         responses[status] = json!({"$ref": format!("#/components/responses/{status}")});

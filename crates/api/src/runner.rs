@@ -108,6 +108,8 @@ pub enum Ask {
     Status,
     /// How is it, once a guest that goes on from a snapshot has been told who and when it is?
     Settled,
+    /// How is it, now and whenever that changes? One [`Reply::Ok`] for each, until the connection ends.
+    Follow,
     /// What has it used and done?
     Stats,
     /// Let the vCPUs stand still.
@@ -249,6 +251,17 @@ pub struct Status {
     /// How its guest is, if somebody looks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<Health>,
+}
+
+impl Status {
+    /// Whether it has more to say to one who knows this than how long health has been looked at.
+    pub fn is_news_to(&self, known: &Status) -> bool {
+        fn told(status: &Status) -> (State, u32, &[PathBuf], Option<viv_model::HealthState>) {
+            let health = status.health.as_ref().map(|health| health.state);
+            (status.state, status.boots, &status.full_disks, health)
+        }
+        told(self) != told(known)
+    }
 }
 
 /// What `viv runner --probe` prints.

@@ -4,6 +4,7 @@
 //! It knows no guest. `runner` puts a machine into it, `process` a program.
 mod console;
 mod control;
+mod follow;
 mod place;
 pub mod sandbox;
 mod usage;
@@ -11,6 +12,7 @@ mod written;
 
 pub use console::{Console, Log, Reader, attach};
 pub use control::serve;
+pub use follow::follow;
 pub use place::{DRAIN_LIMIT, Place, broken, finish, keep_log, report, spawn, watch_owner, watch_signals};
 pub use usage::{cpu_ns, memory_bytes};
 pub use written::write_json;

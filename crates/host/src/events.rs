@@ -1,5 +1,5 @@
 //! What happens, told in order: as a stream of server-sent events (WHATWG HTML, 9.2) that can be resumed.
-use crate::store::{Store, StoreError};
+use crate::store::Store;
 use crate::vms::Vms;
 use hyper::body::Bytes;
 use std::sync::Arc;
@@ -10,9 +10,11 @@ use viv_api::event::{Event, Since, What};
 use viv_model::{End, Fault, Kind, State};
 
 /// Events that are read at once.
-const PIECE: usize = 256;
+pub(crate) const PIECE: usize = 256;
 /// After how long without an event a sign of life is sent.
-const ALIVE: Duration = Duration::from_secs(15);
+pub(crate) const ALIVE: Duration = Duration::from_secs(15);
+/// The sign of life: a comment, which readers pass over.
+pub(crate) const SIGN_OF_LIFE: &[u8] = b": nothing new\n\n";
 /// Told in the place of events that are not kept any more.
 const GAP: &str =
     "event: gap\ndata: {\"fix\":\"events from before are not kept any more: read again what there is\"}\n\n";
@@ -73,7 +75,7 @@ pub(crate) async fn stream(vms: Arc<Vms>, wanted: Wanted) -> Result<mpsc::Receiv
         Since::Revision(revision) => revision,
         Since::Moment(moment) => {
             let vms = vms.clone();
-            blocking(move || vms.store.revision_at(moment)).await?
+            blocking(move || Ok(vms.store.revision_at(moment)?)).await?
         }
     };
     let (sender, pieces) = mpsc::channel(4);
@@ -83,7 +85,7 @@ pub(crate) async fn stream(vms: Arc<Vms>, wanted: Wanted) -> Result<mpsc::Receiv
     tokio::spawn(async move {
         loop {
             let (reader, from) = (vms.clone(), after);
-            let Ok(past) = blocking(move || reader.store.events(from, PIECE)).await else { return };
+            let Ok(past) = blocking(move || Ok(reader.store.events(from, PIECE)?)).await else { return };
             let mut text = String::new();
             if has_gap || past.has_gap && wanted.since != Since::Now {
                 text.push_str(GAP);
@@ -109,7 +111,7 @@ pub(crate) async fn stream(vms: Arc<Vms>, wanted: Wanted) -> Result<mpsc::Receiv
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return,
                 Err(_) => {
-                    if sender.send(Bytes::from_static(b": nothing new\n\n")).await.is_err() {
+                    if sender.send(Bytes::from_static(SIGN_OF_LIFE)).await.is_err() {
                         return;
                     }
                 }
@@ -119,13 +121,12 @@ pub(crate) async fn stream(vms: Arc<Vms>, wanted: Wanted) -> Result<mpsc::Receiv
     Ok(pieces)
 }
 
-async fn blocking<T: Send + 'static>(
-    read: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+/// Reads what may wait for a disk or a process beside the requests of others.
+pub(crate) async fn blocking<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T, Fault> + Send + 'static,
 ) -> Result<T, Fault> {
-    match tokio::task::spawn_blocking(read).await {
-        Ok(outcome) => Ok(outcome?),
-        Err(error) => Err(crate::works::defect(&error.to_string())),
-    }
+    let read = tokio::task::spawn_blocking(read).await;
+    read.unwrap_or_else(|error| Err(crate::works::defect(&error.to_string())))
 }
 
 /// Tells of something that has been done. That it cannot be told does not undo it.

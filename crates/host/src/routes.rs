@@ -3,6 +3,7 @@ use crate::builder::BuilderVm;
 use crate::events::{self, Wanted};
 use crate::http::{self, Body};
 use crate::images::{self, Additions, Images, Options, Recipe, Watcher};
+use crate::lists::{self, WantedVms};
 use crate::metrics;
 use crate::precondition;
 use crate::service::Service;
@@ -11,6 +12,8 @@ use crate::store;
 use crate::streams;
 use crate::tokens::sha256;
 use crate::vms::{Vms, absolute};
+use crate::waiting;
+use crate::watch;
 use crate::works::{self, Reporter, defect, work};
 use hyper::body::Bytes;
 use hyper::{Request, Response};
@@ -33,7 +36,7 @@ use viv_api::runner::Ask as RunnerAsk;
 use viv_api::secgroup::{RuleAdd, SecGroupJoin};
 use viv_api::snapshot::SnapshotOther;
 use viv_api::timestamp::Timestamp;
-use viv_api::vm::{ConsoleSize, Vm, VmCreate};
+use viv_api::vm::{ConsoleSize, VmCreate};
 use viv_model::{Ask, Fault, Kind};
 
 /// Lines of the audit log that are shown if nothing is said.
@@ -90,7 +93,14 @@ pub(crate) async fn answer(
             let limits = body(&request)?;
             blocking.run(move || vms.set_limits(limits)).await
         }
-        Route::VmList => blocking.run(move || vms.list()).await,
+        Route::VmList => {
+            let wanted = WantedVms::of(&query)?;
+            if !flag("watch") {
+                return lists::answer_vms(vms, wanted, &query).await;
+            }
+            let since = watch::since(endpoint::query_value(&query, "since"), field("last-event-id"))?;
+            Ok(http::pieces(watch::stream(vms, wanted, since), "text/event-stream"))
+        }
         Route::VmCreate => {
             let key = repeat_key(&request)?;
             let trial = flag("dry-run");
@@ -188,7 +198,7 @@ pub(crate) async fn answer(
             let ask = body(&request)?;
             blocking.run(move || vms.kill(&name, &ask)).await
         }
-        Route::VmWait => wait(&service, &name).await,
+        Route::VmWait => waiting::answer(vms, &name, &query).await.map(|vm| http::json(&vm)),
         Route::VmStats => blocking.run(move || vms.stats(&name)).await,
         Route::VmLogs => {
             let (_, runner) = vms.find(&name)?;
@@ -245,7 +255,7 @@ pub(crate) async fn answer(
                 })
                 .await
         }
-        Route::SnapshotList => blocking.run(move || service.snapshots.list()).await,
+        Route::SnapshotList => lists::answer(route, &query, move || service.snapshots.list()).await,
         Route::SnapshotGet => blocking.run(move || service.snapshots.get(&name)).await,
         Route::SnapshotRemove => {
             blocking
@@ -293,7 +303,7 @@ pub(crate) async fn answer(
             let ask = body(&request)?;
             blocking.run(move || service.snapshots.fork(&name, &ask)).await
         }
-        Route::NetworkList => blocking.run(move || vms.networks()).await,
+        Route::NetworkList => lists::answer(route, &query, move || vms.networks()).await,
         Route::NetworkCreate => {
             let ask = body(&request)?;
             blocking
@@ -413,7 +423,8 @@ pub(crate) async fn answer(
             blocking.run(move || vms.explain(&ask)).await
         }
         Route::ImageList => {
-            blocking.run(move || Ok(service.images.list()?.iter().map(shown).collect::<Vec<_>>())).await
+            let list = move || Ok(service.images.list()?.iter().map(shown).collect());
+            lists::answer(route, &query, list).await
         }
         Route::ImageBuild => {
             let ask = body(&request)?;
@@ -599,19 +610,6 @@ fn info(service: &Service) -> Result<Info, Fault> {
         vms: service.vms.count()?,
         limits: service.vms.limits(),
     })
-}
-
-/// Answers when the VM does not run any more.
-async fn wait(service: &Service, name: &str) -> Result<Response<Body>, Fault> {
-    let (record, runner) = service.vms.find(name)?;
-    let before = service.vms.get(&record.id)?;
-    if let Some(process) = runner.process() {
-        crate::service::ended(&process).await;
-    }
-    // A VM that is forgotten when it ends may be gone by now: its end is told from its files, then.
-    let after =
-        service.vms.get(&record.id).unwrap_or(Vm { pid: None, state: viv_model::State::Stopped, ..before });
-    Ok(http::json(&after))
 }
 
 /// An image of the store as the API shows it.

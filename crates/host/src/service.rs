@@ -2,6 +2,7 @@
 use crate::access::{Access, Peer};
 use crate::builder;
 use crate::door;
+use crate::following;
 use crate::images::Images;
 use crate::metrics::Metrics;
 use crate::network_door::{self, Listen};
@@ -344,7 +345,9 @@ async fn until_idle(service: &Service, live: &AtomicUsize) {
 
 /// Waits for the end of one VM's process.
 async fn watch_vm(vms: Arc<Vms>, process: Process, id: String, busy: Busy) {
+    let follower = tokio::spawn(following::follow(vms.clone(), id.clone()));
     ended(&process).await;
+    follower.abort();
     let _ = tokio::task::spawn_blocking(move || vms.ended(&id)).await;
     drop(busy);
 }

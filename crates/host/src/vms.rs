@@ -220,18 +220,6 @@ impl Vms {
         Ok(self.view(record, &runner))
     }
 
-    /// All VMs as they are now, oldest first.
-    pub(crate) fn list(&self) -> Result<Vec<Vm>, Fault> {
-        let records = self.store.all()?;
-        Ok(records
-            .into_iter()
-            .map(|record| {
-                let runner = self.runner(&record);
-                self.view(record, &runner)
-            })
-            .collect())
-    }
-
     /// What it has used and done: now, or when it ended.
     pub(crate) fn stats(&self, name: &str) -> Result<VmStats, Fault> {
         let (record, runner) = self.find(name)?;
@@ -447,6 +435,12 @@ impl Vms {
             self.tell_view(&vm);
             Ok(vm)
         })
+    }
+
+    /// Looks how it is, and tells its state if that is another one than before.
+    pub(crate) fn look(&self, record: VmRecord) {
+        let runner = self.runner(&record);
+        self.tell_view(&self.view(record, &runner));
     }
 
     /// Tells its state, if it is another one than before; its end is told when its process is seen to be gone.

@@ -3,11 +3,20 @@ use crate::life::Life;
 use std::os::unix::net::UnixStream;
 use viv_api::passed::answer_lines;
 use viv_api::runner::{Ask, LINE_MAX, Reply};
+use viv_cell::follow;
 use viv_model::{Fault, GuestKind, Kind};
 
 /// Answers the requests of one connection.
 pub(crate) fn answer(life: &Life, connection: UnixStream) {
+    let follower = connection.try_clone();
     answer_lines(connection, LINE_MAX, |asked, _| match asked {
+        Ok(Ask::Follow) => {
+            if let Ok(follower) = &follower {
+                follow(follower, |known, limit| life.other_than(known, limit));
+            }
+            // Nobody is there any more who would read it.
+            Reply::Ok(life.status())
+        }
         Ok(ask) => reply(life, ask),
         Err(error) => Reply::Refused(Fault::new(
             Kind::Usage,

@@ -5,7 +5,7 @@ use crate::streams::Streams;
 use crate::{control, session};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 use viv_api::runner::{RunnerProgram, STATS, Started, Status, VSOCK};
@@ -33,6 +33,8 @@ pub(crate) struct Life {
     gate: Arc<Gate>,
     instance: OnceLock<Arc<dyn Instance>>,
     state: Mutex<State>,
+    /// The state is another one, which followers are told.
+    changed: Condvar,
     sandbox: OnceLock<Vec<String>>,
 }
 
@@ -51,8 +53,20 @@ impl Life {
     }
 
     pub(crate) fn status(&self) -> Status {
+        self.status_in(*self.lock())
+    }
+
+    /// How it is, as soon as that is worth telling to one who knows this; nothing if it is not within `limit`.
+    pub(crate) fn other_than(&self, known: Option<&Status>, limit: Duration) -> Option<Status> {
+        let is_news = |state: &mut State| known.is_none_or(|known| self.status_in(*state).is_news_to(known));
+        let waited = self.changed.wait_timeout_while(self.lock(), limit, |state| !is_news(state));
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        is_news(&mut state).then(|| self.status_in(*state))
+    }
+
+    fn status_in(&self, state: State) -> Status {
         Status {
-            state: *self.lock(),
+            state,
             process: self.process,
             accel: Accel::Auto,
             boots: 1,
@@ -86,6 +100,7 @@ impl Life {
             State::Paused => self.gate.pause(),
             _ => self.gate.resume(),
         }
+        self.changed.notify_all();
         Ok(())
     }
 
@@ -149,6 +164,7 @@ fn live(dir: &Path, engine: &dyn Engine) -> Result<End, Fault> {
         gate: gate.clone(),
         instance: OnceLock::from(instance.clone()),
         state: Mutex::new(State::Running),
+        changed: Condvar::new(),
         sandbox: OnceLock::from(restricted),
     });
 

@@ -44,6 +44,8 @@ pub(crate) struct Life {
     /// What the VM is called.
     name: String,
     inner: Mutex<Inner>,
+    /// Something has changed that followers are told.
+    changed: Condvar,
     /// Held while a snapshot is written.
     saving: Mutex<()>,
     /// Whether the guest knows who and when it is.
@@ -98,6 +100,7 @@ impl Life {
             machine: spec.machine.clone(),
             console,
             inner: Mutex::new(inner),
+            changed: Condvar::new(),
             saving: Mutex::new(()),
             told: (Mutex::new(true), Condvar::new()),
         }
@@ -108,7 +111,18 @@ impl Life {
     }
 
     pub(crate) fn status(&self) -> Status {
-        let inner = self.lock();
+        self.status_of(&self.lock())
+    }
+
+    /// How it is, as soon as that is worth telling to one who knows this; nothing if it is not within `limit`.
+    pub(crate) fn other_than(&self, known: Option<&Status>, limit: Duration) -> Option<Status> {
+        let is_news = |inner: &mut Inner| known.is_none_or(|known| self.status_of(inner).is_news_to(known));
+        let waited = self.changed.wait_timeout_while(self.lock(), limit, |inner| !is_news(inner));
+        let (mut inner, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        is_news(&mut inner).then(|| self.status_of(&inner))
+    }
+
+    fn status_of(&self, inner: &Inner) -> Status {
         Status {
             state: inner.state,
             process: self.process,
@@ -124,6 +138,7 @@ impl Life {
     /// Nobody knows how its guest is: it has just booted, or its agent has gone.
     pub(crate) fn begin_health(&self) {
         self.lock().health = Some(Health::default());
+        self.changed.notify_all();
     }
 
     /// Takes a look at its guest's health, and notes it in the log if that is another one now.
@@ -134,6 +149,7 @@ impl Life {
             health.take(look, check, since_start_ms).then_some(health.state)
         };
         if let Some(state) = now {
+            self.changed.notify_all();
             self.console.write(format!("viv: {} is {state}\r\n", self.name).as_bytes());
         }
     }
@@ -158,7 +174,7 @@ impl Life {
     /// Does what the control socket asks.
     pub(crate) fn ask(&self, ask: Ask, files: Vec<OwnedFd>) -> Reply {
         let done = match ask {
-            Ask::Status => Ok(()),
+            Ask::Status | Ask::Follow => Ok(()),
             Ask::Settled => {
                 self.settled();
                 Ok(())
@@ -227,6 +243,7 @@ impl Life {
         let guest = inner.guest.clone().ok_or_else(booting)?;
         act(guest.as_ref())?;
         (inner.state, inner.held) = (state, false);
+        self.changed.notify_all();
         Ok(())
     }
 
@@ -281,6 +298,7 @@ impl Life {
         } else if !full && inner.held && state == State::Paused && guest.resume().is_ok() {
             (inner.state, inner.held) = (State::Running, false);
         }
+        self.changed.notify_all();
     }
 
     /// Does something to the devices that may come and go.
@@ -353,6 +371,7 @@ impl Life {
         inner.boots += 1;
         (inner.state, inner.held) = (State::Running, false);
         inner.full_disks.clear();
+        self.changed.notify_all();
         let (dying, memory_mib, console_size) = (inner.dying, inner.memory_mib, inner.console_size);
         drop(inner);
         if let Some(size) = console_size {

@@ -67,6 +67,8 @@ pub(crate) enum Verb {
     Fork(verbs::snapshot::Fork),
     /// Templates: VMs by whose memory and disks others begin
     Template(verbs::template::Args),
+    /// Wait until VMs have ended, or run, or are healthy
+    Wait(verbs::wait::Args),
     /// Forget VMs, with their disks and logs
     Rm(verbs::lifecycle::Rm),
     /// Print what a VM's serial console said

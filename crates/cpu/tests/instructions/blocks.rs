@@ -223,8 +223,7 @@ fn a_bit_scan_leaves_the_flags_of_a_test_of_its_source() {
             (before.gprs[0], before.gprs[1], before.gprs[2], before.gprs[8]) = (77, 0x80, 0x80, source);
             let after = soft.run_block(&before, END);
             let parity = (source as u8).count_ones().is_multiple_of(2);
-            let flags =
-                0x202 | u64::from(source >> 63) << 7 | u64::from(source == 0) << 6 | u64::from(parity) << 2;
+            let flags = 0x202 | source >> 63 << 7 | u64::from(source == 0) << 6 | u64::from(parity) << 2;
             let place = if forward { source.trailing_zeros() } else { 63 - source.leading_zeros().min(63) };
             let place = if source == 0 { 77 } else { place };
             assert_eq!(

@@ -39,6 +39,7 @@ pub(crate) mod stats;
 pub(crate) mod switch;
 pub(crate) mod template;
 pub(crate) mod top;
+pub(crate) mod wait;
 
 use crate::cli::{Cli, Verb};
 use crate::output;
@@ -128,6 +129,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
         Verb::Rollback(args) => snapshot::rollback(&context, args),
         Verb::Template(args) => template::run(&context, args),
         Verb::Fork(args) => snapshot::fork(&context, args),
+        Verb::Wait(args) => wait::run(&context, args),
         Verb::Rm(args) => lifecycle::rm(&context, args),
         Verb::Logs(args) => logs::run(&context, args),
         Verb::Console(args) => console::run(&context, args),

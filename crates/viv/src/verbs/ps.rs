@@ -2,9 +2,9 @@
 use super::Context;
 use crate::output;
 use viv_api::client::Request;
-use viv_api::endpoint::Route;
+use viv_api::endpoint::{Route, encode};
 use viv_api::vm::Vm;
-use viv_model::{End, Fault, State};
+use viv_model::{End, Fault, Kind, State};
 
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
@@ -14,11 +14,52 @@ pub(crate) struct Args {
     /// Print names only
     #[arg(short, long)]
     quiet: bool,
+    /// Only VMs of which this is so: name, state, label, image or network; several times for all of them; * stands for anything in
+    /// names and images
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = filter)]
+    filter: Vec<(String, String)>,
+}
+
+/// What the service's list is asked for.
+const KEYS: [&str; 5] = ["name", "state", "label", "image", "network"];
+
+fn filter(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if KEYS.contains(&key) && !value.is_empty() => {
+            Ok((key.to_string(), value.to_string()))
+        }
+        _ => Err(format!("write KEY=VALUE, where KEY is one of: {}", KEYS.join(", "))),
+    }
+}
+
+/// The query for what is wanted: states and labels may be several, of all else there is one.
+fn query(args: &Args) -> Result<String, Fault> {
+    let mut pairs = Vec::new();
+    for key in KEYS {
+        let values: Vec<&str> =
+            args.filter.iter().filter(|(named, _)| named == key).map(|(_, value)| value.as_str()).collect();
+        match (key, &values[..]) {
+            ("state", []) if !args.all => {
+                let live = State::ALL.into_iter().filter(|state| state.is_live()).map(State::name);
+                pairs.push(format!("state={}", live.collect::<Vec<_>>().join(",")));
+            }
+            (_, []) => {}
+            ("state" | "label", _) | (_, [_]) => pairs.push(format!("{key}={}", encode(&values.join(",")))),
+            _ => {
+                let text = format!("--filter {key}= is there {} times", values.len());
+                return Err(Fault::new(
+                    Kind::Usage,
+                    text,
+                    "say it once; in a name or image, * stands for anything",
+                ));
+            }
+        }
+    }
+    Ok(pairs.join("&"))
 }
 
 pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
-    let mut vms: Vec<Vm> = context.client.json(Request::new(Route::VmList, &[]))?;
-    vms.retain(|vm| args.all || vm.state.is_live());
+    let vms: Vec<Vm> = context.client.json(Request::new(Route::VmList, &[]).query(query(&args)?))?;
     if context.json {
         output::json(&vms);
     } else if args.quiet {
