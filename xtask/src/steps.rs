@@ -79,9 +79,10 @@ pub(crate) fn test(quick: bool) -> Result<(), String> {
     eprintln!("xtask: {CHAIN} takes minutes to build: cargo xtask nightly lints and tests it");
     let lints = ["--all-targets", "--", "-D", "warnings"];
     step("lints", cargo().args(["clippy", "--quiet"]).args(product).args(lints))?;
-    step("build of the tests", cargo().args(["test", "--quiet", "--no-run"]).args(product))?;
-    step("unit tests", cargo().args(["test", "--quiet"]).args(product).args(["--exclude", "viv-e2e"]))?;
-    step("build", cargo().args(["build", "--quiet", "--bins"]).args(product))?;
+    // The tests too: without them, dependencies would be built with fewer features, once more.
+    step("build", cargo().args(["build", "--quiet", "--bins", "--tests"]).args(product))?;
+    let units = ["--exclude", "viv-e2e", "--lib", "--bins", "--tests"];
+    step("unit tests", cargo().args(["test", "--quiet"]).args(product).args(units))?;
     agent::build(&target_dir())?;
     if quick {
         return Ok(());

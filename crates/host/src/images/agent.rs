@@ -24,12 +24,13 @@ pub fn find_agent() -> Result<PathBuf, Fault> {
                 .map(|dir| dir.join(NAME)),
         );
     }
-    match places.iter().find(|path| path.is_file()) {
-        Some(path) => {
-            check(path)?;
-            path.canonicalize().map_err(io_fault("find", path))
-        }
-        None => Err(Fault::new(
+    let mut found = places.iter().filter(|path| path.is_file()).map(|path| (path, check(path))).peekable();
+    // A build of the whole workspace leaves one there that is not static.
+    let why_not = found.peek().and_then(|(_, checked)| checked.clone().err());
+    match (found.find(|(_, checked)| checked.is_ok()), why_not) {
+        (Some((path, _)), _) => path.canonicalize().map_err(io_fault("find", path)),
+        (None, Some(fault)) => Err(fault),
+        (None, None) => Err(Fault::new(
             Kind::NotFound,
             format!(
                 "the guest agent is not installed: no {}",
