@@ -3,57 +3,14 @@
 //!
 //! VMs are described and not started, so that only the service and its store are measured: durable creates by one client and by
 //! 64, the list of all, changes seen by a follower, memory, and removal.
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
-use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use viv_e2e::{Home, until};
-
-/// A connection that is kept.
-struct Client {
-    socket: BufReader<UnixStream>,
-}
-
-impl Client {
-    fn new(home: &Home) -> Client {
-        let socket = UnixStream::connect(home.path("run/viv.sock")).expect("the service listens");
-        Client { socket: BufReader::new(socket) }
-    }
-
-    /// The status and the body of an answer.
-    fn ask(&mut self, request: &str, body: &str) -> (u16, Vec<u8>) {
-        let text = format!(
-            "{request} HTTP/1.1\r\nHost: vivarium\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        self.socket.get_mut().write_all(text.as_bytes()).unwrap();
-        let (mut status, mut length) = (0, 0);
-        loop {
-            let mut line = String::new();
-            self.socket.read_line(&mut line).unwrap();
-            let line = line.trim_end();
-            if line.is_empty() {
-                break;
-            }
-            if let Some(rest) = line.strip_prefix("HTTP/1.1 ") {
-                status = rest[..3].parse().unwrap();
-            } else if let Some((name, value)) = line.split_once(": ")
-                && name.eq_ignore_ascii_case("content-length")
-            {
-                length = value.parse().unwrap();
-            }
-        }
-        let mut body = vec![0; length];
-        self.socket.read_exact(&mut body).unwrap();
-        (status, body)
-    }
-}
+use viv_e2e::Home;
+use viv_e2e::client::{Client, Service, resident};
 
 fn create(client: &mut Client, name: &str) {
     let body = format!(r#"{{"name": "{name}", "kernel": "/bin/true", "accel": "soft", "memory_mib": 64}}"#);
-    let (status, body) = client.ask("POST /v1/vms", &body);
-    assert_eq!(status, 200, "{}", String::from_utf8_lossy(&body));
+    client.must("POST /v1/vms", &body);
 }
 
 /// Creates from so many clients for so long; gives how many a second.
@@ -73,28 +30,11 @@ fn creates(home: &Home, clients: usize, limit: Duration, made: &AtomicUsize) -> 
     (made.load(Ordering::Relaxed) - before) as f64 / start.elapsed().as_secs_f64()
 }
 
-/// Resident memory of a process, MiB.
-fn resident(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
-}
-
-struct Service(Child);
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 fn main() {
     let most: usize = std::env::args().nth(1).map_or(10_000, |count| count.parse().expect("a number of VMs"));
     let home = Home::new("service-load");
-    let service = Service(home.viv(&["serve"]).stdout(Stdio::null()).spawn().unwrap());
-    until("the service", Duration::from_secs(20), || UnixStream::connect(home.path("run/viv.sock")).is_ok());
-    let pid = service.0.id();
+    let service = Service::start(&home);
+    let pid = service.pid();
     println!("service with no VM: {} MiB resident", resident(pid));
 
     let made = AtomicUsize::new(0);
@@ -141,12 +81,10 @@ fn main() {
 
     let start = Instant::now();
     drop(service);
-    let service = Service(home.viv(&["serve"]).stdout(Stdio::null()).spawn().unwrap());
-    let answers = || UnixStream::connect(home.path("run/viv.sock")).is_ok();
-    until("the next service", Duration::from_secs(60), answers);
+    let service = Service::start(&home);
     Client::new(&home).ask("GET /v1/vms/load-0", "");
     println!("killed, and answers again: {:?} after", start.elapsed());
-    println!("the next service: {} MiB resident", resident(service.0.id()));
+    println!("the next service: {} MiB resident", resident(service.pid()));
     let start = Instant::now();
     let left = AtomicUsize::new(0);
     std::thread::scope(|scope| {

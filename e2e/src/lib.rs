@@ -1,6 +1,8 @@
 //! Whole-product tests: the built command with real guests. This crate has only what they share.
 //!
 //! The tests stand in `tests/`; `cargo xtask test` builds the binaries first and runs them one at a time.
+pub mod client;
+
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};

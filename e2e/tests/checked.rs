@@ -11,6 +11,16 @@ fn checked(done: &Outcome) -> u64 {
     line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).expect("a number")
 }
 
+/// A whole boot of translated code, done again by the interpreter: no difference.
+#[test]
+#[ignore = "a minute or two: cargo xtask check"]
+fn the_default_guest_boots_without_a_difference() {
+    let words = ["run", "--rm", "--stats", "--accel", "soft", "-o", "soft.check=on", "--"];
+    let done = run(&[&words[..], &["sh", "-c", "ls -R / | md5sum; exit 6"]].concat(), "");
+    assert_eq!(done.status, 6, "{done:?}");
+    assert!(checked(&done) > 50_000_000);
+}
+
 #[test]
 #[ignore = "several minutes: cargo xtask check"]
 fn a_full_debian_boots_without_a_difference() {

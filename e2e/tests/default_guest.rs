@@ -83,16 +83,9 @@ fn the_interpreter_alone_runs_the_guest() {
     assert!(wrong.err.contains("soft.interpreter=on"), "{wrong:?}");
 }
 
-/// A whole boot of translated code, done again by the interpreter: no difference.
+/// A boot under it is `checked.rs`.
 #[test]
-fn translator_and_interpreter_agree_over_a_boot() {
-    let done =
-        run(&soft(&["--stats", "-o", "soft.check=on", "--", "sh", "-c", "ls -R / | md5sum; exit 6"]), "");
-    assert_eq!(done.status, 6, "{done:?}");
-    let line = done.err.lines().find(|line| line.trim_start().starts_with("checked")).expect("a count");
-    let instructions: u64 =
-        line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).expect("a number");
-    assert!(instructions > 50_000_000, "{line}");
+fn the_check_is_of_one_processor() {
     let wrong = run(&soft(&["--cpus", "2", "-o", "soft.check=on", "--", "true"]), "");
     assert_eq!(wrong.status, 2, "{wrong:?}");
     assert!(wrong.err.contains("--cpus 1"), "{wrong:?}");

@@ -304,7 +304,14 @@ fn operation(endpoint: &Endpoint, types: Types) -> Value {
         responses[success]["content"] = json!({ (media): {"schema": schema} });
     }
     if route.parameters().iter().any(|known| known.name == "watch") {
-        responses[success]["content"]["text/event-stream"] = json!({"schema": {"type": "string"}});
+        let fields = json!({
+            "data": {"type": "string", "contentMediaType": "application/json"},
+            "event": {"type": "string", "enum": ["put", "delete", "listed", "gap"]},
+            "id": {"type": "string"},
+        });
+        // Each event on its own, as OpenAPI 3.2 has it (`itemSchema`), which readers of 3.1 follow.
+        let event = json!({"type": "object", "properties": fields, "required": ["data", "event"]});
+        responses[success]["content"]["text/event-stream"] = json!({"schema": event});
     }
     for status in statuses(*route) {
         responses[status] = json!({"$ref": format!("#/components/responses/{status}")});

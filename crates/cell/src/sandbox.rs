@@ -1,13 +1,13 @@
 //! What a VM's process gives up before its guest runs, so that a guest that breaks out finds nothing.
 //!
 //! In this order: descriptors that it inherited; new privileges; capabilities; all of the file system but
-//! the VM's own files (Landlock); core dumps and debuggers; and every system call that a VM has no use for
+//! the VM's own files, and all other processes (Landlock); core dumps and debuggers; and every system call that a VM has no use for
 //! (seccomp). What the host's kernel does not offer is left out and can be seen: `viv inspect`.
 #![allow(unsafe_code)]
 
 use landlock::{
-    ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
-    RulesetCreatedAttr, RulesetStatus,
+    ABI, Access, AccessFs, CompatLevel, Compatible, LandlockStatus, PathBeneath, PathFd, Ruleset,
+    RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
 };
 use rustix::process::DumpableBehavior;
 use rustix::thread::{CapabilitySet, CapabilitySets};
@@ -71,9 +71,7 @@ pub fn restrict(files: &Files) -> Result<Vec<String>, Fault> {
     if drop_capabilities() {
         in_force.push("capabilities".to_string());
     }
-    if restrict_files(files)? {
-        in_force.push("landlock".to_string());
-    }
+    in_force.extend(restrict_reach(files)?.map(str::to_string));
     Ok(in_force)
 }
 
@@ -95,8 +93,10 @@ pub fn drop_capabilities() -> bool {
     rustix::thread::set_capabilities(None, sets).is_ok()
 }
 
-fn restrict_files(files: &Files) -> Result<bool, Fault> {
+/// Nothing but these files, and no signal or abstract socket to a process outside. Gives the names of what is in force.
+fn restrict_reach(files: &Files) -> Result<impl Iterator<Item = &'static str> + use<>, Fault> {
     let abi = ABI::V5; // with ioctl on devices
+    const SCOPES: ABI = ABI::V6;
     let all = AccessFs::from_all(abi);
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let device = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
@@ -111,6 +111,7 @@ fn restrict_files(files: &Files) -> Result<bool, Fault> {
     let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(all)
+        .and_then(|ruleset| ruleset.scope(Scope::from_all(SCOPES)))
         .and_then(|ruleset| ruleset.create())
         .map_err(|error| failed(&error))?;
     let mut allow = |path: &Path, access| {
@@ -131,7 +132,11 @@ fn restrict_files(files: &Files) -> Result<bool, Fault> {
     allow(Path::new("/dev/null"), device)?;
     files.devices.iter().try_for_each(|path| allow(path, device))?;
     let status = rules.restrict_self().map_err(|error| failed(&error))?;
-    Ok(status.ruleset != RulesetStatus::NotEnforced)
+    let is_enforced = status.ruleset != RulesetStatus::NotEnforced;
+    let has_scopes =
+        matches!(status.landlock, LandlockStatus::Available { effective_abi, .. } if effective_abi >= SCOPES);
+    let names = [("landlock", is_enforced), ("landlock-scopes", is_enforced && has_scopes)];
+    Ok(names.into_iter().filter(|(_, in_force)| *in_force).map(|(name, _)| name))
 }
 
 /// Calls that no VM has any use for, and that have helped many out of a sandbox.
@@ -255,4 +260,31 @@ fn call_filters(but: &[libc::c_long]) -> Option<Vec<BpfProgram>> {
     };
     let filters = [(rules, libc::EPERM), (unknown, libc::ENOSYS)].into_iter();
     filters.filter(|(rules, _)| !rules.is_empty()).map(|(rules, errno)| filter(rules, errno)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::process::{Pid, Signal, kill_process};
+
+    /// In a thread of its own, which alone is restricted. Only what is said to be in force is demanded: the host's kernel may
+    /// lack it.
+    #[test]
+    fn who_is_restricted_signals_nobody_outside() {
+        let mut other = std::process::Command::new("sleep").arg("60").spawn().expect("sleep");
+        let pid = Pid::from_child(&other);
+        let restricted = std::thread::spawn(move || {
+            let in_force = restrict(&Files::default()).expect("restrictions");
+            (in_force, kill_process(pid, Signal::TERM))
+        });
+        let (in_force, outside) = restricted.join().expect("the thread");
+        let is_still_there = matches!(other.try_wait(), Ok(None));
+        let _ = other.kill();
+        let _ = other.wait();
+        assert!(in_force.iter().any(|name| name == "no-new-privileges"), "{in_force:?}");
+        if in_force.iter().any(|name| name == "landlock-scopes") {
+            assert_eq!(outside, Err(rustix::io::Errno::PERM));
+            assert!(is_still_there);
+        }
+    }
 }

@@ -7,9 +7,14 @@ pub fn cpu_ns() -> u64 {
     (time.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(time.tv_nsec as u64)
 }
 
-/// Memory that this process has in use, bytes (proc(5), `statm` field 2).
+/// Memory that this process has in use, bytes.
 pub fn memory_bytes() -> u64 {
-    let text = fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    memory_bytes_of("self")
+}
+
+/// Memory that the process with this number has in use, bytes (proc(5), `statm` field 2); 0 if there is none.
+pub fn memory_bytes_of(process: &str) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{process}/statm")).unwrap_or_default();
     let pages: u64 = text.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or_default();
     pages.saturating_mul(rustix::param::page_size() as u64)
 }
@@ -21,5 +26,6 @@ mod tests {
     #[test]
     fn the_process_has_used_something() {
         assert!(cpu_ns() > 0 && memory_bytes() > 1 << 16);
+        assert_eq!(memory_bytes_of("none"), 0);
     }
 }

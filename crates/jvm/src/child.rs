@@ -283,14 +283,12 @@ impl Instance for JavaProgram {
 }
 
 impl JavaProgram {
-    /// Memory of the child, bytes (proc(5), `statm`); 0 if it has ended.
+    /// Memory of the child, bytes; 0 if it has ended.
     fn resident(&self) -> u64 {
         let Some(child) = self.child.get() else { return 0 };
         let info = format!("/proc/self/fdinfo/{}", std::os::fd::AsRawFd::as_raw_fd(child));
         let text = fs::read_to_string(info).unwrap_or_default();
         let pid = text.lines().find_map(|line| line.strip_prefix("Pid:")).unwrap_or_default().trim();
-        let text = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
-        let pages: u64 = text.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or_default();
-        pages.saturating_mul(rustix::param::page_size() as u64)
+        viv_cell::memory_bytes_of(pid)
     }
 }

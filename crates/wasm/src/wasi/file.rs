@@ -76,6 +76,28 @@ pub(crate) fn times(access: u64, change: u64, flags: u16) -> Result<Timestamps, 
     })
 }
 
+/// Moves piece after piece, each behind `done` bytes, until one is not filled; gives how many bytes were moved. As with
+/// readv(2), what fails behind a piece that was moved is not told now.
+fn each(
+    pieces: &[(u32, u32)],
+    mut one: impl FnMut(u32, u32, usize) -> Result<usize, Errno>,
+) -> Result<usize, Errno> {
+    let mut done = 0;
+    for &(address, length) in pieces {
+        match one(address, length, done) {
+            Ok(now) => {
+                done += now;
+                if now < length as usize {
+                    break;
+                }
+            }
+            Err(_) if done > 0 => break,
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(done)
+}
+
 pub(crate) fn read(
     guest: &mut Guest<'_>,
     wasi: &mut Wasi,
@@ -91,17 +113,9 @@ pub(crate) fn read(
             guest.scatter(&pieces, &bytes)?;
             bytes.len()
         }
-        Kinds::File(file) => {
-            let mut total = 0;
-            for &(address, length) in &pieces {
-                let now = rustix::io::read(file, guest.bytes_mut(address, length)?)?;
-                total += now;
-                if now < length as usize {
-                    break;
-                }
-            }
-            total
-        }
+        Kinds::File(file) => each(&pieces, |address, length, _| {
+            Ok(rustix::io::read(file, guest.bytes_mut(address, length)?)?)
+        })?,
         _ => return Err(Errno::BadFd.into()),
     };
     Ok(guest.put_u32(done, u32::try_from(total).map_err(|_| Errno::Overflow)?)?)
@@ -121,14 +135,9 @@ pub(crate) fn write(
         Kinds::Stdout => Channel::Out,
         Kinds::Stderr => Channel::Err,
         Kinds::File(file) => {
-            let mut total = 0;
-            for &(address, length) in &pieces {
-                let now = rustix::io::write(file, guest.bytes(address, length)?)?;
-                total += now;
-                if now < length as usize {
-                    break;
-                }
-            }
+            let total = each(&pieces, |address, length, _| {
+                Ok(rustix::io::write(file, guest.bytes(address, length)?)?)
+            })?;
             return Ok(guest.put_u32(done, u32::try_from(total).map_err(|_| Errno::Overflow)?)?);
         }
         _ => return Err(Errno::BadFd.into()),
@@ -150,15 +159,10 @@ pub(crate) fn pread(
     let pieces = guest.pieces(list, count)?;
     let file = wasi.table.file(fd)?;
     wasi.table.with(fd, rights::FD_READ)?;
-    let mut total = 0u64;
-    for &(address, length) in &pieces {
-        let place = offset.checked_add(total).ok_or(Errno::Invalid)?;
-        let now = rustix::io::pread(file, guest.bytes_mut(address, length)?, place)?;
-        total += now as u64;
-        if now < length as usize {
-            break;
-        }
-    }
+    let total = each(&pieces, |address, length, done| {
+        let place = offset.checked_add(done as u64).ok_or(Errno::Invalid)?;
+        Ok(rustix::io::pread(file, guest.bytes_mut(address, length)?, place)?)
+    })?;
     Ok(guest.put_u32(done, u32::try_from(total).map_err(|_| Errno::Overflow)?)?)
 }
 
@@ -173,15 +177,10 @@ pub(crate) fn pwrite(
     let pieces = guest.pieces(list, count)?;
     let file = wasi.table.file(fd)?;
     wasi.table.with(fd, rights::FD_WRITE)?;
-    let mut total = 0u64;
-    for &(address, length) in &pieces {
-        let place = offset.checked_add(total).ok_or(Errno::Invalid)?;
-        let now = rustix::io::pwrite(file, guest.bytes(address, length)?, place)?;
-        total += now as u64;
-        if now < length as usize {
-            break;
-        }
-    }
+    let total = each(&pieces, |address, length, done| {
+        let place = offset.checked_add(done as u64).ok_or(Errno::Invalid)?;
+        Ok(rustix::io::pwrite(file, guest.bytes(address, length)?, place)?)
+    })?;
     Ok(guest.put_u32(done, u32::try_from(total).map_err(|_| Errno::Overflow)?)?)
 }
 
