@@ -54,6 +54,11 @@ fn beside(
     }
 }
 
+/// What node does, if it is here.
+fn node(does: &dyn Fn() -> Duration) -> (&'static str, Option<&dyn Fn() -> Duration>) {
+    ("node", has("node").then_some(does))
+}
+
 fn has(program: &str) -> bool {
     let found = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     found.is_ok_and(|status| status.success())
@@ -96,9 +101,8 @@ fn main() {
     let viv = |words: &[&str]| took(&mut home.viv(&[&["run", "--rm"], words].concat()));
     let (hello, fib) = (at.path("hello.wat"), at.path("fib.wat"));
 
-    let node = |text: &'static str| move || took(Command::new("node").args(["-e", text]));
-    let (node_hello, node_fib) = (node("console.log('Hello, world')"), node(NODE_FIB));
-    let node = |peer| ("node", Some(peer).filter(|_| has("node")));
+    let node_hello = || took(Command::new("node").args(["-e", "console.log('Hello, world')"]));
+    let node_fib = || took(Command::new("node").args(["-e", NODE_FIB]));
     beside("hello, warm", rounds, || viv(&[&hello]), node(&node_hello));
     let number = std::cell::Cell::new(0);
     let cold = || {

@@ -1,5 +1,5 @@
 //! The long forms of `soft.check`: what translated code does in real guests, done again by the interpreter.
-//! `cargo xtask check` runs them; a boot of the default guest is checked with the other tests.
+//! `cargo xtask check` runs them.
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use viv_e2e::{Outcome, run};
