@@ -1,6 +1,6 @@
 //! The chores that run cargo and our own binary.
 use crate::{agent, floors, fuzz, install, root, target_dir, tidy};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 fn cargo() -> Command {
@@ -16,6 +16,43 @@ fn step(name: &str, command: &mut Command) -> Result<(), String> {
     let status = command.status().map_err(|error| format!("cannot start {name}: {error}"))?;
     eprintln!("xtask: {name}: {:.0} s", start.elapsed().as_secs_f64());
     if status.success() { Ok(()) } else { Err(format!("{name} failed")) }
+}
+
+/// A chore of cargo's that runs at the lowest priority beside the tests, which wait much. It builds in a directory of its own:
+/// cargo locks it.
+struct Beside {
+    name: &'static str,
+    child: Child,
+    start: Instant,
+}
+
+impl Beside {
+    fn start<'a>(name: &'static str, args: impl Iterator<Item = &'a &'a str>) -> Result<Beside, String> {
+        let cargo = cargo();
+        let mut command = Command::new("nice");
+        command.args(["-n", "19"]).arg(cargo.get_program()).args(args).current_dir(root());
+        command.env("CARGO_TARGET_DIR", target_dir().join(name)).stdin(Stdio::null());
+        let child = command.spawn().map_err(|error| format!("cannot start {name}: {error}"))?;
+        eprintln!("xtask: {name}, beside the tests");
+        Ok(Beside { name, child, start: Instant::now() })
+    }
+
+    fn finish(mut self) -> Result<(), String> {
+        let status = self.child.wait().map_err(|error| format!("cannot wait for {}: {error}", self.name))?;
+        eprintln!(
+            "xtask: {}: ended {:.0} s after their start",
+            self.name,
+            self.start.elapsed().as_secs_f64()
+        );
+        if status.success() { Ok(()) } else { Err(format!("{} failed", self.name)) }
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 /// Builds `viv` and the agent for release.
@@ -74,22 +111,26 @@ pub(crate) fn test(quick: bool) -> Result<(), String> {
     floors::check(&root())?;
     tidy::check(&root())?;
     step("format", cargo().args(["fmt", "--all", "--check"]))?;
-    // All in the dev profile, with its assertions, and one choice of packages, so that everything is built once.
+    // All in the dev profile, with its assertions, and one choice of packages, so that everything is built once
+    // (docs/decisions/094-one-build-for-tests.md).
     let product = ["--workspace", "--exclude", CHAIN];
     eprintln!("xtask: {CHAIN} takes minutes to build: cargo xtask nightly lints and tests it");
-    let lints = ["--all-targets", "--", "-D", "warnings"];
-    step("lints", cargo().args(["clippy", "--quiet"]).args(product).args(lints))?;
+    let but = ["--exclude", "viv-e2e"];
     // The tests too: without them, dependencies would be built with fewer features, once more.
-    step("build", cargo().args(["build", "--quiet", "--bins", "--tests"]).args(product))?;
-    let units = ["--exclude", "viv-e2e", "--lib", "--bins", "--tests"];
-    step("unit tests", cargo().args(["test", "--quiet"]).args(product).args(units))?;
+    step("build", cargo().args(["build", "--quiet", "--bins", "--tests"]).args(product).args(but))?;
+    let lints = Beside::start(
+        "lints",
+        ["clippy", "--quiet"].iter().chain(&product).chain(&["--all-targets", "--", "-D", "warnings"]),
+    )?;
+    let units = ["--lib", "--bins", "--tests"];
+    step("unit tests", cargo().args(["test", "--quiet"]).args(product).args(but).args(units))?;
     agent::build(&target_dir())?;
-    if quick {
-        return Ok(());
+    if !quick {
+        contract("debug")?;
+        let one_by_one = ["--package", "viv-e2e", "--", "--test-threads=1"];
+        step("whole-product tests", cargo().arg("test").args(one_by_one))?;
     }
-    contract("debug")?;
-    let one_by_one = ["--package", "viv-e2e", "--", "--test-threads=1"];
-    step("whole-product tests", cargo().arg("test").args(one_by_one))
+    lints.finish()
 }
 
 /// The running service of this profile against its own OpenAPI document, by schemathesis, which comes from Python's
@@ -204,6 +245,12 @@ pub(crate) fn nightly() -> Result<(), String> {
         cargo()
             .args(["test", "--release", "--package", "viv-e2e", "--test", "cloud", "--", "--ignored"])
             .args(["--test-threads=1", "--nocapture"]),
+    )?;
+    step(
+        "a full Debian, once",
+        cargo()
+            .args(["test", "--release", "--package", "viv-e2e", "--test", "debian", "--", "--ignored"])
+            .arg("--nocapture"),
     )?;
     step(
         "two kernels of our own, compared",
