@@ -2,6 +2,7 @@
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
+use std::sync::{Condvar, MutexGuard, PoisonError};
 use std::time::Duration;
 use viv_api::runner::{Reply, Status};
 
@@ -27,4 +28,19 @@ pub fn follow(mut connection: &UnixStream, other_than: impl Fn(Option<&Status>, 
             return;
         }
     }
+}
+
+/// How the VM is, as soon as that is worth telling to one who knows this; nothing if it is not within `limit`. `changed` is notified
+/// when `state`, of which `status` is made, is another one.
+pub fn wait_for_news<T>(
+    changed: &Condvar,
+    state: MutexGuard<'_, T>,
+    status: impl Fn(&T) -> Status,
+    known: Option<&Status>,
+    limit: Duration,
+) -> Option<Status> {
+    let news = |state: &T| Some(status(state)).filter(|now| known.is_none_or(|known| now.is_news_to(known)));
+    let waited = changed.wait_timeout_while(state, limit, |state| news(state).is_none());
+    let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+    news(&state)
 }

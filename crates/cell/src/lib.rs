@@ -12,7 +12,7 @@ mod written;
 
 pub use console::{Console, Log, Reader, attach};
 pub use control::serve;
-pub use follow::follow;
+pub use follow::{follow, wait_for_news};
 pub use place::{DRAIN_LIMIT, Place, broken, finish, keep_log, report, spawn, watch_owner, watch_signals};
 pub use usage::{cpu_ns, memory_bytes, memory_bytes_of};
 pub use written::write_json;

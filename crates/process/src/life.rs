@@ -12,8 +12,8 @@ use viv_api::runner::{RunnerProgram, STATS, Started, Status, VSOCK};
 use viv_api::stats::VmStats;
 use viv_api::vm::Process;
 use viv_cell::{
-    Console, DRAIN_LIMIT, Place, broken, finish, keep_log, report, sandbox, serve, spawn, watch_owner,
-    watch_signals, write_json,
+    Console, DRAIN_LIMIT, Place, broken, finish, keep_log, report, sandbox, serve, spawn, wait_for_news,
+    watch_owner, watch_signals, write_json,
 };
 use viv_model::{Accel, End, Fault, GuestKind, Kind, State, next};
 
@@ -58,10 +58,7 @@ impl Life {
 
     /// How it is, as soon as that is worth telling to one who knows this; nothing if it is not within `limit`.
     pub(crate) fn other_than(&self, known: Option<&Status>, limit: Duration) -> Option<Status> {
-        let is_news = |state: &mut State| known.is_none_or(|known| self.status_in(*state).is_news_to(known));
-        let waited = self.changed.wait_timeout_while(self.lock(), limit, |state| !is_news(state));
-        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        is_news(&mut state).then(|| self.status_in(*state))
+        wait_for_news(&self.changed, self.lock(), |state| self.status_in(*state), known, limit)
     }
 
     fn status_in(&self, state: State) -> Status {

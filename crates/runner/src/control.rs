@@ -20,7 +20,7 @@ pub(crate) fn answer(life: &Life, connection: UnixStream) {
             Reply::Ok(life.status())
         }
         Ok(ask) => {
-            changed |= !matches!(ask, Ask::Status | Ask::Stats | Ask::Follow);
+            changed |= !matches!(ask, Ask::Status | Ask::Stats);
             life.ask(ask, files)
         }
         // Files that came with what is not understood are closed here.

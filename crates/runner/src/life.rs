@@ -116,10 +116,7 @@ impl Life {
 
     /// How it is, as soon as that is worth telling to one who knows this; nothing if it is not within `limit`.
     pub(crate) fn other_than(&self, known: Option<&Status>, limit: Duration) -> Option<Status> {
-        let is_news = |inner: &mut Inner| known.is_none_or(|known| self.status_of(inner).is_news_to(known));
-        let waited = self.changed.wait_timeout_while(self.lock(), limit, |inner| !is_news(inner));
-        let (mut inner, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        is_news(&mut inner).then(|| self.status_of(&inner))
+        viv_cell::wait_for_news(&self.changed, self.lock(), |inner| self.status_of(inner), known, limit)
     }
 
     fn status_of(&self, inner: &Inner) -> Status {
