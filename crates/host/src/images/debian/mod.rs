@@ -23,7 +23,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use tree::Tree;
-use viv_api::image::Progress;
+use viv_api::operation::Progress;
 use viv_model::{Accel, DiskSpec, End, Fault, Kind, MachineSpec};
 
 /// Raise it when what this folder makes changes: disks are then built again.
