@@ -151,7 +151,7 @@ fn what_a_killed_service_leaves_goes_on_or_is_told_of() {
     until("it goes on", || home.viv(&["op", "ls", "-q", "--live"]).ok().out == "4\n");
     kit::signal(fourth.id(), Signal::INT);
     assert_eq!(fourth.wait().unwrap().code(), Some(130));
-    assert_eq!(operation(&home, "4")["state"], "cancelled");
+    until("it is given up", || operation(&home, "4")["state"] == "cancelled");
     for name in ["third", "fourth", "attended"] {
         home.viv(&["image", "show", name]).fails(3, &[name]);
     }

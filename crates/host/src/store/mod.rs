@@ -190,6 +190,7 @@ pub(crate) mod conformance {
             cpus: 1,
             memory_mib: 64,
             memory_max_mib: None,
+            cpu_limit_milli: None,
             accel: Accel::Auto,
             soft: Default::default(),
             kernel: "/boot/vmlinuz".into(),

@@ -230,6 +230,7 @@ fn builder(kernel: PathBuf, initrd: Option<PathBuf>, append: &str, disks: Vec<Di
         cpus: 1,
         memory_mib: 1024,
         memory_max_mib: None,
+        cpu_limit_milli: None,
         accel: Accel::Auto,
         soft: Default::default(),
         kernel,
