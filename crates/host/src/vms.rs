@@ -127,7 +127,11 @@ impl Vms {
             return;
         }
         self.admission.give_back(Share::Running, id);
-        if let Some((end, _)) = self.last_end(&record, &runner) {
+        let end = self.last_end(&record, &runner);
+        if !runner.dir().exists() {
+            return; // it is just being forgotten, and its end with it
+        }
+        if let Some((end, _)) = end {
             tell_state(&*self.store, id, &record.name, state_after(&end), Some(end.clone()));
             self.keep(&record, &end);
         }

@@ -160,3 +160,22 @@ fn a_reboot_is_told_when_it_happens() {
     home.viv(&["rm", "-f", "a"]).ok();
     console.wait().unwrap();
 }
+
+#[test]
+fn what_is_forgotten_by_force_has_not_failed() {
+    let home = Home::new("forced");
+    let names: Vec<String> = (0..8).map(|number| format!("vm-{number}")).collect();
+    for name in &names {
+        describe(&home, name, "a=b");
+        home.viv(&["start", name]).ok();
+    }
+    let words: Vec<&str> = ["rm", "-f"].into_iter().chain(names.iter().map(String::as_str)).collect();
+    home.viv(&words).ok();
+    let events = home.viv(&["events"]).ok().out;
+    for name in &names {
+        let of_it: Vec<&str> = events.lines().filter(|line| line.contains(name.as_str())).collect();
+        assert!(of_it.last().unwrap().contains("vm.removed"), "{of_it:#?}");
+        let running = of_it.iter().filter(|line| line.ends_with("running")).count();
+        assert!(running == 1 && !of_it.iter().any(|line| line.contains("failed")), "{of_it:#?}");
+    }
+}

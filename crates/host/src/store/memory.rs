@@ -140,7 +140,15 @@ impl Store for MemoryStore {
 
     fn tell(&self, event: Event) -> Result<(), StoreError> {
         let mut kept = self.lock();
-        self.tell_in(&mut kept, event);
+        let of_vm = event.id.as_ref().filter(|_| event.event.noun() == What::VmState.noun());
+        let is_news = of_vm.is_none_or(|id| {
+            let told = kept.told.get(id).and_then(|told| told.1);
+            let again = event.event == What::VmState && event.state.is_some() && told == event.state;
+            kept.records.contains_key(id) && !again
+        });
+        if is_news {
+            self.tell_in(&mut kept, event);
+        }
         Ok(())
     }
 

@@ -156,7 +156,8 @@ pub trait Store: Send + Sync {
     fn put_operation(&self, record: &OperationRecord) -> Result<(), StoreError>;
     /// The state that was last told of a VM.
     fn told(&self, id: &str) -> Option<State>;
-    /// Tells of something that has happened. If it has a VM's state, that is what was last told of it.
+    /// Tells of something that has happened. If it has a VM's state, that is what was last told of it; the same state is not told
+    /// twice in a row, and nothing of a VM that is not there any more.
     fn tell(&self, event: Event) -> Result<(), StoreError>;
     /// What has happened after a revision, up to so many.
     fn events(&self, after: u64, most: usize) -> Result<Past, StoreError>;
@@ -321,8 +322,23 @@ pub(crate) mod conformance {
         assert_eq!(again.revision_at(Timestamp { unix_s: 0 }).unwrap(), 0);
         assert_eq!(again.revision_at(Timestamp { unix_s: u64::MAX / 2 }).unwrap(), start + 1);
         assert!(!again.events(0, 1).unwrap().has_gap && !again.events(start + 9, 1).unwrap().has_gap);
+        let newest = || *store.newest().borrow();
+        let before = newest();
+        store
+            .tell(Event { state: Some(State::Stopped), ..Event::new(What::VmState, Some("d4"), "web") })
+            .unwrap();
+        assert_eq!(newest(), before, "it was told already");
+        store
+            .tell(Event { state: Some(State::Running), ..Event::new(What::VmState, Some("d4"), "web") })
+            .unwrap();
+        store.tell(Event::new(What::VmRebooted, Some("d4"), "web")).unwrap();
+        assert_eq!(newest(), before + 2);
         store.remove("d4").unwrap();
         assert_eq!((store.told("d4"), store.revision_of("d4")), (None, 0));
+        store
+            .tell(Event { state: Some(State::Failed), ..Event::new(What::VmState, Some("d4"), "web") })
+            .unwrap();
+        assert_eq!(newest(), before + 3, "of one that is gone nothing is told");
     }
 
     fn facts(open: &dyn Fn() -> Box<dyn Store>) {

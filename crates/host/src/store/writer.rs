@@ -218,6 +218,7 @@ fn apply(database: &Connection, path: &Path, change: &Change) -> Result<Option<A
             }
             of(What::VmRemoved, record)
         }
+        Change::Tell(event) if !is_news(database, event).map_err(failed)? => return Ok(None),
         Change::Tell(event) => event.clone(),
         Change::Operation(record) => {
             put(database, record).map_err(failed)?;
@@ -269,6 +270,17 @@ fn put(database: &Connection, record: &OperationRecord) -> rusqlite::Result<()> 
     database.prepare_cached(sql)?.execute(params![id, record.operation.state.is_over(), text])?;
     let oldest = id.saturating_sub(OPERATIONS_KEPT as i64);
     database.prepare_cached("DELETE FROM operations WHERE over AND id < ?1")?.execute([oldest]).map(drop)
+}
+
+/// Whether an event tells of something: not of a VM that has just been forgotten, nor once more of the state that it is in.
+fn is_news(database: &Connection, event: &Event) -> rusqlite::Result<bool> {
+    let Some(id) = event.id.as_ref().filter(|_| event.event.noun() == What::VmState.noun()) else {
+        return Ok(true);
+    };
+    let mut known = database.prepare_cached("SELECT state FROM vms WHERE id = ?1")?;
+    let told: Option<Option<String>> = known.query_row([id], |row| row.get(0)).optional()?;
+    let state = event.state.filter(|_| event.event == What::VmState).map(|state| state.name());
+    Ok(told.is_some_and(|told| state.is_none() || told.as_deref() != state))
 }
 
 /// Gives an event its place.
