@@ -32,6 +32,7 @@ impl Kind {
         match error.kind() {
             io::ErrorKind::NotFound => Kind::NotFound,
             io::ErrorKind::PermissionDenied => Kind::Denied,
+            io::ErrorKind::AlreadyExists => Kind::Conflict,
             _ => Kind::Error,
         }
     }

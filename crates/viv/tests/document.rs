@@ -45,6 +45,16 @@ fn what_inspect_shows_makes_another_vm_like_it() {
     assert_eq!(web["spec"]["disks"][0]["path"], path("data.raw"));
     assert_eq!(web["machine"]["disks"][0]["limits"]["iops"], 500);
 
+    // The document that is exported is the one that is applied.
+    let exported = home.dir.join("web.json").to_str().unwrap().to_string();
+    home.viv(&["export", "web", &exported]).ok();
+    home.viv(&["export", "web", &exported]).fails(4, &["web.json", "exists"]);
+    assert_eq!(home.viv(&["export", "web", "-"]).ok().out, fs::read_to_string(&exported).unwrap());
+    assert_eq!(home.viv(&["diff", "-f", &exported]).ok().out, "");
+    home.viv(&["apply", "-f", &exported]).ok();
+    home.viv(&["export", "nobody", "-"]).fails(3, &["nobody"]);
+    home.viv(&["export", "--disk", "0", "web", "x.json"]).fails(2, &["--disk"]);
+
     // What is changed later is in the document, too.
     home.viv(&["attach", "web", home.dir.join("more.raw").to_str().unwrap()]).ok();
     home.viv(&["disk", "limit", "web", "0", "iops=300"]).ok();

@@ -3,6 +3,8 @@ use super::operation::{Detach, work};
 use super::pull::full_name;
 use super::{Context, build};
 use crate::{output, size};
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use viv_api::client::Request;
 use viv_api::endpoint::Route;
@@ -76,7 +78,8 @@ pub(crate) struct Push {
                   and VMware import. The format is that of --format, else that of the file's name.\n\n  \
                   viv export web-2 web.tar               the image web-2\n  \
                   viv export db db.qcow2                 the disk of the VM db\n  \
-                  viv export db db.ova                   the VM db, or the image db if there is no such VM"
+                  viv export db db.ova                   the VM db, or the image db if there is no such VM\n  \
+                  viv export db db.json                  what is said of the VM db, for viv apply, diff and create -f; - is standard output"
 )]
 pub(crate) struct Export {
     /// An image's name, or a VM's
@@ -84,7 +87,7 @@ pub(crate) struct Export {
     what: String,
     /// The new file
     file: PathBuf,
-    /// oci: the image; raw, qcow2: the VM's disk; ova: the VM with its disks, or the image
+    /// oci: the image; raw, qcow2: the VM's disk; ova: the VM with its disks, or the image; json: the VM's document
     #[arg(long)]
     format: Option<Format>,
     /// Which disk of the VM, counted from 0
@@ -100,15 +103,20 @@ enum Format {
     Raw,
     Qcow2,
     Ova,
+    Json,
 }
 
 impl Format {
     fn by_name(file: &Path) -> Option<Format> {
+        if file == Path::new("-") {
+            return Some(Format::Json);
+        }
         match file.extension()?.to_str()? {
             "tar" | "oci" => Some(Format::Oci),
             "raw" | "img" => Some(Format::Raw),
             "qcow2" => Some(Format::Qcow2),
             "ova" => Some(Format::Ova),
+            "json" => Some(Format::Json),
             _ => None,
         }
     }
@@ -167,18 +175,21 @@ pub(crate) fn export(context: &Context, args: Export) -> Result<u8, Fault> {
         Fault::new(
             Kind::Usage,
             format!("{} does not say what it is to be", args.file.display()),
-            "say it: --format oci for an image, raw or qcow2 for a VM's disk, ova for a VM with its disks",
+            "say it: --format oci for an image, raw or qcow2 for a VM's disk, ova for a VM with its disks, json for its document",
         )
     })?;
     let path = std::path::absolute(&args.file).map_err(|error| {
         Fault::new(Kind::Error, format!("{}: {error}", args.file.display()), "name another file")
     })?;
-    if args.disk.is_some() && matches!(format, Format::Oci | Format::Ova) {
+    if args.disk.is_some() && matches!(format, Format::Oci | Format::Ova | Format::Json) {
         return Err(Fault::new(
             Kind::Usage,
             "--disk is for a VM's disk alone",
             "leave it out, or write the disk with --format raw or qcow2",
         ));
+    }
+    if format == Format::Json {
+        return document(context, &args.what, &args.file);
     }
     let exported = if format == Format::Ova {
         ova(context, &args, path)?
@@ -209,6 +220,32 @@ pub(crate) fn export(context: &Context, args: Export) -> Result<u8, Fault> {
         for item in &exported.left {
             output::note(&format!("not in it: {item}"));
         }
+    }
+    Ok(0)
+}
+
+/// Writes what is said of a VM to a new file of this machine, as its document.
+fn document(context: &Context, what: &str, file: &Path) -> Result<u8, Fault> {
+    let vm: Vm = context.client.json(Request::new(Route::VmGet, &[what]))?;
+    let failed = |error: std::io::Error| {
+        let text = format!("cannot write {}: {error}", file.display());
+        Fault::new(
+            Kind::of_file(&error),
+            text,
+            "name a new file where you may write, or - for standard output",
+        )
+    };
+    let text = serde_json::to_string_pretty(&vm.spec).map_err(|error| failed(error.into()))? + "\n";
+    if file == Path::new("-") {
+        output::print(&text);
+        return Ok(0);
+    }
+    let mut new = File::create_new(file).map_err(failed)?;
+    new.write_all(text.as_bytes()).and_then(|()| new.sync_all()).map_err(failed)?;
+    if context.json {
+        output::json(&vm.spec);
+    } else {
+        output::print(&format!("{}\n", file.display()));
     }
     Ok(0)
 }
