@@ -2,6 +2,7 @@
 //! The matches on roles have no default: an endpoint without one does not compile.
 use crate::encoding::decode;
 use crate::endpoint::{Method, Route};
+use crate::operation::OperationKind;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -93,7 +94,11 @@ const NAME: Parameter = parameter("name", Shape::Text, "only what is called so; 
 const LIST: &[Parameter] = &[NAME, LIMIT, AFTER];
 const NETWORK: &[Parameter] =
     &[parameter("network", Shape::Text, "the port in this network; the first one, if it is not said")];
-const JOB: &[Parameter] = &[parameter("job", Shape::Text, "names the work, so that it can be cancelled")];
+const WORK: &[Parameter] = &[parameter(
+    "detach",
+    Shape::Flag,
+    "answer at once with the operation (202), which goes on by itself, also when the service begins anew",
+)];
 
 impl Route {
     /// The least role that may use it over the network. What names files of the host takes an admin besides.
@@ -102,11 +107,12 @@ impl Route {
         match self {
             Info | Events | LimitsGet | OpenApi | Metrics | Authority | VmList | VmGet | VmWait | VmStats
             | VmLogs | NetworkList | NetworkGet | PortList | PortGet | SecGroupList | SecGroupGet
-            | Explain | ImageList | ImageGet | ImageDetails | SnapshotList | SnapshotGet => Role::Viewer,
+            | Explain | ImageList | ImageGet | ImageDetails | SnapshotList | SnapshotGet | OperationList
+            | OperationGet => Role::Viewer,
             VmCreate | VmRemove | VmUpdate | VmStart | VmPause | VmResume | VmStop | VmKill | VmMemory
             | VmConsole | VmConsoleSize | VmAgent | VmConnect | ImageBuild | ImageVerify | SnapshotCreate
             | SnapshotRemove | SnapshotVerify | SnapshotDiff | SnapshotRestore | VmRollback | VmFork
-            | JobCancel => Role::Operator,
+            | OperationFollow | OperationCancel => Role::Operator,
             VmDiskLimits | VmDiskSize | VmDiskAttach | VmDiskDetach | VmShareAttach | VmShareDetach
             | VmNicAttach | VmNicDetach | VmCommit | VmExport | NetworkCreate | NetworkRemove
             | NetworkConnect | NetworkDisconnect | PortLimits | PortRebind | PortCapture | SecGroupCreate
@@ -198,9 +204,28 @@ impl Route {
             }
             AuditList => const { &[parameter("last", Shape::Count, "how many, at most")] },
             PortGet | PortLimits | PortRebind | PortCapture | SecGroupLeave => NETWORK,
-            ImageBuild | VmCommit | VmExport | ImagePush | ImageExport | ImageImport => JOB,
+            OperationList => {
+                const {
+                    &[
+                        NAME,
+                        parameter(
+                            "state",
+                            Shape::Text,
+                            "only those in one of these states, with commas between them",
+                        ),
+                        LIMIT,
+                        AFTER,
+                    ]
+                }
+            }
+            _ if self.is_long_work() => WORK,
             _ => &[],
         }
+    }
+
+    /// Whether it begins a long work, an [`Operation`](crate::operation::Operation).
+    pub fn is_long_work(self) -> bool {
+        OperationKind::ALL.iter().any(|kind| kind.route() == self)
     }
 
     /// Whether it takes a JSON document.
@@ -218,6 +243,7 @@ impl Route {
                     | ImageVerify
                     | ImagePrune
                     | SnapshotVerify
+                    | OperationCancel
             )
     }
 

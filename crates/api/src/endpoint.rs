@@ -3,6 +3,7 @@
 pub use crate::encoding::{decode, encode, query_value};
 pub use crate::finding::{NoRoute, allowed, find};
 pub use crate::method::Method;
+pub use crate::route::Route;
 
 /// What a successful answer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,179 +18,6 @@ pub enum Answer {
     Events,
     /// `101 Switching Protocols`: from then on a byte stream both ways.
     Stream,
-}
-
-/// Names an endpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Route {
-    /// See [`TABLE`]; so for all of them.
-    Info,
-    /// This contract.
-    OpenApi,
-    /// What Prometheus reads.
-    Metrics,
-    /// Whom to trust.
-    Authority,
-    /// List tokens and certificates.
-    TokenList,
-    /// Make a token.
-    TokenCreate,
-    /// Take a token or certificate back.
-    TokenRemove,
-    /// Issue a client's certificate.
-    CertificateIssue,
-    /// What was done.
-    AuditList,
-    /// Whether what was done is all there.
-    AuditVerify,
-    /// What happens.
-    Events,
-    /// How much VMs may have.
-    LimitsGet,
-    /// Let VMs have more or less.
-    LimitsSet,
-    /// List VMs.
-    VmList,
-    /// Create a VM.
-    VmCreate,
-    /// One VM.
-    VmGet,
-    /// Remove a VM.
-    VmRemove,
-    /// Change a VM.
-    VmUpdate,
-    /// Start a VM.
-    VmStart,
-    /// Pause a VM.
-    VmPause,
-    /// Resume a VM.
-    VmResume,
-    /// How fast a VM's disk may be.
-    VmDiskLimits,
-    /// Resize a VM's disk.
-    VmDiskSize,
-    /// Stop a VM.
-    VmStop,
-    /// Attach a disk.
-    VmDiskAttach,
-    /// Detach a disk.
-    VmDiskDetach,
-    /// Attach a shared directory.
-    VmShareAttach,
-    /// Detach a shared directory.
-    VmShareDetach,
-    /// Attach a network card.
-    VmNicAttach,
-    /// Detach a network card.
-    VmNicDetach,
-    /// Resize a VM's memory.
-    VmMemory,
-    /// Kill a VM.
-    VmKill,
-    /// Make an image of a VM.
-    VmCommit,
-    /// Write a VM's disk to a file.
-    VmExport,
-    /// Wait for a VM's end.
-    VmWait,
-    /// What a VM has used and done.
-    VmStats,
-    /// The serial output.
-    VmLogs,
-    /// The serial console.
-    VmConsole,
-    /// The size of the serial console.
-    VmConsoleSize,
-    /// The guest agent.
-    VmAgent,
-    /// A stream to a TCP port.
-    VmConnect,
-    /// List networks.
-    NetworkList,
-    /// Make a network.
-    NetworkCreate,
-    /// One network.
-    NetworkGet,
-    /// Remove a network.
-    NetworkRemove,
-    /// Plug a VM into a network.
-    NetworkConnect,
-    /// Take a VM out of a network.
-    NetworkDisconnect,
-    /// List ports.
-    PortList,
-    /// One VM's port.
-    PortGet,
-    /// How much may pass a VM's card.
-    PortLimits,
-    /// Another card and address for a VM.
-    PortRebind,
-    /// What passes a VM's port.
-    PortCapture,
-    /// List security groups.
-    SecGroupList,
-    /// Make a security group.
-    SecGroupCreate,
-    /// One security group.
-    SecGroupGet,
-    /// Remove a security group.
-    SecGroupRemove,
-    /// Add a rule.
-    SecGroupRuleAdd,
-    /// Take a rule out.
-    SecGroupRuleRemove,
-    /// Put a VM into a group.
-    SecGroupJoin,
-    /// Take a VM out of a group.
-    SecGroupLeave,
-    /// What decides about a flow.
-    Explain,
-    /// List images.
-    ImageList,
-    /// Build an image.
-    ImageBuild,
-    /// One image.
-    ImageGet,
-    /// What is in an image.
-    ImageDetails,
-    /// Check an image.
-    ImageVerify,
-    /// Give an image one more name.
-    ImageTag,
-    /// Remove what no image has.
-    ImagePrune,
-    /// Send an image to a registry.
-    ImagePush,
-    /// Write an image to a file.
-    ImageExport,
-    /// Make an image of a machine of another program.
-    ImageImport,
-    /// Remove an image.
-    ImageRemove,
-    /// Make a snapshot.
-    SnapshotCreate,
-    /// List snapshots.
-    SnapshotList,
-    /// One snapshot.
-    SnapshotGet,
-    /// Remove a snapshot.
-    SnapshotRemove,
-    /// Verify a snapshot.
-    SnapshotVerify,
-    /// Compare snapshots.
-    SnapshotDiff,
-    /// Write a snapshot to a file.
-    SnapshotExport,
-    /// Take a snapshot from a file.
-    SnapshotImport,
-    /// Go on from a snapshot.
-    SnapshotRestore,
-    /// Let a VM go on from a snapshot of it.
-    VmRollback,
-    /// Fork a VM.
-    VmFork,
-    /// Give up a long work.
-    JobCancel,
 }
 
 /// One line of the contract.
@@ -617,7 +445,7 @@ pub const TABLE: &[Endpoint] = &[
         Method::Post,
         "/v1/images/{image}/build",
         Answer::Lines,
-        "build an image; ?job=NAME lets it be cancelled (ImageBuild -> BuildLine…)",
+        "build an image (ImageBuild -> BuildLine…)",
     ),
     line(Route::ImageGet, Method::Get, "/v1/images/{image}", Answer::Json, "an image by its name (Image)"),
     line(
@@ -695,15 +523,15 @@ pub const TABLE: &[Endpoint] = &[
         Route::SnapshotExport,
         Method::Post,
         "/v1/snapshots/{snapshot}/export",
-        Answer::Json,
-        "write it to a new tar file of the host (SnapshotFile -> Snapshot)",
+        Answer::Lines,
+        "write it to a new tar file of the host (SnapshotFile -> WorkLine<Snapshot>…)",
     ),
     line(
         Route::SnapshotImport,
         Method::Post,
         "/v1/snapshots/import",
-        Answer::Json,
-        "take one from a tar file of the host, after comparing all of it with its checksums (SnapshotFile -> Snapshot)",
+        Answer::Lines,
+        "take one from a tar file of the host, after comparing all of it with its checksums (SnapshotFile -> WorkLine<Snapshot>…)",
     ),
     line(
         Route::SnapshotRestore,
@@ -731,42 +559,63 @@ pub const TABLE: &[Endpoint] = &[
         Method::Post,
         "/v1/vms/{vm}/commit",
         Answer::Lines,
-        "make an image of a VM that does not run; ?job=NAME names the work (ImageCommit -> BuildLine…)",
+        "make an image of a VM that does not run (ImageCommit -> BuildLine…)",
     ),
     line(
         Route::VmExport,
         Method::Post,
         "/v1/vms/{vm}/export",
         Answer::Lines,
-        "write a disk of a VM that does not run, or the VM as an OVA, to a new file of the host; ?job=NAME (DiskExport -> WorkLine<Exported>…)",
+        "write a disk of a VM that does not run, or the VM as an OVA, to a new file of the host (DiskExport -> WorkLine<Exported>…)",
     ),
     line(
         Route::ImagePush,
         Method::Post,
         "/v1/images/{image}/push",
         Answer::Lines,
-        "send an image of containers to a registry; ?job=NAME (ImagePush -> WorkLine<Pushed>…)",
+        "send an image of containers to a registry (ImagePush -> WorkLine<Pushed>…)",
     ),
     line(
         Route::ImageExport,
         Method::Post,
         "/v1/images/{image}/export",
         Answer::Lines,
-        "write an image to a new file of the host: an OCI archive, or an OVA; ?job=NAME (ImageExport -> WorkLine<Exported>…)",
+        "write an image to a new file of the host: an OCI archive, or an OVA (ImageExport -> WorkLine<Exported>…)",
     ),
     line(
         Route::ImageImport,
         Method::Post,
         "/v1/images/import",
         Answer::Lines,
-        "make an image of a machine of another program, which is in files of the host; ?job=NAME (ImageImport -> WorkLine<Imported>…)",
+        "make an image of a machine of another program, which is in files of the host (ImageImport -> WorkLine<Imported>…)",
     ),
     line(
-        Route::JobCancel,
-        Method::Delete,
-        "/v1/jobs/{job}",
+        Route::OperationList,
+        Method::Get,
+        "/v1/operations",
         Answer::Json,
-        "give up a build; its own answer then ends (null)",
+        "long works, oldest first: those that go on, and the last thousand that have ended ([Operation])",
+    ),
+    line(
+        Route::OperationGet,
+        Method::Get,
+        "/v1/operations/{operation}",
+        Answer::Json,
+        "a long work by its number: how far it is, or what became of it (Operation)",
+    ),
+    line(
+        Route::OperationFollow,
+        Method::Get,
+        "/v1/operations/{operation}/lines",
+        Answer::Lines,
+        "a long work as it goes on, to its end (WorkLine…)",
+    ),
+    line(
+        Route::OperationCancel,
+        Method::Post,
+        "/v1/operations/{operation}/cancel",
+        Answer::Json,
+        "have a long work give up; it ends a moment later (Operation)",
     ),
 ];
 

@@ -66,6 +66,12 @@ pub enum What {
     /// A security group was removed.
     #[serde(rename = "secgroup.removed")]
     SecgroupRemoved,
+    /// A long work was begun, or goes on after the service began anew; the message says what it does.
+    #[serde(rename = "operation.started")]
+    OperationStarted,
+    /// It has ended; the message says how.
+    #[serde(rename = "operation.ended")]
+    OperationEnded,
     /// The limits of the host were changed.
     #[serde(rename = "limits.changed")]
     LimitsChanged,
@@ -73,7 +79,7 @@ pub enum What {
 
 impl What {
     /// Every kind.
-    pub const ALL: [What; 20] = [
+    pub const ALL: [What; 22] = [
         What::VmCreated,
         What::VmChanged,
         What::VmState,
@@ -93,6 +99,8 @@ impl What {
         What::SecgroupCreated,
         What::SecgroupChanged,
         What::SecgroupRemoved,
+        What::OperationStarted,
+        What::OperationEnded,
         What::LimitsChanged,
     ];
 
@@ -118,6 +126,8 @@ impl What {
             What::SecgroupCreated => "secgroup.created",
             What::SecgroupChanged => "secgroup.changed",
             What::SecgroupRemoved => "secgroup.removed",
+            What::OperationStarted => "operation.started",
+            What::OperationEnded => "operation.ended",
             What::LimitsChanged => "limits.changed",
         }
     }

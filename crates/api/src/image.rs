@@ -364,37 +364,8 @@ pub struct Exported {
     pub left: Vec<String>,
 }
 
-/// One line of the answer to a long work.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "kebab-case")]
-pub enum WorkLine<T> {
-    /// What is being done now.
-    Progress(Progress),
-    /// A command of the user's has written this line.
-    Said(String),
-    /// The last line of a work that went well.
-    Done(T),
-    /// The last line of one that did not.
-    Failed(Fault),
-}
-
 /// One line of a build's answer.
-pub type BuildLine = WorkLine<Image>;
-
-/// Where a long work is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct Progress {
-    /// What is being done: `downloading linux-image-…`.
-    pub step: String,
-    /// How much of this step is done, in the unit below.
-    pub done: u64,
-    /// How much there is to do, if that is known.
-    pub total: Option<u64>,
-    /// The unit is bytes; else it is pieces.
-    pub bytes: bool,
-}
+pub type BuildLine = crate::operation::WorkLine<Image>;
 
 /// Whether an image's name is a disk's file: those of the store have no such names. In a document, and as the service is
 /// asked, it begins with `/`; as a user writes it, also with `./`, `../` or by naming a file that has the end of a disk's.

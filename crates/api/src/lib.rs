@@ -28,9 +28,11 @@ mod method;
 pub mod network;
 #[cfg(feature = "schema")]
 pub mod openapi;
+pub mod operation;
 pub mod passed;
 pub mod port;
 mod process;
+mod route;
 pub mod runner;
 pub mod secgroup;
 pub mod snapshot;

@@ -9,6 +9,7 @@ use crate::image::*;
 use crate::info::Info;
 use crate::limits::HostLimits;
 use crate::network::*;
+use crate::operation::{Operation, WorkLine};
 use crate::port::Port;
 use crate::secgroup::*;
 use crate::snapshot::*;
@@ -114,11 +115,13 @@ impl Generators {
             SnapshotList => self.shown::<Vec<Snapshot>>(),
             SnapshotGet | SnapshotRemove | SnapshotVerify => self.shown::<Snapshot>(),
             SnapshotDiff => self.of::<SnapshotOther, self::SnapshotDiff>(),
-            SnapshotExport | SnapshotImport => self.of::<SnapshotFile, Snapshot>(),
+            SnapshotExport | SnapshotImport => self.of::<SnapshotFile, WorkLine<Snapshot>>(),
             SnapshotRestore => self.of::<self::SnapshotRestore, Vm>(),
             VmRollback => self.of::<self::VmRollback, Vm>(),
             VmFork => self.of::<self::VmFork, Vec<Vm>>(),
-            JobCancel => self.shown::<()>(),
+            OperationList => self.shown::<Vec<Operation>>(),
+            OperationGet | OperationCancel => self.shown::<Operation>(),
+            OperationFollow => self.shown::<WorkLine<Value>>(),
         }
     }
 }
@@ -134,6 +137,7 @@ pub fn document() -> Value {
         path[method] = operation(endpoint, types);
     }
     let error = generators.answers.subschema_for::<ErrorBody>();
+    let begun = generators.answers.subschema_for::<Operation>();
     let mut answers = Value::Object(generators.answers.take_definitions(true));
     let mut schemas = generators.asks.take_definitions(true);
     let mut paths = Value::Object(paths);
@@ -161,7 +165,7 @@ pub fn document() -> Value {
         "paths": paths,
         "components": {
             "schemas": schemas,
-            "responses": refusals(&error),
+            "responses": shared(&error, &begun),
             "securitySchemes": {
                 "token": {
                     "type": "http",
@@ -244,7 +248,7 @@ const TAGS: [(&str, &str); 18] = [
     ("images", "what VMs are made from"),
     ("prune", "removing what nobody needs"),
     ("snapshots", "saved VMs"),
-    ("jobs", "long works"),
+    ("operations", "long works"),
     ("service", "of the service itself"),
 ];
 
@@ -313,7 +317,7 @@ fn operation(endpoint: &Endpoint, types: Types) -> Value {
         let event = json!({"type": "object", "properties": fields, "required": ["data", "event"]});
         responses[success]["content"]["text/event-stream"] = json!({"schema": event});
     }
-    for status in statuses(*route) {
+    for status in route.is_long_work().then_some("202").into_iter().chain(statuses(*route)) {
         responses[status] = json!({"$ref": format!("#/components/responses/{status}")});
     }
     let mut operation = json!({
@@ -348,6 +352,7 @@ fn place(name: &str) -> Value {
         }
         "port" => (json!({"type": "integer", "minimum": 1, "maximum": 65535}), "a TCP port of the guest"),
         "disk" | "share" | "nic" => (json!({"type": "integer", "minimum": 0}), "which of them, from 0"),
+        "operation" => (json!({"type": "integer", "minimum": 1}), "its number"),
         "number" => (json!({"type": "integer", "minimum": 1}), "which of them, from 1"),
         _ => (json!({"type": "string", "minLength": 1}), "its name"),
     };
@@ -376,8 +381,17 @@ fn statuses(route: Route) -> impl Iterator<Item = &'static str> {
     REFUSALS.iter().map(|(status, _)| *status).filter(move |status| body || !["413", "415"].contains(status))
 }
 
-fn refusals(error: &Schema) -> Value {
+/// Answers that several endpoints have.
+fn shared(error: &Schema, begun: &Schema) -> Value {
     let mut responses = Map::new();
+    responses.insert(
+        "202".into(),
+        json!({
+            "description": "it was begun, and goes on by itself (?detach=true)",
+            "headers": {"Location": {"schema": {"type": "string"}}},
+            "content": {"application/json": {"schema": begun}},
+        }),
+    );
     for (status, about) in REFUSALS {
         let mut response = json!({"description": about, "content": {"application/json": {"schema": error}}});
         match status {

@@ -155,6 +155,11 @@ pub enum Ask {
         /// MiB.
         mib: u64,
     },
+    /// Let it use so much processor time from now on, also after it boots anew.
+    LimitCpu {
+        /// Thousandths of a processor; none: as much as it can get.
+        milli: Option<u32>,
+    },
     /// Save its state, its memory and the disks that it may write to, all as they are at one moment, into files that come
     /// with the request (SCM_RIGHTS of unix(7)): state, then for the memory and each disk the content and its checksums, which are
     /// empty. Where layers are below, these follow: an empty file for the map, the checksums of the earlier content, the layers with

@@ -60,6 +60,10 @@ pub struct VmCreate {
     /// Memory that it may get while it runs, MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_max_mib: Option<u64>,
+    /// Most processor time that it may use, thousandths of a host's processor; as much as it can get, if it is not said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = viv_model::CPU_LIMIT_MIN)))]
+    pub cpu_limit_milli: Option<u32>,
     /// Which processor.
     pub accel: Accel,
     /// How the software CPU works, if it is that.
@@ -180,6 +184,7 @@ impl VmCreate {
             cpus: self.cpus.unwrap_or(1),
             memory_mib: self.memory_mib.unwrap_or(MEMORY_MIB_USUAL),
             memory_max_mib: self.memory_max_mib,
+            cpu_limit_milli: self.cpu_limit_milli,
             accel: self.accel,
             soft: self.soft,
             kernel: self.kernel.clone().unwrap_or_default(),
@@ -230,6 +235,9 @@ pub struct VmUpdate {
     /// Memory that it may get while it runs, MiB; only while it does not run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_max_mib: Option<u64>,
+    /// Most processor time that it may use, thousandths of a host's processor, from now on; 0: as much as it can get.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_limit_milli: Option<u32>,
     /// Which processor; only while it does not run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accel: Option<Accel>,

@@ -7,6 +7,16 @@ pub fn cpu_ns() -> u64 {
     (time.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(time.tv_nsec as u64)
 }
 
+/// Processor time that the process with this number has used, nanoseconds, by the kernel's ticks (proc(5), `stat` fields 14 and
+/// 15); 0 if there is none.
+pub fn cpu_ns_of(process: &str) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    // Its name, in brackets, may have anything in it.
+    let fields = stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ')).into_iter().flatten();
+    let ticks: u64 = fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    ticks.saturating_mul(1_000_000_000 / rustix::param::clock_ticks_per_second().max(1))
+}
+
 /// Memory that this process has in use, bytes.
 pub fn memory_bytes() -> u64 {
     memory_bytes_of("self")
@@ -26,6 +36,10 @@ mod tests {
     #[test]
     fn the_process_has_used_something() {
         assert!(cpu_ns() > 0 && memory_bytes() > 1 << 16);
-        assert_eq!(memory_bytes_of("none"), 0);
+        assert_eq!((memory_bytes_of("none"), cpu_ns_of("none")), (0, 0));
+        let begin = std::time::Instant::now();
+        while cpu_ns_of("self") < 50_000_000 {
+            assert!(begin.elapsed().as_secs() < 60, "ticks pass");
+        }
     }
 }

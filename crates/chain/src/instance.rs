@@ -117,13 +117,13 @@ impl Instance for ChainVm {
     }
 
     fn exec(&self, argv: &[String], output: &mut dyn FnMut(Output)) -> Result<u8, Fault> {
-        if self.gate.is_closed() {
-            return Err(Fault::new(
+        self.gate.pass().map_err(|stopped| {
+            Fault::new(
                 Kind::Conflict,
-                "the chain is paused",
-                "let it go on first: viv resume VM",
-            ));
-        }
+                format!("nothing can be asked: {stopped}"),
+                "start it again: viv start VM",
+            )
+        })?;
         let line = |text: &str| format!("{}\n", text.trim_end()).into_bytes();
         let verb = match Inside::read(argv) {
             Ok(inside) => inside.verb,

@@ -1,4 +1,5 @@
 //! What happens, told in order: as a stream of server-sent events (WHATWG HTML, 9.2) that can be resumed.
+use crate::blocking::blocking;
 use crate::store::Store;
 use crate::vms::Vms;
 use hyper::body::Bytes;
@@ -121,19 +122,23 @@ pub(crate) async fn stream(vms: Arc<Vms>, wanted: Wanted) -> Result<mpsc::Receiv
     Ok(pieces)
 }
 
-/// Reads what may wait for a disk or a process beside the requests of others.
-pub(crate) async fn blocking<T: Send + 'static>(
-    read: impl FnOnce() -> Result<T, Fault> + Send + 'static,
-) -> Result<T, Fault> {
-    let read = tokio::task::spawn_blocking(read).await;
-    read.unwrap_or_else(|error| Err(crate::works::defect(&error.to_string())))
-}
-
 /// Tells of something that has been done. That it cannot be told does not undo it.
 pub(crate) fn tell(store: &dyn Store, event: Event) {
     if let Err(error) = store.tell(event) {
         eprintln!("viv serve: cannot write down an event: {error}");
     }
+}
+
+/// Does it, and tells of it.
+pub(crate) fn telling<T>(
+    store: &dyn Store,
+    what: What,
+    act: impl FnOnce() -> Result<T, Fault>,
+    name: impl FnOnce(&T) -> String,
+) -> Result<T, Fault> {
+    let done = act()?;
+    tell(store, Event::new(what, None, &name(&done)));
+    Ok(done)
 }
 
 /// Tells that a VM is in another state than was told last.

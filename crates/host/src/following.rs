@@ -1,5 +1,6 @@
 //! What VMs do by themselves, told as it happens: their processes say how they are whenever that changes ([`Ask::Follow`]).
-use crate::events::{blocking, tell};
+use crate::blocking::blocking;
+use crate::events::tell;
 use crate::vms::Vms;
 use std::io;
 use std::sync::Arc;

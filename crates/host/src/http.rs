@@ -1,6 +1,6 @@
 //! Answers as HTTP/1.1 carries them.
 use hyper::body::{Bytes, Frame};
-use hyper::header::{CONNECTION, CONTENT_TYPE, ETAG, HeaderValue, UPGRADE};
+use hyper::header::{CONNECTION, CONTENT_TYPE, ETAG, HeaderValue, LOCATION, UPGRADE};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 use std::convert::Infallible;
@@ -64,6 +64,16 @@ pub(crate) fn json<T: Serialize>(value: &T) -> Response<Body> {
             "this is a defect of ours: please report it",
         )),
     }
+}
+
+/// Something was begun, and is seen at `location` (RFC 9110, 15.3.3).
+pub(crate) fn begun<T: Serialize>(value: &T, location: &str) -> Response<Body> {
+    let mut answer = json(value);
+    *answer.status_mut() = StatusCode::ACCEPTED;
+    if let Ok(location) = HeaderValue::from_str(location) {
+        answer.headers_mut().insert(LOCATION, location);
+    }
+    answer
 }
 
 /// Says which revision of something an answer shows (RFC 9110, 8.8.3). It is of a moment before the answer: a change in between

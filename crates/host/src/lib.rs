@@ -4,6 +4,7 @@
 //!   viv ── Unix socket ──► service ─► routes ─┬─► vms ──► runner processes (one per VM, detached)
 //!                          (http)             │    ├────► store (what was asked for)
 //!                                             │    └────► networks ──► switch processes (one per network)
+//!                                             ├─► operations (long works, beside the requests)
 //!                                             └─► images
 //! ```
 //!
@@ -18,6 +19,7 @@
 mod access;
 mod admission;
 mod audit;
+mod blocking;
 mod builder;
 mod container_ask;
 mod creation;
@@ -39,6 +41,8 @@ mod metrics;
 mod names;
 mod network_door;
 mod networks;
+mod new_file;
+mod operations;
 mod pcapng;
 pub mod places;
 mod plugs;
@@ -62,7 +66,6 @@ mod update;
 mod vms;
 mod waiting;
 mod watch;
-mod works;
 
 pub use network_door::Listen;
 pub use places::Places;

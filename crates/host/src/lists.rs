@@ -2,16 +2,19 @@
 //!
 //! A part ends with the place from which the next one goes on. A place is what the list is sorted by, so that what comes and goes
 //! between two parts neither shifts the others nor shows one of them twice.
+use crate::blocking::blocking;
 use crate::http::{self, Body};
+use crate::service::Service;
 use crate::store::VmRecord;
 use crate::vms::Vms;
-use crate::works::defect;
 use hyper::Response;
 use hyper::header::{HeaderValue, LINK};
 use serde::Serialize;
+use std::sync::Arc;
 use viv_api::endpoint::{Route, encode, query_value};
 use viv_api::image::Image;
 use viv_api::network::Network;
+use viv_api::operation::{Operation, OperationState};
 use viv_api::snapshot::Snapshot;
 use viv_api::timestamp::Timestamp;
 use viv_api::vm::Vm;
@@ -67,6 +70,15 @@ impl Listed for Snapshot {
     }
     fn place(&self) -> String {
         place_of(self.created_at, &self.name)
+    }
+}
+
+impl Listed for Operation {
+    fn name(&self) -> &str {
+        &self.subject
+    }
+    fn place(&self) -> String {
+        format!("{:020}", self.id)
     }
 }
 
@@ -185,6 +197,26 @@ impl WantedVms {
     }
 }
 
+/// Which long works.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct WantedOperations {
+    name: Option<String>,
+    states: Vec<OperationState>,
+}
+
+impl WantedOperations {
+    pub(crate) fn of(query: &str) -> Result<WantedOperations, Fault> {
+        let usage = |text: String| Fault::new(Kind::Usage, text, "see: viv operation ls --help");
+        let states = words(query, "state").into_iter().map(|word| word.parse().map_err(usage));
+        Ok(WantedOperations { name: said(query, "name"), states: states.collect::<Result<_, _>>()? })
+    }
+
+    fn is(&self, operation: &Operation) -> bool {
+        self.name.as_ref().is_none_or(|pattern| is_like(pattern, &operation.subject))
+            && (self.states.is_empty() || self.states.contains(&operation.state))
+    }
+}
+
 impl Vms {
     /// The VMs that are wanted, as they are now, oldest first.
     pub(crate) fn listed(&self, wanted: &WantedVms, span: &Span) -> Result<Part<Vm>, Fault> {
@@ -212,12 +244,24 @@ impl Vms {
 
 /// Answers with the VMs that are wanted.
 pub(crate) async fn answer_vms(
-    vms: std::sync::Arc<Vms>,
+    vms: Arc<Vms>,
     wanted: WantedVms,
     query: &str,
 ) -> Result<Response<Body>, Fault> {
     let span = Span::of(query);
     answer_with(Route::VmList, query, move || vms.listed(&wanted, &span)).await
+}
+
+/// Answers with the long works that are wanted.
+pub(crate) async fn answer_operations(
+    service: Arc<Service>,
+    wanted: WantedOperations,
+    query: &str,
+) -> Result<Response<Body>, Fault> {
+    let span = Span::of(query);
+    let is = move |operation| Some(operation).filter(|operation| wanted.is(operation));
+    let list = move || Ok(part(&span, crate::operations::list(&service)?, is));
+    answer_with(Route::OperationList, query, list).await
 }
 
 /// Answers with what a list has of what the query says.
@@ -236,10 +280,9 @@ async fn answer_with<T: Serialize + Send + 'static>(
     query: &str,
     make: impl FnOnce() -> Result<Part<T>, Fault> + Send + 'static,
 ) -> Result<Response<Body>, Fault> {
-    // Long lists are written beside the requests of others.
-    let made =
-        tokio::task::spawn_blocking(move || make().map(|part| (http::json(&part.items), part.next))).await;
-    let (mut answer, next) = made.map_err(|error| defect(&error.to_string()))??;
+    // Long lists are written there too.
+    let (mut answer, next) =
+        blocking(move || make().map(|part| (http::json(&part.items), part.next))).await?;
     if let Some(next) = next
         && let Ok(value) = HeaderValue::from_str(&link(route, query, &next))
     {

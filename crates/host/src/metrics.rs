@@ -156,6 +156,11 @@ fn of_service(page: &mut Page, service: &Service, seen: &[Seen]) {
         let count = seen.iter().filter(|vm| vm.state == Some(state)).count();
         page.sample("viv_vms", &[("state", &state.to_string())], count);
     }
+    let (waiting, running) = service.operations.counts();
+    page.family("viv_operations", "gauge", "Long works that go on, or wait for others.");
+    for (state, count) in [("waiting", waiting), ("running", running)] {
+        page.sample("viv_operations", &[("state", state)], count);
+    }
 }
 
 /// Resident memory in bytes and processor time in seconds (proc(5): `statm` field 2, `stat` fields 14 and 15).

@@ -71,6 +71,7 @@ pub(crate) fn check(machine: &MachineSpec) -> Result<(), Fault> {
             "change its --memory, its labels and its restart policy only",
         );
     }
+    viv_model::check_cpu_limit(machine.cpu_limit_milli)?;
     ShareSpec::check_all_of_program(&machine.shares)
 }
 

@@ -1,41 +1,36 @@
 //! What each endpoint does. The match has no default: a line of the table without an arm does not compile.
-use crate::builder::BuilderVm;
-use crate::events::{self, Wanted};
+use crate::blocking::{self, defect};
+use crate::events::{self, Wanted, telling};
 use crate::http::{self, Body};
-use crate::images::{self, Additions, Images, Options, Recipe, Watcher};
-use crate::lists::{self, WantedVms};
+use crate::images;
+use crate::lists::{self, WantedOperations, WantedVms};
 use crate::metrics;
+use crate::operations::{self, Task, shown};
 use crate::precondition;
 use crate::service::Service;
 use crate::shares;
 use crate::store;
 use crate::streams;
 use crate::tokens::sha256;
-use crate::vms::{Vms, absolute};
 use crate::waiting;
 use crate::watch;
-use crate::works::{self, Reporter, defect, work};
 use hyper::body::Bytes;
 use hyper::{Request, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 use viv_api::access::PassCreate;
 use viv_api::agent;
 use viv_api::contract;
 use viv_api::endpoint::{self, Route};
-use viv_api::event::{Event, What};
-use viv_api::image::{
-    DiskExport, Image, ImageBuild, ImageCommit, ImageExport, ImageImport, ImagePush, ImageTag, Pruned,
-};
+use viv_api::event::What;
+use viv_api::image::{Image, ImageTag, Pruned};
 use viv_api::info::{Info, KvmState, Service as ServiceInfo};
 use viv_api::network::{NetworkConnect, NicAttach};
 use viv_api::runner::Ask as RunnerAsk;
 use viv_api::secgroup::{RuleAdd, SecGroupJoin};
 use viv_api::snapshot::SnapshotOther;
-use viv_api::timestamp::Timestamp;
 use viv_api::vm::{ConsoleSize, VmCreate};
 use viv_model::{Ask, Fault, Kind};
 
@@ -58,12 +53,12 @@ pub(crate) async fn answer(
     let name = arguments.next().unwrap_or_default();
     let flag = |flag: &str| endpoint::query_value(&query, flag).is_some_and(|value| value != "false");
     let network = endpoint::query_value(&query, "network");
-    let job = endpoint::query_value(&query, "job").unwrap_or_default();
     let vms = service.vms.clone();
     let field = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
     let expected = precondition::of(field("if-match"))?;
     let blocking = Blocking { expected };
     vms.refuse_for_program(route, &name)?;
+    let work = |task| operations::begin(service.clone(), task, flag("detach"));
     match route {
         Route::OpenApi => Ok(http::document(OPENAPI)),
         Route::Metrics => Ok(http::text(metrics::page(&service).await?, metrics::MEDIA)),
@@ -236,8 +231,7 @@ pub(crate) async fn answer(
                 Fault::new(Kind::Usage, text, "use a number from 1 to 65535")
             })?;
             let connect = move || vms.connect_to(&name, number);
-            let there = tokio::task::spawn_blocking(connect).await;
-            let there = there.map_err(|error| defect(&error.to_string()))??;
+            let there = blocking::blocking(connect).await?;
             let there = there.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(there));
             let there = there.map_err(|error| defect(&error.to_string()))?;
             Ok(streams::switch(&service, request, there))
@@ -247,7 +241,7 @@ pub(crate) async fn answer(
             blocking
                 .run(move || {
                     telling(
-                        &vms,
+                        &*vms.store,
                         What::SnapshotCreated,
                         || service.snapshots.create(&name, &ask),
                         |it| it.name.clone(),
@@ -261,7 +255,7 @@ pub(crate) async fn answer(
             blocking
                 .run(move || {
                     telling(
-                        &vms,
+                        &*vms.store,
                         What::SnapshotRemoved,
                         || service.snapshots.remove(&name),
                         |it| it.name.clone(),
@@ -274,23 +268,8 @@ pub(crate) async fn answer(
             let ask: SnapshotOther = body(&request)?;
             blocking.run(move || service.snapshots.diff(&name, &ask.other)).await
         }
-        Route::SnapshotExport => {
-            let ask = body(&request)?;
-            blocking.run(move || service.snapshots.export(&name, &ask)).await
-        }
-        Route::SnapshotImport => {
-            let ask = body(&request)?;
-            blocking
-                .run(move || {
-                    telling(
-                        &vms,
-                        What::SnapshotCreated,
-                        || service.snapshots.import(&ask),
-                        |it| it.name.clone(),
-                    )
-                })
-                .await
-        }
+        Route::SnapshotExport => work(Task::SnapshotExport { snapshot: name, ask: body(&request)? }).await,
+        Route::SnapshotImport => work(Task::SnapshotImport { ask: body(&request)? }).await,
         Route::VmRollback => {
             let ask = body(&request)?;
             blocking.run(move || service.snapshots.roll_back(&name, &ask)).await
@@ -309,7 +288,7 @@ pub(crate) async fn answer(
             blocking
                 .run(move || {
                     telling(
-                        &vms,
+                        &*vms.store,
                         What::NetworkCreated,
                         || vms.create_network(&ask),
                         |it| it.spec.name.clone(),
@@ -322,7 +301,7 @@ pub(crate) async fn answer(
             blocking
                 .run(move || {
                     telling(
-                        &vms,
+                        &*vms.store,
                         What::NetworkRemoved,
                         || vms.remove_network(&name),
                         |it| it.spec.name.clone(),
@@ -334,7 +313,12 @@ pub(crate) async fn answer(
             let ask: NetworkConnect = body(&request)?;
             blocking
                 .run(move || {
-                    telling(&vms, What::NetworkChanged, || vms.connect(&name, &ask.vm), |_| name.clone())
+                    telling(
+                        &*vms.store,
+                        What::NetworkChanged,
+                        || vms.connect(&name, &ask.vm),
+                        |_| name.clone(),
+                    )
                 })
                 .await
         }
@@ -342,7 +326,12 @@ pub(crate) async fn answer(
             let vm = arguments.next().unwrap_or_default();
             blocking
                 .run(move || {
-                    telling(&vms, What::NetworkChanged, || vms.disconnect(&name, &vm), |_| name.clone())
+                    telling(
+                        &*vms.store,
+                        What::NetworkChanged,
+                        || vms.disconnect(&name, &vm),
+                        |_| name.clone(),
+                    )
                 })
                 .await
         }
@@ -355,8 +344,7 @@ pub(crate) async fn answer(
         Route::PortRebind => blocking.run(move || vms.rebind(&name, network.as_deref())).await,
         Route::PortCapture => {
             let capture = move || vms.capture(&name, network.as_deref());
-            let pieces = tokio::task::spawn_blocking(capture).await;
-            let pieces = pieces.map_err(|error| defect(&error.to_string()))??;
+            let pieces = blocking::blocking(capture).await?;
             Ok(http::pieces(pieces, "application/x-pcapng"))
         }
         Route::SecGroupList => blocking.run(move || vms.secgroups()).await,
@@ -364,7 +352,12 @@ pub(crate) async fn answer(
             let ask = body(&request)?;
             blocking
                 .run(move || {
-                    telling(&vms, What::SecgroupCreated, || vms.create_secgroup(ask), |it| it.name.clone())
+                    telling(
+                        &*vms.store,
+                        What::SecgroupCreated,
+                        || vms.create_secgroup(ask),
+                        |it| it.name.clone(),
+                    )
                 })
                 .await
         }
@@ -372,7 +365,12 @@ pub(crate) async fn answer(
         Route::SecGroupRemove => {
             blocking
                 .run(move || {
-                    telling(&vms, What::SecgroupRemoved, || vms.remove_secgroup(&name), |_| name.clone())
+                    telling(
+                        &*vms.store,
+                        What::SecgroupRemoved,
+                        || vms.remove_secgroup(&name),
+                        |_| name.clone(),
+                    )
                 })
                 .await
         }
@@ -380,7 +378,12 @@ pub(crate) async fn answer(
             let ask: RuleAdd = body(&request)?;
             blocking
                 .run(move || {
-                    telling(&vms, What::SecgroupChanged, || vms.add_rule(&name, &ask.rule), |_| name.clone())
+                    telling(
+                        &*vms.store,
+                        What::SecgroupChanged,
+                        || vms.add_rule(&name, &ask.rule),
+                        |_| name.clone(),
+                    )
                 })
                 .await
         }
@@ -388,7 +391,12 @@ pub(crate) async fn answer(
             let number = arguments.next().unwrap_or_default();
             blocking
                 .run(move || {
-                    telling(&vms, What::SecgroupChanged, || vms.remove_rule(&name, &number), |_| name.clone())
+                    telling(
+                        &*vms.store,
+                        What::SecgroupChanged,
+                        || vms.remove_rule(&name, &number),
+                        |_| name.clone(),
+                    )
                 })
                 .await
         }
@@ -397,7 +405,7 @@ pub(crate) async fn answer(
             blocking
                 .run(move || {
                     telling(
-                        &vms,
+                        &*vms.store,
                         What::SecgroupChanged,
                         || vms.join(&name, &ask.vm, ask.network.as_deref()),
                         |_| name.clone(),
@@ -410,7 +418,7 @@ pub(crate) async fn answer(
             blocking
                 .run(move || {
                     telling(
-                        &vms,
+                        &*vms.store,
                         What::SecgroupChanged,
                         || vms.leave(&name, &vm, network.as_deref()),
                         |_| name.clone(),
@@ -426,51 +434,12 @@ pub(crate) async fn answer(
             let list = move || Ok(service.images.list()?.iter().map(shown).collect());
             lists::answer(route, &query, list).await
         }
-        Route::ImageBuild => {
-            let ask = body(&request)?;
-            Ok(work(service, job, move |service, reporter| {
-                let known: Vec<_> =
-                    service.images.list()?.into_iter().map(|image| (image.name, image.digest)).collect();
-                let image = build_now(service, &name, &ask, reporter)?;
-                if !known.contains(&(image.name.clone(), image.digest.clone())) {
-                    events::tell(&*service.vms.store, Event::new(What::ImageChanged, None, &image.name));
-                }
-                Ok(shown(&image))
-            }))
-        }
-        Route::VmCommit => {
-            let ask: ImageCommit = body(&request)?;
-            Ok(work(service, job, move |service, reporter| {
-                let commit = || works::commit(service, &name, &ask, reporter, shown);
-                telling(&service.vms, What::ImageChanged, commit, |it| it.name.clone())
-            }))
-        }
-        Route::VmExport => {
-            let ask: DiskExport = body(&request)?;
-            Ok(work(service, job, move |service, reporter| {
-                works::export_disk(service, &name, &ask, reporter)
-            }))
-        }
-        Route::ImagePush => {
-            let ask: ImagePush = body(&request)?;
-            Ok(work(service, job, move |service, reporter| service.images.push(&name, &ask, reporter)))
-        }
-        Route::ImageExport => {
-            let ask: ImageExport = body(&request)?;
-            absolute(&ask.path)?;
-            Ok(work(service, job, move |service, reporter| service.images.export(&name, &ask, reporter)))
-        }
-        Route::ImageImport => {
-            let ask: ImageImport = body(&request)?;
-            absolute(&ask.path)?;
-            Ok(work(service, job, move |service, reporter| {
-                let imported = service.images.import(&ask, reporter, &shown)?;
-                if imported.image.is_some() {
-                    events::tell(&*service.vms.store, Event::new(What::ImageChanged, None, &imported.name));
-                }
-                Ok(imported)
-            }))
-        }
+        Route::ImageBuild => work(Task::ImageBuild { image: name, ask: body(&request)? }).await,
+        Route::VmCommit => work(Task::VmCommit { vm: name, ask: body(&request)? }).await,
+        Route::VmExport => work(Task::VmExport { vm: name, ask: body(&request)? }).await,
+        Route::ImagePush => work(Task::ImagePush { image: name, ask: body(&request)? }).await,
+        Route::ImageExport => work(Task::ImageExport { image: name, ask: body(&request)? }).await,
+        Route::ImageImport => work(Task::ImageImport { ask: body(&request)? }).await,
         Route::ImageGet => blocking.run(move || Ok(shown(&service.images.get(&name)?))).await,
         Route::ImageDetails => blocking.run(move || service.images.details(&name, &shown)).await,
         Route::ImageVerify => blocking.run(move || service.images.verify(&name)).await,
@@ -479,7 +448,7 @@ pub(crate) async fn answer(
             blocking
                 .run(move || {
                     let tag = || Ok(shown(&service.images.tag(&name, &ask.name)?));
-                    telling(&vms, What::ImageChanged, tag, |it| it.name.clone())
+                    telling(&*vms.store, What::ImageChanged, tag, |it| it.name.clone())
                 })
                 .await
         }
@@ -494,29 +463,21 @@ pub(crate) async fn answer(
                         service.images.remove(&name)?;
                         Ok(shown(&image))
                     };
-                    telling(&vms, What::ImageRemoved, remove, |it: &Image| it.name.clone())
+                    telling(&*vms.store, What::ImageRemoved, remove, |it: &Image| it.name.clone())
                 })
                 .await
         }
-        Route::JobCancel => {
-            if let Some(cancelled) = service.jobs().get(&name) {
-                cancelled.store(true, Ordering::Relaxed);
-            }
-            Ok(http::json(&()))
+        Route::OperationList => {
+            let wanted = WantedOperations::of(&query)?;
+            lists::answer_operations(service, wanted, &query).await
         }
+        Route::OperationGet => blocking.run(move || operations::get(&service, &name)).await,
+        Route::OperationFollow => {
+            let lines = blocking::blocking(move || operations::follow(&service, &name)).await?;
+            Ok(http::pieces(lines, operations::MEDIA))
+        }
+        Route::OperationCancel => blocking.run(move || operations::cancel(&service, &name)).await,
     }
-}
-
-/// Does it, and tells of it.
-fn telling<T>(
-    vms: &Vms,
-    what: What,
-    act: impl FnOnce() -> Result<T, Fault>,
-    name: impl FnOnce(&T) -> String,
-) -> Result<T, Fault> {
-    let done = act()?;
-    events::tell(&*vms.store, Event::new(what, None, &name(&done)));
-    Ok(done)
 }
 
 /// What the sender of a request that may be repeated calls it.
@@ -559,8 +520,7 @@ impl Blocking {
         let expected = self.expected;
         // Long lists are written there too.
         let answer = move || precondition::with(expected, act).map(|value| http::json(&value));
-        let answered = tokio::task::spawn_blocking(answer).await;
-        answered.unwrap_or_else(|error| Err(defect(&error.to_string())))
+        blocking::blocking(answer).await
     }
 }
 
@@ -610,124 +570,4 @@ fn info(service: &Service) -> Result<Info, Fault> {
         vms: service.vms.count()?,
         limits: service.vms.limits(),
     })
-}
-
-/// An image of the store as the API shows it.
-fn shown(image: &images::Image) -> Image {
-    let unix_s = image.created_at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    Image {
-        name: image.name.clone(),
-        digest: image.digest.clone(),
-        size_bytes: image.size_bytes,
-        created_at: Timestamp { unix_s },
-        summary: image.summary.clone(),
-        process: image.manifest.process().cloned(),
-        cpus: image.manifest.usual.cpus,
-        memory_mib: image.manifest.usual.memory_mib,
-    }
-}
-
-fn options(ask: &ImageBuild) -> Result<Options, Fault> {
-    Ok(Options::new(match &ask.agent {
-        Some(agent) => agent.clone(),
-        None => images::find_agent()?,
-    }))
-}
-
-/// Gets an image of containers, and makes sure that there is a kernel for it.
-fn pull_now(
-    images: &Images,
-    name: &str,
-    ask: &ImageBuild,
-    reporter: &Reporter,
-) -> Result<images::Image, Fault> {
-    images.ensure_default(&options(ask)?, reporter)?;
-    if ask.if_missing {
-        match images.get(name) {
-            Err(fault) if fault.kind == Kind::NotFound => {}
-            outcome => return outcome,
-        }
-    }
-    let pulled = images.pull(name, ask.insecure, reporter)?;
-    pulled.ok_or_else(|| Fault::new(Kind::Usage, format!("{name:?} names no image"), "see: viv pull --help"))
-}
-
-/// Refuses what only images of Debian's packages have.
-fn no_additions(name: &str, ask: &ImageBuild, additions: &Additions) -> Result<(), Fault> {
-    if !additions.is_any() && ask.tag.is_none() && ask.command.is_none() {
-        return Ok(());
-    }
-    Err(match ask.size_mib {
-        Some(_) => Fault::new(
-            Kind::Usage,
-            "an image with packages or commands has no disk whose size could be chosen",
-            "leave out --size: each VM of it has a disk of its own",
-        ),
-        None => Fault::new(
-            Kind::Usage,
-            format!("packages and commands are not added to the image {name:?}"),
-            "add them to a Debian: viv build debian --package NAME --run 'COMMAND' --tag NAME",
-        ),
-    })
-}
-
-fn build_now(
-    service: &Service,
-    name: &str,
-    ask: &ImageBuild,
-    reporter: &Reporter,
-) -> Result<images::Image, Fault> {
-    let images: &Images = &service.images;
-    let additions = Additions {
-        packages: ask.packages.clone(),
-        run: ask.run.clone(),
-        tag: ask.tag.clone(),
-        command: ask.command.clone(),
-        epoch: ask.source_date_epoch,
-    };
-    if name != Recipe::Debian.name() || ask.size_mib.is_some() && additions.is_any() {
-        no_additions(name, ask, &additions)?;
-    }
-    if viv_oci::Reference::is_one(name) {
-        return pull_now(images, name, ask, reporter);
-    }
-    let Some(recipe) = Recipe::ALL.into_iter().find(|recipe| recipe.name() == name) else {
-        if ask.if_missing {
-            return images.get(name);
-        }
-        let names: Vec<_> = Recipe::ALL.iter().map(|recipe| recipe.name()).collect();
-        return Err(Fault::new(
-            Kind::NotFound,
-            format!("there is no recipe for an image called {name:?}"),
-            format!("build one of these: {}", names.join(", ")),
-        ));
-    };
-    if ask.if_missing && recipe != Recipe::DefaultGuest {
-        match images.get(name) {
-            Err(fault) if fault.kind == Kind::NotFound => {}
-            outcome => return outcome,
-        }
-    }
-    if ask.if_missing && recipe == Recipe::Kernel {
-        // Nobody waits minutes for what cannot be run.
-        return Err(Images::kernel_alone());
-    }
-    let mut options = options(ask)?;
-    options.force = ask.force;
-    options.disk_mib = ask.size_mib.unwrap_or(options.disk_mib);
-    if ask.if_missing && recipe == Recipe::DefaultGuest {
-        return images.ensure_default(&options, reporter);
-    }
-    let cancelled = || reporter.cancelled();
-    let networks = &service.vms.networks;
-    let vm = BuilderVm { places: &service.places, networks, cancelled: &cancelled };
-    if additions.is_any() {
-        return images.build_container(&additions, &options, &vm, reporter);
-    }
-    let image = images.build(recipe, &options, Some(&vm), reporter)?;
-    if recipe == Recipe::Kernel {
-        options.force = false;
-        images.ensure_default(&options, reporter)?;
-    }
-    Ok(image)
 }

@@ -7,6 +7,7 @@ use crate::images::Images;
 use crate::metrics::Metrics;
 use crate::network_door::{self, Listen};
 use crate::networks::Networks;
+use crate::operations::{self, Operations};
 use crate::places::Places;
 use crate::plugs::WatchedSwitch;
 use crate::runners;
@@ -17,15 +18,14 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::process::{Pid, Signal, kill_process};
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::io::unix::AsyncFd;
@@ -62,7 +62,7 @@ pub(crate) struct Service {
     pub(crate) started_at: Timestamp,
     /// Work in hand: connections, builds.
     pub(crate) work: Arc<AtomicUsize>,
-    jobs: Mutex<HashMap<String, Arc<AtomicBool>>>,
+    pub(crate) operations: Operations,
     pub(crate) snapshots: Snapshots,
     pub(crate) metrics: Metrics,
     pub(crate) access: Access,
@@ -81,12 +81,6 @@ impl Busy {
 impl Drop for Busy {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl Service {
-    pub(crate) fn jobs(&self) -> MutexGuard<'_, HashMap<String, Arc<AtomicBool>>> {
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -254,10 +248,11 @@ async fn run(
         images,
         started_at: Timestamp::now(),
         work: Arc::default(),
-        jobs: Mutex::default(),
+        operations: Operations::open(&*vms.store)?,
         metrics: Metrics::default(),
         access,
     });
+    operations::take_up(&service)?;
     let connected = vms.clone();
     tokio::spawn(async move {
         let mut known: Vec<Process> = Vec::new();

@@ -4,7 +4,7 @@ use crate::creation::fits;
 use crate::programs;
 use crate::store::VmRecord;
 use crate::vms::Vms;
-use viv_api::runner::RESUME;
+use viv_api::runner::{Ask, RESUME};
 use viv_api::vm::{Vm, VmUpdate};
 use viv_model::{Fault, Kind};
 
@@ -20,6 +20,9 @@ impl Vms {
             machine.cpus = ask.cpus.unwrap_or(machine.cpus);
             machine.memory_mib = ask.memory_mib.unwrap_or(machine.memory_mib);
             machine.memory_max_mib = ask.memory_max_mib.or(machine.memory_max_mib);
+            if let Some(milli) = ask.cpu_limit_milli {
+                machine.cpu_limit_milli = Some(milli).filter(|milli| *milli > 0);
+            }
             machine.accel = ask.accel.unwrap_or(machine.accel);
             match record.program.is_some() {
                 true => programs::check(&machine)?,
@@ -31,6 +34,9 @@ impl Vms {
                 let of = need(&record.machine);
                 self.admission.reserve(Share::Described, &record.id, grown, &|_| false)?.keep();
                 before = Some((record.id.clone(), of));
+            }
+            if machine.cpu_limit_milli != record.machine.cpu_limit_milli && self.is_live(record) {
+                self.runner(record).ask(&Ask::LimitCpu { milli: machine.cpu_limit_milli })?;
             }
             record.machine = machine;
             record.on_reboot = ask.on_reboot.unwrap_or(record.on_reboot);

@@ -1,5 +1,6 @@
 //! Waiting for a VM to become something: on events and on its process, without looking again and again.
-use crate::events::{PIECE, blocking};
+use crate::blocking::{blocking, defect};
+use crate::events::PIECE;
 use crate::service::ended;
 use crate::vms::Vms;
 use std::sync::Arc;
@@ -106,7 +107,7 @@ impl Wait {
                 return Ok(own.iter().any(|event| self.goal.is_told(event)));
             }
             if past.events.is_empty() {
-                newest.changed().await.map_err(|_| crate::works::defect("no events come any more"))?;
+                newest.changed().await.map_err(|_| defect("no events come any more"))?;
             }
         }
     }

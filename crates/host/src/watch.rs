@@ -2,7 +2,8 @@
 //!
 //! `put` has a VM as it is now, `delete` names one that is gone or not wanted any more, `listed` ends the list that comes first.
 //! Whoever comes back with the last `id` gets what has changed since; where that is not known any more, `gap` and the list come first.
-use crate::events::{ALIVE, PIECE, SIGN_OF_LIFE, blocking};
+use crate::blocking::blocking;
+use crate::events::{ALIVE, PIECE, SIGN_OF_LIFE};
 use crate::lists::WantedVms;
 use crate::vms::Vms;
 use hyper::body::Bytes;

@@ -8,7 +8,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 use viv_api::agent::Exec;
-use viv_api::image::Progress;
+use viv_api::operation::Progress;
 use viv_host::images::{Images, Options, Recipe, RunVm, Watcher, find_agent};
 use viv_model::{End, Fault, MachineSpec};
 

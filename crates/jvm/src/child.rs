@@ -18,7 +18,7 @@ use viv_api::stats::ProgramStats;
 use viv_cell::sandbox::Files;
 use viv_model::{End, Fault, GuestKind, Kind};
 use viv_net::switch::Listeners;
-use viv_process::{Channel, Confinement, Engine, Gate, Instance, Prepared, Setting, Streams};
+use viv_process::{Channel, Confinement, Elsewhere, Engine, Gate, Instance, Prepared, Setting, Streams};
 
 /// The program's own directory, below its VM's.
 const WORK: &str = "work";
@@ -281,7 +281,16 @@ impl Instance for JavaProgram {
     }
 
     fn stats(&self) -> ProgramStats {
-        ProgramStats { memory_bytes: self.resident(), ..ProgramStats::default() }
+        ProgramStats { memory_bytes: self.elsewhere().memory_bytes, ..ProgramStats::default() }
+    }
+
+    /// The child; nothing if it has ended.
+    fn elsewhere(&self) -> Elsewhere {
+        let Some(child) = self.child.get() else { return Elsewhere::default() };
+        let info = format!("/proc/self/fdinfo/{}", std::os::fd::AsRawFd::as_raw_fd(child));
+        let text = fs::read_to_string(info).unwrap_or_default();
+        let pid = text.lines().find_map(|line| line.strip_prefix("Pid:")).unwrap_or_default().trim();
+        Elsewhere { cpu_ns: viv_cell::cpu_ns_of(pid), memory_bytes: viv_cell::memory_bytes_of(pid) }
     }
 
     fn exec(&self, argv: &[String], output: &mut dyn FnMut(Output)) -> Result<u8, Fault> {
@@ -299,16 +308,5 @@ impl Instance for JavaProgram {
         let sent = pidfd_send_signal(child, Signal::QUIT);
         output(Output::Stdout(b"its threads are in its output: viv logs VM\n".to_vec()));
         Ok(u8::from(sent.is_err()))
-    }
-}
-
-impl JavaProgram {
-    /// Memory of the child, bytes; 0 if it has ended.
-    fn resident(&self) -> u64 {
-        let Some(child) = self.child.get() else { return 0 };
-        let info = format!("/proc/self/fdinfo/{}", std::os::fd::AsRawFd::as_raw_fd(child));
-        let text = fs::read_to_string(info).unwrap_or_default();
-        let pid = text.lines().find_map(|line| line.strip_prefix("Pid:")).unwrap_or_default().trim();
-        viv_cell::memory_bytes_of(pid)
     }
 }

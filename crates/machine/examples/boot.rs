@@ -15,6 +15,7 @@ fn main() -> ExitCode {
         cpus: 1,
         memory_mib: 512,
         memory_max_mib: None,
+        cpu_limit_milli: None,
         accel: Default::default(),
         soft: Default::default(),
         kernel: PathBuf::new(),

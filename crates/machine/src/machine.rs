@@ -342,6 +342,15 @@ impl Machine {
         Ok(())
     }
 
+    /// Holds the vCPUs, whose clocks go on, or lets them go: for whoever limits their processor time. A pause is another thing,
+    /// and may come in the middle.
+    pub fn hold(&self, hold: bool) {
+        self.world.control.hold(hold);
+        if hold {
+            self.world.interrupt_all();
+        }
+    }
+
     /// Goes on after a pause.
     pub fn resume(&self) -> Result<(), Fault> {
         let control = &self.world.control;

@@ -11,6 +11,8 @@ pub const CPUS_MAX: u32 = 64;
 pub const MEMORY_STEP_MIB: u64 = 2;
 /// Memory of a machine if nobody says how much, MiB.
 pub const MEMORY_MIB_USUAL: u64 = 512;
+/// Least processor time that a VM may be limited to, thousandths of a processor.
+pub const CPU_LIMIT_MIN: u32 = 10;
 /// Least memory of a machine, MiB: what a small Linux kernel needs to say that it has too little.
 pub const MEMORY_MIB_MIN: u64 = 16;
 
@@ -324,6 +326,18 @@ impl SoftSpec {
     }
 }
 
+/// Checks how much processor time a VM may use.
+pub fn check_cpu_limit(milli: Option<u32>) -> Result<(), Fault> {
+    match milli {
+        Some(milli) if milli < CPU_LIMIT_MIN => Err(Fault::new(
+            Kind::Usage,
+            format!("no VM works with {milli} thousandths of a processor"),
+            format!("let it have {CPU_LIMIT_MIN} at least: --cpu-limit {}%", CPU_LIMIT_MIN / 10),
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// A whole computer, as the runner builds it, or what a program has of one. Every path is absolute.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -336,6 +350,10 @@ pub struct MachineSpec {
     /// Memory that it may get while it runs, MiB, `memory_mib` included; none: it gets no more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_max_mib: Option<u64>,
+    /// Most processor time that it may use, thousandths of a host's processor ([`CPU_LIMIT_MIN`] at least); none: as much as
+    /// it can get.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_limit_milli: Option<u32>,
     /// Which processor.
     #[serde(default)]
     pub accel: Accel,
@@ -400,6 +418,7 @@ impl MachineSpec {
                 format!("use --memory-max with more than --memory, both multiples of {MEMORY_STEP_MIB}M"),
             ));
         }
+        check_cpu_limit(self.cpu_limit_milli)?;
         self.disks.iter().try_for_each(DiskSpec::check)?;
         if self.accel == Accel::Kvm && self.soft != SoftSpec::default() {
             return Err(Fault::new(

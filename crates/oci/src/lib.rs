@@ -17,6 +17,7 @@ mod archive;
 mod credentials;
 mod digest;
 mod layout;
+mod patience;
 mod push;
 mod reference;
 mod registries;

@@ -1,6 +1,7 @@
 //! A registry over HTTP (OCI distribution specification 1.1, "Pull"; docker, "Token Authentication Specification").
 use crate::Digest;
 use crate::credentials::{self, Credentials};
+use crate::patience::{wait, while_wanted};
 use crate::reference::RegistryName;
 use crate::registries::{Place, Registries};
 use crate::source::{Blob, DOCUMENT_MAX, Source, Watch, damaged_at};
@@ -87,6 +88,7 @@ impl Client {
 }
 
 /// A repository of a registry, and its mirrors.
+#[derive(Clone)]
 pub(crate) struct Registry {
     shared: Arc<Shared>,
     name: RegistryName,
@@ -268,13 +270,16 @@ impl Registry {
             if watch.cancelled() {
                 return Err(Failure::Fault(given_up()));
             }
-            match self.once(place, path, content) {
+            match self.wanted(place, watch, {
+                let (path, content) = (path.to_string(), content.clone());
+                move |registry, place| registry.once(place, &path, &content)
+            }) {
                 Ok(answer) => return Ok(answer),
                 Err(Failure::Refused(refusal))
                     if refusal.status == StatusCode::UNAUTHORIZED && !tried_token =>
                 {
                     tried_token = true;
-                    self.authorize(place, &refusal)?;
+                    self.wanted(place, watch, move |registry, place| registry.authorize(place, &refusal))?;
                 }
                 Err(failure) => {
                     tries += 1;
@@ -295,6 +300,17 @@ impl Registry {
                 }
             }
         }
+    }
+
+    /// Asks as long as the answer is wanted.
+    fn wanted<T: Send + 'static>(
+        &self,
+        place: &Place,
+        watch: &dyn Watch,
+        ask: impl FnOnce(&Registry, &Place) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let (registry, place) = (self.clone(), place.clone());
+        while_wanted(watch, move || ask(&registry, &place)).unwrap_or_else(|| Err(Failure::Fault(given_up())))
     }
 
     fn once(&self, place: &Place, path: &str, content: &Content) -> Result<Response<Body>, Failure> {
@@ -656,18 +672,6 @@ fn is_passing(status: StatusCode) -> bool {
 /// The pause before the next try: a quarter of a second, then twice as long each time.
 fn backoff(tries: u32) -> Duration {
     Duration::from_millis(250 << tries.min(8).saturating_sub(1))
-}
-
-/// Waits; false if it was given up.
-pub(crate) fn wait(pause: Duration, watch: &dyn Watch) -> bool {
-    const STEP: Duration = Duration::from_millis(100);
-    let mut left = pause;
-    while !left.is_zero() && !watch.cancelled() {
-        let step = left.min(STEP);
-        std::thread::sleep(step);
-        left -= step;
-    }
-    !watch.cancelled()
 }
 
 fn is_loopback(registry: &str) -> bool {

@@ -36,6 +36,10 @@ fn reply(life: &Life, ask: Ask) -> Reply {
             life.stop(end);
             Ok(())
         }
+        Ask::LimitCpu { milli } => {
+            life.limit_cpu(milli);
+            Ok(())
+        }
         Ask::Kill { end } => {
             life.kill(end);
             Ok(())

@@ -29,6 +29,8 @@ pub struct Gate {
 #[derive(Default)]
 struct Inner {
     closed: bool,
+    /// It waits for processor time.
+    held: bool,
     end: Option<End>,
     /// It was not only asked to end.
     now: bool,
@@ -39,6 +41,10 @@ struct Inner {
 }
 
 impl Inner {
+    fn is_shut(&self) -> bool {
+        self.closed || self.held
+    }
+
     fn ran(&self) -> Duration {
         self.ran + self.since.map_or(Duration::ZERO, |since| since.elapsed())
     }
@@ -84,6 +90,12 @@ impl Gate {
         self.tell();
     }
 
+    /// Holds it for a moment, in which its time goes on, or lets it go: it has used more processor time than it may.
+    pub fn hold(&self, hold: bool) {
+        self.lock().held = hold;
+        self.tell();
+    }
+
     /// Has it end like this; the first wish counts.
     pub fn stop(&self, end: End) {
         let mut inner = self.lock();
@@ -106,7 +118,7 @@ impl Gate {
 
     /// Whether it stands still.
     pub fn is_closed(&self) -> bool {
-        self.lock().closed
+        self.lock().is_shut()
     }
 
     /// How it was told to end, if it was.
@@ -143,7 +155,7 @@ impl Gate {
                 return Err(Stopped);
             }
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            if !inner.closed {
+            if !inner.is_shut() {
                 if let Some(found) = ready() {
                     return Ok(Some(found));
                 }
@@ -151,7 +163,7 @@ impl Gate {
                     return Ok(None);
                 }
             }
-            inner = match left.filter(|_| !inner.closed) {
+            inner = match left.filter(|_| !inner.is_shut()) {
                 Some(left) => {
                     self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0
                 }
@@ -208,6 +220,24 @@ mod tests {
         assert_eq!(waits.join().unwrap(), Err(Stopped));
         assert_eq!((gate.pass(), gate.end()), (Err(Stopped), Some(End::Killed)));
         assert_eq!(pokes.load(Ordering::Relaxed), 4);
+    }
+
+    #[test]
+    fn who_is_held_waits_while_its_time_goes_on() {
+        let gate = Arc::new(Gate::default());
+        gate.begin();
+        gate.hold(true);
+        let shared = gate.clone();
+        let held = thread::spawn(move || shared.pass());
+        thread::sleep(Duration::from_millis(20));
+        assert!(!held.is_finished() && gate.is_closed());
+        gate.pause();
+        gate.hold(false);
+        thread::sleep(Duration::from_millis(20));
+        assert!(!held.is_finished(), "a pause is another thing");
+        gate.resume();
+        held.join().unwrap().unwrap();
+        assert!(gate.ran() >= Duration::from_millis(20));
     }
 
     #[test]

@@ -12,8 +12,8 @@ use viv_api::runner::{RunnerProgram, STATS, Started, Status, VSOCK};
 use viv_api::stats::VmStats;
 use viv_api::vm::Process;
 use viv_cell::{
-    Console, DRAIN_LIMIT, Place, broken, finish, keep_log, report, sandbox, serve, spawn, wait_for_news,
-    watch_owner, watch_signals, write_json,
+    Console, DRAIN_LIMIT, Place, Quota, broken, finish, keep_log, report, sandbox, serve, spawn,
+    wait_for_news, watch_owner, watch_signals, write_json,
 };
 use viv_model::{Accel, End, Fault, GuestKind, Kind, State, next};
 
@@ -31,6 +31,8 @@ pub(crate) struct Life {
     pub(crate) console: Arc<Console>,
     pub(crate) streams: Arc<Streams>,
     gate: Arc<Gate>,
+    /// How much processor time it may use.
+    quota: Quota,
     instance: OnceLock<Arc<dyn Instance>>,
     state: Mutex<State>,
     /// The state is another one, which followers are told.
@@ -77,10 +79,11 @@ impl Life {
     pub(crate) fn stats(&self) -> VmStats {
         let (stdin_bytes, output_bytes) = self.streams.counts();
         let used = self.instance.get().map(|instance| instance.stats()).unwrap_or_default();
+        let elsewhere = self.instance.get().map(|instance| instance.elsewhere()).unwrap_or_default();
         VmStats {
             uptime_ns: u64::try_from(self.gate.ran().as_nanos()).unwrap_or(u64::MAX),
-            cpu_ns: viv_cell::cpu_ns(),
-            memory_bytes: viv_cell::memory_bytes(),
+            cpu_ns: viv_cell::cpu_ns().saturating_add(elsewhere.cpu_ns),
+            memory_bytes: viv_cell::memory_bytes().saturating_add(elsewhere.memory_bytes),
             program: Some(viv_api::stats::ProgramStats { stdin_bytes, output_bytes, ..used }),
             ..VmStats::default()
         }
@@ -99,6 +102,11 @@ impl Life {
         }
         self.changed.notify_all();
         Ok(())
+    }
+
+    /// Lets it use so much processor time from now on.
+    pub(crate) fn limit_cpu(&self, milli: Option<u32>) {
+        self.quota.set(milli);
     }
 
     /// Asks it to end.
@@ -159,6 +167,7 @@ fn live(dir: &Path, engine: &dyn Engine) -> Result<End, Fault> {
         console: console.clone(),
         streams: streams.clone(),
         gate: gate.clone(),
+        quota: Quota::new(spec.machine.cpu_limit_milli),
         instance: OnceLock::from(instance.clone()),
         state: Mutex::new(State::Running),
         changed: Condvar::new(),
@@ -184,6 +193,8 @@ fn live(dir: &Path, engine: &dyn Engine) -> Result<End, Fault> {
         let (shared, end) = (gate.clone(), timeout(ms));
         spawn("time", move || shared.limit(Duration::from_millis(ms), end))?;
     }
+    let (measured, held) = (instance.clone(), gate.clone());
+    life.quota.govern(move || measured.elsewhere().cpu_ns, move |hold| held.hold(hold))?;
     report(&Started::Running(life.status()));
     let end = to_the_end(&life, &program, instance)?;
     let _ = write_json(STATS.as_ref(), &life.stats()); // a full disk must not hide the end

@@ -27,6 +27,8 @@ pub trait Guest: Send + Sync {
     fn power_button(&self);
     /// Asks it to get by with so much of its memory, MiB.
     fn resize_memory(&self, mib: u64) -> Result<(), Fault>;
+    /// Holds its vCPUs for a moment, or lets them go: it has used more processor time than it may.
+    fn hold(&self, hold: bool);
     /// Ends the guest now: [`Guest::wait`] returns soon.
     fn kill(&self);
     /// Lets a disk be as fast as this from now on.
@@ -98,6 +100,9 @@ impl Guest for Machine {
     }
     fn resize_memory(&self, mib: u64) -> Result<(), Fault> {
         Machine::resize_memory(self, mib)
+    }
+    fn hold(&self, hold: bool) {
+        Machine::hold(self, hold);
     }
     fn kill(&self) {
         Machine::kill(self);

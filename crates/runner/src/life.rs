@@ -16,7 +16,7 @@ use viv_api::passed::WithFiles;
 use viv_api::runner::{Ask, Reply, RunnerSpec, STATS, SnapshotAsk, Started, Status, VSOCK};
 use viv_api::stats::VmStats;
 use viv_api::vm::{ConsoleSize, OnReboot, Process};
-use viv_cell::{Console, DRAIN_LIMIT, Place, broken, finish, keep_log, report, spawn};
+use viv_cell::{Console, DRAIN_LIMIT, Place, Quota, broken, finish, keep_log, report, spawn};
 use viv_machine::PerfMap;
 use viv_model::{
     Accel, End, Fault, Health, HealthCheck, HealthLook, Kind, MachineSpec, NetKind, NicSpec, SavedParts,
@@ -41,6 +41,8 @@ pub(crate) struct Life {
     /// What it was asked to be.
     machine: MachineSpec,
     pub(crate) console: Arc<Console>,
+    /// How much processor time it may use.
+    quota: Quota,
     /// What the VM is called.
     name: String,
     inner: Mutex<Inner>,
@@ -96,6 +98,7 @@ impl Life {
         };
         Life {
             process: Process::current(),
+            quota: Quota::new(spec.machine.cpu_limit_milli),
             name: spec.name.clone(),
             machine: spec.machine.clone(),
             console,
@@ -212,6 +215,10 @@ impl Life {
                 told.map(drop).map_err(broken("make a thread"))
             }
             Ask::ResizeMemory { mib } => self.resize_memory(mib),
+            Ask::LimitCpu { milli } => {
+                self.quota.set(milli);
+                Ok(())
+            }
             Ask::ConsoleSize(size) => {
                 self.lock().console_size = Some(size);
                 self.guest().map(|guest| guest.resize_console(size))
@@ -265,7 +272,11 @@ impl Life {
             let message = format!("cannot make a snapshot of a VM that is {}", inner.state);
             return Err(Fault::new(Kind::Conflict, message, "wait until it runs: viv ps"));
         }
-        let spec = MachineSpec { accel: guest.accel(), ..inner.devices.of(&self.machine) };
+        let spec = MachineSpec {
+            accel: guest.accel(),
+            cpu_limit_milli: self.quota.get(),
+            ..inner.devices.of(&self.machine)
+        };
         let files = SnapshotFiles::new(ask, files, &spec.disks)?;
         let since = Instant::now();
         let runs = inner.state == State::Running;
@@ -477,6 +488,13 @@ fn live(prepared: Prepared, build: &Build) -> Result<End, Fault> {
     let mut restricted = viv_cell::sandbox::restrict(&sandbox::files(&spec)?)?;
     keep_log(&console, log)?;
 
+    let shared = life.clone();
+    let hold = move |hold| {
+        if let Ok(guest) = shared.guest() {
+            guest.hold(hold);
+        }
+    };
+    life.quota.govern(|| 0, hold)?;
     let started = Instant::now();
     watch_all(watched).map_err(broken("make a thread"))?;
     let parts = life.devices(|devices| devices.connect())?;

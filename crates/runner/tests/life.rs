@@ -136,6 +136,7 @@ impl Guest for Puppet {
     fn detach_disk(&self, _disk: usize) -> Result<(), Fault> {
         Ok(())
     }
+    fn hold(&self, _hold: bool) {}
     fn resize_memory(&self, _mib: u64) -> Result<(), Fault> {
         Ok(())
     }
@@ -217,6 +218,7 @@ impl Stage {
             cpus: 1,
             memory_mib: 64,
             memory_max_mib: None,
+            cpu_limit_milli: None,
             accel: Accel::Auto,
             soft: Default::default(),
             kernel: "/vmlinuz".into(),

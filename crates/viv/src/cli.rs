@@ -111,6 +111,9 @@ pub(crate) enum Verb {
     Capture(verbs::capture::Args),
     /// Say which VMs and addresses may reach a VM
     Secgroup(verbs::secgroup::Args),
+    /// Look at long works, wait for them, have them give up
+    #[command(alias = "op")]
+    Operation(verbs::operation::Args),
     /// Show what has happened, and what happens
     Events(verbs::events::Args),
     /// Show and set how much of this host VMs may have

@@ -9,11 +9,12 @@ use std::time::Duration;
 use viv_api::agent::{Input, Message};
 use viv_api::client::{Client, Request};
 use viv_api::endpoint::Route;
+use viv_api::operation::Operation;
 use viv_api::vm::VmKill;
 
 /// How long a guest's command may take to end after a signal, before its VM is killed.
 const COMMAND_GRACE: Duration = Duration::from_secs(5);
-/// How long the service may take to give up a build.
+/// How long the service may take to give up a long work.
 const CANCEL_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long ending a VM may take, at most.
@@ -24,8 +25,8 @@ const GIVE_WAY_LIMIT: Duration = Duration::from_secs(30);
 pub(crate) enum Stage {
     /// Nothing to undo.
     Plain,
-    /// A build under this job's name.
-    Building { job: String },
+    /// A long work with this number, which is given up.
+    Working { operation: u64 },
     /// A VM is being created: what is to be undone is known only afterwards.
     Creating,
     /// A VM that ends with this command.
@@ -125,16 +126,17 @@ impl Interrupt {
                 Some(false) if first && self.send(&Input::Signal(signal as u8)) => {}
                 _ => leave(signal),
             },
-            Stage::Building { job } if first => {
+            Stage::Working { operation } if first => {
                 let client = client.clone();
                 thread::spawn(move || {
-                    let _ = client.json::<()>(Request::new(Route::JobCancel, &[&job]));
+                    let number = operation.to_string();
+                    let _ = client.json::<Operation>(Request::new(Route::OperationCancel, &[&number]));
                     thread::sleep(CANCEL_LIMIT);
                     leave(signal);
                 });
             }
             Stage::Creating if first => {} // a moment: the command looks for it then
-            Stage::Building { .. } | Stage::Creating => leave(signal),
+            Stage::Working { .. } | Stage::Creating => leave(signal),
             Stage::Attending { id, remove } => {
                 let forwarded = first && tty == Some(false) && self.send(&Input::Signal(signal as u8));
                 let client = client.clone();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-use viv_api::image::Progress;
+use viv_api::operation::Progress;
 
 /// Characters of the bar.
 const BAR: usize = 24;
@@ -73,6 +73,17 @@ impl Bar {
 impl Drop for Bar {
     fn drop(&mut self) {
         self.clear();
+    }
+}
+
+/// Where a work is, in a few words.
+pub(crate) fn words(progress: &Progress) -> String {
+    match progress.total {
+        Some(total) if total > 0 => {
+            let done = progress.done.min(total);
+            format!("{}  {}%", progress.step, u128::from(done) * 100 / u128::from(total))
+        }
+        _ => progress.step.clone(),
     }
 }
 

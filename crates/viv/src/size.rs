@@ -14,6 +14,28 @@ pub(crate) fn mib(text: &str) -> Result<u64, String> {
     number.checked_mul(factor).ok_or_else(|| "that is more than any host has".to_string())
 }
 
+/// Thousandths of a processor of `50%`, `1.5` or `none`, which is 0.
+pub(crate) fn processors(text: &str) -> Result<u32, String> {
+    const HOW: &str = "write it as 50%, as 1.5 processors, or none";
+    if text == "none" {
+        return Ok(0);
+    }
+    let (digits, places) = match text.strip_suffix('%') {
+        Some(digits) => (digits, 1),
+        None => (text, 3),
+    };
+    let (whole, part) = digits.split_once('.').unwrap_or((digits, ""));
+    let are_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    if whole.is_empty() || part.len() > places || !are_digits(whole) || !are_digits(part) {
+        return Err(HOW.to_string());
+    }
+    let number: u32 = format!("{whole}{part:0<places$}").parse().map_err(|_| HOW.to_string())?;
+    match number {
+        0 => Err(format!("{HOW}; nothing works with nothing")),
+        number => Ok(number),
+    }
+}
+
 /// Bytes of `64K`, `512M`, `4G`, `1T` or a bare number of bytes.
 pub(crate) fn exact(text: &str) -> Result<u64, String> {
     const HOW: &str = "write it as 512M or 4G";
@@ -65,6 +87,18 @@ pub(crate) fn bytes(number: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn processors_are_read_as_shares_or_numbers() {
+        for (text, milli) in
+            [("50%", 500), ("150%", 1500), ("2", 2000), ("0.25", 250), ("1.5%", 15), ("none", 0)]
+        {
+            assert_eq!(processors(text), Ok(milli), "{text}");
+        }
+        for wrong in ["", "0", "0%", "-1", "1.2345", "1.25%", "x", ".5", "99999999999%", "1,5"] {
+            assert!(processors(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn times_have_their_unit() {

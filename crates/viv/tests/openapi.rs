@@ -233,6 +233,10 @@ fn the_service_answers_as_its_document_says() {
     made("POST", "/v1/vms/{vm}/snapshots", "/v1/vms/web/snapshots", json!({"name": "s1"}));
     made("POST", "/v1/vms/{vm}/port/limits", "/v1/vms/web/port/limits", json!({"bps": 1000000}));
     made("POST", "/v1/explain", "/v1/explain", json!({"from": "web", "to": "web", "what": "tcp/80"}));
+    let import = json!({"path": kernel, "dry_run": true});
+    let begun = ask(&home, "POST", "/v1/images/import?detach=true", Some(&import));
+    assert_eq!(begun.status, 202, "{}", begun.head);
+    as_documented(&document, &paths["/v1/images/import"]["post"], &begun, "a detached import");
     let events = ask(&home, "GET", "/v1/events?since=10m", None);
     let text = String::from_utf8(events.body).unwrap();
     let data: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("data:")).collect();
@@ -253,6 +257,7 @@ fn the_service_answers_as_its_document_says() {
                 .replace("{network}", if named == "web" { "blue" } else { named });
             let path = path
                 .replace("{group}", named)
+                .replace("{operation}", if named == "web" { "1" } else { named })
                 .replace("{snapshot}", if named == "web" { "s1" } else { named });
             let path = path.replace("{image}", named);
             let answer = ask(&home, "GET", &path, None);

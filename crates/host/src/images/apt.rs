@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
-use viv_api::image::Progress;
+use viv_api::operation::Progress;
 use viv_model::{Fault, Kind};
 
 /// Private package lists older than this are fetched again.

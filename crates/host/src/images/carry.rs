@@ -7,6 +7,7 @@ use super::manifest::Container;
 use super::stack::{Documents, LAYER, Summed, as_oci};
 use super::store::Store;
 use super::{Image, Watcher, pull, step};
+use crate::new_file::NewFile;
 use serde_json::{Value, json};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
@@ -209,17 +210,13 @@ pub(super) fn export(
     watcher: &dyn Watcher,
 ) -> Result<Exported, Fault> {
     let original = Original::read(store, image)?;
-    let fault = io_fault("write", to);
-    let file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o644)
-        .open(to)
-        .map_err(|error| exists(to, error))?;
+    let new = NewFile::begin(to)?;
+    let fault = |error| new.fault(error);
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(new.path()).map_err(fault)?;
     let write_all = || -> Result<Digest, Fault> {
         let scratch = store.pull_scratch()?;
         let mut tar = tar::Builder::new(BufWriter::with_capacity(1 << 20, &file));
-        add(&mut tar, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#).map_err(&fault)?;
+        add(&mut tar, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#).map_err(fault)?;
         let (mut layers, mut diff_ids): (Vec<Descriptor>, _) = (Vec::new(), Vec::new());
         let count = original.layers.len();
         for (at, hex) in original.container.layers.iter().enumerate() {
@@ -231,7 +228,7 @@ pub(super) fn export(
                 let name = blob(&written.descriptor.digest);
                 let content = File::open(&written.file).map_err(io_fault("read", &written.file))?;
                 let mut header = head(written.descriptor.size);
-                tar.append_data(&mut header, name, io::BufReader::new(content)).map_err(&fault)?;
+                tar.append_data(&mut header, name, io::BufReader::new(content)).map_err(fault)?;
             }
             let _ = fs::remove_file(&written.file);
             layers.push(written.descriptor);
@@ -241,7 +238,7 @@ pub(super) fn export(
         let config = Digest::of(&documents.config);
         let manifest = Digest::of(&documents.manifest);
         for (digest, bytes) in [(&config, &documents.config), (&manifest, &documents.manifest)] {
-            add(&mut tar, &blob(&digest.to_string()), bytes).map_err(&fault)?;
+            add(&mut tar, &blob(&digest.to_string()), bytes).map_err(fault)?;
         }
         let parsed: viv_oci::Manifest = serde_json::from_slice(&documents.manifest)
             .map_err(|error| broken("the image's manifest", error))?;
@@ -256,17 +253,17 @@ pub(super) fn export(
                 "annotations": { "org.opencontainers.image.ref.name": tag(&image.name) },
             }],
         });
-        add(&mut tar, "index.json", index.to_string().as_bytes()).map_err(&fault)?;
+        add(&mut tar, "index.json", index.to_string().as_bytes()).map_err(fault)?;
         if watcher.cancelled() {
             return Err(cancelled());
         }
-        let out = tar.into_inner().map_err(&fault)?;
-        out.into_inner().map_err(io::IntoInnerError::into_error).and_then(File::sync_all).map_err(&fault)?;
+        let out = tar.into_inner().map_err(fault)?;
+        out.into_inner().map_err(io::IntoInnerError::into_error).and_then(File::sync_all).map_err(fault)?;
         Ok(manifest)
     };
-    let digest = write_all().inspect_err(|_| drop(fs::remove_file(to)))?;
-    let size_bytes = fs::metadata(to).map_err(&fault)?.len();
-    Ok(Exported { path: to.to_path_buf(), size_bytes, digest: Some(digest.to_string()), left: Vec::new() })
+    let digest = write_all()?;
+    let size_bytes = file.metadata().map_err(fault)?.len();
+    Ok(Exported { path: new.finish()?, size_bytes, digest: Some(digest.to_string()), left: Vec::new() })
 }
 
 /// Writes all that a disk is to a new file.
@@ -276,30 +273,12 @@ pub(crate) fn export_disk(
     format: DiskFormat,
     watcher: &dyn Watcher,
 ) -> Result<Exported, Fault> {
-    if to.exists() {
-        return Err(exists(to, io::ErrorKind::AlreadyExists.into()));
-    }
+    let new = NewFile::begin(to)?;
     let mut told = Told::new(watcher, format!("writing {}", to.display()));
-    flat(disk, to, format, &mut told).inspect_err(|fault| {
-        if fault.kind != Kind::Conflict {
-            let _ = fs::remove_file(to);
-        }
-    })?;
-    let found = fs::metadata(to).map_err(io_fault("write", to))?;
+    flat(disk, new.path(), format, &mut told)?;
+    let found = fs::metadata(new.path()).map_err(|error| new.fault(error))?;
     let size_bytes = found.blocks().saturating_mul(512);
-    Ok(Exported { path: to.to_path_buf(), size_bytes, digest: None, left: Vec::new() })
-}
-
-/// A new file cannot be made.
-pub(super) fn exists(path: &Path, error: io::Error) -> Fault {
-    match error.kind() {
-        io::ErrorKind::AlreadyExists => Fault::new(
-            Kind::Conflict,
-            format!("{} is there already", path.display()),
-            "name a new file, or remove that one first",
-        ),
-        _ => io_fault("write", path)(error),
-    }
+    Ok(Exported { path: new.finish()?, size_bytes, digest: None, left: Vec::new() })
 }
 
 fn blob(digest: &str) -> String {

@@ -9,7 +9,8 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use viv_api::image::{ImageCommit, Progress};
+use viv_api::image::ImageCommit;
+use viv_api::operation::Progress;
 use viv_api::timestamp::Timestamp;
 use viv_block::{RawDisk, Source};
 use viv_model::{DiskFormat, DiskSpec, Fault, Kind, MachineSpec};
@@ -298,19 +299,19 @@ pub(super) fn flat(disk: &DiskSpec, to: &Path, format: DiskFormat, told: &mut To
 }
 
 /// Tells a watcher now and then where a work is, and hears from it whether to give up.
-pub(super) struct Told<'a> {
+pub(crate) struct Told<'a> {
     watcher: &'a dyn Watcher,
     step: String,
-    pub(super) total: Option<u64>,
+    pub(crate) total: Option<u64>,
     last: Option<std::time::Instant>,
 }
 
 impl<'a> Told<'a> {
-    pub(super) fn new(watcher: &'a dyn Watcher, step: String) -> Told<'a> {
+    pub(crate) fn new(watcher: &'a dyn Watcher, step: String) -> Told<'a> {
         Told { watcher, step, total: None, last: None }
     }
 
-    pub(super) fn bytes(&mut self, done: u64) -> Result<(), Fault> {
+    pub(crate) fn bytes(&mut self, done: u64) -> Result<(), Fault> {
         if self.last.is_none_or(|last| last.elapsed() >= pull::PAUSE) {
             self.last = Some(std::time::Instant::now());
             let progress = Progress { step: self.step.clone(), done, total: self.total, bytes: true };

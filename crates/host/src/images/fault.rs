@@ -21,13 +21,9 @@ pub(super) fn io_fault<'a>(doing: &'a str, path: &'a Path) -> impl Fn(io::Error)
     }
 }
 
-/// The build was told to stop.
-pub(super) fn cancelled() -> Fault {
-    Fault::new(
-        Kind::Error,
-        "the build was interrupted",
-        "nothing half-built is kept; start it again when you like",
-    )
+/// The work was told to stop.
+pub(crate) fn cancelled() -> Fault {
+    Fault::new(Kind::Error, "it was given up", "nothing half-made is kept; start it again when you like")
 }
 
 /// A file that came from outside does not have the form that it claims.

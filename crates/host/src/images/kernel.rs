@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, SystemTime};
 use store::{Lock, Scratch, Store};
-use viv_api::image::Progress;
+use viv_api::operation::Progress;
 use viv_model::{Fault, Kind};
 
 /// Raise it when what this file makes changes: the kernel is then built again.

@@ -1,7 +1,7 @@
 //! What the console of a builder VM says, line by line: passed on, counted, and the last of it kept for who asks why it failed.
 use super::Watcher;
 use std::collections::VecDeque;
-use viv_api::image::Progress;
+use viv_api::operation::Progress;
 use viv_model::{Fault, Kind};
 
 /// Bytes of a line that are kept: the guest decides how much it says.

@@ -22,7 +22,8 @@ mod fault;
 mod import;
 mod instance;
 pub(crate) use carry::export_disk;
-pub(crate) use commit::Stopped;
+pub(crate) use commit::{Stopped, Told};
+pub(crate) use fault::cancelled;
 pub(crate) use instance::copy;
 mod kernel;
 mod kmod;
@@ -49,7 +50,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 use store::{Lock, Scratch, Store};
 use viv_api::agent::Exec;
-use viv_api::image::Progress;
+use viv_api::operation::Progress;
 use viv_model::{DiskSpec, End, Fault, Kind, MachineSpec};
 use viv_oci::Reference;
 
@@ -388,7 +389,7 @@ fn agent_digest(path: &Path) -> Result<String, Fault> {
 }
 
 /// Tells of a step that has no measure.
-fn step(watcher: &dyn Watcher, what: &str) {
+pub(crate) fn step(watcher: &dyn Watcher, what: &str) {
     watcher.progress(Progress { step: what.to_string(), done: 0, total: None, bytes: false });
 }
 

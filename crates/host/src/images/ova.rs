@@ -1,11 +1,12 @@
 //! A machine leaves as an OVA, for VirtualBox, VMware and others: OVF 1.1 (DMTF DSP0243), stream-optimised VMDKs and a manifest with SHA-256
 //! digests, in a tar in which the description is first (DSP0243 §5.1). The same machine gives the same bytes.
-use super::carry::{add, exists, head};
+use super::carry::{add, head};
 use super::commit::{Stopped, Told, open};
 use super::fault::{cancelled, io_fault};
 use super::stack::Summed;
 use super::store::{Store, sha256};
 use super::{DISK_QCOW2, Image, Watcher};
+use crate::new_file::NewFile;
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Write};
@@ -134,30 +135,20 @@ fn write(store: &Store, machine: &Machine<'_>, to: &Path, watcher: &dyn Watcher)
             "export its disks alone: viv export VM FILE.qcow2 --disk N",
         ));
     }
-    let out = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o644)
-        .open(to)
-        .map_err(|error| exists(to, error))?;
-    let size_bytes = archive(store, machine, &out, to, watcher).inspect_err(|_| drop(fs::remove_file(to)))?;
-    Ok(Exported { path: to.to_path_buf(), size_bytes, digest: None, left: machine.left.clone() })
+    let new = NewFile::begin(to)?;
+    let size_bytes = archive(store, machine, &new, watcher)?;
+    Ok(Exported { path: new.finish()?, size_bytes, digest: None, left: machine.left.clone() })
 }
 
-/// Writes the archive to `out`; gives its length.
-fn archive(
-    store: &Store,
-    machine: &Machine<'_>,
-    out: &File,
-    to: &Path,
-    watcher: &dyn Watcher,
-) -> Result<u64, Fault> {
+/// Writes the archive; gives its length.
+fn archive(store: &Store, machine: &Machine<'_>, new: &NewFile, watcher: &dyn Watcher) -> Result<u64, Fault> {
+    let fault = |error| new.fault(error);
+    let out = OpenOptions::new().write(true).create_new(true).mode(0o644).open(new.path()).map_err(fault)?;
     let scratch = store.pull_scratch()?;
     let mut packed = Vec::new();
     for (number, disk) in machine.disks.iter().enumerate() {
         packed.push(pack(disk, number, &machine.name, scratch.path(), watcher)?);
     }
-    let fault = io_fault("write", to);
     let description = description(machine, &packed);
     let name = &machine.name;
     let mut sums = format!("SHA256({name}.ovf)= {}\n", sha256(description.as_bytes()));
@@ -165,20 +156,20 @@ fn archive(
         let _ = writeln!(sums, "SHA256({})= {}", disk.name, disk.sha256);
     }
     let mut tar = tar::Builder::new(BufWriter::with_capacity(1 << 20, out));
-    add(&mut tar, &format!("{name}.ovf"), description.as_bytes()).map_err(&fault)?;
-    add(&mut tar, &format!("{name}.mf"), sums.as_bytes()).map_err(&fault)?;
+    add(&mut tar, &format!("{name}.ovf"), description.as_bytes()).map_err(fault)?;
+    add(&mut tar, &format!("{name}.mf"), sums.as_bytes()).map_err(fault)?;
     for disk in &packed {
         if watcher.cancelled() {
             return Err(cancelled());
         }
         let content = File::open(&disk.file).map_err(io_fault("read", &disk.file))?;
-        tar.append_data(&mut head(disk.bytes), &disk.name, BufReader::new(content)).map_err(&fault)?;
+        tar.append_data(&mut head(disk.bytes), &disk.name, BufReader::new(content)).map_err(fault)?;
         fs::remove_file(&disk.file).map_err(io_fault("remove", &disk.file))?;
     }
-    let out = tar.into_inner().map_err(&fault)?;
-    let out = out.into_inner().map_err(io::IntoInnerError::into_error).map_err(&fault)?;
-    out.sync_all().map_err(&fault)?;
-    Ok(out.metadata().map_err(&fault)?.len())
+    let out = tar.into_inner().map_err(fault)?;
+    let out = out.into_inner().map_err(io::IntoInnerError::into_error).map_err(fault)?;
+    out.sync_all().map_err(fault)?;
+    Ok(out.metadata().map_err(fault)?.len())
 }
 
 /// Compresses a disk into a file of `scratch`.

@@ -10,7 +10,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
-use viv_api::image::{ImageProcess, Progress};
+use viv_api::image::ImageProcess;
+use viv_api::operation::Progress;
 use viv_model::{Fault, HealthCheck, Kind};
 use viv_oci::{Client, Layer, Options, Reference, Watch};
 

@@ -24,7 +24,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
-use viv_api::image::Progress;
+use viv_api::operation::Progress;
 use viv_model::{Fault, Kind};
 
 /// The annotation that names a manifest (OCI image specification, annotations).

@@ -3,13 +3,15 @@
 //! A file from elsewhere is taken only if it is whole, and if all that its machine needs is in it: it cannot name files of this
 //! host, nor reach into it.
 use super::{Snapshots, io_fault};
+use crate::images::{Told, Watcher, cancelled};
 use crate::names;
+use crate::new_file::NewFile;
 use crate::seed;
 use crate::vms::absolute;
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use viv_api::snapshot::{Snapshot, SnapshotFile};
 use viv_model::{DiskSpec, Fault, Kind, Manifest, NetKind};
@@ -40,29 +42,45 @@ fn files_of(manifest: &Manifest) -> HashMap<String, u64> {
 
 impl Snapshots {
     /// Writes a snapshot to a new tar file.
-    pub(crate) fn export(&self, name: &str, to: &SnapshotFile) -> Result<Snapshot, Fault> {
+    pub(crate) fn export(
+        &self,
+        name: &str,
+        to: &SnapshotFile,
+        watcher: &dyn Watcher,
+    ) -> Result<Snapshot, Fault> {
         let (dir, manifest) = self.find(name)?;
-        let path = to.path.as_path();
-        absolute(path)?;
-        let failed = io_fault("write", path);
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(&failed)?;
+        absolute(&to.path)?;
+        let new = NewFile::begin(&to.path)?;
+        let failed = |error| new.fault(error);
+        let file =
+            OpenOptions::new().write(true).create_new(true).mode(0o600).open(new.path()).map_err(failed)?;
+        let mut names: Vec<_> = files_of(&manifest).into_keys().collect();
+        names.sort();
+        // The manifest first: it says what comes.
+        names.insert(0, MANIFEST.to_string());
+        let mut told = Told::new(watcher, format!("writing {}", to.path.display()));
+        let sizes =
+            names.iter().map(|name| fs::metadata(dir.join(name)).map_or(0, |file| file.blocks() * 512));
+        told.total = Some(sizes.sum());
+        let mut passing = Passing::new(&file, told);
         let write = || {
-            let mut tar = tar::Builder::new(io::BufWriter::new(&file));
+            let mut tar = tar::Builder::new(io::BufWriter::with_capacity(1 << 20, &mut passing));
             tar.sparse(true);
-            let mut names: Vec<_> = files_of(&manifest).into_keys().collect();
-            names.sort();
-            // The manifest first: it says what comes.
-            for name in std::iter::once(MANIFEST.to_string()).chain(names) {
+            for name in names {
                 tar.append_path_with_name(dir.join(&name), &name)?;
             }
-            tar.into_inner()?.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+            tar.into_inner()?.into_inner().map_err(io::IntoInnerError::into_error)?;
+            file.sync_all()
         };
-        write().map_err(failed).inspect_err(|_| drop(fs::remove_file(path)))?;
+        let written = write();
+        passing.given_up()?;
+        written.map_err(failed)?;
+        new.finish()?;
         self.get(&manifest.id)
     }
 
     /// Takes a snapshot from a tar file.
-    pub(crate) fn import(&self, from: &SnapshotFile) -> Result<Snapshot, Fault> {
+    pub(crate) fn import(&self, from: &SnapshotFile, watcher: &dyn Watcher) -> Result<Snapshot, Fault> {
         let path = from.path.as_path();
         absolute(path)?;
         let file = File::open(path).map_err(|error| {
@@ -79,8 +97,16 @@ impl Snapshots {
         DirBuilder::new().mode(0o700).create(&dir).map_err(io_fault("make", &dir))?;
         // Without a manifest there, it is none yet.
         let beside = dir.join("import");
-        let taken = unpack(path, file, &beside).and_then(|mut manifest| {
+        let mut told = Told::new(watcher, format!("reading {}", path.display()));
+        told.total = file.metadata().ok().map(|file| file.len());
+        let mut passing = Passing::new(file, told);
+        let unpacked = unpack(path, &mut passing, &beside);
+        let taken = passing.given_up().and(unpacked).and_then(|mut manifest| {
+            crate::images::step(watcher, "comparing it with its checksums");
             verify(&manifest, &beside)?;
+            if watcher.cancelled() {
+                return Err(cancelled());
+            }
             whole(&manifest)?;
             let name = self.name(from.name.as_deref().or(Some(&manifest.name)), "")?;
             (manifest.id, manifest.name) = (id.clone(), name.name.clone());
@@ -112,7 +138,7 @@ impl Snapshots {
 }
 
 /// Unpacks what belongs to a snapshot, and nothing else.
-fn unpack(path: &Path, file: File, dir: &Path) -> Result<Manifest, Fault> {
+fn unpack(path: &Path, file: impl Read, dir: &Path) -> Result<Manifest, Fault> {
     let refused = |what: String| {
         Fault::new(
             Kind::Usage,
@@ -186,6 +212,51 @@ fn whole(manifest: &Manifest) -> Result<(), Fault> {
     })
 }
 
+/// A file that tells how much has passed, and breaks off when that is to be given up.
+struct Passing<'a, F> {
+    file: F,
+    told: Told<'a>,
+    bytes: u64,
+    given_up: Option<Fault>,
+}
+
+impl<'a, F> Passing<'a, F> {
+    fn new(file: F, told: Told<'a>) -> Passing<'a, F> {
+        Passing { file, told, bytes: 0, given_up: None }
+    }
+
+    fn passed(&mut self, bytes: usize) -> io::Result<usize> {
+        self.bytes = self.bytes.saturating_add(bytes as u64);
+        self.told.bytes(self.bytes).map(|()| bytes).map_err(|fault| {
+            self.given_up = Some(fault);
+            io::Error::other("given up")
+        })
+    }
+
+    /// Why it has broken off.
+    fn given_up(&mut self) -> Result<(), Fault> {
+        self.given_up.take().map_or(Ok(()), Err)
+    }
+}
+
+impl<F: Write> Write for Passing<'_, F> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(data)?;
+        self.passed(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl<F: Read> Read for Passing<'_, F> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read(buffer)?;
+        self.passed(read)
+    }
+}
+
 /// A file of which zeroes are left out.
 struct Sparse {
     file: File,
@@ -206,7 +277,7 @@ impl Sparse {
     }
 }
 
-impl io::Write for Sparse {
+impl Write for Sparse {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         use std::os::unix::fs::FileExt;
         // Blocks of the file, not of what was written.

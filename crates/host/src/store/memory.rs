@@ -1,5 +1,5 @@
 //! Records that end with the process: for tests.
-use super::{Past, Store, StoreError, VmRecord, sort};
+use super::{OperationRecord, Past, Store, StoreError, VmRecord, sort};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
@@ -21,6 +21,7 @@ struct Kept {
     told: HashMap<String, (u64, Option<State>)>,
     events: Vec<Arc<Event>>,
     facts: HashMap<String, String>,
+    operations: BTreeMap<u64, OperationRecord>,
 }
 
 impl Default for MemoryStore {
@@ -120,6 +121,19 @@ impl Store for MemoryStore {
         }
     }
 
+    fn operations(&self) -> Result<Vec<OperationRecord>, StoreError> {
+        Ok(self.lock().operations.values().cloned().collect())
+    }
+
+    fn put_operation(&self, record: &OperationRecord) -> Result<(), StoreError> {
+        let mut kept = self.lock();
+        let id = record.operation.id;
+        kept.operations.insert(id, record.clone());
+        kept.operations.retain(|_, other| !other.is_old_beside(id));
+        self.tell_in(&mut kept, record.event());
+        Ok(())
+    }
+
     fn told(&self, id: &str) -> Option<State> {
         self.lock().told.get(id).and_then(|told| told.1)
     }
@@ -181,6 +195,8 @@ mod tests {
         insert(record: &VmRecord) -> Result<(), StoreError>;
         update(record: &VmRecord) -> Result<(), StoreError>;
         remove(id: &str) -> Result<(), StoreError>;
+        operations() -> Result<Vec<OperationRecord>, StoreError>;
+        put_operation(record: &OperationRecord) -> Result<(), StoreError>;
         told(id: &str) -> Option<State>;
         tell(event: Event) -> Result<(), StoreError>;
         events(after: u64, most: usize) -> Result<Past, StoreError>;

@@ -1,4 +1,4 @@
-//! What the host service remembers: its VMs, and what has happened.
+//! What the host service remembers: its VMs, its long works, and what has happened.
 //!
 //! A record says what was asked for; what *is*, is found out from the VM's process. One service writes at a
 //! time (it holds a lock). Each change is one transaction, with the event that tells of it.
@@ -11,7 +11,7 @@ mod writer;
 
 pub(crate) use directories::write_whole;
 pub use memory::MemoryStore;
-pub use record::{Request, VmRecord};
+pub use record::{OperationRecord, Request, VmRecord};
 pub use sqlite::SqliteStore;
 
 use std::path::PathBuf;
@@ -125,6 +125,9 @@ pub struct Past {
     pub has_gap: bool,
 }
 
+/// How many long works are kept behind the newest, unless they still go on.
+pub(crate) const OPERATIONS_KEPT: u64 = 1000;
+
 /// Keeps records and events. Every call is whole or not at all, also when the host's power fails. Each change of a
 /// record is an event, in the same transaction.
 pub trait Store: Send + Sync {
@@ -146,6 +149,11 @@ pub trait Store: Send + Sync {
     fn update(&self, record: &VmRecord) -> Result<(), StoreError>;
     /// Removes a record and everything that is kept for its VM.
     fn remove(&self, id: &str) -> Result<(), StoreError>;
+    /// The long works that are kept, oldest first.
+    fn operations(&self) -> Result<Vec<OperationRecord>, StoreError>;
+    /// Writes down a long work, in the place of what was written of it. Those that have ended are forgotten when
+    /// [`OPERATIONS_KEPT`] newer ones are known.
+    fn put_operation(&self, record: &OperationRecord) -> Result<(), StoreError>;
     /// The state that was last told of a VM.
     fn told(&self, id: &str) -> Option<State>;
     /// Tells of something that has happened. If it has a VM's state, that is what was last told of it.
@@ -171,7 +179,9 @@ fn sort(records: &mut [VmRecord]) {
 pub(crate) mod conformance {
     //! What every store must do.
     use super::*;
+    use crate::operations::Task;
     use viv_api::event::What;
+    use viv_api::operation::OperationState;
     use viv_api::vm::OnReboot;
     use viv_model::{Accel, End, MachineSpec};
 
@@ -180,6 +190,7 @@ pub(crate) mod conformance {
             cpus: 1,
             memory_mib: 64,
             memory_max_mib: None,
+            cpu_limit_milli: None,
             accel: Accel::Auto,
             soft: Default::default(),
             kernel: "/boot/vmlinuz".into(),
@@ -228,6 +239,30 @@ pub(crate) mod conformance {
         finds(&*open());
         events(open);
         facts(open);
+        operations(open);
+    }
+
+    fn operations(open: &dyn Fn() -> Box<dyn Store>) {
+        let store = open();
+        let operation = |id| OperationRecord::new(id, Task::ImageImport { ask: Default::default() }, true);
+        let before = *store.newest().borrow();
+        let (first, mut second) = (operation(1), operation(2));
+        store.put_operation(&first).unwrap();
+        store.put_operation(&second).unwrap();
+        second.operation.state = OperationState::Failed;
+        second.operation.fault = Some(Fault::new(Kind::Error, "no", "none"));
+        store.put_operation(&second).unwrap();
+        assert_eq!(open().operations().unwrap(), [first, second]);
+        let told = store.events(before, 9).unwrap().events;
+        let told: Vec<_> = told.iter().map(|event| (event.event, event.name.as_str())).collect();
+        let started = What::OperationStarted;
+        assert_eq!(told, [(started, "1"), (started, "2"), (What::OperationEnded, "2")]);
+        store.put_operation(&operation(2 + OPERATIONS_KEPT)).unwrap();
+        let ids =
+            || open().operations().unwrap().iter().map(|record| record.operation.id).collect::<Vec<_>>();
+        assert_eq!(ids(), [1, 2, 2 + OPERATIONS_KEPT]);
+        store.put_operation(&operation(3 + OPERATIONS_KEPT)).unwrap();
+        assert_eq!(ids(), [1, 2 + OPERATIONS_KEPT, 3 + OPERATIONS_KEPT], "one that goes on is kept");
     }
 
     fn finds(store: &dyn Store) {

@@ -1,7 +1,10 @@
-//! What is remembered of a VM.
+//! What is remembered of a VM, and of a long work.
+use crate::operations::Task;
 use serde::{Deserialize, Serialize};
 use viv_api::agent::Exec;
+use viv_api::event::{Event, What};
 use viv_api::image::ImageProcess;
+use viv_api::operation::{Operation, OperationState};
 use viv_api::timestamp::Timestamp;
 use viv_api::vm::{OnReboot, Process};
 use viv_model::{HealthAsk, Label, MachineSpec, ProgramSpec, Restart};
@@ -107,5 +110,53 @@ impl VmRecord {
             wanted: false,
             request: None,
         }
+    }
+}
+
+/// One long work, as it is shown and with all that it takes to do it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OperationRecord {
+    /// How it is.
+    pub operation: Operation,
+    /// What there is to do.
+    pub(crate) task: Task,
+}
+
+impl OperationRecord {
+    /// A work that waits to begin.
+    pub(crate) fn new(id: u64, task: Task, detached: bool) -> OperationRecord {
+        let operation = Operation {
+            id,
+            kind: task.kind(),
+            subject: task.subject(),
+            state: OperationState::Waiting,
+            detached,
+            started_at: Timestamp::now(),
+            ended_at: None,
+            runs: 1,
+            progress: None,
+            waits_for: None,
+            result: None,
+            fault: None,
+        };
+        OperationRecord { operation, task }
+    }
+
+    /// What is told of it.
+    pub(super) fn event(&self) -> Event {
+        let Operation { id, kind, subject, state, fault, .. } = &self.operation;
+        let (what, message) = match (state.is_over(), fault) {
+            (false, _) => (What::OperationStarted, format!("{kind} {subject}")),
+            (true, None) => (What::OperationEnded, format!("{kind} {subject}: {state}")),
+            (true, Some(fault)) => {
+                (What::OperationEnded, format!("{kind} {subject}: {state}: {}", fault.message))
+            }
+        };
+        Event { message: Some(message), ..Event::new(what, None, &id.to_string()) }
+    }
+
+    /// Whether it need not be kept any more when one with this number is there.
+    pub(super) fn is_old_beside(&self, newest: u64) -> bool {
+        self.operation.state.is_over() && newest.saturating_sub(self.operation.id) > super::OPERATIONS_KEPT
     }
 }

@@ -2,9 +2,9 @@
 use super::directories::Directories;
 use super::recent::Recent;
 use super::writer::{Change, Committed, Writer, refused};
-use super::{Past, Store, StoreError, VmRecord, sort};
+use super::{OperationRecord, Past, Store, StoreError, VmRecord, sort};
 use rusqlite::{Connection, ErrorCode, OpenFlags, params};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
@@ -15,13 +15,13 @@ use viv_api::timestamp::Timestamp;
 use viv_model::State;
 
 /// The layout that this release writes (`PRAGMA user_version`).
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 /// Says that it is ours (`PRAGMA application_id`): "vivS".
 const OURS: u32 = 0x7669_7653;
 /// How often a copy of the whole is made, at most.
 const COPY: Duration = Duration::from_secs(24 * 3600);
 
-/// The tables.
+/// The tables of layout 1.
 pub(super) const SCHEMA: &str = "
 CREATE TABLE vms (
     id TEXT PRIMARY KEY,
@@ -33,6 +33,10 @@ CREATE TABLE vms (
 ) STRICT;
 CREATE TABLE events (revision INTEGER PRIMARY KEY AUTOINCREMENT, at INTEGER NOT NULL, event TEXT NOT NULL) STRICT;
 CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+";
+/// What layout 2 has besides layout 1.
+const SINCE_2: &str = "
+CREATE TABLE operations (id INTEGER PRIMARY KEY, over INTEGER NOT NULL, record TEXT NOT NULL) STRICT;
 ";
 
 /// A store in a file.
@@ -59,6 +63,7 @@ struct Kept {
     names: HashMap<String, String>,
     keys: HashMap<String, String>,
     facts: HashMap<String, String>,
+    operations: BTreeMap<u64, Arc<OperationRecord>>,
     recent: Recent,
 }
 
@@ -79,6 +84,11 @@ impl Kept {
                 }
             }
             Change::Tell(_) => {}
+            Change::Operation(record) => {
+                let id = record.operation.id;
+                self.operations.insert(id, Arc::new(*record));
+                self.operations.retain(|_, other| !other.is_old_beside(id));
+            }
             Change::Fact(key, value) => drop(self.facts.insert(key, value)),
         }
         let Some(event) = event else { return };
@@ -109,7 +119,8 @@ impl SqliteStore {
         let directories = Directories::open(vms)?;
         let fresh = !path.exists();
         let database = connect(path)?;
-        if layout(&database, path)? == 0 {
+        let found = layout(&database, path)?;
+        if found == 0 {
             let records = directories.records()?;
             let used = directories.used()?;
             let known: HashSet<&str> = records.iter().map(|record| record.id.as_str()).collect();
@@ -125,7 +136,12 @@ impl SqliteStore {
             }
             create(&database, &records).map_err(|error| refused("make", path, &error))?;
         }
-        let kept = load(&database, path)?;
+        let kept = load(&database, path, found != 1)?;
+        // Only what can be read is changed.
+        if found == 1 {
+            let rise = format!("BEGIN IMMEDIATE; {SINCE_2} PRAGMA user_version = {LAYOUT}; COMMIT");
+            database.execute_batch(&rise).map_err(|error| refused("change", path, &error))?;
+        }
         let known = kept.entries.keys().cloned().collect();
         let left = directories.tidy(&known)?;
         let newest: u64 = database
@@ -261,6 +277,7 @@ fn create(database: &Connection, records: &[VmRecord]) -> rusqlite::Result<()> {
     database.pragma_update(None, "journal_mode", "WAL")?;
     database.execute_batch("BEGIN IMMEDIATE")?;
     database.execute_batch(SCHEMA)?;
+    database.execute_batch(SINCE_2)?;
     for record in records {
         let text = serde_json::to_string(record).unwrap_or_default();
         database.execute(
@@ -272,7 +289,7 @@ fn create(database: &Connection, records: &[VmRecord]) -> rusqlite::Result<()> {
 }
 
 /// Reads all that is kept in memory.
-fn load(database: &Connection, path: &Path) -> Result<Kept, StoreError> {
+fn load(database: &Connection, path: &Path, has_operations: bool) -> Result<Kept, StoreError> {
     let failed = |error: rusqlite::Error| unusable(path, &error);
     database.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
     let mut kept = Kept::default();
@@ -292,6 +309,20 @@ fn load(database: &Connection, path: &Path) -> Result<Kept, StoreError> {
     let mut all = database.prepare("SELECT key, value FROM facts").map_err(failed)?;
     let facts = all.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).map_err(failed)?;
     kept.facts = facts.collect::<rusqlite::Result<_>>().map_err(failed)?;
+    if !has_operations {
+        return Ok(kept);
+    }
+    let mut all = database.prepare("SELECT id, record FROM operations").map_err(failed)?;
+    let mut rows = all.query([]).map_err(failed)?;
+    while let Some(row) = rows.next().map_err(failed)? {
+        let (id, text): (u64, String) = (row.get(0).map_err(failed)?, row.get(1).map_err(failed)?);
+        let record = serde_json::from_str(&text).map_err(|error| StoreError::Unusable {
+            path: path.to_path_buf(),
+            why: format!("the record of the operation {id} is not understood: {error}"),
+            fix: "nothing was written to it; use the release that wrote it".into(),
+        })?;
+        kept.operations.insert(id, Arc::new(record));
+    }
     Ok(kept)
 }
 
@@ -349,6 +380,14 @@ impl Store for SqliteStore {
                 Err(error)
             }
         }
+    }
+
+    fn operations(&self) -> Result<Vec<OperationRecord>, StoreError> {
+        Ok(self.kept().operations.values().map(|record| OperationRecord::clone(record)).collect())
+    }
+
+    fn put_operation(&self, record: &OperationRecord) -> Result<(), StoreError> {
+        self.writer.write(Change::Operation(Box::new(record.clone())))
     }
 
     fn told(&self, id: &str) -> Option<State> {

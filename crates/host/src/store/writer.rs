@@ -1,6 +1,6 @@
 //! The thread that writes: it takes all changes that wait, and commits them together, so that many clients share one sync
 //! of the disk.
-use super::{StoreError, VmRecord};
+use super::{OPERATIONS_KEPT, OperationRecord, StoreError, VmRecord};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -28,6 +28,8 @@ pub(super) enum Change {
     Remove(Box<VmRecord>),
     /// Something that has happened.
     Tell(Event),
+    /// A long work, as it is now.
+    Operation(Box<OperationRecord>),
     /// Something to remember.
     Fact(String, String),
 }
@@ -217,6 +219,10 @@ fn apply(database: &Connection, path: &Path, change: &Change) -> Result<Option<A
             of(What::VmRemoved, record)
         }
         Change::Tell(event) => event.clone(),
+        Change::Operation(record) => {
+            put(database, record).map_err(failed)?;
+            record.event()
+        }
         Change::Fact(key, value) => {
             let sql =
                 "INSERT INTO facts (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2";
@@ -253,6 +259,16 @@ fn insert(
     let sql = "INSERT INTO vms (id, name, key, record) VALUES (?1, ?2, ?3, ?4)";
     let row = params![record.id, record.name, key, text_of(record)];
     database.prepare_cached(sql).and_then(|mut sql| sql.execute(row)).map(drop).map_err(failed)
+}
+
+fn put(database: &Connection, record: &OperationRecord) -> rusqlite::Result<()> {
+    let text = serde_json::to_string(record).unwrap_or_default();
+    let id = i64::try_from(record.operation.id).unwrap_or(i64::MAX);
+    let sql = "INSERT INTO operations (id, over, record) VALUES (?1, ?2, ?3)
+        ON CONFLICT (id) DO UPDATE SET over = ?2, record = ?3";
+    database.prepare_cached(sql)?.execute(params![id, record.operation.state.is_over(), text])?;
+    let oldest = id.saturating_sub(OPERATIONS_KEPT as i64);
+    database.prepare_cached("DELETE FROM operations WHERE over AND id < ?1")?.execute([oldest]).map(drop)
 }
 
 /// Gives an event its place.

@@ -22,6 +22,8 @@ struct State {
     end: Option<End>,
     /// vCPUs that stand at the gate.
     standing: usize,
+    /// They wait there for a moment, though it runs.
+    held: bool,
 }
 
 /// See the module.
@@ -32,7 +34,7 @@ pub(crate) struct Control {
 
 impl Control {
     pub(crate) fn new() -> Control {
-        let state = State { phase: Phase::Ready, end: None, standing: 0 };
+        let state = State { phase: Phase::Ready, end: None, standing: 0, held: false };
         Control { state: Mutex::new(state), changed: Condvar::new() }
     }
 
@@ -85,19 +87,72 @@ impl Control {
         true
     }
 
+    /// vCPUs of a running machine wait at the gate, or go on.
+    pub(crate) fn hold(&self, hold: bool) {
+        lock(&self.state).held = hold;
+        self.changed.notify_all();
+    }
+
     /// A vCPU passes here between two runs. Returns whether it had to stand, or `None` at the end.
-    pub(crate) fn gate(&self, before_standing: impl FnOnce()) -> Option<bool> {
+    pub(crate) fn gate(&self, mut before_standing: impl FnMut()) -> Option<bool> {
         let mut state = lock(&self.state);
-        let stands = matches!(state.phase, Phase::Paused | Phase::Ready);
-        if stands {
-            before_standing();
-            state.standing += 1;
-            self.changed.notify_all();
-            while matches!(state.phase, Phase::Paused | Phase::Ready) {
-                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        let mut stood = false;
+        loop {
+            match state.phase {
+                Phase::Ended => return None,
+                Phase::Running if !state.held => return Some(stood),
+                Phase::Running => {
+                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+                Phase::Paused | Phase::Ready => {
+                    stood = true;
+                    before_standing();
+                    state.standing += 1;
+                    self.changed.notify_all();
+                    while matches!(state.phase, Phase::Paused | Phase::Ready) {
+                        state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                    }
+                    state.standing -= 1;
+                }
             }
-            state.standing -= 1;
         }
-        (state.phase != Phase::Ended).then_some(stands)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::mpsc::{Receiver, channel};
+    use std::thread;
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    /// A vCPU that goes through the gate once, and says how.
+    fn through(control: &Arc<Control>) -> Receiver<Option<bool>> {
+        let (sender, passed) = channel();
+        let control = control.clone();
+        thread::spawn(move || sender.send(control.gate(|| ())));
+        passed
+    }
+
+    #[test]
+    fn a_held_vcpu_waits_and_can_be_paused_meanwhile() {
+        let control = Arc::new(Control::new());
+        control.go(&[Phase::Ready], Phase::Running).unwrap();
+        assert_eq!(through(&control).recv_timeout(LIMIT), Ok(Some(false)));
+        control.hold(true);
+        let passed = through(&control);
+        assert!(passed.recv_timeout(Duration::from_millis(50)).is_err(), "it is held");
+        control.go(&[Phase::Running], Phase::Paused).unwrap();
+        assert!(control.wait_standing(1, LIMIT), "whoever pauses finds it");
+        control.go(&[Phase::Paused], Phase::Running).unwrap();
+        assert!(passed.recv_timeout(Duration::from_millis(50)).is_err(), "it is still held");
+        control.hold(false);
+        assert_eq!(passed.recv_timeout(LIMIT), Ok(Some(true)), "it had to stand");
+        control.hold(true);
+        let passed = through(&control);
+        control.end(End::Killed);
+        assert_eq!(passed.recv_timeout(LIMIT), Ok(None), "an end waits for nobody");
     }
 }

@@ -73,6 +73,7 @@ pub(crate) fn spec(kernel: &Scratch) -> MachineSpec {
         cpus: 1,
         memory_mib: 32,
         memory_max_mib: None,
+        cpu_limit_milli: None,
         accel: accel(),
         soft: Default::default(),
         kernel: kernel.0.clone(),

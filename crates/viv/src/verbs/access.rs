@@ -165,5 +165,5 @@ fn list(context: &Context) -> Result<u8, Fault> {
 fn remove(context: &Context, names: &[String]) -> Result<u8, Fault> {
     let remove =
         |name: &str| context.client.json::<Pass>(Request::new(Route::TokenRemove, &[name])).map(Some);
-    each_of(context, names, remove, |pass: &Pass| &pass.name)
+    each_of(context, names, remove, |pass: &Pass| pass.name.clone())
 }

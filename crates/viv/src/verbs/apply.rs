@@ -11,8 +11,8 @@ use viv_api::vm::{Vm, VmStart, VmUpdate};
 use viv_model::{Accel, Fault, Kind, Label, Restart};
 
 /// What [`VmUpdate`] changes.
-const UPDATES: [&str; 7] =
-    ["cpus", "memory_mib", "memory_max_mib", "accel", "on_reboot", "restart", "labels"];
+const UPDATES: [&str; 8] =
+    ["cpus", "memory_mib", "memory_max_mib", "cpu_limit_milli", "accel", "on_reboot", "restart", "labels"];
 /// What says how a VM is made, and nothing of how it is.
 const OF_MAKING: [&str; 5] = ["name", "start", "remove", "attended_by", "$schema"];
 
@@ -54,6 +54,9 @@ pub(crate) struct Update {
     /// Memory that it may get while it runs
     #[arg(long, value_name = "SIZE", value_parser = size::mib)]
     memory_max: Option<u64>,
+    /// Most processor time that it may use from now on: 50%, 1.5 processors, or none
+    #[arg(long, value_name = "SHARE", value_parser = size::processors)]
+    cpu_limit: Option<u32>,
     /// Which processor runs it: auto, kvm or soft
     #[arg(long)]
     accel: Option<Accel>,
@@ -73,6 +76,7 @@ pub(crate) fn update(context: &Context, args: Update) -> Result<u8, Fault> {
         cpus: args.cpus,
         memory_mib: args.memory,
         memory_max_mib: args.memory_max,
+        cpu_limit_milli: args.cpu_limit,
         accel: args.accel,
         on_reboot: None,
         restart: args.restart,
@@ -242,6 +246,7 @@ fn change(
         cpus: ask.cpus.filter(|_| differs("cpus")),
         memory_mib: ask.memory_mib.filter(|_| differs("memory_mib")),
         memory_max_mib: ask.memory_max_mib.filter(|_| differs("memory_max_mib")),
+        cpu_limit_milli: differs("cpu_limit_milli").then(|| ask.cpu_limit_milli.unwrap_or(0)),
         accel: differs("accel").then_some(ask.accel),
         on_reboot: differs("on_reboot").then_some(ask.on_reboot),
         restart: differs("restart").then_some(ask.restart),

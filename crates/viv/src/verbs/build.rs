@@ -1,16 +1,13 @@
 //! `viv build`: makes an image.
-use super::Context;
 use super::carry::words;
 use super::pull::full_name;
-use crate::interrupt::{Interrupt, Stage};
-use crate::progress::Bar;
+use super::{Context, operation};
+use crate::interrupt::Interrupt;
 use crate::{output, size};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use std::path::PathBuf;
 use viv_api::client::{Client, Request};
 use viv_api::endpoint::Route;
-use viv_api::image::{DEFAULT, Image, ImageBuild, WorkLine};
+use viv_api::image::{DEFAULT, Image, ImageBuild};
 use viv_model::{Fault, Kind};
 
 #[derive(clap::Args, Debug)]
@@ -52,6 +49,8 @@ pub(crate) struct Args {
     /// Print the image's name only
     #[arg(short, long)]
     quiet: bool,
+    #[command(flatten)]
+    detach: operation::Detach,
 }
 
 pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
@@ -74,6 +73,10 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
         source_date_epoch: if has_additions { source_date_epoch()? } else { None },
         ..ImageBuild::default()
     };
+    if args.detach.is_wanted() {
+        let ask = with_agent(ask)?;
+        return operation::detach(context, Request::new(Route::ImageBuild, &[&args.image]).body(&ask));
+    }
     let built = build(&context.client, &interrupt, &args.image, ask);
     if let Some(status) = interrupt.status() {
         note_given_up();
@@ -120,46 +123,19 @@ pub(crate) fn build(
     client: &Client,
     interrupt: &Interrupt,
     name: &str,
-    mut ask: ImageBuild,
+    ask: ImageBuild,
 ) -> Result<Image, Fault> {
-    // The service may have been started with another environment.
-    ask.agent = match std::env::var_os("VIV_AGENT").filter(|path| !path.is_empty()) {
+    let request = Request::new(Route::ImageBuild, std::slice::from_ref(&name)).body(&with_agent(ask)?);
+    operation::attend(client, interrupt, request, &format!("the build of image {name:?}"))
+}
+
+/// The service may have been started with another environment.
+pub(super) fn with_agent(ask: ImageBuild) -> Result<ImageBuild, Fault> {
+    let agent = match std::env::var_os("VIV_AGENT").filter(|path| !path.is_empty()) {
         Some(path) => Some(std::path::absolute(PathBuf::from(&path)).map_err(|error| {
             Fault::new(Kind::Usage, format!("VIV_AGENT: {error}"), "let it name the agent's static binary")
         })?),
         None => None,
     };
-    let request = Request::new(Route::ImageBuild, std::slice::from_ref(&name));
-    follow(client, interrupt, request, &ask, &format!("the build of image {name:?}"))
-}
-
-/// Has the service do a long work, and shows how it goes on.
-pub(crate) fn follow<T: DeserializeOwned>(
-    client: &Client,
-    interrupt: &Interrupt,
-    request: Request,
-    ask: &impl Serialize,
-    what: &str,
-) -> Result<T, Fault> {
-    let job = format!("work-{}", std::process::id());
-    interrupt.enter(Stage::Building { job: job.clone() });
-    let mut outcome = None;
-    let mut bar = Bar::new();
-    let request = request.query(format!("job={job}")).body(ask);
-    let read = client.lines(request, |line: WorkLine<T>| match line {
-        WorkLine::Progress(progress) => bar.show(&progress),
-        WorkLine::Said(line) => bar.say(&line),
-        WorkLine::Done(done) => outcome = Some(Ok(done)),
-        WorkLine::Failed(fault) => outcome = Some(Err(fault)),
-    });
-    bar.clear();
-    interrupt.enter(Stage::Plain);
-    read?;
-    outcome.unwrap_or_else(|| {
-        Err(Fault::new(
-            Kind::Error,
-            format!("{what} broke off: the service ended"),
-            "nothing is left of it; do it again",
-        ))
-    })
+    Ok(ImageBuild { agent, ..ask })
 }

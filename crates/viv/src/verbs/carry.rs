@@ -1,7 +1,7 @@
 //! `viv commit`, `viv push`, `viv export`: what a VM has become, for others.
+use super::operation::{Detach, work};
 use super::pull::full_name;
 use super::{Context, build};
-use crate::interrupt::Interrupt;
 use crate::{output, size};
 use std::path::{Path, PathBuf};
 use viv_api::client::Request;
@@ -47,6 +47,8 @@ pub(crate) struct Commit {
     /// Print the image's name only
     #[arg(short, long)]
     quiet: bool,
+    #[command(flatten)]
+    detach: Detach,
 }
 
 #[derive(clap::Args, Debug)]
@@ -63,6 +65,8 @@ pub(crate) struct Push {
     /// Talk to the registry without TLS, or with any certificate
     #[arg(long)]
     insecure: bool,
+    #[command(flatten)]
+    detach: Detach,
 }
 
 #[derive(clap::Args, Debug)]
@@ -86,6 +90,8 @@ pub(crate) struct Export {
     /// Which disk of the VM, counted from 0
     #[arg(long, value_name = "N")]
     disk: Option<usize>,
+    #[command(flatten)]
+    detach: Detach,
 }
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,7 +124,9 @@ pub(crate) fn commit(context: &Context, args: Commit) -> Result<u8, Fault> {
         user: args.user,
         message: args.message,
     };
-    let image = match work::<Image>(context, (Route::VmCommit, &args.vm), &ask, "the commit")? {
+    let names = [args.vm.as_str()];
+    let request = Request::new(Route::VmCommit, &names).body(&ask);
+    let image = match work::<Image>(context, request, "the commit", &args.detach)? {
         Ok(image) => image,
         Err(status) => return Ok(status),
     };
@@ -130,7 +138,9 @@ pub(crate) fn push(context: &Context, args: Push) -> Result<u8, Fault> {
     let image = full_name(&args.image)?.unwrap_or(args.image);
     let reference = args.reference.unwrap_or_else(|| image.clone());
     let ask = ImagePush { reference, insecure: args.insecure };
-    let pushed = match work::<Pushed>(context, (Route::ImagePush, &image), &ask, "the push")? {
+    let names = [image.as_str()];
+    let request = Request::new(Route::ImagePush, &names).body(&ask);
+    let pushed = match work::<Pushed>(context, request, "the push", &args.detach)? {
         Ok(pushed) => pushed,
         Err(status) => return Ok(status),
     };
@@ -171,18 +181,22 @@ pub(crate) fn export(context: &Context, args: Export) -> Result<u8, Fault> {
         ));
     }
     let exported = if format == Format::Ova {
-        ova(context, &args.what, path)?
+        ova(context, &args, path)?
     } else if format == Format::Oci {
         let image = full_name(&args.what)?.unwrap_or_else(|| args.what.clone());
         let ask = ImageExport { path, format: MachineFormat::Oci };
-        work::<Exported>(context, (Route::ImageExport, &image), &ask, "the export").map_err(|fault| {
+        let names = [image.as_str()];
+        let request = Request::new(Route::ImageExport, &names).body(&ask);
+        work::<Exported>(context, request, "the export", &args.detach).map_err(|fault| {
             let fix = format!("{}; of a VM make an image first: viv commit {} IMAGE", fault.fix, args.what);
             if fault.kind == Kind::NotFound { Fault { fix, ..fault } } else { fault }
         })?
     } else {
         let format = if format == Format::Raw { DiskFormat::Raw } else { DiskFormat::Qcow2 };
         let ask = DiskExport { path, format: Some(format), disk: args.disk, ova: false };
-        work::<Exported>(context, (Route::VmExport, &args.what), &ask, "the export")?
+        let names = [args.what.as_str()];
+        let request = Request::new(Route::VmExport, &names).body(&ask);
+        work::<Exported>(context, request, "the export", &args.detach)?
     };
     let exported = match exported {
         Ok(exported) => exported,
@@ -200,48 +214,30 @@ pub(crate) fn export(context: &Context, args: Export) -> Result<u8, Fault> {
 }
 
 /// Writes a VM as an OVA; if none is called so, an image.
-fn ova(context: &Context, what: &str, path: PathBuf) -> Result<Result<Exported, u8>, Fault> {
+fn ova(context: &Context, args: &Export, path: PathBuf) -> Result<Result<Exported, u8>, Fault> {
+    let what = args.what.as_str();
     let vm: Result<Vm, Fault> = context.client.json(Request::new(Route::VmGet, &[what]));
     match vm {
         Err(fault) if fault.kind == Kind::NotFound => {
             let image = full_name(what)?.unwrap_or_else(|| what.to_string());
             let ask = ImageExport { path, format: MachineFormat::Ova };
-            work(context, (Route::ImageExport, &image), &ask, "the export").map_err(|fault| {
-                match fault.kind {
-                    Kind::NotFound => Fault {
-                        message: format!("no VM and no image is called {what:?}"),
-                        fix: "see which there are: viv ps -a, viv images".to_string(),
-                        ..fault
-                    },
-                    _ => fault,
-                }
+            let names = [image.as_str()];
+            let request = Request::new(Route::ImageExport, &names).body(&ask);
+            work(context, request, "the export", &args.detach).map_err(|fault| match fault.kind {
+                Kind::NotFound => Fault {
+                    message: format!("no VM and no image is called {what:?}"),
+                    fix: "see which there are: viv ps -a, viv images".to_string(),
+                    ..fault
+                },
+                _ => fault,
             })
         }
         Err(fault) => Err(fault),
         Ok(_) => {
             let ask = DiskExport { path, format: None, disk: None, ova: true };
-            work(context, (Route::VmExport, what), &ask, "the export")
+            let names = [what];
+            work(context, Request::new(Route::VmExport, &names).body(&ask), "the export", &args.detach)
         }
-    }
-}
-
-/// Has the service do it; the exit status if it was given up.
-pub(super) fn work<T: serde::de::DeserializeOwned>(
-    context: &Context,
-    (route, name): (Route, &str),
-    ask: &impl serde::Serialize,
-    what: &str,
-) -> Result<Result<T, u8>, Fault> {
-    let interrupt = Interrupt::new(context.client.clone());
-    let names = [name];
-    let request = Request::new(route, &names);
-    let done = build::follow(&context.client, &interrupt, request, ask, what);
-    match interrupt.status() {
-        Some(status) => {
-            output::note("given up; nothing half-made is left");
-            Ok(Err(status))
-        }
-        None => done.map(Ok),
     }
 }
 

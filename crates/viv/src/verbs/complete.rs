@@ -9,6 +9,7 @@ use viv_api::client::{Client, Request};
 use viv_api::endpoint::Route;
 use viv_api::image::Image;
 use viv_api::network::Network;
+use viv_api::operation::Operation;
 use viv_api::secgroup::SecGroupInfo;
 use viv_api::snapshot::Snapshot;
 use viv_api::socket;
@@ -109,7 +110,7 @@ fn values(command: &Command, arg: &Arg, names: &dyn Fn(&str, &str) -> Vec<Candid
         }
         "image" if command.get_name() == "build" => fixed(&["default", "debian"]),
         id @ ("vm" | "vms" | "image" | "images" | "network" | "networks" | "group" | "groups"
-        | "snapshot" | "snapshots" | "template" | "templates") => {
+        | "snapshot" | "snapshots" | "template" | "templates" | "operations") => {
             names(command.get_name(), id.trim_end_matches('s'))
         }
         _ => {
@@ -119,7 +120,7 @@ fn values(command: &Command, arg: &Arg, names: &dyn Fn(&str, &str) -> Vec<Candid
     }
 }
 
-/// The VMs that `verb` could mean, or the images, networks, security groups or snapshots.
+/// The VMs that `verb` could mean, or the images, networks, operations, security groups or snapshots.
 fn live_names(verb: &str, what: &str) -> Vec<Candidate> {
     let Ok(places) = Places::find() else { return Vec::new() };
     let client = Client::new(Box::new(move || {
@@ -138,6 +139,13 @@ fn live_names(verb: &str, what: &str) -> Vec<Candidate> {
         let mut all: Vec<Snapshot> = client.json(Request::new(Route::SnapshotList, &[])).unwrap_or_default();
         all.retain(|snapshot| what == "snapshot" || snapshot.template);
         return all.into_iter().map(|snapshot| (snapshot.name, snapshot.comment)).collect();
+    }
+    if what == "operation" {
+        let mut all: Vec<Operation> =
+            client.json(Request::new(Route::OperationList, &[])).unwrap_or_default();
+        all.retain(|operation| verb == "show" || !operation.state.is_over());
+        let about = |operation: &Operation| format!("{} {}", operation.kind, operation.subject);
+        return all.iter().map(|operation| (operation.id.to_string(), about(operation))).collect();
     }
     if what == "group" {
         let groups: Vec<SecGroupInfo> =
@@ -207,6 +215,7 @@ mod tests {
             ("exec web ", vec![]),
             ("image ", vec!["ls", "show", "history", "verify", "tag", "prune", "rm"]),
             ("image rm ", vec!["image-of-rm"]),
+            ("operation cancel ", vec!["operation-of-cancel"]),
             ("network rm ", vec!["network-of-rm"]),
             ("network connect ", vec!["network-of-connect"]),
             ("network connect shop ", vec!["vm-of-connect"]),

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use viv_api::client::Request;
 use viv_api::endpoint::Route;
-use viv_api::image::Progress;
+use viv_api::operation::Progress;
 use viv_api::vm::{DiskSize, Vm};
 use viv_block::{CreateOptions, Disk as _, DiskInfo, Layer, NewVdi, OpenError, Qcow2, RawDisk, Source};
 use viv_host::Places;

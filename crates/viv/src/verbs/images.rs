@@ -243,5 +243,5 @@ fn prune(context: &Context) -> Result<u8, Fault> {
 fn rm(context: &Context, names: &[String]) -> Result<u8, Fault> {
     let remove =
         |name: &str| context.client.json(Request::new(Route::ImageRemove, &[&named(name)?])).map(Some);
-    each_of(context, names, remove, |it: &image::Image| &it.name)
+    each_of(context, names, remove, |it: &image::Image| it.name.clone())
 }

@@ -1,7 +1,8 @@
 //! `viv import`: machines of other programs become images.
-use super::{Context, build, carry};
+use super::{Context, build, operation};
 use crate::{output, size};
 use std::path::PathBuf;
+use viv_api::client::Request;
 use viv_api::endpoint::Route;
 use viv_api::image::{ImageImport, Imported};
 use viv_model::{Fault, Kind};
@@ -28,6 +29,8 @@ pub(crate) struct Import {
     /// Print the image's name only
     #[arg(short, long)]
     quiet: bool,
+    #[command(flatten)]
+    detach: operation::Detach,
 }
 
 pub(crate) fn run(context: &Context, args: Import) -> Result<u8, Fault> {
@@ -36,7 +39,8 @@ pub(crate) fn run(context: &Context, args: Import) -> Result<u8, Fault> {
     })?;
     let name = args.name.map(|name| super::pull::full_name(&name).map(|full| full.unwrap_or(name)));
     let ask = ImageImport { path, name: name.transpose()?, dry_run: args.dry_run };
-    let imported = match carry::work::<Imported>(context, (Route::ImageImport, ""), &ask, "the import")? {
+    let request = Request::new(Route::ImageImport, &[]).body(&ask);
+    let imported = match operation::work::<Imported>(context, request, "the import", &args.detach)? {
         Ok(imported) => imported,
         Err(status) => return Ok(status),
     };

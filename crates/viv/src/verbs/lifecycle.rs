@@ -86,5 +86,5 @@ pub(crate) fn each_vm(
     names: &[String],
     act: impl Fn(&str) -> Result<Option<Vm>, Fault>,
 ) -> Result<u8, Fault> {
-    each_of(context, names, act, |vm| &vm.name)
+    each_of(context, names, act, |vm| vm.name.clone())
 }

@@ -25,6 +25,7 @@ pub(crate) mod limits;
 pub(crate) mod logs;
 pub(crate) mod man;
 pub(crate) mod network;
+pub(crate) mod operation;
 pub(crate) mod port;
 mod program;
 pub(crate) mod ps;
@@ -73,7 +74,7 @@ pub(crate) fn each_of<T: Serialize>(
     context: &Context,
     names: &[String],
     act: impl Fn(&str) -> Result<Option<T>, Fault>,
-    name_of: impl Fn(&T) -> &String,
+    name_of: impl Fn(&T) -> String,
 ) -> Result<u8, Fault> {
     let (mut done, mut status) = (Vec::new(), 0);
     for name in names {
@@ -142,6 +143,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
         Verb::Port(args) => port::run(&context, args),
         Verb::Capture(args) => capture::run(&context, args),
         Verb::Secgroup(args) => secgroup::run(&context, args),
+        Verb::Operation(args) => operation::run(&context, args),
         Verb::Images(args) => images::list(&context, args),
         Verb::Image(args) => images::image(&context, args),
         Verb::Build(args) => build::run(&context, args),

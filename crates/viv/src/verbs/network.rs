@@ -194,5 +194,5 @@ fn show(context: &Context, name: &str) -> Result<u8, Fault> {
 
 fn rm(context: &Context, names: &[String]) -> Result<u8, Fault> {
     let remove = |name: &str| context.client.json(Request::new(Route::NetworkRemove, &[name])).map(Some);
-    each_of(context, names, remove, |it: &Network| &it.spec.name)
+    each_of(context, names, remove, |it: &Network| it.spec.name.clone())
 }

@@ -1,7 +1,9 @@
 //! `viv pull`: gets images of containers.
-use super::{Context, build};
+use super::{Context, build, operation};
 use crate::interrupt::Interrupt;
 use crate::output;
+use viv_api::client::Request;
+use viv_api::endpoint::Route;
 use viv_api::image::ImageBuild;
 use viv_model::{Fault, Kind};
 use viv_oci::Reference;
@@ -22,6 +24,8 @@ pub(crate) struct Args {
     /// Print names only
     #[arg(short, long)]
     quiet: bool,
+    #[command(flatten)]
+    detach: operation::Detach,
 }
 
 pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
@@ -36,12 +40,20 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
             )
         })?;
         let ask = ImageBuild { insecure: args.insecure, ..ImageBuild::default() };
+        if args.detach.is_wanted() {
+            let ask = build::with_agent(ask)?;
+            operation::detach(context, Request::new(Route::ImageBuild, &[&name]).body(&ask))?;
+            continue;
+        }
         let built = build::build(&context.client, &interrupt, &name, ask);
         if let Some(status) = interrupt.status() {
             output::note("the download was given up; what has come is kept for the next time");
             return Ok(status);
         }
         pulled.push(built?);
+    }
+    if args.detach.is_wanted() {
+        return Ok(0);
     }
     if context.json {
         output::json(&pulled);

@@ -99,6 +99,9 @@ pub(crate) struct Args {
     /// Memory that it may get while it runs: viv resize-memory
     #[arg(long, value_name = "SIZE", value_parser = size::mib)]
     memory_max: Option<u64>,
+    /// Most processor time that it may use: 50%, 1.5 processors, or none; changed by viv update
+    #[arg(long, value_name = "SHARE", value_parser = size::processors)]
+    cpu_limit: Option<u32>,
     /// Boot this kernel: a bzImage or an ELF file
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
@@ -574,6 +577,7 @@ pub(super) fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Faul
         cpus: args.cpus,
         memory_mib: args.memory,
         memory_max_mib: args.memory_max,
+        cpu_limit_milli: args.cpu_limit.filter(|milli| *milli > 0),
         accel: args.accel,
         soft,
         kernel: file(&args.kernel)?,

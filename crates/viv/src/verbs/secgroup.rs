@@ -189,5 +189,5 @@ fn rules_or_json(context: &Context, group: &SecGroupInfo) {
 
 fn rm(context: &Context, names: &[String]) -> Result<u8, Fault> {
     let remove = |name: &str| context.client.json(Request::new(Route::SecGroupRemove, &[name])).map(Some);
-    each_of(context, names, remove, |it: &SecGroupInfo| &it.name)
+    each_of(context, names, remove, |it: &SecGroupInfo| it.name.clone())
 }

@@ -1,5 +1,6 @@
 //! `viv snapshot create|ls|tree|show|diff|rm|verify|export|import`, `viv restore`, `viv rollback`, `viv fork`: VMs as they are at one
 //! moment, and what goes on from there.
+use super::operation::{self, Detach};
 use super::{Context, each_of};
 use crate::{output, size};
 use std::path::{Path, PathBuf};
@@ -64,6 +65,8 @@ enum Verb {
         snapshot: String,
         /// The file, which must not be there yet
         file: PathBuf,
+        #[command(flatten)]
+        detach: Detach,
     },
     /// Take a snapshot from a tar file
     #[command(
@@ -76,6 +79,8 @@ enum Verb {
         /// Its name here; its own if there is none
         #[arg(long)]
         name: Option<String>,
+        #[command(flatten)]
+        detach: Detach,
     },
     /// Show all about snapshots, as JSON
     Show {
@@ -157,13 +162,16 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
             [first, second] => diff(context, first, second),
             _ => Err(Fault::new(Kind::Usage, "two snapshots are compared", "name two: viv snapshot ls")),
         },
-        Verb::Export { snapshot, file } => {
+        Verb::Export { snapshot, file, detach } => {
             let body = SnapshotFile { path: absolute(&file)?, name: None };
-            show(context, Request::new(Route::SnapshotExport, &[&snapshot]).body(&body))
+            let names = [snapshot.as_str()];
+            let request = Request::new(Route::SnapshotExport, &names).body(&body);
+            worked(context, operation::work(context, request, "the export", &detach)?)
         }
-        Verb::Import { file, name } => {
+        Verb::Import { file, name, detach } => {
             let body = SnapshotFile { path: absolute(&file)?, name };
-            show(context, Request::new(Route::SnapshotImport, &[]).body(&body))
+            let request = Request::new(Route::SnapshotImport, &[]).body(&body);
+            worked(context, operation::work(context, request, "the import", &detach)?)
         }
         Verb::Ls { vm, quiet } => list(context, vm.as_deref(), quiet),
         Verb::Show { snapshots } => {
@@ -191,7 +199,15 @@ pub(super) fn create(context: &Context, vm: &str, body: &SnapshotCreate) -> Resu
 
 /// Asks, and shows the snapshot that is the answer.
 fn show(context: &Context, request: Request) -> Result<u8, Fault> {
-    let snapshot: Snapshot = context.client.json(request)?;
+    worked(context, Ok(context.client.json(request)?))
+}
+
+/// Shows the snapshot that a work has given, if it has.
+fn worked(context: &Context, worked: Result<Snapshot, u8>) -> Result<u8, Fault> {
+    let snapshot = match worked {
+        Ok(snapshot) => snapshot,
+        Err(status) => return Ok(status),
+    };
     match context.json {
         true => output::json(&snapshot),
         false => output::print(&format!("{}\n", snapshot.name)),
@@ -283,7 +299,7 @@ fn list(context: &Context, vm: Option<&str>, quiet: bool) -> Result<u8, Fault> {
 
 fn each(context: &Context, names: &[String], route: Route) -> Result<u8, Fault> {
     let ask = |name: &str| context.client.json(Request::new(route, &[name])).map(Some);
-    each_of(context, names, ask, |snapshot: &Snapshot| &snapshot.name)
+    each_of(context, names, ask, |snapshot: &Snapshot| snapshot.name.clone())
 }
 
 pub(crate) fn restore(context: &Context, args: Restore) -> Result<u8, Fault> {

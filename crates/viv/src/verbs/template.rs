@@ -62,7 +62,7 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
         Verb::Rm { templates } => {
             let remove =
                 |name: &str| context.client.json(Request::new(Route::SnapshotRemove, &[name])).map(Some);
-            each_of(context, &templates, remove, |template: &Snapshot| &template.name)
+            each_of(context, &templates, remove, |template: &Snapshot| template.name.clone())
         }
     }
 }

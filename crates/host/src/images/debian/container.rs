@@ -21,7 +21,8 @@ use serde_json::json;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use viv_api::agent::Exec;
-use viv_api::image::{ImageCommit, Progress};
+use viv_api::image::ImageCommit;
+use viv_api::operation::Progress;
 use viv_api::timestamp::Timestamp;
 use viv_model::{End, Fault, Kind, MachineSpec, NetKind, NicSpec};
 

@@ -23,7 +23,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use tree::Tree;
-use viv_api::image::Progress;
+use viv_api::operation::Progress;
 use viv_model::{Accel, DiskSpec, End, Fault, Kind, MachineSpec};
 
 /// Raise it when what this folder makes changes: disks are then built again.
@@ -230,6 +230,7 @@ fn builder(kernel: PathBuf, initrd: Option<PathBuf>, append: &str, disks: Vec<Di
         cpus: 1,
         memory_mib: 1024,
         memory_max_mib: None,
+        cpu_limit_milli: None,
         accel: Accel::Auto,
         soft: Default::default(),
         kernel,

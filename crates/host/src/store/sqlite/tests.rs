@@ -93,6 +93,20 @@ fn records_of_earlier_releases_are_taken_over() {
 }
 
 #[test]
+fn a_store_of_layout_1_gets_what_is_new() {
+    let scratch = Scratch::new("layout1");
+    let store = scratch.store();
+    store.insert(&record("a1", "web", 10)).unwrap();
+    drop(store);
+    scratch.with("DROP TABLE operations; PRAGMA user_version = 1;");
+    let store = scratch.store();
+    assert_eq!(store.all().unwrap(), [record("a1", "web", 10)]);
+    assert_eq!(store.operations().unwrap(), []);
+    drop(store);
+    assert_eq!(layout(&connect(&scratch.file()).unwrap(), &scratch.file()).unwrap(), LAYOUT);
+}
+
+#[test]
 fn a_store_that_is_not_ours_is_refused_and_not_touched() {
     let scratch = Scratch::new("refused");
     let same = |why: &str, what: &str| {

@@ -1,85 +1,13 @@
-//! Long works: their progress as lines, and an end that is told.
-use crate::http::{self, Body};
+//! Works on what is on a VM's disks.
 use crate::images::{Stopped, Watcher};
-use crate::service::{Busy, Service};
+use crate::service::Service;
 use crate::vms::{Vms, absolute};
-use hyper::Response;
-use hyper::body::Bytes;
-use serde::Serialize;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use tokio::sync::mpsc;
-use viv_api::image::{DiskExport, Exported, Image, ImageCommit, Progress, WorkLine};
+use viv_api::image::{DiskExport, Exported, Image, ImageCommit};
 use viv_model::{DiskFormat, DiskSpec, Fault, Kind};
-
-/// Most lines that wait for a slow reader.
-const LINES_MAX: usize = 64;
-
-/// Sends a work's progress to whoever asked for it; gives up when nobody listens.
-pub(crate) struct Reporter {
-    lines: mpsc::Sender<Bytes>,
-    cancelled: Arc<AtomicBool>,
-}
-
-impl Reporter {
-    fn send<T: Serialize>(&self, line: &WorkLine<T>) {
-        let mut bytes = serde_json::to_vec(line).unwrap_or_default();
-        bytes.push(b'\n');
-        let _ = self.lines.blocking_send(bytes.into());
-    }
-}
-
-impl Watcher for Reporter {
-    fn progress(&self, progress: Progress) {
-        self.send(&WorkLine::<()>::Progress(progress));
-    }
-
-    fn said(&self, line: &str) {
-        self.send(&WorkLine::<()>::Said(line.to_string()));
-    }
-
-    fn cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed) || self.lines.is_closed()
-    }
-}
-
-/// Does a work beside the requests of others; `job` names it to those who want it given up.
-pub(crate) fn work<T: Serialize + 'static>(
-    service: Arc<Service>,
-    job: String,
-    act: impl FnOnce(&Service, &Reporter) -> Result<T, Fault> + Send + 'static,
-) -> Response<Body> {
-    let cancelled = Arc::new(AtomicBool::new(false));
-    if !job.is_empty() {
-        service.jobs().insert(job.clone(), cancelled.clone());
-    }
-    let (lines, receiver) = mpsc::channel(LINES_MAX);
-    let busy = Busy::new(&service.work);
-    tokio::task::spawn_blocking(move || {
-        let reporter = Reporter { lines, cancelled };
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| act(&service, &reporter)));
-        service.jobs().remove(&job);
-        reporter.send(&match outcome.unwrap_or_else(|_| Err(defect("the work panicked"))) {
-            Ok(done) => WorkLine::Done(done),
-            Err(fault) => WorkLine::Failed(fault),
-        });
-        drop(busy);
-    });
-    http::pieces(receiver, "application/x-ndjson")
-}
-
-/// The service has broken off.
-pub(crate) fn defect(why: &str) -> Fault {
-    Fault::new(
-        Kind::Error,
-        format!("the service broke off: {why}"),
-        "this is a defect of ours: please report it",
-    )
-}
 
 /// Makes an image of a VM that does not run, which cannot be started until it is made; of one that runs, as it is at a moment; or of a
 /// snapshot, by its own name or as `VM@SNAPSHOT`.
-pub(crate) fn commit(
+pub(super) fn commit(
     service: &Service,
     name: &str,
     ask: &ImageCommit,
@@ -103,7 +31,7 @@ pub(crate) fn commit(
 }
 
 /// Writes a disk of a VM that does not run to a new file.
-pub(crate) fn export_disk(
+pub(super) fn export_disk(
     service: &Service,
     name: &str,
     ask: &DiskExport,

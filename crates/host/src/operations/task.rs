@@ -1,0 +1,132 @@
+//! What there is to do in a long work: plain data, so that another service can take it up.
+use super::{build, of_vm};
+use crate::events::{self, telling};
+use crate::images::{self, Watcher};
+use crate::service::Service;
+use crate::vms::absolute;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::time::UNIX_EPOCH;
+use viv_api::event::{Event, What};
+use viv_api::image::{DiskExport, Image, ImageBuild, ImageCommit, ImageExport, ImageImport, ImagePush};
+use viv_api::operation::OperationKind;
+use viv_api::snapshot::SnapshotFile;
+use viv_api::timestamp::Timestamp;
+use viv_model::Fault;
+
+/// A long work's name and its request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Task {
+    /// Build an image, or get it.
+    ImageBuild { image: String, ask: ImageBuild },
+    /// Send one to a registry.
+    ImagePush { image: String, ask: ImagePush },
+    /// Write one to a file.
+    ImageExport { image: String, ask: ImageExport },
+    /// Make one of another program's machine.
+    ImageImport { ask: ImageImport },
+    /// Make one of a VM, or of a snapshot.
+    VmCommit { vm: String, ask: ImageCommit },
+    /// Write a VM or its disk to a file.
+    VmExport { vm: String, ask: DiskExport },
+    /// Write a snapshot to a file.
+    SnapshotExport { snapshot: String, ask: SnapshotFile },
+    /// Take one from a file.
+    SnapshotImport { ask: SnapshotFile },
+}
+
+impl Task {
+    pub(crate) fn kind(&self) -> OperationKind {
+        match self {
+            Task::ImageBuild { .. } => OperationKind::ImageBuild,
+            Task::ImagePush { .. } => OperationKind::ImagePush,
+            Task::ImageExport { .. } => OperationKind::ImageExport,
+            Task::ImageImport { .. } => OperationKind::ImageImport,
+            Task::VmCommit { .. } => OperationKind::VmCommit,
+            Task::VmExport { .. } => OperationKind::VmExport,
+            Task::SnapshotExport { .. } => OperationKind::SnapshotExport,
+            Task::SnapshotImport { .. } => OperationKind::SnapshotImport,
+        }
+    }
+
+    /// What it does it with.
+    pub(crate) fn subject(&self) -> String {
+        match self {
+            Task::ImageBuild { image, .. }
+            | Task::ImagePush { image, .. }
+            | Task::ImageExport { image, .. } => image.clone(),
+            Task::VmCommit { vm, .. } | Task::VmExport { vm, .. } => vm.clone(),
+            Task::SnapshotExport { snapshot, .. } => snapshot.clone(),
+            Task::ImageImport { ask: ImageImport { path, .. } }
+            | Task::SnapshotImport { ask: SnapshotFile { path, .. } } => path.display().to_string(),
+        }
+    }
+
+    /// Refuses at once what cannot be done.
+    pub(super) fn check(&self) -> Result<(), Fault> {
+        match self {
+            Task::ImageExport { ask, .. } => absolute(&ask.path),
+            Task::ImageImport { ask } => absolute(&ask.path),
+            Task::VmExport { ask, .. } => absolute(&ask.path),
+            Task::SnapshotExport { ask, .. } | Task::SnapshotImport { ask } => absolute(&ask.path),
+            Task::ImageBuild { .. } | Task::ImagePush { .. } | Task::VmCommit { .. } => Ok(()),
+        }
+    }
+
+    /// Does it; gives what it has made.
+    pub(super) fn run(&self, service: &Service, watcher: &dyn Watcher) -> Result<Value, Fault> {
+        let store = &*service.vms.store;
+        match self {
+            Task::ImageBuild { image, ask } => {
+                let known: Vec<_> =
+                    service.images.list()?.into_iter().map(|image| (image.name, image.digest)).collect();
+                let built = build::build(service, image, ask, watcher)?;
+                if !known.contains(&(built.name.clone(), built.digest.clone())) {
+                    events::tell(store, Event::new(What::ImageChanged, None, &built.name));
+                }
+                value(&shown(&built))
+            }
+            Task::ImagePush { image, ask } => value(&service.images.push(image, ask, watcher)?),
+            Task::ImageExport { image, ask } => value(&service.images.export(image, ask, watcher)?),
+            Task::ImageImport { ask } => {
+                let imported = service.images.import(ask, watcher, &shown)?;
+                if imported.image.is_some() {
+                    events::tell(store, Event::new(What::ImageChanged, None, &imported.name));
+                }
+                value(&imported)
+            }
+            Task::VmCommit { vm, ask } => {
+                let commit = || of_vm::commit(service, vm, ask, watcher, shown);
+                value(&telling(store, What::ImageChanged, commit, |image| image.name.clone())?)
+            }
+            Task::VmExport { vm, ask } => value(&of_vm::export_disk(service, vm, ask, watcher)?),
+            Task::SnapshotExport { snapshot, ask } => {
+                value(&service.snapshots.export(snapshot, ask, watcher)?)
+            }
+            Task::SnapshotImport { ask } => {
+                let import = || service.snapshots.import(ask, watcher);
+                value(&telling(store, What::SnapshotCreated, import, |snapshot| snapshot.name.clone())?)
+            }
+        }
+    }
+}
+
+fn value(made: &impl Serialize) -> Result<Value, Fault> {
+    serde_json::to_value(made).map_err(|error| crate::blocking::defect(&error.to_string()))
+}
+
+/// An image of the store as the API shows it.
+pub(crate) fn shown(image: &images::Image) -> Image {
+    let unix_s = image.created_at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    Image {
+        name: image.name.clone(),
+        digest: image.digest.clone(),
+        size_bytes: image.size_bytes,
+        created_at: Timestamp { unix_s },
+        summary: image.summary.clone(),
+        process: image.manifest.process().cloned(),
+        cpus: image.manifest.usual.cpus,
+        memory_mib: image.manifest.usual.memory_mib,
+    }
+}

@@ -1,0 +1,92 @@
+//! Limits of processor time hold over a second, and change while a guest works.
+use serde_json::Value;
+use std::time::{Duration, Instant};
+use viv_e2e::{Directory, exec, run, start, tool};
+
+/// Processors that a VM uses, over two seconds.
+fn used(vm: &str) -> f64 {
+    let cpu_ns = || {
+        let stats: Value = serde_json::from_str(&run(&["--json", "stats", vm], "").ok().out).unwrap();
+        (Instant::now(), stats[0]["stats"]["cpu_ns"].as_u64().or(stats[0]["cpu_ns"].as_u64()).unwrap())
+    };
+    let (then, before) = cpu_ns();
+    std::thread::sleep(Duration::from_secs(2));
+    let (now, after) = cpu_ns();
+    (after - before) as f64 / (now - then).as_nanos() as f64
+}
+
+/// It has what it may have and no more; less where this machine has other things to do.
+#[track_caller]
+fn near(vm: &str, limit: f64) {
+    let used = used(vm);
+    eprintln!("{vm}: {used:.3} of {limit}");
+    // Three per cent, and what looking at it takes.
+    assert!(used < limit * 1.03 + 0.003, "{used} is more than {limit}");
+    assert!(used > limit * 0.7, "{used} is much less than {limit}");
+}
+
+#[test]
+fn a_guest_that_works_gets_what_it_may_have() {
+    let vm = start("e2e-limits", &["--cpu-limit", "30%", "--cpus", "2"]);
+    // Both of its processors work.
+    exec("e2e-limits", "for cpu in 1 2; do (while :; do :; done) >/dev/null 2>&1 & done").ok();
+    near("e2e-limits", 0.3);
+    run(&["update", "--cpu-limit", "0.6", "e2e-limits"], "").ok();
+    near("e2e-limits", 0.6);
+    let shown = run(&["inspect", "e2e-limits"], "").ok().out;
+    assert!(shown.contains("\"cpu_limit_milli\": 600"), "{shown}");
+    // It can be paused, and answers, while it is held most of the time.
+    run(&["update", "--cpu-limit", "5%", "e2e-limits"], "").ok();
+    near("e2e-limits", 0.05);
+    for _ in 0..10 {
+        run(&["pause", "e2e-limits"], "").ok();
+        run(&["resume", "e2e-limits"], "").ok();
+    }
+    run(&["update", "--cpu-limit", "none", "e2e-limits"], "").ok();
+    assert!(used("e2e-limits") > 0.7);
+    assert!(!run(&["inspect", "e2e-limits"], "").ok().out.contains("cpu_limit_milli"));
+    drop(vm);
+    let refused = run(&["run", "--cpu-limit", "0.5%", "--rm", "--", "true"], "");
+    assert!(refused.status == 2 && refused.err.contains("--cpu-limit"), "{refused:?}");
+}
+
+/// Removes a VM when the test ends, however it ends.
+struct Program(&'static str);
+
+impl Program {
+    fn start(name: &'static str, file: &str) -> Program {
+        let _ = run(&["rm", "-f", name], "");
+        run(&["run", "-d", "--name", name, "--cpu-limit", "25%", file], "").ok();
+        Program(name)
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = run(&["rm", "-f", self.0], "");
+    }
+}
+
+#[test]
+fn programs_get_what_they_may_have() {
+    let directory = Directory::new("limits");
+    let spin = directory.path("spin.wat");
+    std::fs::write(&spin, "(module (memory (export \"memory\") 1) (func (export \"_start\") (loop br 0)))")
+        .unwrap();
+    let source = directory.path("Spin.java");
+    let java = "public class Spin { public static void main(String[] a) { for (long n = 0; ; n++) if (n < 0) return; } }";
+    std::fs::write(&source, java).unwrap();
+    tool("javac", &["-d", &directory.path(""), &source]);
+    for (name, file) in [("e2e-spin", spin), ("e2e-java", directory.path("Spin.class"))] {
+        let program = Program::start(name, &file);
+        std::thread::sleep(Duration::from_secs(1));
+        near(name, 0.25);
+        run(&["update", "--cpu-limit", "50%", name], "").ok();
+        near(name, 0.5);
+        run(&["pause", name], "").ok();
+        assert!(used(name) < 0.05, "{name} stands still");
+        run(&["resume", name], "").ok();
+        near(name, 0.5);
+        drop(program);
+    }
+}
