@@ -1,6 +1,7 @@
 //! Java programs, as VMs like any other: what they do, how they end, and what they do not reach.
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 use viv_e2e::{Directory, Home, tool, until};
@@ -107,6 +108,57 @@ fn it_reaches_its_own_and_nothing_else() {
     assert!(sockets.err.contains("unreachable"), "{sockets:?}");
     let process = home.run(&["run", "--rm", &jar, "process"]);
     assert!(process.status == 1 && process.err.contains("Permission denied"), "{process:?}");
+}
+
+/// What an HTTP server sends back for a body.
+fn posted(port: u16, body: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    let length = body.len();
+    write!(stream, "POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n")?;
+    stream.write_all(body)?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let end =
+        answer.windows(4).position(|four| four == b"\r\n\r\n").ok_or(std::io::ErrorKind::UnexpectedEof)?;
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+    Ok(answer.split_off(end + 4))
+}
+
+#[test]
+fn a_server_is_reached_at_a_published_port() {
+    let (home, at) = home("jvm-ports");
+    let jar = at.path("app.jar");
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let publish = format!("127.0.0.1:{port}:8000");
+    home.run(&["run", "-d", "--name", "web", "-p", &publish, &jar, "http"]).ok();
+    until("it is ready", Duration::from_secs(30), || home.run(&["logs", "web"]).ok().out == "ready\n");
+    assert_eq!(posted(port, b"hello").unwrap(), b"hello");
+    let long: Vec<u8> = (0..1_000_000_u32).map(|number| (number * 7 >> 3) as u8).collect();
+    std::thread::scope(|threads| {
+        let all: Vec<_> = (0..20).map(|_| threads.spawn(|| posted(port, &long).unwrap() == long)).collect();
+        assert!(all.into_iter().all(|one| one.join().unwrap()), "what comes back is what was sent");
+    });
+    assert_eq!(home.run(&["port", "web"]).ok().out, format!("8000/tcp -> 127.0.0.1:{port}\n"));
+    let taken = home.run(&["run", "-d", "-p", &publish, &jar, "http"]);
+    assert!(taken.status == 4 && taken.err.contains("in use"), "{taken:?}");
+    let datagrams = home.run(&["run", "-d", "-p", &format!("{publish}/udp"), &jar, "http"]);
+    assert!(datagrams.status == 2 && datagrams.err.contains("/udp"), "{datagrams:?}");
+    // While it stands still a request waits; afterwards it is answered.
+    home.run(&["pause", "web"]).ok();
+    std::thread::scope(|threads| {
+        let waits = threads.spawn(|| posted(port, b"later"));
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(!waits.is_finished());
+        home.run(&["resume", "web"]).ok();
+        assert_eq!(waits.join().unwrap().unwrap(), b"later");
+    });
+    home.run(&["stop", "web"]).ok();
+    assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
+    home.run(&["start", "web"]).ok();
+    until("it answers again", Duration::from_secs(30), || {
+        posted(port, b"again").is_ok_and(|body| body == b"again")
+    });
 }
 
 #[test]

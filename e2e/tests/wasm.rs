@@ -98,7 +98,7 @@ fn what_cannot_be_run_says_why() {
         (["-u", "nobody"], "-u"),
         (["--fuel", "0"], "fuel"),
         (["--kind", "jvm"], "neither a Java archive"),
-        (["--kind", "evm"], "viv-evm serve"),
+        (["--kind", "evm"], "made from no file"),
     ] {
         let refused = home.run(&[&["run"], &options[..], &[&hello]].concat());
         assert!(

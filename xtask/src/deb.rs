@@ -39,7 +39,7 @@ pub(crate) fn build() -> Result<PathBuf, String> {
     }
     put(&viv, &tree.join("usr/bin/viv"), 0o755)?;
     run(Command::new("strip").arg("--strip-debug").arg(tree.join("usr/bin/viv")))?;
-    for engine in steps::ENGINES {
+    for (_, engine) in steps::ENGINES {
         let installed = tree.join("usr/lib/vivarium").join(engine);
         put(&target.join("release").join(engine), &installed, 0o755)?;
         run(Command::new("strip").arg("--strip-debug").arg(&installed))?;

@@ -13,6 +13,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("viv-foreign", 2),
     ("viv-wasm", 4),
     ("viv-jvm", 4),
+    ("viv-chain", 4),
     ("viv-process", 3),
     ("viv-cell", 2),
     ("viv-api", 1),

@@ -14,8 +14,8 @@ use crate::vm::{ConsoleSize, DiskSize, OnReboot, Process};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use viv_model::{
-    Accel, DiskLimits, DiskSpec, End, Fault, Health, MachineSpec, NicSpec, ProgramSpec, SavedParts,
-    ShareSpec, State,
+    Accel, DiskLimits, DiskSpec, End, Fault, GuestKind, Health, MachineSpec, NicSpec, ProgramSpec,
+    SavedParts, ShareSpec, State,
 };
 
 /// What the VM is asked to be: a [`RunnerSpec`]. All names are relative to the VM's directory.
@@ -88,6 +88,20 @@ pub struct RunnerProgram {
     /// Somebody waits for its output: it begins when the first command is there ([`VSOCK`]).
     #[serde(default)]
     pub awaited: bool,
+}
+
+/// Why a program of this kind is not saved while it runs, and what can be done instead.
+pub fn not_saved(kind: GuestKind) -> (&'static str, &'static str) {
+    match kind {
+        GuestKind::Evm => (
+            "has no snapshots from outside",
+            "keep a moment beside it: viv fork VM; or within it: viv exec VM -- rpc evm_snapshot",
+        ),
+        _ => (
+            "cannot be saved while it runs",
+            "let it end, or keep its files in a directory: viv run -v DIR:PATH",
+        ),
+    }
 }
 
 /// The one line on the runner's standard output.

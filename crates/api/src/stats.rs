@@ -45,6 +45,23 @@ pub struct ProgramStats {
     pub stdin_bytes: u64,
     /// Bytes that it has written to its standard output and error.
     pub output_bytes: u64,
+    /// What a chain has done; `None`: it is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain: Option<ChainStats>,
+}
+
+/// What a chain has done since its start. Its steps are gas.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct ChainStats {
+    /// The newest block's number.
+    pub height: u64,
+    /// Blocks that it has made.
+    pub blocks: u64,
+    /// Transactions in them.
+    pub transactions: u64,
+    /// Methods that were called.
+    pub calls: u64,
 }
 
 /// A guest's memory as its kernel sees it, bytes.

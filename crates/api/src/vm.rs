@@ -194,6 +194,7 @@ impl VmCreate {
             shares: self.shares.clone(),
             nics: Vec::new(),
             console_ports: self.console_ports.clone(),
+            ports: Vec::new(),
         }
     }
 }

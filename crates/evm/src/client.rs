@@ -1,10 +1,13 @@
 //! The other side of the door: calls, transactions, deployments and traces as text.
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use alloy_dyn_abi::{DynSolType, DynSolValue};
 use alloy_primitives::{Address, Bytes, U64, U256, hex, keccak256};
 use serde_json::{Value, json};
+
+use crate::rpc::{Params, Rpc};
 
 /// How long one answer may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -41,16 +44,22 @@ pub enum ClientError {
     /// Arguments that do not fit.
     #[error("{0}")]
     Argument(String),
+    /// A transaction is in a block, and did nothing but cost gas.
+    #[error("the transaction reverted\n{0}")]
+    Reverted(String),
     /// It waits still.
     #[error("transaction {0} is not in a block after {MINED_WITHIN:?}; does the chain make blocks?")]
     NotMined(String),
 }
 
-/// A node somewhere.
+/// A node, here or somewhere else.
 #[derive(Debug)]
-pub struct Client {
-    url: String,
-    agent: ureq::Agent,
+pub struct Client(Way);
+
+#[derive(Debug)]
+enum Way {
+    Http { url: String, agent: ureq::Agent },
+    Direct(Arc<Rpc>),
 }
 
 /// What to call, and how.
@@ -144,27 +153,31 @@ impl Client {
     /// A client of the node at `url`.
     pub fn new(url: &str) -> Client {
         let config = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).build();
-        Client { url: url.to_string(), agent: ureq::Agent::new_with_config(config) }
+        Client(Way::Http { url: url.to_string(), agent: ureq::Agent::new_with_config(config) })
+    }
+
+    /// A client of a node in this process.
+    pub fn direct(rpc: Arc<Rpc>) -> Client {
+        Client(Way::Direct(rpc))
     }
 
     /// Calls a method.
     pub fn ask(&self, method: &str, params: Value) -> Result<Value, ClientError> {
-        let failed = |why: String| ClientError::Unreachable { url: self.url.clone(), why };
-        let request = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params }).to_string();
-        let post = self.agent.post(&self.url).header("content-type", "application/json");
-        let mut answer = post.send(request).map_err(|error| failed(error.to_string()))?;
-        let body = answer.body_mut().with_config().limit(ANSWER_MAX).read_to_vec();
-        let body = body.map_err(|error| failed(error.to_string()))?;
-        let mut answer: Value = serde_json::from_slice(&body).map_err(|error| failed(error.to_string()))?;
-        match answer.get("error") {
-            None => Ok(answer.get_mut("result").map(Value::take).unwrap_or_default()),
-            Some(error) => Err(ClientError::Refused {
-                method: method.to_string(),
-                code: error.get("code").and_then(Value::as_i64).unwrap_or_default(),
-                message: error.get("message").and_then(Value::as_str).unwrap_or_default().to_string(),
-                data: error.get("data").map(|data| format!(": {data}")).unwrap_or_default(),
-            }),
-        }
+        let answer = match &self.0 {
+            Way::Http { url, agent } => over_http(url, agent, method, params)?,
+            Way::Direct(rpc) => {
+                rpc.count();
+                Params::new(Some(params))
+                    .and_then(|params| rpc.call(method, &params))
+                    .map_err(|error| error.to_json())
+            }
+        };
+        answer.map_err(|error| ClientError::Refused {
+            method: method.to_string(),
+            code: error.get("code").and_then(Value::as_i64).unwrap_or_default(),
+            message: error.get("message").and_then(Value::as_str).unwrap_or_default().to_string(),
+            data: error.get("data").map(|data| format!(": {data}")).unwrap_or_default(),
+        })
     }
 
     fn request(&self, call: &Call) -> Result<(Value, Option<DynSolType>), ClientError> {
@@ -199,7 +212,7 @@ impl Client {
         }
     }
 
-    /// Sends a transaction and waits for its block. The text says what became of it.
+    /// Sends a transaction and waits for its block. The text says what became of it; a transaction that reverted is an error.
     pub fn send(&self, call: &Call) -> Result<String, ClientError> {
         let (mut request, _) = self.request(call)?;
         if call.from.is_none() {
@@ -213,13 +226,24 @@ impl Client {
         loop {
             let receipt = self.ask("eth_getTransactionReceipt", json!([hash]))?;
             if !receipt.is_null() {
-                return Ok(receipt_text(&receipt));
+                let text = receipt_text(&receipt);
+                return if has_succeeded(&receipt) { Ok(text) } else { Err(ClientError::Reverted(text)) };
             }
             if Instant::now() > until {
                 return Err(ClientError::NotMined(plain(&hash)));
             }
             std::thread::sleep(LOOK_AGAIN);
         }
+    }
+
+    /// Calls a method with words: each is JSON, or a text if it is none.
+    pub fn rpc(&self, method: &str, words: &[String]) -> Result<String, ClientError> {
+        let word = |word: &String| serde_json::from_str(word).unwrap_or_else(|_| json!(word));
+        let result = self.ask(method, words.iter().map(word).collect())?;
+        Ok(match result {
+            Value::String(text) => text,
+            other => serde_json::to_string_pretty(&other).unwrap_or_default(),
+        })
     }
 
     /// The calls within a transaction, as an indented tree.
@@ -231,6 +255,26 @@ impl Client {
         let mut text = String::new();
         frame_text(&frame, 0, &mut text);
         Ok(text.trim_end().to_string())
+    }
+}
+
+/// The result of a method, or its error, as they came.
+fn over_http(
+    url: &str,
+    agent: &ureq::Agent,
+    method: &str,
+    params: Value,
+) -> Result<Result<Value, Value>, ClientError> {
+    let failed = |why: String| ClientError::Unreachable { url: url.to_string(), why };
+    let request = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params }).to_string();
+    let post = agent.post(url).header("content-type", "application/json");
+    let mut answer = post.send(request).map_err(|error| failed(error.to_string()))?;
+    let body = answer.body_mut().with_config().limit(ANSWER_MAX).read_to_vec();
+    let body = body.map_err(|error| failed(error.to_string()))?;
+    let mut answer: Value = serde_json::from_slice(&body).map_err(|error| failed(error.to_string()))?;
+    match answer.get_mut("error") {
+        Some(error) => Ok(Err(error.take())),
+        None => Ok(Ok(answer.get_mut("result").map(Value::take).unwrap_or_default())),
     }
 }
 
@@ -259,12 +303,16 @@ fn number(value: &Value) -> U256 {
     serde_json::from_value(value.clone()).unwrap_or_default()
 }
 
+/// Receipts before Byzantium do not say (EIP-658).
+fn has_succeeded(receipt: &Value) -> bool {
+    receipt.get("status").is_none_or(|status| number(status) == U256::from(1))
+}
+
 fn receipt_text(receipt: &Value) -> String {
-    let ok = number(&receipt["status"]) == U256::from(1);
     let mut text = format!(
         "transaction {}\nstatus      {}\nblock       {}\ngas used    {}",
         plain(&receipt["transactionHash"]),
-        if ok { "success" } else { "reverted" },
+        if has_succeeded(receipt) { "success" } else { "reverted" },
         number(&receipt["blockNumber"]),
         number(&receipt["gasUsed"]),
     );

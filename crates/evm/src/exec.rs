@@ -20,6 +20,7 @@ use revm::primitives::hardfork::SpecId;
 use revm::{ExecuteEvm, MainContext};
 
 use crate::hardfork;
+use crate::hold::Hold;
 use crate::state::{Db, StateError};
 
 /// The context of every execution.
@@ -32,38 +33,68 @@ pub type Refusal = EVMError<StateError, InvalidTransaction>;
 
 /// What ends an execution that its gas would let run for too long. Every loop comes by a `JUMPDEST` and every recursion by a
 /// call, so looking there is enough.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Watch {
     /// Jumps and calls until the clock is looked at again.
     left: u32,
     begin: Instant,
     limit: Duration,
     yielded: bool,
+    /// What it stands still with.
+    hold: Hold,
+    /// Bytes that the process may have in memory, and when that was last looked at.
+    memory: Option<(usize, Instant)>,
+}
+
+/// Why an execution is to end before its gas does.
+enum Reason {
+    Time,
+    Memory,
+    Stop,
 }
 
 /// Jumps and calls between two looks at the clock: about ten microseconds.
 const LOOKS_EVERY: u32 = 1024;
 /// A call that has run for so long goes behind those that have not.
 const LONG: Duration = Duration::from_millis(5);
+/// How often the process' memory is looked at.
+const MEASURED_EVERY: Duration = Duration::from_millis(1);
 /// The nice value of a thread with a long call: its weight is a fifteenth of the usual one (`sched(7)`).
 const NICE_LONG: i32 = 12;
 
 impl Watch {
-    /// Lets executions run for `limit` from now on.
-    pub fn new(limit: Duration) -> Watch {
-        Watch { left: LOOKS_EVERY, begin: Instant::now(), limit, yielded: false }
+    /// Lets executions run for `limit` from now on, while `hold` is open, and while the process has fewer than `memory` bytes.
+    pub fn new(limit: Duration, hold: Hold, memory: Option<usize>) -> Watch {
+        let begin = Instant::now();
+        let memory = memory.map(|bytes| (bytes, begin));
+        Watch { left: LOOKS_EVERY, begin, limit, yielded: false, hold, memory }
     }
 
-    /// Whether time is up. A thread that is found to be slow gives way to the others for good.
+    /// Whether it is to end. A thread that is found to be slow gives way to the others for good.
     #[cold]
-    fn look(&mut self) -> bool {
+    fn look(&mut self) -> Option<Reason> {
         self.left = LOOKS_EVERY;
+        let came = Instant::now();
+        match self.hold.pass() {
+            Ok(false) => {}
+            // The time that it stood still is not its own.
+            Ok(true) => self.begin += came.elapsed(),
+            Err(_) => return Some(Reason::Stop),
+        }
+        if let Some((limit, measured)) = &mut self.memory
+            && measured.elapsed() > MEASURED_EVERY
+        {
+            *measured = Instant::now();
+            if crate::memory::resident() > *limit {
+                return Some(Reason::Memory);
+            }
+        }
         let ran = self.begin.elapsed();
         if ran > LONG && !self.yielded {
             self.yielded = true;
             crate::workers::give_way(NICE_LONG);
         }
-        ran > self.limit
+        (ran > self.limit).then_some(Reason::Time)
     }
 }
 
@@ -72,9 +103,15 @@ pub const OUT_OF_TIME: &str = "execution aborted (timeout";
 
 fn watch(host: &mut Host) -> InstructionExecResult {
     host.chain.left -= 1;
-    if host.chain.left == 0 && host.chain.look() {
+    if host.chain.left == 0
+        && let Some(reason) = host.chain.look()
+    {
         let limit = host.chain.limit;
-        host.error = Err(ContextError::Custom(format!("{OUT_OF_TIME} = {limit:?})")));
+        host.error = Err(ContextError::Custom(match reason {
+            Reason::Time => format!("{OUT_OF_TIME} = {limit:?})"),
+            Reason::Memory => crate::memory::SHORT.into(),
+            Reason::Stop => crate::hold::Ended.to_string(),
+        }));
         return Err(InstructionResult::FatalExternalError);
     }
     Ok(())
@@ -117,9 +154,8 @@ pub fn rules(spec: SpecId, chain_id: u64) -> CfgEnv {
     rules
 }
 
-/// Settings for calls that nobody signed or pays for: no nonce, no fees, no balance for gas, any sender.
-pub fn rules_of_a_call(spec: SpecId, chain_id: u64) -> CfgEnv {
-    let mut rules = rules(spec, chain_id);
+/// The same settings for calls that nobody signed or pays for: no nonce, no fees, no balance for gas, any sender.
+pub fn rules_of_a_call(mut rules: CfgEnv) -> CfgEnv {
     rules.disable_nonce_check = true;
     rules.disable_eip3607 = true;
     rules.disable_base_fee = true;
@@ -145,7 +181,7 @@ pub fn machine<I: Inspector<Host>>(
         .with_db(db)
         .with_cfg(rules)
         .with_block(block)
-        .with_chain(watch.unwrap_or_else(|| Watch::new(Duration::MAX)));
+        .with_chain(watch.unwrap_or_else(|| Watch::new(Duration::MAX, Hold::default(), None)));
     Evm {
         ctx,
         inspector,

@@ -17,6 +17,8 @@ pub mod chain;
 pub mod client;
 pub mod exec;
 pub mod hardfork;
+pub mod hold;
+pub mod memory;
 pub mod node;
 pub mod remote;
 pub mod rpc;

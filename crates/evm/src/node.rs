@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use crate::accounts::{self, Signer};
 use crate::chain::{Chain, ChainError, Genesis, Settings, now};
 use crate::hardfork;
+use crate::hold::Hold;
 use crate::remote::Remote;
 use crate::rpc::{Limits, Rpc};
 use crate::server::{self, Listener};
@@ -26,6 +27,8 @@ const BASE_FEE: u64 = 1_000_000_000;
 const BALANCE: u64 = 10_000;
 /// States of blocks that are kept.
 const HISTORY: usize = 16_384;
+/// What part of the process' memory one execution may have.
+const EXECUTION_SHARE: u64 = 8;
 /// Development accounts; deriving one takes a tenth of a millisecond.
 const ACCOUNTS_MAX: u32 = 10_000;
 
@@ -116,11 +119,12 @@ pub struct Node {
 
 /// Ends a node's service from anywhere.
 #[derive(Clone, Debug)]
-pub struct Stopper(watch::Sender<bool>);
+pub struct Stopper(watch::Sender<bool>, Hold);
 
 impl Stopper {
     /// Asks the service to end. Blocks that were acknowledged stay.
     pub fn stop(&self) {
+        self.1.end();
         // Nobody serves: then there is nothing to stop.
         self.0.send_replace(true);
     }
@@ -137,10 +141,19 @@ impl Node {
         }
         let signers = accounts::development(config.accounts);
         let (genesis, remote) = begin(&config, &signers)?;
-        let chain = Chain::open(genesis, config.dir.as_deref(), config.history, remote)?;
+        let mut chain = Chain::open(genesis, config.dir.as_deref(), config.history, remote)?;
+        if let Some(bytes) = config.limits.memory {
+            chain.limit_memory(bytes as u64 / EXECUTION_SHARE);
+        }
         same("chain id", chain.chain_id(), config.chain_id)?;
         same("fork", hardfork::name(chain.spec()), config.hardfork.map(hardfork::name))?;
-        let rpc = Rpc { chain: Arc::new(chain), signers, limits: config.limits, filters: Default::default() };
+        let rpc = Rpc {
+            chain: Arc::new(chain),
+            signers,
+            limits: config.limits,
+            filters: Default::default(),
+            called: Default::default(),
+        };
         let (stop, _) = watch::channel(false);
         Ok(Node { rpc: Arc::new(rpc), workers: Workers::default(), stop })
     }
@@ -150,18 +163,23 @@ impl Node {
         &self.rpc
     }
 
-    /// Something that ends [`Node::serve`].
-    pub fn stopper(&self) -> Stopper {
-        Stopper(self.stop.clone())
+    /// Runs `job` on a thread of those that answer requests.
+    pub fn run(&self, job: impl FnOnce() + Send + 'static) {
+        self.workers.run(job);
     }
 
-    /// Serves clients on a bound listener until a [`Stopper`] says so.
-    pub fn serve(&self, listener: Listener) -> Result<(), NodeError> {
+    /// Something that ends [`Node::serve`].
+    pub fn stopper(&self) -> Stopper {
+        Stopper(self.stop.clone(), self.rpc.chain.hold().clone())
+    }
+
+    /// Serves clients on bound listeners until a [`Stopper`] says so. Without listeners it makes its blocks all the same.
+    pub fn serve(&self, listeners: Vec<Listener>) -> Result<(), NodeError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let served = runtime.block_on(async {
             let ticking = tokio::spawn(tick(Arc::clone(&self.rpc), self.workers.clone()));
             let served =
-                server::serve(Arc::clone(&self.rpc), self.workers.clone(), listener, self.stop.subscribe())
+                server::serve(Arc::clone(&self.rpc), self.workers.clone(), listeners, self.stop.subscribe())
                     .await;
             ticking.abort();
             served
@@ -223,6 +241,7 @@ async fn tick(rpc: Arc<Rpc>, workers: Workers) {
     let mut waited = 0;
     loop {
         clock.tick().await;
+        rpc.chain.hold().passed().await;
         let interval = rpc.chain.read().settings.interval;
         waited = if interval.is_some() { waited + 1 } else { 0 };
         let due = interval.is_some_and(|seconds| waited > seconds);

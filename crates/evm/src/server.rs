@@ -14,13 +14,12 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::task::JoinSet;
 
 use crate::rpc::{self, Rpc};
 use crate::socket;
 use crate::workers::Workers;
 
-/// Bytes of a request.
-pub const REQUEST_MAX: usize = 32 << 20;
 /// Connections at one time.
 const CONNECTIONS_MAX: usize = 1024;
 /// How long a connection may be without a request.
@@ -43,23 +42,31 @@ pub enum Listener {
 
 type Reply = Response<Full<Bytes>>;
 
-/// Serves clients until `stop` says so.
+/// Serves clients, on all of the listeners, until `stop` says so. Without listeners nobody comes.
 pub async fn serve(
     rpc: Arc<Rpc>,
     workers: Workers,
-    listener: Listener,
+    listeners: Vec<Listener>,
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let door = Door { rpc, workers };
+    let mut accepting = JoinSet::new();
+    for listener in listeners {
+        accepting.spawn(accept(door.clone(), Arc::clone(&room), listener));
+    }
+    tokio::select! {
+        Some(failed) = accepting.join_next() => failed.map_err(io::Error::other)?,
+        _ = stop.wait_for(|stop| *stop) => Ok(()),
+    }
+}
+
+/// Lets clients in. It ends only if the listener cannot be used at all.
+async fn accept(door: Door, room: Arc<Semaphore>, listener: Listener) -> io::Result<()> {
     macro_rules! accept {
         ($listener:expr) => {
             loop {
-                let accepted = tokio::select! {
-                    accepted = $listener.accept() => accepted,
-                    _ = stop.wait_for(|stop| *stop) => return Ok(()),
-                };
-                match accepted {
+                match $listener.accept().await {
                     Err(_) => tokio::time::sleep(ACCEPT_AGAIN).await,
                     Ok((stream, _)) => {
                         // A client too many sees its connection close.
@@ -141,13 +148,14 @@ impl Door {
                 "JSON-RPC 2.0: send requests with POST, or open a WebSocket here\n",
             );
         }
-        let body = Limited::new(request.into_body(), REQUEST_MAX).collect();
+        let request_max = self.rpc.limits.request;
+        let body = Limited::new(request.into_body(), request_max).collect();
         let body = match tokio::time::timeout(BODY, body).await {
             Ok(Ok(body)) => body.to_bytes(),
             Ok(Err(error)) if error.is::<LengthLimitError>() => {
                 return reply(
                     StatusCode::PAYLOAD_TOO_LARGE,
-                    format!("a request has at most {REQUEST_MAX} bytes\n"),
+                    format!("a request has at most {request_max} bytes\n"),
                 );
             }
             Ok(Err(_)) => return reply(StatusCode::BAD_REQUEST, "the body did not arrive whole\n"),
@@ -159,6 +167,8 @@ impl Door {
 
     /// Answers a message, on another thread if it may take long.
     pub async fn answer(&self, body: Bytes, subscriptions: &socket::Subscriptions) -> Option<String> {
+        let hold = self.rpc.chain.hold();
+        hold.passed().await;
         if body.len() <= LIGHT_MAX {
             let message = rpc::parse(&body, &self.rpc.limits);
             if message.is_light() {
@@ -173,7 +183,9 @@ impl Door {
             // The client may be gone.
             let _ = answer.send(text);
         });
-        answered.await.unwrap_or_else(|_| {
+        let answer = answered.await;
+        hold.passed().await;
+        answer.unwrap_or_else(|_| {
             Some(r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32603,"message":"internal error: the request ended without an answer"}}"#.into())
         })
     }

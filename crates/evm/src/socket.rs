@@ -21,7 +21,7 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
 use crate::chain::Event;
 use crate::rpc::{Answer, Params, RpcError, header as header_of, logs_of, waiting_of};
-use crate::server::{Door, REQUEST_MAX};
+use crate::server::Door;
 
 /// What a key is hashed with (RFC 6455 §1.3).
 const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
@@ -136,8 +136,8 @@ impl Subscriptions {
 /// Speaks with one client until it goes.
 pub async fn run(door: Door, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
     let config = WebSocketConfig::default()
-        .max_message_size(Some(REQUEST_MAX))
-        .max_frame_size(Some(REQUEST_MAX))
+        .max_message_size(Some(door.rpc.limits.request))
+        .max_frame_size(Some(door.rpc.limits.request))
         .max_write_buffer_size(UNSENT_MAX);
     let socket = WebSocketStream::from_raw_socket(stream, Role::Server, Some(config)).await;
     let (mut out, mut incoming) = socket.split();

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use alloy_consensus::transaction::Recovered;
 use alloy_consensus::{Header, ReceiptEnvelope, Sealable};
 use alloy_eips::eip2718::{Decodable2718, Encodable2718};
-use alloy_primitives::{Address, Bytes};
+use alloy_primitives::{Address, B256, Bytes};
 use alloy_rlp::{Decodable, Encodable, RlpDecodable, RlpEncodable};
 
 use crate::chain::{Block, Genesis, Settings, Tx};
@@ -90,6 +90,10 @@ pub enum Entry {
     Revert(u64),
     /// Back to the first block.
     Reset,
+    /// A transaction waits for its block.
+    Waiting(Sent),
+    /// One does not any more, and is in none.
+    Dropped(B256),
     /// The log was written anew: the state follows from nothing, and so do the snapshots' numbers.
     Fresh(u64),
 }
@@ -99,6 +103,18 @@ pub enum Entry {
 pub struct Sent {
     sender: Address,
     tx: Bytes,
+}
+
+impl Sent {
+    fn new(tx: &Recovered<Tx>) -> Sent {
+        Sent { sender: tx.signer(), tx: tx.encoded_2718().into() }
+    }
+
+    /// The transaction.
+    pub fn read(&self) -> Result<Recovered<Tx>, StoreError> {
+        let tx = Tx::decode_2718_exact(&self.tx).map_err(|error| StoreError::Content(error.to_string()))?;
+        Ok(Recovered::new_unchecked(tx, self.sender))
+    }
 }
 
 #[derive(RlpEncodable, RlpDecodable)]
@@ -112,13 +128,17 @@ struct BlockRecord {
 impl Entry {
     /// The entry of a block.
     pub fn block(block: &Block, changes: &[Change]) -> Entry {
-        let sent = |tx: &Recovered<Tx>| Sent { sender: tx.signer(), tx: tx.encoded_2718().into() };
         Entry::Block {
             header: alloy_rlp::encode(block.header.inner()).into(),
-            txs: block.txs.iter().map(|tx| sent(tx)).collect(),
+            txs: block.txs.iter().map(|tx| Sent::new(tx)).collect(),
             receipts: block.receipts.iter().map(|receipt| receipt.encoded_2718().into()).collect(),
             changes: changes.to_vec(),
         }
+    }
+
+    /// The entry of a transaction that waits.
+    pub fn waiting(tx: &Recovered<Tx>) -> Entry {
+        Entry::Waiting(Sent::new(tx))
     }
 
     /// The entry of changes.
@@ -140,13 +160,7 @@ impl Entry {
     pub fn read_block(header: &Bytes, txs: &[Sent], receipts: &[Bytes]) -> Result<Block, StoreError> {
         let wrong = |error: &dyn std::fmt::Display| StoreError::Content(error.to_string());
         let header = Header::decode(&mut header.as_ref()).map_err(|error| wrong(&error))?.seal_slow();
-        let txs = txs
-            .iter()
-            .map(|sent| {
-                let tx = Tx::decode_2718_exact(&sent.tx).map_err(|error| wrong(&error))?;
-                Ok(Recovered::new_unchecked(tx, sent.sender).into())
-            })
-            .collect::<Result<_, StoreError>>()?;
+        let txs = txs.iter().map(|sent| Ok(sent.read()?.into())).collect::<Result<_, StoreError>>()?;
         let receipts = receipts
             .iter()
             .map(|bytes| ReceiptEnvelope::decode_2718_exact(bytes).map_err(|error| wrong(&error)))
@@ -177,6 +191,8 @@ impl Entry {
             Entry::Revert(id) => put(5, id),
             Entry::Reset => put(6, &0_u8),
             Entry::Fresh(id) => put(7, id),
+            Entry::Waiting(sent) => put(8, sent),
+            Entry::Dropped(hash) => put(9, hash),
         }
         out
     }
@@ -199,6 +215,8 @@ impl Entry {
             5 => Entry::Revert(u64::decode(rest).map_err(wrong)?),
             6 => Entry::Reset,
             7 => Entry::Fresh(u64::decode(rest).map_err(wrong)?),
+            8 => Entry::Waiting(Sent::decode(rest).map_err(wrong)?),
+            9 => Entry::Dropped(B256::decode(rest).map_err(wrong)?),
             tag => return Err(StoreError::Content(format!("a record of kind {tag}"))),
         })
     }
@@ -387,6 +405,8 @@ mod tests {
             Entry::Revert(u64::MAX),
             Entry::Reset,
             Entry::Fresh(7),
+            Entry::Waiting(Sent { sender: Address::ZERO, tx: Bytes::from_static(b"tx") }),
+            Entry::Dropped(B256::repeat_byte(1)),
         ] {
             assert_eq!(Entry::decode(&entry.encode()).expect("it was written so"), entry);
         }

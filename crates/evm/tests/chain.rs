@@ -222,3 +222,26 @@ impl Drop for Scratch {
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }
+
+/// What a client was told to wait for is waited for after a kill, too.
+#[test]
+fn transactions_that_wait_are_there_when_the_chain_is_opened_again() {
+    let dir = std::env::temp_dir().join(format!("viv-evm-waiting-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&dir);
+    let open = || node(Config { dir: Some(dir.clone()), no_mining: true, ..Config::default() });
+    let first = open();
+    let submit =
+        |node: &Node| ask(node, "eth_sendTransaction", json!([{ "from": ME, "to": OTHER, "value": "0x5" }]));
+    let hashes: Vec<Value> = (0..3).map(|_| submit(&first)).collect();
+    ask(&first, "anvil_dropTransaction", json!([hashes[2]]));
+    drop(first);
+    let second = open();
+    assert_eq!(ask(&second, "txpool_status", json!([]))["pending"], json!("0x2"));
+    ask(&second, "anvil_mine", json!(["0x1"]));
+    for (hash, is_there) in hashes.iter().zip([true, true, false]) {
+        assert_eq!(ask(&second, "eth_getTransactionReceipt", json!([hash])).is_object(), is_there);
+    }
+    drop(second);
+    assert_eq!(ask(&open(), "txpool_status", json!([]))["pending"], json!("0x0"), "they wait no more");
+    std::fs::remove_dir_all(&dir).expect("it is ours");
+}

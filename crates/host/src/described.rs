@@ -61,7 +61,7 @@ pub(crate) fn spec_of(record: &VmRecord, dir: &Path) -> VmCreate {
         net,
         nic_limits,
         nics,
-        ports: machine.nics.iter().flat_map(|nic| nic.ports.clone()).collect(),
+        ports: machine.published().cloned().collect(),
         console_ports: machine.console_ports.clone(),
         groups: record.groups.clone(),
         labels: record.labels.clone(),

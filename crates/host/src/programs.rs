@@ -1,5 +1,6 @@
 //! VMs that are a program, and no whole computer.
 use crate::creation::fits;
+use crate::described::spec_of;
 use crate::places::Places;
 use crate::store::VmRecord;
 use crate::vms::{Vms, absolute};
@@ -8,8 +9,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use viv_api::endpoint::Route;
-use viv_api::runner::RunnerProgram;
-use viv_api::vm::VmCreate;
+use viv_api::runner::{RunnerProgram, not_saved};
+use viv_api::vm::{Vm, VmCreate, VmStart};
 use viv_model::{
     Accel, Fault, GuestKind, HealthAsk, Kind, MachineSpec, NetKind, PROGRAM_MEMORY_MIB_USUAL, ProgramSpec,
     ShareSpec,
@@ -17,6 +18,8 @@ use viv_model::{
 
 /// The VM's own copy of its program.
 const COPY: &str = "program";
+/// What a chain keeps, in its VM's directory.
+const CHAIN_LOG: &str = "chain/chain.log";
 /// Where a package puts the processes of programs, from the directory of `viv`.
 const PACKAGED: &str = "../lib/vivarium";
 
@@ -32,9 +35,10 @@ pub(crate) fn machine_of(ask: &VmCreate, program: &ProgramSpec, dir: &Path) -> R
     program.check()?;
     only_of_programs(ask, program.kind)?;
     executable(program.kind)?;
-    absolute(&program.file)?;
+    program.kind.check_ports(&ask.ports)?;
     let memory_mib = ask.memory_mib.unwrap_or(PROGRAM_MEMORY_MIB_USUAL);
-    let machine = MachineSpec { memory_mib, kernel: PathBuf::new(), ..ask.machine() };
+    let (kernel, ports) = (PathBuf::new(), ask.ports.clone());
+    let machine = MachineSpec { memory_mib, kernel, ports, ..ask.machine() };
     check(&machine)?;
     fits(memory_mib)?;
     if let Some(share) = ask.shares.iter().find(|share| program.deterministic && !share.read_only) {
@@ -48,7 +52,10 @@ pub(crate) fn machine_of(ask: &VmCreate, program: &ProgramSpec, dir: &Path) -> R
             return Err(Fault::new(Kind::NotFound, text, "name a directory that is there: -v DIR:PATH"));
         }
     }
-    copy(&program.file, dir)?;
+    if program.kind.has_file() {
+        absolute(&program.file)?;
+        copy(&program.file, dir)?;
+    }
     Ok(machine)
 }
 
@@ -99,7 +106,8 @@ fn only_of_programs(ask: &VmCreate, kind: GuestKind) -> Result<(), Fault> {
         ("a command", "COMMAND", ask.command.is_some()),
         ("an entry point", "--entrypoint", ask.entrypoint.is_some()),
         ("volumes", "-v PATH", !ask.volumes.is_empty()),
-        ("published ports", "-p", !ask.ports.is_empty() || ask.publish_all),
+        ("directories", "-v", kind == GuestKind::Evm && !ask.shares.is_empty()),
+        ("the ports of an image", "-P", ask.publish_all),
         ("a network", "--net", nets || !ask.nics.is_empty() || !ask.groups.is_empty()),
         ("ports of its console", "--console-port", !ask.console_ports.is_empty()),
         ("a health check", "--health-cmd", ask.health != HealthAsk::default()),
@@ -132,16 +140,13 @@ pub(crate) fn told(record: &VmRecord, dir: &Path, places: &Places) -> Option<Run
 
 /// The process of a program of this kind.
 pub(crate) fn executable(kind: GuestKind) -> Result<Command, Fault> {
-    if kind == GuestKind::Evm {
-        let text = "an Ethereum chain does not run as a VM yet";
-        return Err(Fault::new(Kind::NotRunnable, text, "run it by itself: viv-evm serve"));
-    }
     let name = format!("viv-{kind}");
+    let package = if kind == GuestKind::Evm { "viv-chain" } else { &name };
     let missing = |what: String| {
         Fault::new(
             Kind::NotRunnable,
             what,
-            format!("install it beside viv; from the sources: cargo build --release -p {name}"),
+            format!("install it beside viv; from the sources: cargo build --release -p {package}"),
         )
     };
     let ours =
@@ -159,9 +164,50 @@ pub(crate) fn executable(kind: GuestKind) -> Result<Command, Fault> {
 }
 
 impl Vms {
+    /// Chains that go on from where this one is, beside it; without its ports, which are taken. Its log is only added to, and each
+    /// record has its checksum: a copy of any moment is the chain of that moment, whether it runs or not.
+    pub(crate) fn fork_chain(
+        &self,
+        source: &VmRecord,
+        names: impl Iterator<Item = String>,
+        remove: bool,
+    ) -> Result<Vec<Vm>, Fault> {
+        let dir = self.places.vms().join(&source.id);
+        let log = dir.join(CHAIN_LOG);
+        let failed = |error: std::io::Error| {
+            Fault::new(
+                Kind::of_file(&error),
+                format!("cannot copy the chain of VM {:?}, {}: {error}", source.name, log.display()),
+                format!("see that it has run, and that there is room: viv start {}, viv info", source.name),
+            )
+        };
+        let mut made: Vec<Vm> = Vec::new();
+        let mut fork = |name: String| {
+            let ask = VmCreate { name: Some(name), ports: Vec::new(), remove, ..spec_of(source, &dir) };
+            let vm = self.create(ask, None, false)?;
+            let (id, copy) = (vm.id.clone(), vm.dir.join(CHAIN_LOG));
+            made.push(vm);
+            fs::create_dir_all(copy.parent().unwrap_or(&copy)).map_err(failed)?;
+            fs::copy(&log, copy).map_err(failed)?;
+            self.start(&id, &VmStart::default())
+        };
+        let forked: Result<Vec<Vm>, Fault> = names.map(&mut fork).collect();
+        if forked.is_err() {
+            for vm in &made {
+                let _ = self.remove(&vm.id, true);
+            }
+        }
+        forked
+    }
+
     /// Refuses what only a whole computer can do, if that is a program.
     pub(crate) fn refuse_for_program(&self, route: Route, name: &str) -> Result<(), Fault> {
+        let Ok((record, _)) = self.find(name) else {
+            return Ok(()); // the route says it in its own words
+        };
         let (what, fix) = match route {
+            Route::VmFork if record.kind() == GuestKind::Evm => return Ok(()),
+            Route::VmFork | Route::VmRollback => return refuse_to_save(&record),
             Route::VmDiskLimits | Route::VmDiskSize | Route::VmDiskAttach | Route::VmDiskDetach => {
                 ("has no disks", "give it a directory: viv run -v DIR:PATH FILE")
             }
@@ -179,16 +225,16 @@ impl Vms {
             Route::VmCommit | Route::VmExport => {
                 ("has no disks of which an image could be made", "its file is its image: viv run FILE")
             }
-            Route::VmFork | Route::VmRollback => {
-                ("cannot be saved while it runs", "start another one: viv run FILE")
-            }
             _ => return Ok(()),
         };
-        match self.find(name) {
-            Ok((record, _)) => refuse(&record, what, fix),
-            Err(_) => Ok(()), // the route says it in its own words
-        }
+        refuse(&record, what, fix)
     }
+}
+
+/// Refuses to save a program while it runs.
+pub(crate) fn refuse_to_save(record: &VmRecord) -> Result<(), Fault> {
+    let (what, fix) = not_saved(record.kind());
+    refuse(record, what, fix)
 }
 
 /// Refuses something for a program.
@@ -212,7 +258,7 @@ mod tests {
         assert!(fault.message.contains("a kernel") && fault.fix.contains("--kernel"), "{fault}");
         for ask in [
             VmCreate { net: Some(NetKind::User { host: false }), ..VmCreate::default() },
-            VmCreate { ports: vec!["80:80".parse().unwrap()], ..VmCreate::default() },
+            VmCreate { publish_all: true, ..VmCreate::default() },
             VmCreate { accel: Accel::Soft, ..VmCreate::default() },
             VmCreate { cpus: Some(2), ..VmCreate::default() },
         ] {

@@ -1,10 +1,12 @@
 //! A Java program as a child process.
+use crate::forward;
 use crate::hotspot::Hotspot;
 use crate::own_network;
 use crate::program::{self, Program};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::fs;
 use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
@@ -15,6 +17,7 @@ use viv_api::agent::Output;
 use viv_api::stats::ProgramStats;
 use viv_cell::sandbox::Files;
 use viv_model::{End, Fault, GuestKind, Kind};
+use viv_net::switch::Listeners;
 use viv_process::{Channel, Confinement, Elsewhere, Engine, Gate, Instance, Prepared, Setting, Streams};
 
 /// The program's own directory, below its VM's.
@@ -108,8 +111,18 @@ impl Engine for Jvm {
             libc::SYS_clone3,
             libc::SYS_tgkill,
         ];
+        GuestKind::Jvm.check_ports(&vm.machine.ports)?; // a document may say what the command would not
+        // Taken before this process leaves the host's network.
+        let listeners = Listeners::open(&vm.machine.ports).map_err(|error| Fault::from(&error))?.into_tcp();
         match own_network::enter() {
             true => calls.push(libc::SYS_socket),
+            false if !listeners.is_empty() => {
+                return Err(Fault::new(
+                    Kind::Conflict,
+                    "this host gives the program no network of its own, and so none of its ports can be published",
+                    "allow user namespaces (sysctl user.max_user_namespaces), run the service as root, or leave out -p",
+                ));
+            }
             false => streams.write(
                 Channel::Err,
                 b"viv: this host gives the program no network of its own: it has none\n",
@@ -117,6 +130,7 @@ impl Engine for Jvm {
         }
         let program = Arc::new(JavaProgram {
             command: Mutex::new(Some(command)),
+            listeners: Mutex::new(listeners),
             child: OnceLock::new(),
             streams,
             gate: gate.clone(),
@@ -158,6 +172,8 @@ fn classes(command: &mut Command, hotspot: &Hotspot, archive: PathBuf) {
 struct JavaProgram {
     /// Until it runs.
     command: Mutex<Option<Command>>,
+    /// Published ports, until it runs, each with the program's.
+    listeners: Mutex<Vec<(TcpListener, u16)>>,
     child: OnceLock<OwnedFd>,
     streams: Arc<Streams>,
     gate: Arc<Gate>,
@@ -234,6 +250,10 @@ impl Instance for JavaProgram {
             Ok(child) => child,
             Err(error) => return End::Failed { message: format!("Java does not start: {error}") },
         };
+        let listeners = std::mem::take(&mut *self.listeners.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Err(error) = forward::start(listeners, forward::CONNECTIONS_MAX) {
+            self.gate.stop(End::Failed { message: format!("its ports cannot be published: {error}") });
+        }
         let (input, output, errors) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let streams = self.streams.clone();
         // It ends with the process, if nobody sends anything any more.

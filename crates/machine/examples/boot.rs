@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         shares: Vec::new(),
         nics: Vec::new(),
         console_ports: Vec::new(),
+        ports: Vec::new(),
     };
     let mut vsock = None;
     let mut plain = Vec::new();

@@ -31,7 +31,7 @@ pub use limits::{CPU_RATIO_USUAL, Limits, MEMORY_RATIO_USUAL, Need};
 pub use network::{Attachment, NetworkSpec, PortCounters, RuleCounter, Subnet, SwitchCounters, Traffic};
 pub use nic::{CARDS_MAX, NetKind, NicCreate, NicLimits, NicSpec, PORTS_MAX, PortSpec, Protocol};
 pub use prefix6::Prefix6;
-pub use program::{GuestKind, PROGRAM_MEMORY_MIB_USUAL, ProgramSpec};
+pub use program::{CHAIN_PORT, GuestKind, PROGRAM_MEMORY_MIB_USUAL, ProgramSpec};
 pub use restart::Restart;
 pub use room::Room;
 pub use secgroup::{Carrier, Direction, GROUPS_MAX, Label, Peer, RULES_MAX, Rule, SecGroup};

@@ -176,6 +176,28 @@ impl FromStr for PortSpec {
     }
 }
 
+impl PortSpec {
+    /// A port that leads to a program which listens at one alone: `[IP:]HOST[:GUEST]`. Without an address, nobody outside this
+    /// host reaches it.
+    pub fn of_one(text: &str, guest: u16) -> Result<PortSpec, Fault> {
+        let whole = match text.rsplit_once(':') {
+            None => format!("127.0.0.1:{text}:{guest}"),
+            // A number before the last colon is a port.
+            Some((before, _)) if before.bytes().all(|byte| byte.is_ascii_digit()) => {
+                format!("127.0.0.1:{text}")
+            }
+            Some((before, _)) if before.parse::<Ipv4Addr>().is_ok() || before.ends_with(']') => {
+                format!("{text}:{guest}")
+            }
+            Some(_) => text.to_string(),
+        };
+        whole.parse().map_err(|fault: Fault| {
+            let fix = format!("write -p HOST or -p IP:HOST, as in -p {guest}; it listens at {guest}");
+            Fault::new(Kind::Usage, fault.message, fix)
+        })
+    }
+}
+
 impl TryFrom<String> for PortSpec {
     type Error = Fault;
     fn try_from(text: String) -> Result<PortSpec, Fault> {

@@ -1,12 +1,15 @@
 //! What a program VM is asked to run: one program on an abstract machine.
-use crate::{Fault, Kind};
+use crate::nic::PORTS_MAX;
+use crate::{Fault, Kind, PortSpec, Protocol};
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// Memory of a program if nobody says how much, MiB.
 pub const PROGRAM_MEMORY_MIB_USUAL: u64 = 256;
+/// Where an Ethereum chain listens, as every tool for one expects.
+pub const CHAIN_PORT: u16 = 8545;
 /// Most arguments and variables of a program together.
 const WORDS_MAX: usize = 4096;
 /// Most bytes of them.
@@ -57,6 +60,36 @@ impl GuestKind {
         }
     }
 
+    /// Whether one is made from a file.
+    pub fn has_file(self) -> bool {
+        matches!(self, GuestKind::Wasm | GuestKind::Jvm)
+    }
+
+    /// Checks ports of the host that are to lead into a program.
+    pub fn check_ports(self, ports: &[PortSpec]) -> Result<(), Fault> {
+        let wrong = |text: String, fix: &str| Err(Fault::new(Kind::Usage, text, fix));
+        if ports.len() > PORTS_MAX {
+            return wrong(format!("at most {PORTS_MAX} ports are published"), "leave some out");
+        }
+        match self {
+            _ if ports.is_empty() => Ok(()),
+            GuestKind::System | GuestKind::Wasm => {
+                wrong(format!("{} has no use for published ports", self.called()), "leave out -p")
+            }
+            _ if ports.iter().any(|port| port.protocol == Protocol::Udp) => {
+                wrong(format!("{} gets no datagrams", self.called()), "leave out /udp")
+            }
+            GuestKind::Evm => match ports.iter().find(|port| port.guest != CHAIN_PORT) {
+                Some(port) => wrong(
+                    format!("cannot publish {port}: a chain listens at {CHAIN_PORT}"),
+                    "write -p HOST:8545, or -p HOST alone",
+                ),
+                None => Ok(()),
+            },
+            GuestKind::Jvm => Ok(()),
+        }
+    }
+
     /// The kind of program that a file is, by its first bytes and its name.
     pub fn of_file(name: &str, first: &[u8]) -> Option<GuestKind> {
         let lower = name.to_ascii_lowercase();
@@ -97,9 +130,10 @@ impl FromStr for GuestKind {
 pub struct ProgramSpec {
     /// Which machine it is for.
     pub kind: GuestKind,
-    /// Its file on the host. The VM has a copy.
+    /// Its file on the host, of which the VM has a copy; nothing for what is made from none.
+    #[serde(skip_serializing_if = "is_nothing")]
     pub file: PathBuf,
-    /// What it is called with, its own name left out.
+    /// What it is called with, its own name left out; the options of a chain.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub args: Vec<String>,
     /// Its variables. It has no others.
@@ -128,6 +162,10 @@ pub struct ProgramSpec {
     pub seed: u64,
 }
 
+fn is_nothing(path: &Path) -> bool {
+    path.as_os_str().is_empty()
+}
+
 fn is_zero(number: &u64) -> bool {
     *number == 0
 }
@@ -139,6 +177,31 @@ impl ProgramSpec {
             |message: String, fix: &str| -> Result<(), Fault> { Err(Fault::new(Kind::Usage, message, fix)) };
         if !self.kind.is_program() {
             return wrong("a program cannot be of kind system".into(), "use kind wasm, evm or jvm");
+        }
+        match (self.kind.has_file(), is_nothing(&self.file)) {
+            (true, true) => {
+                return wrong(
+                    format!("{} is to run, and no file is named", self.kind.called()),
+                    "name it: viv run FILE",
+                );
+            }
+            (false, false) => {
+                return wrong(
+                    format!(
+                        "{} is made from no file, and {} is named",
+                        self.kind.called(),
+                        self.file.display()
+                    ),
+                    "leave it out; options of the chain stand behind two dashes: viv run --kind evm -- --hardfork london",
+                );
+            }
+            _ => {}
+        }
+        if self.kind == GuestKind::Evm && !self.env.is_empty() {
+            return wrong(
+                "a chain has no variables".into(),
+                "leave out -e; its options stand behind two dashes",
+            );
         }
         let words = self
             .args
@@ -204,6 +267,8 @@ mod tests {
     fn what_makes_no_sense_is_refused() {
         let good = ProgramSpec { kind: GuestKind::Wasm, file: "/a".into(), ..ProgramSpec::default() };
         good.check().unwrap();
+        let chain = ProgramSpec { kind: GuestKind::Evm, ..ProgramSpec::default() };
+        chain.check().unwrap();
         let env = |name: &str| vec![(name.to_string(), String::new())];
         for bad in [
             ProgramSpec { kind: GuestKind::System, ..good.clone() },
@@ -215,8 +280,34 @@ mod tests {
             ProgramSpec { args: vec![String::new(); WORDS_MAX + 1], ..good.clone() },
             ProgramSpec { env: env("A=B"), ..good.clone() },
             ProgramSpec { env: env(""), ..good.clone() },
+            ProgramSpec { file: PathBuf::new(), ..good.clone() },
+            ProgramSpec { kind: GuestKind::Evm, ..good.clone() },
+            ProgramSpec { env: env("A"), ..chain.clone() },
         ] {
             assert_eq!(bad.check().unwrap_err().kind, Kind::Usage, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_chain_is_reached_at_one_port_and_by_this_host_alone_unless_it_is_said() {
+        let port = |text: &str| PortSpec::of_one(text, CHAIN_PORT).map(|port| port.to_string());
+        for (text, whole) in [
+            ("8545", "127.0.0.1:8545:8545"),
+            ("9000:8545", "127.0.0.1:9000:8545"),
+            ("0.0.0.0:9000", "0.0.0.0:9000:8545"),
+            ("[::1]:9000", "[::1]:9000:8545"),
+            ("10.0.0.1:9000:8545", "10.0.0.1:9000:8545"),
+        ] {
+            assert_eq!(port(text).as_deref(), Ok(whole));
+        }
+        for text in ["", "0", "x", "8545:", ":8545", "1.2.3.4:", "8545/udp"] {
+            assert!(port(text).is_err_and(|fault| fault.fix.contains("8545")), "{text:?}");
+        }
+        let ports = |text: &str| [text.parse::<PortSpec>().unwrap()];
+        assert_eq!(GuestKind::Evm.check_ports(&ports("1:8545")), Ok(()));
+        assert_eq!(GuestKind::Jvm.check_ports(&ports("1:80")), Ok(()));
+        assert!(GuestKind::Evm.check_ports(&ports("1:80")).is_err());
+        assert!(GuestKind::Jvm.check_ports(&ports("1:80/udp")).is_err());
+        assert!(GuestKind::Wasm.check_ports(&ports("1:80")).is_err());
     }
 }

@@ -1,5 +1,5 @@
 //! What a machine is asked to be.
-use crate::{ConsolePortSpec, Fault, Kind, NicSpec, ShareSpec};
+use crate::{ConsolePortSpec, Fault, Kind, NicSpec, PortSpec, ShareSpec};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
@@ -338,7 +338,7 @@ pub fn check_cpu_limit(milli: Option<u32>) -> Result<(), Fault> {
     }
 }
 
-/// A whole computer, as the runner builds it. Every path is absolute.
+/// A whole computer, as the runner builds it, or what a program has of one. Every path is absolute.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
@@ -381,9 +381,17 @@ pub struct MachineSpec {
     /// Named ports of its console.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub console_ports: Vec<ConsolePortSpec>,
+    /// Ports of the host that lead into a program. A whole computer's are those of its cards.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PortSpec>,
 }
 
 impl MachineSpec {
+    /// Every port of the host that leads into it.
+    pub fn published(&self) -> impl Iterator<Item = &PortSpec> {
+        self.nics.iter().flat_map(|nic| &nic.ports).chain(&self.ports)
+    }
+
     /// Checks the numbers that need no look at the host.
     pub fn check(&self) -> Result<(), Fault> {
         if self.cpus == 0 || self.cpus > CPUS_MAX {

@@ -2,7 +2,7 @@
 use crate::life::Life;
 use std::os::unix::net::UnixStream;
 use viv_api::passed::answer_lines;
-use viv_api::runner::{Ask, LINE_MAX, Reply};
+use viv_api::runner::{Ask, LINE_MAX, Reply, not_saved};
 use viv_cell::follow;
 use viv_model::{Fault, GuestKind, Kind};
 
@@ -55,10 +55,7 @@ fn reply(life: &Life, ask: Ask) -> Reply {
 /// Why a program cannot do that, and what can be done instead.
 fn refusal(kind: GuestKind, ask: &Ask) -> Fault {
     let (what, fix) = match ask {
-        Ask::Snapshot(_) => (
-            "cannot be saved while it runs",
-            "let it end, or keep its files in a directory: viv run -v DIR:PATH",
-        ),
+        Ask::Snapshot(_) => not_saved(kind),
         Ask::LimitDisk { .. } | Ask::ResizeDisk { .. } | Ask::AttachDisk { .. } | Ask::DetachDisk { .. } => {
             ("has no disks", "give it a directory when you start it: viv run -v DIR:PATH")
         }

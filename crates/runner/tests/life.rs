@@ -228,6 +228,7 @@ impl Stage {
             shares: Vec::new(),
             nics: Vec::new(),
             console_ports: Vec::new(),
+            ports: Vec::new(),
         };
         let mut spec = RunnerSpec {
             name: test.into(),

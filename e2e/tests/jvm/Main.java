@@ -1,4 +1,6 @@
+import com.sun.net.httpserver.HttpServer;
 import java.io.IOException;
+import java.net.InetSocketAddress;
 import java.net.ServerSocket;
 import java.net.Socket;
 import java.nio.file.Files;
@@ -51,6 +53,17 @@ public class Main {
                     client.join();
                 }
                 new Socket("192.0.2.1", 80);
+            }
+            case "http" -> {
+                HttpServer server = HttpServer.create(new InetSocketAddress(8000), 0);
+                server.createContext("/", exchange -> {
+                    byte[] body = exchange.getRequestBody().readAllBytes();
+                    exchange.sendResponseHeaders(200, body.length == 0 ? -1 : body.length);
+                    exchange.getResponseBody().write(body);
+                    exchange.close();
+                });
+                server.start();
+                System.out.println("ready");
             }
             case "process" -> new ProcessBuilder("/bin/ls").start();
             default -> System.out.println(IntStream.range(0, 4)

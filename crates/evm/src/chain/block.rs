@@ -12,8 +12,8 @@ use alloy_eips::eip7685::EMPTY_REQUESTS_HASH;
 use alloy_primitives::{B64, B256, Bloom, Bytes, U256, keccak256};
 use alloy_trie::EMPTY_ROOT_HASH;
 use revm::DatabaseCommit;
-use revm::context::BlockEnv;
 use revm::context::result::{ExecutionResult, Output};
+use revm::context::{BlockEnv, CfgEnv};
 use revm::context_interface::block::BlobExcessGasAndPrice;
 use revm::inspector::NoOpInspector;
 use revm::primitives::hardfork::SpecId;
@@ -163,13 +163,12 @@ pub fn make(
     mut db: Db,
     mut header: Header,
     txs: Vec<Arc<Recovered<Tx>>>,
-    spec: SpecId,
-    chain_id: u64,
+    mut rules: CfgEnv,
 ) -> Result<Made, StateError> {
+    let spec = rules.spec;
     let before = system_changes(&db, &header, spec)?;
     db.change(before)?;
     let blob_gas_max = hardfork::blobs(spec).map_or(0, |blobs| blobs.max_blob_gas_per_block());
-    let mut rules = exec::rules(spec, chain_id);
     // Who may send was decided when the transaction came in: an impersonated contract may.
     rules.disable_eip3607 = true;
     let mut machine = exec::machine(db, rules, environment(&header, spec), None, NoOpInspector);

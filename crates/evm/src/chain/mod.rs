@@ -7,15 +7,19 @@
 //! ```
 //! A state is a value, so readers keep what they took whatever happens next, and a snapshot is a clone.
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use alloy_consensus::Transaction;
 use alloy_consensus::transaction::Recovered;
 use alloy_primitives::{Address, B256};
+use revm::context::CfgEnv;
 use revm::primitives::hardfork::SpecId;
 use tokio::sync::broadcast;
 
+use crate::exec;
+use crate::hold::{Ended, Hold};
 use crate::remote::Remote;
 use crate::state::{Change, Db, Hashes, StateError, World};
 use crate::store::{Entry, Store, StoreError};
@@ -58,6 +62,9 @@ pub enum ChainError {
     /// A remote chain failed.
     #[error(transparent)]
     State(#[from] StateError),
+    /// It is to end.
+    #[error(transparent)]
+    Ended(#[from] Ended),
     /// More blocks than one request may ask for.
     #[error("{0} blocks are more than one request may ask for, which is {BLOCKS_AT_ONCE_MAX}")]
     TooMany(u64),
@@ -159,6 +166,14 @@ impl Data {
         }
     }
 
+    /// Forgets transactions that wait, of which a block says that they need not.
+    fn settle(&mut self, block: &Block) {
+        for tx in &block.txs {
+            self.pool.remove(tx.tx_hash());
+            self.pool.forget_below(tx.signer(), tx.nonce().saturating_add(1));
+        }
+    }
+
     fn cut(&mut self, height: u64) {
         while self.head().number() > height {
             let Some(block) = self.blocks.pop() else { return };
@@ -180,12 +195,48 @@ pub struct Chain {
     genesis: Genesis,
     remote: Option<Arc<Remote>>,
     history: usize,
+    hold: Hold,
+    execution_memory: Option<u64>,
+    counts: Counts,
+}
+
+/// What was made since the chain was opened.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Blocks.
+    pub blocks: AtomicU64,
+    /// Transactions in them.
+    pub transactions: AtomicU64,
+    /// Gas that these used.
+    pub gas: AtomicU64,
 }
 
 impl Chain {
     /// The rules.
     pub fn spec(&self) -> SpecId {
         self.genesis.spec
+    }
+
+    /// The settings of the EVM.
+    pub fn rules(&self) -> CfgEnv {
+        let mut rules = exec::rules(self.spec(), self.chain_id());
+        rules.memory_limit = self.execution_memory.unwrap_or(rules.memory_limit);
+        rules
+    }
+
+    /// Has executions whose memory is longer than this, in bytes, halt: not as the book says, where gas is the only limit.
+    pub fn limit_memory(&mut self, bytes: u64) {
+        self.execution_memory = Some(bytes);
+    }
+
+    /// What lets it stand still.
+    pub fn hold(&self) -> &Hold {
+        &self.hold
+    }
+
+    /// What was made since it was opened.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     /// The chain's id (EIP-155).
@@ -270,7 +321,16 @@ impl Chain {
                 }
             }
         }
+        self.keep_waiting(&mut store, &hash)?;
         Ok(hash)
+    }
+
+    /// Writes down a transaction that waits for its block, before its sender is told that it does.
+    fn keep_waiting(&self, store: &mut Option<Store>, hash: &B256) -> Result<(), ChainError> {
+        let waiting = self.read().pool.get(hash).cloned();
+        let (Some(store), Some(tx)) = (store, waiting) else { return Ok(()) };
+        store.append(&Entry::waiting(&tx)).inspect_err(|_| drop(self.write().pool.remove(hash)))?;
+        Ok(())
     }
 
     fn base_fee(&self) -> u64 {
@@ -304,7 +364,7 @@ impl Chain {
             (header, data.world().clone())
         };
         let ready = self.ready(header.base_fee_per_gas.unwrap_or_default())?;
-        block::make(self.db(world), header, ready, self.spec(), self.chain_id())
+        block::make(self.db(world), header, ready, self.rules())
     }
 
     /// Adds `count` blocks, `apart` seconds from each other if that is said. Returns the newest.
@@ -330,6 +390,7 @@ impl Chain {
             data.settings.next_timestamp = Some(data.head().header.timestamp.saturating_add(apart));
         }
         let made = self.next_block()?;
+        self.hold.pass()?;
         let block = Arc::new(made.block);
         let mut settings = self.read().settings.clone();
         settings.made(now());
@@ -343,10 +404,7 @@ impl Chain {
         let mut data = self.write();
         data.settings = settings;
         data.push(Arc::clone(&block), made.db.world, self.history);
-        for tx in &block.txs {
-            data.pool.remove(tx.tx_hash());
-            data.pool.forget_below(tx.signer(), tx.nonce().saturating_add(1));
-        }
+        data.settle(&block);
         for (hash, _) in &made.refused {
             data.pool.remove(hash);
         }
@@ -354,6 +412,9 @@ impl Chain {
         if let Some(store) = store.as_mut().filter(|store| store.is_long()) {
             self.compact(store)?;
         }
+        self.counts.blocks.fetch_add(1, Ordering::Relaxed);
+        self.counts.transactions.fetch_add(block.txs.len() as u64, Ordering::Relaxed);
+        self.counts.gas.fetch_add(block.header.gas_used, Ordering::Relaxed);
         let _ = self.events.send(Event::Block(Arc::clone(&block)));
         Ok((block, made.refused))
     }
@@ -408,8 +469,13 @@ impl Chain {
     }
 
     /// Takes a transaction out of the pool.
-    pub fn drop_transaction(&self, hash: &B256) -> Option<Arc<Recovered<Tx>>> {
-        self.write().pool.remove(hash)
+    pub fn drop_transaction(&self, hash: &B256) -> Result<Option<Arc<Recovered<Tx>>>, ChainError> {
+        let mut store = self.lock();
+        let dropped = self.write().pool.remove(hash);
+        if let Some(store) = store.as_mut().filter(|_| dropped.is_some()) {
+            store.append(&Entry::Dropped(*hash))?;
+        }
+        Ok(dropped)
     }
 
     /// Remembers this moment and returns its number.

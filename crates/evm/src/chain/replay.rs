@@ -54,6 +54,9 @@ impl Chain {
             genesis,
             remote,
             history,
+            hold: Default::default(),
+            execution_memory: None,
+            counts: Default::default(),
         })
     }
 
@@ -72,6 +75,7 @@ impl Chain {
         }
         let (blocks, world, settings) = (data.blocks.clone(), data.world().clone(), data.settings.clone());
         let id = data.next_snapshot;
+        let waiting: Vec<_> = data.pool.iter().map(|(_, _, tx)| Arc::clone(tx)).collect();
         drop(data);
         store.rewrite(|log| {
             log.append(&Entry::genesis(&self.genesis))?;
@@ -93,6 +97,9 @@ impl Chain {
                     rest = later;
                     piece = crate::state::Change { fresh: false, has_code: false, ..piece };
                 }
+            }
+            for tx in &waiting {
+                log.append(&Entry::waiting(tx))?;
             }
             log.append(&Entry::settings(&settings))
         })?;
@@ -126,6 +133,7 @@ impl Data {
                 }
                 let mut world = self.world().clone();
                 world.apply(&changes).map_err(failed)?;
+                self.settle(&block);
                 self.push(Arc::new(block), world, history);
             }
             Entry::Changes(changes) => {
@@ -144,8 +152,12 @@ impl Data {
                 self.snapshot();
             }
             Entry::Revert(id) => {
+                self.pool.clear();
                 self.revert(id);
             }
+            // It was let in by the rules of then, and its block will say whether it still may.
+            Entry::Waiting(sent) => drop(self.pool.add(sent.read()?.into())),
+            Entry::Dropped(hash) => drop(self.pool.remove(&hash)),
             Entry::Reset => *self = genesis.data(remote).map_err(failed)?,
             Entry::Fresh(id) => {
                 // States before this one are not in the log: what they would be is what the genesis says, which is wrong.

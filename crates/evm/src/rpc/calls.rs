@@ -45,7 +45,7 @@ impl Rpc {
 
     /// What ends a call of this client.
     pub(super) fn watch(&self) -> Watch {
-        Watch::new(self.limits.call_time)
+        Watch::new(self.limits.call_time, self.chain.hold().clone(), self.limits.memory)
     }
 
     /// A call at a block, with overrides.
@@ -70,7 +70,7 @@ impl Rpc {
                 db = Db::new(db.world, std::sync::Arc::new(hash), self.chain.spec());
             }
         }
-        let mut rules = exec::rules_of_a_call(self.chain.spec(), self.chain.chain_id());
+        let mut rules = exec::rules_of_a_call(self.chain.rules());
         let tx = self.environment_of(request, &db.world)?;
         rules.disable_base_fee = tx.gas_price == 0;
         Ok(Setting { db, rules, block: environment, tx })
@@ -149,7 +149,7 @@ impl Rpc {
 
     /// The least gas that a transaction needs, as geth looks for it (`eth/gasestimator`).
     pub(super) fn estimate(&self, request: &TransactionRequest, setting: Setting) -> Result<u64, RpcError> {
-        let cap = exec::rules(self.chain.spec(), self.chain.chain_id()).tx_gas_limit_cap();
+        let cap = self.chain.rules().tx_gas_limit_cap();
         let mut high = request.gas.filter(|gas| *gas >= TRANSFER).unwrap_or(setting.block.gas_limit);
         high = high.min(self.limits.call_gas).min(cap);
         if setting.tx.gas_price > 0 {
@@ -163,11 +163,18 @@ impl Rpc {
         let watch = self.watch();
         let attempt = |gas: u64| -> Result<ExecutionResult, RpcError> {
             let tx = TxEnv { gas_limit: gas, ..setting.tx.clone() };
-            Ok(exec::run(setting.db.clone(), setting.rules.clone(), setting.block.clone(), tx, watch)?)
+            Ok(exec::run(
+                setting.db.clone(),
+                setting.rules.clone(),
+                setting.block.clone(),
+                tx,
+                watch.clone(),
+            )?)
         };
         let enough = |gas: u64| -> Result<bool, RpcError> {
             let tx = TxEnv { gas_limit: gas, ..setting.tx.clone() };
-            match exec::run(setting.db.clone(), setting.rules.clone(), setting.block.clone(), tx, watch) {
+            let (db, rules, block) = (setting.db.clone(), setting.rules.clone(), setting.block.clone());
+            match exec::run(db, rules, block, tx, watch.clone()) {
                 Ok(result) => Ok(result.is_success()),
                 // Too little even to begin.
                 Err(exec::Refusal::Transaction(_)) => Ok(false),

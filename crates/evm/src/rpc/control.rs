@@ -114,29 +114,30 @@ impl Rpc {
             "autoImpersonateAccount" => {
                 params.get(0).and_then(|on: bool| self.done(|settings| settings.impersonate_all = on))
             }
-            "dropTransaction" => {
-                params.get(0).map(|hash: B256| json!(self.chain.drop_transaction(&hash).map(|_| hash)))
-            }
+            "dropTransaction" => params
+                .get(0)
+                .and_then(|hash: B256| Ok(json!(self.chain.drop_transaction(&hash)?.map(|_| hash)))),
             "dropAllTransactions" => {
                 let hashes: Vec<B256> =
                     self.chain.read().pool.iter().map(|(_, _, tx)| *tx.tx_hash()).collect();
-                for hash in hashes {
-                    self.chain.drop_transaction(&hash);
-                }
-                Ok(Value::Null)
+                self.drop_all(&hashes)
             }
-            "removePoolTransactions" => params.get(0).map(|address: Address| {
+            "removePoolTransactions" => params.get(0).and_then(|address: Address| {
                 let data = self.chain.read();
                 let of_sender = data.pool.iter().filter(|(sender, ..)| **sender == address);
                 let hashes: Vec<B256> = of_sender.map(|(_, _, tx)| *tx.tx_hash()).collect();
                 drop(data);
-                for hash in hashes {
-                    self.chain.drop_transaction(&hash);
-                }
-                Value::Null
+                self.drop_all(&hashes)
             }),
             _ => return None,
         })
+    }
+
+    fn drop_all(&self, hashes: &[B256]) -> Answer {
+        for hash in hashes {
+            self.chain.drop_transaction(hash)?;
+        }
+        Ok(Value::Null)
     }
 
     fn whole(&self, verb: &str, params: &Params) -> Option<Answer> {

@@ -4,6 +4,7 @@
 //!  bytes ─► request or batch ─► method table ─► chain_data · calls · sending · logs · tracing · simulation · control
 //! ```
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use alloy_eips::{BlockId, BlockNumberOrTag, RpcBlockHash};
@@ -48,6 +49,10 @@ pub struct Limits {
     pub answer: usize,
     /// Logs of one answer.
     pub logs: usize,
+    /// Bytes of a request.
+    pub request: usize,
+    /// Bytes that the process may have in memory: with more of them, only what is in memory anyway is answered.
+    pub memory: Option<usize>,
 }
 
 impl Default for Limits {
@@ -58,6 +63,8 @@ impl Default for Limits {
             batch: 1000,
             answer: 64 << 20,
             logs: 50_000,
+            request: 32 << 20,
+            memory: None,
         }
     }
 }
@@ -73,6 +80,8 @@ pub struct Rpc {
     pub limits: Limits,
     /// Filters that clients poll.
     pub filters: filters::Filters,
+    /// How many methods clients have called.
+    pub called: AtomicU64,
 }
 
 /// A block and the state after it, or before its first transaction when it is still open.
@@ -163,28 +172,29 @@ impl Request {
     }
 }
 
+/// Whether a method only says what is there.
+fn is_light(method: &str) -> bool {
+    matches!(
+        method,
+        "eth_chainId"
+            | "eth_blockNumber"
+            | "eth_accounts"
+            | "eth_gasPrice"
+            | "eth_syncing"
+            | "eth_getTransactionReceipt"
+            | "eth_getTransactionByHash"
+            | "eth_maxPriorityFeePerGas"
+            | "eth_subscribe"
+            | "eth_unsubscribe"
+            | "net_version"
+            | "web3_clientVersion"
+    )
+}
+
 impl Message {
     /// Whether answering is a matter of microseconds, so that a thread is not worth it.
     pub fn is_light(&self) -> bool {
-        let light = |request: &Request| {
-            request.method().is_none_or(|method| {
-                matches!(
-                    method,
-                    "eth_chainId"
-                        | "eth_blockNumber"
-                        | "eth_accounts"
-                        | "eth_gasPrice"
-                        | "eth_syncing"
-                        | "eth_getTransactionReceipt"
-                        | "eth_getTransactionByHash"
-                        | "eth_maxPriorityFeePerGas"
-                        | "eth_subscribe"
-                        | "eth_unsubscribe"
-                        | "net_version"
-                        | "web3_clientVersion"
-                )
-            })
-        };
+        let light = |request: &Request| request.method().is_none_or(is_light);
         match self {
             Message::One(request) => light(request),
             Message::Batch(_) => false,
@@ -226,14 +236,23 @@ impl Rpc {
         request: Request,
         own: &mut dyn FnMut(&str, &Params) -> Option<Answer>,
     ) -> Option<String> {
+        self.count();
         let answer = request.call.and_then(|(method, params)| {
             own(&method, &params).unwrap_or_else(|| self.call(&method, &params))
         });
         request.id.map(|id| response(&id, answer))
     }
 
+    /// Counts a call of a client's.
+    pub fn count(&self) {
+        self.called.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Calls a method.
     pub fn call(&self, method: &str, params: &Params) -> Answer {
+        if self.limits.memory.is_some_and(|limit| !is_light(method) && crate::memory::resident() > limit) {
+            return Err(RpcError::new(error::LIMIT, crate::memory::SHORT));
+        }
         let groups: [Group; 11] = [
             Rpc::chain_data,
             Rpc::calls,

@@ -49,7 +49,7 @@ impl Rpc {
         let watch = self.watch();
         for wanted in self.without_gaps(&payload.block_state_calls, parent.number())? {
             let (block, calls) =
-                self.simulate_block(&parent, &mut db, &wanted, &payload, &mut gas_left, watch)?;
+                self.simulate_block(&parent, &mut db, &wanted, &payload, &mut gas_left, watch.clone())?;
             let mut shown = json!(answers::block(&block, payload.return_full_transactions));
             shown["calls"] = Value::Array(calls);
             blocks.push(shown);
@@ -89,14 +89,14 @@ impl Rpc {
         gas_left: &mut u64,
         watch: exec::Watch,
     ) -> Result<(Block, Vec<Value>), RpcError> {
-        let (spec, chain_id) = (self.chain.spec(), self.chain.chain_id());
+        let spec = self.chain.spec();
         let header = self.simulated_header(parent, wanted, payload.validation)?;
         if let Some(overrides) = &wanted.state_overrides {
             override_state(&mut db.world, overrides)?;
         }
         let system = block::system_changes(db, &header, spec)?;
         db.change(system)?;
-        let mut rules = exec::rules_of_a_call(spec, chain_id);
+        let mut rules = exec::rules_of_a_call(self.chain.rules());
         rules.disable_nonce_check = !payload.validation;
         rules.disable_base_fee = !payload.validation;
         let mut environment = block::environment(&header, spec);

@@ -45,7 +45,7 @@ impl Rpc {
         let mut db = self.chain.db(world);
         let system = crate::chain::block::system_changes(&db, &block.header, self.chain.spec())?;
         db.change(system)?;
-        let mut rules = exec::rules(self.chain.spec(), self.chain.chain_id());
+        let mut rules = self.chain.rules();
         rules.disable_eip3607 = true;
         let environment = block.environment(self.chain.spec());
         Ok(exec::machine(db, rules, environment, Some(self.watch()), inspector(options)?))

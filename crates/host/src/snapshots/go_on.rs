@@ -12,7 +12,9 @@ use viv_api::runner::RESUME;
 use viv_api::snapshot::{SnapshotCreate, SnapshotRestore, VmFork, VmRollback};
 use viv_api::vm::{Vm, VmStart};
 use viv_block::{CreateOptions, Qcow2};
-use viv_model::{DiskContent, DiskFormat, DiskSpec, Fault, Kind, MachineSpec, Manifest, NetKind, PortSpec};
+use viv_model::{
+    DiskContent, DiskFormat, DiskSpec, Fault, GuestKind, Kind, MachineSpec, Manifest, NetKind, PortSpec,
+};
 use viv_snapshot::{
     IMAGE, IMAGE_PART, INITRD, KERNEL, MANIFEST, MEMORY, STATE, content_files, disk_file, layer_file,
     map_file,
@@ -78,14 +80,17 @@ impl Snapshots {
         }
         let (source, _) = self.vms.find(vm)?;
         let base = ask.name.clone().unwrap_or_else(|| format!("{}-fork", source.name));
+        let alone = ask.count == 1 && ask.name.is_some();
+        let name = |number: u32| if alone { base.clone() } else { format!("{base}-{number}") };
+        if source.kind() == GuestKind::Evm {
+            return self.vms.fork_chain(&source, (1..=ask.count).map(name), ask.remove);
+        }
         let comment = format!("of a fork of {}", source.name);
         let between = SnapshotCreate { comment, ..SnapshotCreate::default() };
         let (dir, manifest) = self.make(vm, &between, Purpose::Fork)?;
         let mut made = Vec::new();
         let outcome = (1..=ask.count).try_for_each(|number| {
-            let alone = ask.count == 1 && ask.name.is_some();
-            let name = if alone { base.clone() } else { format!("{base}-{number}") };
-            let ask = SnapshotRestore { name: Some(name), remove: ask.remove, ..Default::default() };
+            let ask = SnapshotRestore { name: Some(name(number)), remove: ask.remove, ..Default::default() };
             let record = self.record(&manifest, &ask)?;
             made.push(self.go_on(&dir, &manifest, record, &[], &VmStart::default())?);
             Ok(())

@@ -42,11 +42,7 @@ impl Snapshots {
         purpose: Purpose,
     ) -> Result<(PathBuf, Manifest), Fault> {
         let (record, runner) = self.vms.find(vm)?;
-        programs::refuse(
-            &record,
-            "cannot be saved while it runs",
-            "let it end, or start another one: viv run FILE",
-        )?;
+        programs::refuse_to_save(&record)?;
         let name = self.name(ask.name.as_deref(), &record.name)?;
         let id = names::identity().map_err(io_fault("read", Path::new("/dev/urandom")))?;
         let dir = self.places.snapshots().join(&id);

@@ -201,6 +201,7 @@ pub(crate) mod conformance {
             shares: Vec::new(),
             nics: Vec::new(),
             console_ports: Vec::new(),
+            ports: Vec::new(),
         };
         VmRecord {
             created_at: Timestamp { unix_s },

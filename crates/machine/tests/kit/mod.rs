@@ -83,6 +83,7 @@ pub(crate) fn spec(kernel: &Scratch) -> MachineSpec {
         shares: Vec::new(),
         nics: Vec::new(),
         console_ports: Vec::new(),
+        ports: Vec::new(),
     }
 }
 

@@ -4,11 +4,11 @@ use super::address::{DNS_PORT, first_resolver};
 use rustix::io::Errno;
 use rustix::net::sockopt::{set_ipv6_v6only, set_socket_reuseaddr};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use viv_model::{PortSpec, Protocol};
+use viv_model::{Fault, Kind, PortSpec, Protocol};
 
 /// Connections that wait to be taken, as far as the host lets us (`somaxconn`).
 const BACKLOG: i32 = 1024;
@@ -24,6 +24,37 @@ pub struct ListenError {
     /// Why.
     #[source]
     pub error: io::Error,
+}
+
+impl From<&ListenError> for Fault {
+    fn from(failed: &ListenError) -> Fault {
+        let ListenError { port, error } = failed;
+        let protocol = if port.protocol == Protocol::Udp { "UDP" } else { "TCP" };
+        let what = format!("cannot publish {port}");
+        let host = port.host;
+        match error.kind() {
+            ErrorKind::AddrInUse => Fault::new(
+                Kind::Conflict,
+                format!("{what}: {protocol} port {host} of the host is in use"),
+                "use another port with -p, or end what uses it: viv ps shows VMs' ports, ss -lntup all",
+            ),
+            ErrorKind::PermissionDenied => Fault::new(
+                Kind::Denied,
+                format!("{what}: the host lets only root have port {host}"),
+                "use a port from 1024 on, or allow it with: sysctl net.ipv4.ip_unprivileged_port_start",
+            ),
+            ErrorKind::AddrNotAvailable => Fault::new(
+                Kind::Usage,
+                format!("{what}: {} is no address of this host", port.ip),
+                "use one that ip address shows, or leave it out for all of them",
+            ),
+            _ => Fault::new(
+                Kind::Error,
+                format!("{what}: {error}"),
+                "use another port with -p, or leave it out",
+            ),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -66,6 +97,15 @@ impl Listeners {
             Socket::Udp(socket) => socket.as_fd(),
         });
         descriptors.collect()
+    }
+
+    /// Those of connections, in order, each with the guest's port.
+    pub fn into_tcp(self) -> Vec<(TcpListener, u16)> {
+        let tcp = |(socket, guest)| match socket {
+            Socket::Tcp(listener) => Some((listener, guest)),
+            Socket::Udp(_) => None,
+        };
+        self.sockets.into_iter().filter_map(tcp).collect()
     }
 
     /// The addresses that were taken, in order.
@@ -128,6 +168,21 @@ fn open_at(at: SocketAddr, protocol: Protocol) -> io::Result<Socket> {
 mod tests {
     use super::*;
     use std::net::TcpStream;
+
+    #[test]
+    fn each_way_to_fail_has_a_way_out() {
+        let port: PortSpec = "127.0.0.1:80:80".parse().unwrap();
+        for (kind, is) in [
+            (ErrorKind::AddrInUse, Kind::Conflict),
+            (ErrorKind::PermissionDenied, Kind::Denied),
+            (ErrorKind::AddrNotAvailable, Kind::Usage),
+            (ErrorKind::OutOfMemory, Kind::Error),
+        ] {
+            let fault = Fault::from(&ListenError { port: port.clone(), error: kind.into() });
+            assert_eq!(fault.kind, is);
+            assert!(fault.message.contains("127.0.0.1:80:80"), "{fault}");
+        }
+    }
 
     #[test]
     fn a_port_without_an_address_is_of_both_versions() {

@@ -106,6 +106,9 @@ pub(crate) fn command_of(argv: &[String]) -> &[String] {
 pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
     let mut exec = args.command.to_exec(&args.argv)?;
     let vm: Vm = context.client.json(Request::new(Route::VmGet, &[&args.vm]))?;
+    if vm.kind.is_program() && command_of(&args.argv).is_empty() {
+        exec = Exec::new(["help"]); // there is no shell in it
+    }
     if let Some(process) = &vm.process {
         exec = process.exec(exec);
     }

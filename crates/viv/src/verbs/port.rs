@@ -106,7 +106,7 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
 /// As `docker port` has it: the guest's ports, and where they are.
 fn published(context: &Context, vm: &str) -> Result<u8, Fault> {
     let vm: Vm = context.client.json(Request::new(Route::VmGet, &[vm]))?;
-    let ports: Vec<&PortSpec> = vm.machine.nics.iter().flat_map(|nic| &nic.ports).collect();
+    let ports: Vec<&PortSpec> = vm.machine.published().collect();
     if context.json {
         output::json(&ports);
         return Ok(0);

@@ -13,7 +13,7 @@ use viv_api::agent::Exec;
 use viv_api::client::{Client, Request};
 use viv_api::endpoint::Route;
 use viv_api::vm::{OnReboot, Vm, VmCreate};
-use viv_model::{Fault, GuestKind, Kind, ProgramSpec, ShareSpec};
+use viv_model::{CHAIN_PORT, Fault, GuestKind, Kind, PortSpec, ProgramSpec, ShareSpec};
 
 /// Bytes of a file that tell what it is.
 const FIRST: u64 = 8;
@@ -73,6 +73,7 @@ fn time(text: &str) -> Result<Duration, String> {
 pub(crate) fn kind_of(args: &Args) -> Result<Option<GuestKind>, Fault> {
     let Some(name) = &args.image else {
         return match args.program.kind.filter(|kind| kind.is_program()) {
+            Some(kind) if !kind.has_file() => Ok(Some(kind)),
             Some(kind) => Err(Fault::new(
                 Kind::Usage,
                 format!("{} is to run, and no file is named", kind.called()),
@@ -96,7 +97,13 @@ pub(crate) fn kind_of(args: &Args) -> Result<Option<GuestKind>, Fault> {
 
 /// What is asked of the service.
 fn ask(mut args: Args, kind: GuestKind) -> Result<VmCreate, Fault> {
-    let file = PathBuf::from(args.image.take().unwrap_or_default());
+    let file = args.image.take().map(PathBuf::from);
+    let ports = std::mem::take(&mut args.ports);
+    let port = |text: &String| match kind {
+        GuestKind::Evm => PortSpec::of_one(text, CHAIN_PORT),
+        _ => text.parse(),
+    };
+    let ports = ports.iter().map(port).collect::<Result<Vec<_>, Fault>>()?;
     let words = args.command();
     let command = args.command.to_exec(&["program".to_string()])?;
     if command.cwd.is_some() || command.user.is_some() {
@@ -110,7 +117,7 @@ fn ask(mut args: Args, kind: GuestKind) -> Result<VmCreate, Fault> {
     let options = &args.program;
     let program = ProgramSpec {
         kind,
-        file: absolute(&file)?,
+        file: file.as_deref().map(absolute).transpose()?.unwrap_or_default(),
         args: words,
         env: variables.collect(),
         invoke: options.invoke.clone(),
@@ -131,6 +138,7 @@ fn ask(mut args: Args, kind: GuestKind) -> Result<VmCreate, Fault> {
     let purpose = if args.detach { Purpose::Background(None) } else { Purpose::Console };
     Ok(VmCreate {
         program: Some(program),
+        ports,
         shares,
         on_reboot: OnReboot::default(),
         ..to_create(&args, &purpose)?
@@ -139,7 +147,7 @@ fn ask(mut args: Args, kind: GuestKind) -> Result<VmCreate, Fault> {
 
 pub(crate) fn run(context: &Context, args: Args, kind: GuestKind) -> Result<u8, Fault> {
     let client = &context.client;
-    if client.is_elsewhere() {
+    if client.is_elsewhere() && kind.has_file() {
         return Err(Fault::new(
             Kind::Usage,
             "the program's file is on this host, and the VM would be on another one",

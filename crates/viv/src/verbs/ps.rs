@@ -83,8 +83,7 @@ fn of_what(vm: &Vm) -> String {
 
 /// As `-p` takes them.
 fn ports(vm: &Vm) -> String {
-    let ports = vm.machine.nics.iter().flat_map(|nic| &nic.ports);
-    let text = ports.map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let text = vm.machine.published().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     if text.is_empty() { "-".to_string() } else { text }
 }
 

@@ -50,7 +50,8 @@ const READER_GONE: u8 = 141;
                   viv run -d -p 127.0.0.1:8080:80 debian       its port 80 is this host's 8080\n\
                   viv run -d --net user --name web debian-12-genericcloud.qcow2\n\
                   viv ssh web                                  log in: cloud-init has got the keys\n\
-                  viv run --fuel 1000000 -v .:/ a.wasm x y      a WebAssembly program, within limits\n\n\
+                  viv run --fuel 1000000 -v .:/ a.wasm x y      a WebAssembly program, within limits\n\
+                  viv run -d --kind evm -p 8545 -- --hardfork london   an Ethereum chain, with its options\n\n\
                   Options of a disk, after its file and a comma each:\n\
                   ro                 the guest may only read it; VMs may share it then\n\
                   format=F           raw, qcow2, vmdk, vdi, vhd or vhdx; looked up once if not given\n\
@@ -123,7 +124,7 @@ pub(crate) struct Args {
     net: Vec<NicCreate>,
     /// Publish a port of the guest on this host: [IP:]HOST:GUEST, with /udp for datagrams; it leads to the first card that can
     #[arg(short, long = "publish", value_name = "PORTS")]
-    ports: Vec<String>,
+    pub(super) ports: Vec<String>,
     /// Publish the ports that its image of containers names on free ports of this host: viv port VM
     #[arg(short = 'P', long)]
     publish_all: bool,

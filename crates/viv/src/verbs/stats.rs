@@ -4,7 +4,7 @@ use crate::figures::{self, bytes, duration, percent};
 use crate::output;
 use viv_api::client::{Client, Request};
 use viv_api::endpoint::Route;
-use viv_api::stats::{GuestMemory, SoftStats, TranslatorStats, VmStats};
+use viv_api::stats::{ChainStats, GuestMemory, SoftStats, TranslatorStats, VmStats};
 use viv_model::Fault;
 
 #[derive(clap::Args, Debug)]
@@ -72,7 +72,12 @@ pub(crate) fn text(name: &str, stats: &VmStats) -> String {
     }
     if let Some(program) = &stats.program {
         if let Some(steps) = program.steps {
-            lines.push(("fuel used", steps.to_string()));
+            let what = if program.chain.is_some() { "gas used" } else { "fuel used" };
+            lines.push((what, steps.to_string()));
+        }
+        if let Some(ChainStats { height, blocks, transactions, calls }) = program.chain {
+            let made = [("made", blocks), ("transactions", transactions), ("calls", calls)];
+            lines.push(("newest block", format!("{height}; {}", list(&made))));
         }
         let refused = match program.memory_refused {
             0 => String::new(),

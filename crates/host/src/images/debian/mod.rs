@@ -240,6 +240,7 @@ fn builder(kernel: PathBuf, initrd: Option<PathBuf>, append: &str, disks: Vec<Di
         shares: Vec::new(),
         nics: Vec::new(),
         console_ports: Vec::new(),
+        ports: Vec::new(),
     }
 }
 
