@@ -58,7 +58,7 @@ impl NewFile {
         match error.kind() {
             io::ErrorKind::AlreadyExists => Fault::new(
                 Kind::Conflict,
-                format!("{} is there already", self.to.display()),
+                format!("{} exists already", self.to.display()),
                 "name a new file, or remove that one first",
             ),
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {

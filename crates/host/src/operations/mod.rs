@@ -35,6 +35,8 @@ use viv_model::{Fault, Kind};
 pub(crate) const MEDIA: &str = "application/x-ndjson";
 /// How many go on at a time; others wait. Most of them wait for a network or a disk.
 const AT_A_TIME: usize = 8;
+/// How many may wait and go on together: whoever asks for more comes again.
+const LIVE_MAX: usize = 256;
 /// How often one begins that the service does not outlive.
 const RUNS_MAX: u32 = 3;
 /// Most lines that wait for a slow reader.
@@ -59,6 +61,18 @@ impl Operations {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn has_room(&self) -> Result<(), Fault> {
+        if self.live().len() < LIVE_MAX {
+            return Ok(());
+        }
+        let text = format!("{LIVE_MAX} operations go on or wait already");
+        Err(Fault::new(
+            Kind::NoCapacity,
+            text,
+            "wait until some have ended, or have some give up: viv operation ls --live",
+        ))
+    }
+
     /// How many wait, and how many run.
     pub(crate) fn counts(&self) -> (usize, usize) {
         let live = self.live();
@@ -74,6 +88,7 @@ pub(crate) async fn begin(
     detached: bool,
 ) -> Result<Response<Body>, Fault> {
     task.check()?;
+    service.operations.has_room()?;
     let kept = service.clone();
     let record = blocking(move || {
         let id = kept.operations.next.fetch_add(1, Ordering::Relaxed);
@@ -213,4 +228,34 @@ pub(crate) fn follow(service: &Arc<Service>, number: &str) -> Result<mpsc::Recei
         }
     });
     Ok(receiver)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::MemoryStore;
+
+    fn record(id: u64) -> OperationRecord {
+        OperationRecord::new(id, Task::ImageImport { ask: Default::default() }, true)
+    }
+
+    #[test]
+    fn numbers_go_on_behind_those_that_are_kept() {
+        let store = MemoryStore::default();
+        let next = |store: &MemoryStore| Operations::open(store).unwrap().next.into_inner();
+        assert_eq!(next(&store), 1);
+        store.put_operation(&record(7)).unwrap();
+        assert_eq!(next(&store), 8);
+    }
+
+    #[test]
+    fn there_is_no_room_for_any_number() {
+        let operations = Operations::open(&MemoryStore::default()).unwrap();
+        for id in 0..LIVE_MAX as u64 {
+            operations.has_room().unwrap();
+            operations.live().insert(id, Arc::new(Live::new(record(id), None)));
+        }
+        assert_eq!(operations.has_room().unwrap_err().kind, Kind::NoCapacity);
+        assert_eq!(operations.counts(), (LIVE_MAX, 0));
+    }
 }
