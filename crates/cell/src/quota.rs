@@ -5,7 +5,7 @@
 use crate::{cpu_ns, spawn};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use viv_model::Fault;
+use viv_model::{CPU_LIMIT_MIN, Fault};
 
 /// How long a guest that used little may use more than its limit, at once.
 const AHEAD: Duration = Duration::from_millis(10);
@@ -14,8 +14,6 @@ const LOOKS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_mi
 const IDLE_LOOK: Duration = Duration::from_millis(20);
 /// What a guest that does nothing uses in between, at most.
 const IDLE_NS: i64 = 200_000;
-/// Thousandths of a processor that everybody has anyway: the looks themselves need some.
-const MILLI_MIN: u32 = 10;
 
 /// The limit of one VM, which may change at any time.
 #[derive(Clone, Default)]
@@ -33,15 +31,15 @@ struct Account {
 
 impl Account {
     fn new(milli: u32) -> Account {
-        let milli = i64::from(milli.max(MILLI_MIN));
+        let milli = i64::from(milli.max(CPU_LIMIT_MIN));
         let most = AHEAD.as_nanos() as i64 * milli / 1000;
         Account { credit: most, most, milli }
     }
 
     /// So much time has passed, and it has used so much.
     fn pass(&mut self, passed: Duration, used_ns: i64) {
-        let passed = i64::try_from(passed.as_nanos()).unwrap_or(i64::MAX).min(i64::MAX / 1_000_000);
-        let earned = passed * self.milli / 1000;
+        let passed = i64::try_from(passed.as_nanos()).unwrap_or(i64::MAX);
+        let earned = passed.saturating_mul(self.milli) / 1000;
         self.credit = self.credit.saturating_add(earned).saturating_sub(used_ns).min(self.most);
     }
 
@@ -149,6 +147,9 @@ mod tests {
         account.pass(Duration::ZERO, i64::MAX);
         assert!(account.hold().unwrap() > Duration::from_secs(24 * 3600));
         assert_eq!(Account::new(0).milli, 10);
+        let mut account = Account::new(u32::MAX);
+        account.pass(Duration::from_secs(24 * 3600), 1);
+        assert_eq!(account.credit, account.most, "a day asleep, with the greatest limit");
     }
 
     /// A guest that works whenever it is let, by the clock of the wall.
