@@ -1,6 +1,6 @@
 //! Whole-product tests: the built command with real guests. This crate has only what they share.
 //!
-//! The tests stand in `tests/`; `cargo xtask test` builds the binaries first and runs them one at a time.
+//! The tests stand in `tests/`; `cargo xtask test` builds the binaries first and runs them in two lanes (`xtask/src/lanes.rs`).
 pub mod client;
 
 use std::io::Write;
@@ -15,12 +15,17 @@ fn built() -> PathBuf {
     exe.ancestors().nth(2).expect("the tests run from cargo's target directory").to_path_buf()
 }
 
-/// The command with `words`, in a home that all whole-product tests share: images are built once.
+/// The home that whole-product tests share, so that images are built once: `cargo xtask test` names one for each of its lanes.
+fn shared_home() -> PathBuf {
+    std::env::var_os("VIV_E2E_HOME").map_or_else(|| built().with_file_name("e2e-home"), PathBuf::from)
+}
+
+/// The command with `words`, in the shared home.
 pub fn viv(words: &[&str]) -> Command {
     let viv = built().join("viv");
     assert!(viv.is_file(), "{} is not built; run: cargo xtask test", viv.display());
     let mut command = Command::new(viv);
-    command.args(words).env("VIV_HOME", built().with_file_name("e2e-home")).stdin(Stdio::null());
+    command.args(words).env("VIV_HOME", shared_home()).stdin(Stdio::null());
     command
 }
 
@@ -184,8 +189,7 @@ impl Home {
     pub fn new(name: &str) -> Home {
         let home = Home(Directory::new(name));
         run(&["build"], "").ok();
-        std::os::unix::fs::symlink(built().with_file_name("e2e-home").join("data"), home.0.0.join("data"))
-            .unwrap();
+        std::os::unix::fs::symlink(shared_home().join("data"), home.0.0.join("data")).unwrap();
         home
     }
 

@@ -5,6 +5,7 @@ mod deb;
 mod floors;
 mod fuzz;
 mod install;
+mod lanes;
 mod steps;
 mod stress;
 mod tidy;
@@ -17,6 +18,7 @@ cargo xtask run [ARGUMENTS]   build viv and its guest agent, then `viv run ARGUM
 cargo xtask viv VERB …        build both, then any other verb of viv
 cargo xtask test              everything CI checks: format, lints, floors, tidy, unit and whole-product tests
 cargo xtask test --quick      the same without the whole-product tests
+cargo xtask product [NAME …]  the whole-product tests alone, or those in e2e/tests/NAME.rs
 cargo xtask nightly           the long forms: millions of instruction cases, every fuzz target, checked guests
 cargo xtask check             a full Debian and a C compiler, translated code held against the interpreter
 cargo xtask fuzz [TARGET [N]] every fuzz target, or one with N executions: fuzz/README.md
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         "run" => steps::viv(&[vec!["run".to_string()], rest].concat()),
         "viv" => steps::viv(&rest),
         "test" => steps::test(rest.iter().any(|arg| arg == "--quick")),
+        "product" => steps::build_for_tests().and_then(|()| steps::whole_product(&rest)),
         "nightly" => steps::nightly(),
         "fuzz" => fuzz::run(&rest),
         "check" => steps::check(),

@@ -1,5 +1,5 @@
 //! The chores that run cargo and our own binary.
-use crate::{agent, floors, fuzz, install, root, target_dir, tidy};
+use crate::{agent, floors, fuzz, install, lanes, root, target_dir, tidy};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
@@ -89,6 +89,18 @@ pub(crate) fn viv(args: &[String]) -> Result<(), String> {
     Err(format!("cannot start viv: {error}"))
 }
 
+/// What is tested: all in the dev profile, with its assertions, and one choice of packages, so that everything is built once
+/// (docs/decisions/094-one-build-for-tests.md).
+const PRODUCT: [&str; 5] = ["--workspace", "--exclude", CHAIN, "--exclude", CHAIN_ENGINE];
+const BUT: [&str; 2] = ["--exclude", "viv-e2e"];
+
+/// Builds what tests need.
+pub(crate) fn build_for_tests() -> Result<(), String> {
+    // The tests too: without them, dependencies would be built with fewer features, once more.
+    step("build", cargo().args(["build", "--quiet", "--bins", "--tests"]).args(PRODUCT).args(BUT))?;
+    agent::build(&target_dir()).map(|_| ())
+}
+
 /// The README's test command.
 pub(crate) fn test(quick: bool) -> Result<(), String> {
     install::need("cc", "gcc")?;
@@ -112,29 +124,40 @@ pub(crate) fn test(quick: bool) -> Result<(), String> {
     floors::check(&root())?;
     tidy::check(&root())?;
     step("format", cargo().args(["fmt", "--all", "--check"]))?;
-    // All in the dev profile, with its assertions, and one choice of packages, so that everything is built once
-    // (docs/decisions/094-one-build-for-tests.md).
-    let product = ["--workspace", "--exclude", CHAIN, "--exclude", CHAIN_ENGINE];
     eprintln!(
         "xtask: NOT TESTED HERE: the Ethereum chain ({CHAIN}, {CHAIN_ENGINE}), which takes minutes to build: \
          cargo xtask nightly lints and tests it, as a VM too"
     );
-    let but = ["--exclude", "viv-e2e"];
-    // The tests too: without them, dependencies would be built with fewer features, once more.
-    step("build", cargo().args(["build", "--quiet", "--bins", "--tests"]).args(product).args(but))?;
+    build_for_tests()?;
     let lints = Beside::start(
         "lints",
-        ["clippy", "--quiet"].iter().chain(&product).chain(&["--all-targets", "--", "-D", "warnings"]),
+        ["clippy", "--quiet"].iter().chain(&PRODUCT).chain(&["--all-targets", "--", "-D", "warnings"]),
     )?;
     let units = ["--lib", "--bins", "--tests"];
-    step("unit tests", cargo().args(["test", "--quiet"]).args(product).args(but).args(units))?;
-    agent::build(&target_dir())?;
+    step("unit tests", cargo().args(["test", "--quiet"]).args(PRODUCT).args(BUT).args(units))?;
     if !quick {
         contract("debug")?;
-        let one_by_one = ["--package", "viv-e2e", "--", "--test-threads=1"];
-        step("whole-product tests", cargo().arg("test").args(one_by_one))?;
+        whole_product(&[])?;
     }
     lints.finish()
+}
+
+/// Builds the whole-product tests of the dev profile, and runs those with these names, or all.
+pub(crate) fn whole_product(names: &[String]) -> Result<(), String> {
+    let start = Instant::now();
+    let output = cargo()
+        .args(["test", "--quiet", "--package", "viv-e2e", "--tests", "--no-run", "--message-format=json"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(|error| format!("cannot start cargo: {error}"))?;
+    if !output.status.success() {
+        return Err("the whole-product tests were not built; see the messages above".to_string());
+    }
+    eprintln!("xtask: whole-product tests");
+    let ended = lanes::run(&String::from_utf8_lossy(&output.stdout), names);
+    eprintln!("xtask: whole-product tests: {:.0} s", start.elapsed().as_secs_f64());
+    ended
 }
 
 /// The running service of this profile against its own OpenAPI document, by schemathesis, which comes from Python's

@@ -16,5 +16,5 @@ pub use control::serve;
 pub use follow::{follow, wait_for_news};
 pub use place::{DRAIN_LIMIT, Place, broken, finish, keep_log, report, spawn, watch_owner, watch_signals};
 pub use quota::Quota;
-pub use usage::{cpu_ns, cpu_ns_of, memory_bytes, memory_bytes_of};
+pub use usage::{OtherProcess, cpu_ns, memory_bytes};
 pub use written::write_json;

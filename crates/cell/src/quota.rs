@@ -12,12 +12,27 @@ const AHEAD: Duration = Duration::from_millis(10);
 /// How often is looked: at a guest that works, at most and at least, and at one that does nothing.
 const LOOKS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(5));
 const IDLE_LOOK: Duration = Duration::from_millis(20);
-/// What a guest that does nothing uses in between, at most.
-const IDLE_NS: i64 = 200_000;
+/// What a guest that does nothing uses in between, at most, with what the looks themselves take.
+const IDLE_NS: i64 = 1_000_000;
 
 /// The limit of one VM, which may change at any time.
 #[derive(Clone, Default)]
-pub struct Quota(Arc<(Mutex<Option<u32>>, Condvar)>);
+pub struct Quota(Arc<(Mutex<Wish>, Condvar)>);
+
+/// What its owner wants.
+#[derive(Clone, Copy, Default)]
+struct Wish {
+    milli: Option<u32>,
+    /// The guest stands still anyway.
+    rests: bool,
+}
+
+impl Wish {
+    /// The limit that has to be kept now.
+    fn milli(self) -> Option<u32> {
+        self.milli.filter(|_| !self.rests)
+    }
+}
 
 /// What a guest may still use.
 #[derive(Clone, Copy, Debug)]
@@ -58,26 +73,32 @@ impl Quota {
         quota
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<u32>> {
+    fn lock(&self) -> MutexGuard<'_, Wish> {
         self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Another limit from now on.
     pub fn set(&self, milli: Option<u32>) {
-        *self.lock() = milli;
+        self.lock().milli = milli;
+        self.0.1.notify_all();
+    }
+
+    /// The guest stands still from now on, or goes on: nobody has to look in between.
+    pub fn rest(&self, rests: bool) {
+        self.lock().rests = rests;
         self.0.1.notify_all();
     }
 
     /// The limit.
     pub fn get(&self) -> Option<u32> {
-        *self.lock()
+        self.lock().milli
     }
 
-    /// Waits for that long, or until the limit is another one.
+    /// Waits for that long, or until another limit has to be kept.
     fn wait(&self, milli: Option<u32>, limit: Option<Duration>) {
         let limit_at = limit.map(|limit| Instant::now() + limit);
         let mut now = self.lock();
-        while *now == milli {
+        while now.milli() == milli {
             let left = limit_at.map(|at| at.saturating_duration_since(Instant::now()));
             now = match left {
                 Some(left) if left.is_zero() => return,
@@ -100,14 +121,14 @@ impl Quota {
 
     fn run(&self, used: impl Fn() -> u64, hold: impl Fn(bool)) {
         loop {
-            let Some(milli) = self.get() else {
+            let Some(milli) = self.lock().milli() else {
                 self.wait(None, None);
                 continue;
             };
             let mut account = Account::new(milli);
             let (mut then, mut before) = (Instant::now(), used());
             let mut idle = false;
-            while self.get() == Some(milli) {
+            while self.lock().milli() == Some(milli) {
                 let look = if idle { IDLE_LOOK } else { LOOKS.1 };
                 let soon = Duration::from_nanos(u64::try_from(account.credit).unwrap_or(0));
                 self.wait(Some(milli), Some(soon.clamp(LOOKS.0, look)));
@@ -171,8 +192,14 @@ mod tests {
             }
         });
         let (governor, seen, holding) = (quota.clone(), used.clone(), held.clone());
+        let looks = Arc::new(AtomicU64::new(0));
+        let looked = looks.clone();
         thread::spawn(move || {
-            governor.run(|| seen.load(Ordering::Relaxed), |hold| holding.store(hold, Ordering::Relaxed));
+            let used = move || {
+                looked.fetch_add(1, Ordering::Relaxed);
+                seen.load(Ordering::Relaxed)
+            };
+            governor.run(used, |hold| holding.store(hold, Ordering::Relaxed));
         });
         let share = || {
             let (then, before) = (Instant::now(), used.load(Ordering::Relaxed));
@@ -185,6 +212,14 @@ mod tests {
         quota.set(Some(600));
         let high = share();
         assert!((0.4..0.63).contains(&high), "{high}");
+        quota.rest(true);
+        thread::sleep(Duration::from_millis(50));
+        let before = looks.load(Ordering::Relaxed);
+        thread::sleep(Duration::from_millis(100));
+        assert_eq!(looks.load(Ordering::Relaxed), before, "nobody looks at a guest that stands still");
+        quota.rest(false);
+        let again = share();
+        assert!((0.4..0.63).contains(&again), "{again}");
         quota.set(None);
         thread::sleep(Duration::from_millis(50));
         assert!(!held.load(Ordering::Relaxed));

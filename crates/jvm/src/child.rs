@@ -15,10 +15,11 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use viv_api::agent::Output;
 use viv_api::stats::ProgramStats;
+use viv_cell::OtherProcess;
 use viv_cell::sandbox::Files;
 use viv_model::{End, Fault, GuestKind, Kind};
 use viv_net::switch::Listeners;
-use viv_process::{Channel, Confinement, Elsewhere, Engine, Gate, Instance, Prepared, Setting, Streams};
+use viv_process::{Channel, Confinement, Engine, Gate, Instance, Prepared, Setting, Streams};
 
 /// The program's own directory, below its VM's.
 const WORK: &str = "work";
@@ -132,6 +133,8 @@ impl Engine for Jvm {
             command: Mutex::new(Some(command)),
             listeners: Mutex::new(listeners),
             child: OnceLock::new(),
+            seen: OnceLock::new(),
+            telling: Mutex::default(),
             streams,
             gate: gate.clone(),
             heap_mib: heap,
@@ -175,6 +178,9 @@ struct JavaProgram {
     /// Published ports, until it runs, each with the program's.
     listeners: Mutex<Vec<(TcpListener, u16)>>,
     child: OnceLock<OwnedFd>,
+    seen: OnceLock<OtherProcess>,
+    /// Held from a look at the gate until the child is told: who has seen an older state must not have the last word.
+    telling: Mutex<()>,
     streams: Arc<Streams>,
     gate: Arc<Gate>,
     heap_mib: u64,
@@ -183,6 +189,7 @@ struct JavaProgram {
 impl JavaProgram {
     /// Does with the child what its gate says.
     fn follow(&self) {
+        let _one = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
         let signal = match (self.gate.end(), self.gate.is_closed()) {
             (Some(_), _) if self.gate.is_to_end_now() => Signal::KILL,
             (Some(_), _) => Signal::TERM,
@@ -200,11 +207,20 @@ impl JavaProgram {
     fn start(&self) -> std::io::Result<Child> {
         let command = self.command.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut command = command.ok_or(std::io::ErrorKind::NotFound)?;
-        let child = command.spawn()?;
-        let pid = Pid::from_child(&child);
-        let _ = self.child.set(pidfd_open(pid, PidfdFlags::empty())?);
-        self.follow(); // what came before there was a child
-        Ok(child)
+        let mut child = command.spawn()?;
+        let known = OtherProcess::open(child.id())
+            .and_then(|seen| Ok((seen, pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?)));
+        match known {
+            Ok((seen, descriptor)) => {
+                let _ = (self.seen.set(seen), self.child.set(descriptor));
+                self.follow(); // what came before there was a child
+                Ok(child)
+            }
+            Err(error) => {
+                let _ = (child.kill(), child.wait());
+                Err(error)
+            }
+        }
     }
 
     /// Its end, by its status and its last words.
@@ -281,16 +297,15 @@ impl Instance for JavaProgram {
     }
 
     fn stats(&self) -> ProgramStats {
-        ProgramStats { memory_bytes: self.elsewhere().memory_bytes, ..ProgramStats::default() }
+        ProgramStats { memory_bytes: self.memory_elsewhere(), ..ProgramStats::default() }
     }
 
-    /// The child; nothing if it has ended.
-    fn elsewhere(&self) -> Elsewhere {
-        let Some(child) = self.child.get() else { return Elsewhere::default() };
-        let info = format!("/proc/self/fdinfo/{}", std::os::fd::AsRawFd::as_raw_fd(child));
-        let text = fs::read_to_string(info).unwrap_or_default();
-        let pid = text.lines().find_map(|line| line.strip_prefix("Pid:")).unwrap_or_default().trim();
-        Elsewhere { cpu_ns: viv_cell::cpu_ns_of(pid), memory_bytes: viv_cell::memory_bytes_of(pid) }
+    fn cpu_ns_elsewhere(&self) -> u64 {
+        self.seen.get().map_or(0, OtherProcess::cpu_ns)
+    }
+
+    fn memory_elsewhere(&self) -> u64 {
+        self.seen.get().map_or(0, OtherProcess::memory_bytes)
     }
 
     fn exec(&self, argv: &[String], output: &mut dyn FnMut(Output)) -> Result<u8, Fault> {
@@ -308,5 +323,63 @@ impl Instance for JavaProgram {
         let sent = pidfd_send_signal(child, Signal::QUIT);
         output(Output::Stdout(b"its threads are in its output: viv logs VM\n".to_vec()));
         Ok(u8::from(sent.is_err()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use viv_cell::Console;
+
+    /// A child in the place of Java, which follows its gate.
+    fn program(gate: &Arc<Gate>) -> (Arc<JavaProgram>, Child) {
+        let mut command = Command::new("sleep");
+        command.arg("1000");
+        let program = Arc::new(JavaProgram {
+            command: Mutex::new(Some(command)),
+            listeners: Mutex::default(),
+            child: OnceLock::new(),
+            seen: OnceLock::new(),
+            telling: Mutex::default(),
+            streams: Arc::new(Streams::new(gate.clone(), Arc::new(Console::new()), false)),
+            gate: gate.clone(),
+            heap_mib: 1,
+        });
+        let told = program.clone();
+        gate.on_change(move || told.follow());
+        let child = program.start().unwrap();
+        (program, child)
+    }
+
+    /// Whether the child is stopped, or is not, in a moment: a signal takes one.
+    fn stands_still(child: &Child, still: bool) -> bool {
+        let path = format!("/proc/{}/stat", child.id());
+        (0..10_000).any(|_| {
+            let stat = fs::read_to_string(&path).unwrap();
+            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T') == still)
+        })
+    }
+
+    #[test]
+    fn the_child_stands_still_as_long_as_anybody_wants_it() {
+        let gate = Arc::new(Gate::default());
+        let (program, mut child) = program(&gate);
+        gate.hold(true);
+        assert!(stands_still(&child, true));
+        gate.hold(false);
+        assert!(stands_still(&child, false));
+        gate.pause();
+        for _ in 0..100 {
+            gate.hold(true);
+            gate.hold(false);
+            assert!(stands_still(&child, true), "a limit that lets go ends no pause");
+        }
+        gate.resume();
+        assert!(stands_still(&child, false));
+        assert!(program.memory_elsewhere() > 0);
+        gate.pause();
+        gate.ask_to_end(End::Killed);
+        assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGTERM), "it hears of its end, paused or not");
+        assert_eq!((program.cpu_ns_elsewhere(), program.memory_elsewhere()), (0, 0));
     }
 }

@@ -53,22 +53,18 @@ pub trait Instance: Send + Sync {
     /// What it has used so far.
     fn stats(&self) -> ProgramStats;
 
-    /// What other processes use for it.
-    fn elsewhere(&self) -> Elsewhere {
-        Elsewhere::default()
+    /// Processor time that other processes have used for it, nanoseconds.
+    fn cpu_ns_elsewhere(&self) -> u64 {
+        0
+    }
+
+    /// Memory that other processes have in use for it, bytes.
+    fn memory_elsewhere(&self) -> u64 {
+        0
     }
 
     /// Does `viv exec` in it: output goes to `output`; gives the exit status.
     fn exec(&self, argv: &[String], output: &mut dyn FnMut(Output)) -> Result<u8, Fault>;
-}
-
-/// What a program uses in processes besides its own.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Elsewhere {
-    /// Processor time so far, nanoseconds.
-    pub cpu_ns: u64,
-    /// Memory in use, bytes.
-    pub memory_bytes: u64,
 }
 
 /// The answer of an abstract machine in which there is nothing but the program.

@@ -79,11 +79,13 @@ impl Life {
     pub(crate) fn stats(&self) -> VmStats {
         let (stdin_bytes, output_bytes) = self.streams.counts();
         let used = self.instance.get().map(|instance| instance.stats()).unwrap_or_default();
-        let elsewhere = self.instance.get().map(|instance| instance.elsewhere()).unwrap_or_default();
+        let elsewhere = |of: fn(&dyn Instance) -> u64| self.instance.get().map_or(0, |it| of(&**it));
+        let cpu_ns = elsewhere(|instance| instance.cpu_ns_elsewhere());
+        let memory_bytes = elsewhere(|instance| instance.memory_elsewhere());
         VmStats {
             uptime_ns: u64::try_from(self.gate.ran().as_nanos()).unwrap_or(u64::MAX),
-            cpu_ns: viv_cell::cpu_ns().saturating_add(elsewhere.cpu_ns),
-            memory_bytes: viv_cell::memory_bytes().saturating_add(elsewhere.memory_bytes),
+            cpu_ns: viv_cell::cpu_ns().saturating_add(cpu_ns),
+            memory_bytes: viv_cell::memory_bytes().saturating_add(memory_bytes),
             program: Some(viv_api::stats::ProgramStats { stdin_bytes, output_bytes, ..used }),
             ..VmStats::default()
         }
@@ -100,6 +102,7 @@ impl Life {
             State::Paused => self.gate.pause(),
             _ => self.gate.resume(),
         }
+        self.quota.rest(*state == State::Paused);
         self.changed.notify_all();
         Ok(())
     }
@@ -194,7 +197,7 @@ fn live(dir: &Path, engine: &dyn Engine) -> Result<End, Fault> {
         spawn("time", move || shared.limit(Duration::from_millis(ms), end))?;
     }
     let (measured, held) = (instance.clone(), gate.clone());
-    life.quota.govern(move || measured.elsewhere().cpu_ns, move |hold| held.hold(hold))?;
+    life.quota.govern(move || measured.cpu_ns_elsewhere(), move |hold| held.hold(hold))?;
     report(&Started::Running(life.status()));
     let end = to_the_end(&life, &program, instance)?;
     let _ = write_json(STATS.as_ref(), &life.stats()); // a full disk must not hide the end
