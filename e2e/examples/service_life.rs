@@ -5,35 +5,12 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use viv_e2e::Home;
 use viv_e2e::client::{Client, Service, resident};
-
-/// Where the code is in the file, and in memory.
-const OFFSET: usize = 0x1000;
-const BASE: u64 = 0x100_0000;
-
-/// An ELF file for the 64-bit entry (ELF-64 object file format, version 1.5): one segment.
-fn kernel() -> Vec<u8> {
-    let code = [
-        0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
-        0xb0, b'A', 0xee, //       mov al, 'A'; out dx, al
-        0xfa, 0xf4, 0xeb, 0xfc, // cli; hlt; jmp back
-    ];
-    let mut elf = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    elf.extend([2u16, 62].map(u16::to_le_bytes).concat());
-    elf.extend(1u32.to_le_bytes());
-    elf.extend([BASE, 64, 0].map(u64::to_le_bytes).concat());
-    elf.extend(0u32.to_le_bytes());
-    elf.extend([64u16, 56, 1, 64, 0, 0].map(u16::to_le_bytes).concat());
-    elf.extend([1u32, 7].map(u32::to_le_bytes).concat());
-    let length = code.len() as u64;
-    elf.extend([OFFSET as u64, BASE, BASE, length, length, 0x1000].map(u64::to_le_bytes).concat());
-    elf.resize(OFFSET, 0);
-    elf.extend(code);
-    elf
-}
+use viv_e2e::null_kernel::null_kernel;
 
 fn median(mut times: Vec<Duration>) -> Duration {
     times.sort();
@@ -176,30 +153,57 @@ fn watch(home: &Home, count: usize) {
     Client::new(home).must("POST /v1/vms/null-0/resume", "");
 }
 
+/// What hostile clients send: deep JSON, a head that is too large, a request in another one, nonsense.
+fn attack(number: usize) -> String {
+    let deep = "[".repeat(1 << 20);
+    match number {
+        0 => format!(
+            "POST /v1/vms HTTP/1.1\r\nHost: vivarium\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{deep}",
+            deep.len()
+        ),
+        1 => format!("GET /v1/vms HTTP/1.1\r\nHost: vivarium\r\nX: {}\r\n\r\n", "x".repeat(100_000)),
+        2 => "POST /v1/vms HTTP/1.1\r\nHost: vivarium\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /x".to_string(),
+        _ => "\0\u{1}nonsense\r\n\r\n".to_string(),
+    }
+}
+
+/// How many kinds of them there are.
+const ATTACKS: usize = 4;
+
+/// Does one of them again and again: a process of its own.
+fn be_hostile(number: usize, socket: &Path) {
+    let attack = attack(number);
+    loop {
+        let Ok(mut socket) = UnixStream::connect(socket) else { return };
+        let _ = socket.write_all(attack.as_bytes()); // it may hang up in the middle
+        let _ = socket.read(&mut [0; 1024]);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A hostile client, until it is dropped.
+struct Hostile(Child);
+
+impl Hostile {
+    fn start(home: &Home, number: usize) -> Hostile {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        Hostile(command.args(["hostile", &number.to_string(), &home.path("run/viv.sock")]).spawn().unwrap())
+    }
+}
+
+impl Drop for Hostile {
+    fn drop(&mut self) {
+        let _ = (self.0.kill(), self.0.wait());
+    }
+}
+
 /// Calls beside clients that send nothing, slowly, too much or nonsense.
 fn abuse(home: &Home, count: usize) {
     let quiet = calls(home, 2000);
     let _idle: Vec<UnixStream> = (0..count).map(|_| connect(home)).collect();
     let end = AtomicBool::new(false);
     let abused = std::thread::scope(|scope| {
-        let deep = "[".repeat(1 << 20);
-        let attacks = [
-            format!("POST /v1/vms HTTP/1.1\r\nHost: vivarium\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{deep}", deep.len()),
-            format!("GET /v1/vms HTTP/1.1\r\nHost: vivarium\r\nX: {}\r\n\r\n", "x".repeat(100_000)),
-            "POST /v1/vms HTTP/1.1\r\nHost: vivarium\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /x".to_string(),
-            "\0\u{1}nonsense\r\n\r\n".to_string(),
-        ];
-        for attack in attacks {
-            let end = &end;
-            scope.spawn(move || {
-                while !end.load(Ordering::Relaxed) {
-                    let mut socket = connect(home);
-                    let _ = socket.write_all(attack.as_bytes()); // it may hang up in the middle
-                    let _ = socket.read(&mut [0; 1024]);
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-            });
-        }
+        let _hostile: Vec<Hostile> = (0..ATTACKS).map(|number| Hostile::start(home, number)).collect();
         scope.spawn(|| {
             let mut slow: Vec<UnixStream> = (0..50).map(|_| connect(home)).collect();
             while !end.load(Ordering::Relaxed) {
@@ -207,13 +211,14 @@ fn abuse(home: &Home, count: usize) {
                 std::thread::sleep(Duration::from_millis(20));
             }
         });
+        std::thread::sleep(Duration::from_secs(3)); // what they may do at once is over
         let abused = calls(home, 2000);
         end.store(true, Ordering::Relaxed);
         abused
     });
     let ratio = p99(abused.clone()).as_secs_f64() / p99(quiet.clone()).as_secs_f64();
     println!(
-        "a call's p99 in peace {:?}, beside {count} idle, 50 slow and 4 hostile clients {:?}: {ratio:.1} times (target 2); medians {:?} and {:?}",
+        "a call's p99 in peace {:?}, beside {count} idle, 50 slow and {ATTACKS} hostile clients {:?}: {ratio:.1} times (target 2); medians {:?} and {:?}",
         p99(quiet.clone()),
         p99(abused.clone()),
         median(quiet),
@@ -222,10 +227,16 @@ fn abuse(home: &Home, count: usize) {
 }
 
 fn main() {
-    let count: usize = std::env::args().nth(1).map_or(500, |count| count.parse().expect("a number of VMs"));
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if let [word, number, socket] = args.as_slice()
+        && word == "hostile"
+    {
+        return be_hostile(number.parse().expect("a kind of attack"), Path::new(socket));
+    }
+    let count: usize = args.first().map_or(500, |count| count.parse().expect("a number of VMs"));
     let home = Home::new("service-life");
     let path = PathBuf::from(home.path("kernel"));
-    std::fs::write(&path, kernel()).unwrap();
+    std::fs::write(&path, null_kernel()).unwrap();
     let service = Service::start(&home);
     Client::new(&home).must("POST /v1/limits", r#"{"cpu_ratio": 1000.0, "memory_ratio": 10.0}"#);
     come_and_go(&home, &path, 50);

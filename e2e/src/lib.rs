@@ -2,6 +2,7 @@
 //!
 //! The tests stand in `tests/`; `cargo xtask test` builds the binaries first and runs them in two lanes (`xtask/src/lanes.rs`).
 pub mod client;
+pub mod null_kernel;
 
 use std::io::Write;
 use std::path::PathBuf;

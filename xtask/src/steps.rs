@@ -226,6 +226,15 @@ pub(crate) fn nightly() -> Result<(), String> {
             .arg("--test-threads=1"),
     )?;
     step(
+        "the service, killed at 1,000 system calls",
+        cargo().env("VIV_KILL_POINTS", "1000").args(["test", "--release", "--package", "viv-e2e"]).args([
+            "--test",
+            "kill_points",
+            "--",
+            "--nocapture",
+        ]),
+    )?;
+    step(
         "2,000,000 instruction cases, 1,000,000 blocks, 20,000 loops with events",
         cargo().env("VIV_CASES", "2000000").env("VIV_BLOCKS", "1000000").env("VIV_LOOPS", "20000").args([
             "test",

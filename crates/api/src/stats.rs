@@ -1,7 +1,7 @@
 //! What a VM has used and done since its guest last booted.
 use crate::port::PortTraffic;
 use serde::{Deserialize, Serialize};
-use viv_model::Accel;
+use viv_model::{Accel, DISK_TIMES_NS};
 
 /// Counts and times of one VM. After its end: those of its end.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +20,9 @@ pub struct VmStats {
     pub guest_memory: Option<GuestMemory>,
     /// For each vCPU the processor time that it has used, nanoseconds.
     pub vcpu_ns: Vec<u64>,
+    /// What has passed each of its disks, in the order of its machine's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskStats>,
     /// What has passed its network card's port; `None`: it is plugged into nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<PortTraffic>,
@@ -28,6 +31,65 @@ pub struct VmStats {
     /// What a program has used; `None`: it is a whole computer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub program: Option<ProgramStats>,
+}
+
+/// What has passed a disk since its VM was started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct DiskStats {
+    /// The disk's serial number.
+    pub serial: String,
+    /// Reads.
+    pub reads: DiskRequests,
+    /// Writes.
+    pub writes: DiskRequests,
+    /// Flushes.
+    pub flushes: DiskRequests,
+    /// Ranges that were given up or zeroed.
+    pub discards: DiskRequests,
+    /// Time that requests were held up by the disk's limits, nanoseconds.
+    pub held_ns: u64,
+}
+
+impl DiskStats {
+    /// Each kind of request with its name.
+    pub fn by_kind(&self) -> [(&'static str, &DiskRequests); 4] {
+        [
+            ("read", &self.reads),
+            ("write", &self.writes),
+            ("flush", &self.flushes),
+            ("discard", &self.discards),
+        ]
+    }
+}
+
+/// One kind of a disk's requests.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct DiskRequests {
+    /// Requests.
+    pub count: u64,
+    /// Bytes of those that succeeded.
+    pub bytes: u64,
+    /// Requests that failed.
+    pub errors: u64,
+    /// Time that they took together, nanoseconds; what limits held them up is not in it.
+    pub ns: u64,
+    /// Requests by the time that they took: up to 10 µs, 30 µs, 100 µs and so on to 3 s, and longer.
+    pub times: Vec<u64>,
+}
+
+impl DiskRequests {
+    /// The least of the bounds within which so much of all requests were, nanoseconds; `None`: longer than all bounds, or there were no
+    /// requests.
+    pub fn within(&self, share: f64) -> Option<u64> {
+        let (mut sum, least) = (0u64, self.count as f64 * share);
+        let bounds = DISK_TIMES_NS.iter().zip(&self.times);
+        bounds.filter(|_| self.count > 0).find_map(|(bound, count)| {
+            sum = sum.saturating_add(*count);
+            (sum as f64 >= least).then_some(*bound)
+        })
+    }
 }
 
 /// What a program has used of its abstract machine.
@@ -222,6 +284,17 @@ mod tests {
         assert_eq!(of(0, Some(0)).chain_hits(), None);
         assert_eq!(of(1, None).chain_hits(), None);
         assert_eq!(of(1, None).cost_ns(), None);
+    }
+
+    #[test]
+    fn most_requests_are_within_a_bound() {
+        let mut times = vec![0; DISK_TIMES_NS.len() + 1];
+        (times[0], times[2], times[DISK_TIMES_NS.len()]) = (90, 9, 1);
+        let requests = DiskRequests { count: 100, times, ..DiskRequests::default() };
+        assert_eq!(requests.within(0.5), Some(10_000));
+        assert_eq!(requests.within(0.99), Some(100_000));
+        assert_eq!(requests.within(1.0), None);
+        assert_eq!(DiskRequests::default().within(0.5), None);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //!                                  ├── Vmdk, VDI, VHD, VHDX   for reading: what people bring along
 //!                                  ├── Layers      what differential snapshots have of a disk, for reading
 //!                                  ├── Throttled   another disk, as fast as its limits let it be
+//!                                  ├── Measured    another disk, with counts of what passes and how long it takes
 //!                                  ├── Preserving  another disk, of which a moment can be kept while it goes on
 //!                                  ├── Patient     another disk, whose changes wait while the host has no room
 //!                                  └── MemoryDisk  for tests: counts, fails on demand, loses what was not flushed
@@ -25,6 +26,7 @@ mod info;
 pub mod journal;
 mod layers;
 mod map;
+mod measured;
 mod memory;
 mod patient;
 mod preserve;
@@ -46,6 +48,7 @@ pub use copy::{Progress, copy};
 pub use error::OpenError;
 pub use info::{DiskInfo, Qcow2Info, info};
 pub use layers::{Layer as ContentLayer, Layers, PieceMap, text as layers_text};
+pub use measured::{DiskCounts, Measured, Passed};
 pub use memory::{Counts, MemoryDisk};
 pub use patient::{Patient, Shortage};
 pub use preserve::{Preserved, Preserving};

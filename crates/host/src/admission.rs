@@ -1,16 +1,19 @@
 //! What VMs have of this host, and whether there is room for one more.
 //!
 //! Two sums are kept: of all VMs that are described, against the operator's quota, and of those that run, against the
-//! host. A VM's share is taken before it is remembered or started, in one step with the look at what is left, and given
+//! host; disks are there before a VM runs, and count as soon as it is described. A VM's share is taken before it is remembered or started, in one step with the look at what is left, and given
 //! back when that fails: so any number of requests at once get what there is, and no more.
 use crate::vms::lock;
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use viv_model::{Fault, Kind, Limits, MachineSpec, Need};
+use viv_model::{Fault, Kind, Limits, Need};
 
 /// What is taken.
 #[derive(Default)]
 pub(crate) struct Admission {
+    /// The directory of VMs, on whose file system disks are.
+    place: PathBuf,
     taken: Mutex<Taken>,
 }
 
@@ -30,11 +33,12 @@ pub(crate) enum Share {
     Running,
 }
 
-/// A share that is given back unless it is kept.
+/// A share that is as it was before unless it is kept.
 pub(crate) struct Reservation<'a> {
     admission: &'a Admission,
     share: Share,
     id: String,
+    before: Option<Need>,
     kept: bool,
 }
 
@@ -46,16 +50,18 @@ impl Reservation<'_> {
 
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
-        if !self.kept {
-            self.admission.give_back(self.share, &self.id);
+        match self.before {
+            _ if self.kept => {}
+            Some(before) => self.admission.take(self.share, &self.id, before),
+            None => self.admission.give_back(self.share, &self.id),
         }
     }
 }
 
-/// What a machine needs.
-pub(crate) fn need(machine: &MachineSpec) -> Need {
-    let memory_mib = machine.memory_max_mib.unwrap_or(machine.memory_mib).max(machine.memory_mib);
-    Need { vms: 1, cpus: u64::from(machine.cpus), memory_mib }
+/// What there is on the file system of a directory, MiB; as much as one likes if that is not known.
+fn disk_mib(place: &Path) -> u64 {
+    let found = rustix::fs::statvfs(place);
+    found.map_or(u64::MAX, |found| found.f_blocks.saturating_mul(found.f_frsize) >> 20)
 }
 
 fn sum(of: &HashMap<String, Need>) -> Need {
@@ -70,9 +76,9 @@ impl Taken {
         }
     }
 
-    fn most(&self, share: Share) -> Need {
+    fn most(&self, share: Share, place: &Path) -> Need {
         match share {
-            Share::Described => self.limits.quota(),
+            Share::Described => self.limits.quota(disk_mib(place)),
             Share::Running => {
                 let cpus = std::thread::available_parallelism().map_or(1, |number| number.get() as u64);
                 self.limits.capacity(cpus, crate::info::room().total_mib)
@@ -80,8 +86,8 @@ impl Taken {
         }
     }
 
-    fn fits(&mut self, share: Share, id: &str, need: Need) -> Result<(), Fault> {
-        let most = self.most(share);
+    fn fits(&mut self, share: Share, id: &str, need: Need, place: &Path) -> Result<(), Fault> {
+        let most = self.most(share, place);
         let of = self.of(share);
         let before = of.remove(id);
         let taken = sum(of);
@@ -94,15 +100,24 @@ impl Taken {
 }
 
 fn within(share: Share, need: Need, taken: Need, most: Need) -> Result<(), Fault> {
+    let amounts: [(&str, fn(&Need) -> u64); 8] = [
+        ("vCPUs", |need| need.cpus),
+        ("MiB of memory", |need| need.memory_mib),
+        ("VMs", |need| need.vms),
+        ("MiB of disks", |need| need.disk_mib),
+        ("requests of disks a second", |need| need.disk_iops),
+        ("bytes of disks a second", |need| need.disk_bps),
+        ("bytes of network cards a second", |need| need.net_bps),
+        ("ports", |need| need.ports),
+    ];
     let all = taken.and(need);
-    let (what, of, unit) = match (all.cpus > most.cpus, all.memory_mib > most.memory_mib) {
-        (true, _) => (need.cpus, [taken.cpus, most.cpus], "vCPUs"),
-        (_, true) => (need.memory_mib, [taken.memory_mib, most.memory_mib], "MiB of memory"),
-        _ if all.vms > most.vms => (need.vms, [taken.vms, most.vms], "VMs"),
-        _ => return Ok(()),
-    };
-    let [taken, most] = of;
+    let Some((unit, of)) = amounts.into_iter().find(|(_, of)| of(&all) > of(&most)) else { return Ok(()) };
+    let [what, taken, most] = [of(&need), of(&taken), of(&most)];
     let (text, fix) = match share {
+        Share::Described if what == u64::MAX => (
+            format!("no room for {unit} without a limit: the quota allows {most}"),
+            "give each disk and network card a limit: iops=, bps=; or let the operator allow more: viv limits --help",
+        ),
         Share::Described => (
             format!(
                 "no room for {what} more {unit}: all VMs have {taken} of the {most} that the quota allows"
@@ -118,6 +133,11 @@ fn within(share: Share, need: Need, taken: Need, most: Need) -> Result<(), Fault
 }
 
 impl Admission {
+    /// For VMs whose directories are in `place`.
+    pub(crate) fn new(place: PathBuf) -> Admission {
+        Admission { place, taken: Mutex::default() }
+    }
+
     /// Takes a share, if there is room; `gone` says which of those who have one have ended unnoticed.
     pub(crate) fn reserve(
         &self,
@@ -127,16 +147,16 @@ impl Admission {
         gone: &dyn Fn(&str) -> bool,
     ) -> Result<Reservation<'_>, Fault> {
         let mut taken = lock(&self.taken);
-        if let Err(fault) = taken.fits(share, id, need) {
+        if let Err(fault) = taken.fits(share, id, need, &self.place) {
             let before = taken.of(share).len();
             taken.of(share).retain(|id, _| !gone(id));
             if taken.of(share).len() == before {
                 return Err(fault);
             }
-            taken.fits(share, id, need)?;
+            taken.fits(share, id, need, &self.place)?;
         }
-        taken.of(share).insert(id.to_string(), need);
-        Ok(Reservation { admission: self, share, id: id.to_string(), kept: false })
+        let before = taken.of(share).insert(id.to_string(), need);
+        Ok(Reservation { admission: self, share, id: id.to_string(), before, kept: false })
     }
 
     /// Takes a share for what is there already, also beyond the limits.
@@ -160,7 +180,7 @@ impl Admission {
     /// What is taken of a share, and how much there is.
     pub(crate) fn use_of(&self, share: Share) -> (Need, Need) {
         let mut taken = lock(&self.taken);
-        let most = taken.most(share);
+        let most = taken.most(share, &self.place);
         (sum(taken.of(share)), most)
     }
 }
@@ -170,7 +190,7 @@ mod tests {
     use super::*;
 
     fn one() -> Need {
-        Need { vms: 1, cpus: 1, memory_mib: 1 }
+        Need { vms: 1, cpus: 1, memory_mib: 1, ..Need::default() }
     }
 
     fn of_quota(vms: u64) -> Admission {
@@ -219,6 +239,13 @@ mod tests {
             admission.reserve(Share::Described, "new", one(), &|_| false).is_ok(),
             "one that has it needs no more"
         );
+        let grown = Need { cpus: 5, ..one() };
+        drop(admission.reserve(Share::Described, "new", grown, &|_| false).unwrap());
+        assert_eq!(
+            admission.use_of(Share::Described).0,
+            one(),
+            "growth that failed is given back, and no more"
+        );
         admission.give_back(Share::Described, "new");
         assert_eq!(admission.use_of(Share::Described).0, Need::default());
     }
@@ -236,6 +263,15 @@ mod tests {
         };
         assert!(refused(Need { cpus: most.cpus + 1, ..one() }).contains("vCPUs"));
         assert!(refused(Need { memory_mib: u64::MAX, ..one() }).contains("MiB of memory"));
+        let admission = Admission::default();
+        admission.set_limits(Limits { disk_iops: Some(100), disk_mib: Some(10), ..Limits::default() });
+        let refused = |need| {
+            let refused = admission.reserve(Share::Described, "a", need, &|_| false).map(drop);
+            refused.unwrap_err().message
+        };
+        assert!(refused(Need { disk_iops: 101, ..one() }).contains("101 more requests of disks a second"));
+        assert!(refused(Need { disk_iops: u64::MAX, ..one() }).contains("without a limit"));
+        assert!(refused(Need { disk_mib: 11, ..one() }).contains("MiB of disks"));
         let quota = of_quota(0).reserve(Share::Described, "a", one(), &|_| false).map(drop).unwrap_err();
         assert!(quota.message.contains("1 more VMs") && quota.fix.contains("viv limits"), "{quota}");
     }

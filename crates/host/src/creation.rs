@@ -3,7 +3,7 @@ use crate::admission::Share;
 use crate::container_ask;
 use crate::described;
 use crate::disk_image;
-use crate::disks::resolve_disk;
+use crate::disks::{fill_mib, resolve_disk};
 use crate::images::{Image, Instance};
 use crate::names;
 use crate::programs;
@@ -115,6 +115,7 @@ impl Vms {
             |(image, machine)| {
                 ask.health.over(process.as_ref().and_then(|process| process.health.as_ref()))?;
                 let mut record = VmRecord {
+                    disk_mib: fill_mib(&machine.disks),
                     boots_itself,
                     append: ask.append.clone().filter(|_| image.is_some()),
                     image,

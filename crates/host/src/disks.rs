@@ -4,6 +4,7 @@ use crate::store::VmRecord;
 use crate::vms::{Vms, absolute};
 use viv_api::runner::Ask as RunnerAsk;
 use viv_api::vm::{DiskSize, Vm};
+use viv_block::Source;
 use viv_model::{DiskFormat, DiskLimits, DiskSpec, Fault, Kind};
 
 impl Vms {
@@ -22,11 +23,15 @@ impl Vms {
                     "see its disks with: viv inspect",
                 ));
             }
-            if self.view(record.clone(), &runner).state.is_live() {
+            let lives = self.view(record.clone(), &runner).state.is_live();
+            record.machine.disks.push(disk.clone());
+            record.disk_mib = fill_mib(&record.machine.disks);
+            let share = self.describe(&record)?;
+            if lives {
                 runner.attach_disk(&disk)?;
             }
-            record.machine.disks.push(disk.clone());
             self.store.update(&record)?;
+            share.keep();
             Ok(self.view(record, &runner))
         })
     }
@@ -48,7 +53,9 @@ impl Vms {
             }
             keep_serials(&mut record.machine.disks);
             record.machine.disks.remove(index);
+            record.disk_mib = fill_mib(&record.machine.disks);
             self.store.update(&record)?;
+            self.describe_less(&record);
             Ok(self.view(record, &runner))
         })
     }
@@ -61,19 +68,21 @@ impl Vms {
             if let Some(disk) = record.machine.disks.get_mut(index) {
                 disk.limits = limits;
             }
+            let share = self.describe(&record)?;
             if self.view(record.clone(), &runner).state.is_live() {
                 runner.ask(&RunnerAsk::LimitDisk { disk: index, limits })?;
             }
             self.store.update(&record)?;
+            share.keep();
             Ok(self.view(record, &runner))
         })
     }
 
     /// Lets a disk of a running VM grow.
     pub(crate) fn resize_disk(&self, name: &str, disk: &str, size: DiskSize) -> Result<Vm, Fault> {
-        self.change(name, |record, runner| {
+        self.change(name, |mut record, runner| {
             let index = disk_index(&record, disk)?;
-            let view = self.view(record, &runner);
+            let view = self.view(record.clone(), &runner);
             if !view.state.is_live() {
                 let disk = view.machine.disks.get(index).map(|disk| disk.path.display().to_string());
                 return Err(Fault::new(
@@ -85,10 +94,34 @@ impl Vms {
                     ),
                 ));
             }
+            let before = record.machine.disks.get(index).and_then(size_of).unwrap_or_default();
+            let wanted = if size.more { before.saturating_add(size.bytes) } else { size.bytes };
+            let more_mib = wanted.saturating_sub(before).div_ceil(1 << 20);
+            record.disk_mib = record.disk_mib.saturating_add(more_mib);
+            let share = self.describe(&record)?;
             runner.ask(&RunnerAsk::ResizeDisk { disk: index, size })?;
+            record.disk_mib = fill_mib(&record.machine.disks);
+            self.store.update(&record)?;
+            share.keep();
+            self.describe_less(&record);
             Ok(view)
         })
     }
+}
+
+/// The size of a disk, bytes; nothing if it cannot be read.
+fn size_of(disk: &DiskSpec) -> Option<u64> {
+    let source = Source { format: disk.format, allowed: disk.allow.clone(), ..Source::new(&disk.path, true) };
+    viv_block::info(&source).ok().map(|info| info.size)
+}
+
+/// What disks may be filled with by their guest, MiB: those that are files and may be written. One that cannot be read counts
+/// nothing, as its VM does not start.
+pub(crate) fn fill_mib(disks: &[DiskSpec]) -> u64 {
+    let is_file = |disk: &&DiskSpec| std::fs::metadata(&disk.path).is_ok_and(|found| found.is_file());
+    let written = disks.iter().filter(|disk| !disk.read_only).filter(is_file);
+    let bytes = written.filter_map(size_of).fold(0u64, u64::saturating_add);
+    bytes.div_ceil(1 << 20)
 }
 
 /// Gives each disk the serial number that it has by its place now, so that it keeps it in another one.

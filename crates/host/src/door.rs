@@ -2,11 +2,12 @@
 use crate::access::{self, Caller, Peer};
 use crate::audit::Done;
 use crate::http::{self, Body, Refused};
+use crate::manners::{self, Client};
 use crate::routes;
 use crate::service::Service;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, UPGRADE};
+use hyper::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, UPGRADE};
 use hyper::{Request, Response, StatusCode};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,8 +22,14 @@ const BODY_LIMIT: Duration = Duration::from_secs(60);
 const SEE: &str = "see the table of endpoints in the API's documentation, or GET /v1/openapi.json";
 
 /// Answers one request, counts it, and has it written down if it changes something.
-pub(crate) async fn enter(service: Arc<Service>, peer: &Peer, request: Request<Incoming>) -> Response<Body> {
+pub(crate) async fn enter(
+    service: Arc<Service>,
+    peer: &Peer,
+    client: Client,
+    request: Request<Incoming>,
+) -> Response<Body> {
     let begin = Instant::now();
+    let length = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     let path = request.uri().path().to_string();
     let (answer, endpoint) = match service.access.caller(peer, &request) {
         Err(refused) => (*refused, None),
@@ -42,6 +49,10 @@ pub(crate) async fn enter(service: Arc<Service>, peer: &Peer, request: Request<I
         },
     };
     service.metrics.answered(endpoint, answer.status().as_u16(), begin.elapsed());
+    if manners::is_refusal(answer.status()) {
+        service.manners.refused(client, length.unwrap_or(0u64).min(BODY_MAX as u64));
+        service.manners.wait(client).await;
+    }
     answer
 }
 

@@ -37,6 +37,7 @@ mod keep;
 mod kernel;
 mod limits;
 mod lists;
+mod manners;
 mod metrics;
 mod names;
 mod network_door;

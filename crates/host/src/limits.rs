@@ -30,7 +30,7 @@ impl Vms {
     pub(crate) fn limits(&self) -> HostLimits {
         let of = |share| {
             let (taken, most) = self.admission.use_of(share);
-            Taken { taken, most: most.into() }
+            Taken { taken: taken.into(), most: most.into() }
         };
         HostLimits {
             limits: self.admission.limits(),

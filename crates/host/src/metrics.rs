@@ -8,8 +8,8 @@ use std::fmt::{Display, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use viv_api::endpoint::{Endpoint, TABLE};
-use viv_api::stats::VmStats;
-use viv_model::{Fault, State};
+use viv_api::stats::{ChainStats, VmStats};
+use viv_model::{DISK_TIMES_NS, Fault, State};
 
 /// The media type of the text format.
 pub(crate) const MEDIA: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -139,6 +139,7 @@ pub(crate) async fn page(service: &Arc<Service>) -> Result<String, Fault> {
     of_service(&mut page, service, &seen);
     of_requests(&mut page, &service.metrics.counts());
     of_vms(&mut page, &seen);
+    of_disks(&mut page, &seen);
     Ok(page.0)
 }
 
@@ -172,6 +173,59 @@ fn own_process() -> Option<(u64, f64)> {
     let ticks = fields.get(11)?.parse::<u64>().ok()?.checked_add(fields.get(12)?.parse().ok()?)?;
     let cpu_s = ticks as f64 / rustix::param::clock_ticks_per_second().max(1) as f64;
     Some((pages.saturating_mul(rustix::param::page_size() as u64), cpu_s))
+}
+
+/// What VMs' disks did, and how long it took.
+fn of_disks(page: &mut Page, seen: &[Seen]) {
+    let name = "viv_vm_disk_request_duration_seconds";
+    page.family(
+        name,
+        "histogram",
+        "Time of the guest's requests of a disk, without what its limits hold up.",
+    );
+    let disks = || {
+        seen.iter().flat_map(|vm| {
+            let disks = vm.stats.iter().flat_map(|stats| &stats.disks);
+            disks.map(|disk| (disk, [("id", vm.id.as_str()), ("vm", &vm.name), ("disk", &disk.serial)]))
+        })
+    };
+    for (disk, [id, vm, serial]) in disks() {
+        for (kind, requests) in disk.by_kind() {
+            let labels = [id, vm, serial, ("operation", kind)];
+            let mut sum = 0u64;
+            for (bound, count) in DISK_TIMES_NS.iter().zip(&requests.times) {
+                sum = sum.saturating_add(*count);
+                let bound = (*bound as f64 / 1e9).to_string();
+                page.sample(&format!("{name}_bucket"), &[&labels[..], &[("le", &bound)]].concat(), sum);
+            }
+            page.sample(
+                &format!("{name}_bucket"),
+                &[&labels[..], &[("le", "+Inf")]].concat(),
+                requests.count,
+            );
+            page.sample(&format!("{name}_sum"), &labels, requests.ns as f64 / 1e9);
+            page.sample(&format!("{name}_count"), &labels, requests.count);
+        }
+    }
+    let name = "viv_vm_disk_bytes_total";
+    page.family(name, "counter", "Bytes of the guest's requests of a disk.");
+    for (disk, [id, vm, serial]) in disks() {
+        for (kind, requests) in disk.by_kind().into_iter().filter(|(kind, _)| *kind != "flush") {
+            page.sample(name, &[id, vm, serial, ("operation", kind)], requests.bytes);
+        }
+    }
+    let name = "viv_vm_disk_errors_total";
+    page.family(name, "counter", "Requests of a disk that failed.");
+    for (disk, [id, vm, serial]) in disks() {
+        for (kind, requests) in disk.by_kind() {
+            page.sample(name, &[id, vm, serial, ("operation", kind)], requests.errors);
+        }
+    }
+    let name = "viv_vm_disk_held_seconds_total";
+    page.family(name, "counter", "Time that requests of a disk were held up by its limits.");
+    for (disk, labels) in disks() {
+        page.sample(name, &labels, disk.held_ns as f64 / 1e9);
+    }
 }
 
 fn of_requests(page: &mut Page, counts: &Counts) {
@@ -242,7 +296,21 @@ const NUMBERS: &[(&str, &str, &str, Number)] = &[
         "Packets over its limits, or for which there was no room.",
         |vm| n(vm.network?.lost),
     ),
+    ("viv_vm_program_steps_total", "counter", "Fuel or gas that a program has used.", |vm| {
+        n(vm.program.as_ref()?.steps?)
+    }),
+    ("viv_vm_program_memory_bytes", "gauge", "Memory that a program has in its machine.", |vm| {
+        n(vm.program.as_ref()?.memory_bytes)
+    }),
+    ("viv_vm_chain_height", "gauge", "A chain's newest block.", |vm| n(chain(vm)?.height)),
+    ("viv_vm_chain_blocks_total", "counter", "Blocks that a chain has made.", |vm| n(chain(vm)?.blocks)),
+    ("viv_vm_chain_transactions_total", "counter", "Transactions in them.", |vm| n(chain(vm)?.transactions)),
+    ("viv_vm_chain_calls_total", "counter", "Methods of a chain that were called.", |vm| n(chain(vm)?.calls)),
 ];
+
+fn chain(vm: &VmStats) -> Option<ChainStats> {
+    vm.program.as_ref()?.chain
+}
 
 fn s(ns: u64) -> Option<f64> {
     Some(ns as f64 / 1e9)
@@ -300,6 +368,7 @@ fn of_vms(page: &mut Page, seen: &[Seen]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use viv_api::stats::{DiskRequests, DiskStats};
 
     #[test]
     fn a_sample_is_a_line_whatever_is_in_it() {
@@ -318,6 +387,30 @@ mod tests {
         assert_eq!(histogram.buckets, [1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 3]);
         assert_eq!(histogram.count, 4);
         assert!(histogram.sum_s > 60.07 && histogram.sum_s < 60.08);
+    }
+
+    #[test]
+    fn a_disk_has_a_histogram_for_each_kind_of_request() {
+        let mut times = vec![0; DISK_TIMES_NS.len() + 1];
+        (times[1], times[DISK_TIMES_NS.len()]) = (3, 1);
+        let reads = DiskRequests { count: 4, bytes: 512, errors: 1, ns: 4_500_000_000, times };
+        let disk = DiskStats { serial: "data".into(), reads, held_ns: 500_000_000, ..DiskStats::default() };
+        let stats = Some(VmStats { disks: vec![disk], ..VmStats::default() });
+        let seen = Seen { id: "1".into(), name: "web".into(), up: true, state: Some(State::Running), stats };
+        let mut page = Page::default();
+        of_disks(&mut page, &[seen]);
+        let of = "{id=\"1\",vm=\"web\",disk=\"data\",operation=\"read\"";
+        for line in [
+            format!("viv_vm_disk_request_duration_seconds_bucket{of},le=\"0.00001\"}} 0\n"),
+            format!("viv_vm_disk_request_duration_seconds_bucket{of},le=\"3\"}} 3\n"),
+            format!("viv_vm_disk_request_duration_seconds_bucket{of},le=\"+Inf\"}} 4\n"),
+            format!("viv_vm_disk_request_duration_seconds_sum{of}}} 4.5\n"),
+            format!("viv_vm_disk_bytes_total{of}}} 512\n"),
+            format!("viv_vm_disk_errors_total{of}}} 1\n"),
+        ] {
+            assert!(page.0.contains(&line), "{line} is not in\n{}", page.0);
+        }
+        assert!(page.0.contains("viv_vm_disk_held_seconds_total{id=\"1\",vm=\"web\",disk=\"data\"} 0.5\n"));
     }
 
     #[test]

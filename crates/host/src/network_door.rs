@@ -1,5 +1,6 @@
 //! Connections from the network: TLS, so many at a time and from one address, and none that only waits.
 use crate::access::Peer;
+use crate::manners::Client;
 use crate::service::{self, Service};
 use crate::tls::own_names;
 use crate::tokens::sha256;
@@ -83,12 +84,17 @@ struct Place {
     of: IpAddr,
 }
 
+/// The address, or with IPv6 its network of 64 bits, which one client may have for itself.
+pub(crate) fn network_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from(u128::from(address) >> 64 << 64)),
+        v4 => v4,
+    }
+}
+
 impl Place {
     fn take(counts: &Counts, address: IpAddr) -> Option<Place> {
-        let of = match address.to_canonical() {
-            IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from(u128::from(address) >> 64 << 64)),
-            v4 => v4,
-        };
+        let of = network_of(address);
         let mut known = counts.lock().unwrap_or_else(PoisonError::into_inner);
         let all: usize = known.values().sum();
         let count = known.get(&of).copied().unwrap_or_default();
@@ -131,11 +137,14 @@ async fn greet(
     place: Place,
 ) {
     let _ = socket.set_nodelay(true);
+    let client = Client::at(from.ip());
+    service.manners.wait(client).await;
     let greeted = tokio::time::timeout(HEAD_LIMIT, TlsAcceptor::from(config).accept(socket)).await;
     if let Ok(Ok(stream)) = greeted {
         let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         let certificate = shown.map(|certificate| sha256(certificate));
-        service::converse(service, stream, Peer::Network { from, certificate }, Some(HEAD_LIMIT)).await;
+        let peer = Peer::Network { from, certificate };
+        service::converse(service, stream, peer, client, Some(HEAD_LIMIT)).await;
     }
     drop(place);
 }

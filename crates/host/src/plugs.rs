@@ -213,11 +213,13 @@ impl Vms {
                 self.pull(&before, nic);
                 if let Err(fault) = runner.ask(&RunnerAsk::DetachCard { id: nic.id }) {
                     eprintln!("viv serve: {} keeps a network card: {fault}", record.name);
+                    self.describe_less(&record);
                     return Ok(self.view(record, &runner));
                 }
             }
             record.machine.nics.remove(index);
             self.store.update(&record)?;
+            self.describe_less(&record);
             Ok(self.view(record, &runner))
         })
     }
@@ -242,13 +244,15 @@ impl Vms {
         kernel::check(&new)?;
         let mut new = [new];
         let mut record = before.clone();
-        {
+        let share = {
             let _turn = self.networks.hold();
             self.give_places(&mut new)?;
             record.machine.nics.extend(new.iter().cloned());
             record.machine.check()?;
+            let share = self.describe(&record)?;
             self.store.update(&record)?;
-        }
+            share
+        };
         let [nic] = new;
         if runner.process().is_some() {
             let attached = self.plug(&record, &nic).and_then(|port| runner.attach_card(&nic, port));
@@ -258,6 +262,7 @@ impl Vms {
                 return Err(fault);
             }
         }
+        share.keep();
         Ok(self.view(record, runner))
     }
 
@@ -277,6 +282,7 @@ impl Vms {
             }
             record.machine.nics.remove(index);
             self.store.update(&record)?;
+            self.describe_less(&record);
             Ok(self.view(record, &runner))
         })
     }
@@ -303,7 +309,9 @@ impl Vms {
             let _turn = self.networks.hold();
             self.networks.give_address(nic, &self.records()?)?;
             let nic = nic.clone();
+            let share = self.describe(&record)?;
             self.store.update(&record)?;
+            share.keep();
             nic
         };
         if runner.process().is_some() {

@@ -4,6 +4,7 @@ use crate::builder;
 use crate::door;
 use crate::following;
 use crate::images::Images;
+use crate::manners::{Client, Manners};
 use crate::metrics::Metrics;
 use crate::network_door::{self, Listen};
 use crate::networks::Networks;
@@ -66,6 +67,7 @@ pub(crate) struct Service {
     pub(crate) snapshots: Snapshots,
     pub(crate) metrics: Metrics,
     pub(crate) access: Access,
+    pub(crate) manners: Manners,
 }
 
 /// Something that keeps the service from ending.
@@ -251,6 +253,7 @@ async fn run(
         operations: Operations::open(&*vms.store)?,
         metrics: Metrics::default(),
         access,
+        manners: Manners::default(),
     });
     operations::take_up(&service)?;
     let connected = vms.clone();
@@ -393,9 +396,10 @@ async fn accept(service: Arc<Service>, listener: UnixListener) {
                 let service = service.clone();
                 tokio::spawn(async move {
                     // Its file is its user's alone; this is who it is, for the log.
-                    let user = socket.peer_cred().map(|peer| peer.uid());
-                    if let Some(uid) = user.ok().filter(|uid| is_own(*uid)) {
-                        converse(service, socket, Peer::User(uid), None).await;
+                    if let Some(peer) = socket.peer_cred().ok().filter(|peer| is_own(peer.uid())) {
+                        let client = Client::Process(peer.pid().unwrap_or_default());
+                        service.manners.wait(client).await;
+                        converse(service, socket, Peer::User(peer.uid()), client, None).await;
                     }
                     drop(busy);
                 });
@@ -416,18 +420,23 @@ pub(crate) async fn converse(
     service: Arc<Service>,
     socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     peer: Peer,
+    client: Client,
     limit: Option<Duration>,
 ) {
     let peer = Arc::new(peer);
     let handler = service_fn(|request: hyper::Request<Incoming>| {
         let (service, peer) = (service.clone(), peer.clone());
-        async move { Ok::<_, Infallible>(door::enter(service, &peer, request).await) }
+        async move { Ok::<_, Infallible>(door::enter(service, &peer, client, request).await) }
     });
-    let _ = hyper::server::conn::http1::Builder::new()
+    let ended = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limit)
         .max_buf_size(HEAD_MAX)
         .serve_connection(TokioIo::new(socket), handler)
         .with_upgrades()
         .await;
+    // What is no HTTP, or too much of it, never gets to the door.
+    if ended.is_err_and(|error| error.is_parse()) {
+        service.manners.refused(client, HEAD_MAX as u64);
+    }
 }

@@ -1,5 +1,4 @@
 //! Another machine for a VM that does not run, and other labels and policies for any.
-use crate::admission::{Share, need};
 use crate::creation::fits;
 use crate::programs;
 use crate::store::VmRecord;
@@ -11,7 +10,7 @@ use viv_model::{Fault, Kind};
 impl Vms {
     /// Changes what is said of it; what is not said stays.
     pub(crate) fn update(&self, name: &str, ask: &VmUpdate) -> Result<Vm, Fault> {
-        let mut before = None;
+        let mut share = None;
         let outcome = self.change_member(name, |record| {
             if ask.is_of_machine() {
                 self.may_change_machine(record)?;
@@ -28,13 +27,8 @@ impl Vms {
                 true => programs::check(&machine)?,
                 false => machine.check()?,
             }
-            let grown = need(&machine);
-            if grown != need(&record.machine) {
-                fits(grown.memory_mib)?;
-                let of = need(&record.machine);
-                self.admission.reserve(Share::Described, &record.id, grown, &|_| false)?.keep();
-                before = Some((record.id.clone(), of));
-            }
+            fits(machine.memory_max_mib.unwrap_or(machine.memory_mib))?;
+            share = Some(self.describe(&VmRecord { machine: machine.clone(), ..record.clone() })?);
             if machine.cpu_limit_milli != record.machine.cpu_limit_milli && self.is_live(record) {
                 self.runner(record).ask(&Ask::LimitCpu { milli: machine.cpu_limit_milli })?;
             }
@@ -59,8 +53,8 @@ impl Vms {
             }
             Ok(())
         });
-        if let (Err(_), Some((id, need))) = (&outcome, before) {
-            self.admission.take(Share::Described, &id, need);
+        if let (Ok(_), Some(share)) = (&outcome, share) {
+            share.keep();
         }
         outcome
     }

@@ -1,8 +1,9 @@
 //! What may be done with VMs, and how.
-use crate::admission::{Admission, Reservation, Share, need};
+use crate::admission::{Admission, Reservation, Share};
 use crate::creation::fits;
 use crate::described;
 use crate::disk_image;
+use crate::disks;
 use crate::events::tell_state;
 use crate::guest_commands::{health_watch, main_command};
 use crate::images::Images;
@@ -81,6 +82,7 @@ impl Vms {
         networks: Networks,
         hooks: Hooks,
     ) -> Vms {
+        let admission = Admission::new(places.vms());
         Vms {
             store,
             places,
@@ -88,7 +90,7 @@ impl Vms {
             networks,
             changing: Mutex::default(),
             starting: Mutex::default(),
-            admission: Admission::default(),
+            admission,
             restarts: Restarts::default(),
             hooks,
         }
@@ -100,7 +102,7 @@ impl Vms {
         self.after_boot()?;
         for record in self.store.all()? {
             let runner = self.runner(&record);
-            let need = need(&record.machine);
+            let need = record.need();
             self.admission.take(Share::Described, &record.id, need);
             match runner.process() {
                 Some(process) => {
@@ -346,7 +348,11 @@ impl Vms {
                     disk_image::look_again(&mut record, runner.dir(), &self.places)?;
                 }
             }
+            // A disk may have been made larger meanwhile.
+            record.disk_mib = disks::fill_mib(&record.machine.disks);
+            let described = self.describe(&record)?;
             self.store.update(&record)?;
+            described.keep();
             let vm = self.launch(record, &runner)?;
             share.keep();
             Ok(vm)
@@ -358,8 +364,12 @@ impl Vms {
         let runner = self.runner(&record);
         let _starting = self.starting(&record.id);
         // Written once: it is as good as started.
-        let mut record =
-            VmRecord { started_at: Some(Timestamp::now()), attended_by: ask.attended_by, ..record };
+        let mut record = VmRecord {
+            started_at: Some(Timestamp::now()),
+            attended_by: ask.attended_by,
+            disk_mib: disks::fill_mib(&record.machine.disks),
+            ..record
+        };
         let share = self.run(&record)?;
         self.insert_with_address(&mut record).inspect_err(|_| drop(fs::remove_dir_all(runner.dir())))?;
         let id = record.id.clone();
@@ -372,7 +382,12 @@ impl Vms {
     pub(crate) fn describe(&self, record: &VmRecord) -> Result<Reservation<'_>, Fault> {
         let gone =
             |id: &str| matches!(self.store.by_id(id), Ok(None)) && !self.places.vms().join(id).exists();
-        self.admission.reserve(Share::Described, &record.id, need(&record.machine), &gone)
+        self.admission.reserve(Share::Described, &record.id, record.need(), &gone)
+    }
+
+    /// Its share of what may be described is what it now needs, which is no more than before.
+    pub(crate) fn describe_less(&self, record: &VmRecord) {
+        self.admission.take(Share::Described, &record.id, record.need());
     }
 
     /// Takes its share of the host.
@@ -380,7 +395,7 @@ impl Vms {
         let gone = |id: &str| {
             !lock(&self.starting).contains(id) && Runner::new(self.places.vms().join(id)).process().is_none()
         };
-        self.admission.reserve(Share::Running, &record.id, need(&record.machine), &gone)
+        self.admission.reserve(Share::Running, &record.id, record.need(), &gone)
     }
 
     /// Until what it gives is dropped, the VM counts as one that starts.

@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use viv_block::{Disk, Gate, Patient, Preserved, Preserving, Shortage, Source, Throttled};
+use viv_block::{
+    Disk, DiskCounts, Gate, Measured, Patient, Preserved, Preserving, Shortage, Source, Throttled,
+};
 use viv_model::{DiskLimits, DiskSpec, Fault, Kind, OnFull};
 
 /// How long the end waits for disks: one may hang.
@@ -16,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(1);
 
 struct Drive {
-    disk: Arc<dyn Disk>,
+    disk: Arc<Measured>,
     /// The same, without its limits.
     preserving: Arc<Preserving>,
     gate: Arc<Gate>,
@@ -54,7 +56,7 @@ fn open(
     };
     let preserving = Arc::new(Preserving::new(disk));
     Ok(Drive {
-        disk: Arc::new(Throttled::new(preserving.clone(), gate.clone())),
+        disk: Arc::new(Measured::new(Arc::new(Throttled::new(preserving.clone(), gate.clone())))),
         preserving,
         gate,
         serial: spec.serial_of(index),
@@ -99,12 +101,17 @@ impl Drives {
 
     /// The disks.
     fn disks(&self) -> Vec<Arc<dyn Disk>> {
-        lock(&self.drives).iter().map(|drive| drive.disk.clone()).collect()
+        lock(&self.drives).iter().map(|drive| drive.disk.clone() as Arc<dyn Disk>).collect()
+    }
+
+    /// What has passed each disk, by its serial number.
+    pub(crate) fn counts(&self) -> Vec<(String, DiskCounts)> {
+        lock(&self.drives).iter().map(|drive| (drive.serial.clone(), drive.disk.counts())).collect()
     }
 
     /// The disks with their serial numbers.
     pub(crate) fn with_serials(&self) -> Vec<(Arc<dyn Disk>, String)> {
-        lock(&self.drives).iter().map(|drive| (drive.disk.clone(), drive.serial.clone())).collect()
+        lock(&self.drives).iter().map(|drive| (drive.disk.clone() as _, drive.serial.clone())).collect()
     }
 
     /// Adds a disk; `plug` puts it into a slot.

@@ -19,7 +19,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use viv_arch::saved::MachineSaved;
 use viv_arch::x86::{Activity, CpuState};
-use viv_block::Shortage;
+use viv_block::{DiskCounts, Shortage};
 use viv_cpu::CpuError;
 use viv_cpu::kvm::{CpuLevel, KvmPlaces, KvmVm, KvmWorth, probe_kvm};
 use viv_cpu::soft::{self, PerfMap, ShownStats, SoftCpu, SoftStats};
@@ -64,6 +64,8 @@ pub struct MachineStats {
     pub vcpu_time: Vec<Duration>,
     /// The counts of each vCPU that is the software CPU.
     pub soft: Vec<SoftStats>,
+    /// What has passed each disk since the start, by its serial number.
+    pub disks: Vec<(String, DiskCounts)>,
     /// Bytes of its memory that the guest has given back, because it was asked to.
     pub given_back: u64,
     /// Bytes that it has taken in addition to what it was started with.
@@ -536,6 +538,7 @@ impl Machine {
     pub fn stats(&self) -> MachineStats {
         let (given_back, guest_memory) = self.board.guest_memory();
         MachineStats {
+            disks: self.drives.counts(),
             given_back,
             taken: self.board.taken_memory(),
             guest_memory,

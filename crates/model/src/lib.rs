@@ -27,7 +27,7 @@ pub use end::End;
 pub use fault::{Fault, Kind};
 pub use health::{HEALTH_OUTPUT_MAX, Health, HealthAsk, HealthCheck, HealthLook, HealthState};
 pub use lifecycle::{Ask, Refused, State, next};
-pub use limits::{CPU_RATIO_USUAL, Limits, MEMORY_RATIO_USUAL, Need};
+pub use limits::{CPU_RATIO_USUAL, DISK_RATIO_USUAL, Limits, MEMORY_RATIO_USUAL, Need};
 pub use network::{Attachment, NetworkSpec, PortCounters, RuleCounter, Subnet, SwitchCounters, Traffic};
 pub use nic::{CARDS_MAX, NetKind, NicCreate, NicLimits, NicSpec, PORTS_MAX, PortSpec, Protocol};
 pub use prefix6::Prefix6;
@@ -38,7 +38,7 @@ pub use secgroup::{Carrier, Direction, GROUPS_MAX, Label, Peer, RULES_MAX, Rule,
 pub use share::{SHARES_MAX, ShareMount, ShareSpec};
 pub use snapshot::{Content, DiskContent, Layer, Manifest, Plain, SavedParts, Section};
 pub use spec::{
-    Accel, CPU_LIMIT_MIN, CPUS_MAX, DiskFormat, DiskLimits, DiskSpec, ImageDiskSpec, MEMORY_MIB_MIN,
-    MEMORY_MIB_USUAL, MEMORY_STEP_MIB, MachineSpec, OnFull, SoftSpec, check_cpu_limit,
+    Accel, CPU_LIMIT_MIN, CPUS_MAX, DISK_TIMES_NS, DiskFormat, DiskLimits, DiskSpec, ImageDiskSpec,
+    MEMORY_MIB_MIN, MEMORY_MIB_USUAL, MEMORY_STEP_MIB, MachineSpec, OnFull, SoftSpec, check_cpu_limit,
 };
 pub use volume::{VOLUME_PARAMETER, VOLUMES_MAX, check_volume, check_volumes, volume_of, volume_word};

@@ -235,6 +235,22 @@ impl ImageDiskSpec {
     }
 }
 
+/// Bounds by which requests of disks are told apart by the time that they take, nanoseconds: from 10 µs to 3 s.
+pub const DISK_TIMES_NS: [u64; 12] = [
+    10_000,
+    30_000,
+    100_000,
+    300_000,
+    1_000_000,
+    3_000_000,
+    10_000_000,
+    30_000_000,
+    100_000_000,
+    300_000_000,
+    1_000_000_000,
+    3_000_000_000,
+];
+
 /// How fast a disk may be; what is not there has no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]

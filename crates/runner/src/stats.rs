@@ -1,6 +1,7 @@
 //! What the VM has used and done, from the machine's and the process's own counts.
 use std::time::Duration;
-use viv_api::stats::{Exits, GuestMemory, SoftStats, TranslatorStats, VmStats};
+use viv_api::stats::{DiskRequests, DiskStats, Exits, GuestMemory, SoftStats, TranslatorStats, VmStats};
+use viv_block::{DiskCounts, Passed};
 use viv_cell::{cpu_ns, memory_bytes};
 use viv_machine::{Machine, MachineStats, SoftCounts};
 
@@ -13,9 +14,28 @@ pub(crate) fn of(machine: &Machine) -> VmStats {
         memory_bytes: memory_bytes(),
         vcpu_ns: stats.vcpu_time.iter().map(|time: &Duration| time.as_nanos() as u64).collect(),
         guest_memory: guest_memory(&stats),
+        disks: stats.disks.iter().map(disk).collect(),
         network: None,
         program: None,
         soft: (!stats.soft.is_empty()).then(|| sum(&stats.soft)),
+    }
+}
+
+fn disk((serial, counts): &(String, DiskCounts)) -> DiskStats {
+    let of = |passed: &Passed| DiskRequests {
+        count: passed.count,
+        bytes: passed.bytes,
+        errors: passed.errors,
+        ns: passed.ns,
+        times: passed.times.to_vec(),
+    };
+    DiskStats {
+        serial: serial.clone(),
+        reads: of(&counts.reads),
+        writes: of(&counts.writes),
+        flushes: of(&counts.flushes),
+        discards: of(&counts.discards),
+        held_ns: counts.held_ns,
     }
 }
 

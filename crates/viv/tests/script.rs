@@ -146,6 +146,7 @@ fn settle(value: &mut Value, dir: &str) {
                     "features",
                     "level",
                     "free_mib",
+                    "disk_mib",
                     "running",
                     "room",
                     "parent",

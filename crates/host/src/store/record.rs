@@ -7,7 +7,7 @@ use viv_api::image::ImageProcess;
 use viv_api::operation::{Operation, OperationState};
 use viv_api::timestamp::Timestamp;
 use viv_api::vm::{OnReboot, Process};
-use viv_model::{HealthAsk, Label, MachineSpec, ProgramSpec, Restart};
+use viv_model::{HealthAsk, Label, MachineSpec, Need, ProgramSpec, Restart};
 
 /// One VM, as it was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +25,9 @@ pub struct VmRecord {
     pub append: Option<String>,
     /// Its machine.
     pub machine: MachineSpec,
+    /// What its disks may be filled with, MiB, as they were when it was last looked.
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    pub disk_mib: u64,
     /// The security groups that it is in.
     #[serde(default)]
     pub groups: Vec<String>,
@@ -82,7 +85,16 @@ pub struct Request {
     pub digest: String,
 }
 
+fn is_nothing(number: &u64) -> bool {
+    *number == 0
+}
+
 impl VmRecord {
+    /// What it needs of its host.
+    pub(crate) fn need(&self) -> Need {
+        Need::of(&self.machine, self.disk_mib)
+    }
+
     /// A VM with this machine, described now, and nothing else.
     pub(crate) fn new(id: &str, name: &str, machine: MachineSpec) -> VmRecord {
         VmRecord {
@@ -92,6 +104,7 @@ impl VmRecord {
             image: None,
             append: None,
             machine,
+            disk_mib: 0,
             groups: Vec::new(),
             labels: Vec::new(),
             on_reboot: OnReboot::default(),

@@ -44,9 +44,9 @@ pub(crate) fn run(context: &Context, _args: Args) -> Result<u8, Fault> {
         "limits",
         format!(
             "{} of {} vCPUs and {} of {} MiB are taken by VMs that run (overcommitted by {} and {}: viv limits)",
-            taken.cpus,
+            of(taken.cpus),
             of(most.cpus),
-            taken.memory_mib,
+            of(taken.memory_mib),
             of(most.memory_mib),
             info.limits.limits.cpu_ratio,
             info.limits.limits.memory_ratio

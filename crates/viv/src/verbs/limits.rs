@@ -4,7 +4,7 @@ use crate::output;
 use crate::size;
 use viv_api::client::Request;
 use viv_api::endpoint::Route;
-use viv_api::limits::{HostLimits, Taken};
+use viv_api::limits::{Amounts, HostLimits, Taken};
 use viv_model::{Fault, Limits};
 
 #[derive(clap::Args, Debug)]
@@ -27,6 +27,25 @@ pub(crate) struct Args {
     /// Most memory of all VMs that are described, or none: 64G
     #[arg(long, value_name = "SIZE|none", value_parser = memory)]
     memory: Option<Quota>,
+    /// What the disks of VMs that are described may be filled with, for each byte of the file system that VMs are on; a disk has
+    /// on it only what its guest has written
+    #[arg(long, value_name = "NUMBER")]
+    disk_ratio: Option<f64>,
+    /// Most that all disks of VMs that are described may be filled with, or none: 2T
+    #[arg(long, value_name = "SIZE|none", value_parser = memory)]
+    disk: Option<Quota>,
+    /// Most requests a second of all their disks, or none; then each disk must have a limit, as in -d FILE,iops=500
+    #[arg(long, value_name = "NUMBER|none", value_parser = number)]
+    disk_iops: Option<Quota>,
+    /// Most bytes a second of all their disks, or none: 500M; so, too
+    #[arg(long, value_name = "SIZE|none", value_parser = bytes)]
+    disk_bps: Option<Quota>,
+    /// Most bytes a second of all their network cards, each way, or none: 1G; then each card must have a limit, as in --net user,bps=20M
+    #[arg(long, value_name = "SIZE|none", value_parser = bytes)]
+    net_bps: Option<Quota>,
+    /// Most ports of the host that lead to them, or none
+    #[arg(long, value_name = "NUMBER|none", value_parser = number)]
+    ports: Option<Quota>,
 }
 
 /// A limit that is set, or taken away.
@@ -47,15 +66,29 @@ fn memory(text: &str) -> Result<Quota, String> {
     }
 }
 
+fn bytes(text: &str) -> Result<Quota, String> {
+    match text {
+        "none" => Ok(Quota(None)),
+        _ => size::exact(text).map(|bytes| Quota(Some(bytes))),
+    }
+}
+
 pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
     let now: HostLimits = context.client.json(Request::new(Route::LimitsGet, &[]))?;
-    let Limits { cpu_ratio, memory_ratio, vms, cpus, memory_mib } = now.limits;
+    let limit = |said: Option<Quota>, before| said.map_or(before, |quota| quota.0);
+    let before = now.limits;
     let wanted = Limits {
-        cpu_ratio: args.cpu_ratio.unwrap_or(cpu_ratio),
-        memory_ratio: args.memory_ratio.unwrap_or(memory_ratio),
-        vms: args.vms.map_or(vms, |quota| quota.0),
-        cpus: args.cpus.map_or(cpus, |quota| quota.0),
-        memory_mib: args.memory.map_or(memory_mib, |quota| quota.0),
+        cpu_ratio: args.cpu_ratio.unwrap_or(before.cpu_ratio),
+        memory_ratio: args.memory_ratio.unwrap_or(before.memory_ratio),
+        disk_ratio: args.disk_ratio.unwrap_or(before.disk_ratio),
+        vms: limit(args.vms, before.vms),
+        cpus: limit(args.cpus, before.cpus),
+        memory_mib: limit(args.memory, before.memory_mib),
+        disk_mib: limit(args.disk, before.disk_mib),
+        disk_iops: limit(args.disk_iops, before.disk_iops),
+        disk_bps: limit(args.disk_bps, before.disk_bps),
+        net_bps: limit(args.net_bps, before.net_bps),
+        ports: limit(args.ports, before.ports),
     };
     let shown = match wanted == now.limits {
         true => now,
@@ -65,32 +98,37 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
         output::json(&shown);
         return Ok(0);
     }
-    let rows = [
-        row("described", &shown.described, "the quota"),
-        row(
-            "running",
-            &shown.running,
-            &format!(
-                "{} vCPUs for each processor, {} of the host's memory",
-                shown.limits.cpu_ratio, shown.limits.memory_ratio
-            ),
-        ),
-    ];
-    output::table(&["VMS THAT ARE", "COUNT", "CPUS", "MEMORY MIB", "LIMITED BY"], &rows);
+    output::table(&["WHAT", "DESCRIBED", "OF", "RUNNING", "OF"], &rows(&shown));
+    let Limits { cpu_ratio, memory_ratio, disk_ratio, .. } = shown.limits;
+    output::print(&format!(
+        "{cpu_ratio} vCPUs that run for each processor, {memory_ratio} of the host's memory, {disk_ratio} of the file system of VMs\n"
+    ));
     Ok(0)
 }
 
-fn row(name: &str, taken: &Taken, by: &str) -> Vec<String> {
-    let of = |taken: u64, most: Option<u64>| match most {
-        Some(most) => format!("{taken} of {most}"),
-        None => taken.to_string(),
-    };
-    let Taken { taken, most } = taken;
-    vec![
-        name.to_string(),
-        of(taken.vms, most.vms),
-        of(taken.cpus, most.cpus),
-        of(taken.memory_mib, most.memory_mib),
-        by.to_string(),
-    ]
+/// A line for each thing that VMs have.
+fn rows(shown: &HostLimits) -> Vec<Vec<String>> {
+    type Of = fn(&Amounts) -> Option<u64>;
+    const OF: [(&str, bool, Of); 8] = [
+        ("VMs", true, |amounts| amounts.vms),
+        ("vCPUs", true, |amounts| amounts.cpus),
+        ("memory, MiB", true, |amounts| amounts.memory_mib),
+        ("disks, MiB", false, |amounts| amounts.disk_mib),
+        ("disks, requests a second", false, |amounts| amounts.disk_iops),
+        ("disks, bytes a second", false, |amounts| amounts.disk_bps),
+        ("network cards, bytes a second", false, |amounts| amounts.net_bps),
+        ("ports", false, |amounts| amounts.ports),
+    ];
+    let number = |amount: Option<u64>| amount.map_or("no limit".to_string(), |amount| amount.to_string());
+    OF.into_iter()
+        .map(|(what, also_running, of)| {
+            let Taken { taken, most } = shown.described;
+            let mut row = vec![what.to_string(), number(of(&taken)), number(of(&most))];
+            if also_running {
+                let Taken { taken, most } = shown.running;
+                row.extend([number(of(&taken)), number(of(&most))]);
+            }
+            row
+        })
+        .collect()
 }

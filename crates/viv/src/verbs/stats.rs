@@ -4,7 +4,7 @@ use crate::figures::{self, bytes, duration, percent};
 use crate::output;
 use viv_api::client::{Client, Request};
 use viv_api::endpoint::Route;
-use viv_api::stats::{ChainStats, GuestMemory, SoftStats, TranslatorStats, VmStats};
+use viv_api::stats::{ChainStats, DiskRequests, DiskStats, GuestMemory, SoftStats, TranslatorStats, VmStats};
 use viv_model::Fault;
 
 #[derive(clap::Args, Debug)]
@@ -63,6 +63,9 @@ pub(crate) fn text(name: &str, stats: &VmStats) -> String {
             ),
         ));
     }
+    for (number, disk) in stats.disks.iter().enumerate() {
+        lines.push(("disk", format!("{number} ({}): {}", disk.serial, disk_line(disk))));
+    }
     if let Some(network) = &stats.network {
         let of =
             |traffic: viv_model::Traffic| format!("{} packets, {}", traffic.packets, bytes(traffic.bytes));
@@ -92,6 +95,30 @@ pub(crate) fn text(name: &str, stats: &VmStats) -> String {
     }
     let lines = lines.into_iter().map(|(what, value)| format!("  {what:<18}{value}\n"));
     format!("{name}\n{}", lines.collect::<String>())
+}
+
+/// What has passed a disk, and how long most of it took.
+fn disk_line(disk: &DiskStats) -> String {
+    let kinds = disk.by_kind().into_iter().filter(|(_, requests)| requests.count > 0);
+    let mut parts: Vec<String> = kinds
+        .map(|(kind, requests)| {
+            let DiskRequests { count, bytes: moved, errors, ns, .. } = *requests;
+            let moved = if moved > 0 { format!(", {}", bytes(moved)) } else { String::new() };
+            let failed = if errors > 0 { format!(", {errors} failed") } else { String::new() };
+            let most = match requests.within(0.99) {
+                Some(bound) => format!("99 % within {}", duration(bound)),
+                None => "some longer than 3 s".to_string(),
+            };
+            format!("{kind} {count}{moved}, {} each, {most}{failed}", duration(ns / count.max(1)))
+        })
+        .collect();
+    if parts.is_empty() {
+        parts.push("nothing yet".to_string());
+    }
+    if disk.held_ns > 1_000_000 {
+        parts.push(format!("held up by its limits for {}", duration(disk.held_ns)));
+    }
+    parts.join("; ")
 }
 
 fn processor_time(stats: &VmStats) -> String {
@@ -184,10 +211,26 @@ mod tests {
             memory_bytes: 3 << 20,
             guest_memory: None,
             vcpu_ns: vec![1_000_000_000, 500_000_000],
+            disks: Vec::new(),
             network: None,
             program: None,
             soft,
         }
+    }
+
+    #[test]
+    fn a_disk_is_a_line() {
+        let mut times = vec![0; viv_model::DISK_TIMES_NS.len() + 1];
+        (times[2], times[3]) = (98, 2);
+        let reads = DiskRequests { count: 100, bytes: 1 << 20, errors: 1, ns: 5_000_000, times };
+        let disk = DiskStats { serial: "data".into(), reads, held_ns: 2_000_000_000, ..DiskStats::default() };
+        let text = text("web", &VmStats { disks: vec![disk, DiskStats::default()], ..stats(None) });
+        assert!(text.contains("0 (data): read 100, "), "{text}");
+        assert!(
+            text.contains("99 % within") && text.contains("1 failed") && text.contains("held up"),
+            "{text}"
+        );
+        assert!(text.contains("1 (): nothing yet"), "{text}");
     }
 
     #[test]
