@@ -14,6 +14,7 @@ use crate::runners;
 use crate::snapshots::Snapshots;
 use crate::store::{SqliteStore, StoreError};
 use crate::vms::{Hooks, Vms};
+use crate::websocket;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -32,7 +33,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use viv_api::socket;
 use viv_api::timestamp::Timestamp;
 use viv_api::vm::Process;
@@ -66,6 +67,8 @@ pub(crate) struct Service {
     pub(crate) snapshots: Snapshots,
     pub(crate) metrics: Metrics,
     pub(crate) access: Access,
+    /// Places for WebSockets.
+    pub(crate) sockets: Arc<Semaphore>,
 }
 
 /// Something that keeps the service from ending.
@@ -251,6 +254,7 @@ async fn run(
         operations: Operations::open(&*vms.store)?,
         metrics: Metrics::default(),
         access,
+        sockets: Arc::new(Semaphore::new(websocket::SOCKETS_MAX)),
     });
     operations::take_up(&service)?;
     let connected = vms.clone();
