@@ -72,6 +72,25 @@ pub struct CertificateMade {
     pub key: String,
 }
 
+/// A ticket to make, for the one who asks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct TicketCreate {
+    /// The path of the WebSocket that it is to open, without a query: `/v1/vms/web/console`.
+    pub path: String,
+}
+
+/// A ticket: it opens one WebSocket, in the place of a token. Whoever shows it has used it, whatever he is answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Ticket {
+    /// The secret, for `?ticket=`.
+    pub ticket: String,
+    /// How long it lasts, seconds.
+    pub expires_s: u64,
+}
+
 /// What a client has to know to trust the service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]

@@ -94,6 +94,13 @@ const NAME: Parameter = parameter("name", Shape::Text, "only what is called so; 
 const LIST: &[Parameter] = &[NAME, LIMIT, AFTER];
 const NETWORK: &[Parameter] =
     &[parameter("network", Shape::Text, "the port in this network; the first one, if it is not said")];
+const AGENT_WAIT: Parameter = parameter("wait", Shape::Seconds, "how long to wait for the agent");
+const AGENT_BOOT: Parameter = parameter("boot", Shape::Seconds, "how long to wait on while the guest boots");
+const TICKET: Parameter = parameter(
+    "ticket",
+    Shape::Text,
+    "a ticket for this path, in the place of a token, which a page cannot send with a WebSocket",
+);
 const WORK: &[Parameter] = &[parameter(
     "detach",
     Shape::Flag,
@@ -110,9 +117,10 @@ impl Route {
             | Explain | ImageList | ImageGet | ImageDetails | SnapshotList | SnapshotGet | OperationList
             | OperationGet => Role::Viewer,
             VmCreate | VmRemove | VmUpdate | VmStart | VmPause | VmResume | VmStop | VmKill | VmMemory
-            | VmConsole | VmConsoleSize | VmAgent | VmConnect | ImageBuild | ImageVerify | SnapshotCreate
-            | SnapshotRemove | SnapshotVerify | SnapshotDiff | SnapshotRestore | VmRollback | VmFork
-            | OperationFollow | OperationCancel => Role::Operator,
+            | VmConsole | VmConsoleSocket | VmConsoleSize | VmAgent | VmAgentSocket | VmConnect
+            | VmConnectSocket | TicketCreate | ImageBuild | ImageVerify | SnapshotCreate | SnapshotRemove
+            | SnapshotVerify | SnapshotDiff | SnapshotRestore | VmRollback | VmFork | OperationFollow
+            | OperationCancel => Role::Operator,
             VmDiskLimits | VmDiskSize | VmDiskAttach | VmDiskDetach | VmShareAttach | VmShareDetach
             | VmNicAttach | VmNicDetach | VmCommit | VmExport | NetworkCreate | NetworkRemove
             | NetworkConnect | NetworkDisconnect | PortLimits | PortRebind | PortCapture | SecGroupCreate
@@ -194,14 +202,9 @@ impl Route {
                 const { &[parameter("force", Shape::Flag, "has no effect: a guest lets its cards go")] }
             }
             VmLogs => const { &[parameter("follow", Shape::Flag, "go on until it ends")] },
-            VmAgent => {
-                const {
-                    &[
-                        parameter("wait", Shape::Seconds, "how long to wait for the agent"),
-                        parameter("boot", Shape::Seconds, "how long to wait on while the guest boots"),
-                    ]
-                }
-            }
+            VmAgent => &[AGENT_WAIT, AGENT_BOOT],
+            VmAgentSocket => &[AGENT_WAIT, AGENT_BOOT, TICKET],
+            VmConsoleSocket | VmConnectSocket => &[TICKET],
             AuditList => const { &[parameter("last", Shape::Count, "how many, at most")] },
             PortGet | PortLimits | PortRebind | PortCapture | SecGroupLeave => NETWORK,
             OperationList => {
@@ -367,15 +370,16 @@ pub fn host_thing(route: Route, arguments: &[String], body: &[u8]) -> Option<&'s
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::endpoint::TABLE;
+    use crate::endpoint::{Answer, TABLE};
 
     #[test]
     fn whoever_only_looks_changes_nothing() {
         for endpoint in TABLE {
-            let looks = endpoint.method == Method::Get || endpoint.route == Route::Explain;
+            let looks = endpoint.method == Method::Get && endpoint.answer != Answer::Socket
+                || endpoint.route == Route::Explain;
             assert!(looks || endpoint.route.role() > Role::Viewer, "{}", endpoint.path);
         }
-        for inside in [Route::VmConsole, Route::VmAgent, Route::VmConnect, Route::PortCapture] {
+        for inside in [Route::VmConsole, Route::VmAgentSocket, Route::VmConnect, Route::PortCapture] {
             assert!(inside.role() > Role::Viewer);
         }
         assert!(Role::ALL.is_sorted());

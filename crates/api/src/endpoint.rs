@@ -18,6 +18,8 @@ pub enum Answer {
     Events,
     /// `101 Switching Protocols`: from then on a byte stream both ways.
     Stream,
+    /// `101 Switching Protocols`: from then on a WebSocket (RFC 6455).
+    Socket,
 }
 
 /// One line of the contract.
@@ -86,6 +88,13 @@ pub const TABLE: &[Endpoint] = &[
         "/v1/tokens/{token}",
         Answer::Json,
         "take a token or a certificate back, at once (Pass)",
+    ),
+    line(
+        Route::TicketCreate,
+        Method::Post,
+        "/v1/tickets",
+        Answer::Json,
+        "make a ticket, for the one who asks: it opens one WebSocket at this path, once, soon (TicketCreate -> Ticket)",
     ),
     line(
         Route::CertificateIssue,
@@ -279,6 +288,13 @@ pub const TABLE: &[Endpoint] = &[
         "its serial console: the last output, then both ways",
     ),
     line(
+        Route::VmConsoleSocket,
+        Method::Get,
+        "/v1/vms/{vm}/console",
+        Answer::Socket,
+        "the same over a WebSocket: binary messages both ways; {\"resize\": ConsoleSize} says how large its terminal is",
+    ),
+    line(
         Route::VmConsoleSize,
         Method::Post,
         "/v1/vms/{vm}/console/size",
@@ -293,11 +309,25 @@ pub const TABLE: &[Endpoint] = &[
         "a connection to its agent; ?wait=SECONDS waits until it is there, and on, up to ?boot=SECONDS, while the guest boots",
     ),
     line(
+        Route::VmAgentSocket,
+        Method::Get,
+        "/v1/vms/{vm}/agent",
+        Answer::Socket,
+        "a command in it over a WebSocket: first {\"exec\": Exec}, then binary messages, each of which begins with a byte for standard input (0), output (1) or error (2)",
+    ),
+    line(
         Route::VmConnect,
         Method::Post,
         "/v1/vms/{vm}/connect/{port}",
         Answer::Stream,
         "a connection to a TCP port of it, through its network, published or not; it ends at once if nothing listens there",
+    ),
+    line(
+        Route::VmConnectSocket,
+        Method::Get,
+        "/v1/vms/{vm}/connect/{port}",
+        Answer::Socket,
+        "the same over a WebSocket: binary messages both ways",
     ),
     line(
         Route::NetworkList,

@@ -41,3 +41,4 @@ pub mod stats;
 pub mod switch;
 pub mod timestamp;
 pub mod vm;
+pub mod websocket;

@@ -64,6 +64,7 @@ impl Generators {
             TokenList => self.shown::<Vec<Pass>>(),
             TokenCreate => self.of::<PassCreate, TokenMade>(),
             TokenRemove => self.shown::<Pass>(),
+            TicketCreate => self.of::<self::TicketCreate, Ticket>(),
             CertificateIssue => self.of::<PassCreate, CertificateMade>(),
             AuditList => self.shown::<Vec<AuditEntry>>(),
             AuditVerify => self.shown::<AuditVerified>(),
@@ -82,9 +83,8 @@ impl Generators {
             VmGet | VmRemove | VmPause | VmResume | VmDiskDetach | VmShareDetach | VmNicDetach | VmWait
             | NetworkDisconnect | SecGroupLeave => self.shown::<Vm>(),
             VmStats => self.shown::<self::VmStats>(),
-            Metrics | VmLogs | PortCapture | VmConsole | VmAgent | VmConnect => {
-                Types { ask: None, answer: None }
-            }
+            Metrics | VmLogs | PortCapture | VmConsole | VmConsoleSocket | VmAgent | VmAgentSocket
+            | VmConnect | VmConnectSocket => Types { ask: None, answer: None },
             VmConsoleSize => self.of::<ConsoleSize, ()>(),
             NetworkList => self.shown::<Vec<Network>>(),
             NetworkCreate => self.of::<self::NetworkCreate, Network>(),
@@ -231,11 +231,12 @@ fn at_home(document: &mut Value) {
 }
 
 /// What the paths are about, by their first segment.
-const TAGS: [(&str, &str); 18] = [
+const TAGS: [(&str, &str); 19] = [
     ("events", "what happens"),
     ("limits", "how much VMs may have"),
     ("authority", "whom to trust"),
     ("tokens", "who may come over the network"),
+    ("tickets", "WebSockets of pages"),
     ("certificates", "certificates of clients"),
     ("audit", "what was done, and by whom"),
     ("info", "the service and its host"),
@@ -286,7 +287,7 @@ fn operation(endpoint: &Endpoint, types: Types) -> Value {
         Answer::Lines => ("200", "application/x-ndjson"),
         Answer::Events => ("200", "text/event-stream"),
         Answer::Bytes => ("200", bytes_media(*route)),
-        Answer::Stream => ("101", ""),
+        Answer::Stream | Answer::Socket => ("101", ""),
     };
     let described = match answer {
         Answer::Json => json!({"description": "done"}),
@@ -300,6 +301,14 @@ fn operation(endpoint: &Endpoint, types: Types) -> Value {
         Answer::Stream => json!({
             "description": "from now on the connection carries bytes both ways; for a request with Connection: upgrade and Upgrade: as below",
             "headers": {"Upgrade": {"schema": {"const": UPGRADE}}, "Connection": {"schema": {"const": "upgrade"}}},
+        }),
+        Answer::Socket => json!({
+            "description": format!("from now on the connection is a WebSocket (RFC 6455); for a request with its handshake. {}", spoken(*route)),
+            "headers": {
+                "Upgrade": {"schema": {"const": "websocket"}},
+                "Connection": {"schema": {"const": "Upgrade"}},
+                "Sec-WebSocket-Accept": {"schema": {"type": "string"}},
+            },
         }),
     };
     let mut responses = json!({ (success): described });
@@ -344,6 +353,22 @@ fn bytes_media(route: Route) -> &'static str {
     }
 }
 
+/// What is said over a WebSocket.
+fn spoken(route: Route) -> &'static str {
+    match route {
+        Route::VmAgentSocket => {
+            "The first message is text, {\"exec\": Exec}; further ones are {\"signal\": NUMBER} and {\"resize\": ConsoleSize}. \
+             Binary messages begin with one byte: 0 for standard input, which ends with a message of that byte alone; 1 for standard \
+             output and 2 for standard error. The last message of the service is text, {\"exit\": STATUS}, before it {\"error\": WHY} if \
+             the command cannot be run."
+        }
+        Route::VmConsoleSocket => {
+            "Binary messages are its bytes, both ways; the text message {\"resize\": ConsoleSize} says how large its terminal is."
+        }
+        _ => "Binary messages are its bytes, both ways.",
+    }
+}
+
 /// A variable of a path.
 fn place(name: &str) -> Value {
     let (schema, about) = match name {
@@ -360,7 +385,7 @@ fn place(name: &str) -> Value {
 }
 
 /// What may come in the place of a success, with the kinds of [`ErrorBody`].
-const REFUSALS: [(&str, &str); 13] = [
+const REFUSALS: [(&str, &str); 14] = [
     ("400", "the request is wrong (usage)"),
     ("401", "nobody knows who asks: no token or certificate that is valid (denied)"),
     ("403", "who asks may not do this (denied)"),
@@ -371,6 +396,7 @@ const REFUSALS: [(&str, &str); 13] = [
     ("415", "the body is not application/json (usage)"),
     ("421", "this service is not the host that was asked for (denied)"),
     ("422", "the file is no program that can be run (not-runnable)"),
+    ("426", "this is a WebSocket, and none was asked for (usage)"),
     ("500", "it went wrong (error)"),
     ("503", "it still goes on (still-going-on)"),
     ("507", "the host has no memory, disk or processors for it (no-capacity)"),
@@ -378,7 +404,12 @@ const REFUSALS: [(&str, &str); 13] = [
 
 fn statuses(route: Route) -> impl Iterator<Item = &'static str> {
     let body = route.takes_body();
-    REFUSALS.iter().map(|(status, _)| *status).filter(move |status| body || !["413", "415"].contains(status))
+    let socket = route.endpoint().answer == Answer::Socket;
+    REFUSALS.iter().map(|(status, _)| *status).filter(move |status| match *status {
+        "413" | "415" => body,
+        "426" => socket,
+        _ => true,
+    })
 }
 
 /// Answers that several endpoints have.
@@ -396,6 +427,7 @@ fn shared(error: &Schema, begun: &Schema) -> Value {
         let mut response = json!({"description": about, "content": {"application/json": {"schema": error}}});
         match status {
             "405" => response["headers"] = json!({"Allow": {"schema": {"type": "string"}}}),
+            "426" => response["headers"] = json!({"Upgrade": {"schema": {"const": "websocket"}}}),
             "401" => response["headers"] = json!({"WWW-Authenticate": {"schema": {"type": "string"}}}),
             _ => {}
         }

@@ -17,6 +17,8 @@ pub enum Route {
     TokenCreate,
     /// Take a token or certificate back.
     TokenRemove,
+    /// Make a ticket for a WebSocket.
+    TicketCreate,
     /// Issue a client's certificate.
     CertificateIssue,
     /// What was done.
@@ -79,12 +81,18 @@ pub enum Route {
     VmLogs,
     /// The serial console.
     VmConsole,
+    /// The serial console, over a WebSocket.
+    VmConsoleSocket,
     /// The size of the serial console.
     VmConsoleSize,
     /// The guest agent.
     VmAgent,
+    /// A command, over a WebSocket.
+    VmAgentSocket,
     /// A stream to a TCP port.
     VmConnect,
+    /// A stream to a TCP port, over a WebSocket.
+    VmConnectSocket,
     /// List networks.
     NetworkList,
     /// Make a network.

@@ -2,6 +2,7 @@
 use crate::audit::Audit;
 use crate::http::{self, Refused};
 use crate::places::Places;
+use crate::tickets::{self, Tickets};
 use crate::tls::CertificateAuthority;
 use crate::tokens::{Passes, new_token, sha256};
 use hyper::body::Incoming;
@@ -9,9 +10,12 @@ use hyper::header::{AUTHORIZATION, HOST, HeaderValue, ORIGIN, WWW_AUTHENTICATE};
 use hyper::{Request, StatusCode};
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use viv_api::access::{Authority, CertificateMade, Pass, PassCreate, PassKind, TokenMade};
+use std::time::Instant;
+use viv_api::access::{
+    Authority, CertificateMade, Pass, PassCreate, PassKind, Ticket, TicketCreate, TokenMade,
+};
 use viv_api::contract::{self, Role};
-use viv_api::endpoint::{Endpoint, Method, Route};
+use viv_api::endpoint::{self, Answer, Endpoint, Method, Route};
 use viv_api::image::ImageBuild;
 use viv_model::{Fault, Kind};
 
@@ -35,6 +39,16 @@ pub(crate) struct Caller {
     pub(crate) who: String,
     pub(crate) from: Option<String>,
     role: Role,
+    by: By,
+}
+
+/// By what a caller is known: what he has shown, or who he is here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum By {
+    /// The Unix socket.
+    User(u32),
+    /// A token or a certificate, by its hash: it may be taken back.
+    Pass(PassKind, String),
 }
 
 /// Where the service listens besides its Unix socket.
@@ -49,6 +63,7 @@ pub(crate) struct Access {
     places: Places,
     pub(crate) passes: Passes,
     pub(crate) audit: Audit,
+    tickets: Tickets,
     authority: Mutex<()>,
     listening: Mutex<Listening>,
 }
@@ -63,6 +78,7 @@ impl Access {
             places: places.clone(),
             passes: Passes::open(places.access().join("passes.json"))?,
             audit: Audit::open(&places.audit())?,
+            tickets: Tickets::default(),
             authority: Mutex::default(),
             listening: Mutex::default(),
         })
@@ -107,8 +123,36 @@ impl Access {
         Ok(CertificateMade { pass, certificate, key })
     }
 
+    /// A ticket for the caller. He may open what it is for.
+    pub(crate) fn create_ticket(&self, caller: &Caller, ask: &TicketCreate) -> Result<Ticket, Fault> {
+        let found = endpoint::find(Method::Get.name(), &ask.path);
+        let Some((endpoint, arguments)) = found.ok().filter(|(found, _)| found.answer == Answer::Socket)
+        else {
+            let sockets = endpoint::TABLE.iter().filter(|line| line.answer == Answer::Socket);
+            let paths: Vec<&str> = sockets.map(|line| line.path).collect();
+            return Err(Fault::new(
+                Kind::Usage,
+                format!("there is no WebSocket at {:?}", ask.path),
+                format!("give its path, without a query: {}", paths.join(", ")),
+            ));
+        };
+        caller.must_be(endpoint.route.role(), || format!("{} {}", endpoint.method, endpoint.path))?;
+        let ticket = self.tickets.give(caller.by.clone(), endpoint.route, arguments, Instant::now())?;
+        Ok(Ticket { ticket, expires_s: tickets::LASTS.as_secs() })
+    }
+
+    /// By whose ticket this request comes, if it shows one.
+    fn by_ticket(&self, request: &Request<Incoming>) -> Option<Result<By, Refused>> {
+        let (endpoint, arguments) = endpoint::find(request.method().as_str(), request.uri().path()).ok()?;
+        let query = request.uri().query().filter(|_| endpoint.answer == Answer::Socket)?;
+        let ticket = endpoint::query_value(query, "ticket")?;
+        let by = self.tickets.take(&ticket, endpoint.route, &arguments, Instant::now());
+        Some(by.ok_or_else(|| nobody("the ticket is used, over, for another path, or none", tickets::FIX)))
+    }
+
     /// Who sends this request.
     pub(crate) fn caller(&self, peer: &Peer, request: &Request<Incoming>) -> Result<Caller, Refused> {
+        let ticket = self.by_ticket(request); // it is used, whatever it is refused for
         let header =
             |name| request.headers().get(name).map(|value: &HeaderValue| value.to_str().unwrap_or("?"));
         let host = request.uri().authority().map(|authority| authority.as_str()).or(header(HOST));
@@ -124,7 +168,7 @@ impl Access {
         }
         let (from, certificate) = match peer {
             Peer::User(uid) => {
-                return Ok(Caller { who: format!("uid:{uid}"), from: None, role: Role::Admin });
+                return Ok(Caller::user(*uid, None));
             }
             Peer::Network { from, certificate } => (from, certificate),
         };
@@ -139,24 +183,33 @@ impl Access {
             let (scheme, token) = value.split_once(' ')?;
             scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
         });
-        let pass = match (token, certificate) {
-            (Some(token), _) => self.passes.whose(PassKind::Token, &sha256(token.as_bytes())),
-            (None, Some(hash)) => self.passes.whose(PassKind::Certificate, hash),
-            (None, None) => None,
+        let from = Some(from.ip().to_string());
+        let shown = match (ticket, token, certificate) {
+            (Some(by), _, _) => match by? {
+                By::User(uid) => return Ok(Caller::user(uid, from)),
+                By::Pass(kind, hash) => Some((kind, hash)),
+            },
+            (None, Some(token), _) => Some((PassKind::Token, sha256(token.as_bytes()))),
+            (None, None, Some(hash)) => Some((PassKind::Certificate, hash.clone())),
+            (None, None, None) => None,
         };
-        let Some(Pass { name, role, kind, .. }) = pass else {
-            let mut refused = denied(
-                StatusCode::UNAUTHORIZED,
-                "nobody knows who asks: there is no token or certificate that is valid".to_string(),
+        let pass = shown.and_then(|(kind, hash)| Some((self.passes.whose(kind, &hash)?, hash)));
+        let Some((Pass { name, role, kind, .. }, hash)) = pass else {
+            return Err(nobody(
+                "there is no token or certificate that is valid",
                 "get one from whoever runs the host: viv token create NAME --role ROLE",
-            );
-            let challenge = HeaderValue::from_static("Bearer realm=\"vivarium\"");
-            refused.headers_mut().insert(WWW_AUTHENTICATE, challenge);
-            return Err(refused);
+            ));
         };
-        let kind = if kind == PassKind::Token { "token" } else { "certificate" };
-        Ok(Caller { who: format!("{kind}:{name}"), from: Some(from.ip().to_string()), role })
+        let word = if kind == PassKind::Token { "token" } else { "certificate" };
+        Ok(Caller { who: format!("{word}:{name}"), from, role, by: By::Pass(kind, hash) })
     }
+}
+
+fn nobody(why: &str, fix: &str) -> Refused {
+    let mut refused = denied(StatusCode::UNAUTHORIZED, format!("nobody knows who asks: {why}"), fix);
+    let challenge = HeaderValue::from_static("Bearer realm=\"vivarium\"");
+    refused.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+    refused
 }
 
 /// Whether a `Host:` means this name, with whatever port.
@@ -169,8 +222,12 @@ fn is_called(name: &str, host: &str) -> bool {
 }
 
 impl Caller {
+    fn user(uid: u32, from: Option<String>) -> Caller {
+        Caller { who: format!("uid:{uid}"), from, role: Role::Admin, by: By::User(uid) }
+    }
+
     /// Refuses what is not his to do.
-    pub(crate) fn may(&self, endpoint: &Endpoint) -> Result<(), Refused> {
+    pub(crate) fn may(&self, endpoint: &Endpoint) -> Result<(), Fault> {
         self.must_be(endpoint.route.role(), || format!("{} {}", endpoint.method, endpoint.path))
     }
 
@@ -181,7 +238,7 @@ impl Caller {
         arguments: &[String],
         body: &[u8],
         is_there: impl FnOnce(&str) -> bool,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), Fault> {
         if self.role == Role::Admin {
             return Ok(());
         }
@@ -195,12 +252,12 @@ impl Caller {
         Ok(())
     }
 
-    fn must_be(&self, least: Role, what: impl FnOnce() -> String) -> Result<(), Refused> {
+    fn must_be(&self, least: Role, what: impl FnOnce() -> String) -> Result<(), Fault> {
         if self.role >= least {
             return Ok(());
         }
-        Err(denied(
-            StatusCode::FORBIDDEN,
+        Err(Fault::new(
+            Kind::Denied,
             format!("{} takes the role {least}, and {} has the role {}", what(), self.who, self.role),
             "ask whoever runs the host for it",
         ))
@@ -218,6 +275,7 @@ pub(crate) fn is_audited(endpoint: &Endpoint) -> bool {
     match endpoint.route {
         Route::Explain => false,
         Route::PortCapture => true,
+        _ if endpoint.answer == Answer::Socket => true,
         _ => endpoint.method != Method::Get,
     }
 }
@@ -230,7 +288,8 @@ mod tests {
     fn an_operator_gets_images_that_are_there_and_builds_none() {
         let endpoint = Route::ImageBuild.endpoint();
         let may = |role, body: &str, is_there| {
-            let caller = Caller { who: "token:ci".into(), from: None, role };
+            let by = By::Pass(PassKind::Token, String::new());
+            let caller = Caller { who: "token:ci".into(), from: None, role, by };
             caller.may_name(endpoint, &["debian".into()], body.as_bytes(), |_| is_there).is_ok()
         };
         assert!(may(Role::Operator, r#"{"if_missing": true}"#, true));

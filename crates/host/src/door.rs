@@ -5,6 +5,7 @@ use crate::http::{self, Body, Refused};
 use crate::manners::{self, Client};
 use crate::routes;
 use crate::service::Service;
+use crate::websocket;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, UPGRADE};
@@ -63,12 +64,12 @@ async fn pass(
     arguments: Vec<String>,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Refused> {
-    caller.may(endpoint)?;
+    let refused = |fault: Fault| Box::new(http::fault(&fault));
+    caller.may(endpoint).map_err(refused)?;
     let request = understood(endpoint, request).await?;
     let is_there = |image: &str| service.images.get(image).is_ok();
-    caller.may_name(endpoint, &arguments, request.body(), is_there)?;
-    let answer = routes::answer(service.clone(), endpoint.route, arguments, request).await;
-    answer.map_err(|fault| Box::new(http::fault(&fault)))
+    caller.may_name(endpoint, &arguments, request.body(), is_there).map_err(refused)?;
+    routes::answer(service.clone(), caller, endpoint.route, arguments, request).await.map_err(refused)
 }
 
 /// The endpoint that is asked for.
@@ -109,6 +110,9 @@ async fn understood(endpoint: &Endpoint, request: Request<Incoming>) -> Result<R
             format!("{} is a stream, and no upgrade to {} was asked for", endpoint.path, endpoint::UPGRADE);
         let fix = "send Connection: upgrade and Upgrade: vivarium-stream";
         return Err(usage(StatusCode::BAD_REQUEST, text, fix));
+    }
+    if endpoint.answer == Answer::Socket {
+        websocket::is_asked_for(endpoint, &request)?;
     }
     let (parts, body) = request.into_parts();
     let collected = tokio::time::timeout(BODY_LIMIT, Limited::new(body, BODY_MAX).collect()).await;

@@ -61,12 +61,14 @@ mod snapshots;
 pub mod start;
 pub mod store;
 mod streams;
+mod tickets;
 mod tls;
 mod tokens;
 mod update;
 mod vms;
 mod waiting;
 mod watch;
+mod websocket;
 
 pub use network_door::Listen;
 pub use places::Places;

@@ -221,7 +221,9 @@ impl Vms {
             Route::VmMemory => {
                 ("has its memory as a limit", "stop it, and change the limit: viv update --memory")
             }
-            Route::VmConnect => ("has no ports", "talk to it over its standard streams: viv run FILE"),
+            Route::VmConnect | Route::VmConnectSocket => {
+                ("has no ports", "talk to it over its standard streams: viv run FILE")
+            }
             Route::VmCommit | Route::VmExport => {
                 ("has no disks of which an image could be made", "its file is its image: viv run FILE")
             }

@@ -1,4 +1,5 @@
 //! What each endpoint does. The match has no default: a line of the table without an arm does not compile.
+use crate::access::Caller;
 use crate::blocking::{self, defect};
 use crate::events::{self, Wanted, telling};
 use crate::http::{self, Body};
@@ -14,6 +15,7 @@ use crate::streams;
 use crate::tokens::sha256;
 use crate::waiting;
 use crate::watch;
+use crate::websocket;
 use hyper::body::Bytes;
 use hyper::{Request, Response};
 use serde::Serialize;
@@ -21,7 +23,6 @@ use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use std::time::Duration;
 use viv_api::access::PassCreate;
-use viv_api::agent;
 use viv_api::contract;
 use viv_api::endpoint::{self, Route};
 use viv_api::event::What;
@@ -44,6 +45,7 @@ const REPEAT_KEY_MAX: usize = 255;
 /// Answers one request, which [`crate::door`] has let in.
 pub(crate) async fn answer(
     service: Arc<Service>,
+    caller: &Caller,
     route: Route,
     arguments: Vec<String>,
     request: Request<Bytes>,
@@ -68,6 +70,7 @@ pub(crate) async fn answer(
             let ask: PassCreate = body(&request)?;
             blocking.run(move || service.access.create_token(&ask)).await
         }
+        Route::TicketCreate => Ok(http::json(&service.access.create_ticket(caller, &body(&request)?)?)),
         Route::TokenRemove => blocking.run(move || service.access.passes.remove(&name)).await,
         Route::CertificateIssue => {
             let ask: PassCreate = body(&request)?;
@@ -204,37 +207,44 @@ pub(crate) async fn answer(
             let there = streams::console(&record.name, &runner).await?;
             Ok(streams::switch(&service, request, there))
         }
+        Route::VmConsoleSocket => {
+            let (record, runner) = vms.find(&name)?;
+            let there = streams::console(&record.name, &runner).await?;
+            websocket::console(&service, request, there, record.name, runner)
+        }
         Route::VmConsoleSize => {
             let size: ConsoleSize = body(&request)?;
             let (_, runner) = vms.find(&name)?;
-            let told = runner.clone();
-            // The serial port knows no size: the agent sets its terminal's.
-            tokio::spawn(async move {
-                let request = agent::Request::ConsoleSize { rows: size.rows, cols: size.cols };
-                let _ = streams::ask_agent(&told, &request).await;
-            });
+            tokio::spawn(streams::tell_agent_size(runner.clone(), size));
             blocking.run(move || runner.ask(&RunnerAsk::ConsoleSize(size)).map(drop)).await
         }
-        Route::VmAgent => {
+        Route::VmAgent | Route::VmAgentSocket => {
             let (record, runner) = vms.find(&name)?;
             let seconds = |key| {
                 let value = endpoint::query_value(&query, key).and_then(|value| value.parse().ok());
                 Duration::from_secs(value.unwrap_or(0u64).min(contract::AGENT_WAIT_S_MAX))
             };
             let there = streams::agent(&record.name, &runner, seconds("wait"), seconds("boot")).await?;
-            Ok(streams::switch(&service, request, there))
+            match route {
+                Route::VmAgentSocket => websocket::exec(&service, request, there, record.name, runner),
+                _ => Ok(streams::switch(&service, request, there)),
+            }
         }
-        Route::VmConnect => {
+        Route::VmConnect | Route::VmConnectSocket => {
             let port = arguments.next().unwrap_or_default();
             let number = port.parse::<u16>().ok().filter(|number| *number != 0).ok_or_else(|| {
                 let text = format!("no TCP port is called {port:?}");
                 Fault::new(Kind::Usage, text, "use a number from 1 to 65535")
             })?;
+            let (record, runner) = vms.find(&name)?;
             let connect = move || vms.connect_to(&name, number);
             let there = blocking::blocking(connect).await?;
             let there = there.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(there));
             let there = there.map_err(|error| defect(&error.to_string()))?;
-            Ok(streams::switch(&service, request, there))
+            match route {
+                Route::VmConnectSocket => websocket::port(&service, request, there, record.name, runner),
+                _ => Ok(streams::switch(&service, request, there)),
+            }
         }
         Route::SnapshotCreate => {
             let ask = body(&request)?;
@@ -526,25 +536,29 @@ impl Blocking {
 
 /// The request's JSON body; an empty one is the default.
 fn body<T: DeserializeOwned + Default>(request: &Request<Bytes>) -> Result<T, Fault> {
-    let refused = |why: String| {
+    if request.body().is_empty() {
+        return Ok(T::default());
+    }
+    understood(request.body()).map_err(|why| {
         Fault::new(
             Kind::Usage,
             format!("the request was not understood: {why}"),
             "see what it may say: GET /v1/openapi.json; or use the command of this version",
         )
-    };
-    if request.body().is_empty() {
-        return Ok(T::default());
-    }
+    })
+}
+
+/// A JSON document without fields that nobody knows; why it is none.
+pub(crate) fn understood<T: DeserializeOwned>(text: &[u8]) -> Result<T, String> {
     let mut unknown = None;
-    let mut reader = serde_json::Deserializer::from_slice(request.body());
+    let mut reader = serde_json::Deserializer::from_slice(text);
     let read = serde_ignored::deserialize(&mut reader, |path| {
         unknown.get_or_insert_with(|| path.to_string());
     });
     let value = read.and_then(|value| reader.end().map(|()| value));
-    let value = value.map_err(|error| refused(error.to_string()))?;
+    let value = value.map_err(|error| error.to_string())?;
     match unknown {
-        Some(field) => Err(refused(format!("unknown field `{field}`"))),
+        Some(field) => Err(format!("unknown field `{field}`")),
         None => Ok(value),
     }
 }

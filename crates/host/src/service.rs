@@ -15,6 +15,7 @@ use crate::runners;
 use crate::snapshots::Snapshots;
 use crate::store::{SqliteStore, StoreError};
 use crate::vms::{Hooks, Vms};
+use crate::websocket;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -33,7 +34,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use viv_api::socket;
 use viv_api::timestamp::Timestamp;
 use viv_api::vm::Process;
@@ -68,6 +69,8 @@ pub(crate) struct Service {
     pub(crate) metrics: Metrics,
     pub(crate) access: Access,
     pub(crate) manners: Manners,
+    /// Places for WebSockets.
+    pub(crate) sockets: Arc<Semaphore>,
 }
 
 /// Something that keeps the service from ending.
@@ -254,6 +257,7 @@ async fn run(
         metrics: Metrics::default(),
         access,
         manners: Manners::default(),
+        sockets: Arc::new(Semaphore::new(websocket::SOCKETS_MAX)),
     });
     operations::take_up(&service)?;
     let connected = vms.clone();

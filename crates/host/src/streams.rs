@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use viv_api::agent::{self, Request as AgentRequest};
 use viv_api::runner::{Ask, CONSOLE, CONSOLE_LOG, CONSOLE_LOG_OLD, VSOCK};
 use viv_api::socket;
+use viv_api::vm::ConsoleSize;
 use viv_model::{Fault, Kind, State};
 
 /// How long to wait between two attempts to reach an agent.
@@ -185,6 +186,12 @@ pub(crate) async fn ask_agent(runner: &Runner, request: &AgentRequest) -> io::Re
     converse(stream, request).await
 }
 
+/// The serial port knows no size: the agent sets its terminal's.
+pub(crate) async fn tell_agent_size(runner: Runner, size: ConsoleSize) {
+    let request = AgentRequest::ConsoleSize { rows: size.rows, cols: size.cols };
+    let _ = ask_agent(&runner, &request).await; // not every guest has one
+}
+
 /// What the agent of a guest that may be booting answers.
 pub(crate) async fn ask_booting_agent(
     name: &str,
@@ -264,7 +271,7 @@ async fn send_rest(file: &mut File, sender: &mpsc::Sender<Bytes>) -> io::Result<
 }
 
 /// How a VM ended, in words.
-fn told(end: &viv_model::End) -> &'static str {
+pub(crate) fn told(end: &viv_model::End) -> &'static str {
     use viv_model::End::*;
     match end {
         PowerOff => "it switched itself off",

@@ -18,8 +18,8 @@ const CERTIFICATE_S: u64 = 365 * 24 * 3600;
 const EXPIRES_S_MAX: u64 = 10 * 365 * 24 * 3600;
 /// What a token begins with, so that it is known where one was left lying.
 const PREFIX: &str = "viv_";
-/// Random bytes of a token.
-const TOKEN_BYTES: usize = 32;
+/// Random bytes of a secret.
+const SECRET_BYTES: usize = 32;
 
 /// One that was given out.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -155,14 +155,19 @@ impl Passes {
 
 /// A new token.
 pub(crate) fn new_token() -> Result<String, Fault> {
-    let mut bytes = [0u8; TOKEN_BYTES];
+    secret(PREFIX)
+}
+
+/// Nobody guesses it; it begins so.
+pub(crate) fn secret(prefix: &str) -> Result<String, Fault> {
+    let mut bytes = [0u8; SECRET_BYTES];
     let mut filled = 0;
     while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
         filled += getrandom(rest, GetRandomFlags::empty()).map_err(|error| {
             Fault::new(Kind::Error, format!("the kernel gives no random bytes: {error}"), "try again")
         })?;
     }
-    Ok(PREFIX.to_string() + &bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+    Ok(prefix.to_string() + &bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
 }
 
 #[cfg(test)]
@@ -178,7 +183,7 @@ mod tests {
         let passes = Passes::open(path.clone()).unwrap();
         let ask = |name: &str| PassCreate { name: name.into(), role: Role::Operator, expires_s: Some(60) };
         let token = new_token().unwrap();
-        assert_eq!(token.len(), PREFIX.len() + 2 * TOKEN_BYTES);
+        assert_eq!(token.len(), PREFIX.len() + 2 * SECRET_BYTES);
         assert_ne!(token, new_token().unwrap());
         let pass = passes.asked(&ask("ci"), PassKind::Token).unwrap();
         passes.add(pass.clone(), sha256(token.as_bytes())).unwrap();

@@ -16,6 +16,7 @@ fn the_documentation_has_the_same_table() {
             Answer::Bytes => "bytes",
             Answer::Events => "events",
             Answer::Stream => "stream",
+            Answer::Socket => "WebSocket",
         };
         table.push_str(&format!("| `{method} {path}` | {answer} | {summary} |\n"));
     }

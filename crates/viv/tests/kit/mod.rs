@@ -1,5 +1,7 @@
 //! A home of its own for each test, the built command in it, and a kernel of a hundred bytes.
 #![allow(dead_code, unreachable_pub)]
+pub mod lab;
+
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::io::Write;
