@@ -139,7 +139,17 @@ fn a_program_is_talked_to_over_a_websocket() {
     let home = Home::bare("websocket-program");
     let file = home.path("echo.wat");
     std::fs::write(&file, include_str!("wasm/echo.wat")).unwrap();
-    home.run(&["run", "-d", "--name", "echo", &file]).ok();
+    home.service(); // it is there, or started
+    // It has an input as somebody waits for it: this test.
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let after_name = stat.rsplit_once(')').unwrap().1;
+    let start_ticks: u64 = after_name.split_whitespace().nth(19).unwrap().parse().unwrap(); // starttime: proc_pid_stat(5)
+    let ask = serde_json::json!({
+        "name": "echo", "program": {"kind": "wasm", "file": file}, "start": true,
+        "attended_by": {"pid": std::process::id(), "start_ticks": start_ticks},
+    });
+    let made = home.ask("POST /v1/vms", "", &ask.to_string());
+    assert_eq!(made.status, 200, "{made:?}");
     let mut program = exec(&home, "echo", serde_json::json!({"argv": []}));
     program.send(stdin(b"to a program")).unwrap();
     until_said(&mut program, "to a program");

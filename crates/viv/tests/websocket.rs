@@ -122,7 +122,7 @@ fn a_ticket_opens_one_console_and_nothing_else() {
     run_web(&lab.host);
     let with = |ticket: &str, path: &str| by(&lab, &format!("{path}?ticket={ticket}"), &[]);
     let refused = |ticket: &str, path: &str| {
-        let (status, fault) = with(ticket, path).err().expect("it is not opened");
+        let (status, fault) = with(ticket, path).expect_err("it is not opened");
         assert_eq!(status, 401, "{fault}");
         assert!(fault.contains("ticket") && fault.contains("POST /v1/tickets"), "{fault}");
     };
@@ -222,7 +222,7 @@ fn the_unix_socket_takes_no_tickets_and_says_why_it_ends() {
         open(&format!("ws://vivarium{path}"), fields, stream)
     };
     let refused = |path: &str, status: u16, words: &[&str]| {
-        let (answer, fault) = open(path, &[]).err().expect("it is not opened");
+        let (answer, fault) = open(path, &[]).expect_err("it is not opened");
         assert_eq!(answer, status, "{path}: {fault}");
         words.iter().for_each(|word| assert!(fault.contains(word), "no {word:?} in {fault}"));
     };
