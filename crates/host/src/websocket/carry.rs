@@ -93,7 +93,8 @@ pub(super) async fn carry<S: AsyncRead + AsyncWrite + Unpin, T: AsyncRead + Asyn
     let how = {
         let hears = pin!(hear(&mut incoming, to, &mut inward, &heard));
         let tells = pin!(tell(&mut out, from, &mut outward, &heard, pace));
-        match select(tells, hears).await {
+        // What is heard goes first: a sign of life that is there counts, however late it is looked for.
+        match select(hears, tells).await {
             Either::Left((how, _)) | Either::Right((how, _)) => how,
         }
     };
