@@ -100,7 +100,8 @@ impl Taken {
 }
 
 fn within(share: Share, need: Need, taken: Need, most: Need) -> Result<(), Fault> {
-    let amounts: [(&str, fn(&Need) -> u64); 8] = [
+    type Amount = (&'static str, fn(&Need) -> u64);
+    let amounts: [Amount; 8] = [
         ("vCPUs", |need| need.cpus),
         ("MiB of memory", |need| need.memory_mib),
         ("VMs", |need| need.vms),
