@@ -91,7 +91,7 @@ impl Taken {
         let of = self.of(share);
         let before = of.remove(id);
         let taken = sum(of);
-        let outcome = within(share, need, taken, most);
+        let outcome = within(share, need, before.unwrap_or_default(), taken, most);
         if let Some(before) = before {
             of.insert(id.to_string(), before);
         }
@@ -99,7 +99,8 @@ impl Taken {
     }
 }
 
-fn within(share: Share, need: Need, taken: Need, most: Need) -> Result<(), Fault> {
+/// Whether there is room for what a VM needs that had `before`: what it has it keeps, also beyond limits that came later.
+fn within(share: Share, need: Need, before: Need, taken: Need, most: Need) -> Result<(), Fault> {
     type Amount = (&'static str, fn(&Need) -> u64);
     let amounts: [Amount; 8] = [
         ("vCPUs", |need| need.cpus),
@@ -112,7 +113,8 @@ fn within(share: Share, need: Need, taken: Need, most: Need) -> Result<(), Fault
         ("ports", |need| need.ports),
     ];
     let all = taken.and(need);
-    let Some((unit, of)) = amounts.into_iter().find(|(_, of)| of(&all) > of(&most)) else { return Ok(()) };
+    let missing = amounts.into_iter().find(|(_, of)| of(&all) > of(&most) && of(&need) > of(&before));
+    let Some((unit, of)) = missing else { return Ok(()) };
     let [what, taken, most] = [of(&need), of(&taken), of(&most)];
     let (text, fix) = match share {
         Share::Described if what == u64::MAX => (
@@ -247,6 +249,11 @@ mod tests {
             one(),
             "growth that failed is given back, and no more"
         );
+        admission.set_limits(Limits { vms: Some(0), cpus: Some(0), ..Limits::default() });
+        let again = |need| admission.reserve(Share::Described, "new", need, &|_| false).is_ok();
+        assert!(again(one()), "limits that came later take nothing away");
+        assert!(again(Need { memory_mib: 9, ..one() }), "nor room for something else");
+        assert!(!again(grown));
         admission.give_back(Share::Described, "new");
         assert_eq!(admission.use_of(Share::Described).0, Need::default());
     }

@@ -5,7 +5,7 @@ use crate::store::VmRecord;
 use crate::vms::Vms;
 use viv_api::runner::{Ask, RESUME};
 use viv_api::vm::{Vm, VmUpdate};
-use viv_model::{Fault, Kind};
+use viv_model::{Fault, Kind, MachineSpec};
 
 impl Vms {
     /// Changes what is said of it; what is not said stays.
@@ -27,7 +27,10 @@ impl Vms {
                 true => programs::check(&machine)?,
                 false => machine.check()?,
             }
-            fits(machine.memory_max_mib.unwrap_or(machine.memory_mib))?;
+            let most = |machine: &MachineSpec| machine.memory_max_mib.unwrap_or(machine.memory_mib);
+            if most(&machine) > most(&record.machine) {
+                fits(most(&machine))?;
+            }
             share = Some(self.describe(&VmRecord { machine: machine.clone(), ..record.clone() })?);
             if machine.cpu_limit_milli != record.machine.cpu_limit_milli && self.is_live(record) {
                 self.runner(record).ask(&Ask::LimitCpu { milli: machine.cpu_limit_milli })?;

@@ -48,6 +48,11 @@ fn disks_have_room_and_speed_of_the_quota() {
     home.viv(&["disk", "resize", &other, "60M"]).ok();
     home.viv(&["start", "web"]).fails(5, &["70 more MiB of disks"]);
     home.viv(&["limits", "--disk", "80M"]).ok();
+    // What it has it keeps, whatever the operator says later.
+    home.viv(&["limits", "--disk-iops", "10", "--cpus", "0"]).ok();
+    home.viv(&["update", "web", "--label", "tier=db"]).ok();
+    home.viv(&["disk", "limit", "web", "0", "iops=500", "bps=1M"]).ok();
+    home.viv(&["disk", "limit", "web", "0", "iops=600", "bps=1M"]).fails(5, &["1000 more requests"]);
     home.viv(&["start", "web"]).ok();
     home.viv(&["disk", "resize", &other, "+20M"]).fails(5, &["90 more MiB of disks"]);
     home.viv(&["disk", "resize", &other, "+10M"]).ok();
@@ -61,7 +66,8 @@ fn disks_have_room_and_speed_of_the_quota() {
     assert_eq!((&taken(&home)["disk_mib"], &taken(&home)["disk_iops"]), (&json!(70), &json!(400)));
     home.viv(&["rm", "web"]).ok();
     assert_eq!(taken(&home)["vms"], 0);
-    home.viv(&["limits", "--disk", "none", "--disk-iops", "none", "--disk-bps", "none"]).ok();
+    home.viv(&["limits", "--cpus", "none", "--disk", "none", "--disk-iops", "none", "--disk-bps", "none"])
+        .ok();
     create("without", &small, json!({})).ok();
     assert_eq!(taken(&home).get("disk_iops"), None, "it is without a limit");
     home.viv(&["limits", "--disk-ratio", "0"]).fails(2, &["disk_ratio"]);
