@@ -21,6 +21,7 @@ mod disks;
 mod exec;
 mod freeze;
 mod health;
+mod identity;
 mod init;
 mod layers;
 mod ports;

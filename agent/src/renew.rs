@@ -1,9 +1,10 @@
-//! After the guest goes on in another VM, or later: the time of now, randomness of its own, its name, its network card's address.
-use crate::{arrivals, sys};
+//! After the guest goes on in another VM, or later: the time of now, randomness of its own, its name and identities, its network card's
+//! address.
+use crate::{arrivals, identity, sys};
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
-use viv_api::agent::NewCard;
+use viv_api::agent::{Identity, NewCard};
 
 /// Most bytes of randomness that are taken.
 const ENTROPY_MAX: usize = 256;
@@ -16,6 +17,7 @@ pub(crate) fn renew(
     entropy: &[u8],
     hostname: &str,
     new_card: Option<&NewCard>,
+    new_identity: Option<&Identity>,
 ) -> io::Result<()> {
     let time = sys::set_time(unix_ns);
     let random = OpenOptions::new()
@@ -23,8 +25,9 @@ pub(crate) fn renew(
         .open("/dev/urandom")
         .and_then(|pool| sys::add_entropy(pool.as_fd(), entropy.get(..ENTROPY_MAX).unwrap_or(entropy)));
     let name = sys::set_hostname(hostname);
+    let who = new_identity.map_or(Ok(()), identity::take);
     let card = new_card.map_or(Ok(()), rebind);
-    random.and(time).and(name).and(card)
+    random.and(time).and(name).and(who).and(card)
 }
 
 /// Gives the card that has one of its addresses from before its new one, and has it set up anew: its link goes down and up,

@@ -80,8 +80,8 @@ fn handle(mut connection: File) -> io::Result<()> {
         }
         Ok(Request::Health(what)) => return health::watch(connection, &what),
         Ok(Request::Ping {}) => None,
-        Ok(Request::Renew { unix_ns, entropy, hostname, card }) => {
-            let renewed = renew::renew(unix_ns, &entropy, &hostname, card.as_ref());
+        Ok(Request::Renew { unix_ns, entropy, hostname, card, identity }) => {
+            let renewed = renew::renew(unix_ns, &entropy, &hostname, card.as_ref(), identity.as_ref());
             reply.error = renewed.err().map(|error| format!("cannot renew the guest: {error}"));
             None
         }

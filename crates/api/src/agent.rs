@@ -34,6 +34,15 @@ pub struct NewCard {
     pub mac: [u8; 6],
 }
 
+/// What makes a guest another one than that of which it is a copy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// 32 lower-case hexadecimal digits (machine-id(5)).
+    pub machine_id: String,
+    /// A UUID (random(4)).
+    pub boot_id: String,
+}
+
 /// The first line of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -58,6 +67,9 @@ pub enum Request {
         /// The network card's new address, if it has one.
         #[serde(default)]
         card: Option<NewCard>,
+        /// Who it is from now on, if it goes on in another VM.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        identity: Option<Identity>,
     },
     /// Let the file systems that are on disks write out what they have and stand still until the connection is closed, or for
     /// ten seconds. The answer's `frozen` says how many.

@@ -42,6 +42,10 @@ pub const END: &str = "end.json";
 pub const STATS: &str = "stats.json";
 /// The directory of the snapshot that the VM goes on from ([`RunnerSpec::resume`]); gone once it does.
 pub const RESUME: &str = "resume";
+/// In [`RESUME`], if the memory there arrives while it is used: the file that says what of it is there (`viv_mem::Arrival`).
+pub const MEMORY_BOARD: &str = "memory.board";
+/// Beside [`MEMORY_BOARD`]: the pipe by which is asked for what is needed next.
+pub const MEMORY_WANTED: &str = "memory.wanted";
 /// Most bytes of a line on [`CONTROL`].
 pub const LINE_MAX: usize = 64 * 1024;
 
@@ -68,6 +72,9 @@ pub struct RunnerSpec {
     /// The program that it is, if it is no whole computer: of the machine, the memory, the directories and the network count.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub program: Option<RunnerProgram>,
+    /// What it goes on from is of another VM: its guest gets identities of its own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_copy: bool,
     /// It does not boot but goes on from the snapshot in [`RESUME`].
     #[serde(default)]
     pub resume: bool,
@@ -247,6 +254,10 @@ pub struct SnapshotAsk {
     pub since: Option<String>,
     /// How many layers there are below the memory and each disk.
     pub below: Vec<usize>,
+    /// The memory need not be there when this is answered: two more files come at the end, the board that says what is there
+    /// ([`MEMORY_BOARD`]), and the end for reading of the pipe with what is needed next ([`MEMORY_WANTED`]).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub arrives: bool,
 }
 
 /// How a VM's process is.

@@ -93,6 +93,7 @@ impl BuilderVm<'_> {
             health: None,
             program: None,
             resume: false,
+            is_copy: false,
         };
         let ports = self.plug_in(id, &mut spec.machine)?;
         runner.start(&spec, &ports)?;

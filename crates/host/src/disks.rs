@@ -26,12 +26,7 @@ impl Vms {
             let lives = self.view(record.clone(), &runner).state.is_live();
             record.machine.disks.push(disk.clone());
             record.disk_mib = fill_mib(&record.machine.disks);
-            let share = self.describe(&record)?;
-            if lives {
-                runner.attach_disk(&disk)?;
-            }
-            self.store.update(&record)?;
-            share.keep();
+            self.update_grown(&record, || if lives { runner.attach_disk(&disk).map(drop) } else { Ok(()) })?;
             Ok(self.view(record, &runner))
         })
     }
@@ -54,8 +49,7 @@ impl Vms {
             keep_serials(&mut record.machine.disks);
             record.machine.disks.remove(index);
             record.disk_mib = fill_mib(&record.machine.disks);
-            self.store.update(&record)?;
-            self.describe_less(&record);
+            self.update_shrunk(&record)?;
             Ok(self.view(record, &runner))
         })
     }
@@ -68,12 +62,9 @@ impl Vms {
             if let Some(disk) = record.machine.disks.get_mut(index) {
                 disk.limits = limits;
             }
-            let share = self.describe(&record)?;
-            if self.view(record.clone(), &runner).state.is_live() {
-                runner.ask(&RunnerAsk::LimitDisk { disk: index, limits })?;
-            }
-            self.store.update(&record)?;
-            share.keep();
+            let lives = self.view(record.clone(), &runner).state.is_live();
+            let ask = RunnerAsk::LimitDisk { disk: index, limits };
+            self.update_grown(&record, || if lives { runner.ask(&ask).map(drop) } else { Ok(()) })?;
             Ok(self.view(record, &runner))
         })
     }

@@ -218,8 +218,7 @@ impl Vms {
                 }
             }
             record.machine.nics.remove(index);
-            self.store.update(&record)?;
-            self.describe_less(&record);
+            self.update_shrunk(&record)?;
             Ok(self.view(record, &runner))
         })
     }
@@ -281,8 +280,7 @@ impl Vms {
                 self.pull(&record, nic);
             }
             record.machine.nics.remove(index);
-            self.store.update(&record)?;
-            self.describe_less(&record);
+            self.update_shrunk(&record)?;
             Ok(self.view(record, &runner))
         })
     }
@@ -309,9 +307,7 @@ impl Vms {
             let _turn = self.networks.hold();
             self.networks.give_address(nic, &self.records()?)?;
             let nic = nic.clone();
-            let share = self.describe(&record)?;
-            self.store.update(&record)?;
-            share.keep();
+            self.update_grown(&record, || Ok(()))?;
             nic
         };
         if runner.process().is_some() {

@@ -166,9 +166,7 @@ impl Vms {
                 kernel::check(nic)?;
             }
             let nic = nic.clone();
-            let share = self.describe(&record)?;
-            self.store.update(&record)?;
-            share.keep();
+            self.update_grown(&record, || Ok(()))?;
             self.networks.tell_limits(&record, &nic)?;
             self.port_of(&record, index)
         })

@@ -15,7 +15,7 @@ use crate::streams;
 use crate::tokens::sha256;
 use crate::waiting;
 use crate::watch;
-use crate::websocket;
+use crate::websocket::{self, Stream};
 use hyper::body::Bytes;
 use hyper::{Request, Response};
 use serde::Serialize;
@@ -210,7 +210,7 @@ pub(crate) async fn answer(
         Route::VmConsoleSocket => {
             let (record, runner) = vms.find(&name)?;
             let there = streams::console(&record.name, &runner).await?;
-            websocket::console(&service, request, there, record.name, runner)
+            websocket::console(&service, request, Stream { there, name: record.name, runner })
         }
         Route::VmConsoleSize => {
             let size: ConsoleSize = body(&request)?;
@@ -226,7 +226,9 @@ pub(crate) async fn answer(
             };
             let there = streams::agent(&record.name, &runner, seconds("wait"), seconds("boot")).await?;
             match route {
-                Route::VmAgentSocket => websocket::exec(&service, request, there, record.name, runner),
+                Route::VmAgentSocket => {
+                    websocket::exec(&service, request, Stream { there, name: record.name, runner })
+                }
                 _ => Ok(streams::switch(&service, request, there)),
             }
         }
@@ -242,7 +244,9 @@ pub(crate) async fn answer(
             let there = there.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(there));
             let there = there.map_err(|error| defect(&error.to_string()))?;
             match route {
-                Route::VmConnectSocket => websocket::port(&service, request, there, record.name, runner),
+                Route::VmConnectSocket => {
+                    websocket::port(&service, request, Stream { there, name: record.name, runner })
+                }
                 _ => Ok(streams::switch(&service, request, there)),
             }
         }

@@ -26,6 +26,7 @@ use viv_api::stats::VmStats;
 use viv_api::timestamp::Timestamp;
 use viv_api::vm::{Process, Vm, VmKill, VmMemory, VmStart, VmStop};
 use viv_model::{Accel, Ask, End, Fault, Kind, MachineSpec, State, next};
+use viv_snapshot::read_manifest;
 
 /// How long a guest may take to switch itself off, seconds.
 const STOP_S: u64 = 30;
@@ -350,9 +351,7 @@ impl Vms {
             }
             // A disk may have been made larger meanwhile.
             record.disk_mib = disks::fill_mib(&record.machine.disks);
-            let described = self.describe(&record)?;
-            self.store.update(&record)?;
-            described.keep();
+            self.update_grown(&record, || Ok(()))?;
             let vm = self.launch(record, &runner)?;
             share.keep();
             Ok(vm)
@@ -385,6 +384,26 @@ impl Vms {
         self.admission.reserve(Share::Described, &record.id, record.need(), &gone)
     }
 
+    /// Writes down a VM that may need more than before, when `act` has been done with its share taken.
+    pub(crate) fn update_grown(
+        &self,
+        record: &VmRecord,
+        act: impl FnOnce() -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        let share = self.describe(record)?;
+        act()?;
+        self.store.update(record)?;
+        share.keep();
+        Ok(())
+    }
+
+    /// Writes down a VM that needs no more than before.
+    pub(crate) fn update_shrunk(&self, record: &VmRecord) -> Result<(), Fault> {
+        self.store.update(record)?;
+        self.describe_less(record);
+        Ok(())
+    }
+
     /// Its share of what may be described is what it now needs, which is no more than before.
     pub(crate) fn describe_less(&self, record: &VmRecord) {
         self.admission.take(Share::Described, &record.id, record.need());
@@ -415,7 +434,10 @@ impl Vms {
         {
             machine.accel = Accel::Soft;
         }
-        let resume = runner.dir().join(RESUME).exists();
+        let from = runner.dir().join(RESUME);
+        let resume = from.exists();
+        // One that cannot be read is the process's to tell.
+        let is_copy = resume && read_manifest(&from).is_ok_and(|manifest| manifest.vm.0 != record.id);
         let spec = RunnerSpec {
             name: record.name.clone(),
             machine,
@@ -425,6 +447,7 @@ impl Vms {
             health: health_watch(&record)?,
             program: programs::told(&record, runner.dir(), &self.places),
             resume,
+            is_copy,
         };
         match self.plug_in_all(&record).and_then(|ports| runner.start(&spec, &ports)) {
             Ok(status) => {

@@ -36,4 +36,4 @@ pub use viv_block::{Preserved, Shortage};
 pub use viv_cpu::kvm::{KvmReport, KvmWorth, probe_kvm};
 pub use viv_cpu::soft::{PerfMap, SoftStats as SoftCounts};
 pub use viv_devices::virtio::GuestMemoryStats;
-pub use viv_mem::SavedMemory;
+pub use viv_mem::{Arrival, Check, SavedMemory};

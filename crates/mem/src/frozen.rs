@@ -2,22 +2,34 @@
 //!
 //! A copy of the process (clone(2) without `CLONE_VM`) has every page of that moment: the host copies those that either
 //! writes to from then on. The copy runs nothing but a loop that sends what it is asked for through a socket, and ends when the socket
-//! does: with whoever asks, or with its process.
+//! does: with whoever asks, or with its process. Or it pours all that it has into a file, and ends when that is done, whatever becomes of
+//! the process that it is a copy of.
 #![allow(unsafe_code)]
 
-use crate::GuestMemory;
-use std::io::{self, Read, Write};
-use std::os::fd::AsRawFd;
+use crate::arrival::{Board, last_errno};
+use crate::origin::PIECE;
+use crate::{GuestMemory, PAGE_SIZE};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use std::fs::File;
+use std::io::{self, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 
 /// Bytes of a question: offset and length.
 const QUESTION: usize = 16;
+/// Instead of an offset: pour, with what comes along.
+const POUR: u64 = u64::MAX;
+/// Most wishes that are granted before the next piece in order is poured.
+const WISHES: usize = 16;
 
 /// See [`GuestMemory::freeze`].
 pub struct FrozenMemory {
     memory: GuestMemory,
     copy: libc::pid_t,
     socket: UnixStream,
+    /// It ends by itself.
+    pours: bool,
 }
 
 impl FrozenMemory {
@@ -36,7 +48,7 @@ impl FrozenMemory {
             }
             // SAFETY: this is the copy, and `base` the mapping in it.
             0 => unsafe { serve(other.as_raw_fd(), base, len) },
-            copy => Ok(FrozenMemory { memory, copy: copy as libc::pid_t, socket }),
+            copy => Ok(FrozenMemory { memory, copy: copy as libc::pid_t, socket, pours: false }),
         }
     }
 
@@ -48,6 +60,9 @@ impl FrozenMemory {
     /// The ranges that may hold something else than zeroes, in order, as (offset, bytes) counted through all regions. To be
     /// asked for once.
     pub fn in_use(&self) -> io::Result<Vec<(u64, u64)>> {
+        if !self.memory.is_whole() {
+            return Err(self.damaged());
+        }
         // Pages that the RAM has taken since are zeroes in the copy.
         self.memory.mapping().in_use()
     }
@@ -59,14 +74,64 @@ impl FrozenMemory {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         if !self.memory.passes(offset, len) {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, self.memory.damage().unwrap_or_default()));
+            return Err(self.damaged());
         }
-        let mut question = [0; QUESTION];
-        let (first, second) = question.split_at_mut(QUESTION / 2);
-        first.copy_from_slice(&offset.to_ne_bytes());
-        second.copy_from_slice(&len.to_ne_bytes());
-        self.socket.write_all(&question)?;
+        self.socket.write_all(&question(offset, len))?;
         self.socket.read_exact(data)
+    }
+
+    fn damaged(&self) -> io::Error {
+        io::Error::new(io::ErrorKind::InvalidData, self.memory.damage().unwrap_or_default())
+    }
+
+    /// Has all that is in use poured into `file`, which is empty, while others use it already: `board` becomes the file by which they
+    /// know what is there ([`crate::Arrival`]), and from `wanted`, the end for reading of a pipe, which must not block, comes what
+    /// they need first. Gives the bytes that will be poured, zeroes among them; there is room for them. What is poured is poured to the
+    /// end, also if this process ends before.
+    pub fn pour(mut self, file: &File, board: &File, wanted: &File) -> io::Result<u64> {
+        let (in_use, size) = (self.in_use()?, self.size());
+        if !in_use.iter().all(|(offset, len)| self.memory.passes(*offset, *len)) {
+            return Err(self.damaged());
+        }
+        file.set_len(size)?;
+        board.set_len(Board::len_for(size))?;
+        let there = Board::map(board.as_raw_fd(), size, true).map_err(io::Error::from_raw_os_error)?;
+        let (mut next, mut bytes) = (0, 0);
+        for (offset, len) in &in_use {
+            let end = offset + len;
+            (next..offset / PIECE).for_each(|piece| there.set(piece));
+            next = end.div_ceil(PIECE).max(next);
+            reserve(file, *offset, *len)?;
+            bytes += len;
+        }
+        (next..size.div_ceil(PIECE)).for_each(|piece| there.set(piece));
+        let files = [file.as_fd(), board.as_fd(), wanted.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+        let mut along = SendAncillaryBuffer::new(&mut space);
+        along.push(SendAncillaryMessage::ScmRights(&files));
+        let question = question(POUR, size);
+        sendmsg(&self.socket, &[IoSlice::new(&question)], &mut along, SendFlags::NOSIGNAL)?;
+        self.pours = true;
+        // Somebody must see that it has ended.
+        std::thread::Builder::new().name("pour".into()).spawn(move || drop(self))?;
+        Ok(bytes)
+    }
+}
+
+fn question(offset: u64, len: u64) -> [u8; QUESTION] {
+    let mut question = [0; QUESTION];
+    let (first, second) = question.split_at_mut(QUESTION / 2);
+    first.copy_from_slice(&offset.to_ne_bytes());
+    second.copy_from_slice(&len.to_ne_bytes());
+    question
+}
+
+/// Sees that the host has room for a range of a file, where it can say so.
+fn reserve(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    // SAFETY: a call on our own file; the numbers are below 2^63, for memory is.
+    match unsafe { libc::fallocate(file.as_raw_fd(), 0, offset as i64, len as i64) } {
+        -1 if last_errno() != libc::EOPNOTSUPP => Err(io::Error::last_os_error()),
+        _ => Ok(()),
     }
 }
 
@@ -74,7 +139,9 @@ impl Drop for FrozenMemory {
     fn drop(&mut self) {
         self.memory.mapping().forget_given();
         // It ends with its socket.
-        let _ = self.socket.shutdown(std::net::Shutdown::Both);
+        if !self.pours {
+            let _ = self.socket.shutdown(std::net::Shutdown::Both);
+        }
         // SAFETY: a child of ours that nobody else waits for.
         while unsafe { libc::waitpid(self.copy, std::ptr::null_mut(), 0) } == -1
             && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
@@ -96,9 +163,16 @@ unsafe fn serve(socket: libc::c_int, base: *const u8, len: usize) -> ! {
         libc::close_range(1, libc::c_uint::MAX, 0);
         loop {
             let mut question = [0u64; QUESTION / 8];
-            let got = libc::recv(socket, question.as_mut_ptr().cast(), QUESTION, libc::MSG_WAITALL);
-            let [offset, asked] = question.map(|number| number as usize);
-            if got != QUESTION as isize || offset > len || asked > len - offset {
+            let mut files = [0; 3];
+            if !receive(socket, &mut question, &mut files) {
+                libc::_exit(0);
+            }
+            let [offset, asked] = question;
+            if offset == POUR {
+                libc::_exit(pour(std::slice::from_raw_parts(base, len), files));
+            }
+            let (offset, asked) = (offset as usize, asked as usize);
+            if offset > len || asked > len - offset {
                 libc::_exit(0);
             }
             let mut sent = 0;
@@ -113,10 +187,123 @@ unsafe fn serve(socket: libc::c_int, base: *const u8, len: usize) -> ! {
     }
 }
 
+/// A question, with the files that come along, if some do; false at the end.
+///
+/// # Safety
+///
+/// As for [`serve`].
+unsafe fn receive(
+    socket: libc::c_int,
+    question: &mut [u64; QUESTION / 8],
+    files: &mut [libc::c_int; 3],
+) -> bool {
+    let mut space = [0u64; 8];
+    let mut parts = libc::iovec { iov_base: question.as_mut_ptr().cast(), iov_len: QUESTION };
+    // SAFETY: all zeroes is an empty header. It points to what lives as long as the call, with its true sizes; a control message is
+    // read as the C library's macros have it, and no further than it is long.
+    unsafe {
+        let mut header: libc::msghdr = std::mem::zeroed();
+        header.msg_iov = &raw mut parts;
+        header.msg_iovlen = 1;
+        header.msg_control = space.as_mut_ptr().cast();
+        header.msg_controllen = size_of_val(&space);
+        if libc::recvmsg(socket, &raw mut header, libc::MSG_WAITALL) != QUESTION as isize {
+            return false;
+        }
+        let message = libc::CMSG_FIRSTHDR(&raw const header);
+        if !message.is_null()
+            && (*message).cmsg_type == libc::SCM_RIGHTS
+            && (*message).cmsg_len >= libc::CMSG_LEN(size_of_val(files) as u32) as usize
+        {
+            *files = libc::CMSG_DATA(message).cast::<[libc::c_int; 3]>().read_unaligned();
+        }
+    }
+    true
+}
+
+/// Pours the RAM into the first file, tells by the second and listens to the third. Gives an exit status.
+fn pour(ram: &[u8], [file, board, wanted]: [libc::c_int; 3]) -> libc::c_int {
+    let Ok(board) = Board::map(board, ram.len() as u64, true) else { return 1 };
+    let piece_at = |offset: u64| -> Result<(), libc::c_int> {
+        let piece = offset / PIECE;
+        if board.has(piece) {
+            return Ok(());
+        }
+        let start = piece * PIECE;
+        let rest = ram.get(start as usize..).unwrap_or_default();
+        write_pages(file, rest.get(..PIECE as usize).unwrap_or(rest), start)?;
+        board.set(piece);
+        board.wake();
+        Ok(())
+    };
+    let all = || -> Result<(), libc::c_int> {
+        for start in (0..ram.len() as u64).step_by(PIECE as usize) {
+            for offset in std::iter::from_fn(|| wish(wanted)).take(WISHES) {
+                piece_at(offset)?;
+            }
+            piece_at(start)?;
+        }
+        Ok(())
+    };
+    match all() {
+        Ok(()) => 0,
+        Err(errno) => {
+            board.fail(errno);
+            1
+        }
+    }
+}
+
+fn is_zero(page: &[u8]) -> bool {
+    let (words, rest) = page.as_chunks::<16>();
+    words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0)
+}
+
+/// What somebody needs next.
+fn wish(wanted: libc::c_int) -> Option<u64> {
+    let mut offset = [0; 8];
+    // SAFETY: it reads into what is that long.
+    let got = unsafe { libc::read(wanted, offset.as_mut_ptr().cast(), offset.len()) };
+    (got == offset.len() as isize).then(|| u64::from_ne_bytes(offset))
+}
+
+/// Writes the pages that are not zero, neighbours together: what is not written is zero.
+fn write_pages(file: libc::c_int, mut pages: &[u8], mut offset: u64) -> Result<(), libc::c_int> {
+    let len_of = |pages: &[u8], zero| -> usize {
+        let pages = pages.chunks(PAGE_SIZE as usize).take_while(|page| is_zero(page) == zero);
+        pages.map(<[u8]>::len).sum()
+    };
+    while !pages.is_empty() {
+        let (zeroes, rest) = pages.split_at(len_of(pages, true));
+        let (data, rest) = rest.split_at(len_of(rest, false));
+        write_all(file, data, offset + zeroes.len() as u64)?;
+        offset += (zeroes.len() + data.len()) as u64;
+        pages = rest;
+    }
+    Ok(())
+}
+
+fn write_all(file: libc::c_int, mut data: &[u8], mut offset: u64) -> Result<(), libc::c_int> {
+    while !data.is_empty() {
+        // SAFETY: it writes what is that long.
+        let written = unsafe { libc::pwrite(file, data.as_ptr().cast(), data.len(), offset as i64) };
+        match usize::try_from(written) {
+            Ok(0) => return Err(libc::EIO),
+            Ok(written) => {
+                data = data.get(written..).unwrap_or_default();
+                offset += written as u64;
+            }
+            Err(_) if last_errno() == libc::EINTR => {}
+            Err(_) => return Err(last_errno()),
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Gpa;
+    use crate::{Arrival, Check, Gpa, SavedMemory};
 
     #[test]
     fn a_frozen_copy_stays_as_it_was() {
@@ -150,6 +337,98 @@ mod tests {
         let mut data = [0; 5];
         frozen.read(0x60_0000, &mut data).unwrap();
         assert_eq!(data, [0; 5]);
+    }
+
+    /// A file without a name.
+    fn file() -> File {
+        static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("viv-pour-{}-{number}", std::process::id()));
+        let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        file
+    }
+
+    /// A RAM that arrives in `file`, and the pipe's end for reading.
+    fn arriving(file: &File, board: &File, size: u64) -> (GuestMemory, std::io::PipeReader) {
+        let (reader, writer) = std::io::pipe().unwrap();
+        rustix::io::ioctl_fionbio(&reader, true).unwrap();
+        rustix::io::ioctl_fionbio(&writer, true).unwrap();
+        board.set_len(Board::len_for(size)).unwrap();
+        file.set_len(size).unwrap();
+        let arrival =
+            Arrival::new(board, Some(File::from(std::os::fd::OwnedFd::from(writer))), size).unwrap();
+        let saved = SavedMemory {
+            file: file.try_clone().unwrap(),
+            check: Some(Check::Arrival(arrival)),
+            above: Vec::new(),
+            read: Box::new(|_, _| Ok(())),
+        };
+        (GuestMemory::of_saved(&[(Gpa(0), size)], saved).unwrap(), reader)
+    }
+
+    #[test]
+    fn what_is_poured_arrives_and_what_is_needed_comes_first() {
+        const SIZE: u64 = 64 << 20;
+        let memory = GuestMemory::new(&[(Gpa(0), SIZE)]).unwrap();
+        for page in (0..SIZE).step_by(0x1000).filter(|page| page % 0x5000 != 0) {
+            memory.write(Gpa(page + 8), &page.to_le_bytes()).unwrap();
+        }
+        let (file, board) = (file(), file());
+        let (child, wanted) = arriving(&file, &board, SIZE);
+        let wanted = File::from(std::os::fd::OwnedFd::from(wanted));
+        // The last page is asked for before anything is there.
+        let last = std::thread::scope(|scope| {
+            let reader = child.clone();
+            let last = scope.spawn(move || reader.read_array::<8>(Gpa(SIZE - 0x1000 + 8)).unwrap());
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            assert!(!last.is_finished());
+            let bytes = memory.freeze().unwrap().pour(&file, &board, &wanted).unwrap();
+            assert!((SIZE / 5 * 4..=SIZE).contains(&bytes), "{bytes}");
+            drop(wanted);
+            // What happens to the source from now on is its own.
+            memory.fill(Gpa(0), SIZE, 0xff).unwrap();
+            last.join().unwrap()
+        });
+        assert_eq!(u64::from_le_bytes(last), SIZE - 0x1000);
+        // A copy of what has not arrived as a whole waits for it.
+        child.write(Gpa(0x7008), &[7]).unwrap();
+        let mut grandchild = child.freeze().unwrap();
+        assert!(!grandchild.in_use().unwrap().is_empty());
+        for page in (0..SIZE).step_by(0x1000) {
+            let expected = if page % 0x5000 == 0 { 0 } else { page };
+            let mut number = [0; 8];
+            grandchild.read(page + 8, &mut number).unwrap();
+            let changed = if page == 0x7000 { (expected & !0xff) | 7 } else { expected };
+            assert_eq!(u64::from_le_bytes(number), changed);
+            assert_eq!(u64::from_le_bytes(child.read_array(Gpa(page + 8)).unwrap()), changed);
+        }
+        assert_eq!(child.damage(), None);
+    }
+
+    #[test]
+    fn nobody_waits_for_what_never_comes() {
+        let (file, board) = (file(), file());
+        let (child, wanted) = arriving(&file, &board, 1 << 20);
+        std::thread::scope(|scope| {
+            let reader = child.clone();
+            let read = scope.spawn(move || reader.read_array::<8>(Gpa(0x1_0000)));
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            drop(wanted);
+            assert!(read.join().unwrap().is_err());
+        });
+        assert!(child.damage().unwrap().contains("was killed"));
+        assert!(child.freeze().unwrap().in_use().is_err());
+    }
+
+    #[test]
+    fn what_takes_nothing_is_an_error() {
+        let memory = GuestMemory::new(&[(Gpa(0), 1 << 20)]).unwrap();
+        memory.write(Gpa(0), &[1]).unwrap();
+        let (reader, _writer) = std::io::pipe().unwrap();
+        let reader = File::from(std::os::fd::OwnedFd::from(reader));
+        let full = File::options().read(true).write(true).open("/dev/full").unwrap();
+        assert!(memory.freeze().unwrap().pour(&full, &file(), &reader).is_err());
     }
 
     #[test]

@@ -163,6 +163,11 @@ impl GuestMemory {
         self.0.origin.as_ref().is_none_or(|origin| origin.passes(offset, len))
     }
 
+    /// Whether all of it is there, which is waited for.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.0.origin.as_ref().is_none_or(Origin::is_whole)
+    }
+
     /// What the check of [`GuestMemory::of_saved`] has found wrong so far.
     pub fn damage(&self) -> Option<String> {
         self.0.origin.as_ref().and_then(Origin::found)
@@ -459,7 +464,8 @@ mod tests {
             if at == 0x3_0000 { Err("a bit flipped".to_string()) } else { Ok(()) }
         };
         let read = Box::new(|_: u64, _: &mut [u8]| Ok(()));
-        let saved = SavedMemory { file, check: Some(Box::new(check)), above: Vec::new(), read };
+        let saved =
+            SavedMemory { file, check: Some(Check::Content(Box::new(check))), above: Vec::new(), read };
         let memory = GuestMemory::of_saved(&[(Gpa(0), 0x10_0000)], saved).unwrap();
         for gpa in [0x1_0008, 0x1_fff0, 0x2_0000, 0x4_0000] {
             memory.read_array::<8>(Gpa(gpa)).unwrap();

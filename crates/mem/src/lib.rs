@@ -7,6 +7,7 @@
 //! Most of the project's `unsafe` lives here, behind safe calls that check every range.
 
 mod address;
+mod arrival;
 mod code;
 mod frozen;
 mod guest;
@@ -14,6 +15,7 @@ mod mapping;
 mod origin;
 
 pub use address::{Gpa, Gva, PAGE_SIZE};
+pub use arrival::Arrival;
 pub use code::CodeMap;
 pub use frozen::FrozenMemory;
 pub use guest::{GuestMemory, HostRange, MemError, ReadSaved, Region, SavedMemory};

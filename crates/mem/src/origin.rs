@@ -1,5 +1,6 @@
 //! What memory that comes from a file must pass before somebody sees it: each piece is checked when it is first reached.
 
+use crate::Arrival;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,8 +8,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// Bytes that are checked at once.
 pub(crate) const PIECE: u64 = 64 << 10;
 
-/// Looks at a range of the file, of whole pieces but at the end, and says what is wrong with it.
-pub type Check = Box<dyn Fn(u64, u64) -> Result<(), String> + Send + Sync>;
+/// What a piece must pass.
+pub enum Check {
+    /// This looks at a range of the file, of whole pieces but at the end, and says what is wrong with it.
+    Content(Box<dyn Fn(u64, u64) -> Result<(), String> + Send + Sync>),
+    /// It must be there.
+    Arrival(Arrival),
+}
 
 /// Told what is wrong, once.
 type Watcher = Box<dyn FnOnce(&str) + Send>;
@@ -59,7 +65,12 @@ impl Origin {
                 return true;
             }
             let at = piece * PIECE;
-            match (self.check)(at, PIECE.min(self.size - at)) {
+            let len = PIECE.min(self.size - at);
+            let passes = match &self.check {
+                Check::Content(look) => look(at, len),
+                Check::Arrival(arrival) => arrival.wait(at, len),
+            };
+            match passes {
                 Ok(()) => {
                     word.fetch_or(bit, Ordering::Relaxed);
                     true
@@ -70,6 +81,11 @@ impl Origin {
                 }
             }
         })
+    }
+
+    /// Whether all of it is there, which is waited for.
+    pub(crate) fn is_whole(&self) -> bool {
+        matches!(self.check, Check::Content(_)) || self.passes(0, self.size)
     }
 
     fn report(&self, what: String) {

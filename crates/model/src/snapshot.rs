@@ -97,7 +97,8 @@ pub struct Content {
     pub bytes: u64,
     /// Bytes of it that are not left out, nor in the layers below.
     pub data_bytes: u64,
-    /// The checksum of its checksums, in hexadecimal digits.
+    /// The checksum of its checksums, in hexadecimal digits. Empty: it has none, for it arrives while it is used. So it is with the memory of
+    /// a fork, which no snapshot that is kept has.
     pub checksum: String,
     /// If it is only what differs from what is below: the checksum of the map of its pieces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -141,6 +142,11 @@ impl Manifest {
     /// Whether it has only what differs from another one.
     pub fn is_differential(&self) -> bool {
         self.contents().any(|content| content.map.is_some())
+    }
+
+    /// Whether its memory arrives while it is used.
+    pub fn memory_arrives(&self) -> bool {
+        self.memory.checksum.is_empty()
     }
 
     fn contents(&self) -> impl Iterator<Item = &Content> {

@@ -211,7 +211,7 @@ impl Life {
                 // A guest without an agent is waited for in vain: nobody waits for this.
                 let told = thread::Builder::new()
                     .name("renew".into())
-                    .spawn(move || crate::renew::run(&name, &[nic]));
+                    .spawn(move || crate::renew::run(&name, &[nic], false));
                 told.map(drop).map_err(broken("make a thread"))
             }
             Ask::ResizeMemory { mib } => self.resize_memory(mib),
@@ -523,9 +523,10 @@ fn live(prepared: Prepared, build: &Build) -> Result<End, Fault> {
     spawn("panic", move || watch_for_standstill(&shared))?;
     if spec.resume {
         let (shared, name, nics) = (life.clone(), spec.name.clone(), spec.machine.nics.clone());
+        let is_copy = spec.is_copy;
         shared.set_told(false);
         spawn("renew", move || {
-            crate::renew::run(&name, &nics);
+            crate::renew::run(&name, &nics, is_copy);
             shared.set_told(true);
         })?;
     }

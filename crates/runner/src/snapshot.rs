@@ -1,14 +1,17 @@
 //! Snapshots from inside the VM's process: into files that the host service has opened, and back from the VM's own directory.
 use crate::guest::Moment;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use viv_api::runner::{RESUME, SnapshotAsk};
-use viv_machine::{Frozen, Machine, MachineIo, MachineSaved, Preserved, SavedMemory};
-use viv_model::{Accel, Content, DiskContent, DiskSpec, Fault, Kind, MachineSpec, SavedParts};
+use viv_api::runner::{MEMORY_BOARD, MEMORY_WANTED, RESUME, SnapshotAsk};
+use viv_machine::{Arrival, Check, Frozen, Machine, MachineIo, MachineSaved, Preserved, SavedMemory};
+use viv_model::{Accel, Content, DiskContent, DiskSpec, Fault, Kind, MachineSpec, Manifest, SavedParts};
 use viv_snapshot::{
-    Base, Ranges, ReadChunk, Since, open_memory, read_manifest, read_section, write_content, write_section,
+    Base, MEMORY, Ranges, ReadChunk, Since, SnapshotError, open_memory, read_manifest, read_section,
+    write_content, write_section,
 };
 
 /// The section with the machine's state, and the version of its form.
@@ -22,6 +25,8 @@ pub struct Files {
     memory: Target,
     /// With their numbers.
     disks: Vec<(usize, Target)>,
+    /// If the memory may arrive later: its board, and the pipe with what is needed next.
+    arrival: Option<(File, File)>,
 }
 
 /// Where a memory or a disk is saved to.
@@ -86,7 +91,8 @@ impl Files {
         let memory = target()?;
         let written = disks.iter().enumerate().filter(|(_, disk)| !disk.read_only);
         let disks = written.map(|(index, _)| Ok((index, target()?))).collect::<Result<_, Fault>>()?;
-        Ok(Files { ask: ask.clone(), state, memory, disks })
+        let arrival = if ask.arrives { Some((next()?, next()?)) } else { None };
+        Ok(Files { ask: ask.clone(), state, memory, disks, arrival })
     }
 
     /// Empty files of the disks' sizes, by which they keep what changes.
@@ -107,12 +113,24 @@ impl Moment for Frozen {
         let bytes = serde_json::to_vec(&state).map_err(|error| failed("state")(error.into()))?;
         let section =
             write_section(&files.state, SECTION.0, SECTION.1, 0, &bytes).map_err(failed("state"))?;
-        let ranges = memory.in_use().map_err(failed("memory"))?;
         let size = memory.size();
-        let read = &mut |offset, data: &mut [u8]| memory.read(offset, data).map(|()| true);
-        let content = files.memory.write(size, &ranges, |_| false, read).map_err(failed("memory"))?;
-        // Whose pages need not be kept any longer.
-        drop(memory);
+        let content = match &files.arrival {
+            None => {
+                let ranges = memory.in_use().map_err(failed("memory"))?;
+                let read = &mut |offset, data: &mut [u8]| memory.read(offset, data).map(|()| true);
+                let content = files.memory.write(size, &ranges, |_| false, read);
+                // Whose pages need not be kept any longer.
+                drop(memory);
+                content.map_err(failed("memory"))?
+            }
+            Some((board, wanted)) => Content {
+                bytes: size,
+                data_bytes: memory.pour(&files.memory.file, board, wanted).map_err(failed("memory"))?,
+                checksum: String::new(),
+                map: None,
+                below: Vec::new(),
+            },
+        };
         let followed = disks_since.is_some() && disks_since == files.ask.since;
         let each = |((index, disk), (_, target)): (&(usize, Preserved), &(usize, Target))| {
             let known = |at| followed && disk.is_unchanged(at);
@@ -153,18 +171,49 @@ pub(crate) fn resume(spec: &MachineSpec, io: MachineIo) -> Result<Machine, Fault
         let text = format!("the state of the snapshot is not understood: {error}");
         Fault::new(Kind::Error, text, "restore it with the release that made it")
     })?;
-    let memory = Arc::new(open_memory(&manifest, dir)?);
+    let arrives = manifest.memory_arrives();
+    let memory = if arrives { arriving(&manifest, dir) } else { checked(&manifest, dir) }?;
+    let gone = || std::fs::remove_dir_all(dir).map_err(failed("directory"));
+    if arrives {
+        // What never comes is not waited for again.
+        gone()?;
+    }
+    let spec = MachineSpec { accel: manifest.machine.accel, ..spec.clone() };
+    let machine = Machine::restore(&spec, io, &saved, memory)?;
+    machine.follow_disks(&manifest.id);
+    if !arrives {
+        gone()?;
+    }
+    Ok(machine)
+}
+
+/// The memory of a snapshot, which is compared with what was written as it is used.
+fn checked(manifest: &Manifest, dir: &Path) -> Result<SavedMemory, Fault> {
+    let memory = Arc::new(open_memory(manifest, dir)?);
     let file = memory.lowest().try_clone().map_err(failed("memory"))?;
     let (above, layers) = (memory.above().to_vec(), memory.clone());
     let read = Box::new(move |at, data: &mut [u8]| layers.read(at, data));
-    let check = Box::new(move |at, len| memory.verify_range(at, len).map_err(|error| error.to_string()));
-    let machine = Machine::restore(
-        &MachineSpec { accel: manifest.machine.accel, ..spec.clone() },
-        io,
-        &saved,
-        SavedMemory { file, check: Some(check), above, read },
-    )?;
-    machine.follow_disks(&manifest.id);
-    std::fs::remove_dir_all(dir).map_err(failed("directory"))?;
-    Ok(machine)
+    let look = move |at, len| memory.verify_range(at, len).map_err(|error| error.to_string());
+    Ok(SavedMemory { file, check: Some(Check::Content(Box::new(look))), above, read })
+}
+
+/// The memory of a fork, which comes from the VM that it is a fork of.
+fn arriving(manifest: &Manifest, dir: &Path) -> Result<SavedMemory, Fault> {
+    let open = |name: &str| {
+        let path = dir.join(name);
+        File::open(&path).map_err(SnapshotError::io("open", &path))
+    };
+    let (file, board) = (open(MEMORY)?, open(MEMORY_BOARD)?);
+    let path = dir.join(MEMORY_WANTED);
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let wanted = match rustix::fs::open(&path, flags, Mode::empty()) {
+        Ok(pipe) => Some(File::from(pipe)),
+        // Nobody reads it any more: all of the memory is there, or never will be.
+        Err(Errno::NXIO) => None,
+        Err(error) => return Err(SnapshotError::io("open", &path)(error.into()).into()),
+    };
+    let arrival = Arrival::new(&board, wanted, manifest.memory.bytes)
+        .map_err(SnapshotError::io("use", &dir.join(MEMORY_BOARD)))?;
+    let read = Box::new(|_, _: &mut [u8]| Err(std::io::ErrorKind::Unsupported.into()));
+    Ok(SavedMemory { file, check: Some(Check::Arrival(arrival)), above: Vec::new(), read })
 }

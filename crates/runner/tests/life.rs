@@ -239,6 +239,7 @@ impl Stage {
             health: None,
             program: None,
             resume: false,
+            is_copy: false,
         };
         change(&mut spec);
         fs::write(dir.join(SPEC), serde_json::to_vec(&spec).unwrap()).unwrap();

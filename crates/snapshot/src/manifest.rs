@@ -125,17 +125,19 @@ fn is_plain_file(name: &str) -> bool {
         || name.strip_prefix(IMAGE_PART).is_some_and(is_part)
 }
 
-/// Writes the manifest: with it, the snapshot is there. All else must be on the disk by then.
-pub fn write_manifest(manifest: &Manifest, dir: &Path) -> Result<(), SnapshotError> {
+/// Writes the manifest: with it, the snapshot is there. If it is to outlive the host, all else must be on the disk by then.
+pub fn write_manifest(manifest: &Manifest, dir: &Path, outlives_host: bool) -> Result<(), SnapshotError> {
     let path = dir.join(MANIFEST);
     let beside = dir.join("manifest.new");
     let json = serde_json::to_string(manifest).unwrap_or_default();
     let write = || {
         let mut file = File::create(&beside)?;
         writeln!(file, "{json}\nblake3 {}", blake3::hash(json.as_bytes()).to_hex())?;
-        file.sync_all()?;
+        if outlives_host {
+            file.sync_all()?;
+        }
         std::fs::rename(&beside, &path)?;
-        File::open(dir)?.sync_all()
+        if outlives_host { File::open(dir)?.sync_all() } else { Ok(()) }
     };
     write().map_err(SnapshotError::io("write", &path))
 }

@@ -102,8 +102,15 @@ fn measure(options: &Options, dir: &Path, boot: &(PathBuf, PathBuf, String)) -> 
         note("restore of it, whole command", timed(&["restore", DIFFERENTIAL, "--name", "bench-gone-on"])?);
         guest::viv_output(&["rm", "-f", "bench-gone-on"])?;
         guest::viv_output(&["snapshot", "rm", SNAPSHOT, DIFFERENTIAL])?;
-        note("fork, whole command", timed(&["fork", VM, "--name", "bench-gone-on"])?);
+        let fork = timed(&["fork", VM, "--name", "bench-gone-on"])?;
+        note("fork, whole command", fork);
+        let first = timed(&["exec", "bench-gone-on", "--", "true"])?;
+        note("fork, until a command has run in it", fork + first);
         guest::viv_output(&["rm", "-f", "bench-gone-on"])?;
+        note("20 forks, whole command", timed(&["fork", VM, "--count", "20"])?);
+        let forks: Vec<String> = (1..=20).map(|number| format!("{VM}-fork-{number}")).collect();
+        let remove = ["rm", "-f"].into_iter().chain(forks.iter().map(String::as_str));
+        guest::viv_output(&remove.collect::<Vec<_>>())?;
     }
     // Whose memory is of different sizes.
     for (memory, name) in [("128M", "bench-small"), ("4G", "bench-large")] {

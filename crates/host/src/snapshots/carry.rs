@@ -127,7 +127,7 @@ impl Snapshots {
                 fs::rename(beside.join(name), dir.join(name)).map_err(io_fault("move", &dir))?;
             }
             fs::remove_dir_all(&beside).map_err(io_fault("remove", &beside))?;
-            write_manifest(&manifest, &dir)?;
+            write_manifest(&manifest, &dir, true)?;
             File::open(self.places.snapshots())
                 .and_then(|all| all.sync_all())
                 .map_err(io_fault("write", &dir))

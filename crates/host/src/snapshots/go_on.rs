@@ -6,9 +6,12 @@ use crate::plugs::card;
 use crate::seed::{self, SEED, SETTINGS};
 use crate::store::VmRecord;
 use std::fs::{self, DirBuilder};
+use std::num::NonZero;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
-use viv_api::runner::RESUME;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread;
+use viv_api::runner::{MEMORY_BOARD, MEMORY_WANTED, RESUME};
 use viv_api::snapshot::{SnapshotCreate, SnapshotRestore, VmFork, VmRollback};
 use viv_api::vm::{Vm, VmStart};
 use viv_block::{CreateOptions, Qcow2};
@@ -88,22 +91,25 @@ impl Snapshots {
         let comment = format!("of a fork of {}", source.name);
         let between = SnapshotCreate { comment, ..SnapshotCreate::default() };
         let (dir, manifest) = self.make(vm, &between, Purpose::Fork)?;
-        let mut made = Vec::new();
-        let outcome = (1..=ask.count).try_for_each(|number| {
+        let one = |number| {
             let ask = SnapshotRestore { name: Some(name(number)), remove: ask.remove, ..Default::default() };
             let record = self.record(&manifest, &ask)?;
-            made.push(self.go_on(&dir, &manifest, record, &[], &VmStart::default())?);
-            Ok(())
-        });
+            self.go_on(&dir, &manifest, record, &[], &VmStart::default())
+        };
+        let made = side_by_side(ask.count, &one);
         // The forks have links to what they need of it.
         let _ = self.discard(&dir);
-        if let Err(fault) = outcome {
-            for vm in &made {
-                let _ = self.vms.remove(&vm.id, true);
+        let (made, failed): (Vec<_>, Vec<_>) = made.into_iter().partition(Result::is_ok);
+        let made: Vec<Vm> = made.into_iter().flatten().collect();
+        match failed.into_iter().find_map(Result::err) {
+            None => Ok(made),
+            Some(fault) => {
+                for vm in &made {
+                    let _ = self.vms.remove(&vm.id, true);
+                }
+                Err(fault)
             }
-            return Err(fault);
         }
-        Ok(made)
     }
 
     /// The VM goes on from a snapshot of it; what it has become since is lost.
@@ -171,6 +177,36 @@ impl Snapshots {
     }
 }
 
+/// Makes all, as many at a time as the host has processors, until one fails; in order.
+fn side_by_side<T: Send>(
+    count: u32,
+    make: &(impl Fn(u32) -> Result<T, Fault> + Sync),
+) -> Vec<Result<T, Fault>> {
+    let (next, failed) = (AtomicU32::new(1), AtomicBool::new(false));
+    let work = || {
+        let mut made = Vec::new();
+        while !failed.load(Ordering::Relaxed) {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number > count {
+                break;
+            }
+            let one = make(number);
+            failed.fetch_or(one.is_err(), Ordering::Relaxed);
+            made.push((number, one));
+        }
+        made
+    };
+    let workers = thread::available_parallelism().map_or(1, NonZero::get).min(count as usize);
+    let mut made: Vec<_> = thread::scope(|scope| {
+        let others: Vec<_> = (1..workers).map(|_| scope.spawn(work)).collect();
+        let mut made = work();
+        made.extend(others.into_iter().flat_map(|other| other.join().unwrap_or_default()));
+        made
+    });
+    made.sort_by_key(|(number, _)| *number);
+    made.into_iter().map(|(_, one)| one).collect()
+}
+
 /// Removes what the VM had before it was rolled back, of its own.
 fn forget_disks(vm: &Path, before: &MachineSpec, now: &Path) {
     for disk in &before.disks {
@@ -202,9 +238,19 @@ fn forget_image(vm: &Path) {
 pub(super) fn lay_out(from: &Path, manifest: &Manifest, dir: &Path) -> Result<MachineSpec, Fault> {
     let resume = dir.join(RESUME);
     DirBuilder::new().recursive(true).mode(0o700).create(&resume).map_err(io_fault("make", &resume))?;
-    let memory = content_files(MEMORY, &manifest.memory).into_iter().map(|(name, _)| name);
-    for name in [MANIFEST, STATE].map(str::to_string).into_iter().chain(memory) {
-        link(&from.join(&name), &resume.join(&name))?;
+    for name in [MANIFEST, STATE] {
+        link(&from.join(name), &resume.join(name))?;
+    }
+    if manifest.memory_arrives() {
+        // A copy would be another file than that into which it comes.
+        for name in [MEMORY, MEMORY_BOARD, MEMORY_WANTED] {
+            let path = resume.join(name);
+            fs::hard_link(from.join(name), &path).map_err(io_fault("make", &path))?;
+        }
+    } else {
+        for (name, _) in content_files(MEMORY, &manifest.memory) {
+            link(&from.join(&name), &resume.join(&name))?;
+        }
     }
     let mut machine = manifest.machine.clone();
     for file in &manifest.files {

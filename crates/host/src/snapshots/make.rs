@@ -1,6 +1,6 @@
 //! Snapshots of VMs that live.
 use super::targets::Targets;
-use super::{Snapshots, io_fault, link};
+use super::{PASSING, Snapshots, io_fault, link};
 use crate::names;
 use crate::programs;
 use crate::seed::{self, SEED, SETTINGS};
@@ -43,9 +43,14 @@ impl Snapshots {
     ) -> Result<(PathBuf, Manifest), Fault> {
         let (record, runner) = self.vms.find(vm)?;
         programs::refuse_to_save(&record)?;
-        let name = self.name(ask.name.as_deref(), &record.name)?;
+        // Who comes to be once only needs no name.
+        let named = (purpose != Purpose::Fork).then(|| self.name(ask.name.as_deref(), &record.name));
+        let named = named.transpose()?;
         let id = names::identity().map_err(io_fault("read", Path::new("/dev/urandom")))?;
-        let dir = self.places.snapshots().join(&id);
+        let mut dir = self.places.snapshots().join(&id);
+        if purpose == Purpose::Fork {
+            dir.set_extension(PASSING);
+        }
         let state = self.vms.get(&record.id)?.state;
         if !matches!(state, State::Running | State::Paused) {
             return Err(Fault::new(
@@ -55,7 +60,7 @@ impl Snapshots {
             ));
         }
         let base = self.base_of(&record, purpose, ask.full);
-        let made = Targets::make(&dir, &id, &record, base).and_then(|targets| {
+        let made = Targets::make(&dir, &id, &record, base, purpose).and_then(|targets| {
             // The VM may be stopped or removed meanwhile: then there is no snapshot.
             let parts = targets.complete(runner.snapshot(&targets.ask, &targets.files)?)?;
             self.keep_files(&dir, &parts, &targets.new, purpose)?;
@@ -64,7 +69,7 @@ impl Snapshots {
                 format: if targets.ask.since.is_some() { FORMAT } else { 1 },
                 release: env!("CARGO_PKG_VERSION").to_string(),
                 id: id.clone(),
-                name: name.name.clone(),
+                name: named.as_ref().map_or(&record.name, |named| &named.name).clone(),
                 comment: ask.comment.clone(),
                 created_unix_s: Timestamp::now().unix_s,
                 vm: (record.id.clone(), record.name.clone()),
@@ -82,8 +87,9 @@ impl Snapshots {
                 disks: parts.disks,
                 files: kept,
             };
-            write_manifest(&manifest, &dir)?;
-            if purpose != Purpose::Fork {
+            let outlives_host = purpose != Purpose::Fork;
+            write_manifest(&manifest, &dir, outlives_host)?;
+            if outlives_host {
                 let all = self.places.snapshots();
                 File::open(&all).and_then(|all| all.sync_all()).map_err(io_fault("write", &all))?;
             }

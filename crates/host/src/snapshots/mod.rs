@@ -41,6 +41,8 @@ use viv_snapshot::{MANIFEST, SnapshotError, read_manifest, verify, verify_disk};
 
 /// The extension of a directory that is being removed.
 const GONE: &str = "gone";
+/// That of one that is only there for what comes from it now.
+const PASSING: &str = "passing";
 /// A snapshot's directory, and what its manifest says, or why nothing.
 type Found = (PathBuf, Result<Manifest, Fault>);
 
@@ -81,7 +83,7 @@ impl Snapshots {
         DirBuilder::new().recursive(true).mode(0o700).create(&all).map_err(io_fault("make", &all))?;
         for entry in fs::read_dir(&all).map_err(io_fault("read", &all))?.flatten() {
             let path = entry.path();
-            let gone = path.extension().is_some_and(|extension| extension == GONE);
+            let gone = path.extension().is_some_and(|extension| extension == GONE || extension == PASSING);
             if gone || !path.join(MANIFEST).exists() {
                 let _ = fs::remove_dir_all(&path);
             }

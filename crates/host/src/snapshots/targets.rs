@@ -2,10 +2,11 @@
 use super::make::Purpose;
 use super::{Snapshots, io_fault, link};
 use crate::store::VmRecord;
+use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use viv_api::runner::SnapshotAsk;
+use viv_api::runner::{MEMORY_BOARD, MEMORY_WANTED, SnapshotAsk};
 use viv_model::{Content, Fault, Kind, Layer, Manifest, SavedParts};
 use viv_snapshot::{LAYERS_MAX, MEMORY, STATE, disk_file, layer_file, map_file, sums_file};
 
@@ -55,15 +56,16 @@ impl Targets {
         id: &str,
         record: &VmRecord,
         base: Option<(PathBuf, Manifest)>,
+        purpose: Purpose,
     ) -> Result<Targets, Fault> {
         if let Some(base) = base {
-            if let Ok(targets) = Targets::above(dir, id, record, Some(&base)) {
+            if let Ok(targets) = Targets::above(dir, id, record, Some(&base), purpose) {
                 return Ok(targets);
             }
             // It was removed meanwhile: this one stands alone.
             fs::remove_dir_all(dir).map_err(io_fault("remove", dir))?;
         }
-        Targets::above(dir, id, record, None)
+        Targets::above(dir, id, record, None, purpose)
     }
 
     fn above(
@@ -71,12 +73,14 @@ impl Targets {
         id: &str,
         record: &VmRecord,
         base: Option<&(PathBuf, Manifest)>,
+        purpose: Purpose,
     ) -> Result<Targets, Fault> {
         DirBuilder::new().mode(0o700).create(dir).map_err(io_fault("make", dir))?;
         let ask = SnapshotAsk {
             id: id.to_string(),
             since: base.map(|(_, manifest)| manifest.id.clone()),
             below: Vec::new(),
+            arrives: purpose == Purpose::Fork,
         };
         let mut targets = Targets { ask, files: Vec::new(), new: Vec::new(), below: Vec::new() };
         targets.create(&dir.join(STATE))?;
@@ -90,7 +94,21 @@ impl Targets {
                 targets.content(dir, &disk_file(index), below)?;
             }
         }
+        if targets.ask.arrives {
+            targets.create(&dir.join(MEMORY_BOARD))?;
+            targets.listen(&dir.join(MEMORY_WANTED))?;
+        }
         Ok(targets)
+    }
+
+    /// A pipe by which the VM's process is told something.
+    fn listen(&mut self, path: &Path) -> Result<(), Fault> {
+        let mode = Mode::RUSR | Mode::WUSR;
+        let made = mknodat(CWD, path, FileType::Fifo, mode, 0);
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let pipe = made.and_then(|()| open(path, flags, Mode::empty()));
+        self.files.push(pipe.map_err(|error| io_fault("make", path)(error.into()))?.into());
+        Ok(())
     }
 
     fn create(&mut self, path: &Path) -> Result<(), Fault> {

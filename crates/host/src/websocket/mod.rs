@@ -66,52 +66,49 @@ pub(crate) fn is_asked_for(endpoint: &Endpoint, request: &Request<Incoming>) -> 
     Err(Box::new(refused))
 }
 
+/// A stream of a VM that is carried.
+pub(crate) struct Stream {
+    pub(crate) there: UnixStream,
+    /// The VM's name and process.
+    pub(crate) name: String,
+    pub(crate) runner: Runner,
+}
+
 /// A VM's serial console.
 pub(crate) fn console(
     service: &Arc<Service>,
     request: Request<Bytes>,
-    there: UnixStream,
-    name: String,
-    runner: Runner,
+    stream: Stream,
 ) -> Result<Response<Body>, Fault> {
-    let inward = Inward::Console(sizes(runner.clone()));
-    answer(service, request, there, inward, Outward::Bytes, async move {
-        gone(&name, &runner, END_LIMIT).await.unwrap_or_else(|| {
-            Closing::new(CloseCode::Error, format!("the console of VM {name:?} broke off"))
-        })
-    })
+    let inward = Inward::Console(sizes(stream.runner.clone()));
+    let broke_off = broke_off("console", &stream.name);
+    answer(service, request, stream, inward, Outward::Bytes, (END_LIMIT, broke_off))
 }
 
 /// A command in a VM.
 pub(crate) fn exec(
     service: &Arc<Service>,
     request: Request<Bytes>,
-    there: UnixStream,
-    name: String,
-    runner: Runner,
+    stream: Stream,
 ) -> Result<Response<Body>, Fault> {
     let (inward, outward) = (Inward::Exec { begun: false }, Outward::Agent(Decoder::new()));
-    answer(service, request, there, inward, outward, async move {
-        gone(&name, &runner, END_LIMIT)
-            .await
-            .unwrap_or_else(|| Closing::new(CloseCode::Error, format!("the agent of VM {name:?} broke off")))
-    })
+    let broke_off = broke_off("agent", &stream.name);
+    answer(service, request, stream, inward, outward, (END_LIMIT, broke_off))
 }
 
 /// A TCP port of a VM.
 pub(crate) fn port(
     service: &Arc<Service>,
     request: Request<Bytes>,
-    there: UnixStream,
-    name: String,
-    runner: Runner,
+    stream: Stream,
 ) -> Result<Response<Body>, Fault> {
-    answer(service, request, there, Inward::Port, Outward::Bytes, async move {
-        gone(&name, &runner, Duration::ZERO).await.unwrap_or_else(|| {
-            let text = format!("VM {name:?} has closed the connection, or nothing listens there");
-            Closing::new(CloseCode::Normal, text)
-        })
-    })
+    let text = format!("VM {:?} has closed the connection, or nothing listens there", stream.name);
+    let closed = Closing::new(CloseCode::Normal, text);
+    answer(service, request, stream, Inward::Port, Outward::Bytes, (Duration::ZERO, closed))
+}
+
+fn broke_off(what: &str, name: &str) -> Closing {
+    Closing::new(CloseCode::Error, format!("the {what} of VM {name:?} broke off"))
 }
 
 /// How the VM has ended, if it has or does within this time.
@@ -140,14 +137,15 @@ fn sizes(runner: Runner) -> watch::Sender<ConsoleSize> {
     told
 }
 
-/// Answers with a switch of protocols, and then carries messages; `end` says why `there` has ended.
+/// Answers with a switch of protocols, and then carries messages. Why the stream has ended is said as `broke_off` has it, unless the VM
+/// ends within that time.
 fn answer(
     service: &Arc<Service>,
     mut request: Request<Bytes>,
-    there: UnixStream,
+    Stream { there, name, runner }: Stream,
     inward: Inward,
     outward: Outward,
-    end: impl Future<Output = Closing> + Send + 'static,
+    (limit, broke_off): (Duration, Closing),
 ) -> Result<Response<Body>, Fault> {
     let place = service.sockets.clone().try_acquire_owned().map_err(|_| {
         let text = format!("{SOCKETS_MAX} WebSockets are open, which is the most");
@@ -162,6 +160,7 @@ fn answer(
         if let Ok(here) = upgrade.await {
             let socket =
                 WebSocketStream::from_raw_socket(TokioIo::new(here), Role::Server, Some(config())).await;
+            let end = async { gone(&name, &runner, limit).await.unwrap_or(broke_off) };
             carry(socket, there, inward, outward, end, &Pace::default()).await;
         }
         drop((busy, place));
