@@ -176,9 +176,8 @@ impl Arrival {
     /// Says what is needed next; false if nobody hears it. A full pipe is as good as asked: all comes in the end.
     fn ask_for(&self, piece: u64) -> bool {
         let Some(mut wanted) = self.wanted.as_ref() else { return false };
-        match wanted.write(&(piece * PIECE).to_ne_bytes()) {
-            Ok(_) => true,
-            Err(error) => error.kind() != io::ErrorKind::BrokenPipe,
-        }
+        // So few bytes go at once or not at all (pipe(7)).
+        let asked = wanted.write_all(&(piece * PIECE).to_ne_bytes());
+        asked.err().is_none_or(|error| error.kind() != io::ErrorKind::BrokenPipe)
     }
 }
