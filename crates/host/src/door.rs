@@ -1,6 +1,7 @@
 //! What every request passes before it is answered: who asks may do this; it is understood, or refused by the book (RFC 9110).
 use crate::access::{self, Caller, Peer};
 use crate::audit::Done;
+use crate::connections::Place;
 use crate::http::{self, Body, Refused};
 use crate::manners::{self, Client};
 use crate::routes;
@@ -67,6 +68,9 @@ async fn pass(
     let refused = |fault: Fault| Box::new(http::fault(&fault));
     caller.may(endpoint).map_err(refused)?;
     let request = understood(endpoint, request).await?;
+    if let Some(place) = Place::of(request.extensions()) {
+        place.asked();
+    }
     let is_there = |image: &str| service.images.get(image).is_ok();
     caller.may_name(endpoint, &arguments, request.body(), is_there).map_err(refused)?;
     routes::answer(service.clone(), caller, endpoint.route, arguments, request).await.map_err(refused)

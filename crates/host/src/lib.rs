@@ -21,6 +21,7 @@ mod admission;
 mod audit;
 mod blocking;
 mod builder;
+mod connections;
 mod container_ask;
 mod creation;
 mod described;

@@ -1,13 +1,15 @@
 //! Connections from the network: TLS, so many at a time and from one address, and none that only waits.
 use crate::access::Peer;
+use crate::connections::{Connections, Place};
 use crate::manners::Client;
 use crate::service::{self, Service};
 use crate::tls::own_names;
 use crate::tokens::sha256;
+use futures_util::future::{Either, select};
 use rustls::ServerConfig;
-use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
@@ -64,24 +66,16 @@ pub(crate) fn open(
     }
     let names = own_names(&listen.names);
     let config = Arc::new(service.access.certificate_authority()?.server(&names)?);
-    let counts = Arc::new(Mutex::new(HashMap::new()));
+    let connections = Connections::new(CONNECTIONS_MAX, OF_ADDRESS_MAX);
     for socket in sockets {
         let broken = |error| Fault::new(Kind::Error, format!("cannot listen: {error}"), "try another port");
         let at = socket.local_addr().map_err(broken)?;
         let listener = TcpListener::from_std(socket).map_err(broken)?;
         service.access.listens(at, &names);
         eprintln!("viv serve: listens at https://{at}; clients trust it by: viv cert ca");
-        tokio::spawn(accept(service.clone(), listener, config.clone(), counts.clone()));
+        tokio::spawn(accept(service.clone(), listener, config.clone(), connections.clone()));
     }
     Ok(())
-}
-
-type Counts = Arc<Mutex<HashMap<IpAddr, usize>>>;
-
-/// A place among the connections of an address.
-struct Place {
-    counts: Counts,
-    of: IpAddr,
 }
 
 /// The address, or with IPv6 its network of 64 bits, which one client may have for itself.
@@ -92,35 +86,17 @@ pub(crate) fn network_of(address: IpAddr) -> IpAddr {
     }
 }
 
-impl Place {
-    fn take(counts: &Counts, address: IpAddr) -> Option<Place> {
-        let of = network_of(address);
-        let mut known = counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let all: usize = known.values().sum();
-        let count = known.get(&of).copied().unwrap_or_default();
-        (all < CONNECTIONS_MAX && count < OF_ADDRESS_MAX).then(|| {
-            known.insert(of, count + 1);
-            Place { counts: counts.clone(), of }
-        })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut known = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        match known.get_mut(&self.of) {
-            Some(count) if *count > 1 => *count -= 1,
-            _ => drop(known.remove(&self.of)),
-        }
-    }
-}
-
-async fn accept(service: Arc<Service>, listener: TcpListener, config: Arc<ServerConfig>, counts: Counts) {
+async fn accept(
+    service: Arc<Service>,
+    listener: TcpListener,
+    config: Arc<ServerConfig>,
+    connections: Arc<Connections>,
+) {
     loop {
         match listener.accept().await {
             // One too many is closed at once.
             Ok((socket, from)) => {
-                if let Some(place) = Place::take(&counts, from.ip()) {
+                if let Some(place) = connections.take(Some(network_of(from.ip()))) {
                     tokio::spawn(greet(service.clone(), socket, from, config.clone(), place));
                 }
             }
@@ -134,40 +110,17 @@ async fn greet(
     socket: TcpStream,
     from: SocketAddr,
     config: Arc<ServerConfig>,
-    place: Place,
+    place: Arc<Place>,
 ) {
     let _ = socket.set_nodelay(true);
     let client = Client::at(from.ip());
     service.manners.wait(client).await;
-    let greeted = tokio::time::timeout(HEAD_LIMIT, TlsAcceptor::from(config).accept(socket)).await;
+    let greeting = tokio::time::timeout(HEAD_LIMIT, TlsAcceptor::from(config).accept(socket));
+    let Either::Left((greeted, _)) = select(pin!(greeting), pin!(place.given_up())).await else { return };
     if let Ok(Ok(stream)) = greeted {
         let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         let certificate = shown.map(|certificate| sha256(certificate));
         let peer = Peer::Network { from, certificate };
-        service::converse(service, stream, peer, client, Some(HEAD_LIMIT)).await;
-    }
-    drop(place);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_address_has_so_many_connections_and_no_other_suffers() {
-        let counts = Counts::default();
-        let one: IpAddr = "192.0.2.1".parse().unwrap();
-        let mut places: Vec<Place> = (0..OF_ADDRESS_MAX).filter_map(|_| Place::take(&counts, one)).collect();
-        assert_eq!(places.len(), OF_ADDRESS_MAX);
-        assert!(Place::take(&counts, one).is_none());
-        assert!(Place::take(&counts, "::ffff:192.0.2.1".parse().unwrap()).is_none(), "it is the same one");
-        let other = Place::take(&counts, "192.0.2.2".parse().unwrap()).unwrap();
-        places.pop();
-        places.push(Place::take(&counts, one).unwrap());
-        let six = |last: usize| format!("2001:db8::{last:x}").parse().unwrap();
-        let neighbours: Vec<Place> = (1..200).filter_map(|last| Place::take(&counts, six(last))).collect();
-        assert_eq!(neighbours.len(), OF_ADDRESS_MAX);
-        drop((places, other, neighbours));
-        assert!(counts.lock().unwrap().is_empty());
+        service::converse(service, stream, peer, client, Some(HEAD_LIMIT), place).await;
     }
 }

@@ -1,8 +1,10 @@
 //! The service's process: one at a time for each user, on a Unix socket, there only while it is needed.
 use crate::access::{Access, Peer};
 use crate::builder;
+use crate::connections::{Answer, Connections, Place};
 use crate::door;
 use crate::following;
+use crate::http;
 use crate::images::Images;
 use crate::manners::{Client, Manners};
 use crate::metrics::Metrics;
@@ -16,10 +18,12 @@ use crate::snapshots::Snapshots;
 use crate::store::{SqliteStore, StoreError};
 use crate::vms::{Hooks, Vms};
 use crate::websocket;
+use futures_util::future::{Either, select};
+use hyper::StatusCode;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 use std::convert::Infallible;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -32,9 +36,9 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use viv_api::socket;
 use viv_api::timestamp::Timestamp;
 use viv_api::vm::Process;
@@ -54,7 +58,11 @@ const SWEEP: Duration = Duration::from_secs(2);
 /// Most bytes of the head of a request.
 const HEAD_MAX: usize = 64 << 10;
 /// Most connections at a time.
-const CONNECTIONS_MAX: usize = 1024;
+const CONNECTIONS_MAX: usize = 2048;
+
+/// Connections that are told, at a time, that there is no place for them, and how long each may take to hear it.
+const TURNED_AWAY_MAX: usize = 64;
+const TURN_AWAY_LIMIT: Duration = Duration::from_secs(1);
 
 /// What all requests share.
 pub(crate) struct Service {
@@ -229,6 +237,9 @@ async fn run(
     listen: &Listen,
 ) -> Result<(), Fault> {
     let Parts { places, images, store, access } = parts;
+    // Each connection is a file, and so is each VM that is watched.
+    let files = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files });
     let (watch, mut watched) = mpsc::unbounded_channel();
     let watch = Box::new(move |process, id| {
         let _ = watch.send((process, id));
@@ -393,9 +404,17 @@ pub(crate) async fn ended(process: &Process) {
 }
 
 async fn accept(service: Arc<Service>, listener: UnixListener) {
+    let connections = Connections::new(CONNECTIONS_MAX, CONNECTIONS_MAX);
+    let turned_away = Arc::new(Semaphore::new(TURNED_AWAY_MAX));
     loop {
         match listener.accept().await {
-            Ok((socket, _)) if service.work.load(Ordering::Relaxed) < CONNECTIONS_MAX => {
+            Ok((socket, _)) => {
+                let Some(place) = connections.take(None) else {
+                    if let Ok(permit) = turned_away.clone().try_acquire_owned() {
+                        tokio::spawn(turn_away(socket, permit));
+                    }
+                    continue;
+                };
                 let busy = Busy::new(&service.work);
                 let service = service.clone();
                 tokio::spawn(async move {
@@ -403,15 +422,28 @@ async fn accept(service: Arc<Service>, listener: UnixListener) {
                     if let Some(peer) = socket.peer_cred().ok().filter(|peer| is_own(peer.uid())) {
                         let client = Client::Process(peer.pid().unwrap_or_default());
                         service.manners.wait(client).await;
-                        converse(service, socket, Peer::User(peer.uid()), client, None).await;
+                        converse(service, socket, Peer::User(peer.uid()), client, None, place).await;
                     }
                     drop(busy);
                 });
             }
-            Ok(_) => {}
             Err(_) => tokio::time::sleep(TICK).await, // out of descriptors or memory: it passes
         }
     }
+}
+
+/// Tells a client that all places are taken.
+async fn turn_away(socket: UnixStream, permit: OwnedSemaphorePermit) {
+    let handler = service_fn(|_: hyper::Request<Incoming>| async {
+        let text = format!("{CONNECTIONS_MAX} connections are open, and all of them are used");
+        let fix = "end some of the commands that watch, follow or are attached";
+        let fault = Fault::new(Kind::NoCapacity, text, fix);
+        Ok::<_, Infallible>(http::refusal(StatusCode::SERVICE_UNAVAILABLE, &fault))
+    });
+    let mut talk = hyper::server::conn::http1::Builder::new();
+    let talk = talk.keep_alive(false).serve_connection(TokioIo::new(socket), handler);
+    let _ = tokio::time::timeout(TURN_AWAY_LIMIT, talk).await;
+    drop(permit);
 }
 
 /// Whether this is the service's own user, or root, who may do everything anyway.
@@ -426,19 +458,24 @@ pub(crate) async fn converse(
     peer: Peer,
     client: Client,
     limit: Option<Duration>,
+    place: Arc<Place>,
 ) {
     let peer = Arc::new(peer);
-    let handler = service_fn(|request: hyper::Request<Incoming>| {
-        let (service, peer) = (service.clone(), peer.clone());
-        async move { Ok::<_, Infallible>(door::enter(service, &peer, client, request).await) }
+    let handler = service_fn(|mut request: hyper::Request<Incoming>| {
+        let (service, peer, place) = (service.clone(), peer.clone(), place.clone());
+        request.extensions_mut().insert(place.clone());
+        async move {
+            let answer = door::enter(service, &peer, client, request).await;
+            Ok::<_, Infallible>(answer.map(|body| Answer::new(body, &place)))
+        }
     });
-    let ended = hyper::server::conn::http1::Builder::new()
+    let talk = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limit)
         .max_buf_size(HEAD_MAX)
         .serve_connection(TokioIo::new(socket), handler)
-        .with_upgrades()
-        .await;
+        .with_upgrades();
+    let Either::Left((ended, _)) = select(pin!(talk), pin!(place.given_up())).await else { return };
     // What is no HTTP, or too much of it, never gets to the door.
     if ended.is_err_and(|error| error.is_parse()) {
         service.manners.refused(client, HEAD_MAX as u64);

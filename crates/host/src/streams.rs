@@ -1,4 +1,5 @@
 //! Byte streams between a command and a VM's process.
+use crate::connections::Place;
 use crate::http::{self, Body};
 use crate::runners::Runner;
 use crate::service::{Busy, Service};
@@ -42,12 +43,12 @@ pub(crate) fn switch(
     mut there: UnixStream,
 ) -> Response<Body> {
     let upgrade = hyper::upgrade::on(&mut request);
-    let busy = Busy::new(&service.work);
+    let (busy, place) = (Busy::new(&service.work), Place::carrying(request.extensions()));
     tokio::spawn(async move {
         if let Ok(here) = upgrade.await {
             let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(here), &mut there).await;
         }
-        drop(busy);
+        drop((busy, place));
     });
     http::switching()
 }

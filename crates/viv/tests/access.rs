@@ -196,6 +196,7 @@ fn those_who_only_wait_are_in_nobodys_way() {
         socket
     };
     let idle: Vec<TcpStream> = (0..200).map(|_| connect()).collect();
+    assert_eq!(lab.by("viewer", &["ps", "-q"]).ok().out, "");
     assert_eq!(lab.host.viv(&["ps", "-q"]).ok().out, "");
     // What is not TLS, and what says nothing, is closed by itself.
     let mut plain = connect();

@@ -10,6 +10,11 @@ use std::process::Stdio;
 /// Asks for a path; gives the head's lines and what reads on.
 fn get(home: &Home, path: &str) -> (Vec<String>, BufReader<UnixStream>) {
     home.viv(&["info"]).ok(); // it is there, or started
+    ask(home, path)
+}
+
+/// The same of a service that is there.
+fn ask(home: &Home, path: &str) -> (Vec<String>, BufReader<UnixStream>) {
     let mut socket = UnixStream::connect(home.dir.join("home/run/viv.sock")).unwrap();
     socket.set_read_timeout(Some(kit::LIMIT)).unwrap();
     write!(socket, "GET {path} HTTP/1.0\r\nHost: vivarium\r\n\r\n").unwrap();
@@ -178,4 +183,36 @@ fn what_is_forgotten_by_force_has_not_failed() {
         let running = of_it.iter().filter(|line| line.ends_with("running")).count();
         assert!(running == 1 && !of_it.iter().any(|line| line.contains("failed")), "{of_it:#?}");
     }
+}
+
+#[test]
+fn a_thousand_watch_and_thousands_wait_and_nobody_is_in_the_way() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let files = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }).unwrap();
+    let home = Home::new("crowd");
+    home.viv(&["info"]).ok();
+    let socket = home.dir.join("home/run/viv.sock");
+    let mut watchers: Vec<_> = (0..1000)
+        .map(|number| match number % 2 {
+            0 => ask(&home, "/v1/events?follow=true").1,
+            _ => ask(&home, "/v1/vms?watch=true").1,
+        })
+        .collect();
+    // More than there are places: who waits longest gives up its own.
+    let mut idle: Vec<UnixStream> = (0..3000).map(|_| UnixStream::connect(&socket).unwrap()).collect();
+    let mut half = UnixStream::connect(&socket).unwrap();
+    half.write_all(b"GET /v1/in").unwrap();
+    describe(&home, "seen", "crowd=yes");
+    assert_eq!(home.viv(&["ps", "-a", "-q"]).ok().out.lines().count(), 1);
+    half.write_all(b"fo HTTP/1.0\r\nHost: vivarium\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    BufReader::new(half).read_line(&mut answer).unwrap();
+    assert!(answer.contains(" 200 "), "{answer}");
+    for watcher in &mut watchers {
+        assert!(watcher.lines().map(Result::unwrap).any(|line| line.contains("\"seen\"")));
+    }
+    let first = &mut idle[0];
+    first.set_read_timeout(Some(kit::LIMIT)).unwrap();
+    assert_eq!(first.read(&mut [0]).unwrap(), 0, "it was given up");
 }

@@ -5,6 +5,7 @@
 mod carry;
 mod words;
 
+use crate::connections::Place;
 use crate::http::{self, Body, Refused};
 use crate::runners::Runner;
 use crate::service::{Busy, Service};
@@ -155,7 +156,7 @@ fn answer(
         Fault::new(Kind::Usage, error.to_string(), "use a WebSocket client (RFC 6455, version 13)")
     })?;
     let upgrade = hyper::upgrade::on(&mut request);
-    let busy = Busy::new(&service.work);
+    let held = (Busy::new(&service.work), Place::carrying(request.extensions()), place);
     tokio::spawn(async move {
         if let Ok(here) = upgrade.await {
             let socket =
@@ -163,7 +164,7 @@ fn answer(
             let end = async { gone(&name, &runner, limit).await.unwrap_or(broke_off) };
             carry(socket, there, inward, outward, end, &Pace::default()).await;
         }
-        drop((busy, place));
+        drop(held);
     });
     Ok(answer)
 }
