@@ -164,9 +164,7 @@ fn it_has_the_life_of_any_vm() {
     assert!(exec.status == 126 && exec.err.contains("nothing in it but itself"), "{exec:?}");
     assert!(exec.took < Duration::from_secs(5), "{:?}", exec.took);
     for words in [
-        ["snapshot", "create", "spin", "s"].as_slice(),
-        &["fork", "spin"],
-        &["commit", "spin", "image"],
+        ["commit", "spin", "image"].as_slice(),
         &["attach", "spin", "/etc/hostname"],
         &["resize-memory", "spin", "64M"],
         &["ssh", "spin"],

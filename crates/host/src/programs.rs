@@ -17,7 +17,7 @@ use viv_model::{
 };
 
 /// The VM's own copy of its program.
-const COPY: &str = "program";
+pub(crate) const COPY: &str = "program";
 /// What a chain keeps, in its VM's directory.
 const CHAIN_LOG: &str = "chain/chain.log";
 /// Where a package puts the processes of programs, from the directory of `viv`.
@@ -207,6 +207,7 @@ impl Vms {
         };
         let (what, fix) = match route {
             Route::VmFork if record.kind() == GuestKind::Evm => return Ok(()),
+            Route::VmFork | Route::VmRollback if record.kind() == GuestKind::Wasm => return Ok(()),
             Route::VmFork | Route::VmRollback => return refuse_to_save(&record),
             Route::VmDiskLimits | Route::VmDiskSize | Route::VmDiskAttach | Route::VmDiskDetach => {
                 ("has no disks", "give it a directory: viv run -v DIR:PATH FILE")
@@ -233,8 +234,30 @@ impl Vms {
     }
 }
 
-/// Refuses to save a program while it runs.
+/// Refuses a machine from elsewhere that is to be one of a program, if it has more than that.
+pub(crate) fn only_a_program(machine: &MachineSpec, program: &ProgramSpec) -> Result<(), Fault> {
+    program.check()?;
+    check(machine)?;
+    let devices = !(machine.disks.is_empty() && machine.nics.is_empty() && machine.console_ports.is_empty());
+    if program.kind != GuestKind::Wasm || devices || !machine.ports.is_empty() {
+        let text = format!("the snapshot is of {}, and has more than that", program.kind.called());
+        return Err(Fault::new(Kind::Usage, text, "use one that viv snapshot export has written"));
+    }
+    Ok(())
+}
+
+/// Refuses to save a program that cannot be saved while it runs.
 pub(crate) fn refuse_to_save(record: &VmRecord) -> Result<(), Fault> {
+    match &record.program {
+        Some(program) if program.kind == GuestKind::Wasm => {
+            if !program.no_snapshots {
+                return Ok(());
+            }
+            let fix = "start it anew without --no-snapshots";
+            return refuse(record, "was started so that it cannot be saved, and is faster", fix);
+        }
+        _ => {}
+    }
     let (what, fix) = not_saved(record.kind());
     refuse(record, what, fix)
 }

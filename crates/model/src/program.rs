@@ -157,6 +157,9 @@ pub struct ProgramSpec {
     /// It sees a clock that only its own questions move, and random numbers from `seed`: the same run, each time.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub deterministic: bool,
+    /// It cannot be saved while it runs: its code need not show where it stands, and is faster.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub no_snapshots: bool,
     /// Where its random numbers come from, if it is deterministic.
     #[serde(skip_serializing_if = "is_zero")]
     pub seed: u64,
@@ -230,11 +233,14 @@ impl ProgramSpec {
             );
         }
         if self.kind != GuestKind::Wasm
-            && (self.fuel.is_some() || self.deterministic || self.invoke.is_some())
+            && (self.fuel.is_some() || self.deterministic || self.invoke.is_some() || self.no_snapshots)
         {
             return wrong(
-                format!("fuel, deterministic runs and single functions are not for {}", self.kind.called()),
-                "leave out --fuel, --deterministic and --invoke",
+                format!(
+                    "fuel, deterministic runs, single functions and code without snapshots are not for {}",
+                    self.kind.called()
+                ),
+                "leave out --fuel, --deterministic, --invoke and --no-snapshots",
             );
         }
         if self.kind != GuestKind::Jvm && !self.options.is_empty() {

@@ -1,12 +1,12 @@
 //! Snapshots as nouns: what one is. How it lies on a disk is `viv-snapshot`'s business.
-use crate::{Label, MachineSpec};
+use crate::{Label, MachineSpec, ProgramSpec};
 use serde::{Deserialize, Serialize};
 
 /// What a snapshot is, and the checksums of all that it has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// The format: 1, or 2 if contents of it lie in layers.
+    /// The format: 1, 2 if contents of it lie in layers, or 3 if it is of a program.
     pub format: u32,
     /// The release of Vivarium that wrote it.
     pub release: String,
@@ -38,6 +38,9 @@ pub struct Manifest {
     pub template: bool,
     /// The machine; its processor is the one that it ran on.
     pub machine: MachineSpec,
+    /// The program that the VM is, if it is no whole computer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<ProgramSpec>,
     /// How long the VM stood still for it, nanoseconds.
     pub paused_ns: u64,
     /// How many of the guest's file systems its agent had stand still for it, whole; none: disks are as after a loss of power.

@@ -1,15 +1,16 @@
 //! The control socket: the same questions as a machine's process gets, and what a program has no answer for.
 use crate::life::Life;
+use std::fs::File;
 use std::os::unix::net::UnixStream;
 use viv_api::passed::answer_lines;
-use viv_api::runner::{Ask, LINE_MAX, Reply, not_saved};
+use viv_api::runner::{Ask, LINE_MAX, Reply};
 use viv_cell::follow;
 use viv_model::{Fault, GuestKind, Kind};
 
 /// Answers the requests of one connection.
 pub(crate) fn answer(life: &Life, connection: UnixStream) {
     let follower = connection.try_clone();
-    answer_lines(connection, LINE_MAX, |asked, _| match asked {
+    answer_lines(connection, LINE_MAX, |asked, files| match asked {
         Ok(Ask::Follow) => {
             if let Ok(follower) = &follower {
                 follow(follower, |known, limit| life.other_than(known, limit));
@@ -17,6 +18,10 @@ pub(crate) fn answer(life: &Life, connection: UnixStream) {
             // Nobody is there any more who would read it.
             Reply::Ok(life.status())
         }
+        Ok(Ask::Snapshot(ask)) => match life.snapshot(&ask, files.into_iter().map(File::from)) {
+            Ok(parts) => Reply::Saved(Box::new(parts)),
+            Err(fault) => Reply::Refused(fault),
+        },
         Ok(ask) => reply(life, ask),
         Err(error) => Reply::Refused(Fault::new(
             Kind::Usage,
@@ -55,7 +60,6 @@ fn reply(life: &Life, ask: Ask) -> Reply {
 /// Why a program cannot do that, and what can be done instead.
 fn refusal(kind: GuestKind, ask: &Ask) -> Fault {
     let (what, fix) = match ask {
-        Ask::Snapshot(_) => not_saved(kind),
         Ask::LimitDisk { .. } | Ask::ResizeDisk { .. } | Ask::AttachDisk { .. } | Ask::DetachDisk { .. } => {
             ("has no disks", "give it a directory when you start it: viv run -v DIR:PATH")
         }

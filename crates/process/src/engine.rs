@@ -1,18 +1,20 @@
 //! The seam to an abstract machine.
 use crate::{Gate, Streams};
+use std::fs::File;
 use std::sync::Arc;
 use viv_api::agent::Output;
 use viv_api::runner::{RunnerProgram, RunnerSpec};
 use viv_api::stats::ProgramStats;
-use viv_cell::sandbox::Files;
-use viv_model::{End, Fault, GuestKind, Kind};
+use viv_cell::sandbox;
+use viv_model::{Content, End, Fault, GuestKind, Kind, Section};
 
 /// An abstract machine.
 pub trait Engine: Sync {
     /// What programs it runs.
     fn kind(&self) -> GuestKind;
 
-    /// Makes a program ready, in a process that is not confined yet. What cannot be run is refused here.
+    /// Makes a program ready, in a process that is not confined yet. What cannot be run is refused here. If [`RunnerSpec::resume`] says
+    /// so, it goes on from the snapshot in the directory [`viv_api::runner::RESUME`], which is gone before it runs.
     fn prepare(&self, setting: Setting<'_>) -> Result<Prepared, Fault>;
 }
 
@@ -40,7 +42,7 @@ pub struct Prepared {
 #[derive(Default)]
 pub struct Confinement {
     /// Files outside the VM's directory.
-    pub files: Files,
+    pub files: sandbox::Files,
     /// Numbers of system calls that are not refused to it.
     pub calls: Vec<i64>,
 }
@@ -63,8 +65,34 @@ pub trait Instance: Send + Sync {
         0
     }
 
+    /// Saves it as it is between two of its steps, and lets it go on; its state and its memory are written while it stands still.
+    /// Nothing, if the abstract machine cannot do that.
+    fn save(&self, _files: &Files) -> Option<Result<Saved, Fault>> {
+        None
+    }
+
     /// Does `viv exec` in it: output goes to `output`; gives the exit status.
     fn exec(&self, argv: &[String], output: &mut dyn FnMut(Output)) -> Result<u8, Fault>;
+}
+
+/// Where a program is saved to: empty files (`docs/snapshot-format.md`).
+pub struct Files {
+    /// Its sections.
+    pub state: File,
+    /// Its memory.
+    pub memory: File,
+    /// The checksums of that.
+    pub sums: File,
+}
+
+/// What was written of a program.
+pub struct Saved {
+    /// The pieces of its state.
+    pub sections: Vec<Section>,
+    /// Its memory.
+    pub memory: Content,
+    /// How long it stood still, nanoseconds.
+    pub paused_ns: u64,
 }
 
 /// The answer of an abstract machine in which there is nothing but the program.

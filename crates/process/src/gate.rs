@@ -18,6 +18,17 @@ impl std::fmt::Display for Stopped {
 
 impl std::error::Error for Stopped {}
 
+/// What a wait has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waited<T> {
+    /// What was waited for.
+    Ready(T),
+    /// The deadline.
+    Late,
+    /// Somebody wants to save the program where it waits ([`Gate::want`]).
+    Wanted,
+}
+
 /// The gate of one program.
 #[derive(Default)]
 pub struct Gate {
@@ -31,6 +42,8 @@ struct Inner {
     closed: bool,
     /// It waits for processor time.
     held: bool,
+    /// Somebody wants to save it.
+    wanted: bool,
     end: Option<End>,
     /// It was not only asked to end.
     now: bool,
@@ -65,6 +78,19 @@ impl Gate {
         if let Some(poke) = self.on_change.get() {
             poke();
         }
+    }
+
+    /// Somebody wants to save the program, or does not any more: it comes by, also if the gate is closed.
+    pub fn want(&self, wanted: bool) {
+        self.lock().wanted = wanted;
+        if wanted {
+            self.tell();
+        }
+    }
+
+    /// The program has run for so long before it began here.
+    pub fn has_run(&self, time: Duration) {
+        self.lock().ran = time;
     }
 
     /// The program begins: its time counts from now.
@@ -142,25 +168,54 @@ impl Gate {
         self.wait(None, || Some(())).map(drop)
     }
 
+    /// Passes the gate, once it is open; whether somebody wants to save the program before that.
+    pub fn pass_or_wanted(&self) -> Result<Waited<()>, Stopped> {
+        self.wait_or_wanted(None, || Some(()))
+    }
+
     /// Waits until `ready` gives something, which is asked whenever somebody calls [`Gate::look_again`], or until the deadline
     /// (`None`). Not while the gate is closed.
     pub fn wait<T>(
         &self,
         deadline: Option<Instant>,
-        mut ready: impl FnMut() -> Option<T>,
+        ready: impl FnMut() -> Option<T>,
     ) -> Result<Option<T>, Stopped> {
+        Ok(match self.wait_for(deadline, ready, false)? {
+            Waited::Ready(found) => Some(found),
+            Waited::Late | Waited::Wanted => None,
+        })
+    }
+
+    /// The same; it may also be left where it is, to be saved. Then nothing has been taken from `ready`.
+    pub fn wait_or_wanted<T>(
+        &self,
+        deadline: Option<Instant>,
+        ready: impl FnMut() -> Option<T>,
+    ) -> Result<Waited<T>, Stopped> {
+        self.wait_for(deadline, ready, true)
+    }
+
+    fn wait_for<T>(
+        &self,
+        deadline: Option<Instant>,
+        mut ready: impl FnMut() -> Option<T>,
+        can_be_saved: bool,
+    ) -> Result<Waited<T>, Stopped> {
         let mut inner = self.lock();
         loop {
             if inner.end.is_some() {
                 return Err(Stopped);
             }
+            if can_be_saved && inner.wanted {
+                return Ok(Waited::Wanted);
+            }
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             if !inner.is_shut() {
                 if let Some(found) = ready() {
-                    return Ok(Some(found));
+                    return Ok(Waited::Ready(found));
                 }
                 if left == Some(Duration::ZERO) {
-                    return Ok(None);
+                    return Ok(Waited::Late);
                 }
             }
             inner = match left.filter(|_| !inner.is_shut()) {
@@ -257,6 +312,25 @@ mod tests {
         watch.join().unwrap();
         assert!(gate.ran() >= limit);
         assert_eq!(gate.end(), Some(End::Killed));
+    }
+
+    #[test]
+    fn who_is_wanted_leaves_a_closed_gate_and_comes_back() {
+        let gate = Arc::new(Gate::default());
+        gate.has_run(Duration::from_secs(7));
+        gate.begin();
+        gate.pause();
+        let shared = gate.clone();
+        let held = thread::spawn(move || (shared.pass_or_wanted(), shared.pass()));
+        thread::sleep(Duration::from_millis(20));
+        gate.want(true);
+        thread::sleep(Duration::from_millis(20));
+        assert!(!held.is_finished(), "who cannot be saved waits on");
+        gate.want(false);
+        gate.resume();
+        assert_eq!(held.join().unwrap(), (Ok(Waited::Wanted), Ok(())));
+        assert_eq!(gate.pass_or_wanted(), Ok(Waited::Ready(())));
+        assert!(gate.ran() >= Duration::from_secs(7));
     }
 
     #[test]

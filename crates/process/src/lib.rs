@@ -19,7 +19,7 @@ mod life;
 mod session;
 mod streams;
 
-pub use engine::{Confinement, Engine, Instance, Prepared, Setting, no_commands};
-pub use gate::{Gate, Stopped};
+pub use engine::{Confinement, Engine, Files, Instance, Prepared, Saved, Setting, no_commands};
+pub use gate::{Gate, Stopped, Waited};
 pub use life::run;
 pub use streams::{Channel, Streams};

@@ -1,21 +1,22 @@
 //! The life of one program, from its description to its end.
-use crate::engine::{Engine, Instance, Prepared, Setting};
+use crate::engine::{Engine, Files, Instance, Prepared, Setting};
 use crate::gate::Gate;
 use crate::streams::Streams;
 use crate::{control, session};
+use std::fs::File;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
-use viv_api::runner::{RunnerProgram, STATS, Started, Status, VSOCK};
+use viv_api::runner::{RunnerProgram, STATS, SnapshotAsk, Started, Status, VSOCK, not_saved};
 use viv_api::stats::VmStats;
 use viv_api::vm::Process;
 use viv_cell::{
     Console, DRAIN_LIMIT, Place, Quota, broken, finish, keep_log, report, sandbox, serve, spawn,
     wait_for_news, watch_owner, watch_signals, write_json,
 };
-use viv_model::{Accel, End, Fault, GuestKind, Kind, State, next};
+use viv_model::{Accel, End, Fault, GuestKind, Kind, MachineSpec, SavedParts, State, next};
 
 /// How long a program that was told to end may go on talking to whoever waits for it.
 const HANG_UP: Duration = Duration::from_millis(200);
@@ -28,6 +29,9 @@ const STACK: usize = 16 << 20;
 pub(crate) struct Life {
     process: Process,
     kind: GuestKind,
+    machine: MachineSpec,
+    /// Held while a snapshot is written.
+    saving: Mutex<()>,
     pub(crate) console: Arc<Console>,
     pub(crate) streams: Arc<Streams>,
     gate: Arc<Gate>,
@@ -107,6 +111,39 @@ impl Life {
         Ok(())
     }
 
+    /// Saves it as it is now into these files.
+    pub(crate) fn snapshot(
+        &self,
+        ask: &SnapshotAsk,
+        mut files: impl Iterator<Item = File>,
+    ) -> Result<SavedParts, Fault> {
+        let _saving = self.saving.try_lock().map_err(|_| {
+            let message = "another snapshot of the VM is just being written";
+            Fault::new(Kind::Conflict, message, "wait until it is there: viv snapshot ls")
+        })?;
+        if ask.since.is_some() {
+            let message = "of a program, a snapshot is always whole";
+            return Err(Fault::new(Kind::Usage, message, "use the command of the VM's version"));
+        }
+        let mut next = || {
+            let missing = "a snapshot needs files for state and memory";
+            files.next().ok_or_else(|| Fault::new(Kind::Usage, missing, "send them along"))
+        };
+        let files = Files { state: next()?, memory: next()?, sums: next()? };
+        let saved = self.instance()?.save(&files).unwrap_or_else(|| {
+            let (what, fix) = not_saved(self.kind);
+            Err(Fault::new(Kind::Conflict, format!("{} {what}", self.kind.called()), fix))
+        })?;
+        Ok(SavedParts {
+            machine: MachineSpec { cpu_limit_milli: self.quota.get(), ..self.machine.clone() },
+            paused_ns: saved.paused_ns,
+            frozen_file_systems: None,
+            sections: saved.sections,
+            memory: saved.memory,
+            disks: Vec::new(),
+        })
+    }
+
     /// Lets it use so much processor time from now on.
     pub(crate) fn limit_cpu(&self, milli: Option<u32>) {
         self.quota.set(milli);
@@ -167,6 +204,8 @@ fn live(dir: &Path, engine: &dyn Engine) -> Result<End, Fault> {
     let life = Arc::new(Life {
         process: Process::current(),
         kind: engine.kind(),
+        machine: spec.machine.clone(),
+        saving: Mutex::default(),
         console: console.clone(),
         streams: streams.clone(),
         gate: gate.clone(),

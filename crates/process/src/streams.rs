@@ -1,5 +1,5 @@
 //! The standard streams of a program: to whoever has started it and waits, and in any case to the console.
-use crate::gate::{Gate, Stopped};
+use crate::gate::{Gate, Stopped, Waited};
 use std::collections::VecDeque;
 use std::io::Write;
 use std::net::Shutdown;
@@ -67,15 +67,36 @@ impl Streams {
 
     /// Waits for input, and takes up to `max` bytes of it; nothing at its end.
     pub fn read(&self, max: usize) -> Result<Vec<u8>, Stopped> {
-        let taken = self.gate.wait(None, || {
-            let mut input = lock(&self.input);
-            let length = input.bytes.len().min(max);
-            (length > 0 || input.ended || max == 0).then(|| input.bytes.drain(..length).collect::<Vec<u8>>())
-        })?;
-        let taken = taken.unwrap_or_default();
+        let taken = self.gate.wait(None, || self.take(max))?.unwrap_or_default();
         self.read.fetch_add(taken.len() as u64, Ordering::Relaxed);
         self.gate.look_again(); // there is room again
         Ok(taken)
+    }
+
+    fn take(&self, max: usize) -> Option<Vec<u8>> {
+        let mut input = lock(&self.input);
+        let length = input.bytes.len().min(max);
+        (length > 0 || input.ended || max == 0).then(|| input.bytes.drain(..length).collect())
+    }
+
+    /// The same of a program that can be saved where it waits: [`Waited::Wanted`] has taken nothing.
+    pub fn read_or_wanted(&self, max: usize) -> Result<Waited<Vec<u8>>, Stopped> {
+        let taken = self.gate.wait_or_wanted(None, || self.take(max))?;
+        if let Waited::Ready(taken) = &taken {
+            self.read.fetch_add(taken.len() as u64, Ordering::Relaxed);
+            self.gate.look_again(); // there is room again
+        }
+        Ok(taken)
+    }
+
+    /// What waits to be read, to be saved.
+    pub fn pending(&self) -> Vec<u8> {
+        lock(&self.input).bytes.iter().copied().collect()
+    }
+
+    /// What waited to be read when the program was saved: it comes before all else.
+    pub fn put_back(&self, pending: Vec<u8>) {
+        lock(&self.input).bytes = pending.into();
     }
 
     /// How many bytes can be read without waiting; `None`: it would wait. At the end of the input: 0.
@@ -169,6 +190,20 @@ mod tests {
 
     fn streams(has_input: bool) -> Arc<Streams> {
         Arc::new(Streams::new(Arc::default(), Arc::new(Console::new()), has_input))
+    }
+
+    #[test]
+    fn what_waited_to_be_read_is_read_where_the_program_goes_on() {
+        let (was, is) = (streams(true), streams(false));
+        was.feed(b"hello").unwrap();
+        is.put_back(was.pending());
+        assert_eq!(
+            (is.read(3).unwrap(), is.read(9).unwrap(), is.read(9).unwrap()),
+            (b"hel".to_vec(), b"lo".to_vec(), Vec::new())
+        );
+        was.gate.want(true);
+        assert_eq!(was.read_or_wanted(3), Ok(Waited::Wanted));
+        assert_eq!(was.available(), Some(5), "and nothing is lost");
     }
 
     #[test]

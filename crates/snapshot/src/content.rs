@@ -224,6 +224,24 @@ impl Checked {
         self.disk.read(offset, data)
     }
 
+    /// Reads what is at an offset over what is there, unchecked: zeroes that are there already are left alone.
+    pub fn read_over(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
+        let mut at = 0;
+        while at < data.len() {
+            let place = offset + at as u64;
+            let extent = self.disk.extent(place, (data.len() - at) as u64)?;
+            let length = usize::try_from(extent.len).unwrap_or(usize::MAX).clamp(1, data.len() - at);
+            let piece = data.get_mut(at..at + length).unwrap_or_default();
+            if extent.zero {
+                piece.chunks_mut(PIECE).filter(|piece| !is_zero(piece)).for_each(|piece| piece.fill(0));
+            } else {
+                self.disk.read(place, piece)?;
+            }
+            at += length;
+        }
+        Ok(())
+    }
+
     /// Reads all of it and says where it is not what was written.
     pub fn verify(&self) -> Result<(), SnapshotError> {
         self.verify_range(0, self.bytes)

@@ -12,6 +12,8 @@ pub const KERNEL: &str = "kernel";
 pub const IMAGE: &str = "image.vmdk";
 /// See [`IMAGE`].
 pub const IMAGE_PART: &str = "image.";
+/// The file of a program that is no whole computer.
+pub const PROGRAM: &str = "program";
 /// The initial RAM disk.
 pub const INITRD: &str = "initrd";
 /// The disk by which cloud-init in the guest learns who it is, and what was asked of it, in snapshots as in VMs' directories.

@@ -5,7 +5,7 @@
 //!  state          the sections, one after the other
 //!  memory         RAM as a sparse file          memory.sums   a checksum of each chunk of it
 //!  disk0 …        the disks likewise            disk0.sums …
-//!  kernel initrd  what a restored machine boots anew with
+//!  kernel initrd  what a restored machine boots anew with (program: what a program is)
 //! ```
 //! A content may be only what differs from an earlier one: then there are a `.map` of its pieces, and the layers below, `memory.1` and so
 //! on, as links to the earlier snapshots' files.
@@ -20,12 +20,12 @@ mod since;
 
 pub use content::{CHUNK, Checked, Ranges, ReadChunk, SUM_LEN, write as write_content};
 pub use files::{
-    IMAGE, IMAGE_PART, INITRD, KERNEL, MEMORY, SEED, SEED_SETTINGS, STATE, content_files, disk_file,
+    IMAGE, IMAGE_PART, INITRD, KERNEL, MEMORY, PROGRAM, SEED, SEED_SETTINGS, STATE, content_files, disk_file,
     layer_file, map_file, sums_file,
 };
 pub use manifest::{
-    FORMAT, MANIFEST, open_memory, plain, read_manifest, read_section, verify, verify_disk, write_manifest,
-    write_section,
+    FORMAT_LAYERS, FORMAT_PROGRAM, FORMAT_WHOLE, MANIFEST, SECTION_MAX, open_memory, plain, read_manifest,
+    read_section, verify, verify_disk, write_manifest, write_section,
 };
 pub use since::{Base, LAYERS_MAX, Since};
 

@@ -1,7 +1,8 @@
 //! The manifest: what a snapshot is, and the checksums of all that it has.
 
 use crate::{
-    IMAGE_PART, INITRD, KERNEL, MEMORY, SEED, SEED_SETTINGS, STATE, SnapshotError, content, disk_file,
+    IMAGE_PART, INITRD, KERNEL, MEMORY, PROGRAM, SEED, SEED_SETTINGS, STATE, SnapshotError, content,
+    disk_file,
 };
 use serde::Deserialize;
 use std::fs::File;
@@ -12,12 +13,16 @@ use viv_model::{DiskContent, Manifest, Plain, Section};
 
 /// The manifest's file: one line of JSON, then `blake3 ` and the checksum of that line without its end.
 pub const MANIFEST: &str = "manifest";
-/// The newest format. What has no layers is of format 1, which older releases read.
-pub const FORMAT: u32 = 2;
+/// The format of what has no layers, which the oldest releases read.
+pub const FORMAT_WHOLE: u32 = 1;
+/// The format of what has layers below it.
+pub const FORMAT_LAYERS: u32 = 2;
+/// The format of a program: the newest.
+pub const FORMAT_PROGRAM: u32 = 3;
 /// Most bytes of a manifest: a machine has some hundred bytes for each of its disks.
 const MANIFEST_MAX: u64 = 1 << 20;
 /// Most bytes of a section.
-const SECTION_MAX: u64 = 64 << 20;
+pub const SECTION_MAX: u64 = 64 << 20;
 
 /// The file called `name` in `dir`, as it is now.
 pub fn plain(dir: &Path, name: &str) -> Result<Plain, SnapshotError> {
@@ -106,8 +111,12 @@ pub fn read_manifest(dir: &Path) -> Result<Manifest, SnapshotError> {
     }
     let head: Head = serde_json::from_str(json)
         .map_err(|error| SnapshotError::damaged(&path, format!("it does not say its format: {error}")))?;
-    if head.format > FORMAT {
-        return Err(SnapshotError::Newer { path: dir.to_owned(), format: head.format, newest: FORMAT });
+    if head.format > FORMAT_PROGRAM {
+        return Err(SnapshotError::Newer {
+            path: dir.to_owned(),
+            format: head.format,
+            newest: FORMAT_PROGRAM,
+        });
     }
     let manifest: Manifest = serde_json::from_str(json)
         .map_err(|error| SnapshotError::damaged(&path, format!("it is not understood: {error}")))?;
@@ -121,7 +130,7 @@ pub fn read_manifest(dir: &Path) -> Result<Manifest, SnapshotError> {
 /// Whether a snapshot may have a file of this name beside its contents.
 fn is_plain_file(name: &str) -> bool {
     let is_part = |rest: &str| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    [KERNEL, INITRD, SEED, SEED_SETTINGS].contains(&name)
+    [KERNEL, INITRD, PROGRAM, SEED, SEED_SETTINGS].contains(&name)
         || name.strip_prefix(IMAGE_PART).is_some_and(is_part)
 }
 
@@ -172,7 +181,7 @@ mod tests {
 
     #[test]
     fn a_snapshot_names_no_file_outside_its_directory() {
-        for name in ["kernel", "initrd", "image.vmdk", "image.tree", "image.layer12"] {
+        for name in ["kernel", "initrd", "program", "image.vmdk", "image.tree", "image.layer12"] {
             assert!(is_plain_file(name), "{name}");
         }
         for name in

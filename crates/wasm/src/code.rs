@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 use crate::engine::{REPORT, config, not_runnable};
+use crate::live::Shape;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -14,6 +15,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use viv_cell::sandbox;
 use viv_model::{Fault, Kind};
+use wasmparser::{Parser, Payload};
 use wasmtime::{Engine, Module};
 
 /// The word by which this program is asked to compile.
@@ -27,12 +29,36 @@ const WORDS_MAX: u64 = 4096;
 /// Exit status of a compiler that does not like its module.
 const REFUSED: u8 = 3;
 
+/// What code is made for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct How {
+    /// Steps are counted.
+    pub(crate) fuel: bool,
+    /// Its program can be saved while it runs.
+    pub(crate) live: bool,
+}
+
+impl How {
+    /// What the process that compiles is told.
+    fn words(self) -> impl Iterator<Item = &'static str> {
+        [(self.fuel, "fuel"), (self.live, "live")].into_iter().filter_map(|(is, word)| is.then_some(word))
+    }
+
+    /// The same, read.
+    pub(crate) fn of(words: impl Iterator<Item = std::ffi::OsString>) -> How {
+        words.fold(How::default(), |how, word| How {
+            fuel: how.fuel || word == "fuel",
+            live: how.live || word == "live",
+        })
+    }
+}
+
 /// The code of a module: from the cache, or made now.
 pub(crate) fn module(
     engine: &Engine,
     called: &str,
     bytes: &[u8],
-    fuel: bool,
+    how: How,
     cache: &Path,
 ) -> Result<Module, Fault> {
     let path = cache.join(key(engine, bytes));
@@ -47,7 +73,7 @@ pub(crate) fn module(
         )
     };
     fs::create_dir_all(cache).map_err(failed)?;
-    compile(called, bytes, fuel, &path)?.map_err(failed)?;
+    compile(called, bytes, how, &path)?.map_err(failed)?;
     load(engine, &path).ok_or_else(|| not_runnable(called, "its code was not what wasmtime makes", REPORT))
 }
 
@@ -68,13 +94,13 @@ fn load(engine: &Engine, path: &Path) -> Option<Module> {
 }
 
 /// Has a module compiled into `path`, whole or not at all.
-fn compile(called: &str, bytes: &[u8], fuel: bool, path: &Path) -> Result<io::Result<()>, Fault> {
+fn compile(called: &str, bytes: &[u8], how: How, path: &Path) -> Result<io::Result<()>, Fault> {
     let beside = path.with_extension(format!("{}.new", std::process::id()));
     let made = || -> io::Result<Result<(), Fault>> {
         let output = File::options().create(true).truncate(true).write(true).mode(0o600).open(&beside)?;
         let mut child = Command::new("/proc/self/exe")
             .arg(COMPILE)
-            .args(fuel.then_some("fuel"))
+            .args(how.words())
             .env_clear()
             .stdin(Stdio::piped())
             .stdout(output)
@@ -121,7 +147,7 @@ fn refused(called: &str, words: &str) -> Fault {
 }
 
 /// The main function of the process that compiles. Gives its exit status.
-pub(crate) fn compile_main(fuel: bool) -> u8 {
+pub(crate) fn compile_main(how: How) -> u8 {
     for (resource, limit) in [(Resource::As, MEMORY_MAX), (Resource::Cpu, CPU_MAX_S), (Resource::Core, 0)] {
         let _ = setrlimit(resource, Rlimit { current: Some(limit), maximum: Some(limit) });
     }
@@ -138,7 +164,7 @@ pub(crate) fn compile_main(fuel: bool) -> u8 {
         eprintln!("cannot read it: {error}");
         return 1;
     }
-    match code_of(&bytes, fuel) {
+    match code_of(&bytes, how) {
         Ok(code) => match io::stdout().lock().write_all(&code) {
             Ok(()) => 0,
             Err(error) => {
@@ -154,7 +180,7 @@ pub(crate) fn compile_main(fuel: bool) -> u8 {
 }
 
 /// The code of a module, or why there is none.
-pub(crate) fn code_of(bytes: &[u8], fuel: bool) -> Result<Vec<u8>, String> {
+pub(crate) fn code_of(bytes: &[u8], how: How) -> Result<Vec<u8>, String> {
     // Component Model, Binary.md: the layer is 1 where a module's version goes on with 0.
     if bytes.get(..8).is_some_and(|start| start.starts_with(b"\0asm") && start.get(6) == Some(&1)) {
         return Err("it is a component, and only core modules can be run".into());
@@ -162,12 +188,56 @@ pub(crate) fn code_of(bytes: &[u8], fuel: bool) -> Result<Vec<u8>, String> {
     if bytes.is_empty() {
         return Err("it is empty".into());
     }
-    let engine = Engine::new(&config(fuel)).map_err(|error| format!("{error:#}"))?;
+    let engine = Engine::new(&config(how)).map_err(|error| format!("{error:#}"))?;
+    let hidden = if how.live { hide_start(bytes) } else { None };
+    let bytes = hidden.as_deref().unwrap_or(bytes);
     // Text becomes a module, and a module stays what it is.
     engine.precompile_module(bytes).map_err(|error| {
         let text = format!("{error:#}");
         text.lines().filter(|line| !line.trim().is_empty()).collect::<Vec<_>>().join("\n")
     })
+}
+
+/// The custom section that a hidden start function is named in.
+const START: &str = "viv.start";
+
+/// A module whose start function is not called as soon as there is an instance of it: one that goes on has called it already. Its
+/// section becomes a custom one of the same size, and another one at the end has its number: nothing else moves. Nothing if it is no
+/// module, or has none: wasmtime says so.
+fn hide_start(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut module = wat::parse_bytes(bytes).ok()?.into_owned();
+    Shape::read(&module).ok()?;
+    let (mut start, mut before) = (None, 8);
+    for payload in Parser::new(0).parse_all(&module) {
+        let payload = payload.ok()?;
+        if let Payload::StartSection { func, range } = &payload {
+            start = Some((*func, before, range.clone()));
+        }
+        match &payload {
+            Payload::CodeSectionStart { range, .. } => before = range.end,
+            Payload::CodeSectionEntry(_) => {}
+            other => before = other.as_section().map_or(before, |(_, range)| range.end),
+        }
+    }
+    let (function, id, content) = start?;
+    // An empty name, or one as long as the number that was there.
+    *module.get_mut(id)? = 0;
+    let content = module.get_mut(content)?;
+    let length = u8::try_from(content.len()).ok()?.checked_sub(1)?;
+    content.fill(b'-');
+    *content.first_mut()? = length;
+    let name = START.as_bytes();
+    module.extend([0, name.len() as u8 + 5, name.len() as u8]);
+    module.extend(name);
+    module.extend(function.to_le_bytes());
+    Some(module)
+}
+
+/// The start function that was hidden.
+pub(crate) fn hidden_start(module: &[u8]) -> Option<u32> {
+    let name = [&[0, START.len() as u8 + 5, START.len() as u8], START.as_bytes()].concat();
+    let (head, number) = module.split_last_chunk::<4>()?;
+    head.ends_with(&name).then(|| u32::from_le_bytes(*number))
 }
 
 /// Where the code of a cache is, for a test.
@@ -182,16 +252,33 @@ mod tests {
 
     #[test]
     fn code_is_named_by_its_module_and_by_how_it_was_made() {
-        let plain = Engine::new(&config(false)).unwrap();
-        let fuel = Engine::new(&config(true)).unwrap();
+        let plain = Engine::new(&config(How::default())).unwrap();
+        let fuel = Engine::new(&config(How { fuel: true, live: false })).unwrap();
         assert_eq!(key(&plain, b"a"), key(&plain, b"a"));
         assert_ne!(key(&plain, b"a"), key(&plain, b"b"));
         assert_ne!(key(&plain, b"a"), key(&fuel, b"a"));
     }
 
     #[test]
+    fn a_start_function_is_hidden_and_nothing_moves() {
+        let text = r#"(module (func $a) (func $b) (start $b) (memory 1) (data (i32.const 1) "x")
+            (func (export "f") (result i32) (i32.const 7)))"#;
+        let before = wat::parse_str(text).unwrap();
+        let after = hide_start(text.as_bytes()).unwrap();
+        assert_eq!((hidden_start(&before), hidden_start(&after)), (None, Some(1)));
+        assert!(after.len() > before.len());
+        let differ = before.iter().zip(&after).filter(|(one, other)| one != other).count();
+        assert_eq!(differ, 2, "its section's number, and the length of a name");
+        let module = Module::new(&Engine::default(), &after).unwrap();
+        assert!(module.get_export("f").is_some());
+        assert_eq!(hide_start(b"(module)"), None);
+        let wrong = b"(module (func (param i32)) (start 0))";
+        assert!(code_of(wrong, How { live: true, fuel: false }).unwrap_err().contains("start"));
+    }
+
+    #[test]
     fn what_is_no_module_is_refused_in_words() {
-        let why = |bytes: &[u8]| code_of(bytes, false).unwrap_err();
+        let why = |bytes: &[u8]| code_of(bytes, How::default()).unwrap_err();
         assert!(why(b"\0asm\x0d\0\x01\0").contains("component"));
         assert!(why(b"").contains("empty"));
         assert!(why(b"\0asm\x01\0\0\0\x01").contains("unexpected end"), "{}", why(b"\0asm\x01\0\0\0\x01"));
@@ -201,12 +288,12 @@ mod tests {
 
     #[test]
     fn a_module_and_its_text_are_compiled_and_found_again() {
-        let engine = Engine::new(&config(false)).unwrap();
+        let engine = Engine::new(&config(How::default())).unwrap();
         let dir = std::env::temp_dir().join(format!("viv-code-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
         let path = path_of(&engine, b"(module)", &dir);
         assert!(load(&engine, &path).is_none());
-        fs::write(&path, code_of(b"(module)", false).unwrap()).unwrap();
+        fs::write(&path, code_of(b"(module)", How::default()).unwrap()).unwrap();
         assert!(load(&engine, &path).is_some());
         fs::write(&path, b"\x7fELF something else").unwrap();
         assert!(load(&engine, &path).is_none());

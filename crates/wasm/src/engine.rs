@@ -1,17 +1,24 @@
 //! Makes a WebAssembly program ready to run.
-use crate::code;
-use crate::instance::WasmInstance;
+use crate::code::{self, How};
+use crate::instance::{Ready, Resume, WasmInstance};
+use crate::keeper::{Keeper, SECTION, Snapshot};
+use crate::live::{self, Shape, Unsaved};
 use crate::wasi::{self, Wasi};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
+use viv_api::runner::{RESUME, RunnerProgram, RunnerSpec};
 use viv_cell::sandbox::Files;
 use viv_model::{Fault, GuestKind, Kind, ShareSpec};
 use viv_process::{Confinement, Engine, Prepared, Setting};
+use viv_snapshot::{open_memory, read_manifest, read_section};
 use wasmtime::{Config, ExternType, Linker, Module};
 
 /// Bytes of stack that a program's calls may take.
 const STACK: usize = 4 << 20;
+/// Bytes of stack of what it asks of its host, and of saving it.
+const STACK_OF_HOST: usize = 4 << 20;
 /// Most bytes of a program's file.
 const FILE_MAX: u64 = 256 << 20;
 
@@ -35,31 +42,91 @@ impl Engine for Wasm {
             ));
         }
         let bytes = fs::read(&spec.file).map_err(|error| no_file(&spec.file, &error))?;
-        let engine = wasmtime::Engine::new(&config(spec.fuel.is_some())).map_err(|error| {
+        let how = How { fuel: spec.fuel.is_some(), live: !spec.no_snapshots };
+        let engine = wasmtime::Engine::new(&config(how)).map_err(|error| {
             Fault::new(
                 Kind::Error,
                 format!("wasmtime does not start on this host: {error:#}"),
                 "report this with the output of: viv info",
             )
         })?;
-        let module = code::module(&engine, &program.called, &bytes, spec.fuel.is_some(), &program.cache)?;
+        let module = code::module(&engine, &program.called, &bytes, how, &program.cache)?;
         let mut linker = Linker::new(&engine);
         wasi::link(&mut linker)
             .map_err(|error| not_runnable(&program.called, format!("{error:#}"), REPORT))?;
         let ready =
             linker.instantiate_pre(&module).map_err(|error| imports(&program.called, &module, &error))?;
         let start = crate::invoke::start(&program.called, &module, spec)?;
-        let wasi = Wasi::new(&vm.machine.shares, program, streams, gate.clone())?;
+        let mut wasi = Wasi::new(&vm.machine.shares, program, streams, gate.clone())?;
         let (whole, read) = directories(&vm.machine.shares);
         let poke = engine.clone();
         gate.on_change(move || poke.increment_epoch());
         let calls = if whole.is_empty() { Vec::new() } else { wasi::CALLS.to_vec() };
-        let instance = WasmInstance::new(ready, wasi, start, vm.machine.memory_mib << 20, spec.fuel);
+        let file = blake3::hash(&bytes).to_hex().to_string();
+        let resume = match vm.resume {
+            true => {
+                let make = |bytes: &[u8]| code::module(&engine, &program.called, bytes, how, &program.cache);
+                Some(resume(Path::new(RESUME), vm, program, &module, &file, &mut wasi, &make)?)
+            }
+            false => None,
+        };
+        let keeper = how.live.then(|| Keeper::new(&module, file, gate.clone()));
+        let ready = Ready { instance: ready, wasi, start, resume };
+        let instance = WasmInstance::new(ready, keeper, vm.machine.memory_mib << 20, spec.fuel);
         Ok(Prepared {
             instance: Arc::new(instance),
             confinement: Confinement { files: Files { whole, read, ..Files::default() }, calls },
         })
     }
+}
+
+/// What a program needs to go on from the snapshot in `dir`, with code that is made for it. When it is there, the snapshot is gone: it goes
+/// on once.
+pub(crate) fn resume(
+    dir: &Path,
+    vm: &RunnerSpec,
+    program: &RunnerProgram,
+    module: &Module,
+    file: &str,
+    wasi: &mut Wasi,
+    make: &dyn Fn(&[u8]) -> Result<Module, Fault>,
+) -> Result<Resume, Fault> {
+    let refused = |why: String, fix: &str| {
+        Fault::new(Kind::Conflict, format!("{} cannot go on from the snapshot: {why}", program.called), fix)
+    };
+    let unsaved = |why: Unsaved| match why {
+        Unsaved::Open(_) => refused(
+            format!("{why}"),
+            "put it back where it was when the snapshot was made, or use another snapshot",
+        ),
+        why => refused(format!("{why}"), "use another one: viv snapshot ls"),
+    };
+    let manifest = read_manifest(dir)?;
+    let state = read_section(dir, &manifest, SECTION.0, SECTION.1)?;
+    let snapshot: Snapshot = serde_json::from_slice(&state).map_err(|error| {
+        refused(format!("its state is not understood: {error}"), "restore it with the release that made it")
+    })?;
+    if snapshot.file != file {
+        return Err(refused("it is of another module".into(), "restore it with the program that it is of"));
+    }
+    let Some(bytes) = module.debug_bytecode().filter(|_| !program.spec.no_snapshots) else {
+        return Err(refused(WITHOUT_RESUME.into(), "leave out --no-snapshots"));
+    };
+    let plan = live::plan(&Shape::read(bytes).map_err(unsaved)?, &snapshot.state).map_err(unsaved)?;
+    let total = snapshot.state.memories.iter().fold(0u64, |sum, bytes| sum.saturating_add(*bytes));
+    if total != manifest.memory.bytes {
+        let why = format!("it has {} bytes of memory instead of {total}", manifest.memory.bytes);
+        return Err(refused(why, "use another one: viv snapshot ls"));
+    }
+    let memory = open_memory(&manifest, dir)?;
+    memory.verify()?;
+    let module = make(&plan.written.module)?;
+    wasi.put_back(&vm.machine.shares, &snapshot.wasi).map_err(unsaved)?;
+    wasi.gate.has_run(Duration::from_nanos(snapshot.ran_ns));
+    fs::remove_dir_all(dir).map_err(|error| {
+        refused(format!("its files cannot be removed: {error}"), "see that the VM's directory is writable")
+    })?;
+    Ok(Resume { snapshot, memory, plan, module })
 }
 
 /// The directories that a program may change, and those that it may read.
@@ -70,13 +137,14 @@ pub(crate) fn directories(shares: &[ShareSpec]) -> (Vec<PathBuf>, Vec<PathBuf>) 
 }
 
 /// How code is made. What is not named is wasmtime's usual.
-pub(crate) fn config(fuel: bool) -> Config {
+pub(crate) fn config(how: How) -> Config {
     let mut config = Config::new();
     config
         .epoch_interruption(true)
-        .consume_fuel(fuel)
+        .consume_fuel(how.fuel)
+        .guest_debug(how.live)
         .max_wasm_stack(STACK)
-        .async_stack_size(STACK) // not used, and may not be less
+        .async_stack_size(STACK + STACK_OF_HOST)
         .wasm_function_references(true)
         .wasm_gc(true)
         .wasm_exceptions(true)
@@ -84,13 +152,15 @@ pub(crate) fn config(fuel: bool) -> Config {
     config
 }
 
+/// Why a program without them does not go on from one.
+pub(crate) const WITHOUT_RESUME: &str = "its code is made so that it cannot be saved, nor go on";
 pub(crate) const REPORT: &str = "this is a defect of ours: please report it with this line";
 
 pub(crate) fn not_runnable(called: &str, why: impl std::fmt::Display, fix: impl Into<String>) -> Fault {
     Fault::new(Kind::NotRunnable, format!("{called} cannot be run: {why}"), fix)
 }
 
-fn no_file(path: &std::path::Path, error: &std::io::Error) -> Fault {
+fn no_file(path: &Path, error: &std::io::Error) -> Fault {
     Fault::new(
         Kind::of_file(error),
         format!("the VM's copy of its program {} cannot be read: {error}", path.display()),

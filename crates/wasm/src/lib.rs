@@ -8,10 +8,14 @@
 //! wasmtime is large and slow to build: neither `viv` nor the host service links this.
 //! [`engine`] makes a program ready, [`code`] compiles it, [`instance`] runs it, and [`wasi`] is what it may ask of the host.
 mod code;
+#[cfg(test)]
+mod cuts;
 mod engine;
 mod instance;
 mod invoke;
+mod keeper;
 mod limits;
+mod live;
 mod trap;
 mod wasi;
 
@@ -25,7 +29,9 @@ pub fn main() -> u8 {
     viv_cell::sandbox::close_inherited();
     let mut args = std::env::args_os().skip(1);
     match (args.next(), args.next()) {
-        (Some(mode), fuel) if mode == code::COMPILE => code::compile_main(fuel.is_some()),
+        (Some(mode), how) if mode == code::COMPILE => {
+            code::compile_main(code::How::of(how.into_iter().chain(args)))
+        }
         (Some(dir), None) => viv_process::run(Path::new(&dir), &engine::Wasm),
         _ => {
             eprintln!("viv-wasm: started by the host service for one program; use: viv run FILE.wasm");

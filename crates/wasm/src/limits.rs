@@ -24,16 +24,31 @@ pub(crate) struct Usage {
 pub(crate) struct Limits {
     max: u64,
     usage: Arc<Usage>,
+    /// What is taken is not the program's.
+    lifted: bool,
 }
 
 impl Limits {
     /// At most so many bytes.
     pub(crate) fn new(max: u64, usage: Arc<Usage>) -> Limits {
-        Limits { max, usage }
+        Limits { max, usage, lifted: false }
+    }
+
+    /// What it has used.
+    pub(crate) fn usage(&self) -> &Usage {
+        &self.usage
+    }
+
+    /// What is taken from now on is not the program's, or is again.
+    pub(crate) fn lift(&mut self, lifted: bool) {
+        self.lifted = lifted;
     }
 
     /// Whether it may have `more` bytes than now; then it has them.
     fn take(&self, more: usize) -> bool {
+        if self.lifted {
+            return true;
+        }
         let now = self.usage.memory.load(Ordering::Relaxed);
         let then = now.saturating_add(more as u64);
         let fits = then <= self.max;

@@ -1,7 +1,8 @@
 //! Runs hostile modules in this process, for the fuzz targets.
 use crate::code;
+use crate::code::How;
 use crate::engine::config;
-use crate::instance::WasmInstance;
+use crate::instance::{Ready, WasmInstance};
 use crate::invoke;
 use crate::wasi::{self, Wasi};
 use std::path::Path;
@@ -14,11 +15,12 @@ use wasmtime::{Engine, Linker, Module};
 
 /// Most memory of a trial, bytes.
 const MEMORY: u64 = 16 << 20;
+const HOW: How = How { fuel: true, live: false };
 
 /// Compiles and runs `module` in `directory`, which it may change, with so much fuel. Nothing if it cannot be run.
 pub fn run(module: &[u8], directory: &Path, fuel: u64) -> Option<End> {
-    let engine = Engine::new(&config(true)).ok()?;
-    code::code_of(module, true).ok()?;
+    let engine = Engine::new(&config(HOW)).ok()?;
+    code::code_of(module, HOW).ok()?;
     let module = Module::new(&engine, module).ok()?;
     let mut linker = Linker::new(&engine);
     wasi::link(&mut linker).ok()?;
@@ -42,5 +44,6 @@ pub fn run(module: &[u8], directory: &Path, fuel: u64) -> Option<End> {
     let share = ShareSpec { path: directory.to_path_buf(), target: "/".into(), ..ShareSpec::default() };
     let wasi = Wasi::new(&[share], &program, streams, gate.clone()).ok()?;
     gate.begin();
-    Some(WasmInstance::new(ready, wasi, start, MEMORY, Some(fuel)).run())
+    let ready = Ready { instance: ready, wasi, start, resume: None };
+    Some(WasmInstance::new(ready, None, MEMORY, Some(fuel)).run())
 }

@@ -6,6 +6,7 @@ use super::{Snapshots, io_fault};
 use crate::images::{Told, Watcher, cancelled};
 use crate::names;
 use crate::new_file::NewFile;
+use crate::programs;
 use crate::seed;
 use crate::vms::absolute;
 use std::collections::HashMap;
@@ -14,9 +15,9 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use viv_api::snapshot::{Snapshot, SnapshotFile};
-use viv_model::{DiskSpec, Fault, Kind, Manifest, NetKind};
+use viv_model::{DiskSpec, Fault, Kind, MachineSpec, Manifest, NetKind};
 use viv_snapshot::{
-    IMAGE, IMAGE_PART, INITRD, KERNEL, MANIFEST, MEMORY, SEED, STATE, content_files, disk_file,
+    IMAGE, IMAGE_PART, INITRD, KERNEL, MANIFEST, MEMORY, PROGRAM, SEED, STATE, content_files, disk_file,
     read_manifest, verify, write_manifest,
 };
 
@@ -187,7 +188,16 @@ fn unpack(path: &Path, file: impl Read, dir: &Path) -> Result<Manifest, Fault> {
 fn whole(manifest: &Manifest) -> Result<(), Fault> {
     let machine = &manifest.machine;
     let has = |name: &str| manifest.files.iter().any(|file| file.name == name);
-    let missing = if !has(KERNEL) {
+    let missing = if let Some(program) = &manifest.program {
+        let machine = MachineSpec { shares: Vec::new(), ..machine.clone() };
+        programs::only_a_program(&machine, program)?;
+        match has(PROGRAM) {
+            true => {
+                manifest.machine.shares.first().map(|share| format!("its directory {}", share.path.display()))
+            }
+            false => Some("its program".to_string()),
+        }
+    } else if !has(KERNEL) {
         Some("its kernel".to_string())
     } else if machine.initrd.is_some() && !has(INITRD) {
         Some("its initial RAM disk".to_string())

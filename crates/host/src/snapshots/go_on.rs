@@ -44,6 +44,7 @@ impl Snapshots {
         let image = manifest.image.as_ref().and_then(|image| self.vms.image(image));
         Ok(VmRecord {
             image: manifest.image.clone(),
+            program: manifest.program.clone(),
             process: image.as_ref().and_then(|image| image.manifest.process()).cloned(),
             boots_itself: image.is_some_and(|image| image.manifest.boots_itself()),
             remove: ask.remove,

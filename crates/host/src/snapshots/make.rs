@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use viv_api::snapshot::{Snapshot, SnapshotCreate};
 use viv_api::timestamp::Timestamp;
 use viv_model::{DiskSpec, Fault, Kind, MachineSpec, Manifest, Plain, SavedParts, State};
-use viv_snapshot::{FORMAT, IMAGE, IMAGE_PART, INITRD, KERNEL, write_manifest};
+use viv_snapshot::{
+    FORMAT_LAYERS, FORMAT_PROGRAM, FORMAT_WHOLE, IMAGE, IMAGE_PART, INITRD, KERNEL, PROGRAM, write_manifest,
+};
 
 /// What for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -64,9 +66,16 @@ impl Snapshots {
             // The VM may be stopped or removed meanwhile: then there is no snapshot.
             let parts = targets.complete(runner.snapshot(&targets.ask, &targets.files)?)?;
             self.keep_files(&dir, &parts, &targets.new, purpose)?;
-            let kept = self.boot_files(&dir, &parts)?;
+            let kept = match &record.program {
+                Some(_) => vec![self.program_file(&dir, runner.dir())?],
+                None => self.boot_files(&dir, &parts)?,
+            };
             let manifest = Manifest {
-                format: if targets.ask.since.is_some() { FORMAT } else { 1 },
+                format: match (&record.program, &targets.ask.since) {
+                    (Some(_), _) => FORMAT_PROGRAM,
+                    (None, Some(_)) => FORMAT_LAYERS,
+                    (None, None) => FORMAT_WHOLE,
+                },
                 release: env!("CARGO_PKG_VERSION").to_string(),
                 id: id.clone(),
                 name: named.as_ref().map_or(&record.name, |named| &named.name).clone(),
@@ -80,6 +89,7 @@ impl Snapshots {
                 labels: record.labels.clone(),
                 // Where its cards are plugged in may have changed since its process was started.
                 machine: MachineSpec { nics: record.machine.nics.clone(), ..parts.machine },
+                program: record.program.clone(),
                 paused_ns: parts.paused_ns,
                 frozen_file_systems: parts.frozen_file_systems,
                 sections: parts.sections,
@@ -117,6 +127,13 @@ impl Snapshots {
         }
         // Just written, and not read to see whether that is so.
         parts.disks.iter().try_for_each(|disk| self.known.good(dir, disk, || Ok(())))
+    }
+
+    /// What a program is.
+    fn program_file(&self, dir: &Path, vm: &Path) -> Result<Plain, Fault> {
+        let path = dir.join(PROGRAM);
+        link(&vm.join(programs::COPY), &path)?;
+        Ok(Plain { name: PROGRAM.to_string(), checksum: self.known.checksum(&path)? })
     }
 
     /// What the machine boots with.

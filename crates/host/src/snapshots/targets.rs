@@ -34,7 +34,8 @@ impl Snapshots {
         full: bool,
     ) -> Option<(PathBuf, Manifest)> {
         // What many come from is whole: they need not put it together each time.
-        if full || purpose != Purpose::Keep {
+        // What a program has in memory is small, and of another size each time.
+        if full || purpose != Purpose::Keep || record.program.is_some() {
             return None;
         }
         let (dir, manifest) = self.find(record.snapshot.as_deref()?).ok()?;

@@ -38,6 +38,9 @@ pub(crate) struct ProgramArgs {
     /// Of a program: run it the same each time, with a clock and random numbers of its own
     #[arg(long)]
     deterministic: bool,
+    /// Of a program: it is never saved while it runs (snapshot, fork), and faster for it
+    #[arg(long)]
+    no_snapshots: bool,
     /// Of a Java program: tell its machine this, -Xss2m or -Dname=value; may be given several times
     #[arg(long = "java-option", value_name = "OPTION", allow_hyphen_values = true)]
     java_options: Vec<String>,
@@ -54,6 +57,7 @@ impl ProgramArgs {
             ("--fuel", self.fuel.is_some()),
             ("--time", self.time.is_some()),
             ("--deterministic", self.deterministic),
+            ("--no-snapshots", self.no_snapshots),
             ("--java-option", !self.java_options.is_empty()),
         ]
         .into_iter()
@@ -126,6 +130,7 @@ fn ask(mut args: Args, kind: GuestKind) -> Result<VmCreate, Fault> {
         fuel: options.fuel,
         time_ms: options.time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
         deterministic: options.deterministic,
+        no_snapshots: options.no_snapshots,
         seed: options.seed.unwrap_or_default(),
     };
     program.check()?;

@@ -1,6 +1,7 @@
 //! The clocks of a program.
 use super::errno::Errno;
 use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// `realtime`, `monotonic`, `process_cputime_id` and `thread_cputime_id` of `clockid`.
@@ -15,16 +16,33 @@ const COUNTED_BEGIN: u64 = 946_684_800_000_000_000;
 const COUNTED_STEP: u64 = 1000;
 
 /// Where time comes from.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Clock {
     /// The host.
-    Real,
+    Real {
+        /// How far `monotonic`, `process_cputime_id` and `thread_cputime_id` are ahead of the host's, nanoseconds (modulo 2^64): they go
+        /// on where they were when the program was saved.
+        ahead: [u64; 3],
+    },
     /// The program itself: each question, and each wait, moves it by so many nanoseconds.
     Counted {
         /// Nanoseconds since the program began.
         now: u64,
     },
 }
+
+/// What a clock showed when its program was saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum SavedClock {
+    /// `monotonic`, `process_cputime_id` and `thread_cputime_id`. The time of day is the host's.
+    Real([u64; 3]),
+    /// Nanoseconds since the program began.
+    Counted(u64),
+}
+
+/// The clocks of the host that go on where they were.
+const HOSTS: [ClockId; 3] = [ClockId::Monotonic, ClockId::ProcessCPUTime, ClockId::ThreadCPUTime];
 
 fn host(id: ClockId) -> u64 {
     let time = clock_gettime(id);
@@ -34,7 +52,7 @@ fn host(id: ClockId) -> u64 {
 impl Clock {
     /// The host's.
     pub(crate) fn real() -> Clock {
-        Clock::Real
+        Clock::Real { ahead: [0; 3] }
     }
 
     /// One that is the same in each run.
@@ -52,19 +70,46 @@ impl Clock {
                 *now = now.saturating_add(COUNTED_STEP);
                 if id == REALTIME { COUNTED_BEGIN.saturating_add(*now) } else { *now }
             }
-            Clock::Real => host(match id {
-                REALTIME => ClockId::Realtime,
-                MONOTONIC => ClockId::Monotonic,
-                PROCESS => ClockId::ProcessCPUTime,
-                _ => ClockId::ThreadCPUTime,
-            }),
+            Clock::Real { ahead: [monotonic, process, thread] } => match id {
+                REALTIME => host(ClockId::Realtime),
+                MONOTONIC => host(ClockId::Monotonic).wrapping_add(*monotonic),
+                PROCESS => host(ClockId::ProcessCPUTime).wrapping_add(*process),
+                _ => host(ClockId::ThreadCPUTime).wrapping_add(*thread),
+            },
         })
+    }
+
+    /// What it shows, to go on from there.
+    pub(crate) fn saved(&self) -> SavedClock {
+        match self {
+            Clock::Counted { now } => SavedClock::Counted(*now),
+            Clock::Real { ahead } => {
+                let now = HOSTS.map(host);
+                SavedClock::Real(std::array::from_fn(|id| {
+                    let ahead = ahead.get(id).copied().unwrap_or_default();
+                    now.get(id).copied().unwrap_or_default().wrapping_add(ahead)
+                }))
+            }
+        }
+    }
+
+    /// Goes on from there; one of another kind stays as it is.
+    pub(crate) fn put_back(&mut self, saved: &SavedClock) {
+        match (self, saved) {
+            (Clock::Counted { now }, SavedClock::Counted(then)) => *now = *then,
+            (Clock::Real { ahead }, SavedClock::Real(then)) => {
+                for ((ahead, then), now) in ahead.iter_mut().zip(then).zip(HOSTS.map(host)) {
+                    *ahead = then.wrapping_sub(now);
+                }
+            }
+            _ => {}
+        }
     }
 
     /// How exact it is, nanoseconds.
     pub(crate) fn resolution(&self, id: u32) -> Result<u64, Errno> {
         match (id, self) {
-            (0..=THREAD, Clock::Real) => Ok(1),
+            (0..=THREAD, Clock::Real { .. }) => Ok(1),
             (0..=THREAD, Clock::Counted { .. }) => Ok(COUNTED_STEP),
             _ => Err(Errno::Invalid),
         }
@@ -73,7 +118,7 @@ impl Clock {
     /// Lets time pass for a program that waits so long. Gives how long its host waits.
     pub(crate) fn sleep(&mut self, time: Duration) -> Duration {
         match self {
-            Clock::Real => time,
+            Clock::Real { .. } => time,
             Clock::Counted { now } => {
                 *now = now.saturating_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
                 Duration::ZERO
@@ -93,6 +138,21 @@ mod tests {
         assert_eq!(clock.sleep(Duration::from_secs(1)), Duration::ZERO);
         assert_eq!(clock.now(REALTIME), Ok(COUNTED_BEGIN + 2 * COUNTED_STEP + 1_000_000_000));
         assert_eq!(clock.now(9), Err(Errno::Invalid));
+    }
+
+    #[test]
+    fn a_clock_goes_on_where_it_was_saved() {
+        let mut counted = Clock::counted();
+        counted.now(REALTIME).unwrap();
+        let mut other = Clock::counted();
+        other.put_back(&counted.saved());
+        assert_eq!(other.now(MONOTONIC), counted.now(MONOTONIC));
+        // Another host, which has just been switched on.
+        let mut real = Clock::real();
+        real.put_back(&SavedClock::Real([u64::MAX >> 1, 7, 8]));
+        let SavedClock::Real([monotonic, process, _]) = real.saved() else { panic!() };
+        assert!(monotonic >= u64::MAX >> 1 && monotonic - (u64::MAX >> 1) < 1_000_000_000);
+        assert!((7..1_000_000_000).contains(&process));
     }
 
     #[test]

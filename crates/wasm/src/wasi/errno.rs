@@ -47,6 +47,8 @@ pub(crate) enum Fail {
     Errno(Errno),
     /// The program ends here.
     Stopped,
+    /// The program is to be saved where it waits, and then makes the same call again: nothing has been done yet.
+    Wanted,
     /// The program ends itself.
     Exit(u8),
 }

@@ -1,6 +1,7 @@
 //! The table of a program's descriptors.
 use super::errno::Errno;
 use rustix::fs::{Dir, Mode, OFlags, open};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
 use viv_model::{Fault, Kind, ShareSpec};
@@ -47,11 +48,36 @@ pub(crate) struct Entry {
     pub(crate) kind: u8,
 }
 
+/// Where a file was opened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Origin {
+    /// The directory that the program was given, by its place among them.
+    pub(crate) share: usize,
+    /// The path in it; nothing for itself.
+    pub(crate) path: String,
+}
+
+impl Origin {
+    /// What was opened there under this name.
+    pub(crate) fn join(&self, name: &str) -> Origin {
+        let path = if self.path.is_empty() { name.to_string() } else { format!("{}/{name}", self.path) };
+        Origin { share: self.share, path }
+    }
+
+    /// Its path, as the host knows it.
+    pub(crate) fn name(&self) -> &str {
+        if self.path.is_empty() { "." } else { &self.path }
+    }
+}
+
 /// A descriptor.
 pub(crate) struct Descriptor {
     pub(crate) kind: Kinds,
     pub(crate) rights: u64,
     pub(crate) inheriting: u64,
+    /// Where it is from; streams are from nowhere.
+    pub(crate) origin: Option<Origin>,
 }
 
 impl Descriptor {
@@ -62,40 +88,46 @@ impl Descriptor {
             Kinds::File(_) => (rights::FILE, 0),
             _ => (rights::STREAM, 0),
         };
-        Descriptor { kind, rights, inheriting }
+        Descriptor { kind, rights, inheriting, origin: None }
     }
 }
 
 /// All of a program's descriptors.
 pub(crate) struct Table {
-    open: BTreeMap<u32, Descriptor>,
+    pub(super) open: BTreeMap<u32, Descriptor>,
+    /// The directories that the program was given: it may close its own descriptors of them.
+    pub(super) roots: Vec<File>,
     pub(crate) tty: bool,
 }
 
 impl Table {
     /// The three streams, then a directory for each share.
     pub(crate) fn new(shares: &[ShareSpec], tty: bool) -> Result<Table, Fault> {
-        let mut table = Table { open: BTreeMap::new(), tty };
-        let mut give = |kind| table.open.insert(table.open.len() as u32, Descriptor::new(kind));
-        give(Kinds::Stdin);
-        give(Kinds::Stdout);
-        give(Kinds::Stderr);
-        for share in shares {
+        let mut table = Table { open: BTreeMap::new(), roots: Vec::new(), tty };
+        for stream in [Kinds::Stdin, Kinds::Stdout, Kinds::Stderr] {
+            table.open.insert(table.open.len() as u32, Descriptor::new(stream));
+        }
+        for (number, share) in shares.iter().enumerate() {
             let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY;
-            let file = open(&share.path, flags, Mode::empty()).map_err(|error| {
-                let error = std::io::Error::from(error);
+            let cannot = |error: std::io::Error| {
                 Fault::new(
                     Kind::of_file(&error),
                     format!("cannot share the directory {}: {error}", share.path.display()),
                     "name a directory that is there and that you may read: -v DIR:PATH",
                 )
-            })?;
-            give(Kinds::Directory {
-                file: file.into(),
+            };
+            let file: File =
+                open(&share.path, flags, Mode::empty()).map_err(|error| cannot(error.into()))?.into();
+            table.roots.push(file.try_clone().map_err(cannot)?);
+            let directory = Kinds::Directory {
+                file,
                 preopened: Some(share.target.clone()),
                 read_only: share.read_only,
                 listing: Vec::new(),
-            });
+            };
+            let origin = Some(Origin { share: number, path: String::new() });
+            let descriptor = Descriptor { origin, ..Descriptor::new(directory) };
+            table.open.insert(table.open.len() as u32, descriptor);
         }
         Ok(table)
     }

@@ -7,7 +7,7 @@ use rustix::fs::{
     Advice, FallocateFlags, FileType, OFlags, SeekFrom, Stat, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT,
 };
 use std::num::NonZeroU64;
-use viv_process::Channel;
+use viv_process::{Channel, Waited};
 
 /// Most bytes of one write to a stream.
 const WRITE_MAX: usize = 1 << 20;
@@ -109,7 +109,11 @@ pub(crate) fn read(
     let pieces = guest.pieces(list, count)?;
     let total = match &wasi.table.with(fd, rights::FD_READ)?.kind {
         Kinds::Stdin => {
-            let bytes = wasi.streams.read(length_of(&pieces, READ_MAX))?;
+            let bytes = match wasi.streams.read_or_wanted(length_of(&pieces, READ_MAX))? {
+                Waited::Ready(bytes) => bytes,
+                Waited::Late => Vec::new(),
+                Waited::Wanted => return Err(Fail::Wanted),
+            };
             guest.scatter(&pieces, &bytes)?;
             bytes.len()
         }
@@ -143,7 +147,7 @@ pub(crate) fn write(
         _ => return Err(Errno::BadFd.into()),
     };
     let bytes = guest.gather(&pieces, WRITE_MAX)?;
-    wasi.gate.pass()?;
+    wasi.pass()?;
     wasi.streams.write(channel, &bytes);
     Ok(guest.put_u32(done, bytes.len() as u32)?)
 }

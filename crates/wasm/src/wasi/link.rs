@@ -4,8 +4,9 @@ use super::guest::Guest;
 use super::words::{self, Words};
 use super::{Exit, Wasi, file, path, poll};
 use crate::instance::Host;
+use crate::keeper::save_in_host;
 use viv_process::Stopped;
-use wasmtime::{Caller, Error, Linker, Result};
+use wasmtime::{AsContextMut, Caller, Error, Linker, Result};
 
 /// The name under which a module imports them.
 pub(crate) const MODULE: &str = "wasi_snapshot_preview1";
@@ -13,23 +14,50 @@ pub(crate) const MODULE: &str = "wasi_snapshot_preview1";
 /// Most random bytes of one call.
 const RANDOM_MAX: u32 = 1 << 20;
 
-/// Calls one of them, with the program's memory. Gives the program its `errno`.
-fn call(
+/// Does something for a program, with its memory.
+fn act_for(
     caller: &mut Caller<'_, Host>,
     act: impl FnOnce(&mut Guest<'_>, &mut Wasi) -> std::result::Result<(), Fail>,
-) -> Result<u32> {
-    let done = match caller.data().wasi.memory {
+) -> std::result::Result<(), Fail> {
+    match caller.data().wasi.memory {
         Some(memory) => {
             let (bytes, host) = memory.data_and_store_mut(&mut *caller);
             act(&mut Guest(bytes), &mut host.wasi)
         }
         // It asks before it is ready, or has no memory under that name.
         None => act(&mut Guest(&mut []), &mut caller.data_mut().wasi),
-    };
+    }
+}
+
+/// Calls one of them that may wait. Whoever wants to save the program does that meanwhile, as one that is about to make this call with
+/// these arguments.
+fn waiting(
+    caller: &mut Caller<'_, Host>,
+    name: &'static str,
+    arguments: &[u32],
+    mut act: impl FnMut(&mut Guest<'_>, &mut Wasi) -> std::result::Result<(), Fail>,
+) -> Result<u32> {
+    loop {
+        match act_for(caller, &mut act) {
+            Err(Fail::Wanted) => save_in_host(caller.as_context_mut(), name, arguments),
+            done => return told(done),
+        }
+    }
+}
+
+/// Calls one of them. Gives the program its `errno`.
+fn call(
+    caller: &mut Caller<'_, Host>,
+    act: impl FnOnce(&mut Guest<'_>, &mut Wasi) -> std::result::Result<(), Fail>,
+) -> Result<u32> {
+    told(act_for(caller, act))
+}
+
+fn told(done: std::result::Result<(), Fail>) -> Result<u32> {
     match done {
         Ok(()) => Ok(0),
         Err(Fail::Errno(errno)) => Ok(errno as u32),
-        Err(Fail::Stopped) => Err(Error::new(Stopped)),
+        Err(Fail::Stopped | Fail::Wanted) => Err(Error::new(Stopped)),
         Err(Fail::Exit(status)) => Err(Error::new(Exit(status))),
     }
 }
@@ -80,10 +108,14 @@ fn words_and_clock(linker: &mut Linker<Host>) -> Result<()> {
 
 fn descriptors(linker: &mut Linker<Host>) -> Result<()> {
     linker.func_wrap(MODULE, "fd_read", |mut c: From<'_>, fd: u32, list: u32, count: u32, done: u32| {
-        call(&mut c, |guest, wasi| file::read(guest, wasi, fd, list, count, done))
+        waiting(&mut c, "fd_read", &[fd, list, count, done], |guest, wasi| {
+            file::read(guest, wasi, fd, list, count, done)
+        })
     })?;
     linker.func_wrap(MODULE, "fd_write", |mut c: From<'_>, fd: u32, list: u32, count: u32, done: u32| {
-        call(&mut c, |guest, wasi| file::write(guest, wasi, fd, list, count, done))
+        waiting(&mut c, "fd_write", &[fd, list, count, done], |guest, wasi| {
+            file::write(guest, wasi, fd, list, count, done)
+        })
     })?;
     linker.func_wrap(
         MODULE,
@@ -269,7 +301,9 @@ fn others(linker: &mut Linker<Host>) -> Result<()> {
         MODULE,
         "poll_oneoff",
         |mut c: From<'_>, input: u32, output: u32, count: u32, done: u32| {
-            call(&mut c, |guest, wasi| poll::oneoff(guest, wasi, (input, output, count), done))
+            waiting(&mut c, "poll_oneoff", &[input, output, count, done], |guest, wasi| {
+                poll::oneoff(guest, wasi, (input, output, count), done)
+            })
         },
     )?;
     linker.func_wrap(MODULE, "proc_exit", |mut c: From<'_>, status: u32| -> Result<()> {
@@ -280,7 +314,7 @@ fn others(linker: &mut Linker<Host>) -> Result<()> {
         call(&mut c, |_, _| Err(Errno::NotSupported.into()))
     })?;
     linker.func_wrap(MODULE, "sched_yield", |mut c: From<'_>| {
-        call(&mut c, |_, wasi| Ok(wasi.gate.pass()?))
+        waiting(&mut c, "sched_yield", &[], |_, wasi| wasi.pass())
     })?;
     // Nobody gives it a socket; a descriptor that it has is none.
     linker.func_wrap(MODULE, "sock_accept", |mut c: From<'_>, fd: u32, _flags: u32, _done: u32| {

@@ -12,17 +12,21 @@ mod link;
 mod path;
 mod poll;
 mod random;
+mod saved;
 mod words;
 
+pub(crate) use errno::Fail;
 pub(crate) use link::{MODULE, link};
+pub(crate) use saved::SavedWasi;
 
 use clock::Clock;
 use fd::Table;
 use random::Random;
 use std::sync::Arc;
+use std::time::Instant;
 use viv_api::runner::RunnerProgram;
 use viv_model::{Fault, ShareSpec};
-use viv_process::{Gate, Streams};
+use viv_process::{Gate, Streams, Waited};
 use wasmtime::Memory;
 
 /// System calls of a program with a directory that it may change, which are refused to others.
@@ -51,6 +55,8 @@ pub(crate) struct Wasi {
     table: Table,
     clock: Clock,
     random: Random,
+    /// Since when it waits in a call that it is to make again.
+    waits_since: Option<Instant>,
 }
 
 impl Wasi {
@@ -72,6 +78,15 @@ impl Wasi {
             table: Table::new(shares, spec.tty)?,
             clock: if spec.deterministic { Clock::counted() } else { Clock::real() },
             random: if spec.deterministic { Random::from_seed(spec.seed) } else { Random::of_host() },
+            waits_since: None,
         })
+    }
+
+    /// Passes the gate, before anything has been done.
+    fn pass(&self) -> Result<(), Fail> {
+        match self.gate.pass_or_wanted()? {
+            Waited::Ready(()) | Waited::Late => Ok(()),
+            Waited::Wanted => Err(Fail::Wanted),
+        }
     }
 }

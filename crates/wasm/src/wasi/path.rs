@@ -26,7 +26,12 @@ const MODE_DIRECTORY: Mode = Mode::from_raw_mode(0o777);
 const TRIES: usize = 16;
 
 /// Opens a name below a directory.
-fn beneath(directory: BorrowedFd<'_>, path: &str, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
+pub(crate) fn beneath(
+    directory: BorrowedFd<'_>,
+    path: &str,
+    flags: OFlags,
+    mode: Mode,
+) -> Result<OwnedFd, Errno> {
     if path.is_empty() {
         return Err(Errno::NoEntry);
     }
@@ -162,6 +167,7 @@ pub(crate) fn open(
     });
     descriptor.rights &= ask.base;
     descriptor.inheriting &= ask.inheriting;
+    descriptor.origin = wasi.table.get(fd)?.origin.as_ref().map(|parent| parent.join(&path));
     let number = wasi.table.insert(descriptor)?;
     Ok(guest.put_u32(done, number)?)
 }

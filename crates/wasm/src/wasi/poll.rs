@@ -5,6 +5,7 @@ use super::errno::{Errno, Fail};
 use super::fd::Kinds;
 use super::guest::Guest;
 use std::time::{Duration, Instant};
+use viv_process::Waited;
 
 /// Bytes of a `subscription` and of an `event`.
 const SUBSCRIPTION: u32 = 48;
@@ -99,13 +100,19 @@ pub(crate) fn oneoff(
     if count == 0 || count > SUBSCRIPTIONS_MAX {
         return Err(Errno::Invalid.into());
     }
-    let begin = Instant::now();
+    // A call that was left to be saved has waited for a while already.
+    let begin = wasi.waits_since.take().unwrap_or_else(Instant::now);
+    let clock = wasi.clock;
     let mut all = Vec::new();
     for index in 0..count {
         let base = at(input, index.saturating_mul(SUBSCRIPTION))?;
         all.push(subscription(guest, wasi, base, begin)?);
     }
-    let events = wait(wasi, &all, begin)?;
+    let events = wait(wasi, &all, begin).inspect_err(|fail| {
+        if *fail == Fail::Wanted {
+            (wasi.waits_since, wasi.clock) = (Some(begin), clock);
+        }
+    })?;
     let mut place = output;
     for event in &events {
         let mut bytes = [0; EVENT as usize];
@@ -143,7 +150,11 @@ fn wait(wasi: &mut Wasi, all: &[Subscription], begin: Instant) -> Result<Vec<Eve
         Some(time) => Some((time, time)),
         None => None,
     };
-    let came = wasi.gate.wait(due.map(|(_, until)| until), input)?;
+    let came = match wasi.gate.wait_or_wanted(due.map(|(_, until)| until), input)? {
+        Waited::Ready(bytes) => Some(bytes),
+        Waited::Late => None,
+        Waited::Wanted => return Err(Fail::Wanted),
+    };
     let now = due.filter(|_| came.is_none()).map_or_else(Instant::now, |(time, _)| time.max(Instant::now()));
     let event = |one: &Subscription| {
         let (errno, bytes) = match &one.what {

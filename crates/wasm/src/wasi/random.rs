@@ -22,6 +22,14 @@ impl Random {
         Random::Seeded(seed)
     }
 
+    /// Where the numbers of a seed go on.
+    pub(crate) fn saved(&self) -> Option<u64> {
+        match self {
+            Random::Host => None,
+            Random::Seeded(state) => Some(*state),
+        }
+    }
+
     /// Fills it with random bytes.
     pub(crate) fn fill(&mut self, bytes: &mut [u8]) -> Result<(), Errno> {
         match self {
