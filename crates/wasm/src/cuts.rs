@@ -158,6 +158,7 @@ impl Trial {
             health: None,
             program: None,
             resume: from.is_some(),
+            is_copy: false,
         };
         let gate = Arc::new(Gate::default());
         let poke = self.engine.clone();
@@ -227,7 +228,7 @@ impl Trial {
             disks: Vec::new(),
             files: Vec::new(),
         };
-        write_manifest(&manifest, &dir).unwrap();
+        write_manifest(&manifest, &dir, false).unwrap();
         Some(dir)
     }
 }
