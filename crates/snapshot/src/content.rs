@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use viv_block::{ContentLayer, Disk, Layers, PieceMap, RawDisk};
+use viv_block::{ContentLayer, Disk, Layers, MemoryDisk, PieceMap, RawDisk};
 use viv_model::{Content, Layer};
 
 /// Bytes of a chunk. The last one of a content may be shorter.
@@ -149,12 +149,17 @@ pub struct Checked {
 }
 
 /// A file of layers that has the size that it must have, as a disk.
-fn layer(path: &Path, bytes: u64) -> Result<RawDisk, SnapshotError> {
+fn layer(path: &Path, bytes: u64) -> Result<Arc<dyn Disk>, SnapshotError> {
     let length = std::fs::metadata(path).map_err(SnapshotError::io("look at", path))?.len();
     if length != bytes {
         return Err(SnapshotError::damaged(path, format!("it has {length} bytes instead of {bytes}")));
     }
-    RawDisk::open(path, true).map_err(|error| SnapshotError::Disk(Box::new(error)))
+    // A program may have no memory, and no file is a disk of nothing.
+    if bytes == 0 {
+        return Ok(Arc::new(MemoryDisk::zeroed(0).into_read_only()));
+    }
+    let disk = RawDisk::open(path, true).map_err(|error| SnapshotError::Disk(Box::new(error)))?;
+    Ok(Arc::new(disk))
 }
 
 fn map(path: &Path, bytes: u64, checksum: &str) -> Result<PieceMap, SnapshotError> {
@@ -188,7 +193,7 @@ impl Checked {
             if lowest.is_some() {
                 return Err(SnapshotError::damaged(path, "something is below its lowest layer"));
             }
-            let disk = Arc::new(layer(&beside(&name), *bytes)?);
+            let disk = layer(&beside(&name), *bytes)?;
             match checksum {
                 Some(checksum) => {
                     let map = map(&beside(&map_file(&name)), *bytes, checksum)?;
@@ -330,6 +335,15 @@ mod tests {
         assert!(std::fs::metadata(scratch.0.join("c")).unwrap().blocks() * 512 < 256 << 10);
         assert_eq!(std::fs::read(scratch.0.join("c")).unwrap(), bytes);
         scratch.verify(&content).unwrap();
+    }
+
+    #[test]
+    fn nothing_is_a_content_too() {
+        let scratch = Scratch::new();
+        let content = scratch.write(&[], &[]);
+        scratch.verify(&content).unwrap();
+        std::fs::write(scratch.0.join("c"), b"x").unwrap();
+        assert!(scratch.verify(&content).is_err());
     }
 
     #[test]
