@@ -1,8 +1,15 @@
-//! A VM's sockets: a thread for each connection, and not more of them than are good.
+//! A VM's sockets: a thread for each connection, and not more of them than are good; and what is said on the control socket: JSON
+//! lines, an answer for each request.
+use crate::follow::follow;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
+use viv_api::passed::answer_lines;
+use viv_api::runner::{Ask, LINE_MAX, Reply, Status};
+use viv_model::{Fault, Kind};
 
 /// Most connections to one socket of a VM at a time.
 const CONNECTIONS_MAX: usize = 64;
@@ -21,7 +28,7 @@ pub fn serve(
         for connection in listener.incoming() {
             let Ok(connection) = connection else {
                 // Out of descriptors or memory: it passes, and must not become a busy loop.
-                thread::sleep(std::time::Duration::from_millis(100));
+                thread::sleep(Duration::from_millis(100));
                 continue;
             };
             if open.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
@@ -39,4 +46,30 @@ pub fn serve(
         }
     })?;
     Ok(())
+}
+
+/// Answers the requests of one connection to the control socket. Who follows the VM is told what `other_than` gives: how it is, as soon as
+/// that is worth telling to one who knows this, or nothing within a time. All else is answered by `reply`.
+pub fn answer(
+    connection: UnixStream,
+    other_than: impl Fn(Option<&Status>, Duration) -> Option<Status>,
+    mut reply: impl FnMut(Ask, Vec<OwnedFd>) -> Reply,
+) {
+    let follower = connection.try_clone();
+    answer_lines(connection, LINE_MAX, |asked, files| match asked {
+        Ok(Ask::Follow) => {
+            if let Ok(follower) = &follower {
+                follow(follower, &other_than);
+            }
+            // Nobody is there any more who would read it.
+            reply(Ask::Status, files)
+        }
+        Ok(ask) => reply(ask, files),
+        // Files that came with what is not understood are closed here.
+        Err(error) => Reply::Refused(Fault::new(
+            Kind::Usage,
+            format!("a request to the VM's process was not understood: {error}"),
+            "use the command of the same version as the VM's process, or start the VM anew",
+        )),
+    });
 }

@@ -11,7 +11,10 @@ const FOLLOWER_LOOK: Duration = Duration::from_secs(15);
 
 /// Says how the VM is whenever that changes, until nobody listens. `other_than` waits for at most that long until there is
 /// something else to say than this.
-pub fn follow(mut connection: &UnixStream, other_than: impl Fn(Option<&Status>, Duration) -> Option<Status>) {
+pub(crate) fn follow(
+    mut connection: &UnixStream,
+    other_than: impl Fn(Option<&Status>, Duration) -> Option<Status>,
+) {
     let mut said: Option<Status> = None;
     loop {
         if let Some(now) = other_than(said.as_ref(), FOLLOWER_LOOK) {

@@ -8,13 +8,15 @@ mod follow;
 mod place;
 mod quota;
 pub mod sandbox;
+mod saving;
 mod usage;
 mod written;
 
 pub use console::{Console, Log, Reader, attach};
-pub use control::serve;
-pub use follow::{follow, wait_for_news};
+pub use control::{answer, serve};
+pub use follow::wait_for_news;
 pub use place::{DRAIN_LIMIT, Place, broken, finish, keep_log, report, spawn, watch_owner, watch_signals};
 pub use quota::Quota;
+pub use saving::Saving;
 pub use usage::{OtherProcess, cpu_ns, memory_bytes};
 pub use written::write_json;

@@ -1,14 +1,9 @@
 //! Connections: so many at a time, and so many of one address. Where all places are taken, whoever has waited longest without having
 //! asked for anything gives up its own: somebody who holds many connections open keeps nobody out.
-use crate::http::Body;
-use hyper::body::{Bytes, Frame, SizeHint};
 use hyper::http::Extensions;
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::net::IpAddr;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 use tokio::sync::Notify;
 
 /// The places of one door.
@@ -57,6 +52,11 @@ impl Connections {
 
     fn taken(&self) -> MutexGuard<'_, Taken> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.taken().places.is_empty()
     }
 
     /// A place for a connection of an address; none if all are taken by some that have asked for something.
@@ -135,50 +135,28 @@ impl Drop for Place {
     }
 }
 
-/// An answer on its way: its connection waits again when all of it is sent.
-pub(crate) struct Answer {
-    body: Body,
-    place: Arc<Place>,
-}
+/// An answer on its way: its connection waits again when that is sent.
+pub(crate) struct Answering(Arc<Place>);
 
-impl Answer {
-    pub(crate) fn new(body: Body, place: &Arc<Place>) -> Answer {
-        Answer { body, place: place.clone() }
+impl Answering {
+    pub(crate) fn at(place: &Arc<Place>) -> Answering {
+        Answering(place.clone())
     }
 }
 
-impl Drop for Answer {
+impl Drop for Answering {
     fn drop(&mut self) {
-        self.place.answered();
-    }
-}
-
-impl hyper::body::Body for Answer {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.0.answered();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::task::{Context, Waker};
 
     fn is_given_up(place: &Place) -> bool {
-        let mut context = Context::from_waker(std::task::Waker::noop());
+        let mut context = Context::from_waker(Waker::noop());
         std::pin::pin!(place.given_up()).poll(&mut context).is_ready()
     }
 
@@ -201,10 +179,10 @@ mod tests {
         first.answered();
         fourth.asked();
         assert!(all.take(None).is_none());
-        drop(Answer::new(Body::Whole(None), &fourth));
+        drop(Answering::at(&fourth));
         assert!(all.take(None).is_some() && is_given_up(&fourth));
         drop((first, third, fourth));
-        assert!(all.taken().places.is_empty());
+        assert!(all.is_empty());
     }
 
     #[test]

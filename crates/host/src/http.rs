@@ -1,4 +1,5 @@
 //! Answers as HTTP/1.1 carries them.
+use crate::connections::Answering;
 use hyper::body::{Bytes, Frame};
 use hyper::header::{CONNECTION, CONTENT_TYPE, ETAG, HeaderValue, LOCATION, UPGRADE};
 use hyper::{Response, StatusCode};
@@ -11,11 +12,35 @@ use viv_api::client::ErrorBody;
 use viv_model::{Fault, Kind};
 
 /// An answer's body.
-pub(crate) enum Body {
+pub(crate) struct Body {
+    content: Content,
+    /// Until it is sent, or nobody takes it.
+    _answering: Option<Answering>,
+}
+
+enum Content {
     /// All of it.
     Whole(Option<Bytes>),
     /// Pieces as they are made; the sender learns when nobody listens any more.
     Pieces(mpsc::Receiver<Bytes>),
+}
+
+impl From<Content> for Body {
+    fn from(content: Content) -> Body {
+        Body { content, _answering: None }
+    }
+}
+
+impl Body {
+    /// None.
+    pub(crate) fn empty() -> Body {
+        Content::Whole(None).into()
+    }
+
+    /// The same, for the connection that is answered.
+    pub(crate) fn of(self, answering: Answering) -> Body {
+        Body { _answering: Some(answering), ..self }
+    }
 }
 
 impl hyper::body::Body for Body {
@@ -26,29 +51,29 @@ impl hyper::body::Body for Body {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let piece = match &mut *self {
-            Body::Whole(bytes) => Poll::Ready(bytes.take()),
-            Body::Pieces(receiver) => receiver.poll_recv(context),
+        let piece = match &mut self.content {
+            Content::Whole(bytes) => Poll::Ready(bytes.take()),
+            Content::Pieces(receiver) => receiver.poll_recv(context),
         };
         piece.map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self, Body::Whole(None))
+        matches!(self.content, Content::Whole(None))
     }
 
     fn size_hint(&self) -> hyper::body::SizeHint {
-        match self {
-            Body::Whole(bytes) => {
+        match &self.content {
+            Content::Whole(bytes) => {
                 hyper::body::SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
-            Body::Pieces(_) => hyper::body::SizeHint::default(),
+            Content::Pieces(_) => hyper::body::SizeHint::default(),
         }
     }
 }
 
 fn whole(status: StatusCode, text: Vec<u8>) -> Response<Body> {
-    let mut answer = Response::new(Body::Whole(Some(text.into())));
+    let mut answer = Response::new(Body::from(Content::Whole(Some(text.into()))));
     *answer.status_mut() = status;
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     answer
@@ -86,14 +111,14 @@ pub(crate) fn tag(answer: &mut Response<Body>, revision: u64) {
 
 /// A stream of pieces.
 pub(crate) fn pieces(receiver: mpsc::Receiver<Bytes>, content_type: &'static str) -> Response<Body> {
-    let mut answer = Response::new(Body::Pieces(receiver));
+    let mut answer = Response::new(Body::from(Content::Pieces(receiver)));
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     answer
 }
 
 /// The last answer of a connection that becomes a byte stream.
 pub(crate) fn switching() -> Response<Body> {
-    let mut answer = Response::new(Body::Whole(None));
+    let mut answer = Response::new(Body::empty());
     *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
     answer.headers_mut().insert(UPGRADE, HeaderValue::from_static(viv_api::endpoint::UPGRADE));

@@ -124,3 +124,29 @@ async fn greet(
         service::converse(service, stream, peer, client, Some(HEAD_LIMIT), place).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_has_so_many_connections_and_no_other_suffers() {
+        let connections = Connections::new(CONNECTIONS_MAX, OF_ADDRESS_MAX);
+        let take = |address: &str| {
+            let place = connections.take(Some(network_of(address.parse().unwrap())))?;
+            place.asked();
+            Some(place)
+        };
+        let mut places: Vec<_> = (0..OF_ADDRESS_MAX).filter_map(|_| take("192.0.2.1")).collect();
+        assert_eq!(places.len(), OF_ADDRESS_MAX);
+        assert!(take("192.0.2.1").is_none());
+        assert!(take("::ffff:192.0.2.1").is_none(), "it is the same one");
+        let other = take("192.0.2.2").unwrap();
+        places.pop();
+        places.push(take("192.0.2.1").unwrap());
+        let neighbours: Vec<_> = (1..200).filter_map(|last| take(&format!("2001:db8::{last:x}"))).collect();
+        assert_eq!(neighbours.len(), OF_ADDRESS_MAX);
+        drop((places, other, neighbours));
+        assert!(connections.is_empty());
+    }
+}

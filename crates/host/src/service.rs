@@ -1,7 +1,7 @@
 //! The service's process: one at a time for each user, on a Unix socket, there only while it is needed.
 use crate::access::{Access, Peer};
 use crate::builder;
-use crate::connections::{Answer, Connections, Place};
+use crate::connections::{Answering, Connections, Place};
 use crate::door;
 use crate::following;
 use crate::http;
@@ -466,7 +466,7 @@ pub(crate) async fn converse(
         request.extensions_mut().insert(place.clone());
         async move {
             let answer = door::enter(service, &peer, client, request).await;
-            Ok::<_, Infallible>(answer.map(|body| Answer::new(body, &place)))
+            Ok::<_, Infallible>(answer.map(|body| body.of(Answering::at(&place))))
         }
     });
     let talk = hyper::server::conn::http1::Builder::new()

@@ -2,32 +2,18 @@
 use crate::life::Life;
 use std::fs::File;
 use std::os::unix::net::UnixStream;
-use viv_api::passed::answer_lines;
-use viv_api::runner::{Ask, LINE_MAX, Reply};
-use viv_cell::follow;
+use viv_api::runner::{Ask, Reply};
 use viv_model::{Fault, GuestKind, Kind};
 
 /// Answers the requests of one connection.
 pub(crate) fn answer(life: &Life, connection: UnixStream) {
-    let follower = connection.try_clone();
-    answer_lines(connection, LINE_MAX, |asked, files| match asked {
-        Ok(Ask::Follow) => {
-            if let Ok(follower) = &follower {
-                follow(follower, |known, limit| life.other_than(known, limit));
-            }
-            // Nobody is there any more who would read it.
-            Reply::Ok(life.status())
-        }
-        Ok(Ask::Snapshot(ask)) => match life.snapshot(&ask, files.into_iter().map(File::from)) {
+    let other_than = |known: Option<&_>, limit| life.other_than(known, limit);
+    viv_cell::answer(connection, other_than, |ask, files| match ask {
+        Ask::Snapshot(ask) => match life.snapshot(&ask, files.into_iter().map(File::from)) {
             Ok(parts) => Reply::Saved(Box::new(parts)),
             Err(fault) => Reply::Refused(fault),
         },
-        Ok(ask) => reply(life, ask),
-        Err(error) => Reply::Refused(Fault::new(
-            Kind::Usage,
-            format!("a request to the VM's process was not understood: {error}"),
-            "use the command of the same version as the VM's process, or start the VM anew",
-        )),
+        ask => reply(life, ask),
     });
 }
 

@@ -13,7 +13,7 @@ use viv_api::runner::{RunnerProgram, STATS, SnapshotAsk, Started, Status, VSOCK,
 use viv_api::stats::VmStats;
 use viv_api::vm::Process;
 use viv_cell::{
-    Console, DRAIN_LIMIT, Place, Quota, broken, finish, keep_log, report, sandbox, serve, spawn,
+    Console, DRAIN_LIMIT, Place, Quota, Saving, broken, finish, keep_log, report, sandbox, serve, spawn,
     wait_for_news, watch_owner, watch_signals, write_json,
 };
 use viv_model::{Accel, End, Fault, GuestKind, Kind, MachineSpec, SavedParts, State, next};
@@ -30,8 +30,7 @@ pub(crate) struct Life {
     process: Process,
     kind: GuestKind,
     machine: MachineSpec,
-    /// Held while a snapshot is written.
-    saving: Mutex<()>,
+    saving: Saving,
     pub(crate) console: Arc<Console>,
     pub(crate) streams: Arc<Streams>,
     gate: Arc<Gate>,
@@ -117,10 +116,7 @@ impl Life {
         ask: &SnapshotAsk,
         mut files: impl Iterator<Item = File>,
     ) -> Result<SavedParts, Fault> {
-        let _saving = self.saving.try_lock().map_err(|_| {
-            let message = "another snapshot of the VM is just being written";
-            Fault::new(Kind::Conflict, message, "wait until it is there: viv snapshot ls")
-        })?;
+        let _saving = self.saving.begin()?;
         if ask.since.is_some() {
             let message = "of a program, a snapshot is always whole";
             return Err(Fault::new(Kind::Usage, message, "use the command of the VM's version"));
@@ -205,7 +201,7 @@ fn live(dir: &Path, engine: &dyn Engine) -> Result<End, Fault> {
         process: Process::current(),
         kind: engine.kind(),
         machine: spec.machine.clone(),
-        saving: Mutex::default(),
+        saving: Saving::default(),
         console: console.clone(),
         streams: streams.clone(),
         gate: gate.clone(),

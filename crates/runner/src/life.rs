@@ -16,7 +16,7 @@ use viv_api::passed::WithFiles;
 use viv_api::runner::{Ask, Reply, RunnerSpec, STATS, SnapshotAsk, Started, Status, VSOCK};
 use viv_api::stats::VmStats;
 use viv_api::vm::{ConsoleSize, OnReboot, Process};
-use viv_cell::{Console, DRAIN_LIMIT, Place, Quota, broken, finish, keep_log, report, spawn};
+use viv_cell::{Console, DRAIN_LIMIT, Place, Quota, Saving, broken, finish, keep_log, report, spawn};
 use viv_machine::PerfMap;
 use viv_model::{
     Accel, End, Fault, Health, HealthCheck, HealthLook, Kind, MachineSpec, NetKind, NicSpec, SavedParts,
@@ -48,8 +48,7 @@ pub(crate) struct Life {
     inner: Mutex<Inner>,
     /// Something has changed that followers are told.
     changed: Condvar,
-    /// Held while a snapshot is written.
-    saving: Mutex<()>,
+    saving: Saving,
     /// Whether the guest knows who and when it is.
     told: (Mutex<bool>, Condvar),
 }
@@ -104,7 +103,7 @@ impl Life {
             console,
             inner: Mutex::new(inner),
             changed: Condvar::new(),
-            saving: Mutex::new(()),
+            saving: Saving::default(),
             told: (Mutex::new(true), Condvar::new()),
         }
     }
@@ -253,11 +252,7 @@ impl Life {
 
     /// Saves the guest as it is now into `files`. It goes on while they are written.
     fn snapshot(&self, ask: &SnapshotAsk, files: Vec<File>) -> Result<SavedParts, Fault> {
-        let saving = self.saving.try_lock();
-        let _saving = saving.map_err(|_| {
-            let message = "another snapshot of the VM is just being written";
-            Fault::new(Kind::Conflict, message, "wait until it is there: viv snapshot ls")
-        })?;
+        let _saving = self.saving.begin()?;
         // Before anybody waits for us: it may take a while.
         let may_write = {
             let inner = self.lock();

@@ -57,11 +57,11 @@ impl How {
 pub(crate) fn module(
     engine: &Engine,
     called: &str,
-    bytes: &[u8],
+    (bytes, sum): (&[u8], &str),
     how: How,
     cache: &Path,
 ) -> Result<Module, Fault> {
-    let path = cache.join(key(engine, bytes));
+    let path = cache.join(key(engine, sum));
     if let Some(module) = load(engine, &path) {
         return Ok(module);
     }
@@ -77,11 +77,16 @@ pub(crate) fn module(
     load(engine, &path).ok_or_else(|| not_runnable(called, "its code was not what wasmtime makes", REPORT))
 }
 
-/// The name of a module's code: by its content, and by how it was made and for what.
-fn key(engine: &Engine, bytes: &[u8]) -> String {
+/// The checksum of a module.
+pub(crate) fn sum_of(bytes: &[u8]) -> String {
+    blake3::hash(bytes).to_hex().to_string()
+}
+
+/// The name of a module's code: by its checksum, and by how it was made and for what.
+fn key(engine: &Engine, sum: &str) -> String {
     let mut how = DefaultHasher::new();
     engine.precompile_compatibility_hash().hash(&mut how);
-    format!("{}-{:016x}.cwasm", blake3::hash(bytes).to_hex(), how.finish())
+    format!("{sum}-{:016x}.cwasm", how.finish())
 }
 
 fn load(engine: &Engine, path: &Path) -> Option<Module> {
@@ -243,7 +248,7 @@ pub(crate) fn hidden_start(module: &[u8]) -> Option<u32> {
 /// Where the code of a cache is, for a test.
 #[cfg(test)]
 pub(crate) fn path_of(engine: &Engine, bytes: &[u8], cache: &Path) -> std::path::PathBuf {
-    cache.join(key(engine, bytes))
+    cache.join(key(engine, &sum_of(bytes)))
 }
 
 #[cfg(test)]
@@ -254,6 +259,7 @@ mod tests {
     fn code_is_named_by_its_module_and_by_how_it_was_made() {
         let plain = Engine::new(&config(How::default())).unwrap();
         let fuel = Engine::new(&config(How { fuel: true, live: false })).unwrap();
+        let key = |engine: &Engine, bytes: &[u8]| key(engine, &sum_of(bytes));
         assert_eq!(key(&plain, b"a"), key(&plain, b"a"));
         assert_ne!(key(&plain, b"a"), key(&plain, b"b"));
         assert_ne!(key(&plain, b"a"), key(&fuel, b"a"));

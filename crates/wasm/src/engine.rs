@@ -50,7 +50,11 @@ impl Engine for Wasm {
                 "report this with the output of: viv info",
             )
         })?;
-        let module = code::module(&engine, &program.called, &bytes, how, &program.cache)?;
+        let make = |bytes: &[u8], sum: &str| {
+            code::module(&engine, &program.called, (bytes, sum), how, &program.cache)
+        };
+        let sum = code::sum_of(&bytes);
+        let module = make(&bytes, &sum)?;
         let mut linker = Linker::new(&engine);
         wasi::link(&mut linker)
             .map_err(|error| not_runnable(&program.called, format!("{error:#}"), REPORT))?;
@@ -62,15 +66,14 @@ impl Engine for Wasm {
         let poke = engine.clone();
         gate.on_change(move || poke.increment_epoch());
         let calls = if whole.is_empty() { Vec::new() } else { wasi::CALLS.to_vec() };
-        let file = blake3::hash(&bytes).to_hex().to_string();
         let resume = match vm.resume {
             true => {
-                let make = |bytes: &[u8]| code::module(&engine, &program.called, bytes, how, &program.cache);
-                Some(resume(Path::new(RESUME), vm, program, &module, &file, &mut wasi, &make)?)
+                let make = |bytes: &[u8]| make(bytes, &code::sum_of(bytes));
+                Some(resume(Path::new(RESUME), vm, program, &module, &sum, &mut wasi, &make)?)
             }
             false => None,
         };
-        let keeper = how.live.then(|| Keeper::new(&module, file, gate.clone()));
+        let keeper = how.live.then(|| Keeper::new(&module, sum, gate.clone()));
         let ready = Ready { instance: ready, wasi, start, resume };
         let instance = WasmInstance::new(ready, keeper, vm.machine.memory_mib << 20, spec.fuel);
         Ok(Prepared {

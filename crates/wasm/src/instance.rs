@@ -145,43 +145,41 @@ fn call(
     store.data_mut().wasi.memory = instance.get_memory(&mut *store, "memory");
     let main = instance.get_func(&mut *store, &start.function);
     let main = main.ok_or_else(|| Error::msg(format!("it has no function {}", start.function)))?;
-    let mut stages = vec![];
+    // With what they are called with.
+    let mut stages: Vec<(Stage, Func, &[Val])> = Vec::new();
     if let Some(bytes) = ready.module().debug_bytecode().filter(|_| store.data().live.is_some())
         && let Some(number) = crate::code::hidden_start(bytes)
         && let Some(function) = instance.debug_function(&mut *store, number)
     {
-        stages.push((Stage::Start, function));
+        stages.push((Stage::Start, function, &[]));
     }
     if start.function != "_start"
         && let Some(initialize) = instance.get_func(&mut *store, INITIALIZE)
         && initialize.ty(&*store).params().len() + initialize.ty(&*store).results().len() == 0
     {
-        stages.push((Stage::Initialize, initialize));
+        stages.push((Stage::Initialize, initialize, &[]));
     }
-    stages.push((Stage::Main, main));
+    stages.push((Stage::Main, main, &start.arguments));
     let mut running = Running { instance, resumed: None };
     if let Some(resume) = resume {
         let stage = resume.snapshot.stage;
         let function = rebuild(store, &mut running, resume)?;
         names.resumed.clone_from(&running.resumed);
-        stages.retain(|(later, _)| *later > stage);
-        stages.insert(0, (stage, function));
+        stages.retain(|(later, ..)| *later > stage);
+        // What goes on has its arguments.
+        stages.insert(0, (stage, function, &[]));
     } else if let Some(live) = &mut store.data_mut().live {
         live.rebuilds = false;
     }
     if let Some(live) = &mut store.data_mut().live {
         live.running = Some(running);
     }
-    let first = stages.first().map(|(stage, function)| (*stage, *function));
     let mut results = Vec::new();
-    for (stage, function) in stages {
+    for (stage, function, arguments) in stages {
         if let Some(live) = &mut store.data_mut().live {
             live.stage = stage;
         }
         results = vec![Val::I32(0); function.ty(&*store).results().len()];
-        // What goes on has its arguments.
-        let goes_on = names.resumed.is_some() && first.is_some_and(|(first, _)| first == stage);
-        let arguments = if stage == Stage::Main && !goes_on { start.arguments.as_slice() } else { &[] };
         now(function.call_async(&mut *store, arguments, &mut results))?;
     }
     Ok(results)

@@ -97,20 +97,20 @@ impl Snapshots {
             let record = self.record(&manifest, &ask)?;
             self.go_on(&dir, &manifest, record, &[], &VmStart::default())
         };
-        let made = side_by_side(ask.count, &one);
-        // The forks have links to what they need of it.
-        let _ = self.discard(&dir);
-        let (made, failed): (Vec<_>, Vec<_>) = made.into_iter().partition(Result::is_ok);
-        let made: Vec<Vm> = made.into_iter().flatten().collect();
-        match failed.into_iter().find_map(Result::err) {
-            None => Ok(made),
-            Some(fault) => {
-                for vm in &made {
-                    let _ = self.vms.remove(&vm.id, true);
-                }
-                Err(fault)
+        let (mut made, mut failed) = (Vec::new(), None);
+        for one in side_by_side(ask.count, &one) {
+            match one {
+                Ok(vm) => made.push(vm),
+                Err(fault) => drop(failed.get_or_insert(fault)),
             }
         }
+        // The forks have links to what they need of it.
+        let _ = self.discard(&dir);
+        let Some(fault) = failed else { return Ok(made) };
+        for vm in &made {
+            let _ = self.vms.remove(&vm.id, true);
+        }
+        Err(fault)
     }
 
     /// The VM goes on from a snapshot of it; what it has become since is lost.

@@ -152,7 +152,7 @@ fn answer(
         let text = format!("{SOCKETS_MAX} WebSockets are open, which is the most");
         Fault::new(Kind::NoCapacity, text, "close some, or try again later")
     })?;
-    let answer = create_response_with_body(&request, || Body::Whole(None)).map_err(|error| {
+    let answer = create_response_with_body(&request, Body::empty).map_err(|error| {
         Fault::new(Kind::Usage, error.to_string(), "use a WebSocket client (RFC 6455, version 13)")
     })?;
     let upgrade = hyper::upgrade::on(&mut request);
