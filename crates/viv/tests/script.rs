@@ -6,10 +6,11 @@ use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
 
-/// A command a line; `?` is before one that is refused.
+/// A command a line; `?` is before one that is refused. VMs come in the order of their names: lists are by the second of
+/// creation, then by name.
 const SCRIPT: &str = "
-create -f WEB
 create -f DB
+create -f WEB
 ? create -f WEB
 ? create -f WEB --name bad/name
 ? create -f DIR/nothing.json
