@@ -187,6 +187,9 @@ fn a_template_is_run_like_an_image() {
     let named = ["run", "-d", "--name", "warm-own", "warm", "--", "sh", "-c", "hostname; sleep 1000"];
     assert_eq!(run(&named, "").ok().out, "warm-own\n");
     until("its name", WAIT, || run(&["logs", "warm-own"], "").ok().out.contains("warm-own"));
+    // What was translated for the template is not translated again.
+    let (taken, made) = translated("warm-own");
+    assert!(taken > 100 && made < 20_000, "{taken} pages taken, {made} instructions translated");
     let failed = run(&["run", "--rm", "warm", "--", "sh", "-c", "exit 7"], "");
     assert_eq!(failed.status, 7, "{failed:?}");
     let refused = run(&["run", "--memory", "1G", "warm"], "");
@@ -194,6 +197,55 @@ fn a_template_is_run_like_an_image() {
     assert!(run(&["template", "ls", "-q"], "").ok().out.lines().any(|name| name == "warm"));
     run(&["template", "rm", "warm"], "").ok();
     assert_eq!(exec("warm-own", "cat /tmp/word"), "warm");
+}
+
+/// What was translated goes along where it is, is not needed, and does no harm if it is not what it was.
+#[test]
+fn translated_code_only_saves_time() {
+    let _vms =
+        [Vm("code-vm"), Vm("code-own"), Vm("code-none"), Vm("code-bad"), Vm("code-fork"), Vm("code-far")];
+    let (_snapshot, _far) = (Snapshot("code"), Snapshot("code-there"));
+    run(&["run", "-d", "--name", "code-vm", "--accel", "soft", "--cpus", "2"], "").ok();
+    exec("code-vm", "for i in 1 2 3; do ls -lR /bin /etc | md5sum > /tmp/sum; done");
+    run(&["snapshot", "create", "code-vm", "code"], "").ok();
+    let look = |vm: &str| {
+        assert_eq!(exec(vm, "ls -lR /bin /etc | md5sum"), exec(vm, "cat /tmp/sum"), "{vm}");
+        translated(vm)
+    };
+    run(&["restore", "code", "--name", "code-own"], "").ok();
+    let (taken, made) = look("code-own");
+    assert!(taken > 100, "{taken} pages taken, {made} instructions translated");
+    run(&["fork", "code-own", "--name", "code-fork"], "").ok();
+    assert!(look("code-fork").0 > 100);
+    // Neither its name nor its bytes go to other hosts.
+    let tar = Disk::new("code");
+    fs::remove_file(tar.path()).unwrap();
+    run(&["snapshot", "export", "code", tar.path()], "").ok();
+    run(&["snapshot", "import", tar.path(), "--name", "code-there"], "").ok();
+    run(&["restore", "code-there", "--name", "code-far"], "").ok();
+    assert_eq!(look("code-far").0, 0);
+
+    let dir = PathBuf::from(field(&run(&["--json", "snapshot", "show", "code"], "").ok().out, "dir"));
+    let path = dir.join("translated");
+    let mut bytes = fs::read(&path).unwrap();
+    // Not through the file that running VMs have mapped.
+    fs::remove_file(&path).unwrap();
+    run(&["restore", "code", "--name", "code-none"], "").ok();
+    assert_eq!(look("code-none").0, 0);
+    // Many of the records, not the index behind them.
+    let half = bytes.len() / 2;
+    bytes[..half].iter_mut().step_by(500).for_each(|byte| *byte ^= 0x55);
+    fs::write(&path, &bytes).unwrap();
+    run(&["restore", "code", "--name", "code-bad"], "").ok();
+    assert!(look("code-bad").0 < taken);
+    run(&["snapshot", "verify", "code"], "").ok();
+}
+
+/// Pages of a VM's code that were taken from where it comes from, and instructions that it translated itself.
+fn translated(vm: &str) -> (u64, u64) {
+    let stats: serde_json::Value = serde_json::from_str(&run(&["--json", "stats", vm], "").ok().out).unwrap();
+    let translator = &stats[0]["soft"]["translator"];
+    (translator["taken_pages"].as_u64().unwrap(), translator["instructions"].as_u64().unwrap())
 }
 
 #[test]

@@ -42,6 +42,9 @@ pub const END: &str = "end.json";
 pub const STATS: &str = "stats.json";
 /// The directory of the snapshot that the VM goes on from ([`RunnerSpec::resume`]); gone once it does.
 pub const RESUME: &str = "resume";
+/// In [`RESUME`], if there is any: what the software CPU had made of the guest's code ([`Ask::Translated`]). It is executed: it never
+/// comes from outside the host.
+pub const TRANSLATED: &str = "translated";
 /// In [`RESUME`], if the memory there arrives while it is used: the file that says what of it is there (`viv_mem::Arrival`).
 pub const MEMORY_BOARD: &str = "memory.board";
 /// Beside [`MEMORY_BOARD`]: the pipe by which is asked for what is needed next.
@@ -172,6 +175,9 @@ pub enum Ask {
     /// empty. Where layers are below, these follow: an empty file for the map, the checksums of the earlier content, the layers with
     /// their maps from the top, and the lowest. A VM that runs stands still for a moment.
     Snapshot(SnapshotAsk),
+    /// Write down what the software CPU has made of the guest's code so far, into an empty file that comes with the request
+    /// (SCM_RIGHTS of unix(7)): whoever goes on from a snapshot made about now need not make it again ([`TRANSLATED`]).
+    Translated,
     /// Put a disk behind the others. Its files, opened, come with the request (SCM_RIGHTS of unix(7)), for the VM's
     /// process may open none.
     AttachDisk {

@@ -35,6 +35,10 @@ pub trait Vcpu: Send {
     fn save(&self) -> Result<CpuState, CpuError>;
     /// Replaces the whole architectural state.
     fn load(&mut self, state: &CpuState) -> Result<(), CpuError>;
+    /// What it has made of the guest's code and another process could go on with, if it makes anything.
+    fn translated(&self) -> Option<Vec<u8>> {
+        None
+    }
     /// A handle that makes [`Vcpu::run`] return soon, from any thread, also before it was entered.
     fn kicker(&self) -> Arc<dyn Kick>;
 }

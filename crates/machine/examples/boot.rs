@@ -56,7 +56,14 @@ fn main() -> ExitCode {
     });
     let machine = match Machine::build(
         &spec,
-        MachineIo { console, ports: Vec::new(), vsock, shares: Vec::new(), console_ports: Vec::new() },
+        MachineIo {
+            console,
+            ports: Vec::new(),
+            vsock,
+            shares: Vec::new(),
+            console_ports: Vec::new(),
+            translated: None,
+        },
     ) {
         Ok(machine) => Arc::new(machine),
         Err(fault) => {

@@ -22,7 +22,7 @@ use viv_arch::x86::{Activity, CpuState};
 use viv_block::{DiskCounts, Shortage};
 use viv_cpu::CpuError;
 use viv_cpu::kvm::{CpuLevel, KvmPlaces, KvmVm, KvmWorth, probe_kvm};
-use viv_cpu::soft::{self, PerfMap, ShownStats, SoftCpu, SoftStats};
+use viv_cpu::soft::{self, KeptCode, PerfMap, ShownStats, SoftCpu, SoftStats};
 use viv_devices::virtio::GuestMemoryStats;
 use viv_mem::{Gpa, GuestMemory, MemError, SavedMemory};
 use viv_model::{
@@ -50,6 +50,8 @@ pub struct MachineIo {
     pub shares: Vec<UnixStream>,
     /// The console's named ports, each with the socket for its clients, which does not block.
     pub console_ports: Vec<(String, UnixListener)>,
+    /// What [`Machine::translated`] gave where a saved machine goes on from, in a file of its own.
+    pub translated: Option<KeptCode>,
 }
 
 /// How often a device that shall go is looked for.
@@ -241,7 +243,7 @@ impl Machine {
         };
         let mut maker = match &kvm {
             Some(kvm) => Maker::Kvm(kvm),
-            None => Maker::Soft(SoftMaker::new(&memory, spec)?),
+            None => Maker::Soft(SoftMaker::new(&memory, spec, io.translated)?),
         };
         let engines = make_engines(&mut maker, &world, &states).map_err(cpu_fault)?;
         let shown = match maker {
@@ -646,12 +648,18 @@ struct SoftMaker {
     shared: Arc<soft::Shared>,
     spec: SoftSpec,
     map: Option<Arc<PerfMap>>,
+    /// What was translated before.
+    translated: Option<Arc<KeptCode>>,
     /// Where those that were made show what they do.
     shown: Vec<Arc<ShownStats>>,
 }
 
 impl SoftMaker {
-    fn new(memory: &GuestMemory, spec: &MachineSpec) -> Result<SoftMaker, Fault> {
+    fn new(
+        memory: &GuestMemory,
+        spec: &MachineSpec,
+        translated: Option<KeptCode>,
+    ) -> Result<SoftMaker, Fault> {
         let map = spec.soft.perf_map.then(PerfMap::open).transpose().map_err(|error| {
             Fault::new(
                 Kind::Error,
@@ -660,7 +668,8 @@ impl SoftMaker {
             )
         })?;
         let shared = soft::Shared::new(memory, spec.cpus);
-        Ok(SoftMaker { shared, spec: spec.soft, map: map.map(Arc::new), shown: Vec::new() })
+        let (map, translated) = (map.map(Arc::new), translated.map(Arc::new));
+        Ok(SoftMaker { shared, spec: spec.soft, map, translated, shown: Vec::new() })
     }
 
     fn make(&mut self, index: u32) -> Result<SoftCpu, CpuError> {
@@ -673,6 +682,10 @@ impl SoftMaker {
         }
         if self.spec.check {
             vcpu.check_translated()?;
+        }
+        if let Some(translated) = &self.translated {
+            // That of another build is of no use.
+            vcpu.take_translated(translated);
         }
         if let Some(map) = &self.map {
             vcpu.map_translated(map.clone());

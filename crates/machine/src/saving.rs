@@ -21,6 +21,8 @@ use viv_model::{Fault, Kind};
 
 /// How long requests on their way may take to be answered.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a processor may take to say what it has translated: that only saves time.
+const TRANSLATED_LIMIT: Duration = Duration::from_millis(200);
 /// How often it is looked whether they are.
 const LOOK: Duration = Duration::from_micros(500);
 
@@ -79,6 +81,16 @@ impl Machine {
             drop(standing);
             std::thread::sleep(LOOK);
         }
+    }
+
+    /// What its first processor has translated so far, for [`MachineIo::translated`](crate::MachineIo) of a machine that goes on from
+    /// about now; none on KVM, or of a machine that does not run.
+    pub fn translated(&self) -> Option<Vec<u8>> {
+        if self.world.control.phase() != Phase::Running {
+            return None;
+        }
+        let asked = self.world.cpus.first()?.ask_translated();
+        asked.recv_timeout(TRANSLATED_LIMIT).ok().flatten()
     }
 
     /// The disks of the machine, which has not run yet, are as they were at the moment called `id`.

@@ -1,6 +1,7 @@
 //! Which bytes of RAM somebody has decoded as instructions: whoever writes there tells, and cached code dies.
 #![allow(unsafe_code)]
 
+use std::mem::offset_of;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -18,6 +19,7 @@ pub struct CodeMap {
 type Watcher = Box<dyn Fn() + Send + Sync>;
 
 #[derive(Default)]
+#[repr(C)]
 struct Page {
     chunks: AtomicU64,
     /// Which vCPUs may write to the page without telling (a bit each, from their software TLBs).
@@ -59,16 +61,42 @@ impl CodeMap {
         }
     }
 
-    /// Where the version lives, for a cheap check before each run of cached code.
-    pub fn version_cell(&self, page: u32) -> &AtomicU32 {
-        &self.pages[page as usize].version
+    /// Where the versions live, for a cheap check before each run of cached code: that of a page is
+    /// [`CodeMap::version_at`] bytes from here.
+    pub fn versions(&self) -> *const u8 {
+        self.pages.as_ptr().cast()
+    }
+
+    /// Where the version of a page lives, in bytes from [`CodeMap::versions`].
+    pub const fn version_at(page: u32) -> u64 {
+        page as u64 * size_of::<Page>() as u64 + offset_of!(Page, version) as u64
+    }
+
+    /// The pieces of the page that hold decoded code: a bit for each 64 bytes.
+    pub fn pieces(&self, page: u32) -> u64 {
+        self.pages[page as usize].chunks.load(Ordering::SeqCst)
+    }
+
+    /// Gives the page, if it has been written to less often, a later version: everything cached of it becomes stale. Whether
+    /// it has that version now.
+    pub fn raise(&self, page: u32, version: u32) -> bool {
+        let of_page = &self.pages[page as usize];
+        if version.is_multiple_of(2) && self.version(page) < version {
+            self.renew(of_page, |now| if now < version { version } else { now.wrapping_add(2) });
+        }
+        self.version(page) == version
     }
 
     /// Marks `len` bytes at `offset` of the page as decoded. Returns the vCPUs that may write there unseen: their
     /// software TLBs must forget the page's write permission before the bytes are decoded.
     pub fn mark(&self, page: u32, offset: u64, len: u64) -> u64 {
+        self.mark_pieces(page, bits(offset, len))
+    }
+
+    /// As [`CodeMap::mark`] for [`CodeMap::pieces`].
+    pub fn mark_pieces(&self, page: u32, pieces: u64) -> u64 {
         let page = &self.pages[page as usize];
-        page.chunks.fetch_or(bits(offset, len), Ordering::SeqCst);
+        page.chunks.fetch_or(pieces, Ordering::SeqCst);
         page.told.store(0, Ordering::Relaxed);
         page.writers.swap(0, Ordering::SeqCst)
     }
@@ -94,12 +122,15 @@ impl CodeMap {
 
     /// Every cached piece of code from this page is stale.
     pub fn invalidate(&self, page: u32) {
-        let page = &self.pages[page as usize];
+        self.renew(&self.pages[page as usize], |now| now.wrapping_add(2));
+    }
+
+    fn renew(&self, page: &Page, next: impl Fn(u32) -> u32) {
         let watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
         // Odd in between: nobody decodes for such a version, so the marks of a version stand as long as it does.
-        page.version.fetch_add(1, Ordering::SeqCst);
+        let now = page.version.fetch_add(1, Ordering::SeqCst);
         page.chunks.store(0, Ordering::SeqCst);
-        page.version.fetch_add(1, Ordering::SeqCst);
+        page.version.store(next(now), Ordering::SeqCst);
         for watcher in watchers.iter() {
             watcher();
         }

@@ -60,6 +60,10 @@ pub trait Guest: Send + Sync {
     /// What it is at this moment, in which it stands still; it may go on as soon as this returns. `files` are what it will be
     /// written to.
     fn freeze(&self, files: &Files) -> Result<Box<dyn Moment>, Fault>;
+    /// What its processor has made of its code so far, for one that goes on from about now.
+    fn translated(&self) -> Option<Vec<u8>> {
+        None
+    }
     /// What it has used and done so far.
     fn stats(&self) -> VmStats;
 }
@@ -152,6 +156,9 @@ impl Guest for Machine {
     fn freeze(&self, files: &Files) -> Result<Box<dyn Moment>, Fault> {
         snapshot::freeze(self, files)
     }
+    fn translated(&self) -> Option<Vec<u8>> {
+        Machine::translated(self)
+    }
     fn stats(&self) -> VmStats {
         stats::of(self)
     }
@@ -165,7 +172,9 @@ pub(crate) fn machine(
 ) -> Result<Arc<dyn Guest>, Fault> {
     let output = Box::new(move |bytes: &[u8]| console.write(bytes));
     let Parts { shares, ports, console_ports } = parts;
-    let io = MachineIo { console: output, ports, vsock: Some(VSOCK.into()), shares, console_ports };
+    let translated = spec.resume.then(snapshot::translated).flatten();
+    let io =
+        MachineIo { console: output, ports, vsock: Some(VSOCK.into()), shares, console_ports, translated };
     let machine = match spec.resume {
         true => snapshot::resume(&spec.machine, io)?,
         false => Machine::build(&spec.machine, io)?,

@@ -5,7 +5,7 @@ use crate::share::{Server, Watched, watch_all};
 use crate::snapshot::Files as SnapshotFiles;
 use crate::{command, control, footprint, health, ports, quiesce, sandbox};
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -186,6 +186,7 @@ impl Life {
                 Ok(parts) => return Reply::Saved(Box::new(parts)),
                 Err(fault) => Err(fault),
             },
+            Ask::Translated => self.translated(files),
             Ask::Pause => self.step(viv_model::Ask::Pause, |guest| guest.pause()),
             Ask::Resume => self.step(viv_model::Ask::Resume, |guest| {
                 guest.resume()?;
@@ -287,6 +288,15 @@ impl Life {
         drop((inner, guest));
         let frozen_file_systems = quiet.map(|quiet| quiet.count);
         Ok(SavedParts { paused_ns, frozen_file_systems, ..moment?.write(&spec, &files)? })
+    }
+
+    /// Writes down what the guest's processor has translated, if it has.
+    fn translated(&self, files: Vec<OwnedFd>) -> Result<(), Fault> {
+        let guest = self.guest()?;
+        if let (Some(bytes), Some(file)) = (guest.translated(), files.into_iter().next()) {
+            File::from(file).write_all(&bytes).map_err(broken("write down translated code"))?;
+        }
+        Ok(())
     }
 
     /// Lets the guest stand still while disks wait for room on the host.

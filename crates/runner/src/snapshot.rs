@@ -6,8 +6,10 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use viv_api::runner::{MEMORY_BOARD, MEMORY_WANTED, RESUME, SnapshotAsk};
-use viv_machine::{Arrival, Check, Frozen, Machine, MachineIo, MachineSaved, Preserved, SavedMemory};
+use viv_api::runner::{MEMORY_BOARD, MEMORY_WANTED, RESUME, SnapshotAsk, TRANSLATED};
+use viv_machine::{
+    Arrival, Check, Frozen, KeptCode, Machine, MachineIo, MachineSaved, Preserved, SavedMemory,
+};
 use viv_model::{Accel, Content, DiskContent, DiskSpec, Fault, Kind, MachineSpec, Manifest, SavedParts};
 use viv_snapshot::{
     Base, MEMORY, Ranges, ReadChunk, Since, SnapshotError, open_memory, read_manifest, read_section,
@@ -185,6 +187,12 @@ pub(crate) fn resume(spec: &MachineSpec, io: MachineIo) -> Result<Machine, Fault
         gone()?;
     }
     Ok(machine)
+}
+
+/// What was made of its code where the machine of the snapshot in [`RESUME`] comes from, if that is there.
+pub(crate) fn translated() -> Option<KeptCode> {
+    let file = File::open(Path::new(RESUME).join(TRANSLATED)).ok()?;
+    KeptCode::open(&file).ok()
 }
 
 /// The memory of a snapshot, which is compared with what was written as it is used.

@@ -71,6 +71,7 @@ fn sum(vcpus: &[SoftCounts]) -> SoftStats {
         sum.code_bytes += translator.bytes;
         sum.translating_ns += translator.nanoseconds;
         sum.evictions += translator.evictions;
+        sum.taken_pages += translator.taken;
         sum.links += translator.links;
         sum.seeks += translator.seeks;
         sum.entries += translator.entries;

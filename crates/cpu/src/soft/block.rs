@@ -173,72 +173,89 @@ impl Blocks {
 
     /// Whether a block at this offset of a RAM page has been run in the present context.
     pub(crate) fn knows(&self, page: u32, offset: u16, context: u32) -> bool {
-        let ram = u64::from(page) * PAGE_SIZE + u64::from(offset);
-        let key = ram << 8 | u64::from(context & 0xff);
+        let key = key(u64::from(page) * PAGE_SIZE + u64::from(offset), context);
         self.young.contains_key(&key) || self.old.contains_key(&key)
     }
 
     /// The block at RIP, decoded if need be. It stays valid until the next call.
+    #[inline(always)]
     pub(crate) fn find(&mut self, cpu: &mut Cpu) -> R<*const Block> {
+        match self.known(cpu)? {
+            Some(block) => Ok(block),
+            None => self.decode(cpu),
+        }
+    }
+
+    /// The block at RIP, if it has been decoded. It stays valid until the next call.
+    #[inline(always)]
+    pub(crate) fn known(&mut self, cpu: &mut Cpu) -> R<Option<*const Block>> {
+        match self.at_hand(cpu) {
+            Some(block) => Ok(Some(block)),
+            None => self.look_up(cpu),
+        }
+    }
+
+    /// The block at RIP, if it was there lately.
+    #[inline(always)]
+    fn at_hand(&mut self, cpu: &mut Cpu) -> Option<*const Block> {
         if cpu.flush_jumps != JumpFlush::Nothing {
             self.forget(std::mem::take(&mut cpu.flush_jumps));
         }
-        let rip = cpu.rip();
-        let context = context(cpu);
         // Code segments differ in their bases outside 64-bit mode.
-        let linear = rip.wrapping_add(cpu.code_base);
+        let linear = cpu.rip().wrapping_add(cpu.code_base);
         let jump = self.jumps[Self::slot(linear)];
         let current = jump.stamp == self.stamps[usize::from(jump.global)];
-        if jump.linear == linear && jump.context == context && current {
+        if jump.linear == linear && jump.context == context(cpu) && current {
             // SAFETY: the jump cache only names blocks in `young`, `old` or `retired`; they keep them until it is flushed.
             let block = unsafe { &*jump.block };
             if block.next.is_none() && cpu.shared.memory.code().version(block.page) == block.version {
-                return Ok(jump.block);
+                return Some(jump.block);
             }
         }
-        self.find_slow(cpu, rip, linear, context)
+        None
     }
 
     #[cold]
     #[inline(never)]
-    fn find_slow(&mut self, cpu: &mut Cpu, rip: u64, at: u64, context: u32) -> R<*const Block> {
-        let linear = cpu.code_linear(rip)?;
-        let Place::Ram(host) = cpu.fetch_place(linear)? else {
-            cpu.failed = Some(format!("the guest jumped to {rip:#x}, where there is no memory"));
-            return cpu.raise(vector::MC, None);
-        };
-        let ram = cpu.shared.memory.ram_offset(host);
-        let key = ram << 8 | u64::from(context & 0xff);
-        let memory = cpu.shared.memory.clone();
+    fn look_up(&mut self, cpu: &mut Cpu) -> R<Option<*const Block>> {
+        let At { linear, host, jump, context } = at(cpu)?;
+        let key = key(cpu.shared.memory.ram_offset(host), context);
         if let Some(block) = self.old.remove(&key) {
             self.keep(key, block);
         }
-        if let Some(block) = self.young.get(&key)
-            && memory.code().version(block.page) == block.version
-        {
-            let fits = match block.next {
+        let Some(block) = self.young.get(&key) else { return Ok(None) };
+        let current = cpu.shared.memory.code().version(block.page) == block.version;
+        let fits = current
+            && match block.next {
                 None => true,
                 Some(second) => next_page(cpu, linear)? == Some(second),
             };
-            if fits {
-                let block: *const Block = &**block;
-                self.remember(cpu, at, context, block);
-                return Ok(block);
-            }
+        let block: *const Block = &**block;
+        if fits {
+            self.remember(cpu, jump, context, block);
         }
+        Ok(fits.then_some(block))
+    }
+
+    /// Decodes the block at RIP. It stays valid until the next call.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn decode(&mut self, cpu: &mut Cpu) -> R<*const Block> {
+        let At { linear, host, jump, context } = at(cpu)?;
+        let ram = cpu.shared.memory.ram_offset(host);
         if self.held >= GENERATION {
             self.old = std::mem::take(&mut self.young);
             self.held = 0;
             self.flush_jumps();
         }
-        let block = Box::new(build(cpu, linear, rip, host, ram)?);
+        let block = Box::new(build(cpu, linear, cpu.rip(), host, ram)?);
         self.decoded += block.ops.len() as u64;
         let pointer: *const Block = &*block;
-        self.keep(key, block);
+        self.keep(key(ram, context), block);
         if self.retired.len() > 4096 {
             self.flush_jumps();
         }
-        self.remember(cpu, at, context, pointer);
+        self.remember(cpu, jump, context, pointer);
         Ok(pointer)
     }
 
@@ -250,6 +267,32 @@ impl Blocks {
             self.retired.push(old);
         }
     }
+}
+
+/// Where the code at RIP is.
+struct At {
+    /// Its linear address.
+    linear: u64,
+    /// In the host's memory.
+    host: *const u8,
+    /// By which the jump cache knows it.
+    jump: u64,
+    context: u32,
+}
+
+fn at(cpu: &mut Cpu) -> R<At> {
+    let (rip, context) = (cpu.rip(), context(cpu));
+    let linear = cpu.code_linear(rip)?;
+    let Place::Ram(host) = cpu.fetch_place(linear)? else {
+        cpu.failed = Some(format!("the guest jumped to {rip:#x}, where there is no memory"));
+        return cpu.raise(vector::MC, None);
+    };
+    Ok(At { linear, host, jump: rip.wrapping_add(cpu.code_base), context })
+}
+
+/// The key of a block at an offset of RAM.
+fn key(ram: u64, context: u32) -> u64 {
+    ram << 8 | u64::from(context & 0xff)
 }
 
 /// What a block's decoding and its right to run depend on: code size and privilege.

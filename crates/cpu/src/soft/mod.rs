@@ -46,9 +46,9 @@ pub use decode::supports;
 pub use perf::PerfMap;
 pub use run::SoftCpu;
 pub use stats::{Events, ShownStats, SoftStats, Translated};
-pub use translate::TranslatorStats;
 #[cfg(feature = "trial")]
 pub use translate::trial;
+pub use translate::{KeptCode, TranslatorStats};
 
 use crate::{CpuBus, CpuEvent};
 use std::sync::Mutex;

@@ -9,7 +9,7 @@ use super::mmu::Tlb;
 use super::perf::PerfMap;
 use super::stats::{Events, ShownStats, Translated};
 use super::transfer::Origin;
-use super::translate::{CpuBox, Frame, Leave, Translator, TranslatorStats};
+use super::translate::{CpuBox, Frame, KeptCode, Leave, Translator, TranslatorStats};
 use super::{Attention, Shared};
 use crate::{CpuBus, CpuError, CpuEvent, Exit, Kick, Vcpu};
 use std::ptr::NonNull;
@@ -38,7 +38,7 @@ impl SoftCpu {
         let make = |tlb, targets| Cpu {
             regs: [0; 18],
             flags: 0,
-            native: Frame::new(shared.attention(index).word()),
+            native: Frame::new(shared.attention(index).word(), shared.memory.code().versions()),
             stop: false,
             interrupt_waits: false,
             shadow: false,
@@ -140,13 +140,15 @@ impl SoftCpu {
     }
 
     fn step_by_translation(&mut self) -> R<()> {
+        let mut code = self.taken();
         let cpu = &mut *self.cpu;
-        let block = self.blocks.find(cpu)?;
-        // SAFETY: `find` keeps the block until it is called again.
-        let block = unsafe { &*block };
-        let Some(translator) = &mut self.translator else { return Ok(()) };
-        let mut code =
-            cpu.context().and_then(|context| translator.for_block(cpu, &self.blocks, block, context));
+        if code.is_none() {
+            let block = self.blocks.find(cpu)?;
+            // SAFETY: `find` keeps the block until it is called again.
+            let block = unsafe { &*block };
+            let Some(translator) = &mut self.translator else { return Ok(()) };
+            code = cpu.context().and_then(|context| translator.for_block(cpu, &self.blocks, block, context));
+        }
         while let Some(entry) = code {
             let Some(translator) = &mut self.translator else { return Ok(()) };
             match translator.enter(&mut self.cpu, entry) {
@@ -272,10 +274,18 @@ impl SoftCpu {
 
     /// One block by the interpreter; or, if it is hot, its translation.
     fn run_block<const INTERPRETED: bool>(&mut self) -> Option<Exit> {
+        let block = match self.blocks.known(&mut self.cpu) {
+            Ok(Some(block)) => Ok(block),
+            Ok(None) => match if INTERPRETED { None } else { self.taken() } {
+                Some(code) => return self.run_translated(code),
+                None => self.blocks.decode(&mut self.cpu),
+            },
+            Err(trap) => Err(trap),
+        };
         let cpu = &mut *self.cpu;
-        let done = match self.blocks.find(cpu) {
+        let done = match block {
             Ok(block) => {
-                // SAFETY: `find` keeps the block until it is called again.
+                // SAFETY: `blocks` keeps it until it is called again.
                 let block = unsafe { &*block };
                 if !INTERPRETED
                     && let Some(translator) = &mut self.translator
@@ -292,6 +302,13 @@ impl SoftCpu {
             }
         };
         self.after(done.is_err())
+    }
+
+    /// Code for RIP that was translated in another process: it need not be decoded.
+    fn taken(&mut self) -> Option<u64> {
+        let translator = self.translator.as_mut().filter(|translator| translator.has_taken())?;
+        let rip = self.cpu.rip();
+        translator.seek(&mut self.cpu, rip)
     }
 
     fn run_translated(&mut self, mut code: u64) -> Option<Exit> {
@@ -371,6 +388,18 @@ impl SoftCpu {
                 }
             }
         }
+    }
+
+    /// Takes what [`Vcpu::translated`] gave, before anything is translated here: each page of it is used if the guest
+    /// has the same code there when it gets there. False, and nothing is taken: this is another build, or another processor.
+    ///
+    /// The bytes are executed: they must come from whom we trust as ourselves.
+    pub fn take_translated(&mut self, code: &Arc<KeptCode>) -> bool {
+        // What is checked is translated here.
+        if self.checker.is_some() {
+            return false;
+        }
+        self.translator.as_mut().is_some_and(|translator| translator.take(code))
     }
 
     /// What the translator did so far.
@@ -704,6 +733,11 @@ impl Vcpu for SoftCpu {
         super::state::load(&mut self.cpu, state)?;
         self.pending = state.pending.filter(|_| !super::state::held_back(state));
         Ok(())
+    }
+
+    /// All that was translated and is not stale; `None`: nothing, or too much to be carried.
+    fn translated(&self) -> Option<Vec<u8>> {
+        self.translator.as_ref()?.kept(&self.cpu.shared.memory)
     }
 
     fn kicker(&self) -> Arc<dyn Kick> {

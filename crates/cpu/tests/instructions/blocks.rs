@@ -166,6 +166,52 @@ fn blocks_agree_on_the_bare_cpu_interpreted_and_translated() {
     assert!(!all || run > count && on_bare > count, "too few blocks could be made");
 }
 
+/// What was translated in another process does what it did there, at another address of the host's and for other values.
+#[test]
+fn blocks_agree_in_another_process() {
+    let _alone = crate::alone();
+    let forms: Vec<Form> = covered().into_iter().filter(|form| form.bits == 64).collect();
+    let count = crate::number("VIV_BLOCKS").unwrap_or(5_000) / 10;
+    let (mut taken, mut made, mut runs) = (0, 0, 0u64);
+    for index in 0..count {
+        let seed = crate::number("VIV_BLOCK").unwrap_or_else(|| mix(11, index));
+        let Some(block) = block(seed, &forms) else { continue };
+        let (mut truth, mut ours) = (Soft::new(Tier::Interpreter), Soft::new(Tier::Translator));
+        truth.place_block(&block.bytes, END);
+        ours.place_block(&block.bytes, END);
+        for before in &block.before {
+            ours.run_block(before, END);
+        }
+        if ours.taken().1 == 0 {
+            continue;
+        }
+        // And once more from there: what was taken is carried on, used or not.
+        let mut others = [ours.carried(), ours.carried().carried()];
+        for before in &block.before {
+            let truth = truth.run_block(before, END);
+            for other in &mut others {
+                runs += 1;
+                if let Some(wrong) = difference(&truth, &other.run_block(before, END)) {
+                    panic!(
+                        "VIV_BLOCK={seed:#x}: {wrong}{}",
+                        listing(&block.bytes, END - block.bytes.len() as u64)
+                    );
+                }
+            }
+        }
+        for other in &others {
+            let (pages, instructions) = other.taken();
+            taken += pages;
+            made += instructions;
+        }
+    }
+    println!("{runs} runs with {taken} pages taken, {made} instructions translated again");
+    assert!(
+        taken * 2 >= count && made < 20 * taken,
+        "{taken} pages were taken, {made} instructions were not"
+    );
+}
+
 /// The block behind an instruction that never goes on there is reached by jumps alone, and finds their flags.
 #[test]
 fn flags_reach_the_block_behind_an_exception() {

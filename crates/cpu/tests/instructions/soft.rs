@@ -2,8 +2,10 @@
 
 use crate::cases::Case;
 use crate::window::{CODE, DATA, DATA_SIZE, Fault, Fx, Outcome, START, State};
+use std::fs::File;
+use std::sync::Arc;
 use viv_arch::x86::{Activity, CpuState, Segment, cr0, cr4, efer, rflags, seg};
-use viv_cpu::soft::{Exception, Shared, SoftCpu};
+use viv_cpu::soft::{Exception, KeptCode, Shared, SoftCpu};
 use viv_cpu::{CpuBus, CpuEvent, Vcpu};
 use viv_mem::{Gpa, GuestMemory};
 
@@ -113,6 +115,26 @@ impl Soft {
         state.activity = Activity::Running;
         let cpu = SoftCpu::new(0, Shared::new(&memory, 1));
         Self { tier, memory, cpu, state }
+    }
+
+    /// The same in another process: with all that was translated here, and nothing else but memory.
+    pub(crate) fn carried(&self) -> Soft {
+        let mut other = Soft::new(Tier::Translator);
+        let mut page = [0; 4096];
+        self.memory.read(Gpa(CODE), &mut page).expect("the code page is in RAM");
+        other.memory.write(Gpa(CODE), &page).expect("the code page is in RAM");
+        let path = std::env::temp_dir().join(format!("viv-carried-{}", std::process::id()));
+        std::fs::write(&path, self.cpu.translated().expect("something was translated")).expect("room for it");
+        let code = File::open(&path).and_then(|file| KeptCode::open(&file)).expect("a file");
+        std::fs::remove_file(&path).expect("the file just written");
+        assert!(other.cpu.take_translated(&Arc::new(code)), "of the same build");
+        other
+    }
+
+    /// Pages whose code was translated elsewhere, and instructions translated here.
+    pub(crate) fn taken(&self) -> (u64, u64) {
+        let stats = self.cpu.translator_stats().unwrap_or_default();
+        (stats.taken, stats.instructions)
     }
 
     pub(crate) fn tier(&self) -> Tier {

@@ -11,7 +11,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
-use viv_api::runner::{MEMORY_BOARD, MEMORY_WANTED, RESUME};
+use viv_api::runner::{MEMORY_BOARD, MEMORY_WANTED, RESUME, TRANSLATED};
 use viv_api::snapshot::{SnapshotCreate, SnapshotRestore, VmFork, VmRollback};
 use viv_api::vm::{Vm, VmStart};
 use viv_block::{CreateOptions, Qcow2};
@@ -252,6 +252,9 @@ pub(super) fn lay_out(from: &Path, manifest: &Manifest, dir: &Path) -> Result<Ma
         for (name, _) in content_files(MEMORY, &manifest.memory) {
             link(&from.join(&name), &resume.join(&name))?;
         }
+    }
+    if from.join(TRANSLATED).exists() {
+        link(&from.join(TRANSLATED), &resume.join(TRANSLATED))?;
     }
     let mut machine = manifest.machine.clone();
     for file in &manifest.files {

@@ -3,10 +3,12 @@ use super::targets::Targets;
 use super::{PASSING, Snapshots, io_fault, link};
 use crate::names;
 use crate::programs;
+use crate::runners::Runner;
 use crate::seed::{self, SEED, SETTINGS};
-use std::fs::{self, File};
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use viv_api::runner::TRANSLATED;
 use viv_api::snapshot::{Snapshot, SnapshotCreate};
 use viv_api::timestamp::Timestamp;
 use viv_model::{DiskSpec, Fault, Kind, MachineSpec, Manifest, Plain, SavedParts, State};
@@ -63,6 +65,9 @@ impl Snapshots {
         }
         let base = self.base_of(&record, purpose, ask.full);
         let made = Targets::make(&dir, &id, &record, base, purpose).and_then(|targets| {
+            if record.program.is_none() && state == State::Running {
+                keep_translated(&dir, &runner);
+            }
             // The VM may be stopped or removed meanwhile: then there is no snapshot.
             let parts = targets.complete(runner.snapshot(&targets.ask, &targets.files)?)?;
             self.keep_files(&dir, &parts, &targets.new, purpose)?;
@@ -160,6 +165,15 @@ impl Snapshots {
             }
         }
         Ok(kept)
+    }
+}
+
+/// What the VM's processor has made of its code comes beside the snapshot, if there is any: that only saves time.
+fn keep_translated(dir: &Path, runner: &Runner) {
+    let path = dir.join(TRANSLATED);
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o400).open(&path);
+    if !matches!(file.and_then(|file| runner.translated(&file)), Ok(true)) {
+        let _ = fs::remove_file(&path);
     }
 }
 

@@ -3,6 +3,7 @@
 use super::lock;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use viv_arch::saved::CpuEventSaved;
@@ -30,6 +31,8 @@ pub(crate) struct CpuSlot {
     wake: Condvar,
     /// The vCPU as it was when it last came to a stand.
     stood: Mutex<Option<Result<CpuState, CpuError>>>,
+    /// Who wants to know what it has translated.
+    asked: Mutex<Option<SyncSender<Option<Vec<u8>>>>>,
     /// Kernel thread ID while the thread runs, else 0.
     pub(crate) thread: AtomicU64,
     /// Processor time that the thread had used when it ended, nanoseconds.
@@ -54,6 +57,7 @@ impl CpuSlot {
             woken: Mutex::new(false),
             wake: Condvar::new(),
             stood: Mutex::new(None),
+            asked: Mutex::new(None),
             thread: AtomicU64::new(0),
             used_ns: AtomicU64::new(0),
         }
@@ -104,6 +108,23 @@ impl CpuSlot {
                 CpuEventSaved::Init => CpuEvent::Init,
                 CpuEventSaved::Sipi(vector) => CpuEvent::Sipi(*vector),
             });
+        }
+    }
+
+    /// Asks the vCPU's thread what it has translated; it answers between two runs, soon if it runs.
+    pub(crate) fn ask_translated(&self) -> Receiver<Option<Vec<u8>>> {
+        let (sender, receiver) = sync_channel(1);
+        *lock(&self.asked) = Some(sender);
+        self.kick();
+        receiver
+    }
+
+    /// The vCPU's thread, between two runs.
+    pub(crate) fn answer(&self, translated: impl FnOnce() -> Option<Vec<u8>>) {
+        let asked = lock(&self.asked).take();
+        if let Some(asked) = asked {
+            // Who has asked may wait no longer.
+            let _ = asked.try_send(translated());
         }
     }
 

@@ -95,6 +95,7 @@ pub(crate) fn io(console: impl Fn(&[u8]) + Send + Sync + 'static) -> MachineIo {
         vsock: None,
         shares: Vec::new(),
         console_ports: Vec::new(),
+        translated: None,
     }
 }
 

@@ -151,13 +151,28 @@ fn soft_lines(soft: &SoftStats, lines: &mut Vec<(&'static str, String)>) {
 }
 
 fn translator_lines(translator: &TranslatorStats, lines: &mut Vec<(&'static str, String)>) {
-    let TranslatorStats { regions, instructions, code_bytes, evictions, links, seeks, entries, .. } =
-        *translator;
+    let TranslatorStats {
+        regions,
+        instructions,
+        code_bytes,
+        evictions,
+        taken_pages,
+        links,
+        seeks,
+        entries,
+        ..
+    } = *translator;
     let code = bytes(code_bytes);
     lines.push((
         "translated",
         format!("{instructions} instructions in {regions} regions, {code} of code, {evictions} evictions"),
     ));
+    if taken_pages != 0 {
+        lines.push((
+            "taken",
+            format!("{taken_pages} pages of code that were translated where the VM comes from"),
+        ));
+    }
     let cost = translator.cost_ns().map_or("-".to_string(), |ns| format!("{ns:.0} ns"));
     lines.push((
         "translating",
@@ -248,11 +263,14 @@ mod tests {
         assert!(plain.contains("1.50 s") && plain.contains("3.0 MiB"), "{plain}");
         assert_eq!(plain.matches("not counted").count(), 2, "{plain}");
         assert!(plain.contains("2500 ns for each instruction") && plain.contains("dispatch 7"), "{plain}");
+        assert!(!plain.contains("taken"), "{plain}");
         soft.instructions = Some(105);
         if let Some(translator) = &mut soft.translator {
+            translator.taken_pages = 3;
             (translator.blocks, translator.entries) = (Some(100), 1);
         }
         let counted = text("web", &stats(Some(soft.clone())));
+        assert!(counted.contains("3 pages of code"), "{counted}");
         assert!(counted.contains("105 instructions") && counted.contains("chain 99.0 %"), "{counted}");
         soft.translator = None;
         assert!(text("web", &stats(Some(soft))).contains("nothing (soft.interpreter=on)"));

@@ -21,13 +21,15 @@ pub(crate) struct Frame {
     pub(crate) page: u64,
     /// The word that says that somebody wants attention.
     pub(crate) attention: *const AtomicU32,
+    /// Versions of the pages of RAM ([`viv_mem::CodeMap::versions`]).
+    versions: *const u8,
     /// Scratch of a single instruction.
     pub(crate) scratch: [u64; 3],
     /// What of the guest's vector and x87 registers is in the host's (see `stubs`).
     pub(crate) units: u32,
     /// The host's MXCSR outside.
     pub(crate) host_mxcsr: u32,
-    /// Where the distance of the jump stands that left with `Leave::Link` or `Leave::Single`.
+    /// Where in the code memory the distance of the jump stands that left with `Leave::Link` or `Leave::Single`.
     pub(crate) link: u64,
     /// The host's stack pointer outside.
     pub(crate) host_rsp: u64,
@@ -56,11 +58,12 @@ pub(super) const KEPT: usize = 4;
 pub(super) const DELTAS: usize = 8;
 
 impl Frame {
-    pub(crate) fn new(attention: *const AtomicU32) -> Frame {
+    pub(crate) fn new(attention: *const AtomicU32, versions: *const u8) -> Frame {
         Frame {
             deltas: [0; DELTAS],
             page: 0,
             attention,
+            versions,
             scratch: [0; 3],
             units: 0,
             host_mxcsr: 0x1f80,
@@ -148,6 +151,9 @@ pub(super) fn page() -> Mem {
 }
 pub(super) fn attention() -> Mem {
     frame(offset_of!(Frame, attention))
+}
+pub(super) fn versions() -> Mem {
+    frame(offset_of!(Frame, versions))
 }
 pub(super) fn scratch(slot: usize) -> Mem {
     frame(offset_of!(Frame, scratch) + 8 * slot)

@@ -1,5 +1,7 @@
 //! Memory for translated code: the same pages mapped twice, writable here and executable there, never both (W^X).
 
+use std::ops::Range;
+
 /// The code memory of one vCPU: filled from front to back, emptied as a whole.
 pub(super) struct CodeMemory {
     writable: *mut u8,
@@ -55,13 +57,13 @@ impl CodeMemory {
         true
     }
 
-    /// Lets the 32-bit distance at executable address `at` lead to `target`.
-    pub(super) fn patch(&mut self, at: u64, target: u64) {
-        let offset = at.wrapping_sub(self.executable as u64) as usize;
+    /// Lets the 32-bit distance at byte `offset` lead to `target`.
+    pub(super) fn patch(&mut self, offset: u64, target: u64) {
+        let offset = offset as usize;
         if offset.checked_add(4).is_none_or(|end| end > self.used) {
             return;
         }
-        let distance = target.wrapping_sub(at + 4) as u32;
+        let distance = target.wrapping_sub(self.start() + offset as u64 + 4) as u32;
         // SAFETY: inside the used part. Only this vCPU's thread executes the code, and it is not in there now.
         unsafe { self.writable.add(offset).cast::<u32>().write_unaligned(distance) };
     }
@@ -74,6 +76,32 @@ impl CodeMemory {
     /// Where its first byte is executed.
     pub(super) fn start(&self) -> u64 {
         self.executable as u64
+    }
+
+    /// What stands there.
+    pub(super) fn bytes(&self, range: Range<usize>) -> &[u8] {
+        // SAFETY: the used part of the mapping, which only `&mut self` changes.
+        let used = unsafe { std::slice::from_raw_parts(self.writable, self.used) };
+        used.get(range).unwrap_or_default()
+    }
+
+    /// Leaves room for code up to `end`, to be filled in later. False: there is less.
+    pub(super) fn reserve(&mut self, end: usize) -> bool {
+        let fits = (self.used..=self.len).contains(&end);
+        if fits {
+            self.used = end.next_multiple_of(16).min(self.len);
+        }
+        fits
+    }
+
+    /// Fills in code at a place that was reserved. False: it was not.
+    pub(super) fn fill(&mut self, place: usize, code: &[u8]) -> bool {
+        let fits = place.checked_add(code.len()).is_some_and(|end| end <= self.used);
+        if fits {
+            // SAFETY: inside the used part, which nobody else writes; nobody executes what was not filled in yet.
+            unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(place), code.len()) };
+        }
+        fits
     }
 
     pub(super) fn used(&self) -> usize {

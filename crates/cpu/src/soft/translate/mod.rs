@@ -22,9 +22,11 @@
 
 mod asm;
 mod home;
+mod kept;
 mod layout;
 mod lower;
 mod memory;
+mod ops;
 mod region;
 mod stubs;
 mod targets;
@@ -32,24 +34,24 @@ mod targets;
 pub mod trial;
 
 pub(crate) use home::{CpuBox, Table};
+pub use kept::KeptCode;
 pub(crate) use layout::Frame;
 pub(crate) use targets::Targets;
 
 use super::block::{Block, Blocks, KeyHasher};
 use super::cpu::{Cpu, Mode};
-use super::decode::Decoded;
-use super::fpu::FpOp;
 use super::mmu::{Place, Tlb};
-use super::op::Op;
 use super::perf::{PerfMap, guest_name};
 use asm::Asm;
+use kept::{Kept, Made};
 use lower::Lower;
 use memory::CodeMemory;
+use ops::Ops;
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use stubs::{Straddling, Stubs};
+use stubs::Stubs;
 use viv_arch::x86::{Activity, cr0, cr4, rflags};
 use viv_mem::PAGE_SIZE;
 
@@ -111,6 +113,11 @@ fn key(page: u32, offset: u64, context: Context, lookups: Lookups) -> u64 {
     let ram = u64::from(page) * PAGE_SIZE + offset;
     let single = u64::from(lookups == Lookups::Single) << 3;
     ram << 8 | single | u64::from(context.units) << 2 | u64::from(context.mmu)
+}
+
+/// The page of a [`key`].
+fn page_of(key: u64) -> u32 {
+    ((key >> 8) / PAGE_SIZE) as u32
 }
 
 impl Cpu {
@@ -184,6 +191,8 @@ pub struct TranslatorStats {
     pub seeks: u64,
     /// Times that translated code was entered.
     pub entries: u64,
+    /// Pages whose code was translated in another process.
+    pub taken: u64,
     /// Reasons for leaving: dispatch, interpret, link, fault, stop, stale, single.
     pub leaves: [u64; 7],
 }
@@ -214,6 +223,12 @@ pub(crate) struct Translator {
     entries: HashMap<u64, Entry, BuildHasherDefault<KeyHasher>>,
     /// Instructions that translated code gives to the interpreter.
     ops: Ops,
+    /// All code, in the order in which it was made.
+    made: Vec<Made>,
+    /// What was translated before this process was.
+    kept: Kept,
+    /// Some of the code was.
+    taken: bool,
     encoder: iced_x86::Encoder,
     scratch: Vec<u8>,
     /// Whether the tables in `Cpu::targets` are for contexts with the units.
@@ -230,30 +245,6 @@ pub(crate) struct Translator {
     pub(crate) stats: TranslatorStats,
 }
 
-/// Decoded instructions that translated code names by address.
-#[derive(Default)]
-struct Ops {
-    ops: Vec<(Box<Op>, Option<Box<FpOp>>)>,
-    #[allow(clippy::vec_box)]
-    straddling: Vec<Box<Straddling>>,
-}
-
-impl Ops {
-    fn keep(&mut self, mut decoded: Decoded) -> *const Op {
-        let unit = decoded.fp.take().map(Box::new);
-        if let Some(unit) = &unit {
-            decoded.op.imm = std::ptr::from_ref::<FpOp>(unit) as u64;
-        }
-        self.ops.push((Box::new(decoded.op), unit));
-        self.ops.last().map_or(std::ptr::null(), |(op, _)| std::ptr::from_ref::<Op>(op))
-    }
-
-    fn keep_straddling(&mut self, what: Straddling) -> *const Straddling {
-        self.straddling.push(Box::new(what));
-        self.straddling.last().map_or(std::ptr::null(), |what| std::ptr::from_ref::<Straddling>(what))
-    }
-}
-
 impl Translator {
     /// `None` where the host gives no executable memory: the interpreter does all.
     pub(crate) fn new() -> Option<Translator> {
@@ -264,6 +255,9 @@ impl Translator {
             stubs,
             entries: HashMap::default(),
             ops: Ops::default(),
+            made: Vec::new(),
+            kept: Kept::default(),
+            taken: false,
             encoder: iced_x86::Encoder::new(64),
             scratch: Vec::new(),
             units: false,
@@ -304,6 +298,12 @@ impl Translator {
         (self.hot, self.longest) = (0, longest);
     }
 
+    /// Whether it has code that was translated before this process was.
+    #[inline(always)]
+    pub(crate) fn has_taken(&self) -> bool {
+        self.taken
+    }
+
     // ---- finding code -----------------------------------------------------------------------------------
 
     /// Code for RIP by its linear address, if it is at hand.
@@ -317,13 +317,16 @@ impl Translator {
     }
 
     /// Code for a linear address, in the present context, that the table of targets does not have.
-    fn seek(&mut self, cpu: &mut Cpu, linear: u64) -> Option<u64> {
+    pub(crate) fn seek(&mut self, cpu: &mut Cpu, linear: u64) -> Option<u64> {
         self.stats.seeks += 1;
         let context = cpu.context()?;
         let Ok(Place::Ram(host)) = cpu.fetch_place(linear) else { return None };
         let page = (cpu.shared.memory.ram_offset(host) / PAGE_SIZE) as u32;
+        if !self.kept.is_empty() {
+            self.adopt(cpu, page);
+        }
         let version = cpu.shared.memory.code().version(page);
-        let entry = self.known(cpu, page, linear, context, version)?;
+        let entry = self.known(page, linear, context, version)?;
         let global = cpu.fetch_is_global(linear);
         cpu.targets.enter(context.mmu, linear, entry.guarded, global);
         Some(entry.guarded)
@@ -350,7 +353,7 @@ impl Translator {
             return None;
         }
         let rip = cpu.rip();
-        let known = self.known(cpu, block.page, rip, context, block.version);
+        let known = self.known(block.page, rip, context, block.version);
         let entry = known.or_else(|| self.translate(cpu, blocks, block.page, rip, context, Lookups::Grouped));
         let Some(entry) = entry else {
             block.heat.set(0);
@@ -362,7 +365,7 @@ impl Translator {
     }
 
     /// The present translation of an address of a RAM page, with its way in.
-    fn known(&mut self, cpu: &Cpu, page: u32, linear: u64, context: Context, version: u32) -> Option<Entry> {
+    fn known(&mut self, page: u32, linear: u64, context: Context, version: u32) -> Option<Entry> {
         let offset = linear % PAGE_SIZE;
         let key = key(page, offset, context, Lookups::Grouped);
         let entry = *self.entries.get(&key).filter(|entry| entry.version == version)?;
@@ -372,11 +375,10 @@ impl Translator {
         if self.memory.room() < REGION_BYTES {
             return None;
         }
-        let cell = std::ptr::from_ref(cpu.shared.memory.code().version_cell(page)) as u64;
         let asm = Asm::new(self.memory.next(), std::mem::take(&mut self.scratch));
-        let guard = lower::Guard { offset: offset as u16, cell, version };
+        let guard = lower::Guard { page, offset: offset as u16, version };
         let (asm, ways) = lower::way_in(asm, &self.stubs, guard, entry.linked);
-        let done = self.memory.append(&asm.bytes);
+        let done = self.append(page, version, &asm.bytes);
         self.scratch = asm.bytes;
         if let Some(map) = &self.map {
             let name = guest_name(linear, context.mmu != Tlb::USER as u8);
@@ -393,7 +395,7 @@ impl Translator {
     pub(crate) fn link(&mut self, cpu: &Cpu, block: &Block, context: Context, generation: u32) {
         let (site, forward) = lower::linked_site(cpu.native.link);
         if generation == self.generation
-            && let Some(entry) = self.known(cpu, block.page, cpu.rip(), context, block.version)
+            && let Some(entry) = self.known(block.page, cpu.rip(), context, block.version)
         {
             self.memory.patch(site, if forward { entry.forward } else { entry.linked });
             self.stats.links += 1;
@@ -474,7 +476,6 @@ impl Translator {
         if region.version != version || !region.still_true(&cpu.shared.memory) {
             return None;
         }
-        let cell = std::ptr::from_ref(cpu.shared.memory.code().version_cell(page)) as u64;
         let asm = Asm::new(self.memory.next(), std::mem::take(&mut self.scratch));
         let outside = |offset: u16, forward: bool| {
             let entry = known(offset)?;
@@ -482,8 +483,8 @@ impl Translator {
         };
         let lower =
             Lower::new(asm, &mut self.encoder, &self.stubs, &mut self.ops, context, lookups, &outside);
-        let (asm, ways, middles) = lower.counting(self.counting).region(&region, cell);
-        let done = self.memory.append(&asm.bytes);
+        let (asm, ways, middles) = lower.counting(self.counting).region(&region);
+        let done = self.append(page, version, &asm.bytes);
         self.scratch = asm.bytes;
         if !done {
             return None;
@@ -506,11 +507,23 @@ impl Translator {
         Some(entry)
     }
 
+    /// Code of a page comes into the code memory. False: no room.
+    fn append(&mut self, page: u32, version: u32, code: &[u8]) -> bool {
+        let start = self.memory.used();
+        let done = self.memory.append(code);
+        if done {
+            self.made.push(Made { page, version, code: start..start + code.len() });
+        }
+        done
+    }
+
     /// Drops all translations. Only outside of translated code.
     fn evict(&mut self, cpu: &mut Cpu) {
         self.memory.truncate(self.stubs.len);
         self.entries.clear();
         self.ops = Ops::default();
+        self.made.clear();
+        (self.kept, self.taken) = (Kept::default(), false);
         cpu.targets.flush();
         self.generation = self.generation.wrapping_add(1);
         self.stats.evictions += 1;

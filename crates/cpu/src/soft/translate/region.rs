@@ -234,6 +234,10 @@ impl Region {
         }
     }
 
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes[..]
+    }
+
     pub(super) fn instructions(&self) -> usize {
         self.blocks.iter().map(|block| block.code.len()).sum()
     }

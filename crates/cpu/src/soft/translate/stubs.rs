@@ -3,7 +3,6 @@
 use super::super::cpu::{Cpu, RIP};
 use super::super::fpu::MXCSR_MASK;
 use super::super::mmu::Want;
-use super::super::op::Op;
 use super::Leave;
 use super::asm::{Alu, Asm, Label, Mem, at, cc, host};
 use super::layout::{self, CPU, FLAGS, HOMES, T0, T1};
@@ -15,6 +14,8 @@ type Enter = unsafe extern "C" fn(*mut Cpu, u64) -> u32;
 
 /// Addresses of the stubs.
 pub(super) struct Stubs {
+    /// Where the code memory begins.
+    pub(super) start: u64,
     pub(super) enter: Enter,
     /// T0: the low bits of RIP in the running page. Leaves with `Dispatch`.
     pub(super) exit_at: u64,
@@ -31,9 +32,9 @@ pub(super) struct Stubs {
     /// Called. T0: a linear address, T1: an [`access`]. Keeps all registers but T1; does not come back where the access
     /// is the interpreter's.
     pub(super) fill: u64,
-    /// Called. T0: an `Op`, T1: the low bits of its RIP. Comes back if the next instruction simply follows.
+    /// Called. T0: one of [`super::ops`], T1: the low bits of its RIP. Comes back if the next instruction simply follows.
     pub(super) interpret: u64,
-    /// Called. As `interpret` for an instruction across two pages: T0 names a [`Straddling`].
+    /// Called. As `interpret` for an instruction across two pages.
     pub(super) straddle: u64,
     /// Called. T0: a linear address without an entry in the table of targets. T1 becomes its code, or 0.
     pub(super) seek: u64,
@@ -154,7 +155,7 @@ fn leave(asm: &mut Asm, depth: i32) {
 
 impl Stubs {
     pub(super) fn make(memory: &mut CodeMemory) -> Stubs {
-        let mut asm = Asm::new(memory.next(), Vec::new());
+        let mut asm = Asm::new(memory.start(), Vec::new());
         let enter = make_enter(&mut asm);
         let (add_page, save) = (asm.label(), asm.label());
         let exit_link = make_exit(&mut asm, Leave::Link, add_page);
@@ -174,6 +175,7 @@ impl Stubs {
         // SAFETY: the code at `enter` follows the C convention for these arguments.
         let enter = unsafe { std::mem::transmute::<u64, Enter>(enter) };
         Stubs {
+            start: memory.start(),
             enter,
             exit_at,
             exit_to,
@@ -353,21 +355,16 @@ extern "C" fn seek(cpu: *mut Cpu, linear: u64) -> u64 {
     }
 }
 
-/// An instruction that begins in one page and ends in the next.
-pub(super) struct Straddling {
-    pub(super) op: *const Op,
-    pub(super) bytes: [u8; 15],
-    pub(super) len: u8,
-}
-
-/// As [`interpret`], if the instruction's bytes are still there.
-extern "C" fn straddle(cpu: *mut Cpu, what: *const Straddling, rip: u32) -> u64 {
+/// As [`interpret`] for an instruction that begins in one page and ends in the next, if its bytes are still there.
+extern "C" fn straddle(cpu: *mut Cpu, number: u32, rip: u32) -> u64 {
     // SAFETY: as in `interpret`.
-    let (state, what) = unsafe { (&mut *cpu, &*what) };
+    let state = unsafe { &mut *cpu };
+    // SAFETY: the translator outlives its code.
+    let translator = unsafe { &mut *state.native.translator };
     let start = state.native.page.wrapping_add(u64::from(rip));
-    let bytes = what.bytes.get(..usize::from(what.len)).unwrap_or_default();
+    let bytes = translator.ops.get_mut(number).map_or(&[][..], |given| given.bytes());
     match catch_unwind(AssertUnwindSafe(|| state.code_is(start, bytes))) {
-        Ok(true) => interpret(cpu, what.op, rip),
+        Ok(true) => interpret(cpu, number, rip),
         _ => {
             state.regs[RIP] = start;
             Leave::Interpret as u64
@@ -376,11 +373,16 @@ extern "C" fn straddle(cpu: *mut Cpu, what: *const Straddling, rip: u32) -> u64 
 }
 
 /// One instruction by the interpreter: how translated code goes on.
-extern "C" fn interpret(cpu: *mut Cpu, op: *const Op, rip: u32) -> u64 {
-    // SAFETY: as in `fill`; the op lives as long as the code that names it.
-    let (cpu, op) = unsafe { (&mut *cpu, &*op) };
+extern "C" fn interpret(cpu: *mut Cpu, number: u32, rip: u32) -> u64 {
+    // SAFETY: as in `fill`.
+    let cpu = unsafe { &mut *cpu };
+    // SAFETY: the translator outlives its code.
+    let op = unsafe { (*cpu.native.translator).ops.op(number) };
     let start = cpu.native.page.wrapping_add(u64::from(rip));
     cpu.regs[RIP] = start;
+    let Some(op) = op else { return Leave::Interpret as u64 };
+    // SAFETY: it lives as long as the code that names it.
+    let op = unsafe { &*op };
     let context = cpu.context();
     // The interpreter counts it. Nobody asks where translated code does not count.
     cpu.native.counted.take_back();

@@ -15,19 +15,18 @@ mod operand;
 mod turn;
 mod vector;
 
-use super::super::cpu::Mode;
-use super::super::decode::decode;
 use super::super::mmu::Tlb;
 use super::asm::{Alu, Asm, Label, at, at_index, cc};
 use super::layout::{self, T0, T1};
 use super::region::{self, Block, Region};
-use super::stubs::{Straddling, Stubs};
+use super::stubs::Stubs;
 use super::{Context, Lookups, Ops};
 use effect::Effect;
 use flags::{Fate, FlagsIn, IN_AX, IN_HOST, Recipe};
 use group::Groups;
 use iced_x86::{Encoder, FlowControl, Instruction, Mnemonic};
 use turn::{Again, Turn};
+use viv_mem::CodeMap;
 
 /// The guest's registers in the host's vector and x87 registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -89,11 +88,11 @@ enum Otherwise {
     Interpret(u16),
 }
 
-/// What a guard compares: the version of the page, at its address, for code at an offset.
+/// What a guard compares: the version of a page, for code at an offset of it.
 #[derive(Clone, Copy)]
 pub(super) struct Guard {
+    pub(super) page: u32,
     pub(super) offset: u16,
-    pub(super) cell: u64,
     pub(super) version: u32,
 }
 
@@ -106,14 +105,10 @@ pub(super) struct Ways {
     pub(super) forward: u64,
 }
 
-/// Says that the jump to be linked leads forward: no address of code has this bit.
-const FORWARD: u64 = 1 << 63;
+/// Says that the jump to be linked leads forward: the code memory is smaller.
+const FORWARD: u64 = 1 << 31;
 
-fn link_site(site: u64, forward: bool) -> u64 {
-    site | if forward { FORWARD } else { 0 }
-}
-
-/// Where the distance of a jump that asked to be linked stands, and whether it leads forward.
+/// Where in the code memory the distance of a jump that asked to be linked stands, and whether it leads forward.
 pub(super) fn linked_site(link: u64) -> (u64, bool) {
     (link & !FORWARD, link & FORWARD != 0)
 }
@@ -138,6 +133,9 @@ pub(super) struct Lower<'a> {
     /// What the instructions of the block do, and those of the blocks that may follow.
     effects: Vec<Effect>,
     fates: Vec<Fate>,
+    /// The page, and what it holds.
+    page: u32,
+    bytes: &'a [u8],
     /// Where the block starts.
     start: u16,
     /// Instructions of the block, and which of them is emitted.
@@ -177,6 +175,8 @@ impl<'a> Lower<'a> {
             expected: Vec::new(),
             effects: Vec::new(),
             fates: Vec::new(),
+            page: 0,
+            bytes: &[],
             start: 0,
             length: 0,
             place: 0,
@@ -187,12 +187,12 @@ impl<'a> Lower<'a> {
         }
     }
 
-    /// Emits the whole region. `cell` is the address of its page's version. Also returns the addresses of blocks that
-    /// can be jumped to.
-    pub(super) fn region(mut self, region: &Region, cell: u64) -> (Asm, Ways, Vec<(u16, u64)>) {
+    /// Emits the whole region. Also returns the addresses of blocks that can be jumped to.
+    pub(super) fn region(mut self, region: &'a Region) -> (Asm, Ways, Vec<(u16, u64)>) {
+        (self.page, self.bytes) = (region.page, region.bytes());
         self.labels =
             region.blocks.iter().map(|block| (block.start, self.asm.label(), block.joins)).collect();
-        let guarded = self.guard(Guard { offset: region.start, cell, version: region.version });
+        let guarded = self.guard(Guard { page: region.page, offset: region.start, version: region.version });
         let linked = self.asm.here();
         self.count_single();
         let first = region.blocks.first().filter(|first| first.start == region.start);
@@ -247,8 +247,16 @@ impl<'a> Lower<'a> {
     fn guard(&mut self, guard: Guard) -> u64 {
         let guarded = self.asm.here();
         let stale = self.asm.label();
-        self.asm.mov_imm(T0, guard.cell);
-        self.asm.cmp32_imm(at(T0, 0), guard.version as i32);
+        self.asm.load(T0, layout::versions());
+        let version = CodeMap::version_at(guard.page);
+        let version = match i32::try_from(version) {
+            Ok(version) => at(T0, version),
+            Err(_) => {
+                self.asm.mov_imm(T1, version);
+                at_index(T0, T1, 0)
+            }
+        };
+        self.asm.cmp32_imm(version, guard.version as i32);
         self.asm.jcc(cc::NE, stale);
         self.late.push(Late::Stale(stale, guard.offset));
         guarded
@@ -266,6 +274,11 @@ impl<'a> Lower<'a> {
         let out = self.asm.label();
         self.asm.jcc(cc::NE, out);
         self.late.push(Late::Exit(out, offset, flags));
+    }
+
+    /// Where in the code memory an address is: code does not know where that is, so that it can be kept ([`super::kept`]).
+    fn site(&self, address: u64) -> u64 {
+        address.wrapping_sub(self.stubs.start)
     }
 
     /// The label of a block of the region, and whether flows join there.
@@ -323,8 +336,10 @@ impl<'a> Lower<'a> {
     fn interpret(&mut self, x: &Instruction) {
         self.leaves_turn();
         self.save_flags();
-        let op = self.ops.keep(decode(x, Mode::Code64));
-        self.asm.mov_imm(T0, op as u64);
+        let place = x.ip() as usize;
+        let bytes = self.bytes.get(place..place + x.len()).unwrap_or_default();
+        let number = self.ops.keep(self.page, x, bytes);
+        self.asm.mov_imm(T0, number.into());
         self.asm.mov_imm(T1, x.ip());
         self.asm.call_at(self.stubs.interpret);
         self.known = nothing();
@@ -334,9 +349,8 @@ impl<'a> Lower<'a> {
     fn straddle(&mut self, across: &region::Across) -> bool {
         self.save_flags();
         let x = &across.instruction;
-        let op = self.ops.keep(decode(x, Mode::Code64));
-        let what = self.ops.keep_straddling(Straddling { op, bytes: across.bytes, len: x.len() as u8 });
-        self.asm.mov_imm(T0, what as u64);
+        let number = self.ops.keep(self.page, x, across.bytes.get(..x.len()).unwrap_or_default());
+        self.asm.mov_imm(T0, number.into());
         self.asm.mov_imm(T1, x.ip());
         self.asm.call_at(self.stubs.straddle);
         self.known = nothing();
@@ -371,7 +385,7 @@ impl<'a> Lower<'a> {
                 Late::Link(label, offset, site, forward) => {
                     self.asm.bind(label);
                     self.asm.mov_imm(T0, offset.into());
-                    self.asm.mov_imm(T1, link_site(site, forward));
+                    self.asm.mov_imm(T1, self.site(site) | if forward { FORWARD } else { 0 });
                     self.asm.jmp_at(self.stubs.exit_link);
                 }
                 Late::Save(label, offset, from) => {
@@ -407,7 +421,7 @@ impl<'a> Lower<'a> {
                     self.asm.jmp(retry);
                     self.asm.bind(across);
                     self.asm.mov_imm(T0, access & 0xfff);
-                    self.asm.mov_imm(T1, site);
+                    self.asm.mov_imm(T1, self.site(site));
                     self.asm.jmp_at(self.stubs.exit_single);
                 }
                 Late::Keep { from, retry, again, flags } => {

@@ -1,0 +1,232 @@
+//! Translated code in another process: taken where the guest has the same code, and nowhere else.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use viv_arch::x86::{CpuState, Segment, cr0, cr4, efer};
+use viv_cpu::soft::{KeptCode, Shared, SoftCpu, TranslatorStats};
+use viv_cpu::{CpuBus, CpuEvent, Exit, Vcpu};
+use viv_mem::{Gpa, GuestMemory};
+
+struct Nothing;
+
+impl CpuBus for Nothing {
+    fn port_read(&self, _: u16, _: u8) -> u32 {
+        0
+    }
+    fn port_write(&self, _: u16, _: u8, _: u32) {}
+    fn mmio_read(&self, _: Gpa, _: u8) -> u64 {
+        0
+    }
+    fn mmio_write(&self, _: Gpa, _: u8, _: u64) {}
+    fn interrupt_pending(&self) -> bool {
+        false
+    }
+    fn acknowledge_interrupt(&self) -> Option<u8> {
+        None
+    }
+    fn take_event(&self) -> Option<CpuEvent> {
+        None
+    }
+    fn msr_read(&self, _: u32) -> Option<u64> {
+        None
+    }
+    fn msr_write(&self, _: u32, _: u64) -> Option<()> {
+        None
+    }
+    fn cr8(&self) -> u64 {
+        0
+    }
+    fn set_cr8(&self, _: u64) {}
+    fn now_ns(&self) -> u64 {
+        0
+    }
+    fn wall_ns(&self) -> u64 {
+        0
+    }
+}
+
+const CODE: u64 = 0x4000;
+/// Another page of code.
+const FUNCTION: u64 = 0x6000;
+/// What the function adds.
+const ADDEND: u64 = FUNCTION + 2;
+
+#[rustfmt::skip]
+const PROGRAM: &[u8] = &[
+    0xb9, 0xe8, 0x03, 0x00, 0x00, //       mov ecx, 1000
+    0x31, 0xc0, //                         xor eax, eax
+    0xe8, 0xf4, 0x1f, 0x00, 0x00, //       again: call function
+    0xf6, 0xc1, 0x07, //                   test cl, 7
+    0x75, 0x02, //                         jnz over
+    0x0f, 0x31, //                         rdtsc: the interpreter's
+    0x89, 0xf0, //                         over: mov eax, esi
+    0xff, 0xc9, //                         dec ecx
+    0x75, 0xee, //                         jnz again
+    0xf4, //                               hlt
+];
+#[rustfmt::skip]
+const ADD: &[u8] = &[
+    0x81, 0xc6, 0x05, 0x00, 0x00, 0x00, // add esi, 5
+    0xc3, //                               ret
+];
+
+struct Guest {
+    memory: GuestMemory,
+    cpu: SoftCpu,
+}
+
+impl Guest {
+    fn new() -> Guest {
+        let memory = GuestMemory::new(&[(Gpa(0), 2 << 20)]).unwrap();
+        for (at, entry) in [(0x1000u64, 0x2003u64), (0x2000, 0x3003), (0x3000, 0x83)] {
+            memory.write(Gpa(at), &entry.to_le_bytes()).unwrap();
+        }
+        memory.write(Gpa(CODE), PROGRAM).unwrap();
+        memory.write(Gpa(FUNCTION), ADD).unwrap();
+        let cpu = SoftCpu::new(0, Shared::new(&memory, 1));
+        Guest { memory, cpu }
+    }
+
+    /// A new one with what was translated in another.
+    fn with(code: &Arc<KeptCode>) -> Guest {
+        let mut guest = Guest::new();
+        assert!(guest.cpu.take_translated(code));
+        guest
+    }
+
+    /// Runs the program to its halt: its result.
+    fn run(&mut self) -> u64 {
+        let segment = |selector, rights| Segment { selector, base: 0, limit: u32::MAX, rights };
+        let mut state = CpuState {
+            rip: CODE,
+            cr0: cr0::PE | cr0::PG | cr0::ET | cr0::NE,
+            cr3: 0x1000,
+            cr4: cr4::PAE | cr4::OSFXSR,
+            efer: efer::LME | efer::LMA,
+            segments: [segment(0x10, 0xc093); 6],
+            ..CpuState::default()
+        };
+        state.segments[1] = segment(8, 0xa09b);
+        state.gprs[4] = 0x8000;
+        self.cpu.load(&state).unwrap();
+        assert_eq!(self.cpu.run(&Nothing), Exit::Halted);
+        self.cpu.save().unwrap().gprs[6]
+    }
+
+    fn stats(&self) -> TranslatorStats {
+        self.cpu.translator_stats().unwrap()
+    }
+
+    fn translated(&self) -> Vec<u8> {
+        self.cpu.translated().unwrap()
+    }
+}
+
+/// A file of these bytes, as it is mapped.
+fn kept(bytes: &[u8]) -> Arc<KeptCode> {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let path: PathBuf = std::env::temp_dir().join(format!("viv-kept-{}-{number}", std::process::id()));
+    std::fs::write(&path, bytes).unwrap();
+    let code = File::open(&path).and_then(|file| KeptCode::open(&file)).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    Arc::new(code)
+}
+
+/// What was translated where the program ran to its end.
+fn translated() -> (u64, Vec<u8>) {
+    let mut guest = Guest::new();
+    let result = guest.run();
+    assert!(result > 0 && guest.stats().instructions > 5, "{:?}", guest.stats());
+    (result, guest.translated())
+}
+
+#[test]
+fn another_process_neither_decodes_nor_translates_again() {
+    let (result, code) = translated();
+    let mut second = Guest::with(&kept(&code));
+    assert_eq!(second.run(), result);
+    let stats = second.stats();
+    assert_eq!((stats.taken, stats.instructions), (2, 0), "{stats:?}");
+    // The block at the start and that at the end, which were executed once.
+    assert!(second.cpu.counts().1 <= 3 + 64, "{} instructions decoded", second.cpu.counts().1);
+    // From there to a third, and from one that has not run.
+    assert_eq!(Guest::with(&kept(&second.translated())).run(), result);
+    let idle = Guest::with(&kept(&code));
+    let mut third = Guest::with(&kept(&idle.translated()));
+    assert_eq!((third.run(), third.stats().taken), (result, 2));
+}
+
+#[test]
+fn code_that_is_another_is_not_taken() {
+    let (result, code) = translated();
+    let mut other = Guest::with(&kept(&code));
+    other.memory.write(Gpa(ADDEND), &7u32.to_le_bytes()).unwrap();
+    let changed = other.run();
+    assert_ne!(changed, result);
+    assert_eq!(other.stats().taken, 1, "the page of the program");
+    let mut reference = Guest::new();
+    reference.memory.write(Gpa(ADDEND), &7u32.to_le_bytes()).unwrap();
+    assert_eq!(reference.run(), changed);
+    // Written to after it was taken.
+    let mut later = Guest::with(&kept(&code));
+    assert_eq!(later.run(), result);
+    later.memory.write(Gpa(ADDEND), &7u32.to_le_bytes()).unwrap();
+    later.memory.written(Gpa(ADDEND), 4);
+    assert_eq!(later.run(), changed);
+    assert_eq!(later.stats().taken, 2);
+}
+
+/// The first guest has rewritten its function a few times, so that its page has another version than in the second.
+#[test]
+fn pages_that_were_rewritten_are_taken_too() {
+    let mut first = Guest::new();
+    for addend in [3u32, 4, 5] {
+        first.memory.write(Gpa(ADDEND), &addend.to_le_bytes()).unwrap();
+        first.memory.written(Gpa(ADDEND), 4);
+        first.run();
+    }
+    let mut second = Guest::with(&kept(&first.translated()));
+    assert_eq!(second.run(), translated().0);
+    assert_eq!((second.stats().taken, second.stats().instructions), (2, 0));
+    // In a guest that has rewritten it more often, it is not known which it was.
+    let mut third = Guest::new();
+    for addend in [1u32, 2, 3, 4, 5] {
+        third.memory.write(Gpa(ADDEND), &addend.to_le_bytes()).unwrap();
+        third.run();
+        third.memory.written(Gpa(ADDEND), 4);
+    }
+    assert!(!third.cpu.take_translated(&kept(&first.translated())), "it has code of its own");
+    assert_eq!(third.run(), translated().0);
+}
+
+#[test]
+fn one_that_counts_takes_only_what_counts() {
+    let (_, code) = translated();
+    let mut counting = Guest::new();
+    counting.cpu.count_translated();
+    assert!(!counting.cpu.take_translated(&kept(&code)));
+    let mut interpreter = Guest::new();
+    interpreter.cpu.translate_after(None);
+    assert!(!interpreter.cpu.take_translated(&kept(&code)));
+    assert_eq!(interpreter.cpu.translated(), None);
+}
+
+/// What is damaged is not executed, wherever the damage is.
+#[test]
+fn damage_is_found() {
+    let (result, code) = translated();
+    for cut in [0, 1, 40, code.len() / 2, code.len() - 1] {
+        assert!(!Guest::new().cpu.take_translated(&kept(&code[..cut])), "{cut} bytes");
+    }
+    for at in (0..code.len()).step_by(code.len() / 150 + 1).chain(code.len() - 60..code.len()) {
+        let mut damaged = code.clone();
+        damaged[at] ^= 1 << (at % 8);
+        let mut guest = Guest::new();
+        let taken = guest.cpu.take_translated(&kept(&damaged));
+        assert_eq!(guest.run(), result, "byte {at}");
+        assert!(!taken || guest.stats().taken < 2, "byte {at}");
+    }
+}
