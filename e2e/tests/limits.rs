@@ -3,16 +3,25 @@ use serde_json::Value;
 use std::time::{Duration, Instant};
 use viv_e2e::{Directory, exec, run, start, tool};
 
-/// Processors that a VM uses, over two seconds.
-fn used(vm: &str) -> f64 {
-    let cpu_ns = || {
-        let stats: Value = serde_json::from_str(&run(&["--json", "stats", vm], "").ok().out).unwrap();
-        (Instant::now(), stats[0]["stats"]["cpu_ns"].as_u64().or(stats[0]["cpu_ns"].as_u64()).unwrap())
-    };
-    let (then, before) = cpu_ns();
+/// Processor time that a VM has used, nanoseconds, and when that was so.
+fn cpu_ns(vm: &str) -> (Instant, u64) {
+    let stats: Value = serde_json::from_str(&run(&["--json", "stats", vm], "").ok().out).unwrap();
+    (Instant::now(), stats[0]["stats"]["cpu_ns"].as_u64().or(stats[0]["cpu_ns"].as_u64()).unwrap())
+}
+
+/// Processors that VMs use, over two seconds.
+fn all_used<const N: usize>(vms: [&str; N]) -> [f64; N] {
+    let before = vms.map(cpu_ns);
     std::thread::sleep(Duration::from_secs(2));
-    let (now, after) = cpu_ns();
-    (after - before) as f64 / (now - then).as_nanos() as f64
+    std::array::from_fn(|index| {
+        let ((then, before), (now, after)) = (before[index], cpu_ns(vms[index]));
+        (after - before) as f64 / (now - then).as_nanos() as f64
+    })
+}
+
+fn used(vm: &str) -> f64 {
+    let [used] = all_used([vm]);
+    used
 }
 
 /// It has what it may have and no more; less where this machine has other things to do.
@@ -54,11 +63,19 @@ fn a_guest_that_works_gets_what_it_may_have() {
 struct Program(&'static str);
 
 impl Program {
-    fn start(name: &'static str, file: &str) -> Program {
+    fn start(name: &'static str, options: &[&str], file: &str) -> Program {
         let _ = run(&["rm", "-f", name], "");
-        run(&["run", "-d", "--name", name, "--cpu-limit", "25%", file], "").ok();
+        run(&[&["run", "-d", "--name", name], options, &[file]].concat(), "").ok();
         Program(name)
     }
+}
+
+/// A program that does nothing and never ends.
+fn spinning(directory: &Directory) -> String {
+    let spin = directory.path("spin.wat");
+    std::fs::write(&spin, "(module (memory (export \"memory\") 1) (func (export \"_start\") (loop br 0)))")
+        .unwrap();
+    spin
 }
 
 impl Drop for Program {
@@ -70,15 +87,13 @@ impl Drop for Program {
 #[test]
 fn programs_get_what_they_may_have() {
     let directory = Directory::new("limits");
-    let spin = directory.path("spin.wat");
-    std::fs::write(&spin, "(module (memory (export \"memory\") 1) (func (export \"_start\") (loop br 0)))")
-        .unwrap();
+    let spin = spinning(&directory);
     let source = directory.path("Spin.java");
     let java = "public class Spin { public static void main(String[] a) { for (long n = 0; ; n++) if (n < 0) return; } }";
     std::fs::write(&source, java).unwrap();
     tool("javac", &["-d", &directory.path(""), &source]);
     for (name, file) in [("e2e-spin", spin), ("e2e-java", directory.path("Spin.class"))] {
-        let program = Program::start(name, &file);
+        let program = Program::start(name, &["--cpu-limit", "25%"], &file);
         std::thread::sleep(Duration::from_secs(1));
         near(name, 0.25);
         run(&["update", "--cpu-limit", "50%", name], "").ok();
@@ -89,4 +104,39 @@ fn programs_get_what_they_may_have() {
         near(name, 0.5);
         drop(program);
     }
+}
+
+/// On one processor, which both want: a whole computer, and a program.
+#[test]
+fn who_weighs_more_gets_more() {
+    let (heavy, light) = ("e2e-heavy", "e2e-light");
+    let directory = Directory::new("weights");
+    let spin = spinning(&directory);
+    let info: Value = serde_json::from_str(&run(&["--json", "info"], "").ok().out).unwrap();
+    if info["host"]["control_groups"].is_null() {
+        eprintln!("this host lets the service make no control groups: only that this is said is tested");
+        let refused = run(&["run", "--name", light, "--cpu-weight", "100", &spin], "");
+        assert!(refused.status == 4 && refused.err.contains("control groups"), "{refused:?}");
+        return;
+    }
+    let _vm = start(heavy, &["--cpu-weight", "300"]);
+    exec(heavy, "(while :; do :; done) >/dev/null 2>&1 &").ok();
+    let _program = Program::start(light, &["--cpu-weight", "100"], &spin);
+    for vm in [heavy, light] {
+        let shown: Value = serde_json::from_str(&run(&["--json", "inspect", vm], "").ok().out).unwrap();
+        tool("taskset", &["-a", "-c", "-p", "0", &shown[0]["pid"].to_string()]);
+    }
+    let near = |ratio: f64| {
+        let [more, less] = all_used([heavy, light]);
+        eprintln!("{more:.3} and {less:.3} of a processor: {:.3} of {ratio}", more / less);
+        assert!((more / less / ratio - 1.0).abs() < 0.06, "{more} and {less} for {ratio}");
+    };
+    near(3.0);
+    run(&["update", "--cpu-weight", "50", heavy], "").ok();
+    near(0.5);
+    run(&["update", "--cpu-weight", "none", heavy], "").ok();
+    near(1.0);
+    assert!(!run(&["inspect", heavy], "").ok().out.contains("cpu_weight"));
+    let refused = run(&["update", "--cpu-weight", "10001", heavy], "");
+    assert!(refused.status == 2 && refused.err.contains("10000"), "{refused:?}");
 }

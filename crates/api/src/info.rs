@@ -48,6 +48,9 @@ pub struct Host {
     pub memory_mib: u64,
     /// Memory that is free or can be freed at once, MiB.
     pub memory_available_mib: u64,
+    /// The version of the control groups by which VMs have weights (`cpu_weight`); none: here they cannot have any.
+    #[serde(default)]
+    pub control_groups: Option<u32>,
     /// The kernel's release.
     pub kernel: String,
 }

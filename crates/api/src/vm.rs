@@ -64,6 +64,11 @@ pub struct VmCreate {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(range(min = viv_model::CPU_LIMIT_MIN)))]
     pub cpu_limit_milli: Option<u32>,
+    /// How much it counts when more processor time is wanted than there is; without, as any process, 100 for each of its threads. A
+    /// host that lets the service make no control groups refuses it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 10_000)))]
+    pub cpu_weight: Option<u32>,
     /// Which processor.
     pub accel: Accel,
     /// How the software CPU works, if it is that.
@@ -185,6 +190,7 @@ impl VmCreate {
             memory_mib: self.memory_mib.unwrap_or(MEMORY_MIB_USUAL),
             memory_max_mib: self.memory_max_mib,
             cpu_limit_milli: self.cpu_limit_milli,
+            cpu_weight: self.cpu_weight,
             accel: self.accel,
             soft: self.soft,
             kernel: self.kernel.clone().unwrap_or_default(),
@@ -238,6 +244,10 @@ pub struct VmUpdate {
     /// Most processor time that it may use, thousandths of a host's processor, from now on; 0: as much as it can get.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_limit_milli: Option<u32>,
+    /// How much it counts when more processor time is wanted than there is, from now on; 0: as any process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(max = 10_000)))]
+    pub cpu_weight: Option<u32>,
     /// Which processor; only while it does not run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accel: Option<Accel>,

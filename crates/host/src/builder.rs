@@ -96,7 +96,7 @@ impl BuilderVm<'_> {
             is_copy: false,
         };
         let ports = self.plug_in(id, &mut spec.machine)?;
-        runner.start(&spec, &ports)?;
+        runner.start(&spec, &ports, None)?;
         let mut socket = socket::connect(&runner.dir().join(CONSOLE)).ok();
         let mut piece = [0; 16 * 1024];
         while let Some(stream) = &mut socket {

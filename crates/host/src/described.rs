@@ -44,6 +44,7 @@ pub(crate) fn spec_of(record: &VmRecord, dir: &Path) -> VmCreate {
         memory_mib: Some(machine.memory_mib),
         memory_max_mib: machine.memory_max_mib,
         cpu_limit_milli: machine.cpu_limit_milli,
+        cpu_weight: machine.cpu_weight,
         accel: machine.accel,
         soft: machine.soft,
         program: record.program.clone(),

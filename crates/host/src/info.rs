@@ -1,4 +1,5 @@
 //! What this host is and can.
+use crate::control_groups::ControlGroups;
 use crate::places::Places;
 use crate::runners;
 use std::fs;
@@ -14,12 +15,13 @@ pub(crate) fn room() -> Room {
 }
 
 /// Processors, memory and kernel.
-pub(crate) fn host() -> Host {
+pub(crate) fn host(groups: &ControlGroups) -> Host {
     let room = room();
     Host {
         cpus: std::thread::available_parallelism().map_or(1, |number| number.get() as u32),
         memory_mib: room.total_mib,
         memory_available_mib: room.available_mib,
+        control_groups: groups.version().ok(),
         kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_string(),
     }
 }

@@ -23,6 +23,7 @@ mod blocking;
 mod builder;
 mod connections;
 mod container_ask;
+mod control_groups;
 mod creation;
 mod described;
 mod disk_image;

@@ -71,7 +71,7 @@ pub(crate) fn check(machine: &MachineSpec) -> Result<(), Fault> {
             "change its --memory, its labels and its restart policy only",
         );
     }
-    viv_model::check_cpu_limit(machine.cpu_limit_milli)?;
+    viv_model::check_processor_time(machine)?;
     ShareSpec::check_all_of_program(&machine.shares)
 }
 

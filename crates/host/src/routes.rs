@@ -577,7 +577,7 @@ fn info(service: &Service) -> Result<Info, Fault> {
             started_at: service.started_at,
             socket: places.socket(),
         },
-        host: crate::info::host(),
+        host: crate::info::host(&service.vms.control_groups),
         accel: if kvm.state == KvmState::Good { "kvm" } else { "soft" }.to_string(),
         kvm,
         places: viv_api::info::Places {

@@ -1,4 +1,5 @@
 //! The process of a VM, seen from outside: started, asked, waited for, found again.
+use crate::control_groups::Group;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -117,8 +118,14 @@ impl Runner {
         }
     }
 
-    /// Starts the process, with the ports of its network cards that are plugged into something, and waits until the VM runs.
-    pub(crate) fn start(&self, spec: &RunnerSpec, ports: &[OwnedFd]) -> Result<Status, Fault> {
+    /// Starts the process, with the ports of its network cards that are plugged into something and in its group if it has one, and
+    /// waits until the VM runs.
+    pub(crate) fn start(
+        &self,
+        spec: &RunnerSpec,
+        ports: &[OwnedFd],
+        group: Option<&Group>,
+    ) -> Result<Status, Fault> {
         let broken = |what: &'static str| {
             move |error: io::Error| {
                 Fault::new(
@@ -151,6 +158,10 @@ impl Runner {
             .stderr(log)
             .spawn()
             .map_err(broken("start the process"))?;
+        if let Some(Err(error)) = group.map(|group| group.take(child.id())) {
+            let _ = child.kill().and_then(|()| child.wait());
+            return Err(broken("weigh the process")(error));
+        }
         match first_word(&mut child, LINE_MAX) {
             Ok(Started::Running(status)) => Ok(status),
             Ok(Started::Refused(fault)) => {

@@ -5,7 +5,7 @@ use crate::store::VmRecord;
 use crate::vms::Vms;
 use viv_api::runner::{Ask, RESUME};
 use viv_api::vm::{Vm, VmUpdate};
-use viv_model::{Fault, Kind, MachineSpec};
+use viv_model::{CPU_WEIGHT_USUAL, Fault, Kind, MachineSpec};
 
 impl Vms {
     /// Changes what is said of it; what is not said stays.
@@ -22,6 +22,9 @@ impl Vms {
             if let Some(milli) = ask.cpu_limit_milli {
                 machine.cpu_limit_milli = Some(milli).filter(|milli| *milli > 0);
             }
+            if let Some(weight) = ask.cpu_weight {
+                machine.cpu_weight = Some(weight).filter(|weight| *weight > 0);
+            }
             machine.accel = ask.accel.unwrap_or(machine.accel);
             match record.program.is_some() {
                 true => programs::check(&machine)?,
@@ -34,6 +37,9 @@ impl Vms {
             share = Some(self.describe(&VmRecord { machine: machine.clone(), ..record.clone() })?);
             if machine.cpu_limit_milli != record.machine.cpu_limit_milli && self.is_live(record) {
                 self.runner(record).ask(&Ask::LimitCpu { milli: machine.cpu_limit_milli })?;
+            }
+            if machine.cpu_weight != record.machine.cpu_weight {
+                self.weigh(record, machine.cpu_weight)?;
             }
             record.machine = machine;
             record.on_reboot = ask.on_reboot.unwrap_or(record.on_reboot);
@@ -60,6 +66,19 @@ impl Vms {
             share.keep();
         }
         outcome
+    }
+
+    /// Has a VM weigh so much from now on; none: as any process.
+    fn weigh(&self, record: &VmRecord, weight: Option<u32>) -> Result<(), Fault> {
+        let Some(process) = self.runner(record).process() else { return Ok(()) };
+        // It stays in the group that it was put into.
+        let Some(group) = self.control_groups.of(&record.id, weight.or(Some(CPU_WEIGHT_USUAL)))? else {
+            return Ok(());
+        };
+        group.take(process.pid).map_err(|error| {
+            let text = format!("cannot give VM {:?} another weight: {error}", record.name);
+            Fault::new(Kind::Error, text, "try again, or stop and start it")
+        })
     }
 
     fn may_change_machine(&self, record: &VmRecord) -> Result<(), Fault> {

@@ -1,5 +1,6 @@
 //! What may be done with VMs, and how.
 use crate::admission::{Admission, Reservation, Share};
+use crate::control_groups::ControlGroups;
 use crate::creation::fits;
 use crate::described;
 use crate::disk_image;
@@ -47,6 +48,7 @@ pub(crate) struct Vms {
     starting: Mutex<HashSet<String>>,
     pub(crate) admission: Admission,
     pub(crate) restarts: Restarts,
+    pub(crate) control_groups: ControlGroups,
     hooks: Hooks,
 }
 
@@ -84,6 +86,7 @@ impl Vms {
         hooks: Hooks,
     ) -> Vms {
         let admission = Admission::new(places.vms());
+        let control_groups = ControlGroups::find(&places.state);
         Vms {
             store,
             places,
@@ -93,6 +96,7 @@ impl Vms {
             starting: Mutex::default(),
             admission,
             restarts: Restarts::default(),
+            control_groups,
             hooks,
         }
     }
@@ -379,6 +383,7 @@ impl Vms {
 
     /// Takes its share of what may be described.
     pub(crate) fn describe(&self, record: &VmRecord) -> Result<Reservation<'_>, Fault> {
+        self.control_groups.of(&record.id, record.machine.cpu_weight)?;
         let gone =
             |id: &str| matches!(self.store.by_id(id), Ok(None)) && !self.places.vms().join(id).exists();
         self.admission.reserve(Share::Described, &record.id, record.need(), &gone)
@@ -449,7 +454,11 @@ impl Vms {
             resume,
             is_copy,
         };
-        match self.plug_in_all(&record).and_then(|ports| runner.start(&spec, &ports)) {
+        let start = || {
+            let group = self.control_groups.of(&record.id, record.machine.cpu_weight)?;
+            runner.start(&spec, &self.plug_in_all(&record)?, group.as_ref())
+        };
+        match start() {
             Ok(status) => {
                 (self.hooks.watch)(status.process, record.id.clone());
                 lock(&self.starting).remove(&record.id);
@@ -563,6 +572,7 @@ impl Vms {
             self.admission.give_back(Share::Described, &record.id);
             self.admission.give_back(Share::Running, &record.id);
             lock(&self.changing).remove(&record.id);
+            self.control_groups.forget(&record.id);
             Ok(view)
         })
     }

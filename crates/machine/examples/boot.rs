@@ -16,6 +16,7 @@ fn main() -> ExitCode {
         memory_mib: 512,
         memory_max_mib: None,
         cpu_limit_milli: None,
+        cpu_weight: None,
         accel: Default::default(),
         soft: Default::default(),
         kernel: PathBuf::new(),

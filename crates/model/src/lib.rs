@@ -38,7 +38,8 @@ pub use secgroup::{Carrier, Direction, GROUPS_MAX, Label, Peer, RULES_MAX, Rule,
 pub use share::{SHARES_MAX, ShareMount, ShareSpec};
 pub use snapshot::{Content, DiskContent, Layer, Manifest, Plain, SavedParts, Section};
 pub use spec::{
-    Accel, CPU_LIMIT_MIN, CPUS_MAX, DISK_TIMES_NS, DiskFormat, DiskLimits, DiskSpec, ImageDiskSpec,
-    MEMORY_MIB_MIN, MEMORY_MIB_USUAL, MEMORY_STEP_MIB, MachineSpec, OnFull, SoftSpec, check_cpu_limit,
+    Accel, CPU_LIMIT_MIN, CPU_WEIGHT_USUAL, CPU_WEIGHTS, CPUS_MAX, DISK_TIMES_NS, DiskFormat, DiskLimits,
+    DiskSpec, ImageDiskSpec, MEMORY_MIB_MIN, MEMORY_MIB_USUAL, MEMORY_STEP_MIB, MachineSpec, OnFull,
+    SoftSpec, check_processor_time,
 };
 pub use volume::{VOLUME_PARAMETER, VOLUMES_MAX, check_volume, check_volumes, volume_of, volume_word};

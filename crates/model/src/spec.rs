@@ -13,6 +13,10 @@ pub const MEMORY_STEP_MIB: u64 = 2;
 pub const MEMORY_MIB_USUAL: u64 = 512;
 /// Least processor time that a VM may be limited to, thousandths of a processor.
 pub const CPU_LIMIT_MIN: u32 = 10;
+/// How much a VM may count beside others: as `cpu.weight` (Linux Documentation/admin-guide/cgroup-v2.rst).
+pub const CPU_WEIGHTS: std::ops::RangeInclusive<u32> = 1..=10_000;
+/// How much a thread counts that nobody has given another weight.
+pub const CPU_WEIGHT_USUAL: u32 = 100;
 /// Least memory of a machine, MiB: what a small Linux kernel needs to say that it has too little.
 pub const MEMORY_MIB_MIN: u64 = 16;
 
@@ -342,15 +346,23 @@ impl SoftSpec {
     }
 }
 
-/// Checks how much processor time a VM may use.
-pub fn check_cpu_limit(milli: Option<u32>) -> Result<(), Fault> {
-    match milli {
-        Some(milli) if milli < CPU_LIMIT_MIN => Err(Fault::new(
+/// Checks how much processor time a VM may use, and how much it counts.
+pub fn check_processor_time(machine: &MachineSpec) -> Result<(), Fault> {
+    if let Some(milli) = machine.cpu_limit_milli.filter(|milli| *milli < CPU_LIMIT_MIN) {
+        return Err(Fault::new(
             Kind::Usage,
             format!("no VM works with {milli} thousandths of a processor"),
             format!("let it have {CPU_LIMIT_MIN} at least: --cpu-limit {}%", CPU_LIMIT_MIN / 10),
+        ));
+    }
+    let (least, most) = (CPU_WEIGHTS.start(), CPU_WEIGHTS.end());
+    match machine.cpu_weight.filter(|weight| !CPU_WEIGHTS.contains(weight)) {
+        Some(weight) => Err(Fault::new(
+            Kind::Usage,
+            format!("a VM cannot weigh {weight}"),
+            format!("use --cpu-weight with {least} to {most}; {CPU_WEIGHT_USUAL} is as much as any thread"),
         )),
-        _ => Ok(()),
+        None => Ok(()),
     }
 }
 
@@ -370,6 +382,10 @@ pub struct MachineSpec {
     /// it can get.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_limit_milli: Option<u32>,
+    /// How much it counts when more processor time is wanted than there is ([`CPU_WEIGHTS`]); none: as any process,
+    /// [`CPU_WEIGHT_USUAL`] for each of its threads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_weight: Option<u32>,
     /// Which processor.
     #[serde(default)]
     pub accel: Accel,
@@ -434,7 +450,7 @@ impl MachineSpec {
                 format!("use --memory-max with more than --memory, both multiples of {MEMORY_STEP_MIB}M"),
             ));
         }
-        check_cpu_limit(self.cpu_limit_milli)?;
+        check_processor_time(self)?;
         self.disks.iter().try_for_each(DiskSpec::check)?;
         if self.accel == Accel::Kvm && self.soft != SoftSpec::default() {
             return Err(Fault::new(

@@ -219,6 +219,7 @@ impl Stage {
             memory_mib: 64,
             memory_max_mib: None,
             cpu_limit_milli: None,
+            cpu_weight: None,
             accel: Accel::Auto,
             soft: Default::default(),
             kernel: "/vmlinuz".into(),

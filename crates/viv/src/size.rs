@@ -36,6 +36,16 @@ pub(crate) fn processors(text: &str) -> Result<u32, String> {
     }
 }
 
+/// How much a VM counts beside others: `1` to `10000`, or `none`, which is 0.
+pub(crate) fn weight(text: &str) -> Result<u32, String> {
+    let weights = viv_model::CPU_WEIGHTS;
+    match text.parse() {
+        _ if text == "none" => Ok(0),
+        Ok(weight) if weights.contains(&weight) => Ok(weight),
+        _ => Err(format!("use {} to {}, or none", weights.start(), weights.end())),
+    }
+}
+
 /// Bytes of `64K`, `512M`, `4G`, `1T` or a bare number of bytes.
 pub(crate) fn exact(text: &str) -> Result<u64, String> {
     const HOW: &str = "write it as 512M or 4G";
@@ -97,6 +107,16 @@ mod tests {
         }
         for wrong in ["", "0", "0%", "-1", "1.2345", "1.25%", "x", ".5", "99999999999%", "1,5"] {
             assert!(processors(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn weights_are_whole_numbers() {
+        for (text, number) in [("1", 1), ("100", 100), ("10000", 10_000), ("none", 0)] {
+            assert_eq!(weight(text), Ok(number));
+        }
+        for wrong in ["", "0", "-1", "10001", "50%", "1.5", "x", "99999999999"] {
+            assert!(weight(wrong).is_err(), "{wrong}");
         }
     }
 

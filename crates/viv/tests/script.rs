@@ -159,6 +159,9 @@ fn settle(value: &mut Value, dir: &str) {
                 ];
                 if name == "soft" {
                     without_counts(field);
+                } else if name == "control_groups" {
+                    // Also where there are none.
+                    *field = json!("…");
                 } else if !field.is_null() && (is_of_moment || is_of_machine.contains(&name.as_str())) {
                     *field = json!("…");
                 } else {

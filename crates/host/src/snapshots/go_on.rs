@@ -42,6 +42,10 @@ impl Snapshots {
         let id = names::identity().map_err(io_fault("read", Path::new("/dev/urandom")))?;
         let name = self.vms.name(ask.name.as_deref())?;
         let image = manifest.image.as_ref().and_then(|image| self.vms.image(image));
+        // It may come from a host that has what this one has not.
+        let can_weigh = self.vms.control_groups.version().is_ok();
+        let machine = manifest.machine.clone();
+        let machine = MachineSpec { cpu_weight: machine.cpu_weight.filter(|_| can_weigh), ..machine };
         Ok(VmRecord {
             image: manifest.image.clone(),
             program: manifest.program.clone(),
@@ -51,7 +55,7 @@ impl Snapshots {
             snapshot: manifest.parent.clone(),
             groups: manifest.groups.clone(),
             labels: manifest.labels.clone(),
-            ..VmRecord::new(&id, &name, manifest.machine.clone())
+            ..VmRecord::new(&id, &name, machine)
         })
     }
 

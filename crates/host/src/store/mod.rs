@@ -192,6 +192,7 @@ pub(crate) mod conformance {
             memory_mib: 64,
             memory_max_mib: None,
             cpu_limit_milli: None,
+            cpu_weight: None,
             accel: Accel::Auto,
             soft: Default::default(),
             kernel: "/boot/vmlinuz".into(),

@@ -74,6 +74,7 @@ pub(crate) fn spec(kernel: &Scratch) -> MachineSpec {
         memory_mib: 32,
         memory_max_mib: None,
         cpu_limit_milli: None,
+        cpu_weight: None,
         accel: accel(),
         soft: Default::default(),
         kernel: kernel.0.clone(),

@@ -11,8 +11,17 @@ use viv_api::vm::{Vm, VmStart, VmUpdate};
 use viv_model::{Accel, Fault, Kind, Label, Restart};
 
 /// What [`VmUpdate`] changes.
-const UPDATES: [&str; 8] =
-    ["cpus", "memory_mib", "memory_max_mib", "cpu_limit_milli", "accel", "on_reboot", "restart", "labels"];
+const UPDATES: [&str; 9] = [
+    "cpus",
+    "memory_mib",
+    "memory_max_mib",
+    "cpu_limit_milli",
+    "cpu_weight",
+    "accel",
+    "on_reboot",
+    "restart",
+    "labels",
+];
 /// What says how a VM is made, and nothing of how it is.
 const OF_MAKING: [&str; 5] = ["name", "start", "remove", "attended_by", "$schema"];
 
@@ -57,6 +66,9 @@ pub(crate) struct Update {
     /// Most processor time that it may use from now on: 50%, 1.5 processors, or none
     #[arg(long, value_name = "SHARE", value_parser = size::processors)]
     cpu_limit: Option<u32>,
+    /// How much it counts when processors are short: 1 to 10000, or none
+    #[arg(long, value_name = "N", value_parser = size::weight)]
+    cpu_weight: Option<u32>,
     /// Which processor runs it: auto, kvm or soft
     #[arg(long)]
     accel: Option<Accel>,
@@ -77,6 +89,7 @@ pub(crate) fn update(context: &Context, args: Update) -> Result<u8, Fault> {
         memory_mib: args.memory,
         memory_max_mib: args.memory_max,
         cpu_limit_milli: args.cpu_limit,
+        cpu_weight: args.cpu_weight,
         accel: args.accel,
         on_reboot: None,
         restart: args.restart,
@@ -247,6 +260,7 @@ fn change(
         memory_mib: ask.memory_mib.filter(|_| differs("memory_mib")),
         memory_max_mib: ask.memory_max_mib.filter(|_| differs("memory_max_mib")),
         cpu_limit_milli: differs("cpu_limit_milli").then(|| ask.cpu_limit_milli.unwrap_or(0)),
+        cpu_weight: differs("cpu_weight").then(|| ask.cpu_weight.unwrap_or(0)),
         accel: differs("accel").then_some(ask.accel),
         on_reboot: differs("on_reboot").then_some(ask.on_reboot),
         restart: differs("restart").then_some(ask.restart),

@@ -37,6 +37,11 @@ pub(crate) fn run(context: &Context, _args: Args) -> Result<u8, Fault> {
         line("", info.kvm.fix);
     }
     line("accel", format!("auto takes {}", info.accel));
+    let weights = match info.host.control_groups {
+        Some(version) => format!("by control groups, version {version} (--cpu-weight)"),
+        None => "none: the service can make no control groups".to_string(),
+    };
+    line("weights", weights);
     line("vms", format!("{} live, {} in all", info.vms.live, info.vms.all));
     let (taken, most) = (info.limits.running.taken, info.limits.running.most);
     let of = |most: Option<u64>| most.map_or("no limit".to_string(), |most| most.to_string());

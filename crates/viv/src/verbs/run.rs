@@ -102,6 +102,9 @@ pub(crate) struct Args {
     /// Most processor time that it may use: 50%, 1.5 processors, or none; changed by viv update
     #[arg(long, value_name = "SHARE", value_parser = size::processors)]
     cpu_limit: Option<u32>,
+    /// How much it counts when processors are short: 1 to 10000; 100 is a thread's usual weight
+    #[arg(long, value_name = "N", value_parser = size::weight)]
+    cpu_weight: Option<u32>,
     /// Boot this kernel: a bzImage or an ELF file
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
@@ -578,6 +581,7 @@ pub(super) fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Faul
         memory_mib: args.memory,
         memory_max_mib: args.memory_max,
         cpu_limit_milli: args.cpu_limit.filter(|milli| *milli > 0),
+        cpu_weight: args.cpu_weight.filter(|weight| *weight > 0),
         accel: args.accel,
         soft,
         kernel: file(&args.kernel)?,

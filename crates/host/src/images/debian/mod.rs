@@ -231,6 +231,7 @@ fn builder(kernel: PathBuf, initrd: Option<PathBuf>, append: &str, disks: Vec<Di
         memory_mib: 1024,
         memory_max_mib: None,
         cpu_limit_milli: None,
+        cpu_weight: None,
         accel: Accel::Auto,
         soft: Default::default(),
         kernel,
