@@ -1,49 +1,14 @@
 //! A guest can make the delivery of an exception fault for ever; its vCPU still comes back when it is kicked.
 
+mod bare;
+
+use bare::Nothing;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 use viv_arch::x86::{CpuState, Segment, TableRegister, cr0, rflags};
 use viv_cpu::soft::{Shared, SoftCpu};
-use viv_cpu::{CpuBus, CpuEvent, Exit, Vcpu};
+use viv_cpu::{Exit, Vcpu};
 use viv_mem::{Gpa, GuestMemory};
-
-struct Nothing;
-
-impl CpuBus for Nothing {
-    fn port_read(&self, _: u16, _: u8) -> u32 {
-        0
-    }
-    fn port_write(&self, _: u16, _: u8, _: u32) {}
-    fn mmio_read(&self, _: Gpa, _: u8) -> u64 {
-        0
-    }
-    fn mmio_write(&self, _: Gpa, _: u8, _: u64) {}
-    fn interrupt_pending(&self) -> bool {
-        false
-    }
-    fn acknowledge_interrupt(&self) -> Option<u8> {
-        None
-    }
-    fn take_event(&self) -> Option<CpuEvent> {
-        None
-    }
-    fn msr_read(&self, _: u32) -> Option<u64> {
-        None
-    }
-    fn msr_write(&self, _: u32, _: u64) -> Option<()> {
-        None
-    }
-    fn cr8(&self) -> u64 {
-        0
-    }
-    fn set_cr8(&self, _: u64) {}
-    fn now_ns(&self) -> u64 {
-        0
-    }
-    fn wall_ns(&self) -> u64 {
-        0
-    }
-}
 
 /// Ring 3 with alignment checks, a misaligned stack, and handlers in ring 3: pushing the frame of #AC raises #AC.
 /// Real processors hang in that (CVE-2015-5307); here only the guest may.

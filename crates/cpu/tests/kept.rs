@@ -1,51 +1,15 @@
 //! Translated code in another process: taken where the guest has the same code, and nowhere else.
 
+mod bare;
+
+use bare::{Nothing, long_mode, long_mode_memory};
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use viv_arch::x86::{CpuState, Segment, cr0, cr4, efer};
 use viv_cpu::soft::{KeptCode, Shared, SoftCpu, TranslatorStats};
-use viv_cpu::{CpuBus, CpuEvent, Exit, Vcpu};
+use viv_cpu::{Exit, Vcpu};
 use viv_mem::{Gpa, GuestMemory};
-
-struct Nothing;
-
-impl CpuBus for Nothing {
-    fn port_read(&self, _: u16, _: u8) -> u32 {
-        0
-    }
-    fn port_write(&self, _: u16, _: u8, _: u32) {}
-    fn mmio_read(&self, _: Gpa, _: u8) -> u64 {
-        0
-    }
-    fn mmio_write(&self, _: Gpa, _: u8, _: u64) {}
-    fn interrupt_pending(&self) -> bool {
-        false
-    }
-    fn acknowledge_interrupt(&self) -> Option<u8> {
-        None
-    }
-    fn take_event(&self) -> Option<CpuEvent> {
-        None
-    }
-    fn msr_read(&self, _: u32) -> Option<u64> {
-        None
-    }
-    fn msr_write(&self, _: u32, _: u64) -> Option<()> {
-        None
-    }
-    fn cr8(&self) -> u64 {
-        0
-    }
-    fn set_cr8(&self, _: u64) {}
-    fn now_ns(&self) -> u64 {
-        0
-    }
-    fn wall_ns(&self) -> u64 {
-        0
-    }
-}
 
 const CODE: u64 = 0x4000;
 /// Another page of code.
@@ -79,10 +43,7 @@ struct Guest {
 
 impl Guest {
     fn new() -> Guest {
-        let memory = GuestMemory::new(&[(Gpa(0), 2 << 20)]).unwrap();
-        for (at, entry) in [(0x1000u64, 0x2003u64), (0x2000, 0x3003), (0x3000, 0x83)] {
-            memory.write(Gpa(at), &entry.to_le_bytes()).unwrap();
-        }
+        let memory = long_mode_memory();
         memory.write(Gpa(CODE), PROGRAM).unwrap();
         memory.write(Gpa(FUNCTION), ADD).unwrap();
         let cpu = SoftCpu::new(0, Shared::new(&memory, 1));
@@ -98,19 +59,7 @@ impl Guest {
 
     /// Runs the program to its halt: its result.
     fn run(&mut self) -> u64 {
-        let segment = |selector, rights| Segment { selector, base: 0, limit: u32::MAX, rights };
-        let mut state = CpuState {
-            rip: CODE,
-            cr0: cr0::PE | cr0::PG | cr0::ET | cr0::NE,
-            cr3: 0x1000,
-            cr4: cr4::PAE | cr4::OSFXSR,
-            efer: efer::LME | efer::LMA,
-            segments: [segment(0x10, 0xc093); 6],
-            ..CpuState::default()
-        };
-        state.segments[1] = segment(8, 0xa09b);
-        state.gprs[4] = 0x8000;
-        self.cpu.load(&state).unwrap();
+        self.cpu.load(&long_mode(CODE)).unwrap();
         assert_eq!(self.cpu.run(&Nothing), Exit::Halted);
         self.cpu.save().unwrap().gprs[6]
     }
