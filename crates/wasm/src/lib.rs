@@ -19,7 +19,7 @@ mod live;
 mod trap;
 mod wasi;
 
-#[cfg(feature = "trial")]
+#[cfg(any(test, feature = "trial"))]
 pub mod trial;
 
 use std::path::Path;

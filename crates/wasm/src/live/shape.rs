@@ -93,10 +93,13 @@ impl<'a> Shape<'a> {
             }
             Payload::ImportSection(imports) => {
                 for import in imports.into_imports() {
-                    // Nobody gives a program anything else: it would not have been started.
+                    // Nobody gives a program more than functions; what it goes on in has all of it.
                     match import?.ty {
                         TypeRef::Func(ty) | TypeRef::FuncExact(ty) => self.functions.push(ty),
-                        _ => return Err(Unsaved::Damaged("it imports more than functions".into())),
+                        TypeRef::Table(table) => self.tables.push(table),
+                        TypeRef::Memory(memory) => self.memories.push(memory),
+                        TypeRef::Global(global) => self.globals.push(global),
+                        TypeRef::Tag(tag) => self.tags.push(tag),
                     }
                 }
                 self.imported = self.functions.len() as u32;

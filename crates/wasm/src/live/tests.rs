@@ -354,3 +354,37 @@ fn what_is_not_of_the_module_is_refused() {
         assert_eq!(elements.iter().count() as u32, table);
     }
 }
+
+#[test]
+fn what_an_if_takes_is_found_where_it_is() {
+    cut_everywhere(
+        r#"(module
+        (func $twice (param i32) (result i32) (i32.mul (local.get 0) (i32.const 2)))
+        (func $f (param $n i32) (result i32 i64) (local $x i64)
+            (f64.const 9)
+            (i64.const 5) (local.get $n)
+            (if (param i64 i32) (result i32 i64) (i32.and (local.get $n) (i32.const 1))
+                (then
+                    (i32.add (i32.const 3))
+                    (if (param i32) (result i32) (i32.gt_u (local.get $n) (i32.const 4))
+                        (then (call $twice) (i32.add (call $twice (local.get $n))))
+                        (else (i32.sub (i32.const 1))))
+                    (local.set $n) (drop) (local.get $n) (i64.const 8)
+                    (if (param i32 i64) (result i32 i64) (local.get $n)
+                        (then (i64.add (i64.const 1)) (local.get $n) (drop)))
+                    (loop (param i32 i64) (i64.add (i64.const 2)) (drop) (local.set $n))
+                    (call $twice (local.get $n)) (i64.const 70)
+                    (block (param i32 i64) (result i32 i64) (i64.mul (i64.const 3)))
+                    (local.get $n)
+                    (if (param i64) (result i64) (then (i64.sub (i64.const 1)) (i64.extend_i32_u (call $twice (i32.const 4))) (i64.add))))
+                (else (call $twice) (local.set $n) (drop) (local.get $n) (i64.const -1)))
+            (local.set $x) (local.set $n) (drop) (local.get $n) (local.get $x))
+        (func (export "run") (result i32) (local $i i32) (local $sum i32)
+            (local.set $i (i32.const 6))
+            (loop $l
+                (drop (call $f (local.get $i)))
+                (local.set $sum (i32.add (local.get $sum)))
+                (br_if $l (local.tee $i (i32.sub (local.get $i) (i32.const 1)))))
+            (local.get $sum)))"#,
+    );
+}

@@ -71,10 +71,10 @@ impl Places {
         self.0.get(index).and_then(|(_, place)| *place)
     }
 
-    /// What the instruction before the one at `pc` stands for.
-    pub(crate) fn before(&self, pc: u32) -> Option<Place> {
+    /// Where the instruction before the one at `pc` is.
+    pub(crate) fn before(&self, pc: u32) -> Option<u32> {
         let index = self.0.binary_search_by_key(&pc, |(at, _)| *at).ok()?.checked_sub(1)?;
-        self.0.get(index).and_then(|(_, place)| *place)
+        self.0.get(index).map(|(at, _)| *at)
     }
 }
 
