@@ -27,7 +27,7 @@ const INITIALIZE: &str = "_initialize";
 pub(crate) struct Host {
     pub(crate) wasi: Wasi,
     pub(crate) live: Option<Live>,
-    limits: Limits,
+    pub(crate) limits: Limits,
 }
 
 impl Host {

@@ -16,6 +16,8 @@ mod invoke;
 mod keeper;
 mod limits;
 mod live;
+#[cfg(test)]
+mod suites;
 mod trap;
 mod wasi;
 
