@@ -51,6 +51,9 @@ pub(crate) fn capture<T>(
     if shape.forgets_segments()? {
         return Err(Unsaved::Kind("segments that it can drop (data.drop, elem.drop: bulk memory)"));
     }
+    if shape.makes_objects_in_segments()? {
+        return Err(Unsaved::Kind("segments with objects in them (gc)"));
+    }
     let code = running.resumed.as_ref().and_then(|resumed| resumed.module.debug_bytecode());
     let mut capture = Capture {
         store,
@@ -256,15 +259,21 @@ impl<T> Capture<'_, '_, T> {
         found.ok_or_else(odd)
     }
 
+    /// Those that can change. What cannot is as the module makes it; an object there would be another one.
     fn globals(&mut self) -> Result<Vec<(u32, Value)>, Unsaved> {
         let shape = self.shape;
-        let changing = (0..).zip(&shape.globals).filter(|(_, ty)| ty.mutable);
-        let each = |(number, _)| {
+        let mut all = Vec::new();
+        for (number, ty) in (0..).zip(&shape.globals) {
             let global = self.running.instance.debug_global(self.store.as_context_mut(), number);
             let value = global.ok_or_else(gone)?.get(self.store.as_context_mut());
-            Ok((number, self.value(&value)?))
-        };
-        changing.map(each).collect()
+            match value {
+                Val::AnyRef(Some(any)) if !ty.mutable && any.is_i31(&self.store).is_ok_and(|is| is) => {}
+                Val::AnyRef(Some(_)) | Val::ExternRef(Some(_)) => drop(self.value(&value)?),
+                _ if ty.mutable => all.push((number, self.value(&value)?)),
+                _ => {}
+            }
+        }
+        Ok(all)
     }
 
     fn tables(&mut self) -> Result<Vec<Elements>, Unsaved> {

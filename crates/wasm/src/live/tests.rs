@@ -328,6 +328,12 @@ fn what_cannot_be_saved_is_named() {
         capture(store.as_context_mut(), &running, &shape, &Stands::Between).unwrap_err().to_string()
     };
     assert!(refusal(r#"(module (memory 1) (data $d "x") (func (data.drop $d)))"#).contains("data.drop"));
+    let object = "(type $s (struct (field (mut i32)))) (global $g (ref $s) (struct.new_default $s))";
+    assert!(refusal(&format!("(module {object})")).contains("an object"));
+    let outside = "(global externref (extern.convert_any (global.get $g)))";
+    assert!(refusal(&format!("(module {object} {outside})")).contains("an object"));
+    let segment = "(type $s (struct)) (elem (ref null $s) (struct.new $s))";
+    assert!(refusal(&format!("(module {segment})")).contains("segments with objects"));
 }
 
 #[test]

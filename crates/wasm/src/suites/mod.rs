@@ -198,10 +198,9 @@ impl<'a, T: World> Program<'a, T> {
         make: Make<'a, T>,
         tally: Shared,
     ) -> Result<Self> {
-        let hidden = hide_start(bytes);
-        let module = Module::new(engine, hidden.as_deref().unwrap_or(bytes))?;
         // It lives as long as the test: a handler of events cannot borrow.
-        let bytes: &'static [u8] = module.debug_bytecode().unwrap_or_default().to_vec().leak();
+        let bytes: &'static [u8] = hide_start(bytes).unwrap_or_else(|| bytes.to_vec()).leak();
+        let module = Module::new(engine, bytes)?;
         let shape = Arc::new(Shape::read(bytes)?);
         let mut store = make(None);
         let instance = at_once(linker.instantiate_async(&mut store, &module)).unwrap()?;
@@ -217,7 +216,9 @@ impl<'a, T: World> Program<'a, T> {
 
     fn begin(&mut self, running: Option<Running>) {
         let (shape, tally, life) = (self.shape.clone(), self.tally.clone(), self.life.clone());
-        self.store.set_debug_handler(Stepper { shape, tally, life, world: PhantomData });
+        if self.module.debug_bytecode().is_some() {
+            self.store.set_debug_handler(Stepper { shape, tally, life, world: PhantomData });
+        }
         T::begins(self.store.as_context_mut(), self.instance);
         lock(&self.life).running = running;
     }
@@ -231,7 +232,9 @@ impl<'a, T: World> Program<'a, T> {
             tally.every.is_some()
         };
         loop {
-            self.store.edit_breakpoints().unwrap().single_step(steps)?;
+            if let Some(mut breakpoints) = self.store.edit_breakpoints() {
+                breakpoints.single_step(steps)?;
+            }
             let mut results = vec![Val::I32(0); function.ty(&self.store).results().len()];
             if let Some(done) = at_once(function.call_async(&mut self.store, &arguments, &mut results)) {
                 return done.map(|()| results);

@@ -99,7 +99,8 @@ fn run(
         cache: root.to_path_buf(),
         awaited: false,
     };
-    let shares = [ShareSpec { path: root.to_path_buf(), target: "/".into(), ..ShareSpec::default() }];
+    let share = ShareSpec { path: root.to_path_buf(), target: "/".into(), ..ShareSpec::default() };
+    let shares = if test.root.is_some() { vec![share] } else { Vec::new() };
     let (gate, console) = (Arc::new(Gate::default()), Arc::new(Console::new()));
     gate.begin();
     let streams = Arc::new(Streams::new(gate.clone(), console.clone(), false));
@@ -181,7 +182,8 @@ fn programs_say_the_same_however_often_they_are_cut() {
         let bytes = wat::parse_str(text).unwrap();
         let run = |every| {
             let (place, tally) = (place(), Tally::new(every, given("VIV_WASM_MOST").unwrap_or(30)));
-            let done = run(true, "ours", &bytes, &Test::default(), &place, &tally);
+            let test = Test { root: Some(place.clone()), ..Test::default() };
+            let done = run(true, "ours", &bytes, &test, &place, &tally);
             let book = fs::read(place.join("book")).unwrap_or_default();
             fs::remove_dir_all(place).unwrap();
             assert_eq!(lock(&tally).refused, BTreeMap::new());
