@@ -5,15 +5,19 @@ use crate::instance::{Ready, WasmInstance};
 use crate::invoke;
 use crate::keeper::{Keeper, SECTION};
 use crate::wasi::{self, Wasi};
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 use viv_api::runner::{RunnerProgram, RunnerSpec};
 use viv_cell::Console;
 use viv_model::{End, Fault, GuestKind, Kind, MachineSpec, Manifest, ProgramSpec, ShareSpec};
 use viv_process::{Files, Gate, Instance, Saved, Streams};
-use viv_snapshot::{FORMAT_PROGRAM, MEMORY, STATE, sums_file, write_content, write_manifest, write_section};
+use viv_snapshot::{
+    FORMAT_PROGRAM, MEMORY, STATE, read_manifest, sums_file, write_content, write_manifest, write_section,
+};
 use wasmtime::{Engine, Linker, Module};
 
 /// Most memory of a hostile program, MiB.
@@ -38,6 +42,10 @@ pub struct Trial {
     cuts: PathBuf,
     memory_mib: u64,
     fuel: Option<u64>,
+    /// Its programs wait for input, which never comes; else it has ended.
+    pub has_input: bool,
+    /// Code that programs go on in, made before.
+    made: Mutex<HashMap<Vec<u8>, Module>>,
 }
 
 /// A program that runs.
@@ -57,6 +65,11 @@ impl Run {
         (end, self.console.reader(u64::MAX).flatten().collect())
     }
 
+    /// Waits until it says something.
+    pub fn hear(&self) {
+        self.console.reader(0).next();
+    }
+
     /// Ends it.
     pub fn stop(self) {
         self.gate.stop(End::Killed);
@@ -70,6 +83,11 @@ fn machine(memory_mib: u64, shares: &[ShareSpec]) -> MachineSpec {
 }
 
 impl Trial {
+    /// Forgets the code that programs have gone on in.
+    pub fn forget(&self) {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// A module whose programs can be saved: in the directory `share`, with snapshots in `cuts`, at most so much memory, and fuel if it
     /// is limited. Nothing if it cannot be compiled.
     pub fn new(
@@ -93,7 +111,8 @@ impl Trial {
     ) -> Option<Trial> {
         let engine = Engine::new(&config(how)).ok()?;
         let module = Module::new(&engine, module).ok()?;
-        Some(Trial { engine, module, how, share, cuts, memory_mib, fuel })
+        let made = Mutex::default();
+        Some(Trial { engine, module, how, share, cuts, memory_mib, fuel, has_input: false, made })
     }
 
     fn ready(&self, from: Option<&Path>) -> Result<(WasmInstance, Arc<Gate>, Arc<Console>), Fault> {
@@ -126,9 +145,17 @@ impl Trial {
         let (gate, console) = (Arc::new(Gate::default()), Arc::new(Console::new()));
         let poke = self.engine.clone();
         gate.on_change(move || poke.increment_epoch());
-        let streams = Arc::new(Streams::new(gate.clone(), console.clone(), false));
+        let streams = Arc::new(Streams::new(gate.clone(), console.clone(), self.has_input));
         let mut wasi = Wasi::new(&vm.machine.shares, &program, streams, gate.clone())?;
-        let make = |bytes: &[u8]| Module::new(&self.engine, bytes).map_err(refused);
+        let make = |bytes: &[u8]| {
+            let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(module) = made.get(bytes) {
+                return Ok(module.clone());
+            }
+            let module = Module::new(&self.engine, bytes).map_err(refused)?;
+            made.insert(bytes.to_vec(), module.clone());
+            Ok(module)
+        };
         let resume = match from {
             Some(dir) => Some(resume(dir, &vm, &program, &self.module, "file", &mut wasi, &make)?),
             None => None,
@@ -198,6 +225,11 @@ impl Trial {
         let saved = run.instance.save(&Self::files(&dir)).expect("programs can be saved");
         Self::complete(saved.inspect_err(|_| drop(fs::remove_dir_all(&dir)))?, &dir);
         Ok(dir)
+    }
+
+    /// How long a program has stood still for a snapshot.
+    pub fn paused(dir: &Path) -> Duration {
+        Duration::from_nanos(read_manifest(dir).expect("a manifest").paused_ns)
     }
 
     /// The state in a snapshot.
