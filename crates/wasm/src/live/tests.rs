@@ -337,6 +337,24 @@ fn what_cannot_be_saved_is_named() {
 }
 
 #[test]
+fn code_that_would_be_copied_too_often_is_not() {
+    const DEPTH: usize = 4000;
+    let text = format!("(module (func {} nop {}))", "(loop ".repeat(DEPTH), ")".repeat(DEPTH));
+    let bytes = wat::parse_str(text).unwrap();
+    let shape = Shape::read(&bytes).unwrap();
+    let mut operators = shape.body(0).unwrap().code.get_operators_reader().unwrap();
+    let first = operators.original_position() as u32;
+    while !matches!(operators.read().unwrap(), wasmparser::Operator::Nop) {}
+    let innermost = operators.original_position() as u32;
+    let plan = |pc| {
+        let frame = saved::Frame { function: 0, pc, locals: Vec::new(), operands: Vec::new() };
+        plan(&shape, &State { frames: vec![frame], ..State::default() }).map(drop)
+    };
+    plan(first).unwrap();
+    assert!(plan(innermost).unwrap_err().to_string().contains("more places"));
+}
+
+#[test]
 fn what_is_not_of_the_module_is_refused() {
     let trial = Trial::new(r#"(module (memory 1) (func (export "run") (result i32) (i32.const 1)))"#);
     let (_, moments) = trial.run(None, Some(1));
