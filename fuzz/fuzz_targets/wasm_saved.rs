@@ -130,7 +130,7 @@ fn change(value: &mut Value, bytes: &mut impl Iterator<Item = u8>) -> Option<()>
         Value::Number(number) => {
             let now = number.as_u64().unwrap_or_default();
             *value = match which {
-                0..=99 => now.wrapping_add(which as u64 - 50).into(),
+                0..=99 => now.wrapping_add(which as u64).wrapping_sub(50).into(),
                 _ => EDGES.get(which % EDGES.len()).copied()?.into(),
             };
         }

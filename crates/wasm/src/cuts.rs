@@ -182,11 +182,7 @@ fn saved(trial: &Trial, run: &Run, number: u32) -> Option<PathBuf> {
 
 /// Cuts it at moments that nobody chose; what goes on is cut again up to three times.
 fn goes_on_from_anywhere(text: &str) {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let name = format!("viv-cuts-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-    let dir = std::env::temp_dir().join(name);
-    fs::create_dir_all(dir.join("share")).unwrap();
-    let trial = Trial::new(text.as_bytes(), dir.join("share"), dir.clone(), 64, None).unwrap();
+    let (trial, dir) = trial(text, None);
     let book = || fs::read(dir.join("share/book")).unwrap_or_default();
     let (end, said) = trial.begin(None).unwrap().wait();
     assert_eq!(end, End::Command { status: 0 });
@@ -224,6 +220,40 @@ fn goes_on_from_anywhere(text: &str) {
         cut += 1;
     }
     fs::remove_dir_all(dir).unwrap();
+}
+
+/// A trial of its own.
+fn trial(text: &str, fuel: Option<u64>) -> (Trial, PathBuf) {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let name = format!("viv-cuts-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let dir = std::env::temp_dir().join(name);
+    fs::create_dir_all(dir.join("share")).unwrap();
+    (Trial::new(text.as_bytes(), dir.join("share"), dir.clone(), 64, fuel).unwrap(), dir)
+}
+
+#[test]
+fn a_snapshot_gives_no_more_fuel_than_there_is() {
+    let text = r#"(module (memory (export "memory") 1) (func (export "_start") (loop (br 0))))"#;
+    let (much, dir) = trial(text, Some(u64::MAX));
+    let run = much.begin(None).unwrap();
+    let cut = saved(&much, &run, 0).unwrap();
+    run.stop();
+    let (little, other) = trial(text, Some(10_000));
+    let state = String::from_utf8(Trial::state(&cut)).unwrap();
+    let fuel = state.find(r#""fuel":"#).unwrap();
+    let end = fuel + state[fuel..].find(",").unwrap();
+    for (number, claim) in [(1, "18446744073709551615"), (2, "null"), (3, "10000")] {
+        let state = format!("{}\"fuel\":{claim}{}", &state[..fuel], &state[end..]);
+        let cut = little.forge(state.as_bytes(), &[0; 65536], number);
+        let run = little.begin(Some(&cut)).unwrap();
+        let gate = run.gate.clone();
+        thread::spawn(move || gate.limit(Duration::from_secs(20), End::Killed));
+        let (end, _) = run.wait();
+        assert!(matches!(&end, End::Limit { message } if message.contains("fuel")), "{claim}: {end:?}");
+    }
+    for dir in [dir, other] {
+        fs::remove_dir_all(dir).unwrap();
+    }
 }
 
 #[test]

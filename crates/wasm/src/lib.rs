@@ -16,6 +16,7 @@ mod invoke;
 mod keeper;
 mod limits;
 mod live;
+mod mapped;
 #[cfg(test)]
 mod suites;
 mod trap;

@@ -33,7 +33,7 @@ const PARTS: [&str; 3] = [
 /// Most memory of a program, bytes.
 const MEMORY: u64 = 64 << 20;
 /// Most cuts of one program, unless `VIV_WASM_MOST` says otherwise.
-const MOST: u64 = 2000;
+const MOST: u64 = 150;
 
 impl World for Host {
     type Saved = SavedWasi;
@@ -181,7 +181,7 @@ fn programs_say_the_same_however_often_they_are_cut() {
     for (name, text) in all {
         let bytes = wat::parse_str(text).unwrap();
         let run = |every| {
-            let (place, tally) = (place(), Tally::new(every, given("VIV_WASM_MOST").unwrap_or(30)));
+            let (place, tally) = (place(), Tally::new(every, given("VIV_WASM_MOST").unwrap_or(12)));
             let test = Test { root: Some(place.clone()), ..Test::default() };
             let done = run(true, "ours", &bytes, &test, &place, &tally);
             let book = fs::read(place.join("book")).unwrap_or_default();
