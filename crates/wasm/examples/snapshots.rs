@@ -19,7 +19,7 @@ const PROGRAM: &str = r#"(module
         (loop $l
             (call $next)
             (i64.store (i32.and (i32.wrap_i64 (global.get $x)) (i32.const 0x3fffff8)) (global.get $x))
-            (br_if $l (i32.and (local.tee $k (i32.add (local.get $k) (i32.const 1))) (i32.const 0x3fff)))
+            (br_if $l (i32.and (local.tee $k (i32.add (local.get $k) (i32.const 1))) (i32.const 0xff)))
             (i32.store (i32.const 0) (i32.const 64)) (i32.store (i32.const 4) (i32.const 1))
             (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))
             (br $l))
@@ -33,6 +33,8 @@ const PROGRAM: &str = r#"(module
 
 /// How often each is measured.
 const ROUNDS: u32 = 11;
+/// Programs that go on from one snapshot, all in this process.
+const CLONES: u32 = 100;
 
 fn median(mut times: Vec<Duration>) -> f64 {
     times.sort();
@@ -72,7 +74,20 @@ fn main() {
         }
         trial.forget();
     }
+    let cut = trial.cut(&run, ROUNDS).unwrap();
     run.stop();
+    let begin = Instant::now();
+    let clones = (0..CLONES).map(|number| {
+        let again = dir.join(format!("clone{number}"));
+        copy(&cut, &again);
+        let clone = trial.begin(Some(&again)).unwrap();
+        clone.hear();
+        clone.gate.pause();
+        clone
+    });
+    let clones: Vec<_> = clones.collect();
+    let cloned = begin.elapsed() / CLONES;
+    clones.into_iter().for_each(|clone| clone.stop());
     println!(
         "stands still to be saved    {:7.1} ms (with all of it: {:.1} ms)",
         median(paused),
@@ -80,5 +95,6 @@ fn main() {
     );
     println!("goes on, code made anew     {:7.1} ms", median(cold));
     println!("goes on, code made before   {:7.1} ms", median(warm));
+    println!("one of {CLONES} clones           {:7.1} ms", cloned.as_secs_f64() * 1000.0);
     std::fs::remove_dir_all(dir).unwrap();
 }
