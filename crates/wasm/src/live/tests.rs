@@ -404,11 +404,11 @@ fn what_an_if_takes_is_found_where_it_is() {
                 (else (call $twice) (local.set $n) (drop) (local.get $n) (i64.const -1)))
             (local.set $x) (local.set $n) (drop) (local.get $n) (local.get $x))
         (func (export "run") (result i32) (local $i i32) (local $sum i32)
-            (local.set $i (i32.const 6))
+            (local.set $i (i32.const 5))
             (loop $l
                 (drop (call $f (local.get $i)))
                 (local.set $sum (i32.add (local.get $sum)))
-                (br_if $l (local.tee $i (i32.sub (local.get $i) (i32.const 1)))))
+                (br_if $l (i32.gt_u (local.tee $i (i32.sub (local.get $i) (i32.const 1))) (i32.const 2))))
             (local.get $sum)))"#,
     );
 }

@@ -181,7 +181,7 @@ fn programs_say_the_same_however_often_they_are_cut() {
     for (name, text) in all {
         let bytes = wat::parse_str(text).unwrap();
         let run = |every| {
-            let (place, tally) = (place(), Tally::new(every, given("VIV_WASM_MOST").unwrap_or(12)));
+            let (place, tally) = (place(), Tally::new(every, given("VIV_WASM_MOST").unwrap_or(6)));
             let test = Test { root: Some(place.clone()), ..Test::default() };
             let done = run(true, "ours", &bytes, &test, &place, &tally);
             let book = fs::read(place.join("book")).unwrap_or_default();
