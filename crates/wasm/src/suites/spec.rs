@@ -28,7 +28,7 @@ const OURS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/wast");
 /// The module that the tests import from.
 const HOST: &str = "spectest";
 /// Most cuts of one call of theirs, unless `VIV_WASM_MOST` says otherwise: some calls recurse until their stack is full.
-const MOST: u64 = 200;
+const MOST: u64 = 40;
 /// The same of ours.
 const MOST_OF_OURS: u64 = 12;
 
