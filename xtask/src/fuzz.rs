@@ -28,6 +28,8 @@ const LIMITS: &[(&str, u64, u32)] = &[
     ("machine_backup", 300_000, 4096),
     // Each input is compiled, and has a directory of its own.
     ("wasm_program", 20_000, 300),
+    // The same, and what goes on is compiled.
+    ("wasm_saved", 20_000, 300),
     // Each input is a call on a chain.
     ("evm_request", 300_000, 4096),
 ];

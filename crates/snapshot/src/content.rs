@@ -257,8 +257,8 @@ impl Checked {
         let io = |what| SnapshotError::io(what, &self.path);
         let end = offset.saturating_add(len).min(self.bytes);
         let mut buffer = vec![0; CHUNK as usize];
-        // Up to where it is known to be zero.
-        let mut hole = 0;
+        // Up to where it is known what there is, and up to where that is zero.
+        let (mut known, mut hole) = (0, 0);
         for index in offset / CHUNK..end.div_ceil(CHUNK) {
             let at = index * CHUNK;
             let len = CHUNK.min(self.bytes - at);
@@ -267,10 +267,12 @@ impl Checked {
                 SnapshotError::damaged(&self.path, text)
             };
             let sum = self.sums.as_chunks::<SUM_LEN>().0.get(index as usize).ok_or_else(wrong)?;
-            if hole <= at {
+            // Not each time: some file systems go over all of it.
+            if known <= at {
                 let extent = self.disk.extent(at, end.max(at + len) - at).map_err(io("look at"))?;
+                known = at + extent.len;
                 if extent.zero {
-                    hole = at + extent.len;
+                    hole = known;
                 }
             }
             if at + len <= hole {

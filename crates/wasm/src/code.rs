@@ -209,7 +209,7 @@ const START: &str = "viv.start";
 /// A module whose start function is not called as soon as there is an instance of it: one that goes on has called it already. Its
 /// section becomes a custom one of the same size, and another one at the end has its number: nothing else moves. Nothing if it is no
 /// module, or has none: wasmtime says so.
-fn hide_start(bytes: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn hide_start(bytes: &[u8]) -> Option<Vec<u8>> {
     let mut module = wat::parse_bytes(bytes).ok()?.into_owned();
     Shape::read(&module).ok()?;
     let (mut start, mut before) = (None, 8);

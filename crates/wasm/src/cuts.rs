@@ -1,29 +1,16 @@
 //! Programs saved at any moment and let go on, as VMs do it: they say and write what they would have.
 //!
 //! `VIV_CUTS=500 cargo test --release -p viv-wasm cuts` for more of them.
-use crate::code::How;
-use crate::engine::{config, resume};
-use crate::instance::{Ready, WasmInstance};
-use crate::invoke;
-use crate::keeper::Keeper;
-use crate::wasi::{self, Wasi};
-use std::fs::{self, File};
-use std::io::Read;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use crate::trial::{Run, Trial};
+use std::fs;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
-use viv_api::runner::{RunnerProgram, RunnerSpec};
-use viv_cell::Console;
-use viv_model::{End, GuestKind, MachineSpec, Manifest, ProgramSpec, ShareSpec};
-use viv_process::{Files, Gate, Instance, Streams};
-use viv_snapshot::{FORMAT_PROGRAM, MEMORY, STATE, sums_file, write_manifest};
-use wasmtime::{Engine, Linker, Module};
+use viv_model::End;
 
 /// A recursion of some depth, hashing its leaves; floats, and a little of everything.
-const COMPUTES: &str = r#"(module
+pub(crate) const COMPUTES: &str = r#"(module
     (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
     (memory (export "memory") 1) (global $hash (mut i64) (i64.const 7)) (global $x (mut f64) (f64.const 0.5))
     (table funcref (elem $ack $other)) (type $f (func (param i32 i32) (result i32)))
@@ -51,8 +38,92 @@ const COMPUTES: &str = r#"(module
             (call $say)
             (br_if $l (i32.lt_u (local.tee $n (i32.add (local.get $n) (i32.const 1))) (i32.const 40))))))"#;
 
+/// What COMPUTES has not: loops with parameters, many results, vectors, tables of branches, tail calls, bulk copies, a memory of 64
+/// bits, tables that are filled; and a wait now and then.
+pub(crate) const MIXES: &str = r#"(module
+    (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "sched_yield" (func $yield (result i32)))
+    (memory (export "memory") 1) (memory $wide i64 1 64) (data $seed "so many bytes to be copied about")
+    (type $op (func (param i64 i64) (result i64)))
+    (table $t 3 64 funcref) (elem (table $t) (i32.const 0) func $add $mul $xor) (elem $more func $xor $add $mul)
+    (global $hash (mut i64) (i64.const 11)) (global $f (mut f32) (f32.const 0.5)) (global $d (mut f64) (f64.const 0.25))
+    (global $v (mut v128) (v128.const i32x4 1 2 3 4)) (global $picked (mut funcref) (ref.null func))
+    (func $add (type $op) (i64.add (local.get 0) (local.get 1)))
+    (func $mul (type $op) (i64.mul (local.get 0) (i64.or (local.get 1) (i64.const 1))))
+    (func $xor (type $op) (i64.xor (local.get 0) (i64.rotl (local.get 1) (i64.const 7))))
+    (func $mix (param i64)
+        (global.set $hash (i64.mul (i64.xor (global.get $hash) (local.get 0)) (i64.const 0x100000001b3))))
+    (func $collatz (param $n i32) (result i32 i32) (local $steps i32) (local $most i32)
+        (local.get $n) (i32.const 0)
+        (loop $l (param i32 i32) (result i32 i32)
+            (local.set $steps) (local.tee $n)
+            (if (i32.gt_u (local.get $n) (local.get $most)) (then (local.set $most (local.get $n))))
+            (if (param i32) (result i32) (i32.and (local.get $n) (i32.const 1))
+                (then (i32.add (i32.mul (i32.const 3)) (i32.const 1)))
+                (else (i32.shr_u (i32.const 1))))
+            (i32.add (local.get $steps) (i32.const 1))
+            (br_if $l (i32.gt_u (local.get $n) (i32.const 2))))
+        (drop) (drop) (local.get $steps) (local.get $most))
+    (func $turn (param $k i32) (param $x i64) (result i64)
+        (block $three (result i64) (block $two (result i64) (block $one (result i64)
+            (br_table $one $two $three $one (local.get $x) (i32.rem_u (local.get $k) (i32.const 5))))
+            (i64.rotl (i64.const 13)))
+            (i64.xor (i64.const 0x5555555555555555)))
+        (i64.add (i64.extend_i32_u (local.get $k))))
+    (func $vector (param $k i32) (result i64) (local $v v128)
+        (local.set $v (i32x4.mul (i32x4.add (global.get $v) (i32x4.splat (local.get $k))) (v128.const i32x4 3 5 7 11)))
+        (global.set $v (i8x16.shuffle 4 5 6 7 8 9 10 11 12 13 14 15 0 1 2 3 (local.get $v) (local.get $v)))
+        (i64.xor (i64x2.extract_lane 0 (local.get $v)) (i64x2.extract_lane 1 (global.get $v))))
+    (func $floats (param $k i32) (result i64)
+        (global.set $f (f32.div (f32.add (global.get $f) (f32.convert_i32_u (local.get $k))) (f32.const 1.7)))
+        (global.set $d (f64.sqrt (f64.add (f64.promote_f32 (global.get $f)) (f64.mul (global.get $d) (f64.const 1.25)))))
+        (i64.xor (i64.reinterpret_f64 (global.get $d)) (i64.extend_i32_u (i32.reinterpret_f32 (global.get $f)))))
+    (func $sum (param $n i32) (param $x i64) (result i64)
+        (if (i32.eqz (local.get $n)) (then (return (local.get $x))))
+        (return_call $sum (i32.sub (local.get $n) (i32.const 1))
+            (i64.add (i64.mul (local.get $x) (i64.const 31)) (i64.extend_i32_u (local.get $n)))))
+    (func $tree (param $d i32) (param $x i64) (result i64)
+        (if (i32.eqz (local.get $d)) (then (return (call $turn (i32.wrap_i64 (local.get $x)) (local.get $x)))))
+        (call_indirect $t (type $op)
+            (call $tree (i32.sub (local.get $d) (i32.const 1)) (i64.mul (local.get $x) (i64.const 6364136223846793005)))
+            (call $tree (i32.sub (local.get $d) (i32.const 1)) (i64.add (local.get $x) (i64.const 1442695040888963407)))
+            (i32.rem_u (local.get $d) (i32.const 3))))
+    (func $bulk (param $k i32) (local $at i64)
+        (local.set $at (i64.extend_i32_u (i32.mul (local.get $k) (i32.const 100))))
+        (memory.init $seed (i32.const 4096) (i32.const 0) (i32.const 32))
+        (memory.copy (i32.add (i32.const 4100) (local.get $k)) (i32.const 4096) (i32.const 64))
+        (memory.fill (i32.const 8192) (local.get $k) (i32.const 77))
+        (memory.copy $wide 0 (local.get $at) (i32.add (i32.const 4096) (local.get $k)) (i32.const 100))
+        (i64.store $wide (local.get $at) (global.get $hash))
+        (call $mix (i64.load $wide offset=5 (local.get $at)))
+        (if (i32.eqz (i32.rem_u (local.get $k) (i32.const 16))) (then
+            (call $mix (memory.grow $wide (i64.const 1)))
+            (global.set $picked (table.get $t (i32.rem_u (local.get $k) (i32.const 3))))
+            (call $mix (i64.extend_i32_s (table.grow $t (global.get $picked) (i32.const 2))))
+            (table.init $t $more (i32.const 0) (i32.const 1) (i32.const 2))))
+        (table.copy $t $t (i32.const 1) (i32.const 0) (i32.const 2))
+        (table.fill $t (i32.const 0) (table.get $t (i32.rem_u (local.get $k) (i32.const 3))) (i32.const 1)))
+    (func (export "_start") (local $k i32)
+        (loop $l
+            (call $collatz (i32.add (local.get $k) (i32.const 27)))
+            (call $mix (i64.extend_i32_u)) (call $mix (i64.extend_i32_u))
+            (call $mix (call $vector (local.get $k)))
+            (call $mix (call $floats (local.get $k)))
+            (call $mix (call $sum (i32.const 100) (global.get $hash)))
+            (call $mix (call $tree (i32.const 7) (global.get $hash)))
+            (call $bulk (local.get $k))
+            (drop (call $yield))
+            (i64.store (i32.const 64) (global.get $hash))
+            (i32.store (i32.const 0) (i32.const 64)) (i32.store (i32.const 4) (i32.const 8))
+            (if (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)) (then unreachable))
+            (if (i32.eqz (i32.rem_u (local.get $k) (i32.const 32))) (then
+                (i32.store (i32.const 528) (i32.const 1)) (i64.store (i32.const 536) (i64.const 100000))
+                (if (call $poll (i32.const 512) (i32.const 768) (i32.const 1) (i32.const 8)) (then unreachable))))
+            (br_if $l (i32.lt_u (local.tee $k (i32.add (local.get $k) (i32.const 1))) (i32.const 300))))))"#;
+
 /// Memory and a table that grow, written all over.
-const ALLOCATES: &str = r#"(module
+pub(crate) const ALLOCATES: &str = r#"(module
     (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
     (memory (export "memory") 1) (table $t 1 funcref) (elem declare func $f)
     (func $f (result i32) (i32.const 3))
@@ -73,7 +144,7 @@ const ALLOCATES: &str = r#"(module
             (br_if $pages (i32.lt_u (local.get $page) (i32.const 48))))))"#;
 
 /// A file that is written, read back at other places, and told about; waits now and then.
-const WRITES: &str = r#"(module
+pub(crate) const WRITES: &str = r#"(module
     (import "wasi_snapshot_preview1" "path_open" (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
     (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
     (import "wasi_snapshot_preview1" "fd_pread" (func $pread (param i32 i32 i32 i64 i32) (result i32)))
@@ -100,195 +171,99 @@ const WRITES: &str = r#"(module
             (br_if $l (i32.lt_u (local.tee $n (i32.add (local.get $n) (i32.const 1))) (i32.const 6000))))
         (call $put (i32.const 1))))"#;
 
-struct Trial {
-    engine: Engine,
-    module: Module,
-    dir: PathBuf,
-}
-
-fn machine(shares: &[ShareSpec]) -> MachineSpec {
-    let json = serde_json::json!({ "cpus": 1, "memory_mib": 64, "kernel": "", "shares": shares });
-    serde_json::from_value(json).unwrap()
-}
-
-/// One that runs.
-struct Run {
-    instance: Arc<WasmInstance>,
-    gate: Arc<Gate>,
-    console: Arc<Console>,
-    output: thread::JoinHandle<Vec<u8>>,
-    end: thread::JoinHandle<End>,
-}
-
-impl Run {
-    /// Its end, and all that it has said.
-    fn wait(self) -> (End, Vec<u8>) {
-        let end = self.end.join().unwrap();
-        self.console.close();
-        (end, self.output.join().unwrap())
-    }
-}
-
-impl Trial {
-    fn new(text: &str) -> Trial {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("viv-cuts-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let dir = std::env::temp_dir().join(name);
-        fs::create_dir_all(dir.join("share")).unwrap();
-        let engine = Engine::new(&config(How { fuel: false, live: true })).unwrap();
-        Trial { module: Module::new(&engine, text).unwrap(), engine, dir }
-    }
-
-    fn begin(&self, from: Option<&Path>) -> Run {
-        let spec = ProgramSpec { kind: GuestKind::Wasm, ..ProgramSpec::default() };
-        let share = ShareSpec { path: self.dir.join("share"), target: "/".into(), ..ShareSpec::default() };
-        let program = RunnerProgram {
-            spec,
-            original: "/".into(),
-            called: "trial".into(),
-            cache: self.dir.clone(),
-            awaited: false,
-        };
-        let vm = RunnerSpec {
-            name: "trial".into(),
-            machine: machine(&[share]),
-            on_reboot: Default::default(),
-            attended_by: None,
-            command: None,
-            health: None,
-            program: None,
-            resume: from.is_some(),
-            is_copy: false,
-        };
-        let gate = Arc::new(Gate::default());
-        let poke = self.engine.clone();
-        gate.on_change(move || poke.increment_epoch());
-        let console = Arc::new(Console::new());
-        let streams = Arc::new(Streams::new(gate.clone(), console.clone(), false));
-        let mut wasi = Wasi::new(&vm.machine.shares, &program, streams, gate.clone()).unwrap();
-        let make = |bytes: &[u8]| Ok(Module::new(&self.engine, bytes).unwrap());
-        let resume =
-            from.map(|dir| resume(dir, &vm, &program, &self.module, "file", &mut wasi, &make).unwrap());
-        let mut linker = Linker::new(&self.engine);
-        wasi::link(&mut linker).unwrap();
-        let instance = linker.instantiate_pre(&self.module).unwrap();
-        let start = invoke::start("trial", &self.module, &program.spec).unwrap();
-        let keeper = Keeper::new(&self.module, "file".into(), gate.clone());
-        let ready = Ready { instance, wasi, start, resume };
-        let instance = Arc::new(WasmInstance::new(ready, Some(keeper), 64 << 20, None));
-        let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let shown = console.clone();
-        thread::spawn(move || viv_cell::attach(&shown, ours, |_| {}));
-        let output = thread::spawn(move || {
-            let mut all = Vec::new();
-            let _ = theirs.read_to_end(&mut all);
-            all
-        });
-        gate.begin();
-        let runs = instance.clone();
-        let end = thread::Builder::new().stack_size(16 << 20).spawn(move || runs.run()).unwrap();
-        Run { instance, gate, console, output, end }
-    }
-
-    /// Saves one that runs; nothing if it has ended.
-    fn cut(&self, run: &Run, number: u32) -> Option<PathBuf> {
-        let dir = self.dir.join(format!("cut{number}"));
-        fs::create_dir(&dir).unwrap();
-        let create = |name: &str| {
-            File::options().read(true).write(true).create_new(true).open(dir.join(name)).unwrap()
-        };
-        let files = Files { state: create(STATE), memory: create(MEMORY), sums: create(&sums_file(MEMORY)) };
-        let saved = run.instance.save(&files).unwrap();
-        let saved = match saved {
-            Ok(saved) => saved,
-            Err(fault) => {
-                assert!(fault.message.contains("ended"), "{fault}");
-                return None;
-            }
-        };
-        let manifest = Manifest {
-            format: FORMAT_PROGRAM,
-            release: String::new(),
-            id: "0".into(),
-            name: "cut".into(),
-            comment: String::new(),
-            created_unix_s: 0,
-            vm: (String::new(), String::new()),
-            image: None,
-            parent: None,
-            groups: Vec::new(),
-            labels: Vec::new(),
-            template: false,
-            machine: machine(&[]),
-            program: None,
-            paused_ns: saved.paused_ns,
-            frozen_file_systems: None,
-            sections: saved.sections,
-            memory: saved.memory,
-            disks: Vec::new(),
-            files: Vec::new(),
-        };
-        write_manifest(&manifest, &dir, false).unwrap();
-        Some(dir)
-    }
-}
-
-impl Drop for Trial {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.dir);
-    }
-}
-
 fn cuts() -> u32 {
     std::env::var("VIV_CUTS").ok().and_then(|number| number.parse().ok()).unwrap_or(20)
 }
 
-/// Cuts it at moments that nobody chose; every third of what goes on is cut again.
+/// Saves one that runs; nothing if it has ended.
+fn saved(trial: &Trial, run: &Run, number: u32) -> Option<PathBuf> {
+    trial.cut(run, number).inspect_err(|fault| assert!(fault.message.contains("ended"), "{fault}")).ok()
+}
+
+/// Cuts it at moments that nobody chose; what goes on is cut again up to three times.
 fn goes_on_from_anywhere(text: &str) {
-    let trial = Trial::new(text);
-    let book = || fs::read(trial.dir.join("share/book")).unwrap_or_default();
-    let (end, said) = trial.begin(None).wait();
+    let (trial, dir) = trial(text, None);
+    let book = || fs::read(dir.join("share/book")).unwrap_or_default();
+    let (end, said) = trial.begin(None).unwrap().wait();
     assert_eq!(end, End::Command { status: 0 });
     let written = book();
     let (mut state, mut cut, mut number) = (0x9e37_79b9u64, 0, 0);
     // How long it is left alone: no longer than it lives.
     let mut most = 1u64 << 16;
-    while cut < cuts() {
+    'cuts: while cut < cuts() {
         number += 1;
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let run = trial.begin(None);
+        let run = trial.begin(None).unwrap();
         thread::sleep(Duration::from_micros((state >> 33) % most));
-        let Some(mut from) = trial.cut(&run, 2 * number) else {
+        let Some(mut from) = saved(&trial, &run, 8 * number) else {
             most = (most / 2).max(1);
             continue;
         };
         if number % 2 == 0 {
-            run.gate.stop(End::Killed);
-            run.wait();
+            run.stop();
         } else {
             assert_eq!(run.wait(), (End::Command { status: 0 }, said.clone()), "it is not disturbed");
         }
-        if number % 3 == 0 {
-            let run = trial.begin(Some(&from));
+        for generation in 1..=(state >> 50) % 4 {
+            let run = trial.begin(Some(&from)).unwrap();
             thread::sleep(Duration::from_micros((state >> 40) % 500));
-            let again = trial.cut(&run, 2 * number + 1);
-            run.gate.stop(End::Killed);
-            run.wait();
-            let Some(again) = again else { continue };
+            let again = saved(&trial, &run, 8 * number + generation as u32);
+            run.stop();
+            let Some(again) = again else { continue 'cuts };
             from = again;
         }
-        let (end, rest) = trial.begin(Some(&from)).wait();
+        let (end, rest) = trial.begin(Some(&from)).unwrap().wait();
         assert_eq!(end, End::Command { status: 0 }, "cut {number}");
         assert!(said.ends_with(&rest) && rest.len() < said.len() + 1, "cut {number}: {} bytes", rest.len());
         assert!(book() == written, "cut {number}: its file");
         assert!(!from.exists(), "it goes on once");
         cut += 1;
     }
+    fs::remove_dir_all(dir).unwrap();
+}
+
+/// A trial of its own.
+fn trial(text: &str, fuel: Option<u64>) -> (Trial, PathBuf) {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let name = format!("viv-cuts-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let dir = std::env::temp_dir().join(name);
+    fs::create_dir_all(dir.join("share")).unwrap();
+    (Trial::new(text.as_bytes(), dir.join("share"), dir.clone(), 64, fuel).unwrap(), dir)
+}
+
+#[test]
+fn a_snapshot_gives_no_more_fuel_than_there_is() {
+    let text = r#"(module (memory (export "memory") 1) (func (export "_start") (loop (br 0))))"#;
+    let (much, dir) = trial(text, Some(u64::MAX));
+    let run = much.begin(None).unwrap();
+    let cut = saved(&much, &run, 0).unwrap();
+    run.stop();
+    let (little, other) = trial(text, Some(10_000));
+    let state = String::from_utf8(Trial::state(&cut)).unwrap();
+    let fuel = state.find(r#""fuel":"#).unwrap();
+    let end = fuel + state[fuel..].find(",").unwrap();
+    for (number, claim) in [(1, "18446744073709551615"), (2, "null"), (3, "10000")] {
+        let state = format!("{}\"fuel\":{claim}{}", &state[..fuel], &state[end..]);
+        let cut = little.forge(state.as_bytes(), &[0; 65536], number);
+        let run = little.begin(Some(&cut)).unwrap();
+        let gate = run.gate.clone();
+        thread::spawn(move || gate.limit(Duration::from_secs(20), End::Killed));
+        let (end, _) = run.wait();
+        assert!(matches!(&end, End::Limit { message } if message.contains("fuel")), "{claim}: {end:?}");
+    }
+    for dir in [dir, other] {
+        fs::remove_dir_all(dir).unwrap();
+    }
 }
 
 #[test]
 fn a_recursion_goes_on_from_anywhere() {
     goes_on_from_anywhere(COMPUTES);
+}
+
+#[test]
+fn a_mixture_of_instructions_goes_on_from_anywhere() {
+    goes_on_from_anywhere(MIXES);
 }
 
 #[test]

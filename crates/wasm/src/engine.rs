@@ -3,6 +3,7 @@ use crate::code::{self, How};
 use crate::instance::{Ready, Resume, WasmInstance};
 use crate::keeper::{Keeper, SECTION, Snapshot};
 use crate::live::{self, Shape, Unsaved};
+use crate::mapped;
 use crate::wasi::{self, Wasi};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -122,7 +123,7 @@ pub(crate) fn resume(
         return Err(refused(why, "use another one: viv snapshot ls"));
     }
     let memory = open_memory(&manifest, dir)?;
-    memory.verify()?;
+    mapped::verify(&memory, total)?;
     let module = make(&plan.written.module)?;
     wasi.put_back(&vm.machine.shares, &snapshot.wasi).map_err(unsaved)?;
     wasi.gate.has_run(Duration::from_nanos(snapshot.ran_ns));

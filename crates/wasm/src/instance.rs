@@ -4,6 +4,7 @@ use crate::invoke::{self, Start};
 use crate::keeper::{Keeper, Live, Snapshot, Stage, Stepper, step};
 use crate::limits::{Limits, Usage};
 use crate::live::{self, Plan, Running, Shape, now};
+use crate::mapped;
 use crate::trap::{self, Names};
 use crate::wasi::Wasi;
 use std::sync::atomic::Ordering;
@@ -27,7 +28,7 @@ const INITIALIZE: &str = "_initialize";
 pub(crate) struct Host {
     pub(crate) wasi: Wasi,
     pub(crate) live: Option<Live>,
-    limits: Limits,
+    pub(crate) limits: Limits,
 }
 
 impl Host {
@@ -191,25 +192,25 @@ fn rebuild(store: &mut Store<Host>, running: &mut Running, resume: Resume) -> Re
     let keeper = store.data().live.as_ref().map(|live| live.keeper.clone());
     let keeper = keeper.ok_or_else(|| Error::msg(WITHOUT_RESUME))?;
     let shape = Shape::read(keeper.bytecode())?;
-    let read = &mut |at: u64, data: &mut [u8]| memory.read_over(at, data).map_err(|error| error.to_string());
+    let read =
+        &mut |at: u64, data: &mut [u8]| mapped::put(&memory, at, data).map_err(|error| error.to_string());
     live::put_back(store.as_context_mut(), running.instance, &shape, &snapshot.state, read)?;
     store.data().usage().refused.store(snapshot.memory_refused, Ordering::Relaxed);
-    let fuel = snapshot.fuel;
+    // It has no more than it was given here, whatever the snapshot says.
+    let limit = store.get_fuel().ok();
+    let fuel = limit.map(|limit| snapshot.fuel.unwrap_or(limit).min(limit));
     let ready = move |caller: &mut Caller<'_, Host>| {
         if let Some(live) = &mut caller.data_mut().live {
             live.rebuilds = false;
         }
-        match fuel {
-            Some(left) if caller.get_fuel().is_ok() => caller.set_fuel(left),
-            _ => Ok(()),
-        }
+        fuel.map_or(Ok(()), |left| caller.set_fuel(left))
     };
     // It is not the program's.
     store.data_mut().limits.lift(true);
     let gone_on = now(live::go_on(store, running.instance, &shape, &module, plan, ready));
     store.data_mut().limits.lift(false);
     let (resumed, function) = gone_on?;
-    if store.get_fuel().is_ok() {
+    if fuel.is_some() {
         store.set_fuel(u64::MAX)?; // until its frames are there
     }
     running.resumed = Some(Arc::new(resumed));

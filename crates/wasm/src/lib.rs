@@ -16,10 +16,13 @@ mod invoke;
 mod keeper;
 mod limits;
 mod live;
+mod mapped;
+#[cfg(test)]
+mod suites;
 mod trap;
 mod wasi;
 
-#[cfg(feature = "trial")]
+#[cfg(any(test, feature = "trial"))]
 pub mod trial;
 
 use std::path::Path;

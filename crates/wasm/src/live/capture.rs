@@ -6,6 +6,7 @@ use super::write::{OF_HOST, Place};
 use super::{Resumed, Running, Unsaved};
 use std::collections::HashMap;
 use std::ffi::c_void;
+use std::rc::Rc;
 use wasmtime::{AsContextMut, FrameHandle, Module, Ref, StoreContextMut, Val};
 
 /// Where a program is looked at.
@@ -27,8 +28,17 @@ struct Capture<'s, 'a, T: 'static> {
     functions: Option<Functions>,
     /// Calls, by function and where they are shown.
     calls: HashMap<(u32, u32), Call>,
-    /// How many operands there are in a place.
-    heights: HashMap<Place, usize>,
+    /// What the program goes on in, if it came from a snapshot.
+    resumed: Option<Shape<'s>>,
+    /// At which places of a frame operands are shown: by whether it goes on for another one, and where it stands itself.
+    shown: HashMap<(bool, Place), Rc<[u32]>>,
+}
+
+/// Where a frame stands, as its own code has it and as the program does.
+#[derive(Clone, Copy)]
+struct Where {
+    own: Place,
+    place: Place,
 }
 
 /// What the program is now; its memories are left where they are.
@@ -41,8 +51,19 @@ pub(crate) fn capture<T>(
     if shape.forgets_segments()? {
         return Err(Unsaved::Kind("segments that it can drop (data.drop, elem.drop: bulk memory)"));
     }
-    let mut capture =
-        Capture { store, running, shape, functions: None, calls: HashMap::new(), heights: HashMap::new() };
+    if shape.makes_objects_in_segments()? {
+        return Err(Unsaved::Kind("segments with objects in them (gc)"));
+    }
+    let code = running.resumed.as_ref().and_then(|resumed| resumed.module.debug_bytecode());
+    let mut capture = Capture {
+        store,
+        running,
+        shape,
+        functions: None,
+        calls: HashMap::new(),
+        resumed: code.map(Shape::read).transpose()?,
+        shown: HashMap::new(),
+    };
     let frames = capture.frames(stands)?;
     Ok(State {
         frames,
@@ -140,32 +161,35 @@ impl<T> Capture<'_, '_, T> {
             return Ok(Err(gone()));
         };
         let Some(module) = handle.module(self.store.as_context_mut())? else { return Ok(Err(gone())) };
-        let found = match &self.running.resumed {
-            Some(resumed) if Module::same(module, &resumed.module) => {
-                self.stands_for(resumed, pc.raw(), waits)
-            }
-            _ => {
+        let goes_on = self.running.resumed.as_ref().filter(|it| Module::same(module, &it.module));
+        let found = match goes_on {
+            Some(resumed) => self.stands_for(resumed, defined.as_u32(), pc.raw(), waits),
+            None => {
                 let function = self.shape.imported.saturating_add(defined.as_u32());
-                self.stands(function, pc.raw(), waits, inner)
+                self.stands(function, pc.raw(), waits, inner).map(|place| Where { own: place, place })
             }
         };
-        let place = match found {
+        let found = match found {
             // One that is about to make the call is that call.
-            Ok(place) if place.function < self.shape.imported && waits => return Ok(Ok(None)),
-            Ok(place) => place,
+            Ok(found) if found.place.function < self.shape.imported && waits => return Ok(Ok(None)),
+            Ok(found) => found,
             Err(why) => return Ok(Err(why)),
         };
-        let count = match self.height(place) {
-            Ok(count) if count <= handle.num_stacks(self.store.as_context_mut())? => count,
-            Ok(_) => return Ok(Err(odd())),
+        let place = found.place;
+        let shown = match self.shown(goes_on.is_some(), found) {
+            Ok(shown) => shown,
             Err(why) => return Ok(Err(why)),
         };
+        let all = handle.num_stacks(self.store.as_context_mut())?;
+        if shown.last().is_some_and(|last| *last >= all) {
+            return Ok(Err(odd()));
+        }
         let (mut locals, mut operands) = (Vec::new(), Vec::new());
         for number in 0..handle.num_locals(self.store.as_context_mut())? {
             locals.push(handle.local(self.store.as_context_mut(), number)?);
         }
-        for number in 0..count {
-            operands.push(handle.stack(self.store.as_context_mut(), number)?);
+        for number in shown.iter() {
+            operands.push(handle.stack(self.store.as_context_mut(), *number)?);
         }
         let mut all = |values: Vec<Val>| -> Result<Vec<Value>, Unsaved> {
             values.iter().map(|value| self.value(value)).collect()
@@ -175,17 +199,19 @@ impl<T> Capture<'_, '_, T> {
         Ok(locals.and_then(|locals| operands.map(|operands| Some(frame(locals, operands)))))
     }
 
-    /// How many operands a frame has there; wasmtime shows arguments of its call besides.
-    fn height(&mut self, place: Place) -> Result<u32, Unsaved> {
-        if place.function < self.shape.imported {
-            return Ok(self.shape.function(place.function)?.params().len() as u32);
+    /// At which places the operands of a frame are shown; wasmtime shows arguments of its call besides.
+    fn shown(&mut self, goes_on: bool, found: Where) -> Result<Rc<[u32]>, Unsaved> {
+        if found.place.function < self.shape.imported {
+            return Ok((0..self.shape.function(found.place.function)?.params().len() as u32).collect());
         }
-        if let Some(height) = self.heights.get(&place) {
-            return Ok(*height as u32);
+        if let Some(shown) = self.shown.get(&(goes_on, found.own)) {
+            return Ok(shown.clone());
         }
-        let height = Cut::find(self.shape, place.function, place.pc, place.waits)?.operands.len();
-        self.heights.insert(place, height);
-        Ok(height as u32)
+        let shape = if goes_on { self.resumed.as_ref().ok_or_else(gone)? } else { self.shape };
+        let shown: Rc<[u32]> =
+            Cut::find(shape, found.own.function, found.own.pc, found.own.waits)?.shown.into();
+        self.shown.insert((goes_on, found.own), shown.clone());
+        Ok(shown)
     }
 
     /// Where a frame of this function stands.
@@ -215,29 +241,39 @@ impl<T> Capture<'_, '_, T> {
     }
 
     /// The same of a function that goes on for another one.
-    fn stands_for(&self, resumed: &Resumed, pc: u32, waits: bool) -> Result<Place, Unsaved> {
+    fn stands_for(&self, resumed: &Resumed, defined: u32, pc: u32, waits: bool) -> Result<Where, Unsaved> {
         let here = resumed.places.at(pc);
+        let function = OF_HOST.saturating_add(resumed.functions.len() as u32).saturating_add(defined);
+        let stands =
+            |pc, place| Where { own: Place { function, pc, waits }, place: Place { waits, ..place } };
         if !waits {
-            return here.ok_or(Unsaved::Soon);
+            return here.map(|place| stands(pc, place)).ok_or(Unsaved::Soon);
         }
         let guarded = match here {
             Some(place) if place.waits || place.function < self.shape.imported => true,
             Some(place) => call_at(self.shape, place.function, place.pc)?.is_some_and(|call| call.guarded),
             None => false,
         };
-        let place = if guarded { here } else { resumed.places.before(pc) };
-        place.map(|place| Place { waits, ..place }).ok_or_else(odd)
+        let call = if guarded { Some(pc) } else { resumed.places.before(pc) };
+        let found = call.and_then(|call| resumed.places.at(call).map(|place| stands(call, place)));
+        found.ok_or_else(odd)
     }
 
+    /// Those that can change. What cannot is as the module makes it; an object there would be another one.
     fn globals(&mut self) -> Result<Vec<(u32, Value)>, Unsaved> {
         let shape = self.shape;
-        let changing = (0..).zip(&shape.globals).filter(|(_, ty)| ty.mutable);
-        let each = |(number, _)| {
+        let mut all = Vec::new();
+        for (number, ty) in (0..).zip(&shape.globals) {
             let global = self.running.instance.debug_global(self.store.as_context_mut(), number);
             let value = global.ok_or_else(gone)?.get(self.store.as_context_mut());
-            Ok((number, self.value(&value)?))
-        };
-        changing.map(each).collect()
+            match value {
+                Val::AnyRef(Some(any)) if !ty.mutable && any.is_i31(&self.store).is_ok_and(|is| is) => {}
+                Val::AnyRef(Some(_)) | Val::ExternRef(Some(_)) => drop(self.value(&value)?),
+                _ if ty.mutable => all.push((number, self.value(&value)?)),
+                _ => {}
+            }
+        }
+        Ok(all)
     }
 
     fn tables(&mut self) -> Result<Vec<Elements>, Unsaved> {

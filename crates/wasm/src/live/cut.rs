@@ -1,6 +1,7 @@
 //! Where in a function a frame stands: what is around that place, and what is on its operand stack.
 use super::Unsaved;
 use super::shape::Shape;
+use super::shown::Shown;
 use wasmparser::{BlockType, FrameKind, Operator, OperatorsReader, ValType};
 
 /// A construct that is open.
@@ -26,6 +27,8 @@ pub(crate) struct Cut<'a> {
     pub(crate) levels: Vec<Level>,
     /// What is on the stack, lowest first; of a frame that has called another one, without the arguments.
     pub(crate) operands: Vec<ValType>,
+    /// At which place of a frame wasmtime shows each of them.
+    pub(crate) shown: Vec<u32>,
     /// Parameters and other variables.
     pub(crate) locals: Vec<ValType>,
     /// Of a frame that has called another one: what it waits for.
@@ -132,9 +135,11 @@ impl<'a> Cut<'a> {
             next: usize::MAX,
             levels: Vec::new(),
             operands: Vec::new(),
+            shown: Vec::new(),
             locals,
             awaited: Vec::new(),
         };
+        let mut shown = Shown::new();
         // The instructions that have opened what is open.
         let mut begins = vec![None];
         while !operators.eof() {
@@ -154,10 +159,16 @@ impl<'a> Cut<'a> {
                         let ty = validator.get_operand_type(depth as usize).flatten();
                         cut.operands.push(ty.ok_or_else(|| nowhere(function, pc))?);
                     }
+                    cut.shown = shown.places();
+                    if cut.shown.len() != cut.operands.len() {
+                        return Err(nowhere(function, pc));
+                    }
                     if waits {
                         let (ty, more) = called(shape, &op)?.ok_or_else(|| no_call(function, pc))?;
                         let left = cut.operands.len().checked_sub(ty.params().len() + more);
-                        cut.operands.truncate(left.ok_or_else(|| no_call(function, pc))?);
+                        let left = left.ok_or_else(|| no_call(function, pc))?;
+                        cut.operands.truncate(left);
+                        cut.shown.truncate(left);
                         cut.awaited = ty.results().to_vec();
                     }
                 } else {
@@ -169,6 +180,7 @@ impl<'a> Cut<'a> {
                         Operator::End => drop(begins.pop()),
                         _ => {}
                     }
+                    shown.step(&op, &validator).ok_or_else(|| nowhere(function, pc))?;
                     validator.op(at, &op)?;
                 }
             }

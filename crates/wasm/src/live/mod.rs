@@ -14,6 +14,7 @@ mod cut;
 mod restore;
 mod saved;
 mod shape;
+mod shown;
 mod write;
 
 pub(crate) use capture::{Stands, capture};

@@ -3,9 +3,9 @@ use super::Unsaved;
 use std::collections::HashMap;
 use wasmparser::types::CoreTypeId;
 use wasmparser::{
-    CompositeInnerType, Data, DataKind, Element, ElementKind, FuncToValidate, FuncType, FunctionBody,
-    GlobalType, KnownCustom, MemoryType, Name, Operator, Parser, Payload, TableType, TagType, TypeRef,
-    TypeSectionReader, ValidPayload, Validator, ValidatorResources, WasmFeatures,
+    CompositeInnerType, Data, DataKind, Element, ElementItems, ElementKind, FuncToValidate, FuncType,
+    FunctionBody, GlobalType, KnownCustom, MemoryType, Name, Operator, Parser, Payload, TableType, TagType,
+    TypeRef, TypeSectionReader, ValidPayload, Validator, ValidatorResources, WasmFeatures,
 };
 
 /// A function's code.
@@ -93,10 +93,13 @@ impl<'a> Shape<'a> {
             }
             Payload::ImportSection(imports) => {
                 for import in imports.into_imports() {
-                    // Nobody gives a program anything else: it would not have been started.
+                    // Nobody gives a program more than functions; what it goes on in has all of it.
                     match import?.ty {
                         TypeRef::Func(ty) | TypeRef::FuncExact(ty) => self.functions.push(ty),
-                        _ => return Err(Unsaved::Damaged("it imports more than functions".into())),
+                        TypeRef::Table(table) => self.tables.push(table),
+                        TypeRef::Memory(memory) => self.memories.push(memory),
+                        TypeRef::Global(global) => self.globals.push(global),
+                        TypeRef::Tag(tag) => self.tags.push(tag),
                     }
                 }
                 self.imported = self.functions.len() as u32;
@@ -198,5 +201,31 @@ impl<'a> Shape<'a> {
         let passive = self.data.iter().any(|data| matches!(data.kind, DataKind::Passive))
             || self.elements.iter().any(|element| matches!(element.kind, ElementKind::Passive));
         Ok(passive && self.has(|op| matches!(op, Operator::DataDrop { .. } | Operator::ElemDrop { .. }))?)
+    }
+
+    /// Whether a segment that it can copy from has something else in it than functions, numbers and null: each instance has its own.
+    pub(crate) fn makes_objects_in_segments(&self) -> Result<bool, Unsaved> {
+        for segment in &self.elements {
+            let (ElementKind::Passive, ElementItems::Expressions(_, items)) = (&segment.kind, &segment.items)
+            else {
+                continue;
+            };
+            for item in items.clone() {
+                for op in item?.get_operators_reader() {
+                    let plain = matches!(
+                        op?,
+                        Operator::RefFunc { .. }
+                            | Operator::RefNull { .. }
+                            | Operator::RefI31
+                            | Operator::I32Const { .. }
+                            | Operator::End
+                    );
+                    if !plain {
+                        return Ok(true);
+                    }
+                }
+            }
+        }
+        Ok(false)
     }
 }

@@ -328,6 +328,30 @@ fn what_cannot_be_saved_is_named() {
         capture(store.as_context_mut(), &running, &shape, &Stands::Between).unwrap_err().to_string()
     };
     assert!(refusal(r#"(module (memory 1) (data $d "x") (func (data.drop $d)))"#).contains("data.drop"));
+    let object = "(type $s (struct (field (mut i32)))) (global $g (ref $s) (struct.new_default $s))";
+    assert!(refusal(&format!("(module {object})")).contains("an object"));
+    let outside = "(global externref (extern.convert_any (global.get $g)))";
+    assert!(refusal(&format!("(module {object} {outside})")).contains("an object"));
+    let segment = "(type $s (struct)) (elem (ref null $s) (struct.new $s))";
+    assert!(refusal(&format!("(module {segment})")).contains("segments with objects"));
+}
+
+#[test]
+fn code_that_would_be_copied_too_often_is_not() {
+    const DEPTH: usize = 4000;
+    let text = format!("(module (func {} nop {}))", "(loop ".repeat(DEPTH), ")".repeat(DEPTH));
+    let bytes = wat::parse_str(text).unwrap();
+    let shape = Shape::read(&bytes).unwrap();
+    let mut operators = shape.body(0).unwrap().code.get_operators_reader().unwrap();
+    let first = operators.original_position() as u32;
+    while !matches!(operators.read().unwrap(), wasmparser::Operator::Nop) {}
+    let innermost = operators.original_position() as u32;
+    let plan = |pc| {
+        let frame = saved::Frame { function: 0, pc, locals: Vec::new(), operands: Vec::new() };
+        plan(&shape, &State { frames: vec![frame], ..State::default() }).map(drop)
+    };
+    plan(first).unwrap();
+    assert!(plan(innermost).unwrap_err().to_string().contains("more places"));
 }
 
 #[test]
@@ -353,4 +377,38 @@ fn what_is_not_of_the_module_is_refused() {
         assert_eq!(elements.len(), u64::from(table));
         assert_eq!(elements.iter().count() as u32, table);
     }
+}
+
+#[test]
+fn what_an_if_takes_is_found_where_it_is() {
+    cut_everywhere(
+        r#"(module
+        (func $twice (param i32) (result i32) (i32.mul (local.get 0) (i32.const 2)))
+        (func $f (param $n i32) (result i32 i64) (local $x i64)
+            (f64.const 9)
+            (i64.const 5) (local.get $n)
+            (if (param i64 i32) (result i32 i64) (i32.and (local.get $n) (i32.const 1))
+                (then
+                    (i32.add (i32.const 3))
+                    (if (param i32) (result i32) (i32.gt_u (local.get $n) (i32.const 4))
+                        (then (call $twice) (i32.add (call $twice (local.get $n))))
+                        (else (i32.sub (i32.const 1))))
+                    (local.set $n) (drop) (local.get $n) (i64.const 8)
+                    (if (param i32 i64) (result i32 i64) (local.get $n)
+                        (then (i64.add (i64.const 1)) (local.get $n) (drop)))
+                    (loop (param i32 i64) (i64.add (i64.const 2)) (drop) (local.set $n))
+                    (call $twice (local.get $n)) (i64.const 70)
+                    (block (param i32 i64) (result i32 i64) (i64.mul (i64.const 3)))
+                    (local.get $n)
+                    (if (param i64) (result i64) (then (i64.sub (i64.const 1)) (i64.extend_i32_u (call $twice (i32.const 4))) (i64.add))))
+                (else (call $twice) (local.set $n) (drop) (local.get $n) (i64.const -1)))
+            (local.set $x) (local.set $n) (drop) (local.get $n) (local.get $x))
+        (func (export "run") (result i32) (local $i i32) (local $sum i32)
+            (local.set $i (i32.const 5))
+            (loop $l
+                (drop (call $f (local.get $i)))
+                (local.set $sum (i32.add (local.get $sum)))
+                (br_if $l (i32.gt_u (local.tee $i (i32.sub (local.get $i) (i32.const 1))) (i32.const 2))))
+            (local.get $sum)))"#,
+    );
 }

@@ -24,6 +24,8 @@ const WORD: u32 = 0;
 const FUNCTION: u32 = 1;
 const READY: u32 = 2;
 pub(crate) const OF_HOST: u32 = 3;
+/// Most bytes of all functions: some have many calls, or loops in loops, of which each is copied.
+const CODE_MAX: usize = 16 << 20;
 /// The function that is called.
 pub(crate) const OUTERMOST: &str = "outermost";
 
@@ -71,10 +73,10 @@ impl Places {
         self.0.get(index).and_then(|(_, place)| *place)
     }
 
-    /// What the instruction before the one at `pc` stands for.
-    pub(crate) fn before(&self, pc: u32) -> Option<Place> {
+    /// Where the instruction before the one at `pc` is.
+    pub(crate) fn before(&self, pc: u32) -> Option<u32> {
         let index = self.0.binary_search_by_key(&pc, |(at, _)| *at).ok()?.checked_sub(1)?;
-        self.0.get(index).and_then(|(_, place)| *place)
+        self.0.get(index).map(|(at, _)| *at)
     }
 }
 
@@ -130,6 +132,8 @@ struct Writer<'s, 'a> {
     renamer: Renamer,
     types: TypeSection,
     more_types: HashMap<(Vec<ValType>, Vec<ValType>), u32>,
+    /// Bytes of functions so far.
+    written: usize,
 }
 
 /// Writes a function for each of these places; the first is of the outermost frame. None is there twice.
@@ -138,7 +142,8 @@ pub(crate) fn write(shape: &Shape<'_>, places: &[Place]) -> Result<Written, Unsa
     if let Some(section) = shape.types.clone() {
         RoundtripReencoder.parse_type_section(&mut types, section)?;
     }
-    let mut writer = Writer { shape, renamer: Renamer::default(), types, more_types: HashMap::new() };
+    let (renamer, more_types) = (Renamer::default(), HashMap::new());
+    let mut writer = Writer { shape, renamer, types, more_types, written: 0 };
     let (mut functions, mut codes, mut awaited) = (FunctionSection::new(), Vec::new(), Vec::new());
     for place in places {
         let results = writer.val_types(shape.function(place.function)?.results())?;
@@ -149,7 +154,9 @@ pub(crate) fn write(shape: &Shape<'_>, places: &[Place]) -> Result<Written, Unsa
             continue;
         }
         let cut = Cut::find(shape, place.function, place.pc, place.waits)?;
-        codes.push(writer.function(&cut, *place)?);
+        let code = writer.function(&cut, *place)?;
+        writer.written += code.function.byte_len();
+        codes.push(code);
         awaited.push(cut.awaited);
     }
     let module = writer.module(&functions, &codes, places)?;
@@ -364,6 +371,9 @@ impl Writer<'_, '_> {
         open: u32,
         label: impl Fn(u32, u32) -> Result<u32, Unsaved>,
     ) -> Result<usize, Unsaved> {
+        if self.written + code.function.byte_len() > CODE_MAX {
+            return Err(Unsaved::Kind("frames in more places of its functions than can be rebuilt"));
+        }
         let (op, pc) = cut.code.get(index).ok_or_else(odd)?;
         let instruction = self.renamer.instruction(op.clone())?;
         if let Instruction::RefFunc(function) = instruction {

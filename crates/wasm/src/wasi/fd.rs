@@ -92,11 +92,18 @@ impl Descriptor {
     }
 }
 
+/// A directory that a program was given.
+pub(super) struct Root {
+    pub(super) directory: File,
+    /// Nothing in it may be changed.
+    pub(super) read_only: bool,
+}
+
 /// All of a program's descriptors.
 pub(crate) struct Table {
     pub(super) open: BTreeMap<u32, Descriptor>,
     /// The directories that the program was given: it may close its own descriptors of them.
-    pub(super) roots: Vec<File>,
+    pub(super) roots: Vec<Root>,
     pub(crate) tty: bool,
 }
 
@@ -118,7 +125,8 @@ impl Table {
             };
             let file: File =
                 open(&share.path, flags, Mode::empty()).map_err(|error| cannot(error.into()))?.into();
-            table.roots.push(file.try_clone().map_err(cannot)?);
+            let directory = file.try_clone().map_err(cannot)?;
+            table.roots.push(Root { directory, read_only: share.read_only });
             let directory = Kinds::Directory {
                 file,
                 preopened: Some(share.target.clone()),
@@ -172,9 +180,14 @@ impl Table {
         }
     }
 
-    /// A file or directory: what the host knows it as.
-    pub(crate) fn on_host(&self, fd: u32) -> Result<&File, Errno> {
-        match &self.get(fd)?.kind {
+    /// A file or directory that may be changed: what the host knows it as.
+    pub(crate) fn changing_on_host(&self, fd: u32) -> Result<&File, Errno> {
+        let descriptor = self.get(fd)?;
+        let root = descriptor.origin.as_ref().and_then(|origin| self.roots.get(origin.share));
+        match &descriptor.kind {
+            Kinds::File(_) | Kinds::Directory { .. } if root.is_some_and(|root| root.read_only) => {
+                Err(Errno::ReadOnly)
+            }
             Kinds::File(file) | Kinds::Directory { file, .. } => Ok(file),
             _ => Err(Errno::Invalid),
         }
@@ -260,6 +273,20 @@ mod tests {
         assert!(matches!(table.get(0).unwrap().kind, Kinds::File(_)));
         assert_eq!(table.get(fd).err(), Some(Errno::BadFd));
         assert_eq!(table.renumber(0, 99), Err(Errno::BadFd));
+    }
+
+    #[test]
+    fn what_is_in_a_directory_for_reading_is_not_changed() {
+        for read_only in [false, true] {
+            let share = ShareSpec { path: "/".into(), target: "/".into(), read_only, ..ShareSpec::default() };
+            let mut table = Table::new(&[share], false).unwrap();
+            let origin = Some(Origin { share: 0, path: "dev/null".into() });
+            let fd = table.insert(Descriptor { origin, ..file() }).unwrap();
+            for fd in [3, fd] {
+                assert_eq!(table.changing_on_host(fd).err(), read_only.then_some(Errno::ReadOnly));
+            }
+            assert_eq!(table.changing_on_host(0).err(), Some(Errno::Invalid));
+        }
     }
 
     #[test]

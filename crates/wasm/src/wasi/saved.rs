@@ -61,7 +61,7 @@ impl Table {
     /// Whether a file is still where it was opened.
     fn is_there(&self, at: &Origin, file: &File) -> Result<(), Unsaved> {
         let root = self.roots.get(at.share).ok_or_else(|| lost(at, "there is no such directory"))?;
-        let found = beneath(root.as_fd(), at.name(), OFlags::PATH, Mode::empty());
+        let found = beneath(root.directory.as_fd(), at.name(), OFlags::PATH, Mode::empty());
         let found = found.map_err(|_| lost(at, "it has no name any more"))?;
         let stat = |fd| rustix::fs::fstat(fd).map_err(|error| lost(at, error));
         let (found, opened) = (stat(found.as_fd())?, stat(file.as_fd())?);
@@ -164,7 +164,8 @@ impl Table {
 
     fn root<'a>(&self, shares: &'a [ShareSpec], at: &Origin) -> Result<(&File, &'a ShareSpec), Unsaved> {
         let found = self.roots.get(at.share).zip(shares.get(at.share));
-        found.ok_or_else(|| lost(at, "there is no such directory"))
+        let (root, share) = found.ok_or_else(|| lost(at, "there is no such directory"))?;
+        Ok((&root.directory, share))
     }
 }
 
