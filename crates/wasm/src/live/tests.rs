@@ -354,6 +354,29 @@ fn code_that_would_be_copied_too_often_is_not() {
     assert!(plan(innermost).unwrap_err().to_string().contains("more places"));
 }
 
+/// Its frames say that each has called the next one, from as many places of a long function.
+#[test]
+fn a_long_function_is_not_gone_over_too_often() {
+    const CALLS: u32 = 100_000;
+    let text = format!("(module (func {}))", "(call 0)".repeat(CALLS as usize));
+    let bytes = wat::parse_str(text).unwrap();
+    let shape = Shape::read(&bytes).unwrap();
+    let first = shape.body(0).unwrap().code.get_operators_reader().unwrap().original_position() as u32;
+    let frame = |call: u32| saved::Frame {
+        function: 0,
+        pc: first + 2 * call,
+        locals: Vec::new(),
+        operands: Vec::new(),
+    };
+    let plan = |calls: std::ops::Range<u32>| {
+        plan(&shape, &State { frames: calls.map(frame).collect(), ..State::default() }).map(drop)
+    };
+    plan(CALLS - 20..CALLS).unwrap();
+    let begin = std::time::Instant::now();
+    assert!(plan(CALLS - 20_000..CALLS).unwrap_err().to_string().contains("more places"));
+    assert!(begin.elapsed().as_secs() < 60, "{:?}", begin.elapsed());
+}
+
 #[test]
 fn what_is_not_of_the_module_is_refused() {
     let trial = Trial::new(r#"(module (memory 1) (func (export "run") (result i32) (i32.const 1)))"#);

@@ -26,6 +26,10 @@ const READY: u32 = 2;
 pub(crate) const OF_HOST: u32 = 3;
 /// Most bytes of all functions: some have many calls, or loops in loops, of which each is copied.
 const CODE_MAX: usize = 16 << 20;
+/// Most bytes of functions that are read to find all places: each is looked for from the begin of its function.
+const READ_MAX: usize = 64 << 20;
+/// Why more is not done.
+const TOO_MANY: Unsaved = Unsaved::Kind("frames in more places of its functions than can be rebuilt");
 /// The function that is called.
 pub(crate) const OUTERMOST: &str = "outermost";
 
@@ -145,6 +149,7 @@ pub(crate) fn write(shape: &Shape<'_>, places: &[Place]) -> Result<Written, Unsa
     let (renamer, more_types) = (Renamer::default(), HashMap::new());
     let mut writer = Writer { shape, renamer, types, more_types, written: 0 };
     let (mut functions, mut codes, mut awaited) = (FunctionSection::new(), Vec::new(), Vec::new());
+    let mut read = 0;
     for place in places {
         let results = writer.val_types(shape.function(place.function)?.results())?;
         functions.function(writer.ty(Vec::new(), results));
@@ -152,6 +157,10 @@ pub(crate) fn write(shape: &Shape<'_>, places: &[Place]) -> Result<Written, Unsa
             codes.push(writer.call_of_host(*place)?);
             awaited.push(Vec::new());
             continue;
+        }
+        read += shape.body(place.function)?.code.range().len();
+        if read > READ_MAX {
+            return Err(TOO_MANY);
         }
         let cut = Cut::find(shape, place.function, place.pc, place.waits)?;
         let code = writer.function(&cut, *place)?;
@@ -372,7 +381,7 @@ impl Writer<'_, '_> {
         label: impl Fn(u32, u32) -> Result<u32, Unsaved>,
     ) -> Result<usize, Unsaved> {
         if self.written + code.function.byte_len() > CODE_MAX {
-            return Err(Unsaved::Kind("frames in more places of its functions than can be rebuilt"));
+            return Err(TOO_MANY);
         }
         let (op, pc) = cut.code.get(index).ok_or_else(odd)?;
         let instruction = self.renamer.instruction(op.clone())?;
