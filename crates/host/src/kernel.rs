@@ -203,7 +203,8 @@ pub(crate) fn counters(record: &VmRecord, nic: &NicSpec) -> Option<PortCounters>
     let count = |name: &str| fs::read_to_string(statistics.join(name)).ok()?.trim().parse::<u64>().ok();
     // What the interface receives, the VM has sent.
     let traffic = |way: &str| {
-        Some(Traffic { packets: count(&format!("{way}_packets"))?, bytes: count(&format!("{way}_bytes"))? })
+        let (packets, bytes) = (count(&format!("{way}_packets"))?, count(&format!("{way}_bytes"))?);
+        Some(Traffic { packets, bytes, ..Traffic::default() })
     };
     Some(PortCounters {
         vm: record.id.clone(),

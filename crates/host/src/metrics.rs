@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use viv_api::endpoint::{Endpoint, TABLE};
 use viv_api::stats::{ChainStats, VmStats};
-use viv_model::{DISK_TIMES_NS, Fault, State};
+use viv_model::{DISK_TIMES_NS, Fault, PACKET_BYTES, State};
 
 /// The media type of the text format.
 pub(crate) const MEDIA: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -84,6 +84,23 @@ impl Page {
         let _ = writeln!(self.0, "{} {value}", if labels.is_empty() { "" } else { "}" });
     }
 
+    /// One histogram: how many there are up to each bound, then all, and their sum.
+    fn histogram(
+        &mut self,
+        name: &str,
+        labels: &[(&str, &str)],
+        upto: impl IntoIterator<Item = (String, u64)>,
+        count: u64,
+        sum: impl Display,
+    ) {
+        let bucket = format!("{name}_bucket");
+        for (bound, count) in upto.into_iter().chain([("+Inf".to_string(), count)]) {
+            self.sample(&bucket, &[labels, &[("le", bound.as_str())]].concat(), count);
+        }
+        self.sample(&format!("{name}_sum"), labels, sum);
+        self.sample(&format!("{name}_count"), labels, count);
+    }
+
     fn one(&mut self, name: &str, kind: &str, help: &str, value: impl Display) {
         self.family(name, kind, help);
         self.sample(name, &[], value);
@@ -140,6 +157,7 @@ pub(crate) async fn page(service: &Arc<Service>) -> Result<String, Fault> {
     of_requests(&mut page, &service.metrics.counts());
     of_vms(&mut page, &seen);
     of_disks(&mut page, &seen);
+    of_packets(&mut page, &seen);
     Ok(page.0)
 }
 
@@ -192,19 +210,8 @@ fn of_disks(page: &mut Page, seen: &[Seen]) {
     for (disk, [id, vm, serial]) in disks() {
         for (kind, requests) in disk.by_kind() {
             let labels = [id, vm, serial, ("operation", kind)];
-            let mut sum = 0u64;
-            for (bound, count) in DISK_TIMES_NS.iter().zip(&requests.times) {
-                sum = sum.saturating_add(*count);
-                let bound = (*bound as f64 / 1e9).to_string();
-                page.sample(&format!("{name}_bucket"), &[&labels[..], &[("le", &bound)]].concat(), sum);
-            }
-            page.sample(
-                &format!("{name}_bucket"),
-                &[&labels[..], &[("le", "+Inf")]].concat(),
-                requests.count,
-            );
-            page.sample(&format!("{name}_sum"), &labels, requests.ns as f64 / 1e9);
-            page.sample(&format!("{name}_count"), &labels, requests.count);
+            let upto = sums(DISK_TIMES_NS.map(|ns| ns as f64 / 1e9), &requests.times);
+            page.histogram(name, &labels, upto, requests.count, requests.ns as f64 / 1e9);
         }
     }
     let name = "viv_vm_disk_bytes_total";
@@ -238,14 +245,8 @@ fn of_requests(page: &mut Page, counts: &Counts) {
     page.family(name, "histogram", "Time from a request's head to its answer's.");
     for ((method, path), histogram) in &counts.durations {
         let labels = [("method", *method), ("path", *path)];
-        for (bound, count) in BUCKETS.iter().zip(histogram.buckets) {
-            let bound = bound.to_string();
-            let labels = [labels[0], labels[1], ("le", bound.as_str())];
-            page.sample(&format!("{name}_bucket"), &labels, count);
-        }
-        page.sample(&format!("{name}_bucket"), &[labels[0], labels[1], ("le", "+Inf")], histogram.count);
-        page.sample(&format!("{name}_sum"), &labels, histogram.sum_s);
-        page.sample(&format!("{name}_count"), &labels, histogram.count);
+        let upto = BUCKETS.iter().map(f64::to_string).zip(histogram.buckets);
+        page.histogram(name, &labels, upto, histogram.count, histogram.sum_s);
     }
     page.one("viv_http_endpoints", "gauge", "Endpoints that there are.", TABLE.len());
 }
@@ -365,6 +366,34 @@ fn of_vms(page: &mut Page, seen: &[Seen]) {
     });
 }
 
+/// The sizes of packets, of cards whose packets pass a switch: the host's kernel tells of no sizes.
+fn of_packets(page: &mut Page, seen: &[Seen]) {
+    let name = "viv_vm_network_packet_bytes";
+    page.family(name, "histogram", "Bytes of the frames of packets that passed its port.");
+    for vm in seen {
+        let Some(port) = vm.stats.as_ref().and_then(|stats| stats.network) else { continue };
+        for (direction, traffic) in [("sent", port.sent), ("received", port.received)] {
+            if traffic.packets == 0 || traffic.sizes.iter().any(|count| *count > 0) {
+                let labels = [("id", vm.id.as_str()), ("vm", &vm.name), ("direction", direction)];
+                let upto = sums(PACKET_BYTES, &traffic.sizes);
+                page.histogram(name, &labels, upto, traffic.packets, traffic.bytes);
+            }
+        }
+    }
+}
+
+/// How many there are up to each bound, of how many there are between one and the next.
+fn sums<B: Display>(
+    bounds: impl IntoIterator<Item = B>,
+    counts: &[u64],
+) -> impl Iterator<Item = (String, u64)> {
+    let sums = counts.iter().scan(0u64, |sum, count| {
+        *sum = sum.saturating_add(*count);
+        Some(*sum)
+    });
+    bounds.into_iter().map(|bound| bound.to_string()).zip(sums)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -411,6 +440,25 @@ mod tests {
             assert!(page.0.contains(&line), "{line} is not in\n{}", page.0);
         }
         assert!(page.0.contains("viv_vm_disk_held_seconds_total{id=\"1\",vm=\"web\",disk=\"data\"} 0.5\n"));
+    }
+
+    #[test]
+    fn packets_have_a_histogram_for_each_direction() {
+        let mut port = viv_api::port::PortTraffic::default();
+        [60, 64, 65, 1514, 60_000].iter().for_each(|bytes| port.sent.add(*bytes));
+        // As the kernel counts them.
+        (port.received.packets, port.received.bytes) = (7, 700);
+        let stats = Some(VmStats { network: Some(port), ..VmStats::default() });
+        let seen = Seen { id: "1".into(), name: "web".into(), up: true, state: Some(State::Running), stats };
+        let mut page = Page::default();
+        of_packets(&mut page, &[seen]);
+        let of = "{id=\"1\",vm=\"web\",direction=\"sent\"";
+        for (bound, count) in [("64", 2), ("256", 3), ("1024", 3), ("1514", 4), ("32768", 4), ("+Inf", 5)] {
+            let line = format!("viv_vm_network_packet_bytes_bucket{of},le=\"{bound}\"}} {count}\n");
+            assert!(page.0.contains(&line), "{line} is not in\n{}", page.0);
+        }
+        assert!(page.0.contains(&format!("viv_vm_network_packet_bytes_sum{of}}} 61703\n")));
+        assert!(!page.0.contains("received"), "{}", page.0);
     }
 
     #[test]

@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use viv_api::port::{Port, PortTraffic};
 use viv_api::runner::Ask as RunnerAsk;
 use viv_api::secgroup::SecGroupInfo;
-use viv_model::{Fault, Kind, NetKind, NicLimits, NicSpec, PortCounters, SwitchCounters, Traffic};
+use viv_model::{Fault, Kind, NetKind, NicLimits, NicSpec, PortCounters, SwitchCounters};
 use viv_net::capture::{RECORD_MAX, Record};
 
 /// How often a capture looks whether anybody still wants it.
@@ -68,13 +68,9 @@ fn card_at(record: &VmRecord, network: Option<&str>) -> Result<usize, Fault> {
 }
 
 fn sum(one: PortTraffic, other: PortTraffic) -> PortTraffic {
-    let both = |one: Traffic, other: Traffic| Traffic {
-        packets: one.packets.saturating_add(other.packets),
-        bytes: one.bytes.saturating_add(other.bytes),
-    };
     PortTraffic {
-        sent: both(one.sent, other.sent),
-        received: both(one.received, other.received),
+        sent: one.sent.and(&other.sent),
+        received: one.received.and(&other.received),
         refused: one.refused.saturating_add(other.refused),
         denied: one.denied.saturating_add(other.denied),
         lost: one.lost.saturating_add(other.lost),

@@ -28,7 +28,9 @@ pub use fault::{Fault, Kind};
 pub use health::{HEALTH_OUTPUT_MAX, Health, HealthAsk, HealthCheck, HealthLook, HealthState};
 pub use lifecycle::{Ask, Refused, State, next};
 pub use limits::{CPU_RATIO_USUAL, DISK_RATIO_USUAL, Limits, MEMORY_RATIO_USUAL, Need};
-pub use network::{Attachment, NetworkSpec, PortCounters, RuleCounter, Subnet, SwitchCounters, Traffic};
+pub use network::{
+    Attachment, NetworkSpec, PACKET_BYTES, PortCounters, RuleCounter, Subnet, SwitchCounters, Traffic,
+};
 pub use nic::{CARDS_MAX, NetKind, NicCreate, NicLimits, NicSpec, PORTS_MAX, PortSpec, Protocol};
 pub use prefix6::Prefix6;
 pub use program::{CHAIN_PORT, GuestKind, PROGRAM_MEMORY_MIB_USUAL, ProgramSpec};

@@ -266,6 +266,10 @@ pub struct Attachment {
     pub aliases: Vec<[u8; 6]>,
 }
 
+/// Bounds by which packets are told apart by their frames' bytes: acknowledgements, what fits into one frame of Ethernet and into a
+/// jumbo frame, and what the sender leaves whole.
+pub const PACKET_BYTES: [u64; 6] = [64, 256, 1024, 1514, 9014, 32_768];
+
 /// Packets, and the bytes of their frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -274,6 +278,34 @@ pub struct Traffic {
     pub packets: u64,
     /// Together.
     pub bytes: u64,
+    /// How many have no more bytes than each of [`PACKET_BYTES`] and more than the one before, and how many have more than all. Of a card
+    /// that the host's kernel has counted, none.
+    #[serde(default)]
+    pub sizes: [u64; PACKET_BYTES.len() + 1],
+}
+
+impl Traffic {
+    /// Another packet, whose frame has so many bytes.
+    pub fn add(&mut self, bytes: u64) {
+        self.packets += 1;
+        self.bytes += bytes;
+        if let Some(size) = self.sizes.get_mut(PACKET_BYTES.partition_point(|bound| *bound < bytes)) {
+            *size += 1;
+        }
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn and(&self, other: &Traffic) -> Traffic {
+        Traffic {
+            packets: self.packets.saturating_add(other.packets),
+            bytes: self.bytes.saturating_add(other.bytes),
+            sizes: std::array::from_fn(|size| {
+                let of = |traffic: &Traffic| traffic.sizes.get(size).copied().unwrap_or(0);
+                of(self).saturating_add(of(other))
+            }),
+        }
+    }
 }
 
 /// What has passed a VM's port since it was plugged in, and what has not.

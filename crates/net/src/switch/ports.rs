@@ -207,8 +207,7 @@ impl Port {
 }
 
 fn count(traffic: &mut Traffic, packet: &[u8]) {
-    traffic.packets += 1;
-    traffic.bytes += packet.len().saturating_sub(HEADER_LEN) as u64;
+    traffic.add(packet.len().saturating_sub(HEADER_LEN) as u64);
 }
 
 /// All ports, by the guests' addresses.
