@@ -126,10 +126,18 @@ fn who_weighs_more_gets_more() {
         let shown: Value = serde_json::from_str(&run(&["--json", "inspect", vm], "").ok().out).unwrap();
         tool("taskset", &["-a", "-c", "-p", "0", &shown[0]["pid"].to_string()]);
     }
+    // Within three per cent, unless the host does something else just then: the kernel looks at more than the weights for a moment
+    // after a process has come to another processor.
     let near = |ratio: f64| {
-        let [more, less] = all_used([heavy, light]);
-        eprintln!("{more:.3} and {less:.3} of a processor: {:.3} of {ratio}", more / less);
-        assert!((more / less / ratio - 1.0).abs() < 0.06, "{more} and {less} for {ratio}");
+        let tried: Vec<f64> = (0..4)
+            .map(|_| {
+                let [more, less] = all_used([heavy, light]);
+                eprintln!("{more:.3} and {less:.3} of a processor: {:.3} of {ratio}", more / less);
+                more / less
+            })
+            .take_while(|found| (found / ratio - 1.0).abs() >= 0.03)
+            .collect();
+        assert!(tried.len() < 4, "{tried:?} for {ratio}");
     };
     near(3.0);
     run(&["update", "--cpu-weight", "50", heavy], "").ok();
