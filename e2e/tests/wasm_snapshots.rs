@@ -89,7 +89,8 @@ fn a_program_that_waits_goes_on_waiting() {
     // Whoever had its streams is not there any more where it goes on.
     let mut echo = home.viv(&["run", "--name", "echo", &at.path("echo.wat")]);
     let mut echo = echo.stdin(std::process::Stdio::piped()).spawn().unwrap();
-    until("it runs", LONG, || home.json(&["ps"]).as_array().is_some_and(|all| !all.is_empty()));
+    let runs = |vm: &serde_json::Value| vm["name"] == "echo" && vm["state"] == "running";
+    until("it runs", LONG, || home.json(&["ps"]).as_array().is_some_and(|all| all.iter().any(runs)));
     home.run(&["snapshot", "create", "echo", "reads"]).ok();
     home.run(&["restore", "reads", "--name", "alone"]).ok();
     assert!(to_the_end(&home, "alone").is_empty());
