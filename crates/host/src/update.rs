@@ -72,7 +72,8 @@ impl Vms {
     fn weigh(&self, record: &VmRecord, weight: Option<u32>) -> Result<(), Fault> {
         let Some(process) = self.runner(record).process() else { return Ok(()) };
         // It stays in the group that it was put into.
-        let Some(group) = self.control_groups.of(&record.id, weight.or(Some(CPU_WEIGHT_USUAL)))? else {
+        let Some(group) = self.control_groups.of(&record.id, Some(weight.unwrap_or(CPU_WEIGHT_USUAL)))?
+        else {
             return Ok(());
         };
         group.take(process.pid).map_err(|error| {

@@ -84,7 +84,7 @@ impl Drop for KeptCode {
     }
 }
 
-/// Pages that the guest has not come to yet.
+/// What was translated in another process, and the pages of it that the guest has not come to yet.
 #[derive(Default)]
 pub(super) struct Kept {
     code: Option<Arc<KeptCode>>,
@@ -99,6 +99,13 @@ struct Place {
 }
 
 impl Kept {
+    /// Whether there was anything.
+    #[inline(always)]
+    pub(super) fn is_some(&self) -> bool {
+        self.code.is_some()
+    }
+
+    /// Whether no page is left.
     #[inline(always)]
     pub(super) fn is_empty(&self) -> bool {
         self.pages.is_empty()
@@ -301,7 +308,6 @@ impl Translator {
         }
         self.ops = Ops::from(next);
         self.kept = Kept { code: Some(code.clone()), pages };
-        self.taken = true;
         true
     }
 

@@ -227,8 +227,6 @@ pub(crate) struct Translator {
     made: Vec<Made>,
     /// What was translated before this process was.
     kept: Kept,
-    /// Some of the code was.
-    taken: bool,
     encoder: iced_x86::Encoder,
     scratch: Vec<u8>,
     /// Whether the tables in `Cpu::targets` are for contexts with the units.
@@ -257,7 +255,6 @@ impl Translator {
             ops: Ops::default(),
             made: Vec::new(),
             kept: Kept::default(),
-            taken: false,
             encoder: iced_x86::Encoder::new(64),
             scratch: Vec::new(),
             units: false,
@@ -301,7 +298,7 @@ impl Translator {
     /// Whether it has code that was translated before this process was.
     #[inline(always)]
     pub(crate) fn has_taken(&self) -> bool {
-        self.taken
+        self.kept.is_some()
     }
 
     // ---- finding code -----------------------------------------------------------------------------------
@@ -523,7 +520,7 @@ impl Translator {
         self.entries.clear();
         self.ops = Ops::default();
         self.made.clear();
-        (self.kept, self.taken) = (Kept::default(), false);
+        self.kept = Kept::default();
         cpu.targets.flush();
         self.generation = self.generation.wrapping_add(1);
         self.stats.evictions += 1;
