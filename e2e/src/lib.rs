@@ -91,6 +91,12 @@ pub fn start(name: &'static str, options: &[&str]) -> Vm {
     Vm(name)
 }
 
+/// Kills the service of the tests' own home (SIGKILL); the next command starts another.
+pub fn kill_service() {
+    let info: serde_json::Value = serde_json::from_str(&run(&["--json", "info"], "").ok().out).unwrap();
+    tool("kill", &["-9", &info["service"]["pid"].to_string()]);
+}
+
 /// Runs a command of the guest's shell.
 pub fn exec(vm: &str, command: &str) -> Outcome {
     run(&["exec", vm, "sh", "-c", command], "")

@@ -1,7 +1,10 @@
 //! Forks whose memory comes while they run: what they see is what their source was, whatever becomes of it.
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::thread;
 use std::time::Duration;
-use std::{fs, thread};
-use viv_e2e::{Network, Snapshot, Vm, run, until};
+use viv_e2e::{Network, Snapshot, Vm, kill_service, run, until, viv};
 
 const WAIT: Duration = Duration::from_secs(60);
 
@@ -63,6 +66,145 @@ fn a_fork_needs_its_source_no_longer() {
 }
 
 /// The host kills what holds the memory, as it may when it has none left.
+/// Files in the VM's directory that nobody else has, KiB.
+fn own_kib(vm: &str) -> u64 {
+    let shown: serde_json::Value =
+        serde_json::from_str(&run(&["--json", "inspect", vm], "").ok().out).unwrap();
+    let dir = shown[0]["dir"].as_str().unwrap();
+    let files = fs::read_dir(dir).unwrap().flatten().map(|entry| entry.metadata().unwrap());
+    files.filter(|data| data.is_file() && data.nlink() == 1).map(|data| data.blocks() / 2).sum()
+}
+
+/// The path of its only disk.
+fn disk_of(vm: &str) -> String {
+    let shown: serde_json::Value =
+        serde_json::from_str(&run(&["--json", "inspect", vm], "").ok().out).unwrap();
+    shown[0]["machine"]["disks"][0]["path"].as_str().unwrap().to_string()
+}
+
+/// What a disk has stays where it is: the VM and its forks each have only what they write themselves, whoever ends, boots anew, is
+/// removed or saved meanwhile.
+#[test]
+fn forks_share_their_disks_until_they_write() {
+    let _vms = [Vm("fork-disk"), Vm("fork-own"), Vm("fork-own-1"), Vm("fork-own-2"), Vm("fork-own-3")];
+    let (_again, _moment) = (Vm("fork-again"), Snapshot("fork-disk-moment"));
+    let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fork-disk.raw");
+    File::create(&place).unwrap().set_len(256 << 20).unwrap();
+    run(&["run", "-d", "--name", "fork-disk", "--accel", "soft", "--disk", place.to_str().unwrap()], "").ok();
+    let sum = exec(
+        "fork-disk",
+        "head -c 64000000 /dev/urandom | dd of=/dev/vda bs=1M seek=1 conv=fsync 2>/dev/null; \
+         dd if=/dev/vda bs=1M skip=1 2>/dev/null | md5sum",
+    );
+    let same =
+        |vm: &str| assert_eq!(exec(vm, "dd if=/dev/vda bs=1M skip=1 2>/dev/null | md5sum"), sum, "{vm}");
+    let mark = |vm: &str, word: &str| {
+        exec(vm, &format!("echo {word} | dd of=/dev/vda bs=512 conv=sync,notrunc,fsync 2>/dev/null"))
+    };
+    let marked = |vm: &str| exec(vm, "dd if=/dev/vda bs=512 count=1 2>/dev/null | tr -d '\\0'");
+    // The user's file stays the VM's: its fork has a copy, and is the first to have a disk of its own.
+    run(&["fork", "fork-disk", "--name", "fork-own"], "").ok();
+    mark("fork-own", "source");
+    // Not written out by the guest itself, but there at that moment.
+    run(
+        &[
+            "exec",
+            "fork-own",
+            "--",
+            "sh",
+            "-c",
+            "echo late | dd of=/dev/vda bs=512 seek=1 conv=sync,notrunc 2>/dev/null",
+        ],
+        "",
+    )
+    .ok();
+    for fork in ["fork-own-1", "fork-own-2"] {
+        run(&["fork", "fork-own", "--name", fork], "").ok();
+        same(fork);
+        assert_eq!(marked(fork), "source");
+        assert_eq!(exec(fork, "dd if=/dev/vda bs=512 skip=1 count=1 2>/dev/null | tr -d '\\0'"), "late");
+        mark(fork, fork);
+    }
+    mark("fork-own", "went on");
+    run(&["fork", "fork-own-1", "--name", "fork-own-3"], "").ok();
+    mark("fork-own-3", "child of a child");
+    for (vm, word) in [
+        ("fork-disk", ""),
+        ("fork-own", "went on"),
+        ("fork-own-1", "fork-own-1"),
+        ("fork-own-2", "fork-own-2"),
+        ("fork-own-3", "child of a child"),
+    ] {
+        same(vm);
+        assert_eq!(marked(vm), word, "{vm}");
+    }
+    for vm in ["fork-own", "fork-own-1", "fork-own-2", "fork-own-3"] {
+        assert!(own_kib(vm) < 8 << 10, "{vm} has {} KiB of its own", own_kib(vm));
+    }
+    // A guest that boots anew in the same process has the disk as it is by now; so has one whose process is another.
+    exec("fork-own", "touch /dev/shm/before");
+    let _ = run(&["exec", "fork-own", "--", "reboot", "-f"], "");
+    let anew = || run(&["exec", "fork-own", "--", "test", "-e", "/dev/shm/before"], "").status == 1;
+    until("the other boot", WAIT, anew);
+    assert_eq!(marked("fork-own"), "went on");
+    same("fork-own");
+    run(&["stop", "fork-own-1"], "").ok();
+    // Neither is needed by who came from it.
+    run(&["rm", "-f", "fork-own"], "").ok();
+    run(&["start", "fork-own-1"], "").ok();
+    same("fork-own-1");
+    run(&["disk", "resize", &disk_of("fork-own-2"), "+16M"], "").ok();
+    run(&["snapshot", "create", "fork-own-2", "fork-disk-moment"], "").ok();
+    mark("fork-own-2", "lost");
+    run(&["rollback", "fork-own-2"], "").ok();
+    assert_eq!(marked("fork-own-2"), "fork-own-2");
+    run(&["rm", "-f", "fork-own-1", "fork-own-2"], "").ok();
+    same("fork-own-3");
+    run(&["restore", "fork-disk-moment", "--name", "fork-again"], "").ok();
+    assert_eq!(exec("fork-again", "dd if=/dev/vda bs=1M skip=1 count=255 2>/dev/null | md5sum"), sum);
+    assert_eq!(exec("fork-again", "cat /sys/block/vda/size"), ((272 << 20) / 512).to_string());
+    let _ = fs::remove_file(place);
+}
+
+/// What is written on a VM's disk is there after whatever becomes of a fork of it. As many times as one likes: `VIV_KILLS=500`.
+#[test]
+fn a_service_that_is_killed_over_a_fork_leaves_the_disk_whole() {
+    let _vms = [Vm("fork-killed-from"), Vm("fork-killed")];
+    let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fork-killed.raw");
+    File::create(&place).unwrap().set_len(16 << 20).unwrap();
+    let disk = place.to_str().unwrap();
+    run(&["run", "-d", "--name", "fork-killed-from", "--accel", "soft", "--disk", disk], "").ok();
+    run(&["fork", "fork-killed-from", "--name", "fork-killed"], "").ok();
+    let kills: u64 = std::env::var("VIV_KILLS").ok().and_then(|number| number.parse().ok()).unwrap_or(6);
+    for number in 0..kills {
+        let fork = format!("fork-killed-{number}");
+        let mut forking = viv(&["fork", "fork-killed", "--name", &fork]).spawn().unwrap();
+        thread::sleep(Duration::from_millis(
+            [3, 12, 25, 40, 60, 90][number as usize % 6] + number / 6 * 13 % 29,
+        ));
+        kill_service();
+        let _ = forking.wait();
+        // Each time in another place, and all of them are there when it has booted anew.
+        let write = format!(
+            "echo mark {number} | dd of=/dev/vda bs=512 seek={number} conv=sync,notrunc,fsync 2>/dev/null"
+        );
+        until("the VM goes on", WAIT, || {
+            run(&["exec", "fork-killed", "--", "sh", "-c", &write], "").status == 0
+        });
+        kill(process("fork-killed"));
+        let started = || run(&["start", "fork-killed"], "").status == 0;
+        until("the next start", WAIT, started);
+        let marks = exec(
+            "fork-killed",
+            &format!("dd if=/dev/vda bs=512 count={} 2>/dev/null | tr -d '\\0'", number + 1),
+        );
+        let expected: Vec<String> = (0..=number).map(|mark| format!("mark {mark}")).collect();
+        assert_eq!(marks, expected.join("\n"), "after {number} kills");
+        let _ = run(&["rm", "-f", &fork], "");
+    }
+    let _ = fs::remove_file(place);
+}
+
 #[test]
 fn what_never_comes_ends_a_fork_with_the_reason() {
     let _vms = [Vm("fork-cut"), Vm("fork-cut-fork-1"), Vm("fork-cut-fork-2")];

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::Duration;
-use viv_e2e::{Snapshot, Vm, run, until, viv};
+use viv_e2e::{Snapshot, Vm, kill_service, run, until, viv};
 
 const WAIT: Duration = Duration::from_secs(60);
 
@@ -417,11 +417,7 @@ fn a_service_that_is_killed_over_it_leaves_a_whole_snapshot_or_none() {
     for delay_ms in delays {
         let mut creating = viv(&["snapshot", "create", "snap-kill"]).spawn().unwrap();
         std::thread::sleep(Duration::from_millis(delay_ms));
-        let info = run(&["--json", "info"], "").ok().out;
-        let (_, service) = info.split_once("\"service\"").unwrap();
-        let pid = service.split_once("\"pid\":").unwrap().1.split([',', '}']).next().unwrap().trim();
-        let killed = std::process::Command::new("kill").args(["-9", pid]).status().unwrap();
-        assert!(killed.success());
+        kill_service();
         let _ = creating.wait();
         // Whatever is listed is whole, and the VM goes on.
         let listed = run(&["snapshot", "ls", "-q", "snap-kill"], "").ok().out;

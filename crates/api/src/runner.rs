@@ -264,6 +264,20 @@ pub struct SnapshotAsk {
     /// ([`MEMORY_BOARD`]), and the end for reading of the pipe with what is needed next ([`MEMORY_WANTED`]).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub arrives: bool,
+    /// Disks that are not written down: an image comes above each, for what is written from then on, and what is below stays as
+    /// it is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub apart: Vec<ApartDisk>,
+}
+
+/// A disk that stays where it is, as it is, while its VM goes on above it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApartDisk {
+    /// Which disk of the machine, from 0.
+    pub index: usize,
+    /// The qcow2 image above it, which is there, in the VM's own directory, and has nothing yet.
+    pub above: PathBuf,
 }
 
 /// How a VM's process is.

@@ -68,6 +68,19 @@ pub fn open_qcow2(source: &Source) -> Result<Qcow2, OpenError> {
     walk.open_below(file, source.format.is_none())
 }
 
+impl Qcow2 {
+    /// Opens an image over a disk that is open already, whatever the image says to stand on.
+    pub(crate) fn over(source: &Source, below: Arc<dyn Disk>) -> Result<Qcow2, OpenError> {
+        let file = Walk::new(source)?.open_file(source)?;
+        // It may have been removed while its lock was waited for.
+        let identities = HostFile::look(&source.path)?.identity().and_then(|is| Ok(is == file.identity()?));
+        if !identities.map_err(|error| file.failed("look at", error))? {
+            return Err(file.failed("open", std::io::ErrorKind::NotFound.into()));
+        }
+        Qcow2::from_file(file, Some(below))
+    }
+}
+
 /// An image without what lies below it.
 pub struct Layer {
     /// The image, which knows only what it has itself.

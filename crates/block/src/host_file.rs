@@ -22,7 +22,8 @@ static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
 pub(crate) struct HostFile {
     file: File,
     path: PathBuf,
-    read_only: bool,
+    /// Also once it is sealed.
+    read_only: AtomicBool,
     is_device: bool,
     /// A flush has failed: the host may have dropped the writes before it, so no later one may succeed.
     flush_failed: AtomicBool,
@@ -112,7 +113,7 @@ impl HostFile {
 
     fn of(file: File, path: &Path, read_only: bool, is_device: bool) -> HostFile {
         let flush_failed = AtomicBool::new(false);
-        HostFile { file, path: path.to_owned(), read_only, is_device, flush_failed }
+        HostFile { file, path: path.to_owned(), read_only: read_only.into(), is_device, flush_failed }
     }
 
     /// Opens a file to look at how it begins, without a lock.
@@ -136,7 +137,15 @@ impl HostFile {
     }
 
     pub(crate) fn read_only(&self) -> bool {
-        self.read_only
+        self.read_only.load(Ordering::Acquire)
+    }
+
+    /// Makes it durable; from then on it is only read, by others, too.
+    pub(crate) fn seal(&self) -> io::Result<()> {
+        self.sync()?;
+        self.file.lock_shared()?;
+        self.read_only.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// Whether it is a block device: its size is fixed, and new space in it is not zero.
@@ -209,7 +218,7 @@ impl HostFile {
     /// fdatasync(2). After a failure the host's page cache may call lost writes clean and would let the
     /// next call succeed; so a file that has failed once stays failed until it is opened again.
     pub(crate) fn sync(&self) -> io::Result<()> {
-        if self.read_only {
+        if self.read_only() {
             return Ok(());
         }
         if self.flush_failed.load(Ordering::Acquire) {

@@ -8,6 +8,7 @@
 //!                                  ├── Throttled   another disk, as fast as its limits let it be
 //!                                  ├── Measured    another disk, with counts of what passes and how long it takes
 //!                                  ├── Preserving  another disk, of which a moment can be kept while it goes on
+//!                                  ├── Tip         another disk, above which an image may be put while it goes on
 //!                                  ├── Patient     another disk, whose changes wait while the host has no room
 //!                                  └── MemoryDisk  for tests: counts, fails on demand, loses what was not flushed
 //! ```
@@ -34,6 +35,7 @@ mod probe;
 mod qcow2;
 mod raw;
 mod throttle;
+mod tip;
 #[cfg(feature = "trial")]
 pub mod trial;
 mod vdi;
@@ -56,6 +58,7 @@ pub use probe::{mark_raw, probe};
 pub use qcow2::{CreateOptions, Qcow2, Report};
 pub use raw::RawDisk;
 pub use throttle::{Gate, Throttle, Throttled};
+pub use tip::Tip;
 pub use vdi::NewVdi;
 pub use vmdk_stream::write_vmdk_stream;
 pub use watched::{Watch, Watched};
@@ -89,6 +92,10 @@ pub trait Disk: Send + Sync {
     /// Makes every finished write durable.
     fn flush(&self) -> io::Result<()> {
         Ok(())
+    }
+    /// Makes it durable, for nobody writes to it any more: from then on it is only read, and others may open it for that.
+    fn seal(&self) -> io::Result<()> {
+        self.flush()
     }
     /// Says that the range's content is no longer needed: it may read as anything afterwards.
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {

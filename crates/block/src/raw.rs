@@ -69,6 +69,10 @@ impl Disk for RawDisk {
         self.file.sync()
     }
 
+    fn seal(&self) -> io::Result<()> {
+        self.file.seal()
+    }
+
     /// Punches a hole where the file system can, else keeps the content.
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         check_writable(self.read_only())?;

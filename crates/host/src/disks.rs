@@ -1,7 +1,7 @@
 //! The disks of VMs that are there already: attached, taken away, limited, enlarged.
 use crate::runners::Runner;
 use crate::store::VmRecord;
-use crate::vms::{Vms, absolute};
+use crate::vms::{Vms, absolute, lock};
 use viv_api::runner::Ask as RunnerAsk;
 use viv_api::vm::{DiskSize, Vm};
 use viv_block::Source;
@@ -71,8 +71,12 @@ impl Vms {
 
     /// Lets a disk of a running VM grow.
     pub(crate) fn resize_disk(&self, name: &str, disk: &str, size: DiskSize) -> Result<Vm, Fault> {
+        let turn = self.disks_turn(&self.find(name)?.0.id);
+        let _turn = lock(&turn);
         self.change(name, |mut record, runner| {
             let index = disk_index(&record, disk)?;
+            // One that its process does not know would keep the size that it has.
+            self.take_back_images(&mut record, runner.dir())?;
             let view = self.view(record.clone(), &runner);
             if !view.state.is_live() {
                 let disk = view.machine.disks.get(index).map(|disk| disk.path.display().to_string());
@@ -101,7 +105,7 @@ impl Vms {
 }
 
 /// The size of a disk, bytes; nothing if it cannot be read.
-fn size_of(disk: &DiskSpec) -> Option<u64> {
+pub(crate) fn size_of(disk: &DiskSpec) -> Option<u64> {
     let source = Source { format: disk.format, allowed: disk.allow.clone(), ..Source::new(&disk.path, true) };
     viv_block::info(&source).ok().map(|info| info.size)
 }

@@ -18,6 +18,7 @@
 
 mod access;
 mod admission;
+mod apart;
 mod audit;
 mod blocking;
 mod builder;

@@ -44,6 +44,8 @@ pub(crate) struct Vms {
     pub(crate) networks: Networks,
     /// One change at a time for each VM.
     changing: Mutex<HashMap<String, Arc<Mutex<()>>>>,
+    /// Whose turn it is with the disks that a VM uses: see [`Vms::disks_turn`].
+    disks_turns: Mutex<HashMap<String, Arc<Mutex<()>>>>,
     /// Whose process has been started and has not yet said whether it runs.
     starting: Mutex<HashSet<String>>,
     pub(crate) admission: Admission,
@@ -93,6 +95,7 @@ impl Vms {
             images,
             networks,
             changing: Mutex::default(),
+            disks_turns: Mutex::default(),
             starting: Mutex::default(),
             admission,
             restarts: Restarts::default(),
@@ -223,6 +226,13 @@ impl Vms {
         let (record, runner) = self.find(&record.id)?; // as it is now that it is our turn
         precondition::check(&record.name, self.store.revision_of(&record.id))?;
         act(record, runner)
+    }
+
+    /// Held by whoever puts images above disks that a VM uses, or resizes such disks: longer than it takes to change its record.
+    pub(crate) fn disks_turn(&self, id: &str) -> Arc<Mutex<()>> {
+        let mut turns = lock(&self.disks_turns);
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        turns.entry(id.to_string()).or_default().clone()
     }
 
     /// The VM as it is now.

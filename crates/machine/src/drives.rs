@@ -8,9 +8,9 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use viv_block::{
-    Disk, DiskCounts, Gate, Measured, Patient, Preserved, Preserving, Shortage, Source, Throttled,
+    Disk, DiskCounts, Gate, Measured, Patient, Preserved, Preserving, Qcow2, Shortage, Source, Throttled, Tip,
 };
-use viv_model::{DiskLimits, DiskSpec, Fault, Kind, OnFull};
+use viv_model::{DiskFormat, DiskLimits, DiskSpec, Fault, Kind, OnFull};
 
 /// How long the end waits for disks: one may hang.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -21,6 +21,8 @@ struct Drive {
     disk: Arc<Measured>,
     /// The same, without its limits.
     preserving: Arc<Preserving>,
+    /// Where an image may be put above it.
+    tip: Arc<Tip>,
     gate: Arc<Gate>,
     serial: String,
     /// Its PCI slot.
@@ -37,6 +39,12 @@ pub(crate) struct Drives {
     since: Mutex<Option<String>>,
 }
 
+/// What disks held at one moment, by their numbers.
+pub(crate) type Held = Vec<(usize, Preserved)>;
+
+/// A disk, and the image that is to come above it.
+pub(crate) type Above = (Arc<Tip>, Qcow2);
+
 /// Files that somebody has opened for us, by their paths.
 pub type HandedFiles = Arc<[(PathBuf, File)]>;
 
@@ -49,7 +57,8 @@ fn open(
 ) -> Result<Drive, Fault> {
     spec.check()?;
     let gate = Arc::new(Gate::new(&spec.limits));
-    let disk = viv_block::open(&Source { handed, ..Source::of(spec) })?;
+    let tip = Arc::new(Tip::new(viv_block::open(&Source { handed, ..Source::of(spec) })?));
+    let disk = tip.clone();
     let disk: Arc<dyn Disk> = match spec.on_full {
         OnFull::Pause if !disk.read_only() => Arc::new(Patient::new(disk, &spec.path, shortage.clone())),
         _ => disk,
@@ -58,6 +67,7 @@ fn open(
     Ok(Drive {
         disk: Arc::new(Measured::new(Arc::new(Throttled::new(preserving.clone(), gate.clone())))),
         preserving,
+        tip,
         gate,
         serial: spec.serial_of(index),
         slot: u8::MAX,
@@ -80,16 +90,34 @@ impl Drives {
         &self.shortage
     }
 
-    /// What the disks that can be written hold now, by their numbers. What changes from then on is kept in `files`, one for each of
-    /// them. This moment is called `id`; the other answer is the one before, since which it is known what has changed.
-    pub(crate) fn preserve(&self, files: Vec<File>, id: &str) -> (Vec<(usize, Preserved)>, Option<String>) {
+    /// What these disks hold now. What changes on them from then on is kept in their files. This moment is called `id`; the
+    /// other answer is the one before, since which it is known what has changed.
+    pub(crate) fn preserve(
+        &self,
+        files: Vec<(usize, File)>,
+        id: &str,
+    ) -> Result<(Held, Option<String>), Fault> {
         let drives = lock(&self.drives);
-        let written = drives.iter().enumerate().filter(|(_, drive)| !drive.disk.read_only());
-        let kept = written
-            .zip(files)
-            .map(|((index, drive), file)| (index, drive.preserving.preserve(file)))
-            .collect();
-        (kept, lock(&self.since).replace(id.to_string()))
+        if files.is_empty() {
+            return Ok((Vec::new(), None));
+        }
+        let each = |(index, file)| {
+            let drive: &Drive = drives.get(index).ok_or_else(|| missing(index, drives.len()))?;
+            Ok((index, drive.preserving.preserve(file)))
+        };
+        let kept = files.into_iter().map(each).collect::<Result<_, Fault>>()?;
+        Ok((kept, lock(&self.since).replace(id.to_string())))
+    }
+
+    /// Opens the images that are to come above disks.
+    pub(crate) fn open_above(&self, images: &[(usize, PathBuf)]) -> Result<Vec<Above>, Fault> {
+        let drives = lock(&self.drives);
+        let each = |(index, image): &(usize, PathBuf)| {
+            let drive = drives.get(*index).ok_or_else(|| missing(*index, drives.len()))?;
+            let image = Source { format: Some(DiskFormat::Qcow2), ..Source::new(image, false) };
+            Ok((drive.tip.clone(), drive.tip.above(&image)?))
+        };
+        images.iter().map(each).collect()
     }
 
     /// This moment is called `id`; from now on it is known what changes on the disks that can be written.

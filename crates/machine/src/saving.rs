@@ -7,12 +7,13 @@ use crate::core::{CpuSlot, Phase, SoftWires, World};
 use crate::machine::{Machine, cpu_fault, refused};
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use viv_arch::saved::{ChipSaved, MachineSaved, VcpuSaved};
 use viv_arch::x86::{CpuState, MsrValue, msr};
-use viv_block::Preserved;
+use viv_block::{Disk, Preserved};
 use viv_cpu::CpuError;
 use viv_cpu::kvm::KvmVm;
 use viv_devices::{Unfit, Unsaved};
@@ -32,16 +33,26 @@ pub struct Frozen {
     pub state: MachineSaved,
     /// Its memory.
     pub memory: FrozenMemory,
-    /// Its disks that can be written, by their numbers.
+    /// Its disks that were to be kept, by their numbers.
     pub disks: Vec<(usize, Preserved)>,
+    /// What lies below the images that were put above the others: still to be sealed.
+    pub below: Vec<Arc<dyn Disk>>,
     /// Since which earlier moment it is known what has changed on them.
     pub disks_since: Option<String>,
 }
 
+/// How the disks of a moment are kept, by their numbers.
+#[derive(Default)]
+pub struct KeepDisks {
+    /// An empty file of the disk's size, in which is kept what changes from then on.
+    pub files: Vec<(usize, File)>,
+    /// An empty qcow2 image above the disk, for what is written from then on: what is below stays as it is.
+    pub images: Vec<(usize, PathBuf)>,
+}
+
 impl Machine {
-    /// The paused machine as it is now: it may go on at once. What changes on its disks from then on is kept in `files`, an empty
-    /// one of the disk's size for each disk that can be written. The moment is called `id`.
-    pub fn freeze(&self, files: Vec<File>, id: &str) -> Result<Frozen, Fault> {
+    /// The paused machine as it is now: it may go on at once. Disks are kept as `keep` says. The moment is called `id`.
+    pub fn freeze(&self, keep: KeepDisks, id: &str) -> Result<Frozen, Fault> {
         if self.world.control.phase() != Phase::Paused {
             return Err(refused("save", self.world.control.phase()));
         }
@@ -58,9 +69,12 @@ impl Machine {
             match self.parts() {
                 Ok(state) => {
                     let state = state?;
+                    let above = self.drives.open_above(&keep.images)?;
                     let memory = self.memory.freeze().map_err(|error| no_copy(&error))?;
-                    let (disks, disks_since) = self.drives.preserve(files, id);
-                    return Ok(Frozen { state, memory, disks, disks_since });
+                    let (disks, disks_since) = self.drives.preserve(keep.files, id)?;
+                    // All of them or, if anything has failed, none.
+                    let below = above.into_iter().map(|(tip, image)| tip.grow(image)).collect();
+                    return Ok(Frozen { state, memory, disks, below, disks_since });
                 }
                 Err(Unsaved::Busy) if begin.elapsed() < PATIENCE => {}
                 Err(Unsaved::Busy) => {

@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 use std::time::Duration;
 use viv_arch::saved::MachineSaved;
+use viv_machine::KeepDisks;
 use viv_model::{End, Kind};
 
 /// Leaves a word in memory, says so, echoes until 'q', and looks whether the word is still there.
@@ -31,7 +32,7 @@ fn a_saved_machine_goes_on_in_others() {
     first.machine.console_input(b"a");
     first.expect("ready.a");
     assert_eq!(
-        first.machine.freeze(Vec::new(), "first").err().map(|fault| fault.kind),
+        first.machine.freeze(KeepDisks::default(), "first").err().map(|fault| fault.kind),
         Some(Kind::Conflict),
         "it runs"
     );

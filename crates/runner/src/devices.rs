@@ -7,9 +7,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
-use viv_api::runner::Ask;
-use viv_machine::HandedFiles;
-use viv_model::{DiskLimits, DiskSpec, Fault, Kind, MachineSpec, NicSpec, ShareMount, ShareSpec};
+use viv_api::runner::{ApartDisk, Ask};
+use viv_machine::{HandedFiles, files_below};
+use viv_model::{DiskFormat, DiskLimits, DiskSpec, Fault, Kind, MachineSpec, NicSpec, ShareMount, ShareSpec};
 use viv_net::port::{NetPort, Plug};
 
 /// A disk that the guest has.
@@ -84,6 +84,34 @@ impl Devices {
             ports: self.cards.iter().map(|(_, plug)| plug.clone() as Arc<dyn NetPort>).collect(),
             console_ports: listeners.map_err(|_| out_of_files())?,
         })
+    }
+
+    /// Disks with the images that are to come above them.
+    pub(crate) fn above(&self, apart: &[ApartDisk]) -> Result<Vec<(usize, DiskSpec)>, Fault> {
+        let each = |ApartDisk { index, above }: &ApartDisk| {
+            let refused = || {
+                let text = format!("the VM has no disk {index} of its own below {}", above.display());
+                Fault::new(Kind::Conflict, text, "try again")
+            };
+            let own = |held: &&HeldDisk| held.files.is_none() && !held.spec.read_only;
+            let held = self.disks.get(*index).filter(own).ok_or_else(refused)?;
+            let (path, format) = (above.clone(), Some(DiskFormat::Qcow2));
+            let spec = DiskSpec { path, format, ..held.spec.clone() };
+            // Another image may have been meant to come between.
+            let below = files_below(&spec)?;
+            let fits = below.iter().any(|file| file.file_name() == held.spec.path.file_name());
+            fits.then_some((*index, spec)).ok_or_else(refused)
+        };
+        apart.iter().map(each).collect()
+    }
+
+    /// These disks are others now, with the same content.
+    pub(crate) fn set_disks(&mut self, disks: Vec<(usize, DiskSpec)>) {
+        for (index, spec) in disks {
+            if let Some(held) = self.disks.get_mut(index) {
+                held.spec = spec;
+            }
+        }
     }
 
     /// Plugs the card with this number into this port, or into none.

@@ -262,7 +262,7 @@ impl Life {
         };
         let quiet = may_write.then(quiesce::file_systems).flatten();
         // Whoever wants something else of it waits.
-        let inner = self.lock();
+        let mut inner = self.lock();
         let guest = inner.guest.clone().ok_or_else(booting)?;
         if !matches!(inner.state, State::Running | State::Paused) {
             let message = format!("cannot make a snapshot of a VM that is {}", inner.state);
@@ -274,12 +274,16 @@ impl Life {
             ..inner.devices.of(&self.machine)
         };
         let files = SnapshotFiles::new(ask, files, &spec.disks)?;
+        let above = inner.devices.above(&ask.apart)?;
         let since = Instant::now();
         let runs = inner.state == State::Running;
         if runs {
             guest.pause()?;
         }
         let moment = guest.freeze(&files);
+        if moment.is_ok() {
+            inner.devices.set_disks(above);
+        }
         if runs {
             guest.resume()?;
         }

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use viv_api::runner::{MEMORY_BOARD, MEMORY_WANTED, RESUME, SnapshotAsk, TRANSLATED};
 use viv_machine::{
-    Arrival, Check, Frozen, KeptCode, Machine, MachineIo, MachineSaved, Preserved, SavedMemory,
+    Arrival, Check, Frozen, KeepDisks, KeptCode, Machine, MachineIo, MachineSaved, Preserved, SavedMemory,
 };
 use viv_model::{Accel, Content, DiskContent, DiskSpec, Fault, Kind, MachineSpec, Manifest, SavedParts};
 use viv_snapshot::{
@@ -91,15 +91,18 @@ impl Files {
             Ok::<_, Fault>(Target { file, sums, since })
         };
         let memory = target()?;
-        let written = disks.iter().enumerate().filter(|(_, disk)| !disk.read_only);
+        let apart = |index: &usize| ask.apart.iter().any(|apart| apart.index == *index);
+        let written = disks.iter().enumerate().filter(|(index, disk)| !disk.read_only && !apart(index));
         let disks = written.map(|(index, _)| Ok((index, target()?))).collect::<Result<_, Fault>>()?;
         let arrival = if ask.arrives { Some((next()?, next()?)) } else { None };
         Ok(Files { ask: ask.clone(), state, memory, disks, arrival })
     }
 
-    /// Empty files of the disks' sizes, by which they keep what changes.
-    fn for_disks(&self) -> std::io::Result<Vec<File>> {
-        self.disks.iter().map(|(_, target)| target.file.try_clone()).collect()
+    /// How the disks are kept.
+    fn for_disks(&self) -> io::Result<KeepDisks> {
+        let files = self.disks.iter().map(|(index, target)| Ok((*index, target.file.try_clone()?)));
+        let images = self.ask.apart.iter().map(|apart| (apart.index, apart.above.clone()));
+        Ok(KeepDisks { files: files.collect::<io::Result<_>>()?, images: images.collect() })
     }
 }
 
@@ -111,7 +114,8 @@ pub(crate) fn freeze(machine: &Machine, files: &Files) -> Result<Box<dyn Moment>
 
 impl Moment for Frozen {
     fn write(self: Box<Self>, spec: &MachineSpec, files: &Files) -> Result<SavedParts, Fault> {
-        let Frozen { state, mut memory, disks, disks_since } = *self;
+        let Frozen { state, mut memory, disks, below, disks_since } = *self;
+        below.iter().try_for_each(|disk| disk.seal()).map_err(failed("disk"))?;
         let bytes = serde_json::to_vec(&state).map_err(|error| failed("state")(error.into()))?;
         let section =
             write_section(&files.state, SECTION.0, SECTION.1, 0, &bytes).map_err(failed("state"))?;

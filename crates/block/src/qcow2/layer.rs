@@ -24,6 +24,19 @@ impl Qcow2 {
         Ok((mapping != Mapping::Absent, run))
     }
 
+    /// Whether the image itself has nothing: all shows what is below it.
+    pub fn has_nothing(&self) -> io::Result<bool> {
+        let (mut at, end) = (0, self.size());
+        while at < end {
+            let (own, len) = self.own_extent(at, end - at)?;
+            if own {
+                return Ok(false);
+            }
+            at += len;
+        }
+        Ok(true)
+    }
+
     /// Goes through the disk in runs that the image has itself, or has not.
     fn each_run(&self, mut act: impl FnMut(u64, u64, bool) -> io::Result<()>) -> io::Result<()> {
         let (mut at, end) = (0, self.size());

@@ -227,11 +227,23 @@ impl Disk for Qcow2 {
         if self.read_only() {
             return Ok(());
         }
+        // It may have been written to until this image came above it.
+        self.backing.as_ref().map_or(Ok(()), |backing| backing.flush())?;
         if self.state().is_dirty() {
             let committed = self.state_mut().commit(&self.file);
             return self.judge(committed);
         }
         self.file.sync()
+    }
+
+    fn seal(&self) -> io::Result<()> {
+        let mut state = self.state_mut();
+        if !self.read_only() {
+            self.backing.as_ref().map_or(Ok(()), |backing| backing.flush())?;
+            state.commit(&self.file)?;
+            state.trim(&self.file);
+        }
+        self.file.seal()
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {

@@ -19,7 +19,7 @@ impl Snapshots {
         act: impl FnOnce(&Stopped<'_>) -> Result<T, Fault>,
     ) -> Result<T, Fault> {
         let (record, _) = self.vms.find(vm)?;
-        let (dir, manifest) = self.make(vm, &SnapshotCreate::default(), Purpose::Fork)?;
+        let (dir, manifest) = self.make(vm, &SnapshotCreate::default(), Purpose::Read)?;
         let unquiet = || {
             let text = format!(
                 "the file systems of VM {:?} did not stand still: it is paused, or its agent does not answer",

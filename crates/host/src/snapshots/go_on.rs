@@ -1,6 +1,7 @@
 //! VMs that go on from snapshots: new ones, forks, and the one that the snapshot is of.
 use super::make::Purpose;
 use super::{Snapshots, io_fault, link};
+use crate::apart;
 use crate::names;
 use crate::plugs::card;
 use crate::seed::{self, SEED, SETTINGS};
@@ -214,13 +215,9 @@ fn side_by_side<T: Send>(
 
 /// Removes what the VM had before it was rolled back, of its own.
 fn forget_disks(vm: &Path, before: &MachineSpec, now: &Path) {
-    for disk in &before.disks {
-        if disk.path.parent() == Some(vm) {
-            let _ = fs::remove_file(&disk.path);
-        }
-        if disk.path == vm.join(IMAGE) {
-            forget_image(vm);
-        }
+    apart::forget(&before.disks, vm);
+    if before.disks.iter().any(|disk| disk.path == vm.join(IMAGE)) {
+        forget_image(vm);
     }
     for entry in fs::read_dir(vm).into_iter().flatten().flatten() {
         let path = entry.path();
@@ -280,6 +277,7 @@ pub(super) fn lay_out(from: &Path, manifest: &Manifest, dir: &Path) -> Result<Ma
             _ => {}
         }
     }
+    apart::lay_out(from, &mut machine, dir)?;
     for disk in &manifest.disks {
         let spec = machine.disks.get_mut(disk.index).ok_or_else(|| {
             let text = format!("the snapshot has a disk {} that its machine has not", disk.index);

@@ -5,6 +5,7 @@ use crate::names;
 use crate::programs;
 use crate::runners::Runner;
 use crate::seed::{self, SEED, SETTINGS};
+use crate::vms::lock;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -25,6 +26,15 @@ pub(super) enum Purpose {
     Template,
     /// For what comes from it now.
     Fork,
+    /// For what reads its disks now.
+    Read,
+}
+
+impl Purpose {
+    /// Whether it is gone in a moment: then it need not outlive the host.
+    pub(super) fn passes(self) -> bool {
+        matches!(self, Purpose::Fork | Purpose::Read)
+    }
 }
 
 impl Snapshots {
@@ -48,11 +58,11 @@ impl Snapshots {
         let (record, runner) = self.vms.find(vm)?;
         programs::refuse_to_save(&record)?;
         // Who comes to be once only needs no name.
-        let named = (purpose != Purpose::Fork).then(|| self.name(ask.name.as_deref(), &record.name));
+        let named = (!purpose.passes()).then(|| self.name(ask.name.as_deref(), &record.name));
         let named = named.transpose()?;
         let id = names::identity().map_err(io_fault("read", Path::new("/dev/urandom")))?;
         let mut dir = self.places.snapshots().join(&id);
-        if purpose == Purpose::Fork {
+        if purpose.passes() {
             dir.set_extension(PASSING);
         }
         let state = self.vms.get(&record.id)?.state;
@@ -64,12 +74,16 @@ impl Snapshots {
             ));
         }
         let base = self.base_of(&record, purpose, ask.full);
-        let made = Targets::make(&dir, &id, &record, base, purpose).and_then(|targets| {
+        let turn = (purpose == Purpose::Fork).then(|| self.vms.disks_turn(&record.id));
+        let turn = turn.as_deref().map(lock);
+        let apart = if turn.is_some() { self.vms.set_apart(&record.id, &id)? } else { Vec::new() };
+        let made = Targets::make(&dir, &id, &record, base, purpose, &apart).and_then(|targets| {
             if record.program.is_none() && state == State::Running {
                 keep_translated(&dir, &runner);
             }
             // The VM may be stopped or removed meanwhile: then there is no snapshot.
-            let parts = targets.complete(runner.snapshot(&targets.ask, &targets.files)?)?;
+            let mut parts = targets.complete(runner.snapshot(&targets.ask, &targets.files)?)?;
+            apart.iter().try_for_each(|disk| disk.keep(&dir, &mut parts.machine))?;
             self.keep_files(&dir, &parts, &targets.new, purpose)?;
             let kept = match &record.program {
                 Some(_) => vec![self.program_file(&dir, runner.dir())?],
@@ -102,15 +116,21 @@ impl Snapshots {
                 disks: parts.disks,
                 files: kept,
             };
-            let outlives_host = purpose != Purpose::Fork;
-            write_manifest(&manifest, &dir, outlives_host)?;
-            if outlives_host {
+            write_manifest(&manifest, &dir, !purpose.passes())?;
+            if !purpose.passes() {
                 let all = self.places.snapshots();
                 File::open(&all).and_then(|all| all.sync_all()).map_err(io_fault("write", &all))?;
             }
             Ok(manifest)
         });
-        let manifest = made.inspect_err(|_| drop(fs::remove_dir_all(&dir)))?;
+        let manifest = made.inspect_err(|_| {
+            let _ = fs::remove_dir_all(&dir);
+            if !apart.is_empty() {
+                let back = |mut record, runner: Runner| self.vms.take_back_images(&mut record, runner.dir());
+                let _ = self.vms.change(&record.id, back);
+            }
+        })?;
+        drop(turn);
         Ok((dir, manifest))
     }
 
@@ -123,8 +143,7 @@ impl Snapshots {
         purpose: Purpose,
     ) -> Result<(), Fault> {
         for file in files {
-            // What is gone in a moment need not outlive the host.
-            if purpose != Purpose::Fork {
+            if !purpose.passes() {
                 file.sync_all().map_err(io_fault("write", dir))?;
             }
             // What VMs have below their disks is never written again.

@@ -55,12 +55,12 @@ pub(crate) struct Snapshots {
     known: Known,
 }
 
-fn io_fault(what: &'static str, path: &Path) -> impl Fn(io::Error) -> Fault {
+pub(crate) fn io_fault(what: &'static str, path: &Path) -> impl Fn(io::Error) -> Fault {
     move |source| StoreError::Io { what, path: path.to_owned(), source }.into()
 }
 
 /// A link to a file; a copy where there can be none.
-fn link(from: &Path, to: &Path) -> Result<(), Fault> {
+pub(crate) fn link(from: &Path, to: &Path) -> Result<(), Fault> {
     fs::hard_link(from, to).or_else(|_| crate::images::copy(from, to)).map_err(io_fault("make", to))
 }
 

@@ -1,6 +1,7 @@
 //! The files of a new snapshot, and what lies below them if it has only what differs from an earlier one.
 use super::make::Purpose;
 use super::{Snapshots, io_fault, link};
+use crate::apart::Apart;
 use crate::store::VmRecord;
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open};
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -58,15 +59,16 @@ impl Targets {
         record: &VmRecord,
         base: Option<(PathBuf, Manifest)>,
         purpose: Purpose,
+        apart: &[Apart],
     ) -> Result<Targets, Fault> {
         if let Some(base) = base {
-            if let Ok(targets) = Targets::above(dir, id, record, Some(&base), purpose) {
+            if let Ok(targets) = Targets::above(dir, id, record, Some(&base), purpose, apart) {
                 return Ok(targets);
             }
             // It was removed meanwhile: this one stands alone.
             fs::remove_dir_all(dir).map_err(io_fault("remove", dir))?;
         }
-        Targets::above(dir, id, record, None, purpose)
+        Targets::above(dir, id, record, None, purpose, apart)
     }
 
     fn above(
@@ -75,19 +77,22 @@ impl Targets {
         record: &VmRecord,
         base: Option<&(PathBuf, Manifest)>,
         purpose: Purpose,
+        apart: &[Apart],
     ) -> Result<Targets, Fault> {
         DirBuilder::new().mode(0o700).create(dir).map_err(io_fault("make", dir))?;
         let ask = SnapshotAsk {
             id: id.to_string(),
             since: base.map(|(_, manifest)| manifest.id.clone()),
             below: Vec::new(),
-            arrives: purpose == Purpose::Fork,
+            arrives: purpose.passes(),
+            apart: apart.iter().map(Apart::ask).collect(),
         };
         let mut targets = Targets { ask, files: Vec::new(), new: Vec::new(), below: Vec::new() };
         targets.create(&dir.join(STATE))?;
         targets.content(dir, MEMORY, base.map(|(from, manifest)| (from.as_path(), &manifest.memory)))?;
         for (index, disk) in record.machine.disks.iter().enumerate() {
-            if !disk.read_only {
+            let is_apart = targets.ask.apart.iter().any(|apart| apart.index == index);
+            if !disk.read_only && !is_apart {
                 let below = base.and_then(|(from, manifest)| {
                     let disk = manifest.disks.iter().find(|disk| disk.index == index);
                     disk.map(|disk| (from.as_path(), &disk.content))

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use viv_arch::saved::MachineSaved;
-use viv_machine::{Frozen, Machine, MachineIo, SavedMemory};
+use viv_machine::{Frozen, KeepDisks, Machine, MachineIo, SavedMemory};
 use viv_model::{Accel, End, Fault, MachineSpec};
 
 /// What something may take on a busy test machine.
@@ -142,7 +142,7 @@ impl Life {
         let path = std::env::temp_dir().join(format!("viv-saved-{}-{:p}", std::process::id(), self));
         let file = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
-        let Frozen { state, mut memory, .. } = self.machine.freeze(Vec::new(), "kept").unwrap();
+        let Frozen { state, mut memory, .. } = self.machine.freeze(KeepDisks::default(), "kept").unwrap();
         file.set_len(memory.size()).unwrap();
         for (offset, len) in memory.in_use().unwrap() {
             let mut bytes = vec![0; len as usize];
