@@ -43,15 +43,17 @@ pub(crate) fn default_env(user: &User) -> impl Iterator<Item = (String, String)>
 
 /// Runs `exec` for the client on `connection`, to the end of either.
 pub(crate) fn run(mut connection: File, exec: &Exec) -> io::Result<()> {
-    let session = prepare(exec).and_then(|prepared| Session::start(&prepared, exec));
-    match session {
+    match Session::of(exec) {
         Ok(mut session) => session.serve(connection),
-        Err((status, message)) => {
-            let mut out = Output::Error(message).to_bytes();
-            Output::Exit(status).encode(&mut out);
-            connection.write_all(&out)
-        }
+        Err(refusal) => connection.write_all(&refused(refusal)),
     }
+}
+
+/// What a client is told whose command cannot be run.
+pub(crate) fn refused((status, message): Refusal) -> Vec<u8> {
+    let mut out = Output::Error(message).to_bytes();
+    Output::Exit(status).encode(&mut out);
+    out
 }
 
 /// A source of output.
@@ -60,7 +62,47 @@ struct Source {
     wrap: fn(Vec<u8>) -> Output,
 }
 
-struct Session {
+/// Frames for a client. One that comes after another gets the first of them whole.
+#[derive(Default)]
+struct Outbox {
+    frames: VecDeque<Vec<u8>>,
+    bytes: usize,
+    /// What of the first frame is sent.
+    sent: usize,
+}
+
+impl Outbox {
+    fn push(&mut self, output: &Output) {
+        let frame = output.to_bytes();
+        self.bytes += frame.len();
+        self.frames.push_back(frame);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    /// Writes what `client` takes.
+    fn feed(&mut self, client: &mut File) -> io::Result<()> {
+        while let Some(frame) = self.frames.front() {
+            match client.write(frame.get(self.sent..).unwrap_or_default()) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(length) => self.sent += length,
+                Err(error) if is_later(&error) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+            if self.sent >= frame.len() {
+                self.bytes -= frame.len();
+                self.sent = 0;
+                self.frames.pop_front();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A command that runs.
+pub(crate) struct Session {
     pid: i32,
     /// Counts status + 1 once the command has ended.
     ended: File,
@@ -71,10 +113,19 @@ struct Session {
     to_stdin: VecDeque<u8>,
     stdin_ends: bool,
     sources: Vec<Source>,
-    to_client: VecDeque<u8>,
+    to_client: Outbox,
+    /// Its status, once it has ended.
+    status: Option<u8>,
+    /// That is the last frame for the client.
+    is_told: bool,
 }
 
 impl Session {
+    /// Starts a command.
+    pub(crate) fn of(exec: &Exec) -> Result<Session, Refusal> {
+        prepare(exec).and_then(|prepared| Session::start(&prepared, exec))
+    }
+
     fn start(prepared: &Prepared, exec: &Exec) -> Result<Session, Refusal> {
         let refuse = |error: io::Error| -> Refusal {
             let status = match error.kind() {
@@ -105,7 +156,9 @@ impl Session {
                 terminal: Some(ours),
                 to_stdin: VecDeque::new(),
                 stdin_ends: false,
-                to_client: VecDeque::new(),
+                to_client: Outbox::default(),
+                status: None,
+                is_told: false,
             }
         } else {
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -125,7 +178,9 @@ impl Session {
                 terminal: None,
                 to_stdin: VecDeque::new(),
                 stdin_ends: false,
-                to_client: VecDeque::new(),
+                to_client: Outbox::default(),
+                status: None,
+                is_told: false,
             }
         };
         for source in &mut session.sources {
@@ -139,8 +194,7 @@ impl Session {
 
     /// Pumps until the command has ended and the client has everything, or the client is gone.
     fn serve(&mut self, mut connection: File) -> io::Result<()> {
-        sys::set_nonblocking(connection.as_fd())?;
-        let result = self.pump(&mut connection);
+        let result = self.pump(&mut connection, None);
         if result.is_err() {
             // Nobody listens any more: the terminal hangs up.
             self.signal(libc::SIGHUP);
@@ -149,19 +203,22 @@ impl Session {
         result
     }
 
-    fn pump(&mut self, connection: &mut File) -> io::Result<()> {
+    /// The same, but whoever is gone has changed nothing, and the client is gone when `other` can be read, too.
+    pub(crate) fn pump(&mut self, connection: &mut File, other: Option<&File>) -> io::Result<()> {
+        sys::set_nonblocking(connection.as_fd())?;
         let mut decoder = Decoder::new();
-        let mut status = None;
+        self.to_client.sent = 0;
         let mut looks_left = LOOKS_AFTER_END;
         loop {
-            let room = self.to_client.len() < PENDING_MAX;
+            let room = self.to_client.bytes < PENDING_MAX && !self.is_told;
             let mut watches = vec![
                 Watch {
                     fd: connection.as_raw_fd(),
-                    read: self.to_stdin.len() < PENDING_MAX,
+                    read: self.to_stdin.len() < PENDING_MAX && !self.is_told,
                     write: !self.to_client.is_empty(),
                 },
-                Watch { fd: self.ended.as_raw_fd(), read: status.is_none(), write: false },
+                Watch { fd: self.ended.as_raw_fd(), read: self.status.is_none(), write: false },
+                Watch { fd: other.map_or(-1, AsRawFd::as_raw_fd), read: true, write: false },
                 Watch {
                     fd: self.stdin.as_ref().map_or(-1, AsRawFd::as_raw_fd),
                     read: false,
@@ -175,37 +232,35 @@ impl Session {
             }));
             let ready = sys::poll(&watches, -1)?;
             let ready_at = |index: usize| ready.get(index).copied().unwrap_or_default();
-            if ready_at(0) {
+            if ready_at(0) && !self.is_told {
                 self.take_input(connection, &mut decoder)?;
             }
             self.feed_stdin();
             if ready_at(1) {
-                status = children::status(&self.ended).or(status);
+                self.status = children::status(&self.ended).or(self.status);
+            }
+            if ready_at(2) {
+                return Err(io::ErrorKind::ConnectionReset.into());
             }
             if room {
                 // After the end, whatever the command wrote is there already: what a child of it that lives on may
                 // still write is not waited for.
                 self.take_output();
             }
-            self.feed_client(connection)?;
-            if let Some(status) = status
+            self.to_client.feed(connection)?;
+            if let Some(status) = self.status
                 && room
                 && (!self.take_output() || looks_left == 0)
             {
-                self.to_client.extend(Output::Exit(status).to_bytes());
-                return self.finish(connection);
+                self.to_client.push(&Output::Exit(status));
+                self.is_told = true;
+                self.to_client.feed(connection)?;
             }
-            looks_left -= u32::from(status.is_some() && room).min(looks_left);
+            if self.is_told && self.to_client.is_empty() {
+                return Ok(());
+            }
+            looks_left -= u32::from(self.status.is_some() && room).min(looks_left);
         }
-    }
-
-    /// Sends what is left and waits until it is gone.
-    fn finish(&mut self, connection: &mut File) -> io::Result<()> {
-        while !self.to_client.is_empty() {
-            sys::poll(&[Watch { fd: connection.as_raw_fd(), read: false, write: true }], -1)?;
-            self.feed_client(connection)?;
-        }
-        Ok(())
     }
 
     /// Reads the client's frames. Its end is an error: nobody is left to serve.
@@ -275,26 +330,13 @@ impl Session {
                 Ok(length) => {
                     any = true;
                     let bytes = piece.get(..length).unwrap_or_default().to_vec();
-                    to_client.extend((source.wrap)(bytes).to_bytes());
+                    to_client.push(&(source.wrap)(bytes));
                     true
                 }
                 Err(error) => is_later(&error),
             }
         });
         any
-    }
-
-    fn feed_client(&mut self, connection: &mut File) -> io::Result<()> {
-        while !self.to_client.is_empty() {
-            let (now, _) = self.to_client.as_slices();
-            match connection.write(now) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(length) => drop(self.to_client.drain(..length)),
-                Err(error) if is_later(&error) => return Ok(()),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
     }
 }
 

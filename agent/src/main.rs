@@ -23,6 +23,7 @@ mod freeze;
 mod health;
 mod identity;
 mod init;
+mod lasting;
 mod layers;
 mod ports;
 mod power;

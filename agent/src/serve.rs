@@ -1,6 +1,6 @@
 //! The server of requests over vsock: a thread for each connection.
 use crate::power::{self, Last};
-use crate::{children, disks, exec, freeze, health, renew, root, say, setup, shares, sys};
+use crate::{children, disks, exec, freeze, health, lasting, renew, root, say, setup, shares, sys};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -77,6 +77,10 @@ fn handle(mut connection: File) -> io::Result<()> {
         Ok(Request::Exec(what)) => {
             root::enter()?;
             return exec::run(connection, &what);
+        }
+        Ok(Request::Main { exec }) => {
+            root::enter()?;
+            return lasting::attend(connection, exec.as_ref());
         }
         Ok(Request::Health(what)) => return health::watch(connection, &what),
         Ok(Request::Ping {}) => None,

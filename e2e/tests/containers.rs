@@ -180,6 +180,65 @@ fn a_program_in_the_background_keeps_its_files_and_goes_on_from_snapshots() {
     assert_eq!(inside("e2e-box-again-fork-1", "cat /kept; hostname"), "mine\ne2e-box-again-fork-1\n");
 }
 
+/// The command of a VM is as much in a snapshot as its memory: it goes on in whatever goes on from there, once, and what it writes and
+/// how it ends is known there.
+#[test]
+fn a_command_goes_on_from_snapshots() {
+    let layout = Layout::make("main");
+    let (_vm, _fork, _again, _run) =
+        (Vm("e2e-main"), Vm("e2e-main-fork"), Vm("e2e-main-again"), Vm("e2e-main-run"));
+    let (_saved, _template) = (Snapshot("e2e-main-moment"), Snapshot("e2e-main-template"));
+    let inside = |vm: &str, words: &str| run(&["exec", vm, "--", "sh", "-c", words], "").ok().out;
+    let command = "echo begun >> /begun; n=0; while ! [ -e /end ]; do n=$((n+1)); echo tick $n; sleep 0.1; done; exit 5";
+    run(&["run", "-d", "--name", "e2e-main", &layout.image("base"), "sh", "-c", command], "").ok();
+    let ticks = |vm: &str| -> Vec<u32> {
+        let said = run(&["logs", vm], "").ok().out;
+        said.lines().filter_map(|line| line.trim().strip_prefix("tick ")?.parse().ok()).collect()
+    };
+    let ticks_come = |vm: &str| {
+        let before = ticks(vm).len();
+        until("more of what it says", WAIT, || ticks(vm).len() > before + 2);
+        // Nothing is left out, and nothing begins anew.
+        let all = ticks(vm);
+        assert!(all.windows(2).all(|pair| pair[1] == pair[0] + 1), "{vm}: {all:?}");
+        assert_eq!(inside(vm, "cat /begun"), "begun\n", "{vm}");
+        all[0]
+    };
+    assert_eq!(ticks_come("e2e-main"), 1);
+    run(&["snapshot", "create", "e2e-main", "e2e-main-moment"], "").ok();
+    run(&["fork", "e2e-main", "--name", "e2e-main-fork"], "").ok();
+    assert!(ticks_come("e2e-main-fork") > 2);
+    inside("e2e-main-fork", "touch /end");
+    let state = |vm: &str| {
+        let shown: serde_json::Value =
+            serde_json::from_str(&run(&["--json", "inspect", vm], "").ok().out).unwrap();
+        format!("{} {}", shown[0]["state"], shown[0]["end"])
+    };
+    until("its end", WAIT, || {
+        state("e2e-main-fork").contains("5") && state("e2e-main-fork").contains("stopped")
+    });
+    // It has the command, too, when it boots: its disk says that it is to end at once.
+    run(&["start", "e2e-main-fork"], "").ok();
+    until("its next end", WAIT, || {
+        state("e2e-main-fork").contains("5") && state("e2e-main-fork").contains("stopped")
+    });
+    run(&["template", "create", "e2e-main", "e2e-main-template"], "").ok();
+    run(&["rollback", "e2e-main", "e2e-main-moment"], "").ok();
+    // Its log goes on behind what has become of it meanwhile.
+    let back = || ticks("e2e-main").windows(2).filter(|pair| pair[1] != pair[0] + 1).count();
+    until("what it says again", WAIT, || back() == 1);
+    assert_eq!(inside("e2e-main", "cat /begun"), "begun\n");
+    run(&["rm", "-f", "e2e-main"], "").ok();
+    run(&["image", "rm", &layout.image("base")], "").ok();
+    run(&["restore", "e2e-main-moment", "--name", "e2e-main-again"], "").ok();
+    ticks_come("e2e-main-again");
+    run(&["rm", "-f", "e2e-main-again"], "").ok();
+    // A command that is asked for is another one.
+    let asked =
+        run(&["run", "--rm", "--name", "e2e-main-run", "e2e-main-template", "cat", "/begun"], "").ok();
+    assert_eq!(asked.out, "begun\n");
+}
+
 #[test]
 fn what_is_no_image_or_damaged_is_refused_and_leaves_nothing() {
     let layout = Layout::make("bad");

@@ -1,7 +1,7 @@
 //! How host and guest agent talk.
 //!
 //! The agent listens on vsock port [`PORT`]. A client sends one [`Request`] as a JSON line. To
-//! everything but `exec` the agent answers with one [`Reply`] as a JSON line and closes. After `exec`
+//! everything but `exec` and `main` the agent answers with one [`Reply`] as a JSON line and closes. After those
 //! both sides send frames until the agent's [`Output::Exit`]:
 //!
 //! ```text
@@ -49,6 +49,13 @@ pub struct Identity {
 pub enum Request {
     /// Run a command; frames follow.
     Exec(Exec),
+    /// Run the command for which the VM exists; frames follow. It goes on when its client goes, and who asks for it again attends to
+    /// it, also in a VM that goes on from a snapshot. Without `exec`: only if there is one; else the connection is closed.
+    Main {
+        /// The command.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        exec: Option<Exec>,
+    },
     /// Say that you are there: answered by a [`Reply`].
     Ping {},
     /// Switch the guest off in its own orderly way.

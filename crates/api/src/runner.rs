@@ -69,6 +69,9 @@ pub struct RunnerSpec {
     /// The command for which the VM exists; its output joins the console's log.
     #[serde(default)]
     pub command: Option<Exec>,
+    /// There may be such a command already in the guest that goes on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub attend: bool,
     /// How to see whether its guest is well.
     #[serde(default)]
     pub health: Option<HealthWatch>,

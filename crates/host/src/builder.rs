@@ -90,6 +90,7 @@ impl BuilderVm<'_> {
             on_reboot: OnReboot::End,
             attended_by: Some(Process::current()),
             command: command.cloned(),
+            attend: false,
             health: None,
             program: None,
             resume: false,

@@ -3,15 +3,16 @@ use crate::store::VmRecord;
 use viv_api::agent::{Exec, HealthWatch};
 use viv_model::Fault;
 
-/// The command for which a VM exists: what was asked for, else, if it boots and nobody attends to it, what its image says. Both have
-/// the image's variables, directory and user, where nothing else was asked for.
-pub(crate) fn main_command(record: &VmRecord, resumes: bool) -> Result<Option<Exec>, Fault> {
-    let Some(process) = &record.process else { return Ok(record.command.clone()) };
-    match &record.command {
-        // Its own program runs already.
-        Some(command) if resumes => Ok(Some(process.exec(command.clone()))),
+/// The command to begin for a VM: what was asked for, else, if it boots and nobody attends to it, what its image says. Both have the
+/// image's variables, directory and user, where nothing else was asked for. In one that goes on from somewhere it runs already, unless
+/// it is `new`.
+pub(crate) fn main_command(record: &VmRecord, resumes: bool, new: bool) -> Result<Option<Exec>, Fault> {
+    let asked = record.command.clone().filter(|_| !resumes || new);
+    let Some(process) = &record.process else { return Ok(asked) };
+    match asked {
+        Some(command) if resumes => Ok(Some(process.exec(command))),
         None if resumes || record.attended_by.is_some() => Ok(None),
-        command => process.main(command.clone().unwrap_or_else(|| Exec::new([""; 0]))).map(Some),
+        command => process.main(command.unwrap_or_else(|| Exec::new([""; 0]))).map(Some),
     }
 }
 

@@ -263,8 +263,8 @@ impl Runner {
 
     /// Has it write down what its processor has made of the guest's code, which only saves time. Whether there is some.
     pub(crate) fn translated(&self, file: &File) -> io::Result<bool> {
-        self.exchange(&Ask::Translated, &[file.try_clone()?], ANSWER_LIMIT)?;
-        Ok(file.metadata()?.len() > 0)
+        let answer = self.exchange(&Ask::Translated, &[file.try_clone()?], ANSWER_LIMIT)?;
+        Ok(matches!(answer, Reply::Ok(_)) && file.metadata()?.len() > 0)
     }
 
     /// Has the network card with this number plugged into this port, or into none.

@@ -366,14 +366,20 @@ impl Vms {
             // A disk may have been made larger meanwhile.
             record.disk_mib = disks::fill_mib(&record.machine.disks);
             self.update_grown(&record, || Ok(()))?;
-            let vm = self.launch(record, &runner)?;
+            let vm = self.launch(record, &runner, false)?;
             share.keep();
             Ok(vm)
         })
     }
 
-    /// Remembers a new VM whose directory is there already, and starts it. Its files are gone if it is not remembered.
-    pub(crate) fn insert_and_start(&self, record: VmRecord, ask: &VmStart) -> Result<Vm, Fault> {
+    /// Remembers a new VM whose directory is there already, and starts it; with `commanded`, its command is to begin also if it goes
+    /// on from somewhere. Its files are gone if it is not remembered.
+    pub(crate) fn insert_and_start(
+        &self,
+        record: VmRecord,
+        ask: &VmStart,
+        commanded: bool,
+    ) -> Result<Vm, Fault> {
         let runner = self.runner(&record);
         let _starting = self.starting(&record.id);
         // Written once: it is as good as started.
@@ -386,7 +392,7 @@ impl Vms {
         let share = self.run(&record)?;
         self.insert_with_address(&mut record).inspect_err(|_| drop(fs::remove_dir_all(runner.dir())))?;
         let id = record.id.clone();
-        let vm = self.change(&id, |record, runner| self.launch(record, &runner))?;
+        let vm = self.change(&id, |record, runner| self.launch(record, &runner, commanded))?;
         share.keep();
         Ok(vm)
     }
@@ -439,7 +445,7 @@ impl Vms {
     }
 
     /// Starts the process of a VM that is remembered as started.
-    fn launch(&self, record: VmRecord, runner: &Runner) -> Result<Vm, Fault> {
+    fn launch(&self, record: VmRecord, runner: &Runner, commanded: bool) -> Result<Vm, Fault> {
         let mut machine = record.machine.clone();
         // Known for as long as the host is up: the VM's process need not find it out again.
         let is_program = record.kind().is_program();
@@ -458,7 +464,8 @@ impl Vms {
             machine,
             on_reboot: record.on_reboot,
             attended_by: record.attended_by,
-            command: main_command(&record, resume)?,
+            command: main_command(&record, resume, commanded)?,
+            attend: resume && (record.process.is_some() || record.command.is_some()),
             health: health_watch(&record)?,
             program: programs::told(&record, runner.dir(), &self.places),
             resume,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// The format: 1, 2 if contents of it lie in layers, or 3 if it is of a program.
+    /// The format: 1, 2 if contents of it lie in layers, 3 if it is of a program, or 4 if `asked` is there.
     pub format: u32,
     /// The release of Vivarium that wrote it.
     pub release: String,
@@ -41,6 +41,9 @@ pub struct Manifest {
     /// The program that the VM is, if it is no whole computer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub program: Option<ProgramSpec>,
+    /// What the VM is besides its machine, if that is more than usual, as the service keeps it: its command, for example.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<serde_json::Value>,
     /// How long the VM stood still for it, nanoseconds.
     pub paused_ns: u64,
     /// How many of the guest's file systems its agent had stand still for it, whole; none: disks are as after a loss of power.

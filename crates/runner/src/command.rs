@@ -15,21 +15,41 @@ const POWER_OFF_LIMIT: Duration = Duration::from_secs(30);
 /// How long one attempt may take: an agent that is there answers at once, even on the software CPU.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
-/// Runs `exec` in the guest; its output joins the console's.
-pub(crate) fn run(life: &Life, exec: &Exec) {
-    life.settled();
-    let mut stream = loop {
-        match connect(ANSWER_LIMIT) {
-            Ok(stream) => break stream,
-            Err(_) => thread::sleep(RETRY),
+/// Runs `exec` in the guest; its output joins the console's, and its end is the VM's. With `is_main` it goes on in whatever goes on
+/// from a snapshot of the VM.
+pub(crate) fn run(life: &Life, exec: Exec, is_main: bool) {
+    let mut request = if is_main { Request::Main { exec: Some(exec) } } else { Request::Exec(exec) };
+    let end = loop {
+        match converse(life, &request) {
+            Ok(Some(status)) => break End::Command { status },
+            // The guest has gone down, or is about to: its own end is the better story.
+            Ok(None) => return,
+            // What an agent of an earlier release answers.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData && is_main => match request {
+                Request::Main { exec: Some(exec) } => request = Request::Exec(exec),
+                _ => break broken(&error),
+            },
+            Err(error) => break broken(&error),
         }
     };
-    let end = match converse(life, &mut stream, exec) {
-        Ok(Some(status)) => End::Command { status },
-        // The guest has gone down, or is about to: its own end is the better story.
-        Ok(None) => return,
-        Err(error) => End::Failed { message: format!("the guest agent broke off: {error}") },
-    };
+    finish(life, end);
+}
+
+/// Attends to the command that runs already in a guest that goes on, if there is one: its output joins the console's. Its end is the
+/// VM's if it `ends` that.
+pub(crate) fn attend(life: &Life, ends: bool) {
+    if let Ok(Some(status)) = converse(life, &Request::Main { exec: None })
+        && ends
+    {
+        finish(life, End::Command { status });
+    }
+}
+
+fn broken(error: &io::Error) -> End {
+    End::Failed { message: format!("the guest agent broke off: {error}") }
+}
+
+fn finish(life: &Life, end: End) {
     // What the command wrote is to be on its disks: a guest that has some switches itself off. Its end ends this process.
     if matches!(end, End::Command { .. }) && life.has_own_disk() {
         life.press(Some(end.clone()));
@@ -58,11 +78,19 @@ pub(crate) fn connect(limit: Duration) -> io::Result<UnixStream> {
     Ok(stream)
 }
 
-fn converse(life: &Life, stream: &mut UnixStream, exec: &Exec) -> io::Result<Option<u8>> {
-    stream.write_all(&agent::to_line(&Request::Exec(exec.clone()))?)?;
+/// Has the guest's agent do this, and gives the status of the command.
+fn converse(life: &Life, request: &Request) -> io::Result<Option<u8>> {
+    life.settled();
+    let mut stream = loop {
+        match connect(ANSWER_LIMIT) {
+            Ok(stream) => break stream,
+            Err(_) => thread::sleep(RETRY),
+        }
+    };
+    stream.write_all(&agent::to_line(request)?)?;
     stream.write_all(&Input::Stdin(Vec::new()).to_bytes())?;
     let mut decoder = Decoder::new();
-    while let Some(output) = decoder.read::<Output>(stream)? {
+    while let Some(output) = decoder.read::<Output>(&mut stream)? {
         match output {
             Output::Stdout(bytes) | Output::Stderr(bytes) => life.console.write(&bytes),
             Output::Error(text) => life.console.write(format!("viv: {text}\n").as_bytes()),

@@ -543,9 +543,13 @@ fn live(prepared: Prepared, build: &Build) -> Result<End, Fault> {
         let shared = life.clone();
         spawn("health", move || health::run(&shared, &watch))?;
     }
+    if spec.attend {
+        let (shared, ends) = (life.clone(), spec.command.is_none());
+        spawn("attend", move || command::attend(&shared, ends))?;
+    }
     if let Some(exec) = spec.command.clone() {
-        let shared = life.clone();
-        spawn("command", move || command::run(&shared, &exec))?;
+        let (shared, is_main) = (life.clone(), !spec.resume);
+        spawn("command", move || command::run(&shared, exec, is_main))?;
     }
     report(&Started::Running(life.status()));
     let end = until_the_end(&life, &spec, build, guest, started);

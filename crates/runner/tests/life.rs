@@ -237,6 +237,7 @@ impl Stage {
             on_reboot: OnReboot::End,
             attended_by: None,
             command: None,
+            attend: false,
             health: None,
             program: None,
             resume: false,

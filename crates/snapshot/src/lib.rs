@@ -24,8 +24,8 @@ pub use files::{
     layer_file, map_file, sums_file,
 };
 pub use manifest::{
-    FORMAT_LAYERS, FORMAT_PROGRAM, FORMAT_WHOLE, MANIFEST, SECTION_MAX, open_memory, plain, read_manifest,
-    read_section, verify, verify_disk, write_manifest, write_section,
+    FORMAT_ASKED, FORMAT_LAYERS, FORMAT_PROGRAM, FORMAT_WHOLE, MANIFEST, SECTION_MAX, open_memory, plain,
+    read_manifest, read_section, verify, verify_disk, write_manifest, write_section,
 };
 pub use since::{Base, LAYERS_MAX, Since};
 

@@ -17,8 +17,10 @@ pub const MANIFEST: &str = "manifest";
 pub const FORMAT_WHOLE: u32 = 1;
 /// The format of what has layers below it.
 pub const FORMAT_LAYERS: u32 = 2;
-/// The format of a program: the newest.
+/// The format of a program.
 pub const FORMAT_PROGRAM: u32 = 3;
+/// The format of what says what was asked of the VM: the newest.
+pub const FORMAT_ASKED: u32 = 4;
 /// Most bytes of a manifest: a machine has some hundred bytes for each of its disks.
 const MANIFEST_MAX: u64 = 1 << 20;
 /// Most bytes of a section.
@@ -111,12 +113,8 @@ pub fn read_manifest(dir: &Path) -> Result<Manifest, SnapshotError> {
     }
     let head: Head = serde_json::from_str(json)
         .map_err(|error| SnapshotError::damaged(&path, format!("it does not say its format: {error}")))?;
-    if head.format > FORMAT_PROGRAM {
-        return Err(SnapshotError::Newer {
-            path: dir.to_owned(),
-            format: head.format,
-            newest: FORMAT_PROGRAM,
-        });
+    if head.format > FORMAT_ASKED {
+        return Err(SnapshotError::Newer { path: dir.to_owned(), format: head.format, newest: FORMAT_ASKED });
     }
     let manifest: Manifest = serde_json::from_str(json)
         .map_err(|error| SnapshotError::damaged(&path, format!("it is not understood: {error}")))?;

@@ -51,28 +51,30 @@ fn content(moment: u8) -> Vec<u8> {
 /// Makes a snapshot that is whole, and one of what differs from it.
 fn make(home: &Home, name: &str) {
     let (kernel, disk) = (home.file("counter", &counter()), home.file("disk.img", &content(1)));
-    let mut console = talk(
-        home,
-        &[
-            "run",
-            "--name",
-            "counter",
-            "--accel",
-            "soft",
-            "--kernel",
-            &kernel,
-            "--memory",
-            "64M",
-            "--cpus",
-            "2",
-            "--net",
-            "user",
-            "--disk",
-            &format!("{disk},format=raw"),
-            "--console-port",
-            "chat",
-        ],
-    );
+    home.viv(&[
+        "run",
+        "-d",
+        "--reboot",
+        "end",
+        "--name",
+        "counter",
+        "--accel",
+        "soft",
+        "--kernel",
+        &kernel,
+        "--memory",
+        "64M",
+        "--cpus",
+        "2",
+        "--net",
+        "user",
+        "--disk",
+        &format!("{disk},format=raw"),
+        "--console-port",
+        "chat",
+    ])
+    .ok();
+    let mut console = talk(home, &["console", "counter"]);
     let mut ready = [0; 6];
     console.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
     for (index, kind) in ["full", "differential"].into_iter().enumerate() {

@@ -5,7 +5,7 @@ use crate::apart;
 use crate::names;
 use crate::plugs::card;
 use crate::seed::{self, SEED, SETTINGS};
-use crate::store::VmRecord;
+use crate::store::{Asked, VmRecord};
 use std::fs::{self, DirBuilder};
 use std::num::NonZero;
 use std::os::unix::fs::DirBuilderExt;
@@ -35,7 +35,7 @@ impl Snapshots {
         let (dir, manifest) = self.find(name)?;
         self.verify_disks(&dir, &manifest)?;
         let record = VmRecord { snapshot: Some(manifest.id.clone()), ..self.record(&manifest, ask)? };
-        self.go_on(&dir, &manifest, record, &ask.ports, &VmStart::default())
+        self.go_on(&dir, &manifest, record, &ask.ports, &VmStart::default(), false)
     }
 
     /// What is known of the VM before it has a machine.
@@ -47,7 +47,7 @@ impl Snapshots {
         let can_weigh = self.vms.control_groups.version().is_ok();
         let machine = manifest.machine.clone();
         let machine = MachineSpec { cpu_weight: machine.cpu_weight.filter(|_| can_weigh), ..machine };
-        Ok(VmRecord {
+        let record = VmRecord {
             image: manifest.image.clone(),
             program: manifest.program.clone(),
             process: image.as_ref().and_then(|image| image.manifest.process()).cloned(),
@@ -57,9 +57,16 @@ impl Snapshots {
             groups: manifest.groups.clone(),
             labels: manifest.labels.clone(),
             ..VmRecord::new(&id, &name, machine)
-        })
+        };
+        let Some(asked) = &manifest.asked else { return Ok(record) };
+        let asked = Asked::of(asked).map_err(|error| {
+            let text = format!("what the snapshot says of its VM is not understood: {error}");
+            Fault::new(Kind::Error, text, "restore it with the release that made it, or a newer one")
+        })?;
+        Ok(record.with(asked))
     }
 
+    /// A VM that goes on from there; with `commanded`, its command is one that nobody has begun yet.
     pub(super) fn go_on(
         &self,
         from: &Path,
@@ -67,13 +74,14 @@ impl Snapshots {
         record: VmRecord,
         ports: &[PortSpec],
         start: &VmStart,
+        commanded: bool,
     ) -> Result<Vm, Fault> {
         let dir = self.places.vms().join(&record.id);
         let made = lay_out(from, manifest, &dir)
             .and_then(|mut machine| plug(&mut machine, ports, &record.id).map(|()| machine));
         let machine = made.inspect_err(|_| drop(fs::remove_dir_all(&dir)))?;
         let id = record.id.clone();
-        self.vms.insert_and_start(VmRecord { machine, ..record }, start).inspect_err(|_| {
+        self.vms.insert_and_start(VmRecord { machine, ..record }, start, commanded).inspect_err(|_| {
             let _ = self.vms.remove(&id, true);
         })
     }
@@ -100,7 +108,7 @@ impl Snapshots {
         let one = |number| {
             let ask = SnapshotRestore { name: Some(name(number)), remove: ask.remove, ..Default::default() };
             let record = self.record(&manifest, &ask)?;
-            self.go_on(&dir, &manifest, record, &[], &VmStart::default())
+            self.go_on(&dir, &manifest, record, &[], &VmStart::default(), false)
         };
         let (mut made, mut failed) = (Vec::new(), None);
         for one in side_by_side(ask.count, &one) {

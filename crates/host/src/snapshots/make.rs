@@ -14,7 +14,8 @@ use viv_api::snapshot::{Snapshot, SnapshotCreate};
 use viv_api::timestamp::Timestamp;
 use viv_model::{DiskSpec, Fault, Kind, MachineSpec, Manifest, Plain, SavedParts, State};
 use viv_snapshot::{
-    FORMAT_LAYERS, FORMAT_PROGRAM, FORMAT_WHOLE, IMAGE, IMAGE_PART, INITRD, KERNEL, PROGRAM, write_manifest,
+    FORMAT_ASKED, FORMAT_LAYERS, FORMAT_PROGRAM, FORMAT_WHOLE, IMAGE, IMAGE_PART, INITRD, KERNEL, PROGRAM,
+    write_manifest,
 };
 
 /// What for.
@@ -78,22 +79,27 @@ impl Snapshots {
         let turn = turn.as_deref().map(lock);
         let apart = if turn.is_some() { self.vms.set_apart(&record.id, &id)? } else { Vec::new() };
         let made = Targets::make(&dir, &id, &record, base, purpose, &apart).and_then(|targets| {
+            // The VM may be stopped or removed meanwhile: then there is no snapshot.
+            let mut parts = targets.complete(runner.snapshot(&targets.ask, &targets.files)?)?;
             if record.program.is_none() && state == State::Running {
                 keep_translated(&dir, &runner);
             }
-            // The VM may be stopped or removed meanwhile: then there is no snapshot.
-            let mut parts = targets.complete(runner.snapshot(&targets.ask, &targets.files)?)?;
             apart.iter().try_for_each(|disk| disk.keep(&dir, &mut parts.machine))?;
             self.keep_files(&dir, &parts, &targets.new, purpose)?;
             let kept = match &record.program {
                 Some(_) => vec![self.program_file(&dir, runner.dir())?],
                 None => self.boot_files(&dir, &parts)?,
             };
+            let asked = match &record.program {
+                Some(_) => None,
+                None => record.asked().to_value(),
+            };
             let manifest = Manifest {
-                format: match (&record.program, &targets.ask.since) {
-                    (Some(_), _) => FORMAT_PROGRAM,
-                    (None, Some(_)) => FORMAT_LAYERS,
-                    (None, None) => FORMAT_WHOLE,
+                format: match (&record.program, &asked, &targets.ask.since) {
+                    (Some(_), ..) => FORMAT_PROGRAM,
+                    (None, Some(_), _) => FORMAT_ASKED,
+                    (None, None, Some(_)) => FORMAT_LAYERS,
+                    (None, None, None) => FORMAT_WHOLE,
                 },
                 release: env!("CARGO_PKG_VERSION").to_string(),
                 id: id.clone(),
@@ -109,6 +115,7 @@ impl Snapshots {
                 // Where its cards are plugged in may have changed since its process was started.
                 machine: MachineSpec { nics: record.machine.nics.clone(), ..parts.machine },
                 program: record.program.clone(),
+                asked,
                 paused_ns: parts.paused_ns,
                 frozen_file_systems: parts.frozen_file_systems,
                 sections: parts.sections,

@@ -53,12 +53,13 @@ impl Snapshots {
         record = VmRecord {
             snapshot: Some(manifest.id.clone()),
             on_reboot: ask.on_reboot,
-            command: ask.command.clone(),
-            health: ask.health.clone(),
+            command: ask.command.clone().or(record.command),
+            health: if ask.health.is_usual() { record.health } else { ask.health.clone() },
             groups: crate::secgroups::distinct(&[record.groups, ask.groups.clone()].concat())?,
             labels: [record.labels, ask.labels.clone()].concat(),
             ..record
         };
-        self.go_on(&dir, &manifest, record, &ask.ports, &VmStart { attended_by: ask.attended_by })
+        let start = VmStart { attended_by: ask.attended_by };
+        self.go_on(&dir, &manifest, record, &ask.ports, &start, ask.command.is_some())
     }
 }

@@ -11,6 +11,7 @@ mod writer;
 
 pub(crate) use directories::write_whole;
 pub use memory::MemoryStore;
+pub(crate) use record::Asked;
 pub use record::{OperationRecord, Request, VmRecord};
 pub use sqlite::SqliteStore;
 

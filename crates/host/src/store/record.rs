@@ -85,6 +85,44 @@ pub struct Request {
     pub digest: String,
 }
 
+/// What a VM is besides its machine: what one that goes on from a snapshot of it is, too.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Asked {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    append: Option<String>,
+    #[serde(skip_serializing_if = "is_usual")]
+    on_reboot: OnReboot,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    command: Option<Exec>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    entrypoint: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    volumes: Vec<String>,
+    #[serde(skip_serializing_if = "HealthAsk::is_usual")]
+    health: HealthAsk,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    process: Option<ImageProcess>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    boots_itself: bool,
+}
+
+fn is_usual(on_reboot: &OnReboot) -> bool {
+    *on_reboot == OnReboot::default()
+}
+
+impl Asked {
+    /// For a manifest; nothing if all of it is as usual.
+    pub(crate) fn to_value(&self) -> Option<serde_json::Value> {
+        (*self != Asked::default()).then(|| serde_json::to_value(self).unwrap_or_default())
+    }
+
+    /// What a manifest has.
+    pub(crate) fn of(value: &serde_json::Value) -> Result<Asked, serde_json::Error> {
+        Asked::deserialize(value)
+    }
+}
+
 fn is_nothing(number: &u64) -> bool {
     *number == 0
 }
@@ -93,6 +131,27 @@ impl VmRecord {
     /// What it needs of its host.
     pub(crate) fn need(&self) -> Need {
         Need::of(&self.machine, self.disk_mib)
+    }
+
+    /// What it is besides its machine.
+    pub(crate) fn asked(&self) -> Asked {
+        Asked {
+            append: self.append.clone(),
+            // What ends with somebody's command ends with its reboot, too.
+            on_reboot: if self.attended_by.is_some() { OnReboot::default() } else { self.on_reboot },
+            command: self.command.clone(),
+            entrypoint: self.entrypoint.clone(),
+            volumes: self.volumes.clone(),
+            health: self.health.clone(),
+            process: self.process.clone(),
+            boots_itself: self.boots_itself,
+        }
+    }
+
+    /// The same, but as another one was asked for.
+    pub(crate) fn with(self, asked: Asked) -> VmRecord {
+        let Asked { append, on_reboot, command, entrypoint, volumes, health, process, boots_itself } = asked;
+        VmRecord { append, on_reboot, command, entrypoint, volumes, health, process, boots_itself, ..self }
     }
 
     /// A VM with this machine, described now, and nothing else.
