@@ -12,7 +12,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use viv_api::runner::{
     CONSOLE, CONSOLE_LOG, CONSOLE_LOG_MAX, CONSOLE_LOG_OLD, CONTROL, END, LOCK, RunnerSpec, SPEC, STATS,
     Started, VSOCK,
@@ -22,6 +22,9 @@ use viv_model::{End, Fault, Kind};
 
 /// How long the last output may take to reach its readers.
 pub const DRAIN_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long a process that was killed may take to let go of its files: it counts as dead from its first thread's end on.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A VM's directory, which is this process's own from now on and its working directory.
 pub struct Place {
@@ -49,9 +52,14 @@ impl Place {
             .write(true)
             .open(LOCK)
             .map_err(broken("make its lock"))?;
-        lock.try_lock().map_err(|_| {
-            Fault::new(Kind::Conflict, "the VM runs already in another process", "see it with: viv ps")
-        })?;
+        let begin = Instant::now();
+        while lock.try_lock().is_err() {
+            if begin.elapsed() >= LOCK_PATIENCE {
+                let text = "the VM runs already in another process";
+                return Err(Fault::new(Kind::Conflict, text, "see it with: viv ps"));
+            }
+            thread::sleep(LOCK_PATIENCE / 400);
+        }
         let process = serde_json::to_vec(&Process::current()).unwrap_or_default();
         lock.set_len(0).and_then(|()| lock.write_all(&process)).map_err(broken("write its lock"))?;
         let spec = fs::read(SPEC).map_err(broken("read its description"))?;
