@@ -177,6 +177,41 @@ impl Drop for Snapshot {
     }
 }
 
+/// A file system of some MiB, for as long as the value lives. Who makes it may mount.
+pub struct SmallFileSystem(pub PathBuf, Option<PathBuf>);
+
+impl SmallFileSystem {
+    /// Mounts it; `size` as mount(8) has it for a tmpfs: `size=8M`.
+    #[track_caller]
+    pub fn mount(name: &str, size: &str) -> SmallFileSystem {
+        let dir = std::env::temp_dir().join(format!("viv-e2e-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        tool("mount", &["-t", "tmpfs", "-o", size, "viv-test", &dir.to_string_lossy()]);
+        SmallFileSystem(dir, None)
+    }
+
+    /// Mounts an ext4 of so many MiB.
+    #[track_caller]
+    pub fn ext4(name: &str, mib: u64) -> SmallFileSystem {
+        let dir = std::env::temp_dir().join(format!("viv-e2e-{name}-{}", std::process::id()));
+        let image = dir.with_extension("ext4");
+        std::fs::File::create(&image).and_then(|file| file.set_len(mib << 20)).unwrap();
+        std::fs::create_dir_all(&dir).unwrap();
+        let of = image.to_string_lossy();
+        tool("mkfs.ext4", &["-q", "-m", "0", &of]);
+        tool("mount", &["-o", "loop", &of, &dir.to_string_lossy()]);
+        SmallFileSystem(dir, Some(image))
+    }
+}
+
+impl Drop for SmallFileSystem {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+        let _ = std::fs::remove_dir(&self.0);
+        let _ = self.1.as_ref().map(std::fs::remove_file);
+    }
+}
+
 /// A home of its own, with a service and VMs that no other test sees, and the images that all share.
 pub struct Home(Directory);
 
@@ -194,7 +229,12 @@ pub struct Answer {
 impl Home {
     /// Makes it; the default image is built if it is not there.
     pub fn new(name: &str) -> Home {
-        let home = Home(Directory::new(name));
+        Home::at(Directory::new(name))
+    }
+
+    /// Makes it in an empty directory.
+    pub fn at(directory: Directory) -> Home {
+        let home = Home(directory);
         run(&["build"], "").ok();
         std::os::unix::fs::symlink(shared_home().join("data"), home.0.0.join("data")).unwrap();
         home

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
-use viv_e2e::{Outcome, Vm, run, until, viv};
+use viv_e2e::{Outcome, SmallFileSystem, Vm, run, until, viv};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -57,25 +57,6 @@ fn a_write_that_the_host_refuses_is_an_io_error_in_the_guest_and_no_more() {
     let content = fs::read(&raw).unwrap();
     let has = |block: usize| content[block * 4096..].starts_with(b"root:");
     assert_eq!([3, 600, 601, 602].map(has), [true, true, false, true]);
-}
-
-/// A file system of some MiB, for as long as the value lives.
-struct SmallFileSystem(PathBuf);
-
-impl SmallFileSystem {
-    fn mount(name: &str, size: &str) -> SmallFileSystem {
-        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        fs::create_dir_all(&dir).unwrap();
-        let _ = Command::new("umount").arg("--lazy").arg(&dir).stderr(Stdio::null()).status();
-        tool(Command::new("mount").args(["-t", "tmpfs", "-o", size, "viv-test"]).arg(&dir));
-        SmallFileSystem(dir)
-    }
-}
-
-impl Drop for SmallFileSystem {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-    }
 }
 
 #[test]

@@ -290,6 +290,12 @@ pub(crate) fn nightly() -> Result<(), String> {
     }
     build()?;
     step(
+        "databases under load, saved, forked and cut off",
+        cargo()
+            .args(["test", "--release", "--package", "viv-e2e", "--test", "databases", "--", "--ignored"])
+            .arg("--nocapture"),
+    )?;
+    step(
         "cloud-init in a Debian",
         cargo()
             .args(["test", "--release", "--package", "viv-e2e", "--test", "cloud", "--", "--ignored"])
@@ -335,8 +341,17 @@ pub(crate) fn disks() -> Result<(), String> {
         install::need(program, package)?;
     }
     build()?;
-    let tests =
-        ["--test", "power_cuts", "--test", "io_errors", "--", "--include-ignored", "--test-threads=1"];
+    let tests = [
+        "--test",
+        "power_cuts",
+        "--test",
+        "io_errors",
+        "--test",
+        "full_host",
+        "--",
+        "--include-ignored",
+        "--test-threads=1",
+    ];
     step(
         "50 power cuts on ext4 and on xfs, full disks, injected errors",
         cargo()
