@@ -2,6 +2,7 @@
 use crate::contract::Role;
 use crate::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
+use viv_model::ProjectName;
 
 /// By what somebody shows who he is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +23,9 @@ pub struct Pass {
     pub name: String,
     /// What he may do.
     pub role: Role,
+    /// The project that he is bound to, and besides which he sees nothing; none: he sees all of the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project: Option<ProjectName>,
     /// What it is.
     pub kind: PassKind,
     /// Since when.
@@ -39,6 +43,9 @@ pub struct PassCreate {
     pub name: String,
     /// What he may do.
     pub role: Role,
+    /// The project that he is bound to; none: he sees all of the host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub project: Option<ProjectName>,
     /// How long it lasts, seconds. A token: until it is removed, if nothing is said; a certificate: a year.
     #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub expires_s: Option<u64>,
@@ -46,7 +53,7 @@ pub struct PassCreate {
 
 impl Default for PassCreate {
     fn default() -> PassCreate {
-        PassCreate { name: String::new(), role: Role::Viewer, expires_s: None }
+        PassCreate { name: String::new(), role: Role::Viewer, project: None, expires_s: None }
     }
 }
 

@@ -3,14 +3,14 @@
 //! The server is our own service on a Unix socket of the same user, so this knows just what that service
 //! sends; every length that it reads is bounded all the same.
 use crate::contract::host_thing;
-use crate::endpoint::{Method, Route, UPGRADE};
+use crate::endpoint::{Method, Route, UPGRADE, query_value};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
-use viv_model::{Fault, Kind};
+use viv_model::{Fault, Kind, ProjectName};
 
 /// How often a question is asked again that was dropped.
 const READS: u32 = 5;
@@ -38,6 +38,34 @@ pub type Connect = dyn Fn() -> Result<UnixStream, Fault> + Send + Sync;
 pub struct Client {
     connect: Box<Connect>,
     elsewhere: Option<Elsewhere>,
+    scope: Scope,
+}
+
+/// In which project a client asks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scope {
+    /// Its name; without one it is the token's, or `default`.
+    pub project: Option<ProjectName>,
+    /// Lists are of all projects that the client may see.
+    pub all: bool,
+}
+
+impl Scope {
+    /// The query of a request with what is to be said of the project, where that means something and is not said already.
+    fn query(&self, request: &Request) -> String {
+        let known = request.route.parameters();
+        let project = self.project.as_ref().map(|name| ("project", format!("project={name}")));
+        let all = self.all.then(|| ("all-projects", "all-projects=true".to_string()));
+        let mut pairs = vec![request.query.clone()];
+        for (name, pair) in project.into_iter().chain(all) {
+            let is_said = query_value(&request.query, name).is_some();
+            if !is_said && known.iter().any(|known| known.name == name) {
+                pairs.push(pair);
+            }
+        }
+        pairs.retain(|pair| !pair.is_empty());
+        pairs.join("&")
+    }
 }
 
 /// A service on another machine.
@@ -160,7 +188,7 @@ struct Head {
 impl Client {
     /// A client that reaches its service by `connect`.
     pub fn new(connect: Box<Connect>) -> Client {
-        Client { connect, elsewhere: None }
+        Client { connect, elsewhere: None, scope: Scope::default() }
     }
 
     /// The same, of a service on another machine: it is called by this name, and gets this token.
@@ -168,6 +196,11 @@ impl Client {
         let authorization = token.map(|token| format!("Authorization: Bearer {token}\r\n"));
         let authorization = authorization.unwrap_or_default();
         Client { elsewhere: Some(Elsewhere { host: host.to_string(), authorization }), ..self }
+    }
+
+    /// The same, in a project.
+    pub fn within(self, scope: Scope) -> Client {
+        Client { scope, ..self }
     }
 
     /// Whether the service is on another machine, where files and processes of this one mean nothing.
@@ -236,7 +269,7 @@ impl Client {
     /// an answer is wanted, for one service may be taking the place of another.
     fn ask(&self, request: &Request, upgrade: bool) -> Result<(Head, UnixStream), Fault> {
         self.check(request)?;
-        let bytes = encode(request, upgrade, self.elsewhere.as_ref());
+        let bytes = encode(request, &self.scope.query(request), upgrade, self.elsewhere.as_ref());
         let mut left = if request.route.endpoint().method == Method::Get { READS } else { 1 };
         loop {
             let mut socket = (self.connect)()?;
@@ -274,12 +307,12 @@ fn not_understood(why: &str) -> Fault {
     )
 }
 
-fn encode(request: &Request, upgrade: bool, elsewhere: Option<&Elsewhere>) -> Vec<u8> {
+fn encode(request: &Request, query: &str, upgrade: bool, elsewhere: Option<&Elsewhere>) -> Vec<u8> {
     let method = request.route.endpoint().method;
     let mut head = format!("{method} {}", request.route.path(request.arguments));
-    if !request.query.is_empty() {
+    if !query.is_empty() {
         head.push('?');
-        head.push_str(&request.query);
+        head.push_str(query);
     }
     let (host, authorization) = match elsewhere {
         Some(elsewhere) => (elsewhere.host.as_str(), elsewhere.authorization.as_str()),
@@ -390,6 +423,18 @@ mod tests {
         ]);
         let fault = client.json::<u32>(Request::new(Route::VmGet, &["web"])).unwrap_err();
         assert_eq!(fault, Fault::new(Kind::NotFound, "no vm", "viv ps"));
+    }
+
+    #[test]
+    fn a_project_goes_along_where_it_means_something() {
+        let scope = Scope { project: "acme".parse().ok(), all: true };
+        let query = |route, said: &str| scope.query(&Request::new(route, &[]).query(said));
+        assert_eq!(query(Route::VmList, "limit=2"), "limit=2&project=acme&all-projects=true");
+        assert_eq!(query(Route::VmGet, ""), "project=acme");
+        assert_eq!(query(Route::VmGet, "project=b"), "project=b");
+        assert_eq!(query(Route::TokenList, ""), "");
+        let nothing = Scope::default().query(&Request::new(Route::VmList, &[]).query("limit=2"));
+        assert_eq!(nothing, "limit=2");
     }
 
     #[test]

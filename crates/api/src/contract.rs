@@ -6,7 +6,7 @@ use crate::operation::OperationKind;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
-use viv_model::{Fault, Kind};
+use viv_model::{Fault, Kind, NetKind};
 
 /// The longest that a request waits for an agent, seconds.
 pub const AGENT_WAIT_S_MAX: u64 = 3600;
@@ -52,6 +52,32 @@ impl FromStr for Role {
             .into_iter()
             .find(|role| role.to_string() == text)
             .ok_or_else(|| format!("no role is called {text:?}; there are viewer, operator and admin"))
+    }
+}
+
+/// Whose is what an endpoint is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reach {
+    /// In no project: everybody may have it. Who is bound to a project sees that one of the projects.
+    Everybody,
+    /// A project's: what is named is looked up there, and nowhere else. `?project=` says which.
+    Project,
+    /// A project's, but nothing for those who are bound to one: it is done with files, networks or limits of the host.
+    Owner,
+    /// The host's: nothing for those who are bound to a project.
+    Host,
+}
+
+impl Reach {
+    /// Whether `?project=` means something.
+    pub fn is_of_project(self) -> bool {
+        matches!(self, Reach::Project | Reach::Owner)
+    }
+
+    /// Whether those who are bound to a project may have it.
+    pub fn is_for_bound(self) -> bool {
+        matches!(self, Reach::Project | Reach::Everybody)
     }
 }
 
@@ -107,15 +133,23 @@ const WORK: &[Parameter] = &[parameter(
     "answer at once with the operation (202), which goes on by itself, also when the service begins anew",
 )];
 
+const PROJECT: Parameter = parameter(
+    "project",
+    Shape::Text,
+    "the project in which this is; that of who asks, or default, if it is not said",
+);
+const ALL_PROJECTS: Parameter =
+    parameter("all-projects", Shape::Flag, "of all projects that who asks may see");
+
 impl Route {
     /// The least role that may use it over the network. What names files of the host takes an admin besides.
     pub fn role(self) -> Role {
         use Route::*;
         match self {
-            Info | Events | LimitsGet | OpenApi | Metrics | Authority | VmList | VmGet | VmWait | VmStats
-            | VmLogs | NetworkList | NetworkGet | PortList | PortGet | SecGroupList | SecGroupGet
-            | Explain | ImageList | ImageGet | ImageDetails | SnapshotList | SnapshotGet | OperationList
-            | OperationGet => Role::Viewer,
+            Info | Events | LimitsGet | ProjectList | ProjectGet | OpenApi | Metrics | Authority | VmList
+            | VmGet | VmWait | VmStats | VmLogs | NetworkList | NetworkGet | PortList | PortGet
+            | SecGroupList | SecGroupGet | Explain | ImageList | ImageGet | ImageDetails | SnapshotList
+            | SnapshotGet | OperationList | OperationGet => Role::Viewer,
             VmCreate | VmRemove | VmUpdate | VmStart | VmPause | VmResume | VmStop | VmKill | VmMemory
             | VmConsole | VmConsoleSocket | VmConsoleSize | VmAgent | VmAgentSocket | VmConnect
             | VmConnectSocket | TicketCreate | ImageBuild | ImageVerify | SnapshotCreate | SnapshotRemove
@@ -127,12 +161,50 @@ impl Route {
             | SecGroupRemove | SecGroupRuleAdd | SecGroupRuleRemove | SecGroupJoin | SecGroupLeave
             | ImageTag | ImagePrune | ImagePush | ImageExport | ImageImport | ImageRemove
             | SnapshotExport | SnapshotImport | TokenList | TokenCreate | TokenRemove | CertificateIssue
-            | AuditList | AuditVerify | LimitsSet => Role::Admin,
+            | AuditList | AuditVerify | LimitsSet | ProjectCreate | ProjectRemove => Role::Admin,
         }
     }
 
+    /// Whose it is.
+    pub fn reach(self) -> Reach {
+        use Route::*;
+        match self {
+            OpenApi | Authority | TicketCreate | ImageList | ImageGet | ImageDetails | ImageVerify
+            | ImageBuild | ProjectList | ProjectGet => Reach::Everybody,
+            Info | Events | Metrics | LimitsGet | VmList | VmCreate | VmGet | VmRemove | VmUpdate
+            | VmStart | VmPause | VmResume | VmStop | VmKill | VmMemory | VmWait | VmStats | VmLogs
+            | VmConsole | VmConsoleSocket | VmConsoleSize | VmAgent | VmAgentSocket | VmConnect
+            | VmConnectSocket | VmDiskLimits | VmDiskSize | VmDiskAttach | VmDiskDetach | VmShareAttach
+            | VmShareDetach | VmNicAttach | VmNicDetach | NetworkList | NetworkGet | NetworkConnect
+            | NetworkDisconnect | PortList | PortGet | PortLimits | PortRebind | PortCapture
+            | SecGroupList | SecGroupGet | SecGroupJoin | SecGroupLeave | Explain | SnapshotCreate
+            | SnapshotList | SnapshotGet | SnapshotRemove | SnapshotVerify | SnapshotDiff
+            | SnapshotRestore | VmRollback | VmFork | OperationList | OperationGet | OperationFollow
+            | OperationCancel => Reach::Project,
+            LimitsSet | VmCommit | VmExport | NetworkCreate | NetworkRemove | SecGroupCreate
+            | SecGroupRemove | SecGroupRuleAdd | SecGroupRuleRemove | SnapshotExport | SnapshotImport => {
+                Reach::Owner
+            }
+            ImageTag | ImagePrune | ImagePush | ImageExport | ImageImport | ImageRemove | TokenList
+            | TokenCreate | TokenRemove | CertificateIssue | AuditList | AuditVerify | ProjectCreate
+            | ProjectRemove => Reach::Host,
+        }
+    }
+
+    /// Whether it is a list that may be of all projects.
+    fn is_of_all_projects(self) -> bool {
+        use Route::*;
+        matches!(self, Events | VmList | NetworkList | PortList | SecGroupList | SnapshotList | OperationList)
+    }
+
     /// What its query may say.
-    pub fn parameters(self) -> &'static [Parameter] {
+    pub fn parameters(self) -> Vec<Parameter> {
+        let project = self.reach().is_of_project().then_some(PROJECT);
+        let all = self.is_of_all_projects().then_some(ALL_PROJECTS);
+        self.own_parameters().iter().copied().chain(project).chain(all).collect()
+    }
+
+    fn own_parameters(self) -> &'static [Parameter] {
         use Route::*;
         match self {
             Events => {
@@ -275,7 +347,7 @@ impl Route {
     pub fn check_query(self, query: &str) -> Result<(), Fault> {
         let refused = |why: String| {
             let allowed = self.parameters();
-            let fix = match allowed {
+            let fix = match &allowed[..] {
                 [] => "leave the query out".to_string(),
                 _ => format!(
                     "it may have: {}",
@@ -284,10 +356,10 @@ impl Route {
             };
             Err(Fault::new(Kind::Usage, format!("the query was not understood: {why}"), fix))
         };
-        let mut seen = Vec::new();
+        let (known_ones, mut seen) = (self.parameters(), Vec::new());
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let Some(known) = self.parameters().iter().find(|known| known.name == name) else {
+            let Some(known) = known_ones.iter().find(|known| known.name == name) else {
                 return refused(format!("{} takes no {name:?}", self.endpoint().path));
             };
             if seen.contains(&name) {
@@ -344,6 +416,7 @@ pub fn host_thing(route: Route, arguments: &[String], body: &[u8]) -> Option<&'s
                 (ask.image.as_deref().is_some_and(in_file), "an image's file"),
                 (!ask.disks.is_empty(), "a disk"),
                 (!ask.shares.is_empty(), "a directory"),
+                (ask.program.is_some_and(|program| program.kind.has_file()), "a program's file"),
                 (cloud.user_data.is_some() || cloud.network_config.is_some(), "a file for cloud-init"),
                 (ask.console_ports.iter().any(|port| port.path.is_some()), "a console port's socket"),
                 (cards.iter().any(|card| card.net.is_of_kernel()), "a network interface"),
@@ -367,10 +440,55 @@ pub fn host_thing(route: Route, arguments: &[String], body: &[u8]) -> Option<&'s
     }
 }
 
+/// What a request names besides that is not for those who are bound to a project, of whatever role: networks of the host's kernel, and
+/// those that reach the host itself, where the ports of all projects' VMs are.
+pub fn host_network(route: Route, body: &[u8]) -> Option<&'static str> {
+    let reaches_host = |net: &NetKind| net.is_of_kernel() || matches!(net, NetKind::User { host: true });
+    let named = match route {
+        Route::VmCreate => {
+            let ask: crate::vm::VmCreate = serde_json::from_slice(body).unwrap_or_default();
+            ask.cards().unwrap_or_default().iter().any(|card| reaches_host(&card.net))
+        }
+        Route::VmNicAttach => {
+            let ask: crate::network::NicAttach = serde_json::from_slice(body).unwrap_or_default();
+            reaches_host(&ask.net)
+        }
+        _ => false,
+    };
+    named.then_some("a network")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::endpoint::{Answer, TABLE};
+
+    #[test]
+    fn what_may_be_in_a_project_takes_its_name_and_the_rest_does_not() {
+        for endpoint in TABLE {
+            let (route, reach) = (endpoint.route, endpoint.route.reach());
+            assert_eq!(route.check_query("project=a").is_ok(), reach.is_of_project(), "{}", endpoint.path);
+            if route.check_query("all-projects").is_ok() {
+                assert_eq!((reach, endpoint.method), (Reach::Project, Method::Get), "{}", endpoint.path);
+            }
+            // What names VMs is in a project, always.
+            let names_vms = ["/v1/vms", "/v1/snapshots", "/v1/ports", "/v1/networks", "/v1/secgroups"];
+            if names_vms.iter().any(|path| endpoint.path.starts_with(path)) {
+                assert!(reach.is_of_project(), "{}", endpoint.path);
+            }
+        }
+    }
+
+    #[test]
+    fn networks_of_the_host_are_told_by_their_name() {
+        let create = |text: &str| host_network(Route::VmCreate, text.as_bytes()).is_some();
+        let attach = |text: &str| host_network(Route::VmNicAttach, text.as_bytes()).is_some();
+        assert!(create(r#"{"net": "user,host"}"#) && create(r#"{"nics": [{"net": "bridge:br0"}]}"#));
+        assert!(attach(r#"{"net": "user,host"}"#) && attach(r#"{"net": "tap:tap0"}"#));
+        for text in [r#"{"net": "user"}"#, r#"{"net": "lan"}"#, "{}", ""] {
+            assert!(!create(text) && !attach(text), "{text}");
+        }
+    }
 
     #[test]
     fn whoever_only_looks_changes_nothing() {
@@ -401,6 +519,7 @@ mod tests {
             (r#"{"net": "tap:tap0"}"#, "a network interface"),
             (r#"{"nics": [{"net": "bridge:br0"}]}"#, "a network interface"),
             (r#"{"attended_by": {"pid": 1, "start_ticks": 1}}"#, "a process"),
+            (r#"{"program": {"kind": "wasm", "file": "/srv/x.wasm"}}"#, "a program's file"),
         ] {
             assert_eq!(create(text), Some(what), "{text}");
         }
@@ -417,7 +536,8 @@ mod tests {
         assert!(Route::VmAgent.check_query("wait=3&boot=60%30").is_ok());
         assert!(fault(Route::VmRemove, "froce=true").contains("\"froce\""));
         assert!(fault(Route::VmRemove, "froce=true").contains("force"));
-        assert!(fault(Route::VmGet, "a=b").contains("leave the query out"));
+        assert!(fault(Route::TokenList, "a=b").contains("leave the query out"));
+        assert!(fault(Route::VmGet, "a=b").contains("it may have: project"));
         assert!(Route::VmList.check_query("state=running&label=tier%3Dweb&limit=2&watch").is_ok());
         assert!(fault(Route::VmList, "limit=0").contains("100000"));
         assert!(fault(Route::VmWait, "timeout=86401").contains("86400"));

@@ -139,6 +139,28 @@ pub const TABLE: &[Endpoint] = &[
         "let VMs have so much from now on (Limits -> HostLimits)",
     ),
     line(
+        Route::ProjectList,
+        Method::Get,
+        "/v1/projects",
+        Answer::Json,
+        "the projects that who asks may see, by name ([Project])",
+    ),
+    line(
+        Route::ProjectCreate,
+        Method::Post,
+        "/v1/projects",
+        Answer::Json,
+        "make a project (ProjectCreate -> Project)",
+    ),
+    line(Route::ProjectGet, Method::Get, "/v1/projects/{project}", Answer::Json, "a project (Project)"),
+    line(
+        Route::ProjectRemove,
+        Method::Delete,
+        "/v1/projects/{project}",
+        Answer::Json,
+        "forget a project in which nothing is left (Project)",
+    ),
+    line(
         Route::VmList,
         Method::Get,
         "/v1/vms",

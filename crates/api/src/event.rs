@@ -3,7 +3,7 @@ use crate::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
-use viv_model::{End, State};
+use viv_model::{End, ProjectName, State};
 
 /// The kind of a thing that has happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -170,6 +170,9 @@ pub struct Event {
     pub id: Option<String>,
     /// The name of what it happened to.
     pub name: String,
+    /// The project of what it happened to; none if it is the host's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project: Option<ProjectName>,
     /// The state that a VM is in now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<State>,
@@ -190,10 +193,29 @@ impl Event {
             event,
             id: id.map(str::to_string),
             name: name.to_string(),
+            project: None,
             state: None,
             end: None,
             message: None,
         }
+    }
+
+    /// The same, in a project.
+    pub fn within(self, project: &ProjectName) -> Event {
+        Event { project: Some(project.clone()), ..self }
+    }
+
+    /// Whether it tells of something in this project. Those of releases before projects say none, and are of `default`.
+    pub fn is_of(&self, project: &ProjectName) -> bool {
+        match &self.project {
+            Some(of) => of == project,
+            None => project.is_default() && !self.is_of_host(),
+        }
+    }
+
+    /// Whether it tells of what is in no project.
+    pub fn is_of_host(&self) -> bool {
+        self.project.is_none() && !["vm", "snapshot", "network", "secgroup"].contains(&self.event.noun())
     }
 }
 
@@ -244,6 +266,20 @@ mod tests {
         }
         assert!("vm.exploded".parse::<What>().unwrap_err().contains("vm.created"));
         assert_eq!(What::SecgroupChanged.noun(), "secgroup");
+    }
+
+    #[test]
+    fn an_event_is_of_one_project_or_of_the_host() {
+        let (default, acme) = (ProjectName::default(), "acme".parse::<ProjectName>().unwrap());
+        for what in What::ALL {
+            let event = Event::new(what, None, "x");
+            let is_of_host = ["image", "operation", "limits"].contains(&what.noun());
+            assert_eq!(event.is_of_host(), is_of_host, "{what}");
+            assert_eq!((event.is_of(&default), event.is_of(&acme)), (!is_of_host, false), "{what}");
+            let event = event.within(&acme);
+            assert_eq!((event.is_of(&default), event.is_of(&acme)), (false, true), "{what}");
+            assert!(!event.is_of_host());
+        }
     }
 
     #[test]

@@ -32,6 +32,7 @@ pub mod operation;
 pub mod passed;
 pub mod port;
 mod process;
+pub mod project;
 mod route;
 pub mod runner;
 pub mod secgroup;

@@ -1,7 +1,7 @@
 //! Networks as the host service shows and takes them.
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, Ipv6Addr};
-use viv_model::{NetKind, NetworkSpec, NicLimits, PortSpec, Subnet};
+use viv_model::{NetKind, NetworkSpec, NicLimits, PortSpec, ProjectName, Subnet};
 
 /// A network to make.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +34,9 @@ pub struct Network {
     /// What it is.
     #[serde(flatten)]
     pub spec: NetworkSpec,
+    /// The project that it belongs to: only VMs of it are in it.
+    #[serde(default)]
+    pub project: ProjectName,
     /// Its gateway's address.
     pub gateway: Ipv4Addr,
     /// Its name server's address.

@@ -11,6 +11,7 @@ use crate::limits::HostLimits;
 use crate::network::*;
 use crate::operation::{Operation, WorkLine};
 use crate::port::Port;
+use crate::project::{Project, ProjectCreate};
 use crate::secgroup::*;
 use crate::snapshot::*;
 use crate::stats::VmStats;
@@ -66,6 +67,9 @@ impl Generators {
             TokenRemove => self.shown::<Pass>(),
             TicketCreate => self.of::<self::TicketCreate, Ticket>(),
             CertificateIssue => self.of::<PassCreate, CertificateMade>(),
+            ProjectList => self.shown::<Vec<Project>>(),
+            ProjectCreate => self.of::<self::ProjectCreate, Project>(),
+            ProjectGet | ProjectRemove => self.shown::<Project>(),
             AuditList => self.shown::<Vec<AuditEntry>>(),
             AuditVerify => self.shown::<AuditVerified>(),
             VmList => self.shown::<Vec<Vm>>(),
@@ -231,7 +235,7 @@ fn at_home(document: &mut Value) {
 }
 
 /// What the paths are about, by their first segment.
-const TAGS: [(&str, &str); 19] = [
+const TAGS: [(&str, &str); 20] = [
     ("events", "what happens"),
     ("limits", "how much VMs may have"),
     ("authority", "whom to trust"),
@@ -241,6 +245,7 @@ const TAGS: [(&str, &str); 19] = [
     ("audit", "what was done, and by whom"),
     ("info", "the service and its host"),
     ("openapi.json", "this document"),
+    ("projects", "what belongs together, and does not see the rest"),
     ("vms", "virtual machines"),
     ("networks", "networks that VMs share"),
     ("ports", "where VMs are plugged in"),
@@ -334,6 +339,7 @@ fn operation(endpoint: &Endpoint, types: Types) -> Value {
         "summary": summary,
         "tags": [tag(endpoint)],
         "x-role": route.role(),
+        "x-reach": route.reach(),
         "parameters": parameters,
         "responses": responses,
     });

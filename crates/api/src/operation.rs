@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::fmt;
 use std::str::FromStr;
-use viv_model::Fault;
+use viv_model::{Fault, ProjectName};
 
 /// What a long work does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -153,6 +153,9 @@ pub struct Operation {
     pub kind: OperationKind,
     /// The image, VM, snapshot or file that it does it with.
     pub subject: String,
+    /// The project of whoever began it, if he is bound to one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project: Option<ProjectName>,
     /// Where it is.
     pub state: OperationState,
     /// It goes on by itself, also when the service begins anew; else it is given up when whoever began it goes.

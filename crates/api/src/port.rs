@@ -1,7 +1,7 @@
 //! Ports of VMs as the host service shows them.
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, Ipv6Addr};
-use viv_model::{NetKind, NicLimits, PortSpec, Traffic};
+use viv_model::{NetKind, NicLimits, PortSpec, ProjectName, Traffic};
 
 /// Where a VM's card is plugged in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -11,6 +11,9 @@ pub struct Port {
     pub vm: String,
     /// The VM's name.
     pub name: String,
+    /// The VM's project.
+    #[serde(default)]
+    pub project: ProjectName,
     /// What it is plugged into.
     pub network: NetKind,
     /// It is plugged in now.

@@ -31,6 +31,14 @@ pub enum Route {
     LimitsGet,
     /// Let VMs have more or less.
     LimitsSet,
+    /// List projects.
+    ProjectList,
+    /// Make a project.
+    ProjectCreate,
+    /// One project.
+    ProjectGet,
+    /// Remove a project.
+    ProjectRemove,
     /// List VMs.
     VmList,
     /// Create a VM.

@@ -1,6 +1,6 @@
 //! Security groups as the host service shows and takes them.
 use serde::{Deserialize, Serialize};
-use viv_model::Rule;
+use viv_model::{ProjectName, Rule};
 
 /// A group to make.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +39,9 @@ pub struct SecGroupJoin {
 pub struct SecGroupInfo {
     /// Its name.
     pub name: String,
+    /// The project that it belongs to: only VMs of it are in it.
+    #[serde(default)]
+    pub project: ProjectName,
     /// Its rules, which are counted from 1.
     pub rules: Vec<Rule>,
     /// For each rule, how often it has decided in the networks that run: about a flow, or about a packet that it denied.

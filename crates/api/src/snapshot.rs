@@ -2,7 +2,7 @@
 use crate::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
-use viv_model::{Accel, MachineSpec, PortSpec};
+use viv_model::{Accel, MachineSpec, PortSpec, ProjectName};
 
 /// A snapshot to make.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,8 +25,11 @@ pub struct SnapshotCreate {
 pub struct Snapshot {
     /// Its identity: 12 hexadecimal digits, for ever.
     pub id: String,
-    /// Its name: unique on this host.
+    /// Its name: unique in its project.
     pub name: String,
+    /// The project that it belongs to: that of its VM.
+    #[serde(default)]
+    pub project: ProjectName,
     /// What its maker had to say of it.
     pub comment: String,
     /// When it was made.

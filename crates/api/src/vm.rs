@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use viv_model::{
     Accel, ConsolePortSpec, DiskSpec, End, Fault, GuestKind, Health, HealthAsk, ImageDiskSpec, Kind, Label,
-    MEMORY_MIB_USUAL, MachineSpec, NetKind, NicCreate, NicLimits, PortSpec, ProgramSpec, Restart, ShareSpec,
-    SoftSpec, State,
+    MEMORY_MIB_USUAL, MachineSpec, NetKind, NicCreate, NicLimits, PortSpec, ProgramSpec, ProjectName,
+    Restart, ShareSpec, SoftSpec, State,
 };
 
 /// What happens when the guest asks for a reset.
@@ -45,6 +45,9 @@ pub struct VmCreate {
     /// Its name; a pleasant one is made up if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// The project that it belongs to; that of who asks if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub project: Option<ProjectName>,
     /// The image that kernel, initrd, command line and disk come from: a name in the store, or a disk's file, to which nothing
     /// is written. The default guest, unless a kernel is given.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -323,8 +326,11 @@ fn yes() -> bool {
 pub struct Vm {
     /// Its identity: 12 hexadecimal digits, for ever.
     pub id: String,
-    /// Its name: unique on this host.
+    /// Its name: unique in its project.
     pub name: String,
+    /// The project that it belongs to.
+    #[serde(default)]
+    pub project: ProjectName,
     /// What kind of machine it is.
     #[serde(default)]
     pub kind: GuestKind,

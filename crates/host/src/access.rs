@@ -17,7 +17,7 @@ use viv_api::access::{
 use viv_api::contract::{self, Role};
 use viv_api::endpoint::{self, Answer, Endpoint, Method, Route};
 use viv_api::image::ImageBuild;
-use viv_model::{Fault, Kind};
+use viv_model::{Fault, Kind, ProjectName};
 
 /// The other end of a connection.
 #[derive(Clone, Debug)]
@@ -39,6 +39,8 @@ pub(crate) struct Caller {
     pub(crate) who: String,
     pub(crate) from: Option<String>,
     role: Role,
+    /// The project that he is bound to.
+    pub(crate) project: Option<ProjectName>,
     by: By,
 }
 
@@ -194,14 +196,14 @@ impl Access {
             (None, None, None) => None,
         };
         let pass = shown.and_then(|(kind, hash)| Some((self.passes.whose(kind, &hash)?, hash)));
-        let Some((Pass { name, role, kind, .. }, hash)) = pass else {
+        let Some((Pass { name, role, project, kind, .. }, hash)) = pass else {
             return Err(nobody(
                 "there is no token or certificate that is valid",
                 "get one from whoever runs the host: viv token create NAME --role ROLE",
             ));
         };
         let word = if kind == PassKind::Token { "token" } else { "certificate" };
-        Ok(Caller { who: format!("{word}:{name}"), from, role, by: By::Pass(kind, hash) })
+        Ok(Caller { who: format!("{word}:{name}"), from, role, project, by: By::Pass(kind, hash) })
     }
 }
 
@@ -223,12 +225,24 @@ fn is_called(name: &str, host: &str) -> bool {
 
 impl Caller {
     fn user(uid: u32, from: Option<String>) -> Caller {
-        Caller { who: format!("uid:{uid}"), from, role: Role::Admin, by: By::User(uid) }
+        Caller { who: format!("uid:{uid}"), from, role: Role::Admin, project: None, by: By::User(uid) }
     }
 
     /// Refuses what is not his to do.
     pub(crate) fn may(&self, endpoint: &Endpoint) -> Result<(), Fault> {
-        self.must_be(endpoint.route.role(), || format!("{} {}", endpoint.method, endpoint.path))
+        let what = || format!("{} {}", endpoint.method, endpoint.path);
+        self.must_be(endpoint.route.role(), what)?;
+        if endpoint.route.reach().is_for_bound() { Ok(()) } else { self.must_be_free(what) }
+    }
+
+    /// Refuses what is the host's to who is bound to a project.
+    fn must_be_free(&self, what: impl FnOnce() -> String) -> Result<(), Fault> {
+        let Some(project) = &self.project else { return Ok(()) };
+        Err(Fault::new(
+            Kind::Denied,
+            format!("{} is the host's, and {} is bound to the project {project}", what(), self.who),
+            "ask whoever runs the host for it",
+        ))
     }
 
     /// Refuses what names files, devices or processes of the host, and what fetches or builds; `is_there` says of an image whether it is.
@@ -239,15 +253,22 @@ impl Caller {
         body: &[u8],
         is_there: impl FnOnce(&str) -> bool,
     ) -> Result<(), Fault> {
-        if self.role == Role::Admin {
+        if self.role == Role::Admin && self.project.is_none() {
             return Ok(());
         }
         if let Some(what) = contract::host_thing(endpoint.route, arguments, body) {
-            return self.must_be(Role::Admin, || format!("a request that names {what} of the host"));
+            let named = || format!("a request that names {what} of the host");
+            self.must_be(Role::Admin, named)?;
+            return self.must_be_free(named);
+        }
+        if let Some(what) = contract::host_network(endpoint.route, body) {
+            self.must_be_free(|| format!("a request that names {what} of the host"))?;
         }
         let image = arguments.first().map(String::as_str).unwrap_or_default();
         if endpoint.route == Route::ImageBuild && !(asks_if_missing(body) && is_there(image)) {
-            return self.must_be(Role::Admin, || format!("getting or building the image {image:?}"));
+            let what = || format!("getting or building the image {image:?}");
+            self.must_be(Role::Admin, what)?;
+            return self.must_be_free(what);
         }
         Ok(())
     }
@@ -289,7 +310,7 @@ mod tests {
         let endpoint = Route::ImageBuild.endpoint();
         let may = |role, body: &str, is_there| {
             let by = By::Pass(PassKind::Token, String::new());
-            let caller = Caller { who: "token:ci".into(), from: None, role, by };
+            let caller = Caller { who: "token:ci".into(), from: None, role, project: None, by };
             caller.may_name(endpoint, &["debian".into()], body.as_bytes(), |_| is_there).is_ok()
         };
         assert!(may(Role::Operator, r#"{"if_missing": true}"#, true));

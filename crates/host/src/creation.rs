@@ -15,7 +15,7 @@ use crate::vms::{Vms, absolute};
 use std::fs;
 use std::path::Path;
 use viv_api::vm::{Vm, VmCreate, VmStart};
-use viv_model::{DiskSpec, Fault, Kind, MachineSpec};
+use viv_model::{DiskSpec, Fault, Kind, MachineSpec, ProjectName};
 
 /// The kernel's command line for an image.
 const APPEND_IMAGE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=k cryptomgr.notests";
@@ -38,9 +38,9 @@ enum Described {
 }
 
 impl Vms {
-    /// The name that was asked for, or one that no VM has.
-    pub(crate) fn name(&self, asked: Option<&str>) -> Result<String, Fault> {
-        let taken = |name: &str| self.store.by_name(name).is_ok_and(|record| record.is_some());
+    /// The name that was asked for, or one that no VM of the project has.
+    pub(crate) fn name(&self, project: &ProjectName, asked: Option<&str>) -> Result<String, Fault> {
+        let taken = |name: &str| self.store.by_name(project, name).is_ok_and(|record| record.is_some());
         match asked {
             Some(name) => {
                 names::check(name)?;
@@ -96,7 +96,8 @@ impl Vms {
         request: Option<Request>,
         trial: bool,
     ) -> Result<Described, Fault> {
-        let name = self.name(ask.name.as_deref())?;
+        let project = ask.project.clone().unwrap_or_default();
+        let name = self.name(&project, ask.name.as_deref())?;
         let id = names::identity().map_err(no_random)?;
         let dir = self.places.vms().join(&id);
         let image = match (&ask.image, &ask.kernel) {
@@ -126,6 +127,7 @@ impl Vms {
                     restart: ask.restart,
                     program: ask.program.clone(),
                     request: request.clone(),
+                    project: project.clone(),
                     command: ask.command.clone(),
                     process: process.map(|process| process.with_entrypoint(ask.entrypoint.as_deref())),
                     entrypoint: ask.entrypoint.clone(),
@@ -137,8 +139,9 @@ impl Vms {
                 // Those in no network need not wait for each other.
                 let placed = !record.groups.is_empty() || !record.machine.nics.is_empty();
                 let _turn = placed.then(|| self.networks.hold());
-                record.groups.iter().try_for_each(|group| self.networks.groups.find(group).map(drop))?;
-                self.give_places(&mut record.machine.nics)?;
+                let groups = &self.networks.groups;
+                record.groups.iter().try_for_each(|group| groups.find(&project, group).map(drop))?;
+                self.give_places(&project, &mut record.machine.nics)?;
                 if trial {
                     let runner = self.runner(&record);
                     return Ok(Some(self.view(record, &runner)));

@@ -40,6 +40,7 @@ pub(crate) fn spec_of(record: &VmRecord, dir: &Path) -> VmCreate {
         schema: None,
         name: Some(record.name.clone()),
         image: record.image.clone(),
+        project: Some(record.project.clone()).filter(|project| !project.is_default()),
         cpus: Some(machine.cpus),
         memory_mib: Some(machine.memory_mib),
         memory_max_mib: machine.memory_max_mib,

@@ -4,7 +4,8 @@ use crate::audit::Done;
 use crate::connections::Place;
 use crate::http::{self, Body, Refused};
 use crate::manners::{self, Client};
-use crate::routes;
+use crate::projects::Scope;
+use crate::routes::{self, Asked};
 use crate::service::Service;
 use crate::websocket;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -14,7 +15,7 @@ use hyper::{Request, Response, StatusCode};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use viv_api::endpoint::{self, Answer, Endpoint, NoRoute};
-use viv_model::{Fault, Kind};
+use viv_model::{Fault, Kind, ProjectName};
 
 /// Most bytes of a request's body.
 const BODY_MAX: usize = 4 << 20;
@@ -73,7 +74,11 @@ async fn pass(
     }
     let is_there = |image: &str| service.images.get(image).is_ok();
     caller.may_name(endpoint, &arguments, request.body(), is_there).map_err(refused)?;
-    routes::answer(service.clone(), caller, endpoint.route, arguments, request).await.map_err(refused)
+    let query = request.uri().query().unwrap_or_default();
+    let exists = |project: &ProjectName| service.vms.has_project(project);
+    let scope = Scope::of(caller.project.as_ref(), query, exists).map_err(refused)?;
+    let asked = Asked { route: endpoint.route, arguments, scope };
+    routes::answer(service.clone(), caller, asked, request).await.map_err(refused)
 }
 
 /// The endpoint that is asked for.

@@ -1,5 +1,6 @@
 //! What happens, told in order: as a stream of server-sent events (WHATWG HTML, 9.2) that can be resumed.
 use crate::blocking::blocking;
+use crate::projects::Scope;
 use crate::store::Store;
 use crate::vms::Vms;
 use hyper::body::Bytes;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use viv_api::endpoint::query_value;
 use viv_api::event::{Event, Since, What};
-use viv_model::{End, Fault, Kind, State};
+use viv_model::{End, Fault, Kind, ProjectName, State};
 
 /// Events that are read at once.
 pub(crate) const PIECE: usize = 256;
@@ -29,11 +30,12 @@ pub(crate) struct Wanted {
     nouns: Vec<String>,
     /// Names or identities.
     of: Option<String>,
+    scope: Scope,
 }
 
 impl Wanted {
-    /// What the query and the header `Last-Event-ID` say.
-    pub(crate) fn of(query: &str, last: Option<&str>) -> Result<Wanted, Fault> {
+    /// What the query and the header `Last-Event-ID` say, of what the scope hears.
+    pub(crate) fn of(query: &str, last: Option<&str>, scope: Scope) -> Result<Wanted, Fault> {
         let usage = |text: String| Fault::new(Kind::Usage, text, "see: viv events --help");
         let since = match (last, query_value(query, "since")) {
             (Some(last), _) => {
@@ -47,6 +49,7 @@ impl Wanted {
             since,
             follow: query_value(query, "follow").is_some_and(|value| value != "false"),
             of: query_value(query, "of").filter(|name| !name.is_empty()),
+            scope,
             ..Wanted::default()
         };
         let kinds = query_value(query, "event").unwrap_or_default();
@@ -63,7 +66,8 @@ impl Wanted {
         let kind = self.kinds.is_empty() && self.nouns.is_empty()
             || self.kinds.contains(&event.event)
             || self.nouns.iter().any(|noun| noun == event.event.noun());
-        kind && self.of.as_ref().is_none_or(|of| event.name == *of || event.id.as_ref() == Some(of))
+        kind && self.scope.hears(event)
+            && self.of.as_ref().is_none_or(|of| event.name == *of || event.id.as_ref() == Some(of))
     }
 }
 
@@ -129,15 +133,16 @@ pub(crate) fn tell(store: &dyn Store, event: Event) {
     }
 }
 
-/// Does it, and tells of it.
+/// Does it, and tells of it: in a project, or of the host.
 pub(crate) fn telling<T>(
     store: &dyn Store,
     what: What,
+    project: Option<&ProjectName>,
     act: impl FnOnce() -> Result<T, Fault>,
     name: impl FnOnce(&T) -> String,
 ) -> Result<T, Fault> {
     let done = act()?;
-    tell(store, Event::new(what, None, &name(&done)));
+    tell(store, Event { project: project.cloned(), ..Event::new(what, None, &name(&done)) });
     Ok(done)
 }
 
@@ -157,14 +162,18 @@ mod tests {
         let event = |what, id: Option<&str>, name: &str| Event::new(what, id, name);
         let web = event(What::VmState, Some("a1"), "web");
         let network = event(What::NetworkCreated, None, "web");
-        let is = |query: &str, event: &Event| Wanted::of(query, None).unwrap().is(event);
+        let is = |query: &str, event: &Event| Wanted::of(query, None, Scope::default()).unwrap().is(event);
         assert!(is("", &web) && is("", &network));
         assert!(is("event=vm", &web) && !is("event=vm", &network));
         assert!(is("event=vm.created,vm.state&of=web", &web) && !is("event=vm.created", &web));
         assert!(is("of=a1", &web) && !is("of=a1", &network) && is("of=web", &network));
-        assert_eq!(Wanted::of("since=5", Some("9")).unwrap().since, Since::Revision(9), "it goes on");
+        assert_eq!(
+            Wanted::of("since=5", Some("9"), Scope::default()).unwrap().since,
+            Since::Revision(9),
+            "it goes on"
+        );
         for (query, last) in [("since=x", None), ("event=vm.exploded", None), ("", Some("x"))] {
-            assert_eq!(Wanted::of(query, last).unwrap_err().kind, Kind::Usage);
+            assert_eq!(Wanted::of(query, last, Scope::default()).unwrap_err().kind, Kind::Usage);
         }
     }
 }

@@ -53,6 +53,7 @@ mod plugs;
 mod ports;
 mod precondition;
 mod programs;
+mod projects;
 mod routes;
 mod runners;
 mod secgroups;

@@ -5,7 +5,7 @@ use crate::store::StoreError;
 use crate::vms::Vms;
 use viv_api::event::{Event, What};
 use viv_api::limits::{HostLimits, Taken};
-use viv_model::{Fault, Kind, Limits};
+use viv_model::{Fault, Kind, Limits, ProjectName};
 
 /// What the limits are remembered as.
 const FACT: &str = "limits";
@@ -26,22 +26,34 @@ impl Vms {
         Ok(())
     }
 
-    /// What is allowed, and what is taken.
-    pub(crate) fn limits(&self) -> HostLimits {
+    /// What is allowed, and what is taken: of the host, or of a project.
+    pub(crate) fn limits(&self, project: Option<&ProjectName>) -> HostLimits {
         let of = |share| {
-            let (taken, most) = self.admission.use_of(share);
+            let (taken, most) = self.admission.use_of(share, project);
             Taken { taken: taken.into(), most: most.into() }
         };
         HostLimits {
-            limits: self.admission.limits(),
+            limits: match project {
+                None => self.admission.limits(),
+                Some(project) => self.admission.project(project).unwrap_or_default().limits,
+            },
             described: of(Share::Described),
             running: of(Share::Running),
         }
     }
 
-    /// Allows so much from now on. What is there already stays.
-    pub(crate) fn set_limits(&self, limits: Limits) -> Result<HostLimits, Fault> {
+    /// Allows the host's VMs so much from now on, or a project's. What is there already stays.
+    pub(crate) fn set_limits(
+        &self,
+        project: Option<&ProjectName>,
+        limits: Limits,
+    ) -> Result<HostLimits, Fault> {
         limits.check()?;
+        if let Some(project) = project {
+            self.limit_project(project, limits)?;
+            tell(&*self.store, Event::new(What::LimitsChanged, None, project.as_str()));
+            return Ok(self.limits(Some(project)));
+        }
         let text = serde_json::to_string(&limits).map_err(|error| StoreError::Io {
             what: "write",
             path: "the limits".into(),
@@ -50,6 +62,6 @@ impl Vms {
         self.store.set_fact(FACT, &text)?;
         self.admission.set_limits(limits);
         tell(&*self.store, Event::new(What::LimitsChanged, None, "limits"));
-        Ok(self.limits())
+        Ok(self.limits(None))
     }
 }

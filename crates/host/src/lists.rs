@@ -4,6 +4,7 @@
 //! between two parts neither shifts the others nor shows one of them twice.
 use crate::blocking::blocking;
 use crate::http::{self, Body};
+use crate::projects::Scope;
 use crate::service::Service;
 use crate::store::VmRecord;
 use crate::vms::Vms;
@@ -12,13 +13,14 @@ use hyper::header::{HeaderValue, LINK};
 use serde::Serialize;
 use std::sync::Arc;
 use viv_api::endpoint::{Route, encode, query_value};
+use viv_api::event::Event;
 use viv_api::image::Image;
 use viv_api::network::Network;
 use viv_api::operation::{Operation, OperationState};
 use viv_api::snapshot::Snapshot;
 use viv_api::timestamp::Timestamp;
 use viv_api::vm::Vm;
-use viv_model::{Fault, Kind, Label, NetKind, State};
+use viv_model::{Fault, Kind, Label, NetKind, ProjectName, State};
 
 /// Which part of a list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,9 +52,10 @@ pub(crate) trait Listed {
     fn place(&self) -> String;
 }
 
-/// By age, then by name.
-fn place_of(created_at: Timestamp, name: &str) -> String {
-    format!("{:020}.{name}", created_at.unix_s)
+/// By age, then by name; VMs and snapshots of several projects may be called the same.
+fn place_of(created_at: Timestamp, name: &str, project: &ProjectName) -> String {
+    let place = format!("{:020}.{name}", created_at.unix_s);
+    if project.is_default() { place } else { format!("{place}/{project}") }
 }
 
 impl Listed for VmRecord {
@@ -60,7 +63,7 @@ impl Listed for VmRecord {
         &self.name
     }
     fn place(&self) -> String {
-        place_of(self.created_at, &self.name)
+        place_of(self.created_at, &self.name, &self.project)
     }
 }
 
@@ -69,7 +72,7 @@ impl Listed for Snapshot {
         &self.name
     }
     fn place(&self) -> String {
-        place_of(self.created_at, &self.name)
+        place_of(self.created_at, &self.name, &self.project)
     }
 }
 
@@ -151,10 +154,12 @@ pub(crate) struct WantedVms {
     labels: Vec<(String, Option<String>)>,
     image: Option<String>,
     network: Option<String>,
+    scope: Scope,
 }
 
 impl WantedVms {
-    pub(crate) fn of(query: &str) -> Result<WantedVms, Fault> {
+    /// Those that the query says, of those that the scope shows.
+    pub(crate) fn of(query: &str, scope: Scope) -> Result<WantedVms, Fault> {
         let state = |word: String| {
             State::ALL.into_iter().find(|state| state.name() == word).ok_or_else(|| {
                 let text = format!("no state is called {word:?}");
@@ -171,6 +176,7 @@ impl WantedVms {
             labels: words(query, "label").into_iter().map(label).collect(),
             image: said(query, "image"),
             network: said(query, "network"),
+            scope,
         })
     }
 
@@ -186,10 +192,16 @@ impl WantedVms {
             record.machine.nics.iter().any(|nic| matches!(&nic.net, NetKind::Named(name) if name == network))
         };
         let image = record.image.as_deref().unwrap_or_default();
-        self.name.as_ref().is_none_or(|pattern| is_like(pattern, &record.name))
+        self.scope.shows(&record.project)
+            && self.name.as_ref().is_none_or(|pattern| is_like(pattern, &record.name))
             && self.image.as_ref().is_none_or(|pattern| is_like(pattern, image))
             && self.labels.iter().all(has)
             && self.network.as_ref().is_none_or(is_in)
+    }
+
+    /// Whether what an event tells of may be told.
+    pub(crate) fn hears(&self, event: &Event) -> bool {
+        self.scope.hears(event)
     }
 
     fn is(&self, vm: &Vm) -> bool {
@@ -202,17 +214,21 @@ impl WantedVms {
 pub(crate) struct WantedOperations {
     name: Option<String>,
     states: Vec<OperationState>,
+    scope: Scope,
 }
 
 impl WantedOperations {
-    pub(crate) fn of(query: &str) -> Result<WantedOperations, Fault> {
+    pub(crate) fn of(query: &str, scope: Scope) -> Result<WantedOperations, Fault> {
         let usage = |text: String| Fault::new(Kind::Usage, text, "see: viv operation ls --help");
         let states = words(query, "state").into_iter().map(|word| word.parse().map_err(usage));
-        Ok(WantedOperations { name: said(query, "name"), states: states.collect::<Result<_, _>>()? })
+        let states = states.collect::<Result<_, _>>()?;
+        Ok(WantedOperations { name: said(query, "name"), states, scope })
     }
 
     fn is(&self, operation: &Operation) -> bool {
-        self.name.as_ref().is_none_or(|pattern| is_like(pattern, &operation.subject))
+        self.scope.sees(operation)
+            && self.scope.lists(operation)
+            && self.name.as_ref().is_none_or(|pattern| is_like(pattern, &operation.subject))
             && (self.states.is_empty() || self.states.contains(&operation.state))
     }
 }
@@ -348,10 +364,10 @@ mod tests {
         let mut record = record("a1", "web-1", 1);
         record.image = Some("debian".into());
         record.labels = vec!["tier=front".parse().unwrap()];
-        let is = |query: &str| WantedVms::of(query).unwrap().may_be(&record);
+        let is = |query: &str| WantedVms::of(query, Scope::default()).unwrap().may_be(&record);
         assert!(is("") && is("name=web*") && is("image=deb*") && is("label=tier") && is("label=tier=front"));
         assert!(!is("name=web") && !is("label=tier=back") && !is("label=tier,zone") && !is("network=lan"));
-        let fault = WantedVms::of("state=running,gone").unwrap_err();
+        let fault = WantedVms::of("state=running,gone", Scope::default()).unwrap_err();
         assert!(fault.kind == Kind::Usage && fault.to_string().contains("paused"), "{fault}");
     }
 

@@ -3,13 +3,14 @@
 //! The VMs are asked at the same time, each for at most [`VM_LIMIT`]: one that hangs has `viv_vm_up 0`, and is asked again when its
 //! first question has come back.
 use crate::service::Service;
+use crate::store::VmRecord;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Display, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use viv_api::endpoint::{Endpoint, TABLE};
 use viv_api::stats::{ChainStats, VmStats};
-use viv_model::{DISK_TIMES_NS, Fault, PACKET_BYTES, State};
+use viv_model::{DISK_TIMES_NS, Fault, PACKET_BYTES, ProjectName, State};
 
 /// The media type of the text format.
 pub(crate) const MEDIA: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -116,10 +117,11 @@ struct Seen {
     stats: Option<VmStats>,
 }
 
-/// Asks every VM, for a bounded time.
-async fn look(service: &Arc<Service>) -> Result<Vec<Seen>, Fault> {
+/// Asks every VM, or those of a project, for a bounded time.
+async fn look(service: &Arc<Service>, project: Option<&ProjectName>) -> Result<Vec<Seen>, Fault> {
     let mut asked = Vec::new();
-    for record in service.vms.records()? {
+    let is_asked = |record: &VmRecord| project.is_none_or(|project| record.project == *project);
+    for record in service.vms.records()?.into_iter().filter(is_asked) {
         let answer = service.metrics.counts().asked.insert(record.id.clone()).then(|| {
             let (service, id) = (service.clone(), record.id.clone());
             tokio::task::spawn_blocking(move || {
@@ -149,12 +151,14 @@ async fn look(service: &Arc<Service>) -> Result<Vec<Seen>, Fault> {
     Ok(seen)
 }
 
-/// The page.
-pub(crate) async fn page(service: &Arc<Service>) -> Result<String, Fault> {
-    let seen = look(service).await?;
+/// The page; of a project it has only what is of its VMs.
+pub(crate) async fn page(service: &Arc<Service>, project: Option<&ProjectName>) -> Result<String, Fault> {
+    let seen = look(service, project).await?;
     let mut page = Page::default();
-    of_service(&mut page, service, &seen);
-    of_requests(&mut page, &service.metrics.counts());
+    if project.is_none() {
+        of_service(&mut page, service, &seen);
+        of_requests(&mut page, &service.metrics.counts());
+    }
     of_vms(&mut page, &seen);
     of_disks(&mut page, &seen);
     of_packets(&mut page, &seen);

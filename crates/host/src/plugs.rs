@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use viv_api::network::{Network, NetworkCreate, NicAttach};
 use viv_api::runner::Ask as RunnerAsk;
 use viv_api::vm::{Process, Vm, VmCreate};
-use viv_model::{Fault, Kind, NetKind, NicCreate, NicSpec};
+use viv_model::{Fault, Kind, NetKind, NicCreate, NicSpec, ProjectName};
 
 /// How long a cable is out before it is in another network, so that the guest notices.
 pub(crate) const CABLE_OUT: Duration = Duration::from_secs(1);
@@ -31,6 +31,7 @@ impl Vms {
     /// The network cards for what was asked, of the VM that will live in `dir`.
     pub(crate) fn cards_of(&self, ask: &VmCreate, dir: &Path) -> Result<Vec<NicSpec>, Fault> {
         let identity = dir.file_name().unwrap_or_default().to_string_lossy();
+        let project = ask.project.clone().unwrap_or_default();
         let mut nics: Vec<NicSpec> = Vec::new();
         for NicCreate { net, limits, groups, ip } in ask.cards()? {
             let (id, mtu) = (NicSpec::free_id(&nics), kernel::mtu(&net));
@@ -46,7 +47,7 @@ impl Vms {
         let can = |nic: &NicSpec| match &nic.net {
             NetKind::None | NetKind::Tap(_) | NetKind::Bridge(_) => false,
             NetKind::User { .. } => true,
-            NetKind::Named(name) => self.networks.find(name).is_ok_and(|network| !network.isolated),
+            NetKind::Named(name) => self.networks.find(&project, name).is_ok_and(|network| !network.isolated),
         };
         let first = nics.iter().position(can);
         let plugged = nics.iter().position(|nic| nic.net != NetKind::None);
@@ -66,29 +67,30 @@ impl Vms {
         Ok(nics)
     }
 
-    /// Gives each of a new VM's cards an address in its network; while [`Networks::hold`](crate::networks::Networks::hold)
+    /// Gives each of a new VM's cards an address in its network, which is of its project; while [`Networks::hold`](crate::networks::Networks::hold)
     /// is held.
-    pub(crate) fn give_places(&self, nics: &mut [NicSpec]) -> Result<(), Fault> {
+    pub(crate) fn give_places(&self, project: &ProjectName, nics: &mut [NicSpec]) -> Result<(), Fault> {
         // Only addresses in networks that VMs share depend on other VMs.
         let shared = nics.iter().any(|nic| matches!(nic.net, NetKind::Named(_)));
         let records = if shared { self.records()? } else { Vec::new() };
         for nic in nics {
-            nic.groups.iter().try_for_each(|group| self.networks.groups.find(group).map(drop))?;
-            self.networks.give_address(nic, &records)?;
+            let groups = &self.networks.groups;
+            nic.groups.iter().try_for_each(|group| groups.find(project, group).map(drop))?;
+            self.networks.give_address(project, nic, &records)?;
         }
         Ok(())
     }
 
     /// The same for cards that were in networks before: where one is gone, its card is plugged into nothing.
-    pub(crate) fn find_places(&self, nics: &mut [NicSpec]) -> Result<(), Fault> {
+    pub(crate) fn find_places(&self, project: &ProjectName, nics: &mut [NicSpec]) -> Result<(), Fault> {
         for nic in nics.iter_mut() {
             if let NetKind::Named(name) = &nic.net
-                && self.networks.find(name).is_err_and(|fault| fault.kind == Kind::NotFound)
+                && self.networks.find(project, name).is_err_and(|fault| fault.kind == Kind::NotFound)
             {
                 (nic.net, nic.address) = (NetKind::None, None);
             }
         }
-        self.give_places(nics)
+        self.give_places(project, nics)
     }
 
     /// The ports for the process of a VM that starts: of those cards that are plugged into something, in order.
@@ -154,26 +156,31 @@ impl Vms {
         }
     }
 
-    /// All networks.
-    pub(crate) fn networks(&self) -> Result<Vec<Network>, Fault> {
-        self.networks.list(&self.records()?)
+    /// The networks of some projects.
+    pub(crate) fn networks(&self, is_shown: impl Fn(&ProjectName) -> bool) -> Result<Vec<Network>, Fault> {
+        self.networks.list(is_shown, &self.records()?)
     }
 
     /// One network.
-    pub(crate) fn network(&self, name: &str) -> Result<Network, Fault> {
-        Ok(self.networks.view(self.networks.find(name)?, &self.records()?))
+    pub(crate) fn network(&self, project: &ProjectName, name: &str) -> Result<Network, Fault> {
+        Ok(self.networks.view(self.networks.find(project, name)?, project, &self.records()?))
     }
 
-    /// Makes a network.
-    pub(crate) fn create_network(&self, ask: &NetworkCreate) -> Result<Network, Fault> {
-        Ok(self.networks.view(self.networks.create(ask)?, &[]))
+    /// Makes a network in a project.
+    pub(crate) fn create_network(
+        &self,
+        project: &ProjectName,
+        ask: &NetworkCreate,
+    ) -> Result<Network, Fault> {
+        let made = self.networks.create(project, ask)?;
+        Ok(self.networks.view(made.it, project, &[]))
     }
 
     /// Forgets a network that nobody is in.
-    pub(crate) fn remove_network(&self, name: &str) -> Result<Network, Fault> {
+    pub(crate) fn remove_network(&self, project: &ProjectName, name: &str) -> Result<Network, Fault> {
         let _turn = self.networks.hold();
-        let spec = self.networks.remove(name, &self.records()?)?;
-        Ok(self.networks.view(spec, &[]))
+        let spec = self.networks.remove(project, name, &self.records()?)?;
+        Ok(self.networks.view(spec, project, &[]))
     }
 
     /// Plugs a VM into a network: a card that is plugged into nothing, or else a further one.
@@ -245,7 +252,7 @@ impl Vms {
         let mut record = before.clone();
         let share = {
             let _turn = self.networks.hold();
-            self.give_places(&mut new)?;
+            self.give_places(&record.project, &mut new)?;
             record.machine.nics.extend(new.iter().cloned());
             record.machine.check()?;
             let share = self.describe(&record)?;
@@ -305,7 +312,7 @@ impl Vms {
         nic.net = net;
         let nic = {
             let _turn = self.networks.hold();
-            self.networks.give_address(nic, &self.records()?)?;
+            self.networks.give_address(&record.project, nic, &self.records()?)?;
             let nic = nic.clone();
             self.update_grown(&record, || Ok(()))?;
             nic

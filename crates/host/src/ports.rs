@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use viv_api::port::{Port, PortTraffic};
 use viv_api::runner::Ask as RunnerAsk;
 use viv_api::secgroup::SecGroupInfo;
-use viv_model::{Fault, Kind, NetKind, NicLimits, NicSpec, PortCounters, SwitchCounters};
+use viv_model::{Fault, Kind, NetKind, NicLimits, NicSpec, PortCounters, ProjectName, SwitchCounters};
 use viv_net::capture::{RECORD_MAX, Record};
 
 /// How often a capture looks whether anybody still wants it.
@@ -87,6 +87,7 @@ fn port(record: &VmRecord, nic: &NicSpec, counters: Option<&PortCounters>) -> Po
     Port {
         vm: record.id.clone(),
         name: record.name.clone(),
+        project: record.project.clone(),
         network: nic.net.clone(),
         connected: counters.is_some(),
         mac: nic.mac.map(|byte| format!("{byte:02x}")).join(":"),
@@ -119,12 +120,12 @@ impl Vms {
         Ok(port(record, nic, self.counters(record, nic).as_ref()))
     }
 
-    /// The ports of all VMs that have a card.
-    pub(crate) fn ports(&self) -> Result<Vec<Port>, Fault> {
+    /// The ports of all VMs of some projects that have a card.
+    pub(crate) fn ports(&self, is_shown: impl Fn(&ProjectName) -> bool) -> Result<Vec<Port>, Fault> {
         // Each switch is asked once, however many VMs it has.
         let mut asked: HashMap<Switch, Option<SwitchCounters>> = HashMap::new();
         let mut ports = Vec::new();
-        for record in self.records()? {
+        for record in self.records()?.into_iter().filter(|record| is_shown(&record.project)) {
             for nic in &record.machine.nics {
                 if nic.net.is_of_kernel() {
                     ports.push(port(&record, nic, kernel::counters(&record, nic).as_ref()));
@@ -190,7 +191,7 @@ impl Vms {
                     // What starts anew knows nothing from before.
                     nic.aliases.clear();
                 }
-                self.networks.give_address(nic, &others)?;
+                self.networks.give_address(&record.project, nic, &others)?;
                 let nic = nic.clone();
                 self.store.update(&record)?;
                 nic

@@ -8,6 +8,7 @@ use crate::lists::{self, WantedOperations, WantedVms};
 use crate::metrics;
 use crate::operations::{self, Task, shown};
 use crate::precondition;
+use crate::projects::{self, Scope};
 use crate::service::Service;
 use crate::shares;
 use crate::store;
@@ -33,7 +34,7 @@ use viv_api::runner::Ask as RunnerAsk;
 use viv_api::secgroup::{RuleAdd, SecGroupJoin};
 use viv_api::snapshot::SnapshotOther;
 use viv_api::vm::{ConsoleSize, VmCreate};
-use viv_model::{Ask, Fault, Kind};
+use viv_model::{Ask, Fault, Kind, ProjectName};
 
 /// Lines of the audit log that are shown if nothing is said.
 const AUDIT_USUAL: usize = 1000;
@@ -42,57 +43,82 @@ const OPENAPI: &str = include_str!("../../../docs/openapi.json");
 /// Most characters of an `Idempotency-Key`.
 const REPEAT_KEY_MAX: usize = 255;
 
+/// What is asked for.
+pub(crate) struct Asked {
+    pub(crate) route: Route,
+    pub(crate) arguments: Vec<String>,
+    pub(crate) scope: Scope,
+}
+
 /// Answers one request, which [`crate::door`] has let in.
 pub(crate) async fn answer(
     service: Arc<Service>,
     caller: &Caller,
-    route: Route,
-    arguments: Vec<String>,
+    asked: Asked,
     request: Request<Bytes>,
 ) -> Result<Response<Body>, Fault> {
+    let Asked { route, arguments, scope } = asked;
     let query = request.uri().query().unwrap_or_default().to_string();
     let mut arguments = arguments.into_iter();
-    let name = arguments.next().unwrap_or_default();
+    let mut name = arguments.next().unwrap_or_default();
     let flag = |flag: &str| endpoint::query_value(&query, flag).is_some_and(|value| value != "false");
     let network = endpoint::query_value(&query, "network");
     let vms = service.vms.clone();
     let field = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
     let expected = precondition::of(field("if-match"))?;
     let blocking = Blocking { expected };
+    if is_of_vm(route) {
+        // From here on it has its identity, whatever becomes of the name.
+        name = vms.named(&scope.project, &name)?.id;
+    }
     vms.refuse_for_program(route, &name)?;
-    let work = |task| operations::begin(service.clone(), task, flag("detach"));
+    let bound = caller.project.clone();
+    let work = |task| operations::begin(service.clone(), task, flag("detach"), bound.clone());
+    let project = scope.project.clone();
     match route {
         Route::OpenApi => Ok(http::document(OPENAPI)),
-        Route::Metrics => Ok(http::text(metrics::page(&service).await?, metrics::MEDIA)),
+        Route::Metrics => Ok(http::text(metrics::page(&service, scope.only()).await?, metrics::MEDIA)),
         Route::Authority => blocking.run(move || service.access.authority()).await,
         Route::TokenList => Ok(http::json(&service.access.passes.list())),
         Route::TokenCreate => {
             let ask: PassCreate = body(&request)?;
-            blocking.run(move || service.access.create_token(&ask)).await
+            let create =
+                move || projects::held(&service, ask.project.as_ref(), || service.access.create_token(&ask));
+            blocking.run(create).await
         }
         Route::TicketCreate => Ok(http::json(&service.access.create_ticket(caller, &body(&request)?)?)),
         Route::TokenRemove => blocking.run(move || service.access.passes.remove(&name)).await,
         Route::CertificateIssue => {
             let ask: PassCreate = body(&request)?;
-            blocking.run(move || service.access.issue_certificate(&ask)).await
+            let issue = move || {
+                projects::held(&service, ask.project.as_ref(), || service.access.issue_certificate(&ask))
+            };
+            blocking.run(issue).await
         }
         Route::AuditList => {
             let last = endpoint::query_value(&query, "last").and_then(|last| last.parse().ok());
             blocking.run(move || service.access.audit.last(last.unwrap_or(AUDIT_USUAL))).await
         }
         Route::AuditVerify => blocking.run(move || service.access.audit.verify()).await,
-        Route::Info => blocking.run(move || info(&service)).await,
+        Route::Info => blocking.run(move || info(&service, scope.only())).await,
         Route::Events => {
-            let wanted = Wanted::of(&query, field("last-event-id"))?;
+            let wanted = Wanted::of(&query, field("last-event-id"), scope)?;
             Ok(http::pieces(events::stream(vms, wanted).await?, "text/event-stream"))
         }
-        Route::LimitsGet => blocking.run(move || Ok(vms.limits())).await,
+        Route::LimitsGet => blocking.run(move || Ok(vms.limits(scope.only()))).await,
         Route::LimitsSet => {
             let limits = body(&request)?;
-            blocking.run(move || vms.set_limits(limits)).await
+            blocking.run(move || vms.set_limits(scope.only(), limits)).await
         }
+        Route::ProjectList => blocking.run(move || Ok(vms.projects(bound.as_ref()))).await,
+        Route::ProjectGet => blocking.run(move || vms.project(&name, bound.as_ref())).await,
+        Route::ProjectCreate => {
+            let ask = body(&request)?;
+            blocking.run(move || vms.create_project(&ask)).await
+        }
+        Route::ProjectRemove => blocking.run(move || projects::remove(&service, &name)).await,
         Route::VmList => {
-            let wanted = WantedVms::of(&query)?;
+            let wanted = WantedVms::of(&query, scope)?;
             if !flag("watch") {
                 return lists::answer_vms(vms, wanted, &query).await;
             }
@@ -102,15 +128,20 @@ pub(crate) async fn answer(
         Route::VmCreate => {
             let key = repeat_key(&request)?;
             let trial = flag("dry-run");
-            let ask: VmCreate = body(&request)?;
-            let repeated = key.map(|key| repeated(key, &ask));
+            let mut ask: VmCreate = body(&request)?;
+            let project = match &ask.project {
+                Some(said) => scope.enter(said.as_str(), |project| vms.has_project(project))?,
+                None => project,
+            };
+            ask.project = Some(project.clone()).filter(|project| !project.is_default());
+            let repeated = key.map(|key| repeated(&project, key, &ask));
             blocking
                 .run(move || match &ask.image {
-                    Some(image) if service.snapshots.is_template(image) => {
+                    Some(image) if service.snapshots.is_template(&project, image) => {
                         if repeated.is_some() || trial {
                             return Err(not_of_template());
                         }
-                        service.snapshots.create_from(image, &ask)
+                        service.snapshots.create_from(&project, image, &ask)
                     }
                     _ => vms.create(ask, repeated, trial),
                 })
@@ -257,46 +288,56 @@ pub(crate) async fn answer(
                     telling(
                         &*vms.store,
                         What::SnapshotCreated,
+                        Some(&project),
                         || service.snapshots.create(&name, &ask),
                         |it| it.name.clone(),
                     )
                 })
                 .await
         }
-        Route::SnapshotList => lists::answer(route, &query, move || service.snapshots.list()).await,
-        Route::SnapshotGet => blocking.run(move || service.snapshots.get(&name)).await,
+        Route::SnapshotList => {
+            let list = move || service.snapshots.list(|project| scope.shows(project));
+            lists::answer(route, &query, list).await
+        }
+        Route::SnapshotGet => blocking.run(move || service.snapshots.get(&project, &name)).await,
         Route::SnapshotRemove => {
             blocking
                 .run(move || {
                     telling(
                         &*vms.store,
                         What::SnapshotRemoved,
-                        || service.snapshots.remove(&name),
+                        Some(&project),
+                        || service.snapshots.remove(&project, &name),
                         |it| it.name.clone(),
                     )
                 })
                 .await
         }
-        Route::SnapshotVerify => blocking.run(move || service.snapshots.verify(&name)).await,
+        Route::SnapshotVerify => blocking.run(move || service.snapshots.verify(&project, &name)).await,
         Route::SnapshotDiff => {
             let ask: SnapshotOther = body(&request)?;
-            blocking.run(move || service.snapshots.diff(&name, &ask.other)).await
+            blocking.run(move || service.snapshots.diff(&project, &name, &ask.other)).await
         }
-        Route::SnapshotExport => work(Task::SnapshotExport { snapshot: name, ask: body(&request)? }).await,
-        Route::SnapshotImport => work(Task::SnapshotImport { ask: body(&request)? }).await,
+        Route::SnapshotExport => {
+            work(Task::SnapshotExport { project, snapshot: name, ask: body(&request)? }).await
+        }
+        Route::SnapshotImport => work(Task::SnapshotImport { project, ask: body(&request)? }).await,
         Route::VmRollback => {
             let ask = body(&request)?;
             blocking.run(move || service.snapshots.roll_back(&name, &ask)).await
         }
         Route::SnapshotRestore => {
             let ask = body(&request)?;
-            blocking.run(move || service.snapshots.restore(&name, &ask)).await
+            blocking.run(move || service.snapshots.restore(&project, &name, &ask)).await
         }
         Route::VmFork => {
             let ask = body(&request)?;
             blocking.run(move || service.snapshots.fork(&name, &ask)).await
         }
-        Route::NetworkList => lists::answer(route, &query, move || vms.networks()).await,
+        Route::NetworkList => {
+            let list = move || vms.networks(|project| scope.shows(project));
+            lists::answer(route, &query, list).await
+        }
         Route::NetworkCreate => {
             let ask = body(&request)?;
             blocking
@@ -304,20 +345,22 @@ pub(crate) async fn answer(
                     telling(
                         &*vms.store,
                         What::NetworkCreated,
-                        || vms.create_network(&ask),
+                        Some(&project),
+                        || projects::held(&service, Some(&project), || vms.create_network(&project, &ask)),
                         |it| it.spec.name.clone(),
                     )
                 })
                 .await
         }
-        Route::NetworkGet => blocking.run(move || vms.network(&name)).await,
+        Route::NetworkGet => blocking.run(move || vms.network(&project, &name)).await,
         Route::NetworkRemove => {
             blocking
                 .run(move || {
                     telling(
                         &*vms.store,
                         What::NetworkRemoved,
-                        || vms.remove_network(&name),
+                        Some(&project),
+                        || vms.remove_network(&project, &name),
                         |it| it.spec.name.clone(),
                     )
                 })
@@ -330,7 +373,8 @@ pub(crate) async fn answer(
                     telling(
                         &*vms.store,
                         What::NetworkChanged,
-                        || vms.connect(&name, &ask.vm),
+                        Some(&project),
+                        || vms.connect(&name, &vms.named(&project, &ask.vm)?.id),
                         |_| name.clone(),
                     )
                 })
@@ -343,13 +387,14 @@ pub(crate) async fn answer(
                     telling(
                         &*vms.store,
                         What::NetworkChanged,
-                        || vms.disconnect(&name, &vm),
+                        Some(&project),
+                        || vms.disconnect(&name, &vms.named(&project, &vm)?.id),
                         |_| name.clone(),
                     )
                 })
                 .await
         }
-        Route::PortList => blocking.run(move || vms.ports()).await,
+        Route::PortList => blocking.run(move || vms.ports(|project| scope.shows(project))).await,
         Route::PortGet => blocking.run(move || vms.port(&name, network.as_deref())).await,
         Route::PortLimits => {
             let ask = body(&request)?;
@@ -361,7 +406,7 @@ pub(crate) async fn answer(
             let pieces = blocking::blocking(capture).await?;
             Ok(http::pieces(pieces, "application/x-pcapng"))
         }
-        Route::SecGroupList => blocking.run(move || vms.secgroups()).await,
+        Route::SecGroupList => blocking.run(move || vms.secgroups(|project| scope.shows(project))).await,
         Route::SecGroupCreate => {
             let ask = body(&request)?;
             blocking
@@ -369,20 +414,22 @@ pub(crate) async fn answer(
                     telling(
                         &*vms.store,
                         What::SecgroupCreated,
-                        || vms.create_secgroup(ask),
+                        Some(&project),
+                        || projects::held(&service, Some(&project), || vms.create_secgroup(&project, ask)),
                         |it| it.name.clone(),
                     )
                 })
                 .await
         }
-        Route::SecGroupGet => blocking.run(move || vms.secgroup(&name)).await,
+        Route::SecGroupGet => blocking.run(move || vms.secgroup(&project, &name)).await,
         Route::SecGroupRemove => {
             blocking
                 .run(move || {
                     telling(
                         &*vms.store,
                         What::SecgroupRemoved,
-                        || vms.remove_secgroup(&name),
+                        Some(&project),
+                        || vms.remove_secgroup(&project, &name),
                         |_| name.clone(),
                     )
                 })
@@ -395,7 +442,8 @@ pub(crate) async fn answer(
                     telling(
                         &*vms.store,
                         What::SecgroupChanged,
-                        || vms.add_rule(&name, &ask.rule),
+                        Some(&project),
+                        || vms.add_rule(&project, &name, &ask.rule),
                         |_| name.clone(),
                     )
                 })
@@ -408,7 +456,8 @@ pub(crate) async fn answer(
                     telling(
                         &*vms.store,
                         What::SecgroupChanged,
-                        || vms.remove_rule(&name, &number),
+                        Some(&project),
+                        || vms.remove_rule(&project, &name, &number),
                         |_| name.clone(),
                     )
                 })
@@ -421,7 +470,8 @@ pub(crate) async fn answer(
                     telling(
                         &*vms.store,
                         What::SecgroupChanged,
-                        || vms.join(&name, &ask.vm, ask.network.as_deref()),
+                        Some(&project),
+                        || vms.join(&name, &vms.named(&project, &ask.vm)?.id, ask.network.as_deref()),
                         |_| name.clone(),
                     )
                 })
@@ -434,7 +484,8 @@ pub(crate) async fn answer(
                     telling(
                         &*vms.store,
                         What::SecgroupChanged,
-                        || vms.leave(&name, &vm, network.as_deref()),
+                        Some(&project),
+                        || vms.leave(&name, &vms.named(&project, &vm)?.id, network.as_deref()),
                         |_| name.clone(),
                     )
                 })
@@ -442,15 +493,15 @@ pub(crate) async fn answer(
         }
         Route::Explain => {
             let ask = body(&request)?;
-            blocking.run(move || vms.explain(&ask)).await
+            blocking.run(move || vms.explain(&project, &ask)).await
         }
         Route::ImageList => {
             let list = move || Ok(service.images.list()?.iter().map(shown).collect());
             lists::answer(route, &query, list).await
         }
         Route::ImageBuild => work(Task::ImageBuild { image: name, ask: body(&request)? }).await,
-        Route::VmCommit => work(Task::VmCommit { vm: name, ask: body(&request)? }).await,
-        Route::VmExport => work(Task::VmExport { vm: name, ask: body(&request)? }).await,
+        Route::VmCommit => work(Task::VmCommit { project, vm: name, ask: body(&request)? }).await,
+        Route::VmExport => work(Task::VmExport { project, vm: name, ask: body(&request)? }).await,
         Route::ImagePush => work(Task::ImagePush { image: name, ask: body(&request)? }).await,
         Route::ImageExport => work(Task::ImageExport { image: name, ask: body(&request)? }).await,
         Route::ImageImport => work(Task::ImageImport { ask: body(&request)? }).await,
@@ -462,7 +513,7 @@ pub(crate) async fn answer(
             blocking
                 .run(move || {
                     let tag = || Ok(shown(&service.images.tag(&name, &ask.name)?));
-                    telling(&*vms.store, What::ImageChanged, tag, |it| it.name.clone())
+                    telling(&*vms.store, What::ImageChanged, None, tag, |it| it.name.clone())
                 })
                 .await
         }
@@ -477,21 +528,27 @@ pub(crate) async fn answer(
                         service.images.remove(&name)?;
                         Ok(shown(&image))
                     };
-                    telling(&*vms.store, What::ImageRemoved, remove, |it: &Image| it.name.clone())
+                    telling(&*vms.store, What::ImageRemoved, None, remove, |it: &Image| it.name.clone())
                 })
                 .await
         }
         Route::OperationList => {
-            let wanted = WantedOperations::of(&query)?;
+            let wanted = WantedOperations::of(&query, scope)?;
             lists::answer_operations(service, wanted, &query).await
         }
-        Route::OperationGet => blocking.run(move || operations::get(&service, &name)).await,
+        Route::OperationGet => blocking.run(move || operations::get(&service, &scope, &name)).await,
         Route::OperationFollow => {
-            let lines = blocking::blocking(move || operations::follow(&service, &name)).await?;
+            let lines = blocking::blocking(move || operations::follow(&service, scope, &name)).await?;
             Ok(http::pieces(lines, operations::MEDIA))
         }
-        Route::OperationCancel => blocking.run(move || operations::cancel(&service, &name)).await,
+        Route::OperationCancel => blocking.run(move || operations::cancel(&service, &scope, &name)).await,
     }
+}
+
+/// Whether what it is asked of is one VM. What is made of a VM may be made of a snapshot, too, and finds it by itself.
+fn is_of_vm(route: Route) -> bool {
+    let first = route.endpoint().path.split('/').find(|segment| segment.starts_with('{'));
+    first == Some("{vm}") && !matches!(route, Route::VmCommit | Route::VmExport)
 }
 
 /// What the sender of a request that may be repeated calls it.
@@ -508,7 +565,9 @@ fn repeat_key(request: &Request<Bytes>) -> Result<Option<String>, Fault> {
     Ok(Some(key.to_string()))
 }
 
-fn repeated(key: String, ask: &VmCreate) -> store::Request {
+/// In each project of its own: no header has a line feed in it.
+fn repeated(project: &ProjectName, key: String, ask: &VmCreate) -> store::Request {
+    let key = if project.is_default() { key } else { format!("{project}\n{key}") };
     store::Request { key, digest: sha256(&serde_json::to_vec(ask).unwrap_or_default()) }
 }
 
@@ -567,7 +626,8 @@ pub(crate) fn understood<T: DeserializeOwned>(text: &[u8]) -> Result<T, String> 
     }
 }
 
-fn info(service: &Service) -> Result<Info, Fault> {
+/// Of the host; its numbers of VMs may be a project's.
+fn info(service: &Service, project: Option<&ProjectName>) -> Result<Info, Fault> {
     let kvm = crate::info::kvm(&service.places);
     let places = &service.places;
     Ok(Info {
@@ -585,7 +645,7 @@ fn info(service: &Service) -> Result<Info, Fault> {
             data: places.data.clone(),
             runtime: places.runtime.clone(),
         },
-        vms: service.vms.count()?,
-        limits: service.vms.limits(),
+        vms: service.vms.count(project)?,
+        limits: service.vms.limits(project),
     })
 }

@@ -3,6 +3,7 @@ use crate::kernel;
 use crate::networks::{attachment, groups_of};
 use crate::places::Places;
 use crate::plugs::place_of;
+use crate::projects::Within;
 use crate::runners::Runner;
 use crate::store::{StoreError, VmRecord, write_whole};
 use crate::vms::Vms;
@@ -13,8 +14,8 @@ use std::path::{Path, PathBuf};
 use viv_api::secgroup::{Explain, Explanation, SecGroupCreate, SecGroupInfo};
 use viv_api::vm::Vm;
 use viv_model::{
-    Carrier, Direction, Fault, GROUPS_MAX, Kind, NetKind, NetworkSpec, NicSpec, Peer, Protocol, RULES_MAX,
-    Rule, SecGroup,
+    Carrier, Direction, Fault, GROUPS_MAX, Kind, NetKind, NetworkSpec, NicSpec, Peer, ProjectName, Protocol,
+    RULES_MAX, Rule, SecGroup,
 };
 use viv_net::switch::rules::{Opening, Rules, Verdict};
 
@@ -57,9 +58,14 @@ impl SecGroups {
         SecGroups { root: places.secgroups() }
     }
 
-    /// All of them, by name.
+    /// All of them, by name: no two of a host are called the same.
     pub(crate) fn all(&self) -> Result<Vec<SecGroup>, Fault> {
-        let mut all: Vec<SecGroup> = Vec::new();
+        Ok(self.kept()?.into_iter().map(|group| group.it).collect())
+    }
+
+    /// All of them, with their projects.
+    fn kept(&self) -> Result<Vec<Within<SecGroup>>, Fault> {
+        let mut all: Vec<Within<SecGroup>> = Vec::new();
         for entry in fs::read_dir(&self.root).map_err(io_fault("read", &self.root))? {
             let path = entry.map_err(io_fault("read", &self.root))?.path();
             if !path.to_string_lossy().ends_with(SUFFIX) {
@@ -69,13 +75,15 @@ impl SecGroups {
             let group = serde_json::from_slice(&text).map_err(io::Error::other);
             all.push(group.map_err(io_fault("understand", &path))?);
         }
-        all.sort_by(|one, other| one.name.cmp(&other.name));
+        all.sort_by(|one, other| one.it.name.cmp(&other.it.name));
         Ok(all)
     }
 
-    /// The group that is called so.
-    pub(crate) fn find(&self, name: &str) -> Result<SecGroup, Fault> {
-        self.all()?.into_iter().find(|group| group.name == name).ok_or_else(|| {
+    /// The group of a project that is called so.
+    pub(crate) fn find(&self, project: &ProjectName, name: &str) -> Result<SecGroup, Fault> {
+        let mut all = self.kept()?.into_iter();
+        let found = all.find(|group| group.it.name == name && group.project == *project);
+        found.map(|group| group.it).ok_or_else(|| {
             Fault::new(
                 Kind::NotFound,
                 format!("no security group is called {name:?}"),
@@ -88,55 +96,64 @@ impl SecGroups {
         self.root.join(format!("{name}{SUFFIX}"))
     }
 
-    fn write(&self, group: &SecGroup) -> Result<(), Fault> {
+    fn write(&self, project: &ProjectName, group: &SecGroup) -> Result<(), Fault> {
         let path = self.path(&group.name);
-        write_whole(&path, group).map_err(io_fault("write", &path))
+        write_whole(&path, &Within { project: project.clone(), it: group.clone() })
+            .map_err(io_fault("write", &path))
     }
 
-    /// A rule may name groups that there are, and its own.
-    fn check_rule(&self, group: &SecGroup, rule: &Rule) -> Result<(), Fault> {
+    /// A rule may name groups that there are in its project, and its own.
+    fn check_rule(&self, project: &ProjectName, group: &SecGroup, rule: &Rule) -> Result<(), Fault> {
         if let Peer::Group(other) = &rule.peer
             && *other != group.name
         {
-            self.find(other)?;
+            self.find(project, other)?;
         }
         group.check_new(rule)
     }
 }
 
-fn info(group: SecGroup, records: &[VmRecord]) -> SecGroupInfo {
+fn info(group: SecGroup, project: &ProjectName, records: &[VmRecord]) -> SecGroupInfo {
     let inside = records.iter().filter(|record| {
         let of_cards = record.machine.nics.iter().flat_map(|nic| &nic.groups);
         record.groups.iter().chain(of_cards).any(|name| *name == group.name)
     });
     let vms = inside.map(|record| record.name.clone()).collect();
-    SecGroupInfo { name: group.name, decided: vec![0; group.rules.len()], rules: group.rules, vms }
+    let decided = vec![0; group.rules.len()];
+    SecGroupInfo { name: group.name, project: project.clone(), decided, rules: group.rules, vms }
 }
 
 impl Vms {
-    /// All security groups.
-    pub(crate) fn secgroups(&self) -> Result<Vec<SecGroupInfo>, Fault> {
+    /// The security groups of some projects.
+    pub(crate) fn secgroups(
+        &self,
+        is_shown: impl Fn(&ProjectName) -> bool,
+    ) -> Result<Vec<SecGroupInfo>, Fault> {
         let records = self.records()?;
-        let mut all: Vec<_> =
-            self.networks.groups.all()?.into_iter().map(|group| info(group, &records)).collect();
+        let shown = self.networks.groups.kept()?.into_iter().filter(|group| is_shown(&group.project));
+        let mut all: Vec<_> = shown.map(|group| info(group.it, &group.project, &records)).collect();
         self.count_rules(&mut all)?;
         Ok(all)
     }
 
     /// One security group.
-    pub(crate) fn secgroup(&self, name: &str) -> Result<SecGroupInfo, Fault> {
-        let mut group = [info(self.networks.groups.find(name)?, &self.records()?)];
+    pub(crate) fn secgroup(&self, project: &ProjectName, name: &str) -> Result<SecGroupInfo, Fault> {
+        let mut group = [info(self.networks.groups.find(project, name)?, project, &self.records()?)];
         self.count_rules(&mut group)?;
         let [group] = group;
         Ok(group)
     }
 
-    /// Makes a security group.
-    pub(crate) fn create_secgroup(&self, ask: SecGroupCreate) -> Result<SecGroupInfo, Fault> {
+    /// Makes a security group in a project.
+    pub(crate) fn create_secgroup(
+        &self,
+        project: &ProjectName,
+        ask: SecGroupCreate,
+    ) -> Result<SecGroupInfo, Fault> {
         SecGroup::check_name(&ask.name)?;
         let _turn = self.networks.hold();
         let groups = &self.networks.groups;
-        if groups.find(&ask.name).is_ok() {
+        if groups.all()?.iter().any(|group| group.name == ask.name) {
             return Err(Fault::new(
                 Kind::Conflict,
                 format!("a security group called {:?} exists already", ask.name),
@@ -152,19 +169,19 @@ impl Vms {
         }
         let mut group = SecGroup { name: ask.name, rules: Vec::new() };
         for rule in ask.rules {
-            groups.check_rule(&group, &rule)?;
+            groups.check_rule(project, &group, &rule)?;
             group.rules.push(rule);
         }
-        groups.write(&group)?;
+        groups.write(project, &group)?;
         self.networks.spread_groups(&self.records()?)?;
-        Ok(info(group, &[]))
+        Ok(info(group, project, &[]))
     }
 
     /// Forgets a security group that nobody needs.
-    pub(crate) fn remove_secgroup(&self, name: &str) -> Result<SecGroupInfo, Fault> {
+    pub(crate) fn remove_secgroup(&self, project: &ProjectName, name: &str) -> Result<SecGroupInfo, Fault> {
         let _turn = self.networks.hold();
         let groups = &self.networks.groups;
-        let shown = info(groups.find(name)?, &self.records()?);
+        let shown = info(groups.find(project, name)?, project, &self.records()?);
         if !shown.vms.is_empty() {
             return Err(Fault::new(
                 Kind::Conflict,
@@ -191,18 +208,28 @@ impl Vms {
     }
 
     /// Adds a rule to a group.
-    pub(crate) fn add_rule(&self, name: &str, rule: &str) -> Result<SecGroupInfo, Fault> {
+    pub(crate) fn add_rule(
+        &self,
+        project: &ProjectName,
+        name: &str,
+        rule: &str,
+    ) -> Result<SecGroupInfo, Fault> {
         let rule: Rule = rule.parse()?;
-        self.change_group(name, |groups, group| {
-            groups.check_rule(group, &rule)?;
+        self.change_group(project, name, |groups, group| {
+            groups.check_rule(project, group, &rule)?;
             group.rules.push(rule);
             Ok(())
         })
     }
 
     /// Takes a rule out of a group; they count from 1.
-    pub(crate) fn remove_rule(&self, name: &str, number: &str) -> Result<SecGroupInfo, Fault> {
-        self.change_group(name, |_, group| {
+    pub(crate) fn remove_rule(
+        &self,
+        project: &ProjectName,
+        name: &str,
+        number: &str,
+    ) -> Result<SecGroupInfo, Fault> {
+        self.change_group(project, name, |_, group| {
             let index = number.parse::<usize>().ok().and_then(|number| number.checked_sub(1));
             match index.filter(|index| *index < group.rules.len()) {
                 Some(index) => {
@@ -220,26 +247,27 @@ impl Vms {
 
     fn change_group(
         &self,
+        project: &ProjectName,
         name: &str,
         change: impl FnOnce(&SecGroups, &mut SecGroup) -> Result<(), Fault>,
     ) -> Result<SecGroupInfo, Fault> {
         let _turn = self.networks.hold();
         let groups = &self.networks.groups;
-        let mut group = groups.find(name)?;
+        let mut group = groups.find(project, name)?;
         change(groups, &mut group)?;
         let records = self.records()?;
         let mut all = groups.all()?;
         all.iter_mut().filter(|other| other.name == group.name).for_each(|other| *other = group.clone());
         self.networks.try_in_kernel(&all, &records)?;
-        groups.write(&group)?;
+        groups.write(project, &group)?;
         self.networks.spread_groups(&records)?;
-        Ok(info(group, &records))
+        Ok(info(group, project, &records))
     }
 
     /// Puts a VM, or its card in a network alone, into a group.
     pub(crate) fn join(&self, group: &str, vm: &str, network: Option<&str>) -> Result<Vm, Fault> {
         self.change_member(vm, |record| {
-            self.networks.groups.find(group)?;
+            self.networks.groups.find(&record.project, group)?;
             let groups = groups_at(record, network)?;
             if groups.iter().any(|other| other == group) {
                 return Err(Fault::new(
@@ -299,10 +327,10 @@ impl Vms {
         })
     }
 
-    /// Says what decides about a flow.
-    pub(crate) fn explain(&self, ask: &Explain) -> Result<Explanation, Fault> {
+    /// Says what decides about a flow from or to VMs of a project.
+    pub(crate) fn explain(&self, project: &ProjectName, ask: &Explain) -> Result<Explanation, Fault> {
         let opening = opening(&ask.what)?;
-        let (from, to) = (self.side(&ask.from)?, self.side(&ask.to)?);
+        let (from, to) = (self.side(project, &ask.from)?, self.side(project, &ask.to)?);
         let mut because = Vec::new();
         let allowed = match (&from, &to) {
             (Side::Outside(_), Side::Outside(_)) => {
@@ -353,10 +381,10 @@ impl Vms {
         Ok(Explanation { allowed, because })
     }
 
-    fn side(&self, text: &str) -> Result<Side, Fault> {
+    fn side(&self, project: &ProjectName, text: &str) -> Result<Side, Fault> {
         match text.parse() {
             Ok(address) => Ok(Side::Outside(address)),
-            Err(_) => Ok(Side::Vm(Box::new(self.find(text)?.0))),
+            Err(_) => Ok(Side::Vm(Box::new(self.named(project, text)?))),
         }
     }
 

@@ -87,7 +87,8 @@ impl Passes {
         }
         let now = Timestamp::now();
         let expires_at = lasts.map(|s| Timestamp { unix_s: now.unix_s.saturating_add(s) });
-        Ok(Pass { name: ask.name.clone(), role: ask.role, kind, created_at: now, expires_at })
+        let (name, project) = (ask.name.clone(), ask.project.clone());
+        Ok(Pass { name, role: ask.role, project, kind, created_at: now, expires_at })
     }
 
     /// Gives one out, with the hash of its secret.
@@ -181,7 +182,13 @@ mod tests {
         std::fs::create_dir_all(&dir).unwrap();
         let path = dir.join("passes.json");
         let passes = Passes::open(path.clone()).unwrap();
-        let ask = |name: &str| PassCreate { name: name.into(), role: Role::Operator, expires_s: Some(60) };
+        let project = "acme".parse().ok();
+        let ask = |name: &str| PassCreate {
+            name: name.into(),
+            role: Role::Operator,
+            project: project.clone(),
+            expires_s: Some(60),
+        };
         let token = new_token().unwrap();
         assert_eq!(token.len(), PREFIX.len() + 2 * SECRET_BYTES);
         assert_ne!(token, new_token().unwrap());
@@ -194,6 +201,7 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(!text.contains(&token) && text.contains("\"ci\""), "the secret is not kept");
         let again = Passes::open(path.clone()).unwrap();
+        assert_eq!(pass.project, project, "and kept with it");
         assert_eq!(again.list(), std::slice::from_ref(&pass));
         assert_eq!(again.remove("ci"), Ok(pass.clone()));
         assert_eq!(again.whose(PassKind::Token, &sha256(token.as_bytes())), None);
@@ -205,6 +213,14 @@ mod tests {
         }
         let never = PassCreate { expires_s: Some(0), ..ask("x") };
         assert!(again.asked(&never, PassKind::Token).is_err());
+        let of_before = r#"[{"name": "old", "role": "viewer", "kind": "token", "created_at": "2026-01-01T00:00:00Z",
+            "expires_at": null, "sha256": "0"}]"#;
+        std::fs::write(&path, of_before).unwrap();
+        assert_eq!(
+            Passes::open(path.clone()).unwrap().list()[0].project,
+            None,
+            "one of before is bound to none"
+        );
         std::fs::write(&path, "[{").unwrap();
         assert!(Passes::open(path.clone()).is_err());
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "[{", "what is damaged stays for its owner");

@@ -14,7 +14,7 @@ use crate::places::Places;
 use crate::precondition;
 use crate::programs;
 use crate::runners::Runner;
-use crate::store::{Store, VmRecord};
+use crate::store::{Store, StoreError, VmRecord};
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::Path;
@@ -26,7 +26,7 @@ use viv_api::socket;
 use viv_api::stats::VmStats;
 use viv_api::timestamp::Timestamp;
 use viv_api::vm::{Process, Vm, VmKill, VmMemory, VmStart, VmStop};
-use viv_model::{Accel, Ask, End, Fault, Kind, MachineSpec, State, next};
+use viv_model::{Accel, Ask, End, Fault, Kind, MachineSpec, ProjectName, State, next};
 use viv_snapshot::read_manifest;
 
 /// How long a guest may take to switch itself off, seconds.
@@ -107,14 +107,14 @@ impl Vms {
     /// Finds the VMs that live on from an earlier service, and forgets those that were to be.
     pub(crate) fn adopt(&self) -> Result<(), Fault> {
         self.load_limits()?;
+        self.load_projects()?;
         self.after_boot()?;
         for record in self.store.all()? {
             let runner = self.runner(&record);
-            let need = record.need();
-            self.admission.take(Share::Described, &record.id, need);
+            self.admission.take(Share::Described, &record.id, record.claim());
             match runner.process() {
                 Some(process) => {
-                    self.admission.take(Share::Running, &record.id, need);
+                    self.admission.take(Share::Running, &record.id, record.claim());
                     self.plug_in_again(&record, &runner);
                     (self.hooks.watch)(process, record.id);
                 }
@@ -178,22 +178,29 @@ impl Vms {
         Runner::new(self.places.vms().join(&record.id))
     }
 
-    /// The runner and the record of the VM called `name`.
-    pub(crate) fn find(&self, name: &str) -> Result<(VmRecord, Runner), Fault> {
-        let exact =
-            self.store.by_name(name)?.map_or_else(|| self.store.by_id(name), |record| Ok(Some(record)))?;
-        let record = match exact {
-            Some(record) => record,
-            None => self.beginning_with(name)?,
-        };
+    /// The runner and the record of the VM with this identity.
+    pub(crate) fn find(&self, id: &str) -> Result<(VmRecord, Runner), Fault> {
+        let record = self.store.by_id(id)?.ok_or_else(|| StoreError::Missing { id: id.to_string() })?;
         let runner = self.runner(&record);
         Ok((record, runner))
     }
 
-    /// The VM whose identity begins so.
-    fn beginning_with(&self, digits: &str) -> Result<VmRecord, Fault> {
+    /// The VM of a project that has this name, this identity, or one that begins so. A VM of another project is as if it were not there.
+    pub(crate) fn named(&self, project: &ProjectName, name: &str) -> Result<VmRecord, Fault> {
+        if let Some(record) = self.store.by_name(project, name)? {
+            return Ok(record);
+        }
+        match self.store.by_id(name)?.filter(|record| record.project == *project) {
+            Some(record) => Ok(record),
+            None => self.beginning_with(project, name),
+        }
+    }
+
+    /// The VM of a project whose identity begins so.
+    fn beginning_with(&self, project: &ProjectName, digits: &str) -> Result<VmRecord, Fault> {
         let records = if digits.len() >= ID_DIGITS_MIN { self.store.all()? } else { Vec::new() };
-        let mut matching = records.into_iter().filter(|record| record.id.starts_with(digits));
+        let mut matching =
+            records.into_iter().filter(|record| record.project == *project && record.id.starts_with(digits));
         match (matching.next(), matching.next()) {
             (Some(record), None) => Ok(record),
             (Some(_), Some(_)) => Err(Fault::new(
@@ -217,13 +224,13 @@ impl Vms {
     /// One change of a VM at a time.
     pub(crate) fn change<T>(
         &self,
-        name: &str,
+        id: &str,
         act: impl FnOnce(VmRecord, Runner) -> Result<T, Fault>,
     ) -> Result<T, Fault> {
-        let (record, _) = self.find(name)?;
+        let (record, _) = self.find(id)?;
         let turn = lock(&self.changing).entry(record.id.clone()).or_default().clone();
         let _turn = lock(&turn);
-        let (record, runner) = self.find(&record.id)?; // as it is now that it is our turn
+        let (record, runner) = self.find(id)?; // as it is now that it is our turn
         precondition::check(&record.name, self.store.revision_of(&record.id))?;
         act(record, runner)
     }
@@ -296,6 +303,7 @@ impl Vms {
             kind: record.kind(),
             id: record.id,
             name: record.name,
+            project: record.project,
             image: record.image,
             created_at: record.created_at,
             started_at: record.started_at,
@@ -328,8 +336,9 @@ impl Vms {
         fits(record.machine.memory_mib)?;
         let share = self.describe(record)?;
         let _turn = self.networks.hold();
-        record.groups.iter().try_for_each(|group| self.networks.groups.find(group).map(drop))?;
-        self.find_places(&mut record.machine.nics)?;
+        let groups = &self.networks.groups;
+        record.groups.iter().try_for_each(|group| groups.find(&record.project, group).map(drop))?;
+        self.find_places(&record.project, &mut record.machine.nics)?;
         self.store.insert(record)?;
         share.keep();
         Ok(())
@@ -402,7 +411,7 @@ impl Vms {
         self.control_groups.of(&record.id, record.machine.cpu_weight)?;
         let gone =
             |id: &str| matches!(self.store.by_id(id), Ok(None)) && !self.places.vms().join(id).exists();
-        self.admission.reserve(Share::Described, &record.id, record.need(), &gone)
+        self.admission.reserve(Share::Described, &record.id, record.claim(), &gone)
     }
 
     /// Writes down a VM that may need more than before, when `act` has been done with its share taken.
@@ -427,7 +436,7 @@ impl Vms {
 
     /// Its share of what may be described is what it now needs, which is no more than before.
     pub(crate) fn describe_less(&self, record: &VmRecord) {
-        self.admission.take(Share::Described, &record.id, record.need());
+        self.admission.take(Share::Described, &record.id, record.claim());
     }
 
     /// Takes its share of the host.
@@ -435,7 +444,7 @@ impl Vms {
         let gone = |id: &str| {
             !lock(&self.starting).contains(id) && Runner::new(self.places.vms().join(id)).process().is_none()
         };
-        self.admission.reserve(Share::Running, &record.id, record.need(), &gone)
+        self.admission.reserve(Share::Running, &record.id, record.claim(), &gone)
     }
 
     /// Until what it gives is dropped, the VM counts as one that starts.
@@ -594,9 +603,10 @@ impl Vms {
         })
     }
 
-    /// How many there are.
-    pub(crate) fn count(&self) -> Result<viv_api::info::VmCount, Fault> {
-        let records = self.store.all()?;
+    /// How many there are: of all, or in a project.
+    pub(crate) fn count(&self, project: Option<&ProjectName>) -> Result<viv_api::info::VmCount, Fault> {
+        let mut records = self.store.all()?;
+        records.retain(|record| project.is_none_or(|project| record.project == *project));
         let live = records.iter().filter(|record| self.runner(record).process().is_some()).count();
         Ok(viv_api::info::VmCount { live, all: records.len() })
     }

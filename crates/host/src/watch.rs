@@ -112,7 +112,7 @@ impl Watch {
         }
         let mut text = String::new();
         for event in last_of_each(&past.events) {
-            let Some(id) = event.id.clone() else { continue };
+            let Some(id) = event.id.clone().filter(|_| self.wanted.hears(&event)) else { continue };
             let (vms, wanted) = (self.vms.clone(), self.wanted.clone());
             let vm = blocking(move || vms.wanted(&wanted, &id)).await?;
             text.push_str(&self.told(&event, vm));

@@ -14,6 +14,7 @@ mod network;
 mod nic;
 mod prefix6;
 mod program;
+mod project;
 mod restart;
 mod room;
 mod secgroup;
@@ -34,6 +35,7 @@ pub use network::{
 pub use nic::{CARDS_MAX, NetKind, NicCreate, NicLimits, NicSpec, PORTS_MAX, PortSpec, Protocol};
 pub use prefix6::Prefix6;
 pub use program::{CHAIN_PORT, GuestKind, PROGRAM_MEMORY_MIB_USUAL, ProgramSpec};
+pub use project::ProjectName;
 pub use restart::Restart;
 pub use room::Room;
 pub use secgroup::{Carrier, Direction, GROUPS_MAX, Label, Peer, RULES_MAX, Rule, SecGroup};

@@ -1,5 +1,5 @@
 //! Snapshots as nouns: what one is. How it lies on a disk is `viv-snapshot`'s business.
-use crate::{Label, MachineSpec, ProgramSpec};
+use crate::{Label, MachineSpec, ProgramSpec, ProjectName};
 use serde::{Deserialize, Serialize};
 
 /// What a snapshot is, and the checksums of all that it has.
@@ -12,8 +12,11 @@ pub struct Manifest {
     pub release: String,
     /// The snapshot's identity.
     pub id: String,
-    /// Its name; unique.
+    /// Its name; unique in its project.
     pub name: String,
+    /// The project that it belongs to: that of its VM.
+    #[serde(default, skip_serializing_if = "ProjectName::is_default")]
+    pub project: ProjectName,
     /// What its maker had to say of it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub comment: String,

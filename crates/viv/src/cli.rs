@@ -1,6 +1,7 @@
 //! The command line's grammar. Each verb's own part is in the verb's file.
 use crate::verbs;
 use clap::{Parser, Subcommand};
+use viv_model::ProjectName;
 
 /// Virtual machines in seconds, with KVM or without.
 #[derive(Parser, Debug)]
@@ -21,6 +22,12 @@ pub(crate) struct Cli {
     /// The host service to ask: see viv context; VIV_CONTEXT
     #[arg(long, global = true, value_name = "NAME")]
     pub(crate) context: Option<String>,
+    /// The project to work in, default if none is said: see viv project; VIV_PROJECT
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(crate) project: Option<ProjectName>,
+    /// List what is in all projects that there are to see
+    #[arg(long, global = true)]
+    pub(crate) all_projects: bool,
     #[command(subcommand)]
     pub(crate) verb: Verb,
 }
@@ -120,6 +127,8 @@ pub(crate) enum Verb {
     Limits(verbs::limits::Args),
     /// Show the service, the host and what its KVM is worth
     Info(verbs::info::Args),
+    /// Make, look at and remove projects: what belongs together, and does not see the rest
+    Project(verbs::project::Args),
     /// Remember host services on other machines, and say which is used
     Context(verbs::context::Args),
     /// Make, list and take back tokens, by which others use this host over the network

@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 use viv_api::client::Client;
-use viv_model::{Fault, Kind};
+use viv_model::{Fault, Kind, ProjectName};
 
 /// How long the other host may take to answer the door.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -27,6 +27,9 @@ pub(crate) struct Remote {
     pub(crate) port: u16,
     /// Certificates of authorities to trust, PEM.
     pub(crate) ca: String,
+    /// The project to work in there, unless another one is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) project: Option<ProjectName>,
     /// Our token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) token: Option<String>,

@@ -194,6 +194,7 @@ impl Trial {
             release: String::new(),
             id: "0".into(),
             name: "cut".into(),
+            project: Default::default(),
             comment: String::new(),
             created_unix_s: 0,
             vm: (String::new(), String::new()),

@@ -8,6 +8,7 @@ mod switch;
 
 use crate::kernel;
 use crate::places::Places;
+use crate::projects::Within;
 use crate::runners::Runner;
 use crate::secgroups::SecGroups;
 use crate::store::{StoreError, VmRecord, write_whole};
@@ -21,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use viv_api::network::{Network, NetworkCreate, NetworkVm};
 use viv_api::vm::Process;
-use viv_model::{Attachment, Fault, Kind, NetKind, NetworkSpec, NicSpec, SecGroup, Subnet};
+use viv_model::{Attachment, Fault, Kind, NetKind, NetworkSpec, NicSpec, ProjectName, SecGroup, Subnet};
 
 pub(crate) use switch::Switch;
 use viv_net::switch::address::interface;
@@ -73,7 +74,7 @@ impl Networks {
         lock(&self.changing)
     }
 
-    fn all(&self) -> Result<Vec<NetworkSpec>, Fault> {
+    fn all(&self) -> Result<Vec<Within<NetworkSpec>>, Fault> {
         let mut all = Vec::new();
         for entry in fs::read_dir(&self.root).map_err(io_fault("read", &self.root))? {
             let path = entry.map_err(io_fault("read", &self.root))?.path().join(RECORD);
@@ -88,27 +89,31 @@ impl Networks {
                 Err(error) => return Err(io_fault("read", &path)(error)),
             }
         }
-        all.sort_by(|one: &NetworkSpec, other| one.name.cmp(&other.name));
+        all.sort_by(|one: &Within<NetworkSpec>, other| one.it.name.cmp(&other.it.name));
         Ok(all)
     }
 
-    /// The network that is called so.
-    pub(crate) fn find(&self, name: &str) -> Result<NetworkSpec, Fault> {
-        self.all()?.into_iter().find(|network| network.name == name).ok_or_else(|| {
-            Fault::new(
-                Kind::NotFound,
-                format!("no network is called {name:?}"),
-                "see what there is: viv network ls; make one: viv network create NAME",
-            )
-        })
+    /// The network of a project that is called so.
+    pub(crate) fn find(&self, project: &ProjectName, name: &str) -> Result<NetworkSpec, Fault> {
+        let found = self.at(name)?.filter(|network| network.project == *project);
+        Ok(found.ok_or_else(|| unknown(name))?.it)
     }
 
-    /// Makes a network.
-    pub(crate) fn create(&self, ask: &NetworkCreate) -> Result<NetworkSpec, Fault> {
+    /// The network that is called so: no two of a host are, of whatever project.
+    fn at(&self, name: &str) -> Result<Option<Within<NetworkSpec>>, Fault> {
+        Ok(self.all()?.into_iter().find(|network| network.it.name == name))
+    }
+
+    /// Makes a network in a project.
+    pub(crate) fn create(
+        &self,
+        project: &ProjectName,
+        ask: &NetworkCreate,
+    ) -> Result<Within<NetworkSpec>, Fault> {
         NetworkSpec::check_name(&ask.name)?;
         let _turn = self.hold();
         let all = self.all()?;
-        if all.iter().any(|network| network.name == ask.name) {
+        if all.iter().any(|network| network.it.name == ask.name) {
             return Err(Fault::new(
                 Kind::Conflict,
                 format!("a network called {:?} exists already", ask.name),
@@ -132,13 +137,19 @@ impl Networks {
         let dir = self.root.join(&spec.name);
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
         made.map_err(io_fault("make", &dir))?;
-        write_whole(&dir.join(RECORD), &spec).map_err(io_fault("write", &dir))?;
-        Ok(spec)
+        let network = Within { project: project.clone(), it: spec };
+        write_whole(&dir.join(RECORD), &network).map_err(io_fault("write", &dir))?;
+        Ok(network)
     }
 
     /// Forgets a network that no VM of `records` is in. To be called while [`Networks::hold`] is held.
-    pub(crate) fn remove(&self, name: &str, records: &[VmRecord]) -> Result<NetworkSpec, Fault> {
-        let spec = self.find(name)?;
+    pub(crate) fn remove(
+        &self,
+        project: &ProjectName,
+        name: &str,
+        records: &[VmRecord],
+    ) -> Result<NetworkSpec, Fault> {
+        let spec = self.find(project, name)?;
         let users: Vec<&str> = members(name, records).map(|(record, _)| record.name.as_str()).collect();
         if !users.is_empty() {
             return Err(Fault::new(
@@ -154,13 +165,18 @@ impl Networks {
         Ok(spec)
     }
 
-    /// All networks, with their VMs among `records`.
-    pub(crate) fn list(&self, records: &[VmRecord]) -> Result<Vec<Network>, Fault> {
-        Ok(self.all()?.into_iter().map(|spec| self.view(spec, records)).collect())
+    /// The networks of some projects, with their VMs among `records`.
+    pub(crate) fn list(
+        &self,
+        is_shown: impl Fn(&ProjectName) -> bool,
+        records: &[VmRecord],
+    ) -> Result<Vec<Network>, Fault> {
+        let shown = self.all()?.into_iter().filter(|network| is_shown(&network.project));
+        Ok(shown.map(|network| self.view(network.it, &network.project, records)).collect())
     }
 
     /// A network as the API shows it.
-    pub(crate) fn view(&self, spec: NetworkSpec, records: &[VmRecord]) -> Network {
+    pub(crate) fn view(&self, spec: NetworkSpec, project: &ProjectName, records: &[VmRecord]) -> Network {
         let status = Switch::new(self.root.join(&spec.name)).status();
         let connected: HashSet<&str> =
             status.iter().flat_map(|status| &status.ports).map(|port| port.vm.as_str()).collect();
@@ -182,20 +198,26 @@ impl Networks {
             name_server6: spec.subnet.name_server6(),
             pid: status.as_ref().map(|status| status.process.pid),
             sandbox: status.as_ref().map(|status| status.sandbox.clone()).unwrap_or_default(),
+            project: project.clone(),
             spec,
         }
     }
 
     /// Gives a card an address in its network, if it has one that VMs share. To be called while [`Networks::hold`] is
     /// held, and until the record is kept.
-    pub(crate) fn give_address(&self, nic: &mut NicSpec, records: &[VmRecord]) -> Result<(), Fault> {
+    pub(crate) fn give_address(
+        &self,
+        project: &ProjectName,
+        nic: &mut NicSpec,
+        records: &[VmRecord],
+    ) -> Result<(), Fault> {
         if nic.net.is_of_kernel() {
             // It has the address that was said, or one that nobody knows.
             return Ok(());
         }
         let before = nic.address.take();
         let NetKind::Named(name) = &nic.net else { return Ok(()) };
-        let spec = self.find(name)?;
+        let spec = self.find(project, name)?;
         if spec.isolated && !nic.ports.is_empty() {
             return Err(Fault::new(
                 Kind::Usage,
@@ -222,7 +244,10 @@ impl Networks {
         Ok(match &nic.net {
             NetKind::None | NetKind::Tap(_) | NetKind::Bridge(_) => None,
             NetKind::User { host } => Some((NetworkSpec::user(*host), Switch::new(self.vms.join(vm)))),
-            NetKind::Named(name) => Some((self.find(name)?, Switch::new(self.root.join(name)))),
+            NetKind::Named(name) => {
+                let network = self.at(name)?.ok_or_else(|| unknown(name))?;
+                Some((network.it, Switch::new(self.root.join(name))))
+            }
         })
     }
 
@@ -340,6 +365,14 @@ impl Networks {
     }
 }
 
+fn unknown(name: &str) -> Fault {
+    Fault::new(
+        Kind::NotFound,
+        format!("no network is called {name:?}"),
+        "see what there is: viv network ls; make one: viv network create NAME",
+    )
+}
+
 /// What a switch answered; one that has just ended need not know.
 fn answered(
     answer: io::Result<Result<(), Fault>>,
@@ -389,8 +422,8 @@ pub(crate) fn groups_of(record: &VmRecord, nic: &NicSpec) -> Vec<String> {
 }
 
 /// Subnets that no new network may have, and whose they are.
-fn taken(networks: &[NetworkSpec]) -> Vec<(String, Subnet)> {
-    let ours = networks.iter().map(|network| (format!("network {:?}", network.name), network.subnet));
+fn taken(networks: &[Within<NetworkSpec>]) -> Vec<(String, Subnet)> {
+    let ours = networks.iter().map(|network| (format!("network {:?}", network.it.name), network.it.subnet));
     let user = ("every VM's own with --net user".to_string(), NetworkSpec::USER);
     let routes = fs::read_to_string(ROUTES).unwrap_or_default();
     let host = routes.lines().skip(1).filter_map(route).map(|subnet| ("this host's".to_string(), subnet));

@@ -174,7 +174,7 @@ mod tests {
 
     fn live(asker: Option<mpsc::Sender<Bytes>>) -> Live {
         Live::new(
-            OperationRecord::new(7, Task::ImageImport { ask: Default::default() }, asker.is_none()),
+            OperationRecord::new(7, Task::ImageImport { ask: Default::default() }, asker.is_none(), None),
             asker,
         )
     }

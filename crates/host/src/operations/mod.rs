@@ -16,6 +16,7 @@ pub(crate) use task::{Task, shown};
 
 use crate::blocking::blocking;
 use crate::http::{self, Body};
+use crate::projects::Scope;
 use crate::service::{Busy, Service};
 use crate::store::{OperationRecord, Store, StoreError};
 use hyper::Response;
@@ -29,7 +30,7 @@ use tokio::sync::{Semaphore, mpsc};
 use viv_api::endpoint::Route;
 use viv_api::operation::{Operation, OperationState, WorkLine};
 use viv_api::timestamp::Timestamp;
-use viv_model::{Fault, Kind};
+use viv_model::{Fault, Kind, ProjectName};
 
 /// The media type of lines.
 pub(crate) const MEDIA: &str = "application/x-ndjson";
@@ -86,13 +87,14 @@ pub(crate) async fn begin(
     service: Arc<Service>,
     task: Task,
     detached: bool,
+    project: Option<ProjectName>,
 ) -> Result<Response<Body>, Fault> {
     task.check()?;
     service.operations.has_room()?;
     let kept = service.clone();
     let record = blocking(move || {
         let id = kept.operations.next.fetch_add(1, Ordering::Relaxed);
-        let record = OperationRecord::new(id, task, detached);
+        let record = OperationRecord::new(id, task, detached, project);
         kept.vms.store.put_operation(&record)?;
         Ok(record)
     })
@@ -169,19 +171,20 @@ pub(crate) fn list(service: &Service) -> Result<Vec<Operation>, Fault> {
     Ok(all)
 }
 
-/// One, as it is now.
-pub(crate) fn get(service: &Service, number: &str) -> Result<Operation, Fault> {
+/// One that the scope sees, as it is now.
+pub(crate) fn get(service: &Service, scope: &Scope, number: &str) -> Result<Operation, Fault> {
     let unknown = || {
         let text = format!("no operation has the number {number:?}");
         Fault::new(Kind::NotFound, text, "see which there are: viv operation ls")
     };
     let id: u64 = number.parse().map_err(|_| unknown())?;
-    list(service)?.into_iter().find(|operation| operation.id == id).ok_or_else(unknown)
+    let seen = |operation: &Operation| operation.id == id && scope.sees(operation);
+    list(service)?.into_iter().find(seen).ok_or_else(unknown)
 }
 
 /// Has one give up.
-pub(crate) fn cancel(service: &Service, number: &str) -> Result<Operation, Fault> {
-    let operation = get(service, number)?;
+pub(crate) fn cancel(service: &Service, scope: &Scope, number: &str) -> Result<Operation, Fault> {
+    let operation = get(service, scope, number)?;
     let live = service.operations.live().get(&operation.id).cloned();
     match live {
         Some(live) => {
@@ -189,7 +192,7 @@ pub(crate) fn cancel(service: &Service, number: &str) -> Result<Operation, Fault
             Ok(live.shown())
         }
         None => {
-            let operation = get(service, number)?;
+            let operation = get(service, scope, number)?;
             let text = format!("operation {number} has ended already: it is {}", operation.state);
             Err(Fault::new(
                 Kind::Conflict,
@@ -201,8 +204,12 @@ pub(crate) fn cancel(service: &Service, number: &str) -> Result<Operation, Fault
 }
 
 /// The lines of one from now on, the last one with its end.
-pub(crate) fn follow(service: &Arc<Service>, number: &str) -> Result<mpsc::Receiver<Bytes>, Fault> {
-    let operation = get(service, number)?;
+pub(crate) fn follow(
+    service: &Arc<Service>,
+    scope: Scope,
+    number: &str,
+) -> Result<mpsc::Receiver<Bytes>, Fault> {
+    let operation = get(service, &scope, number)?;
     let live = service.operations.live().get(&operation.id).cloned();
     let (lines, receiver) = mpsc::channel(LINES_MAX);
     let (now, mut passing) = match live {
@@ -223,7 +230,7 @@ pub(crate) fn follow(service: &Arc<Service>, number: &str) -> Result<mpsc::Recei
                 Err(RecvError::Closed) => break,
             }
         }
-        if let Ok(ended) = blocking(move || get(&service, &number)).await {
+        if let Ok(ended) = blocking(move || get(&service, &scope, &number)).await {
             let _ = lines.send(live::last_line(&ended)).await;
         }
     });
@@ -236,7 +243,7 @@ mod tests {
     use crate::store::MemoryStore;
 
     fn record(id: u64) -> OperationRecord {
-        OperationRecord::new(id, Task::ImageImport { ask: Default::default() }, true)
+        OperationRecord::new(id, Task::ImageImport { ask: Default::default() }, true, None)
     }
 
     #[test]

@@ -3,12 +3,13 @@ use crate::images::{Stopped, Watcher};
 use crate::service::Service;
 use crate::vms::{Vms, absolute};
 use viv_api::image::{DiskExport, Exported, Image, ImageCommit};
-use viv_model::{DiskFormat, DiskSpec, Fault, Kind};
+use viv_model::{DiskFormat, DiskSpec, Fault, Kind, ProjectName};
 
 /// Makes an image of a VM that does not run, which cannot be started until it is made; of one that runs, as it is at a moment; or of a
 /// snapshot, by its own name or as `VM@SNAPSHOT`.
 pub(super) fn commit(
     service: &Service,
+    project: &ProjectName,
     name: &str,
     ask: &ImageCommit,
     watcher: &dyn Watcher,
@@ -17,12 +18,12 @@ pub(super) fn commit(
     let act = |vm: &Stopped<'_>| service.images.commit(vm, ask, watcher);
     let snapshots = &service.snapshots;
     let image = match name.split_once('@') {
-        Some((vm, snapshot)) => snapshots.of_snapshot(Some(vm), snapshot, act),
-        None => match service.vms.get(name) {
-            Ok(vm) if vm.state.is_live() => snapshots.of_live(name, act),
-            Ok(_) => still(&service.vms, name, act),
-            Err(fault) if fault.kind == Kind::NotFound && snapshots.get(name).is_ok() => {
-                snapshots.of_snapshot(None, name, act)
+        Some((vm, snapshot)) => snapshots.of_snapshot(project, Some(vm), snapshot, act),
+        None => match service.vms.named(project, name).and_then(|record| service.vms.get(&record.id)) {
+            Ok(vm) if vm.state.is_live() => snapshots.of_live(&vm.id, act),
+            Ok(vm) => still(&service.vms, &vm.id, act),
+            Err(fault) if fault.kind == Kind::NotFound && snapshots.get(project, name).is_ok() => {
+                snapshots.of_snapshot(project, None, name, act)
             }
             Err(fault) => Err(fault),
         },
@@ -33,13 +34,15 @@ pub(super) fn commit(
 /// Writes a disk of a VM that does not run to a new file.
 pub(super) fn export_disk(
     service: &Service,
+    project: &ProjectName,
     name: &str,
     ask: &DiskExport,
     watcher: &dyn Watcher,
 ) -> Result<Exported, Fault> {
     absolute(&ask.path)?;
+    let id = service.vms.named(project, name)?.id;
     if ask.ova {
-        return still(&service.vms, name, |vm| service.images.export_vm(vm, &ask.path, watcher));
+        return still(&service.vms, &id, |vm| service.images.export_vm(vm, &ask.path, watcher));
     }
     let format = ask.format.unwrap_or(DiskFormat::Raw);
     if !matches!(format, DiskFormat::Raw | DiskFormat::Qcow2) {
@@ -49,7 +52,7 @@ pub(super) fn export_disk(
             "use --format raw or qcow2; other programs read both",
         ));
     }
-    still(&service.vms, name, |vm| {
+    still(&service.vms, &id, |vm| {
         let disk = disk_of(vm, ask.disk)?;
         crate::images::export_disk(disk, &ask.path, format, watcher)
     })
@@ -82,8 +85,8 @@ fn disk_of<'a>(vm: &Stopped<'a>, number: Option<usize>) -> Result<&'a DiskSpec, 
 }
 
 /// Does something with a VM that does not run, and is not started meanwhile.
-fn still<T>(vms: &Vms, name: &str, act: impl FnOnce(&Stopped<'_>) -> Result<T, Fault>) -> Result<T, Fault> {
-    vms.change(name, |record, runner| {
+fn still<T>(vms: &Vms, id: &str, act: impl FnOnce(&Stopped<'_>) -> Result<T, Fault>) -> Result<T, Fault> {
+    vms.change(id, |record, runner| {
         let state = vms.view(record.clone(), &runner).state;
         if state.is_live() {
             return Err(Fault::new(

@@ -12,7 +12,7 @@ use viv_api::image::{DiskExport, Image, ImageBuild, ImageCommit, ImageExport, Im
 use viv_api::operation::OperationKind;
 use viv_api::snapshot::SnapshotFile;
 use viv_api::timestamp::Timestamp;
-use viv_model::Fault;
+use viv_model::{Fault, ProjectName};
 
 /// A long work's name and its request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,13 +27,32 @@ pub(crate) enum Task {
     /// Make one of another program's machine.
     ImageImport { ask: ImageImport },
     /// Make one of a VM, or of a snapshot.
-    VmCommit { vm: String, ask: ImageCommit },
+    VmCommit {
+        #[serde(default)]
+        project: ProjectName,
+        vm: String,
+        ask: ImageCommit,
+    },
     /// Write a VM or its disk to a file.
-    VmExport { vm: String, ask: DiskExport },
+    VmExport {
+        #[serde(default)]
+        project: ProjectName,
+        vm: String,
+        ask: DiskExport,
+    },
     /// Write a snapshot to a file.
-    SnapshotExport { snapshot: String, ask: SnapshotFile },
+    SnapshotExport {
+        #[serde(default)]
+        project: ProjectName,
+        snapshot: String,
+        ask: SnapshotFile,
+    },
     /// Take one from a file.
-    SnapshotImport { ask: SnapshotFile },
+    SnapshotImport {
+        #[serde(default)]
+        project: ProjectName,
+        ask: SnapshotFile,
+    },
 }
 
 impl Task {
@@ -59,7 +78,7 @@ impl Task {
             Task::VmCommit { vm, .. } | Task::VmExport { vm, .. } => vm.clone(),
             Task::SnapshotExport { snapshot, .. } => snapshot.clone(),
             Task::ImageImport { ask: ImageImport { path, .. } }
-            | Task::SnapshotImport { ask: SnapshotFile { path, .. } } => path.display().to_string(),
+            | Task::SnapshotImport { ask: SnapshotFile { path, .. }, .. } => path.display().to_string(),
         }
     }
 
@@ -69,7 +88,7 @@ impl Task {
             Task::ImageExport { ask, .. } => absolute(&ask.path),
             Task::ImageImport { ask } => absolute(&ask.path),
             Task::VmExport { ask, .. } => absolute(&ask.path),
-            Task::SnapshotExport { ask, .. } | Task::SnapshotImport { ask } => absolute(&ask.path),
+            Task::SnapshotExport { ask, .. } | Task::SnapshotImport { ask, .. } => absolute(&ask.path),
             Task::ImageBuild { .. } | Task::ImagePush { .. } | Task::VmCommit { .. } => Ok(()),
         }
     }
@@ -96,17 +115,21 @@ impl Task {
                 }
                 value(&imported)
             }
-            Task::VmCommit { vm, ask } => {
-                let commit = || of_vm::commit(service, vm, ask, watcher, shown);
-                value(&telling(store, What::ImageChanged, commit, |image| image.name.clone())?)
+            Task::VmCommit { project, vm, ask } => {
+                let commit = || of_vm::commit(service, project, vm, ask, watcher, shown);
+                value(&telling(store, What::ImageChanged, None, commit, |image| image.name.clone())?)
             }
-            Task::VmExport { vm, ask } => value(&of_vm::export_disk(service, vm, ask, watcher)?),
-            Task::SnapshotExport { snapshot, ask } => {
-                value(&service.snapshots.export(snapshot, ask, watcher)?)
+            Task::VmExport { project, vm, ask } => {
+                value(&of_vm::export_disk(service, project, vm, ask, watcher)?)
             }
-            Task::SnapshotImport { ask } => {
-                let import = || service.snapshots.import(ask, watcher);
-                value(&telling(store, What::SnapshotCreated, import, |snapshot| snapshot.name.clone())?)
+            Task::SnapshotExport { project, snapshot, ask } => {
+                value(&service.snapshots.export(project, snapshot, ask, watcher)?)
+            }
+            Task::SnapshotImport { project, ask } => {
+                let import = || service.snapshots.import(project, ask, watcher);
+                value(&telling(store, What::SnapshotCreated, Some(project), import, |snapshot| {
+                    snapshot.name.clone()
+                })?)
             }
         }
     }

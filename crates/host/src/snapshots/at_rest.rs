@@ -9,7 +9,7 @@ use crate::names;
 use std::fs;
 use std::path::Path;
 use viv_api::snapshot::SnapshotCreate;
-use viv_model::{Fault, Kind, Manifest};
+use viv_model::{Fault, Kind, Manifest, ProjectName};
 
 impl Snapshots {
     /// Does something with what a VM that lives is at this moment. It goes on meanwhile.
@@ -33,14 +33,15 @@ impl Snapshots {
         done
     }
 
-    /// Does something with a snapshot; of this VM, if one is named.
+    /// Does something with a snapshot of a project; of this VM, if one is named.
     pub(crate) fn of_snapshot<T>(
         &self,
+        project: &ProjectName,
         vm: Option<&str>,
         name: &str,
         act: impl FnOnce(&Stopped<'_>) -> Result<T, Fault>,
     ) -> Result<T, Fault> {
-        let (dir, manifest) = self.find(name)?;
+        let (dir, manifest) = self.find(project, name)?;
         if let Some(vm) = vm.filter(|vm| ![&manifest.vm.0, &manifest.vm.1].iter().any(|own| own == vm)) {
             return Err(Fault::new(
                 Kind::NotFound,

@@ -15,7 +15,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use viv_api::snapshot::{Snapshot, SnapshotFile};
-use viv_model::{DiskSpec, Fault, Kind, MachineSpec, Manifest, NetKind};
+use viv_model::{DiskSpec, Fault, Kind, MachineSpec, Manifest, NetKind, ProjectName};
 use viv_snapshot::{
     IMAGE, IMAGE_PART, INITRD, KERNEL, MANIFEST, MEMORY, PROGRAM, SEED, STATE, content_files, disk_file,
     read_manifest, verify, write_manifest,
@@ -45,11 +45,12 @@ impl Snapshots {
     /// Writes a snapshot to a new tar file.
     pub(crate) fn export(
         &self,
+        project: &ProjectName,
         name: &str,
         to: &SnapshotFile,
         watcher: &dyn Watcher,
     ) -> Result<Snapshot, Fault> {
-        let (dir, manifest) = self.find(name)?;
+        let (dir, manifest) = self.find(project, name)?;
         absolute(&to.path)?;
         let new = NewFile::begin(&to.path)?;
         let failed = |error| new.fault(error);
@@ -77,11 +78,16 @@ impl Snapshots {
         passing.given_up()?;
         written.map_err(failed)?;
         new.finish()?;
-        self.get(&manifest.id)
+        self.shown(&dir, &manifest)
     }
 
-    /// Takes a snapshot from a tar file.
-    pub(crate) fn import(&self, from: &SnapshotFile, watcher: &dyn Watcher) -> Result<Snapshot, Fault> {
+    /// Takes a snapshot from a tar file into a project.
+    pub(crate) fn import(
+        &self,
+        project: &ProjectName,
+        from: &SnapshotFile,
+        watcher: &dyn Watcher,
+    ) -> Result<Snapshot, Fault> {
         let path = from.path.as_path();
         absolute(path)?;
         let file = File::open(path).map_err(|error| {
@@ -109,8 +115,9 @@ impl Snapshots {
                 return Err(cancelled());
             }
             whole(&manifest)?;
-            let name = self.name(from.name.as_deref().or(Some(&manifest.name)), "")?;
+            let name = self.name(project, from.name.as_deref().or(Some(&manifest.name)), "")?;
             (manifest.id, manifest.name) = (id.clone(), name.name.clone());
+            manifest.project = project.clone();
             for nic in &mut manifest.machine.nics {
                 nic.ports.clear();
                 // Nor are its groups those of here.
@@ -134,7 +141,8 @@ impl Snapshots {
                 .map_err(io_fault("write", &dir))
         });
         taken.inspect_err(|_| drop(fs::remove_dir_all(&dir)))?;
-        self.get(&id)
+        let (dir, manifest) = self.by_id(&id)?;
+        self.shown(&dir, &manifest)
     }
 }
 

@@ -3,13 +3,19 @@ use super::{Snapshots, io_fault};
 use std::fs;
 use std::path::Path;
 use viv_api::snapshot::{ContentDiff, SnapshotDiff};
-use viv_model::{Content, Fault, Manifest};
+use viv_model::{Content, Fault, Manifest, ProjectName};
 use viv_snapshot::{CHUNK, MEMORY, SUM_LEN, disk_file, sums_file};
 
 impl Snapshots {
-    /// Compares two, by their checksums.
-    pub(crate) fn diff(&self, first: &str, second: &str) -> Result<SnapshotDiff, Fault> {
-        let ((first_dir, first), (second_dir, second)) = (self.find(first)?, self.find(second)?);
+    /// Compares two of a project, by their checksums.
+    pub(crate) fn diff(
+        &self,
+        project: &ProjectName,
+        first: &str,
+        second: &str,
+    ) -> Result<SnapshotDiff, Fault> {
+        let ((first_dir, first), (second_dir, second)) =
+            (self.find(project, first)?, self.find(project, second)?);
         let content = |manifest: &Manifest, index: usize| {
             let disk = manifest.disks.iter().find(|disk| disk.index == index);
             disk.map(|disk| disk.content.clone())

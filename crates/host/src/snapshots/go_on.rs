@@ -18,6 +18,7 @@ use viv_api::vm::{Vm, VmStart};
 use viv_block::{CreateOptions, Qcow2};
 use viv_model::{
     DiskContent, DiskFormat, DiskSpec, Fault, GuestKind, Kind, MachineSpec, Manifest, NetKind, PortSpec,
+    ProjectName,
 };
 use viv_snapshot::{
     IMAGE, IMAGE_PART, INITRD, KERNEL, MANIFEST, MEMORY, STATE, content_files, disk_file, layer_file,
@@ -30,9 +31,14 @@ const FORKS_MAX: u32 = 1000;
 const BACK: &str = "back-";
 
 impl Snapshots {
-    /// A new VM that goes on from a snapshot, and runs.
-    pub(crate) fn restore(&self, name: &str, ask: &SnapshotRestore) -> Result<Vm, Fault> {
-        let (dir, manifest) = self.find(name)?;
+    /// A new VM that goes on from a snapshot, in its project, and runs.
+    pub(crate) fn restore(
+        &self,
+        project: &ProjectName,
+        name: &str,
+        ask: &SnapshotRestore,
+    ) -> Result<Vm, Fault> {
+        let (dir, manifest) = self.find(project, name)?;
         self.verify_disks(&dir, &manifest)?;
         let record = VmRecord { snapshot: Some(manifest.id.clone()), ..self.record(&manifest, ask)? };
         self.go_on(&dir, &manifest, record, &ask.ports, &VmStart::default(), false)
@@ -41,13 +47,14 @@ impl Snapshots {
     /// What is known of the VM before it has a machine.
     pub(super) fn record(&self, manifest: &Manifest, ask: &SnapshotRestore) -> Result<VmRecord, Fault> {
         let id = names::identity().map_err(io_fault("read", Path::new("/dev/urandom")))?;
-        let name = self.vms.name(ask.name.as_deref())?;
+        let name = self.vms.name(&manifest.project, ask.name.as_deref())?;
         let image = manifest.image.as_ref().and_then(|image| self.vms.image(image));
         // It may come from a host that has what this one has not.
         let can_weigh = self.vms.control_groups.version().is_ok();
         let machine = manifest.machine.clone();
         let machine = MachineSpec { cpu_weight: machine.cpu_weight.filter(|_| can_weigh), ..machine };
         let record = VmRecord {
+            project: manifest.project.clone(),
             image: manifest.image.clone(),
             program: manifest.program.clone(),
             process: image.as_ref().and_then(|image| image.manifest.process()).cloned(),
@@ -137,7 +144,7 @@ impl Snapshots {
                 format!("make one next time: viv snapshot create {}", record.name),
             )
         })?;
-        let (from, manifest) = self.find(&name).map_err(|fault| match ask.snapshot {
+        let (from, manifest) = self.find(&record.project, &name).map_err(|fault| match ask.snapshot {
             Some(_) => fault,
             None => {
                 let text = format!("there is no snapshot of VM {:?} any more", record.name);

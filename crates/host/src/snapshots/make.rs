@@ -47,7 +47,8 @@ impl Snapshots {
             // What the VM becomes comes from it. It may be gone by now.
             let _ = self.vms.came_from(&manifest.vm.0, &manifest.id);
         }
-        self.get(&manifest.id)
+        let (dir, manifest) = self.by_id(&manifest.id)?;
+        self.shown(&dir, &manifest)
     }
 
     pub(super) fn make(
@@ -59,7 +60,8 @@ impl Snapshots {
         let (record, runner) = self.vms.find(vm)?;
         programs::refuse_to_save(&record)?;
         // Who comes to be once only needs no name.
-        let named = (!purpose.passes()).then(|| self.name(ask.name.as_deref(), &record.name));
+        let named =
+            (!purpose.passes()).then(|| self.name(&record.project, ask.name.as_deref(), &record.name));
         let named = named.transpose()?;
         let id = names::identity().map_err(io_fault("read", Path::new("/dev/urandom")))?;
         let mut dir = self.places.snapshots().join(&id);
@@ -104,6 +106,7 @@ impl Snapshots {
                 release: env!("CARGO_PKG_VERSION").to_string(),
                 id: id.clone(),
                 name: named.as_ref().map_or(&record.name, |named| &named.name).clone(),
+                project: record.project.clone(),
                 comment: ask.comment.clone(),
                 created_unix_s: Timestamp::now().unix_s,
                 vm: (record.id.clone(), record.name.clone()),

@@ -36,7 +36,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use viv_api::snapshot::Snapshot;
 use viv_api::timestamp::Timestamp;
-use viv_model::{Fault, Kind, Manifest};
+use viv_model::{Fault, Kind, Manifest, ProjectName};
 use viv_snapshot::{MANIFEST, SnapshotError, read_manifest, verify, verify_disk};
 
 /// The extension of a directory that is being removed.
@@ -51,7 +51,7 @@ pub(crate) struct Snapshots {
     places: Places,
     vms: Arc<Vms>,
     /// Held while a name is chosen and its snapshot appears.
-    naming: Mutex<HashSet<String>>,
+    naming: Mutex<HashSet<(ProjectName, String)>>,
     known: Known,
 }
 
@@ -66,13 +66,14 @@ pub(crate) fn link(from: &Path, to: &Path) -> Result<(), Fault> {
 
 /// A name that is taken as long as this lives.
 struct Named<'a> {
-    taken: &'a Mutex<HashSet<String>>,
+    taken: &'a Mutex<HashSet<(ProjectName, String)>>,
+    project: ProjectName,
     name: String,
 }
 
 impl Drop for Named<'_> {
     fn drop(&mut self) {
-        lock(self.taken).remove(&self.name);
+        lock(self.taken).remove(&(self.project.clone(), self.name.clone()));
     }
 }
 
@@ -109,11 +110,18 @@ impl Snapshots {
         Ok(found)
     }
 
-    /// The one with this name, identity or beginning of its identity.
-    fn find(&self, name: &str) -> Result<(PathBuf, Manifest), Fault> {
+    /// The one with this identity.
+    fn by_id(&self, id: &str) -> Result<(PathBuf, Manifest), Fault> {
+        let is = |(path, _): &Found| path.file_name().is_some_and(|name| name == id);
+        let (path, manifest) = self.all()?.into_iter().find(is).ok_or_else(|| unknown(id))?;
+        Ok((path, manifest?))
+    }
+
+    /// The one of a project with this name, identity or beginning of its identity. One that is damaged is of whoever runs the host.
+    fn find(&self, project: &ProjectName, name: &str) -> Result<(PathBuf, Manifest), Fault> {
         let id = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().to_string();
         let mut begins = Vec::new();
-        for (path, manifest) in self.all()? {
+        for (path, manifest) in self.all()?.into_iter().filter(|found| project_of(found) == *project) {
             let exact = id(&path) == name || manifest.as_ref().is_ok_and(|manifest| manifest.name == name);
             if exact {
                 return Ok((path, manifest?));
@@ -129,11 +137,7 @@ impl Snapshots {
                 format!("the ids of several snapshots begin with {name:?}"),
                 "write more digits, or the name: viv snapshot ls",
             )),
-            None => Err(Fault::new(
-                Kind::NotFound,
-                format!("no snapshot is called {name:?}"),
-                "see what there is: viv snapshot ls",
-            )),
+            None => Err(unknown(name)),
         }
     }
 
@@ -150,6 +154,7 @@ impl Snapshots {
             differential: manifest.is_differential(),
             id: manifest.id,
             name: manifest.name,
+            project: manifest.project,
             comment: manifest.comment,
             created_at: Timestamp { unix_s: manifest.created_unix_s },
             vm: manifest.vm.1,
@@ -164,9 +169,10 @@ impl Snapshots {
         }
     }
 
-    /// All, oldest first.
-    pub(crate) fn list(&self) -> Result<Vec<Snapshot>, Fault> {
-        let all = self.all()?;
+    /// Those of some projects, oldest first.
+    pub(crate) fn list(&self, is_shown: impl Fn(&ProjectName) -> bool) -> Result<Vec<Snapshot>, Fault> {
+        let mut all = self.all()?;
+        all.retain(|found| is_shown(&project_of(found)));
         let each = |(dir, manifest): &Found| match manifest {
             Ok(manifest) => self.view(dir, manifest, &all),
             Err(fault) => damaged(dir, fault),
@@ -174,16 +180,20 @@ impl Snapshots {
         Ok(all.iter().map(each).collect())
     }
 
-    pub(crate) fn get(&self, name: &str) -> Result<Snapshot, Fault> {
-        let (dir, manifest) = self.find(name)?;
-        Ok(self.view(&dir, &manifest, &self.all()?))
+    pub(crate) fn get(&self, project: &ProjectName, name: &str) -> Result<Snapshot, Fault> {
+        let (dir, manifest) = self.find(project, name)?;
+        self.shown(&dir, &manifest)
+    }
+
+    fn shown(&self, dir: &Path, manifest: &Manifest) -> Result<Snapshot, Fault> {
+        Ok(self.view(dir, manifest, &self.all()?))
     }
 
     /// Reads all of it, and says whether it is what was written.
-    pub(crate) fn verify(&self, name: &str) -> Result<Snapshot, Fault> {
-        let (dir, manifest) = self.find(name)?;
+    pub(crate) fn verify(&self, project: &ProjectName, name: &str) -> Result<Snapshot, Fault> {
+        let (dir, manifest) = self.find(project, name)?;
         verify(&manifest, &dir)?;
-        self.get(&manifest.id)
+        self.shown(&dir, &manifest)
     }
 
     /// Compares its disks and files with their checksums; those of memory and state are looked at by the VM's own process.
@@ -199,11 +209,11 @@ impl Snapshots {
     }
 
     /// Also one whose manifest cannot be read any more, by its identity.
-    pub(crate) fn remove(&self, name: &str) -> Result<Snapshot, Fault> {
-        let snapshot = match self.get(name) {
+    pub(crate) fn remove(&self, project: &ProjectName, name: &str) -> Result<Snapshot, Fault> {
+        let snapshot = match self.get(project, name) {
             Ok(snapshot) => snapshot,
             Err(fault) => {
-                let mut all = self.list()?.into_iter();
+                let mut all = self.list(|of| of == project)?.into_iter();
                 all.find(|snapshot| snapshot.id == name && snapshot.damaged.is_some()).ok_or(fault)?
             }
         };
@@ -217,16 +227,18 @@ impl Snapshots {
         fs::remove_dir_all(&gone).map_err(io_fault("remove", &gone))
     }
 
-    /// Takes the name that was asked for, or `base` with the first number that is free.
-    fn name(&self, asked: Option<&str>, base: &str) -> Result<Named<'_>, Fault> {
+    /// Takes the name that was asked for, or `base` with the first number that is free in the project.
+    fn name(&self, project: &ProjectName, asked: Option<&str>, base: &str) -> Result<Named<'_>, Fault> {
         let mut taken = lock(&self.naming);
         let known: HashSet<String> = self
             .all()?
             .into_iter()
             .filter_map(|(_, manifest)| manifest.ok())
+            .filter(|manifest| manifest.project == *project)
             .map(|manifest| manifest.name)
             .collect();
-        let free = |name: &String| !known.contains(name) && !taken.contains(name);
+        let key = |name: &String| (project.clone(), name.clone());
+        let free = |name: &String| !known.contains(name) && !taken.contains(&key(name));
         let name = match asked {
             Some(name) => {
                 names::check(name)?;
@@ -242,9 +254,19 @@ impl Snapshots {
             }
             None => (1..).map(|number| format!("{base}-{number}")).find(free).unwrap_or_default(),
         };
-        taken.insert(name.clone());
-        Ok(Named { taken: &self.naming, name })
+        taken.insert(key(&name));
+        Ok(Named { taken: &self.naming, project: project.clone(), name })
     }
+}
+
+fn unknown(name: &str) -> Fault {
+    let text = format!("no snapshot is called {name:?}");
+    Fault::new(Kind::NotFound, text, "see what there is: viv snapshot ls")
+}
+
+/// The project of one; of one whose manifest cannot be read nobody knows it: it is for whoever runs the host.
+fn project_of((_, manifest): &Found) -> ProjectName {
+    manifest.as_ref().map(|manifest| manifest.project.clone()).unwrap_or_default()
 }
 
 /// A snapshot whose manifest cannot be read.
@@ -252,6 +274,7 @@ fn damaged(dir: &Path, fault: &Fault) -> Snapshot {
     let id = dir.file_name().unwrap_or_default().to_string_lossy().to_string();
     Snapshot {
         name: id.clone(),
+        project: Default::default(),
         id,
         comment: String::new(),
         created_at: Timestamp { unix_s: 0 },

@@ -39,7 +39,7 @@ impl Snapshots {
         if full || purpose != Purpose::Keep || record.program.is_some() {
             return None;
         }
-        let (dir, manifest) = self.find(record.snapshot.as_deref()?).ok()?;
+        let (dir, manifest) = self.by_id(record.snapshot.as_deref()?).ok()?;
         let (was, is) = (&manifest.machine, &record.machine);
         let same_memory = (was.memory_mib, was.memory_max_mib) == (is.memory_mib, is.memory_max_mib);
         let contents =

@@ -3,20 +3,26 @@ use super::Snapshots;
 use crate::store::VmRecord;
 use viv_api::snapshot::SnapshotRestore;
 use viv_api::vm::{Vm, VmCreate, VmStart};
-use viv_model::{Fault, Kind};
+use viv_model::{Fault, Kind, ProjectName};
 
 impl Snapshots {
-    /// Whether a template is called so.
-    pub(crate) fn is_template(&self, name: &str) -> bool {
-        self.find(name).is_ok_and(|(_, manifest)| manifest.template && manifest.name == name)
+    /// Whether a template of a project is called so.
+    pub(crate) fn is_template(&self, project: &ProjectName, name: &str) -> bool {
+        self.find(project, name).is_ok_and(|(_, manifest)| manifest.template && manifest.name == name)
     }
 
     /// A new VM from a template, as it was asked for. What the template has decided cannot be asked for.
-    pub(crate) fn create_from(&self, template: &str, ask: &VmCreate) -> Result<Vm, Fault> {
-        let (dir, manifest) = self.find(template)?;
+    pub(crate) fn create_from(
+        &self,
+        project: &ProjectName,
+        template: &str,
+        ask: &VmCreate,
+    ) -> Result<Vm, Fault> {
+        let (dir, manifest) = self.find(project, template)?;
         let left = VmCreate {
             schema: ask.schema.clone(),
             name: ask.name.clone(),
+            project: ask.project.clone(),
             image: ask.image.clone(),
             accel: ask.accel,
             ports: ask.ports.clone(),

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use viv_api::event::{Event, What};
 use viv_api::timestamp::Timestamp;
-use viv_model::State;
+use viv_model::{ProjectName, State};
 
 /// A store in memory.
 #[derive(Debug)]
@@ -37,7 +37,9 @@ impl MemoryStore {
 
     fn tell_in(&self, kept: &mut Kept, event: Event) {
         let revision = kept.events.len() as u64 + 1;
-        let event = Arc::new(Event { revision, ..event });
+        let of_vm =
+            event.id.as_ref().and_then(|id| kept.records.get(id)).map(|record| record.project.clone());
+        let event = Arc::new(Event { revision, project: event.project.or(of_vm), ..event });
         if let Some(id) = event.id.as_ref().filter(|id| kept.records.contains_key(*id)) {
             let told = kept.told.entry(id.clone()).or_default();
             *told = (revision, event.state.or(told.1));
@@ -51,10 +53,6 @@ impl MemoryStore {
     }
 }
 
-fn of(what: What, record: &VmRecord) -> Event {
-    Event::new(what, Some(&record.id), &record.name)
-}
-
 impl Store for MemoryStore {
     fn all(&self) -> Result<Vec<VmRecord>, StoreError> {
         let mut records: Vec<_> = self.lock().records.values().cloned().collect();
@@ -66,8 +64,8 @@ impl Store for MemoryStore {
         Ok(self.lock().records.get(id).cloned())
     }
 
-    fn by_name(&self, name: &str) -> Result<Option<VmRecord>, StoreError> {
-        Ok(self.find(|record| record.name == name))
+    fn by_name(&self, project: &ProjectName, name: &str) -> Result<Option<VmRecord>, StoreError> {
+        Ok(self.find(|record| record.name == name && record.project == *project))
     }
 
     fn by_key(&self, key: &str) -> Result<Option<VmRecord>, StoreError> {
@@ -84,7 +82,7 @@ impl Store for MemoryStore {
 
     fn insert(&self, record: &VmRecord) -> Result<(), StoreError> {
         let mut kept = self.lock();
-        if kept.records.values().any(|other| other.name == record.name) {
+        if kept.records.values().any(|other| other.name == record.name && other.project == record.project) {
             return Err(StoreError::NameTaken { name: record.name.clone() });
         }
         if let Some(request) = &record.request {
@@ -95,7 +93,7 @@ impl Store for MemoryStore {
             }
         }
         kept.records.insert(record.id.clone(), record.clone());
-        self.tell_in(&mut kept, of(What::VmCreated, record));
+        self.tell_in(&mut kept, record.event(What::VmCreated));
         Ok(())
     }
 
@@ -105,7 +103,7 @@ impl Store for MemoryStore {
             Some(old) => old.clone_from(record),
             None => return Err(StoreError::Missing { id: record.id.clone() }),
         }
-        self.tell_in(&mut kept, of(What::VmChanged, record));
+        self.tell_in(&mut kept, record.event(What::VmChanged));
         Ok(())
     }
 
@@ -114,7 +112,7 @@ impl Store for MemoryStore {
         match kept.records.remove(id) {
             Some(record) => {
                 kept.told.remove(id);
-                self.tell_in(&mut kept, of(What::VmRemoved, &record));
+                self.tell_in(&mut kept, record.event(What::VmRemoved));
                 Ok(())
             }
             None => Err(StoreError::Missing { id: id.to_string() }),
@@ -196,7 +194,7 @@ mod tests {
     pass_on! {
         all() -> Result<Vec<VmRecord>, StoreError>;
         by_id(id: &str) -> Result<Option<VmRecord>, StoreError>;
-        by_name(name: &str) -> Result<Option<VmRecord>, StoreError>;
+        by_name(project: &ProjectName, name: &str) -> Result<Option<VmRecord>, StoreError>;
         by_key(key: &str) -> Result<Option<VmRecord>, StoreError>;
         count() -> Result<usize, StoreError>;
         revision_of(id: &str) -> u64;

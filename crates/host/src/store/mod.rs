@@ -20,7 +20,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use viv_api::event::Event;
 use viv_api::timestamp::Timestamp;
-use viv_model::{Fault, Kind, State};
+use viv_model::{Fault, Kind, ProjectName, State};
 
 /// Why the store did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -136,17 +136,17 @@ pub trait Store: Send + Sync {
     fn all(&self) -> Result<Vec<VmRecord>, StoreError>;
     /// The record with this identity.
     fn by_id(&self, id: &str) -> Result<Option<VmRecord>, StoreError>;
-    /// The record with this name.
-    fn by_name(&self, name: &str) -> Result<Option<VmRecord>, StoreError>;
+    /// The record with this name in a project.
+    fn by_name(&self, project: &ProjectName, name: &str) -> Result<Option<VmRecord>, StoreError>;
     /// The record that was described by the request with this key.
     fn by_key(&self, key: &str) -> Result<Option<VmRecord>, StoreError>;
     /// How many records there are.
     fn count(&self) -> Result<usize, StoreError>;
     /// The number of the last change of the record with this identity, or of its VM's state; 0 if there is none.
     fn revision_of(&self, id: &str) -> u64;
-    /// Adds a record with a new identity, and a name and a key that no other has.
+    /// Adds a record with a new identity, a name that no other of its project has, and a key that no other has.
     fn insert(&self, record: &VmRecord) -> Result<(), StoreError>;
-    /// Replaces the record with the same identity, and name.
+    /// Replaces the record with the same identity, name and project.
     fn update(&self, record: &VmRecord) -> Result<(), StoreError>;
     /// Removes a record and everything that is kept for its VM.
     fn remove(&self, id: &str) -> Result<(), StoreError>;
@@ -157,7 +157,7 @@ pub trait Store: Send + Sync {
     fn put_operation(&self, record: &OperationRecord) -> Result<(), StoreError>;
     /// The state that was last told of a VM.
     fn told(&self, id: &str) -> Option<State>;
-    /// Tells of something that has happened. If it has a VM's state, that is what was last told of it; the same state is not told
+    /// Tells of something that has happened; what happened to a VM has happened in its project. If it has a VM's state, that is what was last told of it; the same state is not told
     /// twice in a row, and nothing of a VM that is not there any more.
     fn tell(&self, event: Event) -> Result<(), StoreError>;
     /// What has happened after a revision, up to so many.
@@ -240,6 +240,7 @@ pub(crate) mod conformance {
         assert_eq!(open().all().unwrap().len(), 2, "the name is free again");
         assert_eq!(open().count().unwrap(), 2);
         finds(&*open());
+        projects(open);
         events(open);
         facts(open);
         operations(open);
@@ -247,7 +248,8 @@ pub(crate) mod conformance {
 
     fn operations(open: &dyn Fn() -> Box<dyn Store>) {
         let store = open();
-        let operation = |id| OperationRecord::new(id, Task::ImageImport { ask: Default::default() }, true);
+        let operation =
+            |id| OperationRecord::new(id, Task::ImageImport { ask: Default::default() }, true, None);
         let before = *store.newest().borrow();
         let (first, mut second) = (operation(1), operation(2));
         store.put_operation(&first).unwrap();
@@ -268,6 +270,27 @@ pub(crate) mod conformance {
         assert_eq!(ids(), [1, 2 + OPERATIONS_KEPT, 3 + OPERATIONS_KEPT], "one that goes on is kept");
     }
 
+    /// A name is one project's; what is told of a VM is told in its own.
+    fn projects(open: &dyn Fn() -> Box<dyn Store>) {
+        let store = open();
+        let (default, acme): (ProjectName, ProjectName) = (Default::default(), "acme".parse().unwrap());
+        let before = *store.newest().borrow();
+        let theirs = VmRecord { project: acme.clone(), ..record("97", "web", 70) };
+        store.insert(&theirs).unwrap();
+        let again = VmRecord { project: acme.clone(), ..record("98", "web", 71) };
+        assert!(matches!(store.insert(&again), Err(StoreError::NameTaken { name }) if name == "web"));
+        let name = |project| open().by_name(project, "web").unwrap().map(|record| record.id);
+        assert_eq!((name(&default), name(&acme)), (Some("d4".into()), Some("97".into())));
+        assert_eq!(open().by_id("97").unwrap(), Some(theirs.clone()));
+        store.tell(Event::new(What::VmRebooted, Some("97"), "web")).unwrap();
+        store.update(&theirs).unwrap();
+        store.remove("97").unwrap();
+        assert_eq!((name(&default), name(&acme)), (Some("d4".into()), None));
+        let told = open().events(before, 9).unwrap().events;
+        assert_eq!(told.len(), 4);
+        assert!(told.iter().all(|event| event.project.as_ref() == Some(&acme)), "{told:?}");
+    }
+
     fn finds(store: &dyn Store) {
         let keyed = VmRecord {
             request: Some(Request { key: "once".into(), digest: "d".into() }),
@@ -277,11 +300,11 @@ pub(crate) mod conformance {
         let again = VmRecord { request: keyed.request.clone(), ..record("f6", "other", 60) };
         assert!(matches!(store.insert(&again), Err(StoreError::KeyTaken { key }) if key == "once"));
         assert_eq!(store.by_key("once").unwrap(), Some(keyed.clone()));
-        assert_eq!(store.by_name("keyed").unwrap(), Some(keyed.clone()));
+        assert_eq!(store.by_name(&Default::default(), "keyed").unwrap(), Some(keyed.clone()));
         assert_eq!(store.by_id("e5").unwrap(), Some(keyed));
         store.remove("e5").unwrap();
         assert_eq!(store.by_key("once").unwrap(), None);
-        assert_eq!(store.by_name("keyed").unwrap(), None);
+        assert_eq!(store.by_name(&Default::default(), "keyed").unwrap(), None);
         assert_eq!(store.by_id("e5").unwrap(), None);
         store.insert(&again).unwrap();
         store.remove("f6").unwrap();
@@ -313,7 +336,7 @@ pub(crate) mod conformance {
         assert_eq!(store.told("d4"), None);
         store.tell(state.clone()).unwrap();
         assert!(newest.has_changed().unwrap() && *newest.borrow() == start + 1);
-        let told = Event { revision: start + 1, ..state };
+        let told = Event { revision: start + 1, project: Some(ProjectName::default()), ..state };
         assert_eq!(seen(start, 10).events, [Arc::new(told.clone())]);
         assert_eq!(store.revision_of("d4"), start + 1);
         assert_eq!(store.told("d4"), Some(State::Stopped));

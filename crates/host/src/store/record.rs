@@ -1,4 +1,5 @@
 //! What is remembered of a VM, and of a long work.
+use crate::admission::Claim;
 use crate::operations::Task;
 use serde::{Deserialize, Serialize};
 use viv_api::agent::Exec;
@@ -7,15 +8,18 @@ use viv_api::image::ImageProcess;
 use viv_api::operation::{Operation, OperationState};
 use viv_api::timestamp::Timestamp;
 use viv_api::vm::{OnReboot, Process};
-use viv_model::{HealthAsk, Label, MachineSpec, Need, ProgramSpec, Restart};
+use viv_model::{HealthAsk, Label, MachineSpec, Need, ProgramSpec, ProjectName, Restart};
 
 /// One VM, as it was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmRecord {
     /// Its identity.
     pub id: String,
-    /// Its name; unique.
+    /// Its name; unique in its project.
     pub name: String,
+    /// The project that it belongs to.
+    #[serde(default, skip_serializing_if = "ProjectName::is_default")]
+    pub project: ProjectName,
     /// When it was described.
     pub created_at: Timestamp,
     /// The image that it was made from.
@@ -128,9 +132,14 @@ fn is_nothing(number: &u64) -> bool {
 }
 
 impl VmRecord {
-    /// What it needs of its host.
-    pub(crate) fn need(&self) -> Need {
-        Need::of(&self.machine, self.disk_mib)
+    /// What it needs of its host, and of its project.
+    pub(crate) fn claim(&self) -> Claim {
+        Claim { project: self.project.clone(), need: Need::of(&self.machine, self.disk_mib) }
+    }
+
+    /// An event that tells of it.
+    pub(crate) fn event(&self, what: What) -> Event {
+        Event::new(what, Some(&self.id), &self.name).within(&self.project)
     }
 
     /// What it is besides its machine.
@@ -159,6 +168,7 @@ impl VmRecord {
         VmRecord {
             id: id.to_string(),
             name: name.to_string(),
+            project: ProjectName::default(),
             created_at: Timestamp::now(),
             image: None,
             append: None,
@@ -195,12 +205,13 @@ pub struct OperationRecord {
 }
 
 impl OperationRecord {
-    /// A work that waits to begin.
-    pub(crate) fn new(id: u64, task: Task, detached: bool) -> OperationRecord {
+    /// A work that waits to begin; of a project, if whoever asks for it is bound to one.
+    pub(crate) fn new(id: u64, task: Task, detached: bool, project: Option<ProjectName>) -> OperationRecord {
         let operation = Operation {
             id,
             kind: task.kind(),
             subject: task.subject(),
+            project,
             state: OperationState::Waiting,
             detached,
             started_at: Timestamp::now(),
@@ -224,7 +235,8 @@ impl OperationRecord {
                 (What::OperationEnded, format!("{kind} {subject}: {state}: {}", fault.message))
             }
         };
-        Event { message: Some(message), ..Event::new(what, None, &id.to_string()) }
+        let project = self.operation.project.clone();
+        Event { message: Some(message), project, ..Event::new(what, None, &id.to_string()) }
     }
 
     /// Whether it need not be kept any more when one with this number is there.

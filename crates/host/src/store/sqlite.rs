@@ -12,10 +12,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use viv_api::event::Event;
 use viv_api::timestamp::Timestamp;
-use viv_model::State;
+use viv_model::{ProjectName, State};
 
 /// The layout that this release writes (`PRAGMA user_version`).
-const LAYOUT: u32 = 2;
+const LAYOUT: u32 = 3;
 /// Says that it is ours (`PRAGMA application_id`): "vivS".
 const OURS: u32 = 0x7669_7653;
 /// How often a copy of the whole is made, at most.
@@ -34,7 +34,8 @@ CREATE TABLE vms (
 CREATE TABLE events (revision INTEGER PRIMARY KEY AUTOINCREMENT, at INTEGER NOT NULL, event TEXT NOT NULL) STRICT;
 CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 ";
-/// What layout 2 has besides layout 1.
+/// What layout 2 has besides layout 1. Layout 3 has the same tables, with projects in them: a release that does not know these would let
+/// those who are bound to one see all.
 const SINCE_2: &str = "
 CREATE TABLE operations (id INTEGER PRIMARY KEY, over INTEGER NOT NULL, record TEXT NOT NULL) STRICT;
 ";
@@ -60,6 +61,7 @@ struct Entry {
 #[derive(Debug, Default)]
 struct Kept {
     entries: HashMap<String, Entry>,
+    /// By [`unique_name`].
     names: HashMap<String, String>,
     keys: HashMap<String, String>,
     facts: HashMap<String, String>,
@@ -78,7 +80,7 @@ impl Kept {
             }
             Change::Remove(record) => {
                 self.entries.remove(&record.id);
-                self.names.remove(&record.name);
+                self.names.remove(&unique_name(&record.project, &record.name));
                 if let Some(request) = &record.request {
                     self.keys.remove(&request.key);
                 }
@@ -100,7 +102,7 @@ impl Kept {
     }
 
     fn insert(&mut self, record: VmRecord, revision: u64, state: Option<State>) {
-        self.names.insert(record.name.clone(), record.id.clone());
+        self.names.insert(unique_name(&record.project, &record.name), record.id.clone());
         if let Some(request) = &record.request {
             self.keys.insert(request.key.clone(), record.id.clone());
         }
@@ -138,8 +140,9 @@ impl SqliteStore {
         }
         let kept = load(&database, path, found != 1)?;
         // Only what can be read is changed.
-        if found == 1 {
-            let rise = format!("BEGIN IMMEDIATE; {SINCE_2} PRAGMA user_version = {LAYOUT}; COMMIT");
+        if (1..LAYOUT).contains(&found) {
+            let since = if found == 1 { SINCE_2 } else { "" };
+            let rise = format!("BEGIN IMMEDIATE; {since} PRAGMA user_version = {LAYOUT}; COMMIT");
             database.execute_batch(&rise).map_err(|error| refused("change", path, &error))?;
         }
         let known = kept.entries.keys().cloned().collect();
@@ -172,6 +175,15 @@ impl SqliteStore {
 
     fn kept(&self) -> RwLockReadGuard<'_, Kept> {
         self.kept.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What no other VM of this host has: the name, before it the project and a slash, which is in no name, unless that is `default`. So the
+/// names of releases before projects are what they were.
+pub(super) fn unique_name(project: &ProjectName, name: &str) -> String {
+    match project.is_default() {
+        true => name.to_string(),
+        false => format!("{project}/{name}"),
     }
 }
 
@@ -282,7 +294,7 @@ fn create(database: &Connection, records: &[VmRecord]) -> rusqlite::Result<()> {
         let text = serde_json::to_string(record).unwrap_or_default();
         database.execute(
             "INSERT INTO vms (id, name, record) VALUES (?1, ?2, ?3)",
-            params![record.id, record.name, text],
+            params![record.id, unique_name(&record.project, &record.name), text],
         )?;
     }
     database.execute_batch(&format!("PRAGMA application_id = {OURS}; PRAGMA user_version = {LAYOUT}; COMMIT"))
@@ -338,9 +350,9 @@ impl Store for SqliteStore {
         Ok(self.kept().entries.get(id).map(|entry| VmRecord::clone(&entry.record)))
     }
 
-    fn by_name(&self, name: &str) -> Result<Option<VmRecord>, StoreError> {
+    fn by_name(&self, project: &ProjectName, name: &str) -> Result<Option<VmRecord>, StoreError> {
         let kept = self.kept();
-        Ok(kept.named(kept.names.get(name)))
+        Ok(kept.named(kept.names.get(&unique_name(project, name))))
     }
 
     fn by_key(&self, key: &str) -> Result<Option<VmRecord>, StoreError> {
@@ -395,7 +407,9 @@ impl Store for SqliteStore {
     }
 
     fn tell(&self, event: Event) -> Result<(), StoreError> {
-        self.writer.write(Change::Tell(event))
+        let of_vm =
+            event.id.as_ref().and_then(|id| Some(self.kept().entries.get(id)?.record.project.clone()));
+        self.writer.write(Change::Tell(Event { project: event.project.or(of_vm), ..event }))
     }
 
     fn events(&self, after: u64, most: usize) -> Result<Past, StoreError> {

@@ -1,5 +1,6 @@
 //! The thread that writes: it takes all changes that wait, and commits them together, so that many clients share one sync
 //! of the disk.
+use super::sqlite::unique_name;
 use super::{OPERATIONS_KEPT, OperationRecord, StoreError, VmRecord};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use std::path::{Path, PathBuf};
@@ -197,11 +198,10 @@ fn commit(
 
 fn apply(database: &Connection, path: &Path, change: &Change) -> Result<Option<Arc<Event>>, StoreError> {
     let failed = |error: rusqlite::Error| refused("write", path, &error);
-    let of = |what, record: &VmRecord| Event::new(what, Some(&record.id), &record.name);
     let event = match change {
         Change::Insert(record) => {
             insert(database, record, &failed)?;
-            of(What::VmCreated, record)
+            record.event(What::VmCreated)
         }
         Change::Update(record) => {
             let mut statement =
@@ -209,14 +209,14 @@ fn apply(database: &Connection, path: &Path, change: &Change) -> Result<Option<A
             if statement.execute(params![record.id, text_of(record)]).map_err(failed)? == 0 {
                 return Err(StoreError::Missing { id: record.id.clone() });
             }
-            of(What::VmChanged, record)
+            record.event(What::VmChanged)
         }
         Change::Remove(record) => {
             let mut statement = database.prepare_cached("DELETE FROM vms WHERE id = ?1").map_err(failed)?;
             if statement.execute([&record.id]).map_err(failed)? == 0 {
                 return Err(StoreError::Missing { id: record.id.clone() });
             }
-            of(What::VmRemoved, record)
+            record.event(What::VmRemoved)
         }
         Change::Tell(event) if !is_news(database, event).map_err(failed)? => return Ok(None),
         Change::Tell(event) => event.clone(),
@@ -249,7 +249,8 @@ fn insert(
             database.prepare_cached(sql).and_then(|mut sql| sql.query_row([value], |_| Ok(())).optional());
         Ok(found.map_err(failed)?.is_some())
     };
-    if taken("SELECT 1 FROM vms WHERE name = ?1", &record.name)? {
+    let unique = unique_name(&record.project, &record.name);
+    if taken("SELECT 1 FROM vms WHERE name = ?1", &unique)? {
         return Err(StoreError::NameTaken { name: record.name.clone() });
     }
     if let Some(key) = key
@@ -258,7 +259,7 @@ fn insert(
         return Err(StoreError::KeyTaken { key: key.clone() });
     }
     let sql = "INSERT INTO vms (id, name, key, record) VALUES (?1, ?2, ?3, ?4)";
-    let row = params![record.id, record.name, key, text_of(record)];
+    let row = params![record.id, unique, key, text_of(record)];
     database.prepare_cached(sql).and_then(|mut sql| sql.execute(row)).map(drop).map_err(failed)
 }
 

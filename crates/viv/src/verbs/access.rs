@@ -9,7 +9,7 @@ use viv_api::access::{Authority, CertificateMade, Pass, PassCreate, PassKind, To
 use viv_api::client::Request;
 use viv_api::contract::Role;
 use viv_api::endpoint::Route;
-use viv_model::{Fault, Kind};
+use viv_model::{Fault, Kind, ProjectName};
 
 #[derive(clap::Args, Debug)]
 #[command(
@@ -17,6 +17,7 @@ use viv_model::{Fault, Kind};
                         admin does all: files of the host, images, networks, tokens, the audit log.\n\n\
                         viv serve --listen 192.0.2.7:8443\n\
                         viv token create ci --role operator --expires 30d > ci.token\n\
+                        viv token create ci --role operator --project acme     sees nothing but that project\n\
                         viv cert ca > ca.pem\n\
                         viv context add lab https://192.0.2.7:8443 --token-file ci.token --ca ca.pem   elsewhere"
 )]
@@ -85,15 +86,16 @@ struct Issue {
 }
 
 impl Create {
-    fn ask(&self) -> PassCreate {
-        PassCreate { name: self.name.clone(), role: self.role, expires_s: self.expires }
+    /// The project is the one that the command line names, and not one that happens to be set: who is bound cannot be freed.
+    fn ask(&self, project: Option<ProjectName>) -> PassCreate {
+        PassCreate { name: self.name.clone(), role: self.role, project, expires_s: self.expires }
     }
 }
 
-pub(crate) fn token(context: &Context, args: Token) -> Result<u8, Fault> {
+pub(crate) fn token(context: &Context, project: Option<ProjectName>, args: Token) -> Result<u8, Fault> {
     match args.verb {
         TokenVerb::Create(create) => {
-            let request = Request::new(Route::TokenCreate, &[]).body(&create.ask());
+            let request = Request::new(Route::TokenCreate, &[]).body(&create.ask(project));
             let made: TokenMade = context.client.json(request)?;
             match context.json {
                 true => output::json(&made),
@@ -106,10 +108,10 @@ pub(crate) fn token(context: &Context, args: Token) -> Result<u8, Fault> {
     }
 }
 
-pub(crate) fn cert(context: &Context, args: Cert) -> Result<u8, Fault> {
+pub(crate) fn cert(context: &Context, project: Option<ProjectName>, args: Cert) -> Result<u8, Fault> {
     match args.verb {
         CertVerb::Issue(issue) => {
-            let request = Request::new(Route::CertificateIssue, &[]).body(&issue.create.ask());
+            let request = Request::new(Route::CertificateIssue, &[]).body(&issue.create.ask(project));
             let made: CertificateMade = context.client.json(request)?;
             if context.json {
                 output::json(&made);
@@ -156,9 +158,11 @@ fn list(context: &Context) -> Result<u8, Fault> {
     let rows = passes.iter().map(|pass| {
         let kind = if pass.kind == PassKind::Token { "token" } else { "certificate" };
         let until = pass.expires_at.map_or_else(|| "removed".to_string(), |end| end.to_string());
-        vec![pass.name.clone(), kind.to_string(), pass.role.to_string(), pass.created_at.ago(), until]
+        let project = pass.project.as_ref().map_or_else(|| "all".to_string(), ToString::to_string);
+        let (kind, role) = (kind.to_string(), pass.role.to_string());
+        vec![pass.name.clone(), kind, role, project, pass.created_at.ago(), until]
     });
-    output::table(&["NAME", "KIND", "ROLE", "CREATED", "UNTIL"], &rows.collect::<Vec<_>>());
+    output::table(&["NAME", "KIND", "ROLE", "PROJECT", "CREATED", "UNTIL"], &rows.collect::<Vec<_>>());
     Ok(0)
 }
 

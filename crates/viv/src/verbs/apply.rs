@@ -23,7 +23,7 @@ const UPDATES: [&str; 9] = [
     "labels",
 ];
 /// What says how a VM is made, and nothing of how it is.
-const OF_MAKING: [&str; 5] = ["name", "start", "remove", "attended_by", "$schema"];
+const OF_MAKING: [&str; 6] = ["name", "project", "start", "remove", "attended_by", "$schema"];
 
 #[derive(clap::Args, Debug)]
 #[command(
@@ -103,6 +103,12 @@ pub(crate) fn update(context: &Context, args: Update) -> Result<u8, Fault> {
     })
 }
 
+/// A request about what a document describes: in its project, if it names one.
+fn request<'a>(document: &Document, route: Route, arguments: &'a [&'a str]) -> Request<'a> {
+    let project = document.ask.project.as_ref().map(|project| format!("project={project}"));
+    Request::new(route, arguments).query(project.unwrap_or_default())
+}
+
 /// What differs between a document and what there is.
 struct Difference {
     name: String,
@@ -121,7 +127,7 @@ impl Difference {
                 "give each a name, by which it is found again",
             )
         })?;
-        let vm: Option<Vm> = match context.client.json(Request::new(Route::VmGet, &[&name])) {
+        let vm: Option<Vm> = match context.client.json(request(document, Route::VmGet, &[&name])) {
             Ok(vm) => Some(vm),
             Err(fault) if fault.kind == Kind::NotFound => None,
             Err(fault) => return Err(fault),
@@ -268,22 +274,22 @@ fn change(
     };
     let stops = restart && body.is_of_machine() && vm.state.is_live();
     if stops {
-        context.client.json::<Vm>(Request::new(Route::VmStop, &[&vm.id]))?;
+        context.client.json::<Vm>(request(document, Route::VmStop, &[&vm.id]))?;
     }
     if body != VmUpdate::default() {
-        context.client.json::<Vm>(Request::new(Route::VmUpdate, &[&vm.id]).body(&body))?;
+        context.client.json::<Vm>(request(document, Route::VmUpdate, &[&vm.id]).body(&body))?;
     }
     if differs("groups") {
         for group in ask.groups.iter().filter(|group| !vm.groups.contains(group)) {
             let body = SecGroupJoin { vm: vm.id.clone(), network: None };
-            context.client.json::<Vm>(Request::new(Route::SecGroupJoin, &[group]).body(&body))?;
+            context.client.json::<Vm>(request(document, Route::SecGroupJoin, &[group]).body(&body))?;
         }
         for group in vm.groups.iter().filter(|group| !ask.groups.contains(group)) {
-            context.client.json::<Vm>(Request::new(Route::SecGroupLeave, &[group, &vm.id]))?;
+            context.client.json::<Vm>(request(document, Route::SecGroupLeave, &[group, &vm.id]))?;
         }
     }
     if stops || ask.start && !vm.state.is_live() {
-        context.client.json::<Vm>(Request::new(Route::VmStart, &[&vm.id]).body(&VmStart::default()))?;
+        context.client.json::<Vm>(request(document, Route::VmStart, &[&vm.id]).body(&VmStart::default()))?;
     }
     Ok(())
 }

@@ -2,14 +2,16 @@
 //!
 //! It follows the grammar as the parser has it. The names of VMs and images are those of now, but no service is
 //! started for them.
+use super::project_of_variable;
 use crate::cli::Cli;
 use crate::output;
 use clap::{Arg, Command, CommandFactory};
-use viv_api::client::{Client, Request};
+use viv_api::client::{Client, Request, Scope};
 use viv_api::endpoint::Route;
 use viv_api::image::Image;
 use viv_api::network::Network;
 use viv_api::operation::Operation;
+use viv_api::project::Project;
 use viv_api::secgroup::SecGroupInfo;
 use viv_api::snapshot::Snapshot;
 use viv_api::socket;
@@ -110,9 +112,8 @@ fn values(command: &Command, arg: &Arg, names: &dyn Fn(&str, &str) -> Vec<Candid
         }
         "image" if command.get_name() == "build" => fixed(&["default", "debian"]),
         id @ ("vm" | "vms" | "image" | "images" | "network" | "networks" | "group" | "groups"
-        | "snapshot" | "snapshots" | "template" | "templates" | "operations") => {
-            names(command.get_name(), id.trim_end_matches('s'))
-        }
+        | "snapshot" | "snapshots" | "template" | "templates" | "operations" | "project"
+        | "projects") => names(command.get_name(), id.trim_end_matches('s')),
         _ => {
             let possible = arg.get_possible_values();
             possible.iter().map(|value| (value.get_name().to_string(), text(value.get_help()))).collect()
@@ -127,6 +128,11 @@ fn live_names(verb: &str, what: &str) -> Vec<Candidate> {
         socket::connect(&places.socket())
             .map_err(|error| Fault::new(Kind::Error, format!("no service: {error}"), "start one"))
     }));
+    let client = client.within(Scope { project: project_of_variable().unwrap_or_default(), all: false });
+    if what == "project" {
+        let projects: Vec<Project> = client.json(Request::new(Route::ProjectList, &[])).unwrap_or_default();
+        return projects.into_iter().map(|project| (project.name.to_string(), project.comment)).collect();
+    }
     if what == "image" {
         let images: Vec<Image> = client.json(Request::new(Route::ImageList, &[])).unwrap_or_default();
         let mut found: Vec<Candidate> = images.into_iter().map(|image| (image.name, image.summary)).collect();
@@ -217,6 +223,8 @@ mod tests {
             ("image rm ", vec!["image-of-rm"]),
             ("operation cancel ", vec!["operation-of-cancel"]),
             ("network rm ", vec!["network-of-rm"]),
+            ("project rm ", vec!["project-of-rm"]),
+            ("run --project ", vec!["project-of-run"]),
             ("network connect ", vec!["network-of-connect"]),
             ("network connect shop ", vec!["vm-of-connect"]),
             ("secgroup rm-rule ", vec!["group-of-rm-rule"]),

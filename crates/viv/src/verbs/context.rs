@@ -1,4 +1,5 @@
 //! `viv context`: host services on other machines, by name.
+use super::Whom;
 use crate::output;
 use crate::remote::Remote;
 use serde::{Deserialize, Serialize};
@@ -8,7 +9,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use viv_host::Places;
-use viv_model::{Fault, Kind};
+use viv_model::{Fault, Kind, ProjectName};
 
 /// The variable that names a context.
 const VARIABLE: &str = "VIV_CONTEXT";
@@ -27,7 +28,8 @@ pub(crate) struct Args {
 
 #[derive(clap::Subcommand, Debug)]
 enum Verb {
-    /// Remember a host service: viv context add lab https://192.0.2.7:8443 --token-file ci.token --ca ca.pem
+    /// Remember a host service, and with --project the one to work in: viv context add lab https://192.0.2.7:8443 --token-file ci.token
+    /// --ca ca.pem
     Add(Add),
     /// Let all commands go to this one from now on; local: to this machine
     Use {
@@ -75,6 +77,7 @@ struct Contexts {
 struct Shown<'a> {
     name: &'a str,
     url: String,
+    project: Option<&'a ProjectName>,
     used: bool,
 }
 
@@ -130,7 +133,7 @@ pub(crate) fn chosen(option: Option<&str>, places: &Places) -> Result<Option<Rem
     }
 }
 
-pub(crate) fn run(args: Args, json: bool) -> Result<u8, Fault> {
+pub(crate) fn run(args: Args, whom: &Whom) -> Result<u8, Fault> {
     let path = file()?;
     let mut contexts = Contexts::read(&path)?;
     match args.verb {
@@ -154,7 +157,8 @@ pub(crate) fn run(args: Args, json: bool) -> Result<u8, Fault> {
                 (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
                 _ => None,
             };
-            let remote = Remote { host, port, ca: read(&add.ca)?, token, certificate };
+            let project = whom.project.clone();
+            let remote = Remote { host, port, ca: read(&add.ca)?, project, token, certificate };
             remote.check()?;
             contexts.contexts.insert(add.name, remote);
             contexts.write(&path)?;
@@ -166,7 +170,7 @@ pub(crate) fn run(args: Args, json: bool) -> Result<u8, Fault> {
             contexts.used = Some(name).filter(|name| name != LOCAL);
             contexts.write(&path)?;
         }
-        Verb::Ls => list(&contexts, json),
+        Verb::Ls => list(&contexts, whom.json),
         Verb::Rm { name } => {
             contexts.get(&name)?;
             contexts.contexts.remove(&name);
@@ -179,10 +183,11 @@ pub(crate) fn run(args: Args, json: bool) -> Result<u8, Fault> {
 
 fn list(contexts: &Contexts, json: bool) {
     let used = contexts.used.as_deref();
-    let here = Shown { name: LOCAL, url: "unix".to_string(), used: used.is_none() };
+    let here = Shown { name: LOCAL, url: "unix".to_string(), project: None, used: used.is_none() };
     let others = contexts.contexts.iter().map(|(name, remote)| Shown {
         name,
         url: remote.url(),
+        project: remote.project.as_ref(),
         used: used == Some(name),
     });
     let all: Vec<Shown<'_>> = std::iter::once(here).chain(others).collect();
@@ -193,10 +198,11 @@ fn list(contexts: &Contexts, json: bool) {
         .iter()
         .map(|shown| {
             let used = if shown.used { "yes" } else { "" };
-            vec![shown.name.to_string(), shown.url.clone(), used.to_string()]
+            let project = shown.project.map_or_else(|| "-".to_string(), ToString::to_string);
+            vec![shown.name.to_string(), shown.url.clone(), project, used.to_string()]
         })
         .collect();
-    output::table(&["NAME", "WHERE", "USED"], &rows);
+    output::table(&["NAME", "WHERE", "PROJECT", "USED"], &rows);
 }
 
 fn read(path: &Path) -> Result<String, Fault> {

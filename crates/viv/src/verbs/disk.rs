@@ -1,15 +1,15 @@
 //! `viv disk`: makes, looks at and changes disk images. All but `limit` works on files alone and asks no service; an image
 //! that a VM uses is locked.
-use super::Context;
 use super::attach::which_disk;
 use super::run::set_limit;
+use super::{Context, Whom};
 use crate::progress::Bar;
 use crate::{output, size};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use viv_api::client::Request;
+use viv_api::client::{Request, Scope};
 use viv_api::endpoint::Route;
 use viv_api::operation::Progress;
 use viv_api::vm::{DiskSize, Vm};
@@ -164,7 +164,8 @@ impl Work {
     }
 }
 
-pub(crate) fn run(args: Disk, json: bool, context: Option<&str>) -> Result<u8, Fault> {
+pub(crate) fn run(args: Disk, whom: &Whom) -> Result<u8, Fault> {
+    let json = whom.json;
     match args.verb {
         DiskVerb::Create { file, size, format, backing, backing_format, cluster } => {
             let below =
@@ -185,7 +186,7 @@ pub(crate) fn run(args: Disk, json: bool, context: Option<&str>) -> Result<u8, F
         DiskVerb::Resize { image, size, shrink } => resize(&image, &size, shrink, json),
         DiskVerb::Check { image, repair } => check(&image, repair, json),
         DiskVerb::Commit(image) => commit(&image, json),
-        DiskVerb::Limit { vm, disk, limits } => limit(&Context::new(json, context)?, &vm, &disk, &limits),
+        DiskVerb::Limit { vm, disk, limits } => limit(&Context::new(whom)?, &vm, &disk, &limits),
         DiskVerb::Rebase { image, backing, backing_format, unchecked, .. } => {
             rebase(&image, backing, backing_format, unchecked, json)
         }
@@ -353,14 +354,16 @@ fn convert(image: &Image, to: &Path, format: Option<DiskFormat>, json: bool) -> 
 /// Lets the VM that uses the disk give it another size; none if no VM of ours does.
 fn resize_in_use(path: &Path, wanted: DiskSize) -> Result<Option<Vm>, Fault> {
     let path = path.canonicalize().unwrap_or_default();
-    let client = viv_host::start::client(&Places::find()?);
+    // Whoever has the file, in whatever project.
+    let client = viv_host::start::client(&Places::find()?).within(Scope { all: true, ..Scope::default() });
     let vms: Vec<Vm> = client.json(Request::new(Route::VmList, &[]))?;
     for vm in vms.iter().filter(|vm| vm.state.is_live()) {
         let uses = |disk: &viv_model::DiskSpec| disk.path.canonicalize().is_ok_and(|used| used == path);
         if let Some(index) = vm.machine.disks.iter().position(uses) {
             let index = index.to_string();
             let path = [vm.id.as_str(), &index];
-            return client.json(Request::new(Route::VmDiskSize, &path).body(&wanted)).map(Some);
+            let there = format!("project={}", vm.project);
+            return client.json(Request::new(Route::VmDiskSize, &path).query(there).body(&wanted)).map(Some);
         }
     }
     Ok(None)

@@ -28,6 +28,7 @@ pub(crate) mod network;
 pub(crate) mod operation;
 pub(crate) mod port;
 mod program;
+pub(crate) mod project;
 pub(crate) mod ps;
 pub(crate) mod pull;
 pub(crate) mod run;
@@ -46,25 +47,56 @@ use crate::cli::{Cli, Verb};
 use crate::output;
 use serde::Serialize;
 use std::sync::Arc;
-use viv_api::client::Client;
+use viv_api::client::{Client, Scope};
 use viv_api::endpoint::Route;
 use viv_host::Places;
-use viv_model::Fault;
+use viv_model::{Fault, ProjectName};
 
 /// What every verb that asks the service has.
 pub(crate) struct Context {
     pub(crate) client: Arc<Client>,
     pub(crate) json: bool,
+    /// The project that was named: on the command line, by the variable, or in the context.
+    pub(crate) project: Option<ProjectName>,
+    /// Lists are of all projects.
+    pub(crate) all_projects: bool,
 }
 
+/// The project that the variable names.
+pub(crate) fn project_of_variable() -> Result<Option<ProjectName>, Fault> {
+    let name = std::env::var(PROJECT).ok().filter(|name| !name.is_empty());
+    name.map(|name| name.parse()).transpose()
+}
+
+/// What the command line says of whom to ask, and how.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Whom {
+    pub(crate) json: bool,
+    pub(crate) context: Option<String>,
+    pub(crate) project: Option<ProjectName>,
+    pub(crate) all_projects: bool,
+}
+
+/// The variable that names a project.
+const PROJECT: &str = "VIV_PROJECT";
+
 impl Context {
-    pub(crate) fn new(json: bool, context: Option<&str>) -> Result<Context, Fault> {
+    pub(crate) fn new(whom: &Whom) -> Result<Context, Fault> {
         let places = Places::find()?;
-        let client = match context::chosen(context, &places)? {
-            Some(remote) => remote.client()?,
-            None => viv_host::start::client(&places),
+        let named = match &whom.project {
+            Some(project) => Some(project.clone()),
+            None => project_of_variable()?,
         };
-        Ok(Context { client: Arc::new(client), json })
+        let (client, project) = match context::chosen(whom.context.as_deref(), &places)? {
+            Some(remote) => {
+                let project = named.or_else(|| remote.project.clone());
+                (remote.client()?, project)
+            }
+            None => (viv_host::start::client(&places), named),
+        };
+        let Whom { json, all_projects, .. } = *whom;
+        let client = client.within(Scope { project: project.clone(), all: all_projects });
+        Ok(Context { client: Arc::new(client), json, project, all_projects })
     }
 }
 
@@ -96,6 +128,9 @@ pub(crate) fn each_of<T: Serialize>(
 
 /// Does what the command line says; gives the exit status.
 pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
+    let Cli { json, context, project, all_projects, .. } = &cli;
+    let (json, all_projects) = (*json, *all_projects);
+    let whom = Whom { json, context: context.clone(), project: project.clone(), all_projects };
     match cli.verb {
         Verb::Serve(args) => return serve::run(args),
         Verb::Runner(args) => return runner::run(args),
@@ -104,11 +139,11 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
         Verb::Complete(args) => return complete::run(args),
         Verb::Man => return man::run(),
         Verb::Schema(args) => return create::schema(args),
-        Verb::Disk(args) => return disk::run(args, cli.json, cli.context.as_deref()),
-        Verb::Context(args) => return context::run(args, cli.json),
+        Verb::Disk(args) => return disk::run(args, &whom),
+        Verb::Context(args) => return context::run(args, &whom),
         _ => {}
     }
-    let context = Context::new(cli.json, cli.context.as_deref())?;
+    let context = Context::new(&whom)?;
     match cli.verb {
         Verb::Run(args) => run::run(&context, *args),
         Verb::Create(args) => create::create(&context, args),
@@ -152,8 +187,9 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
         Verb::Push(args) => carry::push(&context, args),
         Verb::Export(args) => carry::export(&context, args),
         Verb::Import(args) => import::run(&context, args),
-        Verb::Token(args) => access::token(&context, args),
-        Verb::Cert(args) => access::cert(&context, args),
+        Verb::Project(args) => project::run(&context, args),
+        Verb::Token(args) => access::token(&context, whom.project, args),
+        Verb::Cert(args) => access::cert(&context, whom.project, args),
         Verb::Audit(args) => audit::run(&context, args),
         Verb::Events(args) => events::run(&context, args),
         Verb::Limits(args) => limits::run(&context, args),

@@ -65,11 +65,13 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
     } else if args.quiet {
         output::print(&vms.iter().map(|vm| vm.name.clone() + "\n").collect::<String>());
     } else {
-        let rows: Vec<_> = vms.iter().map(row).collect();
-        output::table(
-            &["NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "ACCEL", "PORTS", "CREATED", "ID"],
-            &rows,
-        );
+        let mut head = vec!["NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "ACCEL", "PORTS", "CREATED", "ID"];
+        let mut rows: Vec<_> = vms.iter().map(row).collect();
+        if context.all_projects {
+            head.insert(0, "PROJECT");
+            rows.iter_mut().zip(&vms).for_each(|(row, vm)| row.insert(0, vm.project.to_string()));
+        }
+        output::table(&head, &rows);
     }
     Ok(0)
 }

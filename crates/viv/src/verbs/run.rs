@@ -574,6 +574,7 @@ pub(super) fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Faul
         all => (None, NicLimits::default(), all.to_vec()),
     };
     Ok(VmCreate {
+        project: None,
         schema: None,
         name: args.name.clone(),
         image,

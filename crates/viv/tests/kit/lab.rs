@@ -29,6 +29,17 @@ impl Lab {
         token.trim().to_string()
     }
 
+    /// Makes a token that is bound to a project, and a context of its name that uses it.
+    pub fn bound(&self, name: &str, role: &str, project: &str) -> String {
+        let words = ["token", "create", name, "--role", role, "--project", project];
+        let token = self.host.viv(&words).ok().out;
+        let file = self.guest.file(name, token.as_bytes());
+        let ca = self.guest.dir.join("ca.pem");
+        let words = ["context", "add", name, &self.url, "--token-file", &file, "--ca", ca.to_str().unwrap()];
+        self.guest.viv(&words).ok();
+        token.trim().to_string()
+    }
+
     /// The command elsewhere, by that context.
     pub fn by(&self, context: &str, words: &[&str]) -> Outcome {
         self.guest.viv(&[&["--context", context], words].concat())
@@ -51,8 +62,11 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        for name in self.host.viv(&["ps", "-a", "-q"]).out.lines() {
-            self.host.viv(&["rm", "-f", name]);
+        for vm in
+            self.host.viv(&["ps", "-a", "--all-projects", "--json"]).json().as_array().into_iter().flatten()
+        {
+            let [project, id] = ["project", "id"].map(|field| vm[field].as_str().unwrap_or_default());
+            self.host.viv(&["--project", project, "rm", "-f", id]);
         }
         let _ = self.service.kill();
         let _ = self.service.wait();

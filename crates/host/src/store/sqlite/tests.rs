@@ -107,6 +107,32 @@ fn a_store_of_layout_1_gets_what_is_new() {
 }
 
 #[test]
+fn vms_of_releases_before_projects_are_in_the_default_one() {
+    let scratch = Scratch::new("layout2");
+    let store = scratch.store();
+    store.insert(&record("a1", "web", 10)).unwrap();
+    drop(store);
+    scratch.with("PRAGMA user_version = 2;");
+    let rows = Connection::open(scratch.file()).unwrap();
+    let row = |sql: &str| rows.query_row(sql, [], |row| row.get::<_, String>(0)).unwrap();
+    assert_eq!(row("SELECT name FROM vms"), "web");
+    assert!(!row("SELECT record FROM vms").contains("project"), "as releases before wrote it");
+    drop(rows);
+    let store = scratch.store();
+    let web = store.by_name(&ProjectName::default(), "web").unwrap().unwrap();
+    assert!(web.project.is_default());
+    let acme: ProjectName = "acme".parse().unwrap();
+    assert_eq!(store.by_name(&acme, "web").unwrap(), None);
+    store.insert(&VmRecord { project: acme.clone(), ..record("b2", "web", 20) }).unwrap();
+    drop(store);
+    let store = scratch.store();
+    assert_eq!(store.by_name(&acme, "web").unwrap().map(|record| record.id), Some("b2".into()));
+    drop(store);
+    let found = layout(&connect(&scratch.file()).unwrap(), &scratch.file()).unwrap();
+    assert_eq!(found, LAYOUT, "a release that knows of no projects does not open it");
+}
+
+#[test]
 fn a_store_that_is_not_ours_is_refused_and_not_touched() {
     let scratch = Scratch::new("refused");
     let same = |why: &str, what: &str| {
