@@ -9,11 +9,11 @@ use viv_model::{DiskFormat, DiskLimits, DiskSpec, Fault, Kind};
 
 impl Vms {
     /// Gives it one more disk: at once if it runs, and whenever it starts.
-    pub(crate) fn attach_disk(&self, name: &str, disk: &DiskSpec) -> Result<Vm, Fault> {
+    pub(crate) fn attach_disk(&self, id: &str, disk: &DiskSpec) -> Result<Vm, Fault> {
         disk.check()?;
         absolute(&disk.path)?;
         let mut disk = resolve_disk(disk)?;
-        self.change(name, |mut record, runner| {
+        self.change(id, |mut record, runner| {
             keep_serials(&mut record.machine.disks);
             disk.serial = Some(free_serial(&record.machine.disks, disk.serial.as_ref())?);
             if record.machine.disks.iter().any(|other| other.path == disk.path) {
@@ -32,16 +32,16 @@ impl Vms {
     }
 
     /// The serial number of a disk.
-    pub(crate) fn disk_serial(&self, name: &str, disk: &str) -> Result<(String, Runner), Fault> {
-        let (record, runner) = self.find(name)?;
+    pub(crate) fn disk_serial(&self, id: &str, disk: &str) -> Result<(String, Runner), Fault> {
+        let (record, runner) = self.find(id)?;
         let index = disk_index(&record, disk)?;
         let serial = record.machine.disks.get(index).map(|disk| disk.serial_of(index));
         Ok((serial.unwrap_or_default(), runner))
     }
 
     /// Takes a disk from it; if it runs, when its guest has let it go.
-    pub(crate) fn detach_disk(&self, name: &str, disk: &str) -> Result<Vm, Fault> {
-        self.change(name, |mut record, runner| {
+    pub(crate) fn detach_disk(&self, id: &str, disk: &str) -> Result<Vm, Fault> {
+        self.change(id, |mut record, runner| {
             let index = disk_index(&record, disk)?;
             if self.view(record.clone(), &runner).state.is_live() {
                 runner.ask(&RunnerAsk::DetachDisk { disk: index })?;
@@ -55,9 +55,9 @@ impl Vms {
     }
 
     /// Lets a disk be as fast as this: at once if the VM runs, and whenever it starts.
-    pub(crate) fn limit_disk(&self, name: &str, disk: &str, limits: DiskLimits) -> Result<Vm, Fault> {
+    pub(crate) fn limit_disk(&self, id: &str, disk: &str, limits: DiskLimits) -> Result<Vm, Fault> {
         limits.check()?;
-        self.change(name, |mut record, runner| {
+        self.change(id, |mut record, runner| {
             let index = disk_index(&record, disk)?;
             if let Some(disk) = record.machine.disks.get_mut(index) {
                 disk.limits = limits;

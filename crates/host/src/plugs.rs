@@ -231,12 +231,12 @@ impl Vms {
     }
 
     /// Gives a VM a further network card: at once if it runs, and whenever it starts.
-    pub(crate) fn attach_card(&self, name: &str, ask: NicAttach) -> Result<Vm, Fault> {
+    pub(crate) fn attach_card(&self, id: &str, ask: NicAttach) -> Result<Vm, Fault> {
         if ask.net == NetKind::None {
             let text = "a network card is attached to a network";
             return Err(Fault::new(Kind::Usage, text, "say which: --net user, or --net NETWORK"));
         }
-        self.change(name, |record, runner| self.add_card(record, &runner, ask))
+        self.change(id, |record, runner| self.add_card(record, &runner, ask))
     }
 
     fn add_card(&self, before: VmRecord, runner: &Runner, ask: NicAttach) -> Result<Vm, Fault> {
@@ -273,8 +273,8 @@ impl Vms {
     }
 
     /// Takes a network card, by its number from 0, from a VM; if it runs, when its guest has let it go.
-    pub(crate) fn detach_card(&self, name: &str, number: &str) -> Result<Vm, Fault> {
-        self.change(name, |mut record, runner| {
+    pub(crate) fn detach_card(&self, id: &str, number: &str) -> Result<Vm, Fault> {
+        self.change(id, |mut record, runner| {
             let count = record.machine.nics.len();
             let index = number.parse::<usize>().ok().filter(|index| *index < count).ok_or_else(|| {
                 let text = format!("VM {:?} has no network card {number:?}: it has {count}", record.name);

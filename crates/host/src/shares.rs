@@ -185,8 +185,8 @@ impl Vms {
         Ok((name, share, runner))
     }
 
-    fn detach_share(&self, name: &str, tag: &str) -> Result<Vm, Fault> {
-        self.change(name, |mut record, runner| {
+    fn detach_share(&self, id: &str, tag: &str) -> Result<Vm, Fault> {
+        self.change(id, |mut record, runner| {
             let shares = &mut record.machine.shares;
             ShareSpec::keep_tags(shares);
             let place = shares.iter().position(|share| share.tag.as_deref() == Some(tag));

@@ -9,9 +9,9 @@ use viv_model::{CPU_WEIGHT_USUAL, Fault, Kind, MachineSpec};
 
 impl Vms {
     /// Changes what is said of it; what is not said stays.
-    pub(crate) fn update(&self, name: &str, ask: &VmUpdate) -> Result<Vm, Fault> {
+    pub(crate) fn update(&self, id: &str, ask: &VmUpdate) -> Result<Vm, Fault> {
         let mut share = None;
-        let outcome = self.change_member(name, |record| {
+        let outcome = self.change_member(id, |record| {
             if ask.is_of_machine() {
                 self.may_change_machine(record)?;
             }

@@ -243,14 +243,14 @@ impl Vms {
     }
 
     /// The VM as it is now.
-    pub(crate) fn get(&self, name: &str) -> Result<Vm, Fault> {
-        let (record, runner) = self.find(name)?;
+    pub(crate) fn get(&self, id: &str) -> Result<Vm, Fault> {
+        let (record, runner) = self.find(id)?;
         Ok(self.view(record, &runner))
     }
 
     /// What it has used and done: now, or when it ended.
-    pub(crate) fn stats(&self, name: &str) -> Result<VmStats, Fault> {
-        let (record, runner) = self.find(name)?;
+    pub(crate) fn stats(&self, id: &str) -> Result<VmStats, Fault> {
+        let (record, runner) = self.find(id)?;
         let asked = runner.process().map(|_| runner.stats());
         if let Some(Ok(stats)) = asked {
             return Ok(VmStats { network: self.traffic(&record), ..stats });
@@ -352,8 +352,8 @@ impl Vms {
     }
 
     /// Starts a VM that has no process.
-    pub(crate) fn start(&self, name: &str, ask: &VmStart) -> Result<Vm, Fault> {
-        self.change(name, |record, runner| {
+    pub(crate) fn start(&self, id: &str, ask: &VmStart) -> Result<Vm, Fault> {
+        self.change(id, |record, runner| {
             let state = self.view(record.clone(), &runner).state;
             refuse(state, Ask::Start, &record.name)?;
             let _starting = self.starting(&record.id);
@@ -503,8 +503,8 @@ impl Vms {
     }
 
     /// Lets its vCPUs stand still or go on.
-    pub(crate) fn step(&self, name: &str, ask: Ask) -> Result<Vm, Fault> {
-        self.change(name, |record, runner| {
+    pub(crate) fn step(&self, id: &str, ask: Ask) -> Result<Vm, Fault> {
+        self.change(id, |record, runner| {
             let state = self.view(record.clone(), &runner).state;
             refuse(state, ask, &record.name)?;
             runner.ask(&if ask == Ask::Pause { RunnerAsk::Pause } else { RunnerAsk::Resume })?;
@@ -528,8 +528,8 @@ impl Vms {
     }
 
     /// Asks a running guest to get by with so much memory.
-    pub(crate) fn resize_memory(&self, name: &str, ask: &VmMemory) -> Result<Vm, Fault> {
-        self.change(name, |record, runner| {
+    pub(crate) fn resize_memory(&self, id: &str, ask: &VmMemory) -> Result<Vm, Fault> {
+        self.change(id, |record, runner| {
             let view = self.view(record, &runner);
             if !matches!(view.state, State::Running | State::Paused) {
                 return Err(Fault::new(
@@ -544,10 +544,10 @@ impl Vms {
     }
 
     /// Presses the power button, and kills a guest that does not obey.
-    pub(crate) fn stop(&self, name: &str, ask: &VmStop) -> Result<Vm, Fault> {
+    pub(crate) fn stop(&self, id: &str, ask: &VmStop) -> Result<Vm, Fault> {
         let limit = Duration::from_secs(ask.time_s.unwrap_or(STOP_S).min(STOP_S_MAX));
         let end = ask.status.map(|status| End::Command { status });
-        let (record, runner) = self.change(name, |mut record, runner| {
+        let (record, runner) = self.change(id, |mut record, runner| {
             let waits = record.wanted && !self.is_live(&record);
             self.set_wanted(&mut record, false)?;
             let state = self.view(record.clone(), &runner).state;
@@ -569,8 +569,8 @@ impl Vms {
     }
 
     /// Ends it now.
-    pub(crate) fn kill(&self, name: &str, ask: &VmKill) -> Result<Vm, Fault> {
-        self.change(name, |mut record, runner| {
+    pub(crate) fn kill(&self, id: &str, ask: &VmKill) -> Result<Vm, Fault> {
+        self.change(id, |mut record, runner| {
             let waits = record.wanted && !self.is_live(&record);
             self.set_wanted(&mut record, false)?;
             let state = self.view(record.clone(), &runner).state;
@@ -584,8 +584,8 @@ impl Vms {
     }
 
     /// Forgets it, with all its files.
-    pub(crate) fn remove(&self, name: &str, force: bool) -> Result<Vm, Fault> {
-        self.change(name, |mut record, runner| {
+    pub(crate) fn remove(&self, id: &str, force: bool) -> Result<Vm, Fault> {
+        self.change(id, |mut record, runner| {
             if force {
                 self.set_wanted(&mut record, false)?;
                 runner.kill_by_force();
