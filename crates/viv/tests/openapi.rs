@@ -231,6 +231,7 @@ fn the_service_answers_as_its_document_says() {
     };
     made("POST", "/v1/networks", "/v1/networks", json!({"name": "blue"}));
     made("POST", "/v1/secgroups", "/v1/secgroups", json!({"name": "web", "rules": ["in tcp/80 from any"]}));
+    made("POST", "/v1/projects", "/v1/projects", json!({"name": "acme", "limits": {"vms": 3}}));
     let kernel = home.kernel();
     let vm = json!({"name": "web", "kernel": kernel, "accel": "soft", "memory_mib": 32, "net": "blue",
         "groups": ["web"], "labels": ["a=b"], "start": true});
@@ -265,6 +266,7 @@ fn the_service_answers_as_its_document_says() {
                 .replace("{operation}", if named == "web" { "1" } else { named })
                 .replace("{snapshot}", if named == "web" { "s1" } else { named });
             let path = path.replace("{image}", named);
+            let path = path.replace("{project}", if named == "web" { "acme" } else { named });
             let answer = ask(&home, "GET", &path, None);
             let absent = path.contains("nobody") || path.contains("/images/");
             let expected = match absent {
