@@ -73,6 +73,10 @@ fn what_cannot_be_run_says_why() {
     write("magic.wasm", b"MZ\x90");
     write("component.wasm", b"\0asm\x0d\0\x01\0");
     write(
+        "module2.wat",
+        b"(module (import \"wasi:cli/exit@0.2.0\" \"exit\" (func (param i32))) (func (export \"_start\")))",
+    );
+    write(
         "threads.wat",
         b"(module (import \"env\" \"memory\" (memory 1 1 shared)) (func (export \"_start\")))",
     );
@@ -82,7 +86,8 @@ fn what_cannot_be_run_says_why() {
         ("empty.wasm", 126, "empty"),
         ("short.wasm", 126, "unexpected end"),
         ("magic.wasm", 126, "magic.wasm"),
-        ("component.wasm", 126, "component"),
+        ("component.wasm", 126, "wasi:cli/run"),
+        ("module2.wat", 126, "only components get"),
         ("threads.wat", 126, "threads"),
         ("gone.wasm", 3, "gone.wasm"),
     ] {

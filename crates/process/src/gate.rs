@@ -35,6 +35,7 @@ pub struct Gate {
     inner: Mutex<Inner>,
     changed: Condvar,
     on_change: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    on_news: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 #[derive(Default)]
@@ -73,8 +74,20 @@ impl Gate {
         let _ = self.on_change.set(Box::new(poke));
     }
 
-    fn tell(&self) {
+    /// Has `poke` called when the gate changes, and when whoever waits in it is to look again: a machine may have waits of its own.
+    pub fn on_news(&self, poke: impl Fn() + Send + Sync + 'static) {
+        let _ = self.on_news.set(Box::new(poke));
+    }
+
+    fn wake(&self) {
         self.changed.notify_all();
+        if let Some(poke) = self.on_news.get() {
+            poke();
+        }
+    }
+
+    fn tell(&self) {
+        self.wake();
         if let Some(poke) = self.on_change.get() {
             poke();
         }
@@ -160,7 +173,7 @@ impl Gate {
     /// Whoever waits in the gate looks again.
     pub fn look_again(&self) {
         drop(self.lock());
-        self.changed.notify_all();
+        self.wake();
     }
 
     /// Passes the gate, once it is open.
@@ -331,6 +344,22 @@ mod tests {
         assert_eq!(held.join().unwrap(), (Ok(Waited::Wanted), Ok(())));
         assert_eq!(gate.pass_or_wanted(), Ok(Waited::Ready(())));
         assert!(gate.ran() >= Duration::from_secs(7));
+    }
+
+    #[test]
+    fn news_are_changes_and_what_is_worth_another_look() {
+        let gate = Gate::default();
+        let (news, changes) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let counts = (news.clone(), changes.clone());
+        gate.on_news(move || {
+            counts.0.fetch_add(1, Ordering::Relaxed);
+        });
+        gate.on_change(move || {
+            counts.1.fetch_add(1, Ordering::Relaxed);
+        });
+        gate.look_again();
+        gate.pause();
+        assert_eq!((news.load(Ordering::Relaxed), changes.load(Ordering::Relaxed)), (2, 1));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Code made of modules, kept by their content.
+//! Code made of modules and components, kept by their content.
 //!
 //! A process of its own compiles, confined to nothing but its two streams: a module that breaks the compiler finds itself there.
 //! What it has made is used for that same module only, in the sandbox of its own program.
@@ -16,6 +16,7 @@ use std::process::{Command, Stdio};
 use viv_cell::sandbox;
 use viv_model::{Fault, Kind};
 use wasmparser::{Parser, Payload};
+use wasmtime::component::Component;
 use wasmtime::{Engine, Module};
 
 /// The word by which this program is asked to compile.
@@ -53,17 +54,41 @@ impl How {
     }
 }
 
-/// The code of a module: from the cache, or made now.
-pub(crate) fn module(
+/// What code is of.
+pub(crate) trait Code: Sized {
+    /// Reads the code that our compiler has made of one.
+    ///
+    /// # Safety
+    ///
+    /// The file must be what our compiler has written, all of it, and nobody may write to it.
+    unsafe fn read(engine: &Engine, path: &Path) -> wasmtime::Result<Self>;
+}
+
+impl Code for Module {
+    unsafe fn read(engine: &Engine, path: &Path) -> wasmtime::Result<Module> {
+        // SAFETY: as our caller says.
+        unsafe { Module::deserialize_file(engine, path) }
+    }
+}
+
+impl Code for Component {
+    unsafe fn read(engine: &Engine, path: &Path) -> wasmtime::Result<Component> {
+        // SAFETY: as our caller says.
+        unsafe { Component::deserialize_file(engine, path) }
+    }
+}
+
+/// The code of a module or a component: from the cache, or made now.
+pub(crate) fn code<T: Code>(
     engine: &Engine,
     called: &str,
     (bytes, sum): (&[u8], &str),
     how: How,
     cache: &Path,
-) -> Result<Module, Fault> {
+) -> Result<T, Fault> {
     let path = cache.join(key(engine, sum));
-    if let Some(module) = load(engine, &path) {
-        return Ok(module);
+    if let Some(code) = load(engine, &path) {
+        return Ok(code);
     }
     let failed = |error: io::Error| {
         Fault::new(
@@ -75,6 +100,47 @@ pub(crate) fn module(
     fs::create_dir_all(cache).map_err(failed)?;
     compile(called, bytes, how, &path)?.map_err(failed)?;
     load(engine, &path).ok_or_else(|| not_runnable(called, "its code was not what wasmtime makes", REPORT))
+}
+
+/// Whether it is a component (Component Model, Binary.md: the layer is 1 where a module's version goes on with 0), or its text.
+pub(crate) fn is_component(bytes: &[u8]) -> bool {
+    if bytes.starts_with(b"\0asm") {
+        return bytes.get(6) == Some(&1);
+    }
+    let opened = without_comments(bytes).strip_prefix(b"(");
+    opened.is_some_and(|rest| without_comments(rest).starts_with(b"component"))
+}
+
+/// What comes after spaces and comments of a text (WebAssembly Core 2.0 §6.3.3).
+fn without_comments(text: &[u8]) -> &[u8] {
+    let mut rest = text.trim_ascii_start();
+    loop {
+        let end = match rest {
+            [b';', b';', ..] => rest.iter().position(|byte| *byte == b'\n'),
+            [b'(', b';', ..] => end_of_block(rest),
+            _ => return rest,
+        };
+        rest = end.and_then(|end| rest.get(end..)).unwrap_or_default().trim_ascii_start();
+    }
+}
+
+/// Where a comment ends that may have others in it.
+fn end_of_block(text: &[u8]) -> Option<usize> {
+    let (mut depth, mut at) = (0usize, 0);
+    loop {
+        at += match text.get(at..at + 2)? {
+            b"(;" => {
+                depth += 1;
+                2
+            }
+            b";)" if depth == 1 => return Some(at + 2),
+            b";)" => {
+                depth -= 1;
+                2
+            }
+            _ => 1,
+        };
+    }
 }
 
 /// The checksum of a module.
@@ -89,13 +155,13 @@ fn key(engine: &Engine, sum: &str) -> String {
     format!("{sum}-{:016x}.cwasm", how.finish())
 }
 
-fn load(engine: &Engine, path: &Path) -> Option<Module> {
+fn load<T: Code>(engine: &Engine, path: &Path) -> Option<T> {
     if !path.exists() {
         return None;
     }
     // SAFETY: the file was made by our own compiler from this very module, whole (it is renamed into place), in a directory that
-    // only this user can write to; wasmtime checks that it is of its own version and settings.
-    unsafe { Module::deserialize_file(engine, path) }.ok()
+    // only this user can write to; wasmtime checks that it is of its own version and settings, and of a module or a component.
+    unsafe { T::read(engine, path) }.ok()
 }
 
 /// Has a module compiled into `path`, whole or not at all.
@@ -143,11 +209,7 @@ fn compile(called: &str, bytes: &[u8], how: How, path: &Path) -> Result<io::Resu
 }
 
 fn refused(called: &str, words: &str) -> Fault {
-    let fix = if words.contains("component") {
-        "build a core module for WASI preview 1: --target wasm32-wasip1"
-    } else {
-        "see that it is whole, and that it is WebAssembly: a module (.wasm) or its text (.wat)"
-    };
+    let fix = "see that it is whole, and that it is WebAssembly: a module or a component (.wasm), or its text (.wat)";
     not_runnable(called, words, fix)
 }
 
@@ -184,12 +246,8 @@ pub(crate) fn compile_main(how: How) -> u8 {
     }
 }
 
-/// The code of a module, or why there is none.
+/// The code of a module or a component, or why there is none.
 pub(crate) fn code_of(bytes: &[u8], how: How) -> Result<Vec<u8>, String> {
-    // Component Model, Binary.md: the layer is 1 where a module's version goes on with 0.
-    if bytes.get(..8).is_some_and(|start| start.starts_with(b"\0asm") && start.get(6) == Some(&1)) {
-        return Err("it is a component, and only core modules can be run".into());
-    }
     if bytes.is_empty() {
         return Err("it is empty".into());
     }
@@ -197,7 +255,11 @@ pub(crate) fn code_of(bytes: &[u8], how: How) -> Result<Vec<u8>, String> {
     let hidden = if how.live { hide_start(bytes) } else { None };
     let bytes = hidden.as_deref().unwrap_or(bytes);
     // Text becomes a module, and a module stays what it is.
-    engine.precompile_module(bytes).map_err(|error| {
+    let code = match is_component(bytes) {
+        true => engine.precompile_component(bytes),
+        false => engine.precompile_module(bytes),
+    };
+    code.map_err(|error| {
         let text = format!("{error:#}");
         text.lines().filter(|line| !line.trim().is_empty()).collect::<Vec<_>>().join("\n")
     })
@@ -285,11 +347,36 @@ mod tests {
     #[test]
     fn what_is_no_module_is_refused_in_words() {
         let why = |bytes: &[u8]| code_of(bytes, How::default()).unwrap_err();
-        assert!(why(b"\0asm\x0d\0\x01\0").contains("component"));
+        assert!(why(b"\0asm\x0d\0\x01\0\x01").contains("unexpected end"));
+        assert!(why(b"(component (import \"x\" (func $f)) (export \"y\" (func $g)))").contains("unknown"));
         assert!(why(b"").contains("empty"));
         assert!(why(b"\0asm\x01\0\0\0\x01").contains("unexpected end"), "{}", why(b"\0asm\x01\0\0\0\x01"));
         assert!(why(b"\0asm\x09\0\0\0").contains("version"), "{}", why(b"\0asm\x09\0\0\0"));
         assert!(why(b"(module (func)").contains("expected"), "{}", why(b"(module (func)"));
+    }
+
+    #[test]
+    fn a_component_is_told_from_a_module_by_its_layer_or_its_first_word() {
+        for component in [
+            b"\0asm\x0d\0\x01\0".as_slice(),
+            b"(component)",
+            b" ;; what it is\n (; (; one ;) in another ;)\n( (;;) component (core module))",
+        ] {
+            assert!(is_component(component), "{}", component.escape_ascii());
+            assert!(code_of(component, How::default()).is_ok(), "{}", component.escape_ascii());
+        }
+        for other in [
+            b"\0asm\x01\0\0\0".as_slice(),
+            b"(module (; (component) ;))",
+            b";; (component)\n(module)",
+            b"(; (component",
+            b";; (component",
+            b"",
+            b"(",
+            b"\0asm",
+        ] {
+            assert!(!is_component(other), "{}", other.escape_ascii());
+        }
     }
 
     #[test]
@@ -298,11 +385,15 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("viv-code-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
         let path = path_of(&engine, b"(module)", &dir);
-        assert!(load(&engine, &path).is_none());
+        let loads =
+            || (load::<Module>(&engine, &path).is_some(), load::<Component>(&engine, &path).is_some());
+        assert_eq!(loads(), (false, false));
         fs::write(&path, code_of(b"(module)", How::default()).unwrap()).unwrap();
-        assert!(load(&engine, &path).is_some());
+        assert_eq!(loads(), (true, false));
+        fs::write(&path, code_of(b"(component)", How::default()).unwrap()).unwrap();
+        assert_eq!(loads(), (false, true));
         fs::write(&path, b"\x7fELF something else").unwrap();
-        assert!(load(&engine, &path).is_none());
+        assert_eq!(loads(), (false, false));
         fs::remove_dir_all(dir).unwrap();
     }
 }

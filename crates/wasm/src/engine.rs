@@ -1,5 +1,6 @@
 //! Makes a WebAssembly program ready to run.
 use crate::code::{self, How};
+use crate::component;
 use crate::instance::{Ready, Resume, WasmInstance};
 use crate::keeper::{Keeper, SECTION, Snapshot};
 use crate::live::{self, Shape, Unsaved};
@@ -32,7 +33,7 @@ impl Engine for Wasm {
     }
 
     fn prepare(&self, setting: Setting<'_>) -> Result<Prepared, Fault> {
-        let Setting { vm, program, streams, gate } = setting;
+        let program = setting.program;
         let spec = &program.spec;
         let length = fs::metadata(&spec.file).map_err(|error| no_file(&spec.file, &error))?.len();
         if length > FILE_MAX {
@@ -43,7 +44,8 @@ impl Engine for Wasm {
             ));
         }
         let bytes = fs::read(&spec.file).map_err(|error| no_file(&spec.file, &error))?;
-        let how = How { fuel: spec.fuel.is_some(), live: !spec.no_snapshots };
+        let is_component = code::is_component(&bytes);
+        let how = How { fuel: spec.fuel.is_some(), live: !spec.no_snapshots && !is_component };
         let engine = wasmtime::Engine::new(&config(how)).map_err(|error| {
             Fault::new(
                 Kind::Error,
@@ -51,10 +53,17 @@ impl Engine for Wasm {
                 "report this with the output of: viv info",
             )
         })?;
-        let make = |bytes: &[u8], sum: &str| {
-            code::module(&engine, &program.called, (bytes, sum), how, &program.cache)
-        };
         let sum = code::sum_of(&bytes);
+        if is_component {
+            let code = code::code(&engine, &program.called, (&bytes, &sum), how, &program.cache)?;
+            return component::prepare(&code, setting);
+        }
+        let Setting { vm, program, streams, gate } = setting;
+        if !vm.machine.ports.is_empty() {
+            return Err(not_runnable(&program.called, NO_PORTS, "leave out -p"));
+        }
+        let make =
+            |bytes: &[u8], sum: &str| code::code(&engine, &program.called, (bytes, sum), how, &program.cache);
         let module = make(&bytes, &sum)?;
         let mut linker = Linker::new(&engine);
         wasi::link(&mut linker)
@@ -140,6 +149,10 @@ pub(crate) fn directories(shares: &[ShareSpec]) -> (Vec<PathBuf>, Vec<PathBuf>) 
     (paths(whole), paths(read))
 }
 
+/// Why a program without a server in it gets no ports.
+pub(crate) const NO_PORTS: &str =
+    "it serves nothing at a port: only a component with wasi:http/incoming-handler does";
+
 /// How code is made. What is not named is wasmtime's usual.
 pub(crate) fn config(how: How) -> Config {
     let mut config = Config::new();
@@ -176,8 +189,12 @@ fn no_file(path: &Path, error: &std::io::Error) -> Fault {
 fn imports(called: &str, module: &Module, error: &wasmtime::Error) -> Fault {
     let component = module.imports().find(|import| import.module().starts_with("wasi:"));
     if let Some(import) = component {
-        let why = format!("it imports {:?}, which is WASI preview 2", import.module());
-        return not_runnable(called, why, "build it for WASI preview 1: --target wasm32-wasip1");
+        let why = format!("it is a module that imports {:?}, which only components get", import.module());
+        return not_runnable(
+            called,
+            why,
+            "make a component of it: wasm-tools component new; or --target wasm32-wasip2",
+        );
     }
     let memory = module
         .imports()

@@ -239,12 +239,7 @@ impl Instance for WasmInstance {
             self.engine.increment_epoch();
             std::thread::sleep(LOOK_UP);
         }
-        ProgramStats {
-            steps: self.fuel.map(|_| self.usage.fuel.load(Ordering::Relaxed)),
-            memory_bytes: self.usage.memory.load(Ordering::Relaxed),
-            memory_refused: self.usage.refused.load(Ordering::Relaxed),
-            ..ProgramStats::default()
-        }
+        self.usage.stats(self.fuel.is_some())
     }
 
     fn save(&self, files: &Files) -> Option<std::result::Result<Saved, Fault>> {

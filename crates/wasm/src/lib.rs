@@ -7,7 +7,9 @@
 //!
 //! wasmtime is large and slow to build: neither `viv` nor the host service links this.
 //! [`engine`] makes a program ready, [`code`] compiles it, [`instance`] runs it, and [`wasi`] is what it may ask of the host.
+//! Components have [`component`] for the last two.
 mod code;
+mod component;
 #[cfg(test)]
 mod cuts;
 mod engine;

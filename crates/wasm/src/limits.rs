@@ -1,6 +1,7 @@
 //! How much memory a program may have.
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use viv_api::stats::ProgramStats;
 use wasmtime::ResourceLimiter;
 
 /// Bytes that an element of a table takes.
@@ -17,6 +18,18 @@ pub(crate) struct Usage {
     pub(crate) refused: AtomicU64,
     /// Fuel used, as of when its machine last looked up.
     pub(crate) fuel: AtomicU64,
+}
+
+impl Usage {
+    /// The same, told; fuel if it is counted.
+    pub(crate) fn stats(&self, counts: bool) -> ProgramStats {
+        ProgramStats {
+            steps: counts.then(|| self.fuel.load(Ordering::Relaxed)),
+            memory_bytes: self.memory.load(Ordering::Relaxed),
+            memory_refused: self.refused.load(Ordering::Relaxed),
+            ..ProgramStats::default()
+        }
+    }
 }
 
 /// All memories and tables of a program together.

@@ -11,9 +11,9 @@ const PROCESS: u32 = 2;
 const THREAD: u32 = 3;
 
 /// When a counted clock begins: 2000-01-01, nanoseconds since 1970.
-const COUNTED_BEGIN: u64 = 946_684_800_000_000_000;
+pub(crate) const COUNTED_BEGIN: u64 = 946_684_800_000_000_000;
 /// How far each question moves it, nanoseconds.
-const COUNTED_STEP: u64 = 1000;
+pub(crate) const COUNTED_STEP: u64 = 1000;
 
 /// Where time comes from.
 #[derive(Clone, Copy, Debug)]

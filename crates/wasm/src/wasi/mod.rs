@@ -3,7 +3,7 @@
 //! Our own, so that all that a program holds is ours to see: a table of descriptors and a clock. A program reaches the
 //! directories that it was given, nothing above them ([`path`]), its streams, a clock and random numbers. What can wait, waits in
 //! the program's gate, where a pause and an end find it.
-mod clock;
+pub(crate) mod clock;
 mod errno;
 mod fd;
 mod file;
@@ -11,7 +11,7 @@ mod guest;
 mod link;
 mod path;
 mod poll;
-mod random;
+pub(crate) mod random;
 mod saved;
 mod words;
 

@@ -1,0 +1,222 @@
+//! Components of WASI preview 2: what modules have, they have.
+use std::fs;
+use std::io::{Read, Write};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+use viv_e2e::{Directory, Home, until};
+use wasi_preview1_component_adapter_provider::{
+    WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER,
+};
+use wit_component::ComponentEncoder;
+
+/// Modules in text, of which components are made.
+const MODULES: &[(&str, &str)] = &[
+    ("bomb", include_str!("wasm/bomb.wat")),
+    ("deep", include_str!("wasm/deep.wat")),
+    ("echo", include_str!("wasm/echo.wat")),
+    ("file", include_str!("wasm/file.wat")),
+    ("flood", include_str!("wasm/flood.wat")),
+    ("hello", include_str!("wasm/hello.wat")),
+    ("random", include_str!("wasm/random.wat")),
+    ("sleep", include_str!("wasm/sleep.wat")),
+    ("spin", include_str!("wasm/spin.wat")),
+    ("words", include_str!("wasm/words.wat")),
+];
+/// Components in text.
+const COMPONENTS: &[(&str, &str)] = &[
+    ("status", include_str!("wasm_components/status.wat")),
+    ("nothing", "(component)"),
+    ("foreign", "(component (import \"acme:rockets/launch@1.0.0\" (instance (export \"go\" (func)))))"),
+];
+
+/// A home, and a directory with the components: `NAME.wasm` those of modules, `NAME.wat` the others.
+fn home(name: &str) -> (Home, Directory) {
+    let programs = Directory::new(&format!("{name}-programs"));
+    for (name, text) in MODULES {
+        fs::write(programs.path(&format!("{name}.wasm")), component(text)).unwrap();
+    }
+    for (name, text) in COMPONENTS {
+        fs::write(programs.path(&format!("{name}.wat")), text).unwrap();
+    }
+    (Home::bare(name), programs)
+}
+
+/// The component of a module; the adapter wants a memory.
+fn component(module: &str) -> Vec<u8> {
+    let module = match module.contains("(memory") {
+        true => module.to_string(),
+        false => module.replacen("(module", "(module (memory (export \"memory\") 1)", 1),
+    };
+    let adapter = (WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER);
+    let encoder = ComponentEncoder::default().module(&wat::parse_str(&module).unwrap()).unwrap();
+    encoder.adapter(adapter.0, adapter.1).unwrap().encode().unwrap()
+}
+
+#[test]
+fn a_component_runs_with_our_streams_and_its_own_status() {
+    let (home, at) = home("components-run");
+    let run = |words: &[&str]| home.run(&[&["run", "--rm"], words].concat());
+    let hello = run(&[&at.path("hello.wasm")]).ok();
+    assert_eq!((hello.out.as_str(), hello.err.as_str()), ("Hello, world\n", ""));
+    let words = run(&["-e", "A=b c", &at.path("words.wasm"), "one", "--two", ""]).ok();
+    assert_eq!(words.out, "words.wasm\0one\0--two\0\0A=b c\0");
+    let status = run(&[&at.path("status.wat")]);
+    assert_eq!((status.status, status.err.as_str()), (42, "bye\n"));
+    // Input comes as it is, in any amount, and its end is seen.
+    let mut echo = home.viv(&["run", "--rm", &at.path("echo.wasm")]);
+    let mut echo = echo.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut input, mut output) = (echo.stdin.take().unwrap(), echo.stdout.take().unwrap());
+    input.write_all(b"at once").unwrap();
+    let mut first = [0; 7];
+    output.read_exact(&mut first).unwrap();
+    assert_eq!(&first, b"at once", "while there may be more to come");
+    let sent: Vec<u8> = (0..3_000_000u32).map(|number| (number * 7 >> 3) as u8).collect();
+    let bytes = sent.clone();
+    let sender = std::thread::spawn(move || input.write_all(&bytes));
+    let mut came = Vec::new();
+    output.read_to_end(&mut came).unwrap();
+    sender.join().unwrap().unwrap();
+    assert!(echo.wait().unwrap().success() && came == sent, "{} bytes", came.len());
+    assert_eq!(home.json(&["ps", "-a"]).as_array().map(Vec::len), Some(0), "--rm");
+}
+
+#[test]
+fn what_cannot_be_run_says_why() {
+    let (home, at) = home("components-refused");
+    fs::write(at.path("short.wasm"), b"\0asm\x0d\0\x01\0\x07\x99").unwrap();
+    for (options, name, words) in [
+        ([].as_slice(), "short.wasm", "unexpected end"),
+        (&[], "nothing.wat", "wasi:cli/run"),
+        (&[], "foreign.wat", "acme:rockets/launch"),
+        (&["--invoke", "run"], "hello.wasm", "--invoke"),
+    ] {
+        let refused = home.run(&[&["run"], options, &[&at.path(name)]].concat());
+        assert!(refused.status == 126 && refused.err.contains(words), "{name}: {refused:?}");
+        assert!(refused.err.contains("; "), "it says what to do: {refused:?}");
+    }
+    assert_eq!(home.json(&["ps", "-a"]).as_array().map(Vec::len), Some(0), "nothing is left over");
+}
+
+#[test]
+fn limits_bite_and_say_which() {
+    let (home, at) = home("components-limits");
+    let run = |options: &[&str], name: &str| {
+        home.run(&[&["run", "--rm"], options, &[&at.path(&format!("{name}.wasm"))]].concat())
+    };
+    let spin = run(&["--time", "300ms"], "spin");
+    assert!(spin.status == 124 && spin.err.contains("0.3 s"), "{spin:?}");
+    let sleep = run(&["--time", "300ms"], "sleep");
+    assert!(sleep.status == 124 && sleep.took < Duration::from_millis(2500), "{sleep:?}");
+    let fuel = run(&["--fuel", "1000000"], "spin");
+    assert!(fuel.status == 137 && fuel.err.contains("fuel of 1000000"), "{fuel:?}");
+    let bomb = run(&["--memory", "8M"], "bomb");
+    assert!(bomb.status == 137 && bomb.err.contains("8 MiB"), "{bomb:?}");
+    let deep = run(&[], "deep");
+    assert!(deep.status == 134 && deep.err.contains("stack") && deep.err.contains("at down"), "{deep:?}");
+    // Output without end: bounded logs, and the VM can be ended.
+    let name = home.run(&["run", "-d", &at.path("flood.wasm")]).ok().out.trim().to_string();
+    std::thread::sleep(Duration::from_secs(1));
+    home.run(&["kill", &name]).ok();
+    let dir = home.json(&["inspect", &name])[0]["dir"].as_str().unwrap().to_string();
+    let logs = ["console.log", "console.log.1"]
+        .map(|log| fs::metadata(format!("{dir}/{log}")).map_or(0, |data| data.len()));
+    assert!(logs.iter().sum::<u64>() <= 9 << 20, "{logs:?}");
+}
+
+#[test]
+fn it_has_the_life_of_any_vm() {
+    let (home, at) = home("components-life");
+    home.run(&["run", "-d", "--name", "spin", "--fuel", "1000000000000", &at.path("spin.wasm")]).ok();
+    let shown = |name: &str| home.json(&["inspect", name])[0].clone();
+    let spin = shown("spin");
+    assert_eq!((&spin["kind"], &spin["state"]), (&"wasm".into(), &"running".into()));
+    for word in ["landlock", "seccomp", "no-new-privileges"] {
+        assert!(spin["sandbox"].as_array().unwrap().contains(&word.into()), "{spin}");
+    }
+    let used = || home.json(&["stats", "spin"])[0]["cpu_ns"].as_u64().unwrap();
+    let before = used();
+    until("it computes", Duration::from_secs(10), || used() > before + 100_000_000);
+    let program = &home.json(&["stats", "spin"])[0]["program"];
+    assert!(program["steps"].as_u64() > Some(0) && program["memory_bytes"].as_u64() > Some(0), "{program}");
+    home.run(&["pause", "spin"]).ok();
+    let (paused, before) = (shown("spin"), used());
+    assert_eq!(paused["state"], "paused");
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(used() < before + 100_000_000, "it stands still");
+    home.run(&["resume", "spin"]).ok();
+    until("it goes on", Duration::from_secs(10), || used() > before + 200_000_000);
+    // What it is not is refused in words.
+    let exec = home.run(&["exec", "spin", "ls"]);
+    assert!(exec.status == 126 && exec.err.contains("nothing in it but itself"), "{exec:?}");
+    for words in [["snapshot", "create", "spin", "half"].as_slice(), &["fork", "spin"]] {
+        let refused = home.run(words);
+        assert!(refused.status == 4 && refused.err.contains("a component cannot be saved"), "{refused:?}");
+        assert!(refused.err.contains("wasm32-wasip1"), "the way that works: {refused:?}");
+    }
+    let start = Instant::now();
+    home.run(&["stop", "spin"]).ok();
+    assert!(start.elapsed() < Duration::from_secs(5));
+    assert_eq!(
+        (&shown("spin")["state"], &shown("spin")["end"]["reason"]),
+        (&"stopped".into(), &"power-off".into())
+    );
+    home.run(&["rm", "spin"]).ok();
+
+    // One that waits stands still, too, and goes on.
+    home.run(&["run", "-d", "--name", "sleep", &at.path("sleep.wasm")]).ok();
+    home.run(&["pause", "sleep"]).ok();
+    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!(
+        (&shown("sleep")["state"], home.run(&["logs", "sleep"]).ok().out.as_str()),
+        (&"paused".into(), "")
+    );
+    home.run(&["resume", "sleep"]).ok();
+    until("it ends", Duration::from_secs(10), || shown("sleep")["state"] == "stopped");
+    assert_eq!(home.run(&["logs", "sleep"]).ok().out, "awake\n");
+    // Its code is kept: nothing new is made for the next run.
+    let kept = || fs::read_dir(home.path("data/programs")).unwrap().count();
+    let before = kept();
+    home.run(&["start", "sleep"]).ok();
+    let start = Instant::now();
+    home.run(&["stop", "sleep"]).ok();
+    assert!(start.elapsed() < Duration::from_secs(2), "one that waits ends at once");
+    assert_eq!(kept(), before);
+}
+
+#[test]
+fn a_component_reaches_its_directory_and_nothing_above() {
+    let (home, at) = home("components-files");
+    let outside = Directory::new("components-files-outside");
+    let inside = outside.path("inside");
+    fs::create_dir(&inside).unwrap();
+    fs::write(outside.path("secret"), "secret").unwrap();
+    std::os::unix::fs::symlink("../secret", format!("{inside}/link")).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", format!("{inside}/passwd")).unwrap();
+    // The program writes what it is told into the file.
+    let file = at.path("file.wasm");
+    let put = |share: &str, name: &str| home.run(&["run", "--rm", "-v", share, &file, name]).status;
+    assert_eq!(put(&format!("{inside}:/"), "note"), 0);
+    assert_eq!(fs::read_to_string(format!("{inside}/note")).unwrap(), "note");
+    for name in ["../secret", "/etc/passwd", "link", "passwd", "./../secret", "x/../../secret"] {
+        assert_ne!(put(&format!("{inside}:/"), name), 0, "{name}");
+    }
+    assert_ne!(put(&format!("{inside}:.:ro"), "other"), 0);
+    assert!(!fs::exists(format!("{inside}/other")).unwrap());
+    assert_eq!(fs::read_to_string(outside.path("secret")).unwrap(), "secret");
+    assert_ne!(home.run(&["run", "--rm", &file, "x"]).status, 0, "with no directory there is no descriptor");
+    let gone = home.run(&["run", "--rm", "-v", "/nowhere:/", &file, "x"]);
+    assert!(gone.status == 3 && gone.err.contains("/nowhere"), "{gone:?}");
+}
+
+#[test]
+fn a_deterministic_run_is_the_same_each_time_and_waits_for_nobody() {
+    let (home, at) = home("components-same");
+    let random = at.path("random.wasm");
+    let run = |options: &[&str]| home.run(&[&["run", "--rm"], options, &[&random]].concat()).ok().out;
+    let same = run(&["--deterministic"]);
+    assert_eq!(run(&["--deterministic"]), same);
+    assert_ne!(run(&["--deterministic", "--seed", "7"]), same);
+    assert_ne!(run(&[]), run(&[]));
+    let sleep = home.run(&["run", "--rm", "--deterministic", &at.path("sleep.wasm")]).ok();
+    assert!(sleep.out == "awake\n" && sleep.took < Duration::from_millis(2500), "{sleep:?}");
+}
