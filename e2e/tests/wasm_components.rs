@@ -89,6 +89,7 @@ fn what_cannot_be_run_says_why() {
         (&[], "nothing.wat", "wasi:cli/run"),
         (&[], "foreign.wat", "acme:rockets/launch"),
         (&["--invoke", "run"], "hello.wasm", "--invoke"),
+        (&["-p", "127.0.0.1:8080:80"], "hello.wasm", "wasi:http/incoming-handler"),
     ] {
         let refused = home.run(&[&["run"], options, &[&at.path(name)]].concat());
         assert!(refused.status == 126 && refused.err.contains(words), "{name}: {refused:?}");

@@ -73,7 +73,7 @@ impl GuestKind {
         }
         match self {
             _ if ports.is_empty() => Ok(()),
-            GuestKind::System | GuestKind::Wasm => {
+            GuestKind::System => {
                 wrong(format!("{} has no use for published ports", self.called()), "leave out -p")
             }
             _ if ports.iter().any(|port| port.protocol == Protocol::Udp) => {
@@ -86,7 +86,8 @@ impl GuestKind {
                 ),
                 None => Ok(()),
             },
-            GuestKind::Jvm => Ok(()),
+            // What is in its file is for its engine to see.
+            GuestKind::Jvm | GuestKind::Wasm => Ok(()),
         }
     }
 
@@ -314,6 +315,8 @@ mod tests {
         assert_eq!(GuestKind::Jvm.check_ports(&ports("1:80")), Ok(()));
         assert!(GuestKind::Evm.check_ports(&ports("1:80")).is_err());
         assert!(GuestKind::Jvm.check_ports(&ports("1:80/udp")).is_err());
-        assert!(GuestKind::Wasm.check_ports(&ports("1:80")).is_err());
+        assert_eq!(GuestKind::Wasm.check_ports(&ports("1:80")), Ok(()));
+        assert!(GuestKind::Wasm.check_ports(&ports("1:80/udp")).is_err());
+        assert!(GuestKind::System.check_ports(&ports("1:80")).is_err());
     }
 }

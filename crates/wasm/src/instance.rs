@@ -230,7 +230,10 @@ impl Instance for WasmInstance {
         }
         match done {
             Ok(()) => End::Command { status: 0 },
-            Err(error) => trap::end_of(&error, self.fuel, self.memory_max, &self.usage, &names),
+            Err(error) => {
+                let refused = self.usage.refused.load(Ordering::Relaxed) > 0;
+                trap::end_of(&error, self.fuel, self.memory_max, refused, &names)
+            }
         }
     }
 

@@ -32,11 +32,15 @@ impl Usage {
     }
 }
 
-/// All memories and tables of a program together.
+/// All memories and tables of a program together, or of one of its instances that share what it may have.
 #[derive(Debug)]
 pub(crate) struct Limits {
     max: u64,
     usage: Arc<Usage>,
+    /// Bytes that were taken by way of this, of those in use.
+    taken: u64,
+    /// Something was refused here.
+    refused: bool,
     /// What is taken is not the program's.
     lifted: bool,
 }
@@ -44,7 +48,7 @@ pub(crate) struct Limits {
 impl Limits {
     /// At most so many bytes.
     pub(crate) fn new(max: u64, usage: Arc<Usage>) -> Limits {
-        Limits { max, usage, lifted: false }
+        Limits { max, usage, taken: 0, refused: false, lifted: false }
     }
 
     /// What it has used.
@@ -58,18 +62,33 @@ impl Limits {
     }
 
     /// Whether it may have `more` bytes than now; then it has them.
-    fn take(&self, more: usize) -> bool {
+    fn take(&mut self, more: usize) -> bool {
         if self.lifted {
             return true;
         }
         let now = self.usage.memory.load(Ordering::Relaxed);
         let then = now.saturating_add(more as u64);
         let fits = then <= self.max;
-        match fits {
-            true => self.usage.memory.store(then, Ordering::Relaxed),
-            false => drop(self.usage.refused.fetch_add(1, Ordering::Relaxed)),
+        if fits {
+            self.usage.memory.store(then, Ordering::Relaxed);
+            self.taken = self.taken.saturating_add(more as u64);
+        } else {
+            self.usage.refused.fetch_add(1, Ordering::Relaxed);
+            self.refused = true;
         }
         fits
+    }
+
+    /// Whether something was refused here.
+    pub(crate) fn has_refused(&self) -> bool {
+        self.refused
+    }
+
+    /// What was taken here is not used any more.
+    pub(crate) fn give_back(&mut self) {
+        let now = self.usage.memory.load(Ordering::Relaxed);
+        self.usage.memory.store(now.saturating_sub(self.taken), Ordering::Relaxed);
+        self.taken = 0;
     }
 }
 
@@ -128,5 +147,13 @@ mod tests {
         assert!(!limits.table_growing(4, usize::MAX, None).unwrap());
         assert_eq!(usage.memory.load(Ordering::Relaxed), 100);
         assert_eq!(usage.refused.load(Ordering::Relaxed), 2, "its own maximum is not our limit");
+        // Another instance gets what is left, and what the first gives back.
+        let mut other = Limits::new(100, usage.clone());
+        assert!(!other.memory_growing(0, 1, None).unwrap());
+        limits.give_back();
+        assert!(other.memory_growing(0, 100, None).unwrap());
+        limits.give_back();
+        assert_eq!(usage.memory.load(Ordering::Relaxed), 100, "nothing is given back twice");
+        assert!(limits.has_refused() && other.has_refused());
     }
 }

@@ -1,10 +1,8 @@
 //! How a program's end is told.
-use crate::limits::Usage;
 use crate::live::Resumed;
 use crate::wasi::Exit;
 use std::fmt::Write;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use viv_model::End;
 use wasmtime::{Error, FrameInfo, Module, Trap, WasmBacktrace};
 
@@ -32,8 +30,8 @@ impl Names {
     }
 }
 
-/// What this error of a run means. An end from outside is the gate's to tell.
-pub(crate) fn end_of(error: &Error, fuel: Option<u64>, memory_max: u64, usage: &Usage, names: &Names) -> End {
+/// What this error of a run means; whether it had been refused memory. An end from outside is the gate's to tell.
+pub(crate) fn end_of(error: &Error, fuel: Option<u64>, memory_max: u64, refused: bool, names: &Names) -> End {
     if let Some(Exit(status)) = error.downcast_ref::<Exit>() {
         return End::Command { status: *status };
     }
@@ -50,7 +48,7 @@ pub(crate) fn end_of(error: &Error, fuel: Option<u64>, memory_max: u64, usage: &
     };
     let message = format!("the program trapped: {what}{}", trace(error, names));
     // Most programs give up by a trap when there is no memory; those that can go on are not here.
-    if usage.refused.load(Ordering::Relaxed) > 0 && trap != Some(&Trap::StackOverflow) {
+    if refused && trap != Some(&Trap::StackOverflow) {
         let mib = memory_max >> 20;
         let message =
             format!("the program was refused more memory than its {mib} MiB, and gave up: {message}");

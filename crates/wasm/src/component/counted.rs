@@ -1,6 +1,6 @@
 //! Time and random numbers of a component whose run is the same each time: a clock that only its own questions and waits move, and
 //! numbers from a seed, as modules have them ([`crate::wasi::clock`]).
-use super::Host;
+use super::given::Host;
 use crate::wasi::clock::{COUNTED_BEGIN, COUNTED_STEP};
 use crate::wasi::random::Random;
 use rand_core::TryRng;

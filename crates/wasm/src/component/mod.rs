@@ -1,105 +1,50 @@
 //! Components of WASI preview 2: what they may ask of their host is wasmtime-wasi's, what they get is what a module gets.
 //!
-//! A component runs on its own thread, as the only task of a runtime that does nothing else ([`through`]): a pause holds that thread,
-//! and an end drops the task wherever it waits. [`streams`] are the program's, [`counted`] is for runs that are the same each time.
+//! All runs on the program's one thread, by a runtime that does nothing else ([`through`]): a pause holds that thread, and an end drops
+//! what it does, wherever that waits. [`streams`] are the program's, [`counted`] is for runs that are the same each time. A component
+//! is a command, or it handles requests ([`http`]); each instance of it gets the same ([`given`]).
 mod counted;
+mod given;
+mod http;
 mod streams;
 
 use crate::engine::{NO_PORTS, REPORT, directories, not_runnable};
-use crate::limits::{Limits, Usage};
-use crate::trap::{self, Names};
 use crate::wasi;
-use counted::Counted;
+use given::{Given, Host};
+use http::Server;
 use std::future::poll_fn;
+use std::net::TcpListener;
 use std::pin::pin;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
-use streams::{Input, Printed};
 use tokio::runtime::Builder;
 use tokio::sync::Notify;
 use viv_api::agent::Output;
-use viv_api::runner::RunnerProgram;
 use viv_api::stats::ProgramStats;
 use viv_cell::sandbox;
-use viv_model::{End, Fault, GuestKind, Kind, ShareSpec};
-use viv_process::{Channel, Confinement, Files, Gate, Instance, Prepared, Saved, Setting, Stopped, Streams};
-use wasmtime::component::{Component, InstancePre, Linker, ResourceTable};
-use wasmtime::{Engine, Error, Result, Store, UpdateDeadline};
-use wasmtime_wasi::p2::bindings::{Command, CommandPre};
-use wasmtime_wasi::{FsPerms, I32Exit, WasiCtx, WasiCtxView, WasiView};
+use viv_model::{End, Fault, GuestKind, Kind};
+use viv_net::switch::Listeners;
+use viv_process::{Confinement, Files, Gate, Instance, Prepared, Saved, Setting, Stopped};
+use wasmtime::component::{Component, InstancePre, Linker};
+use wasmtime::{Error, Result};
+use wasmtime_wasi::I32Exit;
+use wasmtime_wasi::p2::bindings::CommandPre;
+use wasmtime_wasi_http::p2::bindings::ProxyPre;
 
 /// What a command exports, without the last number of its version.
 const RUN: &str = "wasi:cli/run@0.2.";
-/// Most things of its host that a component holds: open files, streams, timers.
-const HELD_MAX: usize = 4096;
+/// The same of one that handles requests.
+const HANDLER: &str = "wasi:http/incoming-handler@0.2.";
 /// How long a program that computes takes to look up.
 const LOOK_UP: Duration = Duration::from_millis(1);
 
-/// What belongs to a component in wasmtime's store.
-pub(crate) struct Host {
-    wasi: WasiCtx,
-    table: ResourceTable,
-    limits: Limits,
-    /// If its run is the same each time.
-    clock: Counted,
-}
-
-impl WasiView for Host {
-    fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
-    }
-}
-
-/// What each instance of a component gets.
-struct Given {
-    program: RunnerProgram,
-    shares: Vec<ShareSpec>,
-    memory_max: u64,
-    streams: Arc<Streams>,
-    /// When to look again at the streams and the gate.
-    news: Arc<Notify>,
-    usage: Arc<Usage>,
-}
-
-impl Given {
-    /// What a new instance has of its host.
-    fn host(&self) -> Result<Host, Fault> {
-        let spec = &self.program.spec;
-        let mut builder = WasiCtx::builder();
-        let printed = |channel| Printed { streams: self.streams.clone(), channel, tty: spec.tty };
-        builder
-            .arg(&self.program.called)
-            .args(&spec.args)
-            .envs(&spec.env)
-            .stdin(Input { streams: self.streams.clone(), news: self.news.clone(), tty: spec.tty })
-            .stdout(printed(Channel::Out))
-            .stderr(printed(Channel::Err))
-            // The process can open no socket either.
-            .allow_tcp(false)
-            .allow_udp(false)
-            // Nothing else waits on this thread.
-            .allow_blocking_current_thread(true);
-        for share in &self.shares {
-            let rights = if share.read_only { FsPerms::ReadOnly } else { FsPerms::ReadWrite };
-            builder.preopened_dir(&share.path, &share.target, rights).map_err(|error| {
-                Fault::new(
-                    error.downcast_ref::<std::io::Error>().map_or(Kind::NotFound, Kind::of_file),
-                    format!("cannot share the directory {}: {error:#}", share.path.display()),
-                    "name a directory that is there and that you may read: -v DIR:PATH",
-                )
-            })?;
-        }
-        let clock = Counted::default();
-        if spec.deterministic {
-            counted::apply(&mut builder, &clock, spec.seed);
-        }
-        let mut table = ResourceTable::new();
-        table.set_max_capacity(HELD_MAX);
-        let limits = Limits::new(self.memory_max, self.usage.clone());
-        Ok(Host { wasi: builder.build(), table, limits, clock })
-    }
+/// What a component is there for.
+enum Work {
+    /// It is called once, with what it has of its host.
+    Command(CommandPre<Host>, Box<Host>),
+    /// It handles the requests that come to these.
+    Server(Server, Vec<TcpListener>),
 }
 
 /// Makes a component ready.
@@ -118,64 +63,81 @@ pub(crate) fn prepare(component: &Component, setting: Setting<'_>) -> Result<Pre
     link(&mut linker, spec.deterministic)
         .map_err(|error| not_runnable(called, format!("{error:#}"), REPORT))?;
     let ready = linker.instantiate_pre(component).map_err(|error| {
-        let fix = "build it for WASI preview 2 (--target wasm32-wasip2), whose interfaces are all that it can import";
+        let fix =
+            "build it for WASI 0.2 (--target wasm32-wasip2), whose interfaces are all that it can import";
         not_runnable(called, format!("{error:#}"), fix)
     })?;
-    let command = command(called, &ready)?;
-    if !vm.machine.ports.is_empty() {
-        return Err(not_runnable(called, NO_PORTS, "leave out -p"));
-    }
     let news = Arc::new(Notify::new());
     let (poke, wake) = (engine.clone(), news.clone());
     gate.on_change(move || poke.increment_epoch());
     gate.on_news(move || wake.notify_waiters());
     let (whole, read) = directories(&vm.machine.shares);
     let calls = if whole.is_empty() { Vec::new() } else { wasi::CALLS.to_vec() };
-    let given = Given {
+    let given = Arc::new(Given {
+        engine: engine.clone(),
         program: program.clone(),
         shares: vm.machine.shares.clone(),
         memory_max: vm.machine.memory_mib << 20,
         streams,
+        gate,
         news,
         usage: Arc::default(),
-    };
-    let ready = Mutex::new(Some((command, given.host()?)));
-    let instance = Arc::new(ComponentInstance { engine: engine.clone(), gate, given, ready });
+    });
+    let work = work(called, &ready, &given, &vm.machine.ports)?;
+    let files = sandbox::Files { whole, read, ..sandbox::Files::default() };
     Ok(Prepared {
-        instance,
-        confinement: Confinement {
-            files: sandbox::Files { whole, read, ..sandbox::Files::default() },
-            calls,
-        },
+        instance: Arc::new(ComponentInstance { given, work: Mutex::new(Some(work)) }),
+        confinement: Confinement { files, calls },
     })
 }
 
 /// Puts all that a component may import in place.
 fn link(linker: &mut Linker<Host>, deterministic: bool) -> Result<()> {
     wasmtime_wasi::p2::add_to_linker_async(linker)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(linker)?;
     if deterministic {
         counted::link(linker)?;
     }
     Ok(())
 }
 
-/// The component as a command, if it is one.
-fn command(called: &str, ready: &InstancePre<Host>) -> Result<CommandPre<Host>, Fault> {
-    let component = ready.component();
-    let kind = component.component_type();
-    let mut names: Vec<&str> = kind.exports(component.engine()).map(|(name, _)| name).collect();
-    if names.iter().any(|name| name.starts_with(RUN)) {
-        return CommandPre::new(ready.clone()).map_err(|error| {
-            not_runnable(called, format!("{error:#}"), "build it again: --target wasm32-wasip2")
-        });
+/// What a component is there for, by what it exports. One that can do both handles requests if there are ports for it.
+fn work(
+    called: &str,
+    ready: &InstancePre<Host>,
+    given: &Arc<Given>,
+    ports: &[viv_model::PortSpec],
+) -> Result<Work, Fault> {
+    let kind = ready.component().component_type();
+    let mut names: Vec<&str> = kind.exports(&given.engine).map(|(name, _)| name).collect();
+    let has = |start: &str| names.iter().any(|name| name.starts_with(start));
+    let wrong =
+        |error: Error| not_runnable(called, format!("{error:#}"), "build it again: --target wasm32-wasip2");
+    match (has(HANDLER), has(RUN), ports.is_empty()) {
+        (true, _, false) => {
+            let server = Server::new(ProxyPre::new(ready.clone()).map_err(wrong)?, given.clone())?;
+            let listeners = Listeners::open(ports).map_err(|error| Fault::from(&error))?;
+            Ok(Work::Server(server, listeners.into_tcp().into_iter().map(|(listener, _)| listener).collect()))
+        }
+        (false, _, false) => Err(not_runnable(called, NO_PORTS, "leave out -p")),
+        (_, true, true) => {
+            let host = Box::new(given.host(true)?);
+            Ok(Work::Command(CommandPre::new(ready.clone()).map_err(wrong)?, host))
+        }
+        (true, false, true) => Err(not_runnable(
+            called,
+            "it handles requests by HTTP, and no port leads to it",
+            format!("publish one: viv run -p 8080:80 {called}"),
+        )),
+        (false, false, true) => {
+            names.truncate(8);
+            let has = if names.is_empty() { "nothing".to_string() } else { names.join(", ") };
+            let why = format!(
+                "it is a component that is neither a command ({RUN}x) nor handles requests ({HANDLER}x): it exports {has}"
+            );
+            Err(not_runnable(called, why, "build a command: --target wasm32-wasip2, with a main function"))
+        }
     }
-    names.truncate(8);
-    let has = if names.is_empty() { "nothing".to_string() } else { names.join(", ") };
-    Err(not_runnable(
-        called,
-        format!("it is a component without a start: it exports {has}, and no {RUN}x"),
-        "build a command: --target wasm32-wasip2, with a main function",
-    ))
 }
 
 /// Does `work` until it is done or the program is to end; while the gate is shut, this thread stands still.
@@ -199,78 +161,66 @@ async fn through<T>(gate: &Gate, news: &Notify, work: impl Future<Output = Resul
     .await
 }
 
+/// Calls a command once; gives its exit status.
+async fn call(command: CommandPre<Host>, given: &Arc<Given>, host: Host) -> Result<u8> {
+    let mut store = given.store(host)?;
+    let call = async {
+        let command = command.instantiate_async(&mut store).await?;
+        command.wasi_cli_run().call_run(&mut store).await
+    };
+    let done = call.await;
+    given.count(&mut store);
+    match done {
+        Ok(done) => Ok(done.is_err().into()),
+        // As with a process of the host: its low 8 bits.
+        Err(error) => error.downcast::<I32Exit>().map(|I32Exit(status)| status as u8),
+    }
+}
+
 /// A component that is ready, or runs.
 struct ComponentInstance {
-    engine: Engine,
-    gate: Arc<Gate>,
-    given: Given,
+    given: Arc<Given>,
     /// Until it runs.
-    ready: Mutex<Option<(CommandPre<Host>, Host)>>,
+    work: Mutex<Option<Work>>,
 }
 
 impl ComponentInstance {
-    fn fuel(&self) -> Option<u64> {
-        self.given.program.spec.fuel
-    }
-
-    fn store(&self, host: Host) -> Result<Store<Host>> {
-        let mut store = Store::new(&self.engine, host);
-        store.limiter(|host| &mut host.limits);
-        let (gate, usage, fuel) = (self.gate.clone(), self.given.usage.clone(), self.fuel());
-        store.epoch_deadline_callback(move |store| {
-            if let (Some(fuel), Ok(left)) = (fuel, store.get_fuel()) {
-                usage.fuel.store(fuel.saturating_sub(left), Ordering::Relaxed);
+    fn work(&self, work: Work) -> Result<u8> {
+        // Whoever computes looks at the sockets each time that it gives way.
+        let runtime = Builder::new_current_thread().enable_all().event_interval(1).build()?;
+        let given = &self.given;
+        let work = async {
+            match work {
+                Work::Command(command, host) => call(command, given, *host).await,
+                Work::Server(server, listeners) => match Arc::new(server).serve(listeners).await? {},
             }
-            gate.pass()?;
-            Ok(UpdateDeadline::Continue(1))
-        });
-        store.set_epoch_deadline(1);
-        if let Some(fuel) = fuel {
-            store.set_fuel(fuel)?;
-        }
-        Ok(store)
-    }
-
-    /// Runs a command; gives its exit status.
-    fn command(&self, command: &CommandPre<Host>, host: Host) -> Result<u8> {
-        let mut store = self.store(host)?;
-        let runtime = Builder::new_current_thread().enable_time().build()?;
-        let run = async {
-            let command: Command = command.instantiate_async(&mut store).await?;
-            command.wasi_cli_run().call_run(&mut store).await
         };
-        let done = runtime.block_on(through(&self.gate, &self.given.news, run));
-        if let (Some(fuel), Ok(left)) = (self.fuel(), store.get_fuel()) {
-            self.given.usage.fuel.store(fuel.saturating_sub(left), Ordering::Relaxed);
-        }
-        match done {
-            Ok(done) => Ok(done.is_err().into()),
-            // As with a process of the host: its low 8 bits.
-            Err(error) => error.downcast::<I32Exit>().map(|I32Exit(status)| status as u8),
-        }
+        let done = runtime.block_on(through(&given.gate, &given.news, work));
+        // What it waits for in another thread is not waited for.
+        runtime.shutdown_background();
+        done
     }
 }
 
 impl Instance for ComponentInstance {
     fn run(&self) -> End {
-        let ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some((command, host)) = ready else {
+        let work = self.work.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(work) = work else {
             return End::Failed { message: "the program was to run twice".into() };
         };
-        match self.command(&command, host) {
+        match self.work(work) {
             Ok(status) => End::Command { status },
-            Err(error) => {
-                trap::end_of(&error, self.fuel(), self.given.memory_max, &self.given.usage, &Names::default())
-            }
+            Err(error) => self.given.end_of(&error, self.given.has_refused()),
         }
     }
 
     fn stats(&self) -> ProgramStats {
-        if self.fuel().is_some() {
-            self.engine.increment_epoch();
+        let counts = self.given.program.spec.fuel.is_some();
+        if counts {
+            self.given.engine.increment_epoch();
             std::thread::sleep(LOOK_UP);
         }
-        self.given.usage.stats(self.fuel().is_some())
+        self.given.usage.stats(counts)
     }
 
     fn save(&self, _: &Files) -> Option<Result<Saved, Fault>> {
