@@ -1,9 +1,10 @@
 //! Components of WASI preview 2: what modules have, they have.
+use serde_json::json;
 use std::fs;
 use std::io::{Read, Write};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
-use viv_e2e::{Directory, Home, until};
+use viv_e2e::{Directory, Home, tool, until};
 use wasi_preview1_component_adapter_provider::{
     WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER,
 };
@@ -220,4 +221,55 @@ fn a_deterministic_run_is_the_same_each_time_and_waits_for_nobody() {
     assert_ne!(run(&[]), run(&[]));
     let sleep = home.run(&["run", "--rm", "--deterministic", &at.path("sleep.wasm")]).ok();
     assert!(sleep.out == "awake\n" && sleep.took < Duration::from_millis(2500), "{sleep:?}");
+}
+
+/// What a program is in a registry (CNCF, "Wasm OCI Artifact layout"), as a layout on the disk with the tag `words`.
+fn artifact(at: &Directory, program: &[u8]) -> String {
+    let blobs = at.path("layout/blobs/sha256");
+    fs::create_dir_all(&blobs).unwrap();
+    let blob = |bytes: &[u8], kind: &str| {
+        let file = at.path("blob");
+        fs::write(&file, bytes).unwrap();
+        let sum = tool("sha256sum", &[&file]).split(' ').next().unwrap().to_string();
+        fs::rename(file, format!("{blobs}/{sum}")).unwrap();
+        json!({"mediaType": kind, "digest": format!("sha256:{sum}"), "size": bytes.len()})
+    };
+    let config = json!({"os": "wasip2", "architecture": "wasm", "layerDigests": []}).to_string();
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": blob(config.as_bytes(), "application/vnd.wasm.config.v0+json"),
+        "layers": [blob(program, "application/wasm")],
+    });
+    let mut manifest = blob(manifest.to_string().as_bytes(), "application/vnd.oci.image.manifest.v1+json");
+    manifest["annotations"] = json!({"org.opencontainers.image.ref.name": "words"});
+    let index = json!({"schemaVersion": 2, "manifests": [manifest]});
+    fs::write(at.path("layout/index.json"), index.to_string()).unwrap();
+    fs::write(at.path("layout/oci-layout"), json!({"imageLayoutVersion": "1.0.0"}).to_string()).unwrap();
+    format!("oci:{}:words", at.path("layout"))
+}
+
+#[test]
+fn a_program_comes_from_where_images_come_from() {
+    let (home, at) = home("components-artifact");
+    let name = artifact(&at, &fs::read(at.path("words.wasm")).unwrap());
+    let words = home.run(&["run", "--rm", "-e", "A=b", "--fuel", "100000000", &name, "one", "--two"]).ok();
+    assert_eq!(words.out, "layout:words\0one\0--two\0A=b\0");
+    let listed = home.json(&["images"]);
+    assert_eq!((&listed[0]["name"], &listed[0]["program"]), (&name.as_str().into(), &"wasm".into()));
+    // The VM has its own copy, and what inspect shows describes another one like it.
+    home.run(&["run", "-d", "--name", "first", "--kind", "wasm", &name]).ok();
+    let text = home.run(&["inspect", "first"]).ok().out.replace("\"name\": \"first\"", "\"name\": \"again\"");
+    fs::write(at.path("again.json"), text).unwrap();
+    home.run(&["create", "-f", &at.path("again.json")]).ok();
+    home.run(&["rmi", &name]).ok();
+    home.run(&["start", "again"]).ok();
+    until("it ends", Duration::from_secs(10), || home.json(&["inspect", "again"])[0]["state"] == "stopped");
+    assert_eq!(home.run(&["logs", "again"]).ok().out, "layout:words\0");
+    // A layer that is not what it says is no program, and an image is none, either.
+    let refused = home.run(&["run", "--disk", "/dev/null", &name]);
+    assert!(refused.status == 2 && refused.err.contains("--disk"), "{refused:?}");
+    let name = artifact(&at, b"MZ\x90");
+    let refused = home.run(&["run", &name]);
+    assert!(refused.status == 126 && refused.err.contains("layout:words cannot be run"), "{refused:?}");
 }

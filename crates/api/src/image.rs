@@ -3,7 +3,7 @@ use crate::agent::Exec;
 use crate::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use viv_model::{Fault, HealthCheck, Kind};
+use viv_model::{Fault, GuestKind, HealthCheck, Kind};
 
 /// The image that `viv run` takes if none is named.
 pub const DEFAULT: &str = "default";
@@ -25,6 +25,9 @@ pub struct Image {
     /// What runs in it, if it is an image of containers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process: Option<ImageProcess>,
+    /// What kind of program it is, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<GuestKind>,
     /// The vCPUs that a VM of it gets if nothing is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpus: Option<u32>,

@@ -166,7 +166,8 @@ impl Vms {
         dir: &Path,
     ) -> Result<(Option<String>, MachineSpec), Fault> {
         if let Some(program) = &ask.program {
-            return Ok((None, programs::machine_of(ask, program, dir)?));
+            let machine = programs::machine_of(ask, program, dir, |name| self.images.program(name))?;
+            return Ok((None, machine));
         }
         let ask = &with_usual(ask, image.as_ref());
         let mut machine = ask.machine();

@@ -15,6 +15,7 @@ use viv_model::{
     Accel, Fault, GuestKind, HealthAsk, Kind, MachineSpec, NetKind, PROGRAM_MEMORY_MIB_USUAL, ProgramSpec,
     ShareSpec,
 };
+use viv_oci::Reference;
 
 /// The VM's own copy of its program.
 pub(crate) const COPY: &str = "program";
@@ -30,8 +31,13 @@ impl VmRecord {
     }
 }
 
-/// The machine of a program, whose file is copied into the VM's directory.
-pub(crate) fn machine_of(ask: &VmCreate, program: &ProgramSpec, dir: &Path) -> Result<MachineSpec, Fault> {
+/// The machine of a program, whose file is copied into the VM's directory; `image` has those that are images of the store.
+pub(crate) fn machine_of(
+    ask: &VmCreate,
+    program: &ProgramSpec,
+    dir: &Path,
+    image: impl Fn(&str) -> Result<PathBuf, Fault>,
+) -> Result<MachineSpec, Fault> {
     program.check()?;
     only_of_programs(ask, program.kind)?;
     executable(program.kind)?;
@@ -53,8 +59,13 @@ pub(crate) fn machine_of(ask: &VmCreate, program: &ProgramSpec, dir: &Path) -> R
         }
     }
     if program.kind.has_file() {
-        absolute(&program.file)?;
-        copy(&program.file, dir)?;
+        match program.file.to_str().filter(|name| Reference::is_one(name)) {
+            Some(name) => copy(&image(name)?, dir)?,
+            None => {
+                absolute(&program.file)?;
+                copy(&program.file, dir)?;
+            }
+        }
     }
     Ok(machine)
 }

@@ -131,7 +131,7 @@ impl FromStr for GuestKind {
 pub struct ProgramSpec {
     /// Which machine it is for.
     pub kind: GuestKind,
-    /// Its file on the host, of which the VM has a copy; nothing for what is made from none.
+    /// Its file on the host, or the reference of an image that is a program; the VM has a copy. Nothing for what is made from none.
     #[serde(skip_serializing_if = "is_nothing")]
     pub file: PathBuf,
     /// What it is called with, its own name left out; the options of a chain.

@@ -4,7 +4,7 @@ use crate::layout::Layout;
 use crate::registry::{Client, Registry};
 use crate::types::{
     Config, DOCKER_CONFIG, DOCKER_LIST, DOCKER_MANIFEST, Descriptor, Index, Manifest, OCI_CONFIG, OCI_INDEX,
-    OCI_MANIFEST, Platform,
+    OCI_MANIFEST, Platform, WASM, WASM_BEFORE,
 };
 use crate::{Checked, Digest, Reference};
 use serde::de::DeserializeOwned;
@@ -63,6 +63,8 @@ pub struct Image {
     pub config: Config,
     /// Its layers, the lowest first.
     pub layers: Vec<Layer>,
+    /// It is no image of containers: its only layer is a WebAssembly program, and its configuration says nothing that we need.
+    pub is_program: bool,
 }
 
 /// One layer.
@@ -146,7 +148,7 @@ fn kind_of(text: &[u8], source: &dyn Source) -> Result<Document, Fault> {
     }
 }
 
-/// The image for our platform. One without a platform is taken if there is nothing else.
+/// The image for our platform. One without a platform is taken if there is nothing else, then a WebAssembly program.
 fn choose<'a>(index: &'a Index, source: &dyn Source) -> Result<&'a Descriptor, Fault> {
     let platform = |descriptor: &'a Descriptor| descriptor.platform.as_ref();
     let ours = index.manifests.iter().find(|descriptor| platform(descriptor).is_some_and(Platform::is_ours));
@@ -156,7 +158,9 @@ fn choose<'a>(index: &'a Index, source: &dyn Source) -> Result<&'a Descriptor, F
             .flatten()
             .filter(|one| one.platform.is_none())
     };
-    ours.or_else(only).ok_or_else(|| {
+    let program =
+        || index.manifests.iter().find(|descriptor| platform(descriptor).is_some_and(Platform::is_wasm));
+    ours.or_else(only).or_else(program).ok_or_else(|| {
         let mut there: Vec<String> =
             index.manifests.iter().filter_map(platform).map(Platform::to_string).collect();
         there.retain(|name| name != "unknown/unknown");
@@ -171,13 +175,14 @@ fn choose<'a>(index: &'a Index, source: &dyn Source) -> Result<&'a Descriptor, F
 
 fn manifest(source: &dyn Source, text: Vec<u8>, watch: &dyn Watch) -> Result<Image, Fault> {
     let manifest: Manifest = parse(&text, "manifest", source)?;
+    let is_program = matches!(manifest.layers.as_slice(), [only] if matches!(only.media_type.as_str(), WASM | WASM_BEFORE));
     let kind = &manifest.config.media_type;
-    if !matches!(kind.as_str(), "" | OCI_CONFIG | DOCKER_CONFIG) {
+    if !is_program && !matches!(kind.as_str(), "" | OCI_CONFIG | DOCKER_CONFIG) {
         let kind: String = kind.chars().take(100).collect();
         return Err(Fault::new(
             Kind::Usage,
             format!("{} is no image that runs: its configuration is {kind:?}", source.name()),
-            "name an image of a container",
+            "name an image of a container, or a WebAssembly program",
         ));
     }
     if manifest.layers.len() > LAYERS_MAX {
@@ -186,8 +191,14 @@ fn manifest(source: &dyn Source, text: Vec<u8>, watch: &dyn Watch) -> Result<Ima
             &format!("it has {} layers; {LAYERS_MAX} are the most", manifest.layers.len()),
         ));
     }
-    let config_text = small(source, &manifest.config, watch)?;
-    let config: Config = parse(&config_text, "configuration", source)?;
+    let (config_text, config) = match is_program {
+        true => (Vec::new(), Config::default()),
+        false => {
+            let text = small(source, &manifest.config, watch)?;
+            let config = parse(&text, "configuration", source)?;
+            (text, config)
+        }
+    };
     if !config.platform.is_ours() && !config.platform.os.is_empty() {
         return Err(Fault::new(
             Kind::NotFound,
@@ -212,7 +223,7 @@ fn manifest(source: &dyn Source, text: Vec<u8>, watch: &dyn Watch) -> Result<Ima
     });
     let layers =
         layers.collect::<Result<Vec<_>, Fault>>().map_err(|fault| damaged(source, &fault.message))?;
-    Ok(Image { digest: Digest::of(&text), manifest: text, config_text, config, layers })
+    Ok(Image { digest: Digest::of(&text), manifest: text, config_text, config, layers, is_program })
 }
 
 /// A manifest or an index, checked.
@@ -331,6 +342,45 @@ pub(crate) mod tests {
         let found = resolve(&memory, &Quiet).unwrap();
         assert_eq!(found.digest, Digest::of(&manifest));
         assert_eq!(found.layers[0].digest, Digest::of(b"layer"));
+    }
+
+    #[test]
+    fn a_webassembly_program_is_found_by_its_only_layer() {
+        let mut memory = Memory::default();
+        // As the layout has it; as `oras push` writes it; as it was before.
+        for (config, layer) in [
+            ("application/vnd.wasm.config.v0+json", WASM),
+            ("application/vnd.oci.empty.v1+json", WASM),
+            ("application/vnd.wasm.config.v1+json", WASM_BEFORE),
+        ] {
+            let config = memory.add(br#"{"os":"wasip2","architecture":"wasm"}"#, config);
+            let layer = memory.add(b"\0asm", layer);
+            let manifest = serde_json::json!({"schemaVersion": 2, "config": config, "layers": [layer]});
+            let manifest = manifest.to_string().into_bytes();
+            let mut program = memory.add(&manifest, OCI_MANIFEST);
+            program["platform"] = serde_json::json!({"os": "wasip2", "architecture": "wasm"});
+            let index = serde_json::json!({"schemaVersion": 2, "manifests": [program]});
+            for top in [manifest, index.to_string().into_bytes()] {
+                memory.top = top;
+                let found = resolve(&memory, &Quiet).unwrap();
+                assert!(found.is_program && found.layers[0].digest == Digest::of(b"\0asm"));
+            }
+        }
+        // One beside an image of containers is not asked for.
+        let ours = image(&mut memory, OURS, OCI_CONFIG);
+        let mut ours = memory.add(&ours, OCI_MANIFEST);
+        let mut program = ours.clone();
+        program["platform"] = serde_json::json!({"os": "wasip2", "architecture": "wasm"});
+        ours["platform"] = serde_json::json!({"os": "linux", "architecture": "amd64"});
+        let both = serde_json::json!({"schemaVersion": 2, "manifests": [program, ours]});
+        memory.top = both.to_string().into_bytes();
+        assert!(!resolve(&memory, &Quiet).unwrap().is_program);
+        // Two programs, or one among others, are nothing that runs.
+        let config = memory.add(b"{}", "application/vnd.wasm.config.v0+json");
+        let layer = memory.add(b"\0asm", WASM);
+        let two = serde_json::json!({"schemaVersion": 2, "config": config, "layers": [layer, layer]});
+        memory.top = two.to_string().into_bytes();
+        assert!(resolve(&memory, &Quiet).unwrap_err().message.contains("no image that runs"));
     }
 
     #[test]

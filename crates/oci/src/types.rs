@@ -10,6 +10,11 @@ pub(crate) const DOCKER_LIST: &str = "application/vnd.docker.distribution.manife
 pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 pub(crate) const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 
+/// A WebAssembly program (CNCF, "Wasm OCI Artifact layout").
+pub(crate) const WASM: &str = "application/wasm";
+/// The same, as tools wrote it before there was a layout.
+pub(crate) const WASM_BEFORE: &str = "application/vnd.wasm.content.layer.v1+wasm";
+
 /// Something by its content (descriptor.md).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -47,6 +52,11 @@ impl Platform {
     /// Our guests are this.
     pub fn is_ours(&self) -> bool {
         self.os == "linux" && self.architecture == "amd64"
+    }
+
+    /// Made for WebAssembly, on whatever system (the same layout).
+    pub(crate) fn is_wasm(&self) -> bool {
+        self.architecture == "wasm"
     }
 }
 

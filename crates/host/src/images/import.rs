@@ -177,6 +177,7 @@ mod tests {
             created_at: viv_api::timestamp::Timestamp { unix_s: 0 },
             summary: image.summary.clone(),
             process: None,
+            program: None,
             cpus: image.manifest.usual.cpus,
             memory_mib: image.manifest.usual.memory_mib,
         }

@@ -18,6 +18,13 @@ pub(super) fn instantiate(store: &Store, image: &Image, vm_dir: &Path) -> Result
     if let Some(container) = &image.manifest.container {
         return containers(store, image, container, vm_dir);
     }
+    if image.manifest.program.is_some() {
+        return Err(Fault::new(
+            Kind::Usage,
+            format!("the image {:?} is a WebAssembly program, and no computer", image.name),
+            format!("run it as one: viv run {}", image.name),
+        ));
+    }
     if image.manifest.initrd.is_none() && image.manifest.disks.is_empty() {
         return Err(kernel::alone(&image.name));
     }

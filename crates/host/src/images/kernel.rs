@@ -116,6 +116,7 @@ pub(super) fn build(
         initrd: None,
         disks: Vec::new(),
         container: None,
+        program: None,
         usual: Default::default(),
         append: String::new(),
         packages,

@@ -403,6 +403,12 @@ pub(super) fn blake3_file(path: &Path) -> io::Result<(String, u64)> {
     Ok((sum.finalize().to_hex().to_string(), bytes))
 }
 
+/// Has the layer's bytes in the file `path`, checked.
+pub(super) fn get(path: &Path, source: &dyn Source, layer: &Layer, watch: &dyn Watch) -> Result<(), Fault> {
+    let file = File::options().read(true).append(true).create(true).open(path);
+    download(file.map_err(io_fault("write", path))?, path, source, layer, watch, &Come::default()).map(drop)
+}
+
 /// Has the layer's bytes in the file `part`, checked; false if nobody wants them any more.
 fn download(
     mut file: File,

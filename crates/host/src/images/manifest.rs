@@ -103,6 +103,9 @@ pub struct Manifest {
     /// What it has if it is an image of containers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<Container>,
+    /// The WebAssembly program that it is, and no computer's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<Part>,
     /// What a VM of it gets if nothing is said.
     #[serde(default, skip_serializing_if = "Usual::is_none")]
     pub usual: Usual,
@@ -133,6 +136,7 @@ impl Manifest {
             initrd: None,
             disks: Vec::new(),
             container: None,
+            program: None,
             usual: Default::default(),
             append: String::new(),
             packages: Vec::new(),
@@ -153,7 +157,7 @@ impl Manifest {
     /// Every blob that it has.
     pub(super) fn parts(&self) -> impl Iterator<Item = &Part> {
         let container = self.container.iter().flat_map(|has| [&has.tree, &has.manifest, &has.config]);
-        self.disks.iter().chain(&self.initrd).chain(&self.kernel).chain(container)
+        self.disks.iter().chain(&self.initrd).chain(&self.kernel).chain(&self.program).chain(container)
     }
 
     /// The digests of its layers.

@@ -184,7 +184,20 @@ impl Images {
         self.store.get(full.as_deref().unwrap_or(name))?.ok_or_else(|| self.not_found(name))
     }
 
-    /// Gets the image of containers that `reference` names from where it is, or finds that the store has that very one. `None`
+    /// The file of the WebAssembly program that the image called `name` is.
+    pub fn program(&self, name: &str) -> Result<PathBuf, Fault> {
+        let image = self.get(name)?;
+        match &image.manifest.program {
+            Some(program) => self.store.part(&image, program),
+            None => Err(Fault::new(
+                Kind::NotRunnable,
+                format!("the image {name:?} is no program, but a computer's"),
+                format!("run it as one: viv run {name}"),
+            )),
+        }
+    }
+
+    /// Gets the image of containers, or the program, that `reference` names from where it is, or finds that the store has that very one. `None`
     /// if it is no reference.
     pub fn pull(
         &self,
@@ -577,6 +590,7 @@ impl Job<'_> {
             initrd: Some(self.store.add_blob(&built.initrd, INITRD, self.lock)?),
             disks,
             container: None,
+            program: None,
             usual: Default::default(),
             append: append.to_string(),
             packages,

@@ -1,6 +1,6 @@
 //! An image of containers becomes one of ours: its layers unpacked, one file system over them, and how it is run.
 use super::fault::{broken, cancelled, io_fault};
-use super::layers::{Layers, Unpacked};
+use super::layers::{Layers, Unpacked, get};
 use super::manifest::Container;
 use super::store::Store;
 use super::{Image, Manifest, Watcher};
@@ -21,6 +21,10 @@ const AT_ONCE: usize = 4;
 pub(super) const TREE: &str = "application/vnd.vivarium.erofs";
 pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub(super) const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+/// A WebAssembly program, of which there is nothing else.
+const PROGRAM: &str = "application/wasm";
+/// Most bytes of one (`viv-wasm` compiles no more).
+const PROGRAM_MAX: u64 = 256 << 20;
 /// Raise it when the file system that is made of the same layers changes.
 pub(super) const REVISION: u32 = 1;
 
@@ -46,6 +50,9 @@ pub(super) fn pull(
     }
     let total: u64 = found.layers.iter().fold(0, |sum, layer| sum.saturating_add(layer.size));
     pulling.set_total(total);
+    if let ([layer], true) = (found.layers.as_slice(), found.is_program) {
+        return program(store, &name, key, source.as_ref(), layer, &pulling);
+    }
     super::need_space(store.dir(), total.saturating_mul(3))?;
     let layers = store.layers();
     let unpacked = fetch(&layers, source.as_ref(), &found.layers, &pulling)?;
@@ -84,6 +91,7 @@ pub(super) fn pull(
         initrd: None,
         disks: Vec::new(),
         container: Some(container),
+        program: None,
         append: String::new(),
         packages: Vec::new(),
         labels: BTreeMap::new(),
@@ -91,8 +99,35 @@ pub(super) fn pull(
     store.publish_in(&name, &manifest, &index)
 }
 
-/// Whether everything of an image of containers is there.
+/// The same of an image that is a WebAssembly program.
+fn program(
+    store: &Store,
+    name: &str,
+    key: String,
+    source: &dyn viv_oci::Source,
+    layer: &Layer,
+    pulling: &Pulling<'_>,
+) -> Result<Image, Fault> {
+    if layer.size > PROGRAM_MAX {
+        let why = format!("it is a program of {} bytes, and {PROGRAM_MAX} are the most", layer.size);
+        return Err(broken(name, why));
+    }
+    super::need_space(store.dir(), layer.size)?;
+    let scratch = store.pull_scratch()?;
+    let path = scratch.path().join("program");
+    get(&path, source, layer, pulling)?;
+    let created = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let index = store.index_lock()?;
+    let program = Some(store.add_file(&path, PROGRAM, &index)?);
+    let summary = "a WebAssembly program".to_string();
+    store.publish_in(name, &Manifest { key, created, summary, program, ..Manifest::bare() }, &index)
+}
+
+/// Whether everything of an image from elsewhere is there.
 pub(super) fn whole(store: &Store, image: &Image) -> Result<(), Fault> {
+    if let Some(program) = &image.manifest.program {
+        return store.part(image, program).map(drop);
+    }
     let Some(container) = &image.manifest.container else {
         return Err(broken(&image.name, "it is no image of containers"));
     };

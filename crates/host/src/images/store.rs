@@ -487,6 +487,7 @@ mod tests {
             initrd: None,
             disks: vec![],
             container: None,
+            program: None,
             usual: Default::default(),
             append: String::new(),
             packages: vec![],

@@ -12,22 +12,27 @@ fn options(ask: &ImageBuild) -> Result<Options, Fault> {
     }))
 }
 
-/// Gets an image of containers, and makes sure that there is a kernel for it.
+/// Gets an image of containers, and makes sure that there is a kernel for it; or a program, which needs none.
 fn pull_now(
     images: &Images,
     name: &str,
     ask: &ImageBuild,
     watcher: &dyn Watcher,
 ) -> Result<images::Image, Fault> {
-    images.ensure_default(&options(ask)?, watcher)?;
-    if ask.if_missing {
-        match images.get(name) {
-            Err(fault) if fault.kind == Kind::NotFound => {}
-            outcome => return outcome,
-        }
+    let there = match images.get(name) {
+        _ if !ask.if_missing => None,
+        Err(fault) if fault.kind == Kind::NotFound => None,
+        found => Some(found?),
+    };
+    let no_image = || Fault::new(Kind::Usage, format!("{name:?} names no image"), "see: viv pull --help");
+    let image = match there {
+        Some(image) => image,
+        None => images.pull(name, ask.insecure, watcher)?.ok_or_else(no_image)?,
+    };
+    if image.manifest.program.is_none() {
+        images.ensure_default(&options(ask)?, watcher)?;
     }
-    let pulled = images.pull(name, ask.insecure, watcher)?;
-    pulled.ok_or_else(|| Fault::new(Kind::Usage, format!("{name:?} names no image"), "see: viv pull --help"))
+    Ok(image)
 }
 
 /// Refuses what only images of Debian's packages have.

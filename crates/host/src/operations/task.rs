@@ -12,7 +12,7 @@ use viv_api::image::{DiskExport, Image, ImageBuild, ImageCommit, ImageExport, Im
 use viv_api::operation::OperationKind;
 use viv_api::snapshot::SnapshotFile;
 use viv_api::timestamp::Timestamp;
-use viv_model::{Fault, ProjectName};
+use viv_model::{Fault, GuestKind, ProjectName};
 
 /// A long work's name and its request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -149,6 +149,7 @@ pub(crate) fn shown(image: &images::Image) -> Image {
         created_at: Timestamp { unix_s },
         summary: image.summary.clone(),
         process: image.manifest.process().cloned(),
+        program: image.manifest.program.as_ref().map(|_| GuestKind::Wasm),
         cpus: image.manifest.usual.cpus,
         memory_mib: image.manifest.usual.memory_mib,
     }

@@ -7,13 +7,14 @@ use crate::session::{self, Outcome};
 use crate::{ending, output, size, streams, terminal};
 use std::fs::File;
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use viv_api::agent::Exec;
 use viv_api::client::{Client, Request};
 use viv_api::endpoint::Route;
 use viv_api::vm::{OnReboot, Vm, VmCreate};
 use viv_model::{CHAIN_PORT, Fault, GuestKind, Kind, PortSpec, ProgramSpec, ShareSpec};
+use viv_oci::Reference;
 
 /// Bytes of a file that tell what it is.
 const FIRST: u64 = 8;
@@ -73,6 +74,11 @@ fn time(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Whether this is no file, but the reference of an image.
+pub(crate) fn is_elsewhere(name: &str) -> bool {
+    Reference::is_one(name) && !Path::new(name).exists()
+}
+
 /// What program the file is that was named, if it is one.
 pub(crate) fn kind_of(args: &Args) -> Result<Option<GuestKind>, Fault> {
     let Some(name) = &args.image else {
@@ -90,7 +96,8 @@ pub(crate) fn kind_of(args: &Args) -> Result<Option<GuestKind>, Fault> {
         return Ok(None);
     }
     if let Some(kind) = args.program.kind {
-        return Ok(Some(kind));
+        // What is elsewhere is got first.
+        return Ok(Some(kind).filter(|_| !is_elsewhere(name)));
     }
     let mut first = Vec::new();
     if let Ok(file) = File::open(name) {
@@ -121,7 +128,11 @@ fn ask(mut args: Args, kind: GuestKind) -> Result<VmCreate, Fault> {
     let options = &args.program;
     let program = ProgramSpec {
         kind,
-        file: file.as_deref().map(absolute).transpose()?.unwrap_or_default(),
+        file: match file {
+            Some(name) if name.to_str().is_some_and(is_elsewhere) => name,
+            Some(file) => absolute(&file)?,
+            None => PathBuf::new(),
+        },
         args: words,
         env: variables.collect(),
         invoke: options.invoke.clone(),
@@ -150,9 +161,15 @@ fn ask(mut args: Args, kind: GuestKind) -> Result<VmCreate, Fault> {
     })
 }
 
-pub(crate) fn run(context: &Context, args: Args, kind: GuestKind) -> Result<u8, Fault> {
+pub(crate) fn run(
+    context: &Context,
+    interrupt: &Interrupt,
+    args: Args,
+    kind: GuestKind,
+) -> Result<u8, Fault> {
     let client = &context.client;
-    if client.is_elsewhere() && kind.has_file() {
+    let is_here = args.image.as_deref().is_some_and(|name| !is_elsewhere(name));
+    if client.is_elsewhere() && is_here {
         return Err(Fault::new(
             Kind::Usage,
             "the program's file is on this host, and the VM would be on another one",
@@ -161,7 +178,6 @@ pub(crate) fn run(context: &Context, args: Args, kind: GuestKind) -> Result<u8, 
     }
     let (detach, remove, show_stats) = (args.detach, args.rm, args.stats);
     let ask = ask(args, kind)?;
-    let interrupt = Interrupt::new(client.clone());
     interrupt.enter(Stage::Creating);
     let created = client.json::<Vm>(Request::new(Route::VmCreate, &[]).body(&ask));
     if let Some(status) = interrupt.status() {
@@ -180,7 +196,7 @@ pub(crate) fn run(context: &Context, args: Args, kind: GuestKind) -> Result<u8, 
         return Ok(0);
     }
     interrupt.enter(Stage::Attending { id: vm.id.clone(), remove });
-    let status = attend(client, &interrupt, &vm);
+    let status = attend(client, interrupt, &vm);
     if show_stats && status.is_ok() {
         stats::note(context, &vm);
     }

@@ -286,14 +286,11 @@ fn purpose(args: &Args) -> Result<Purpose, Fault> {
 
 pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
     if let Some(kind) = program::kind_of(&args)? {
-        return program::run(context, args, kind);
+        let interrupt = Interrupt::new(context.client.clone());
+        return program::run(context, &interrupt, args, kind);
     }
-    if let Some(option) = args.program.given() {
-        return Err(Fault::new(
-            Kind::Usage,
-            format!("{option} is for a program, and this is a whole computer"),
-            "leave it out, or name a program's file: viv run FILE.wasm",
-        ));
+    if !args.image.as_deref().is_some_and(program::is_elsewhere) {
+        no_program(&args)?;
     }
     let mut purpose = purpose(&args)?;
     let mut ask = to_create(&args, &purpose)?;
@@ -305,7 +302,12 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
         let name = ask.image.get_or_insert_with(|| DEFAULT.to_string()).clone();
         let name = pull::full_name(&name)?.unwrap_or(name);
         if !is_template(client, &name) {
-            process = build_missing(client, &interrupt, &name, &args)?.and_then(|image| image.process);
+            let image = build_missing(client, &interrupt, &name, &args)?;
+            if let Some(kind) = image.as_ref().and_then(|image| image.program) {
+                return program::run(context, &interrupt, Args { image: Some(name), ..args }, kind);
+            }
+            no_program(&args)?;
+            process = image.and_then(|image| image.process);
             process = process.map(|process| process.with_entrypoint(args.entrypoint.as_deref()));
         }
         if let Some(status) = interrupt.status() {
@@ -366,6 +368,18 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
         let _ = client.json::<Vm>(Request::new(Route::VmRemove, &[&vm.id]).query("force=true"));
     }
     status
+}
+
+/// Refuses what only a program can be told.
+fn no_program(args: &Args) -> Result<(), Fault> {
+    match args.program.given() {
+        None => Ok(()),
+        Some(option) => Err(Fault::new(
+            Kind::Usage,
+            format!("{option} is for a program, and this is a whole computer"),
+            "leave it out, or name a program's file: viv run FILE.wasm",
+        )),
+    }
 }
 
 /// What the VM is there for if its image is one of containers: the program of that.
