@@ -273,3 +273,44 @@ fn a_program_comes_from_where_images_come_from() {
     let refused = home.run(&["run", &name]);
     assert!(refused.status == 126 && refused.err.contains("layout:words cannot be run"), "{refused:?}");
 }
+
+/// `VIV_WASIP2=1`, and `rustup target add wasm32-wasip2` before it: a component as Rust makes it, by its standard library.
+#[test]
+fn what_rust_makes_does_what_its_standard_library_says() {
+    if std::env::var_os("VIV_WASIP2").is_none() {
+        return;
+    }
+    let (home, at) = (Home::bare("components-rust"), Directory::new("components-rust-programs"));
+    let file = at.path("tool.wasm");
+    tool(
+        "rustc",
+        &["--edition=2024", "-O", "--target=wasm32-wasip2", "tests/wasm_components/tool.rs", "-o", &file],
+    );
+    let share = format!("{}:/d", at.path(""));
+    let run = |options: &[&str], words: &[&str]| {
+        home.run(&[&["run", "--rm", "-v", &format!("{share}:ro")], options, &[&file], words].concat())
+    };
+    assert_eq!(run(&["-e", "A=b"], &["words", "x", ""]).ok().out, "[\"x\", \"\"] Ok(\"b\")\n");
+    assert_eq!(home.run(&["run", "--rm", "-v", &share, &file, "write", "/d/note"]).ok().out, "");
+    assert_eq!(run(&[], &["read", "/d/note"]).ok().out, "Ok(\"note\")\n");
+    assert_eq!(run(&[], &["list", "/d"]).ok().out, "[\"note\", \"tool.wasm\"]\n");
+    assert!(run(&[], &["read", "/d/../../etc/passwd"]).ok().out.starts_with("Err("));
+    assert_eq!(run(&[], &["write", "/d/other"]).status, 134, "it unwraps");
+    assert_eq!(run(&[], &["sleep", "300"]).ok().out, "true\n");
+    let same = run(&["--deterministic"], &["same"]).ok();
+    assert!(same.took < Duration::from_secs(60) && same.out.contains("} Ok(94668"), "{same:?}");
+    assert_eq!(run(&["--deterministic"], &["same"]).ok().out, same.out);
+    assert_ne!(run(&["--deterministic", "--seed", "3"], &["same"]).ok().out, same.out);
+    assert_eq!(run(&[], &["network"]).ok().out, "true true true\n");
+    assert_eq!(run(&[], &["fail"]).status, 1);
+    let panic = run(&[], &["other"]);
+    assert!(
+        panic.status == 134 && panic.err.contains("no such word") && panic.err.contains("main"),
+        "{panic:?}"
+    );
+    let mut copy = home.viv(&["run", "--rm", &file, "copy"]);
+    let mut copy = copy.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let sent: Vec<u8> = (0..1_000_000u32).map(|number| (number * 7 >> 3) as u8).collect();
+    copy.stdin.take().unwrap().write_all(&sent).unwrap();
+    assert!(copy.wait_with_output().unwrap().stdout == sent);
+}
