@@ -262,15 +262,17 @@ fn a_program_comes_from_where_images_come_from() {
     let text = home.run(&["inspect", "first"]).ok().out.replace("\"name\": \"first\"", "\"name\": \"again\"");
     fs::write(at.path("again.json"), text).unwrap();
     home.run(&["create", "-f", &at.path("again.json")]).ok();
-    home.run(&["rmi", &name]).ok();
+    for words in [["image", "show", &name], ["image", "verify", &name], ["image", "rm", &name]] {
+        home.run(&words).ok();
+    }
     home.run(&["start", "again"]).ok();
     until("it ends", Duration::from_secs(10), || home.json(&["inspect", "again"])[0]["state"] == "stopped");
     assert_eq!(home.run(&["logs", "again"]).ok().out, "layout:words\0");
-    // A layer that is not what it says is no program, and an image is none, either.
+    // What is no program's is refused, and so is what is no program.
     let refused = home.run(&["run", "--disk", "/dev/null", &name]);
     assert!(refused.status == 2 && refused.err.contains("--disk"), "{refused:?}");
     let name = artifact(&at, b"MZ\x90");
-    let refused = home.run(&["run", &name]);
+    let refused = home.run(&["run", "--pull", "always", &name]);
     assert!(refused.status == 126 && refused.err.contains("layout:words cannot be run"), "{refused:?}");
 }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use viv_api::image::is_disk_file;
 use viv_api::vm::VmCreate;
 use viv_model::{Fault, Kind};
+use viv_oci::Reference;
 
 /// A VM as `viv inspect` shows it, of which only what it is made from counts.
 #[derive(Deserialize)]
@@ -85,6 +86,7 @@ fn settle(vm: &mut VmCreate, name: &str, base: &Path) -> Result<(), Fault> {
     let ports = vm.console_ports.iter_mut().filter_map(|port| port.path.as_mut());
     let seed = vm.cloud_init.user_data.iter_mut().chain(vm.cloud_init.network_config.as_mut());
     let program = vm.program.as_mut().map(|program| &mut program.file);
+    let program = program.filter(|file| !is_image(file, base) && !file.as_os_str().is_empty());
     let boot = vm.kernel.iter_mut().chain(vm.initrd.as_mut()).chain(program);
     for path in boot.chain(disks).chain(shares).chain(ports).chain(seed) {
         if path.as_os_str().is_empty() {
@@ -97,6 +99,11 @@ fn settle(vm: &mut VmCreate, name: &str, base: &Path) -> Result<(), Fault> {
         *image = path.into_string().map_err(|_| wrong(name, "the image's path is no text"))?;
     }
     Ok(())
+}
+
+/// Whether a program's file is none, but the reference of an image.
+fn is_image(file: &Path, base: &Path) -> bool {
+    file.to_str().is_some_and(Reference::is_one) && !base.join(file).exists()
 }
 
 /// Without `.`; `..` stays, for what is before it may be a link.

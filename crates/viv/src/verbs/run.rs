@@ -304,6 +304,10 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
         if !is_template(client, &name) {
             let image = build_missing(client, &interrupt, &name, &args)?;
             if let Some(kind) = image.as_ref().and_then(|image| image.program) {
+                if !Reference::is_one(&name) {
+                    let text = format!("the image {name:?} is a program, which is run by its reference");
+                    return Err(Fault::new(Kind::Usage, text, "name where it came from: viv images"));
+                }
                 return program::run(context, &interrupt, Args { image: Some(name), ..args }, kind);
             }
             no_program(&args)?;
