@@ -34,6 +34,7 @@ pub(crate) async fn enter(
     let begin = Instant::now();
     let length = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     let path = request.uri().path().to_string();
+    let (span, method) = (service.telemetry.begin(request.headers()), request.method().clone());
     let (answer, endpoint) = match service.access.caller(peer, &request) {
         Err(refused) => (*refused, None),
         Ok(caller) => match find(&request) {
@@ -52,6 +53,7 @@ pub(crate) async fn enter(
         },
     };
     service.metrics.answered(endpoint, answer.status().as_u16(), begin.elapsed());
+    service.telemetry.end(span, endpoint, &method, answer.status().as_u16());
     if manners::is_refusal(answer.status()) {
         service.manners.refused(client, length.unwrap_or(0u64).min(BODY_MAX as u64));
         service.manners.wait(client).await;

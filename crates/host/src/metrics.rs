@@ -2,10 +2,11 @@
 //!
 //! The VMs are asked at the same time, each for at most [`VM_LIMIT`]: one that hangs has `viv_vm_up 0`, and is asked again when its
 //! first question has come back.
+use crate::page::Page;
 use crate::service::Service;
 use crate::store::VmRecord;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::{Display, Write};
+use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use viv_api::endpoint::{Endpoint, TABLE};
@@ -67,47 +68,6 @@ impl Metrics {
     }
 }
 
-/// The text in the making.
-#[derive(Default)]
-struct Page(String);
-
-impl Page {
-    fn family(&mut self, name: &str, kind: &str, help: &str) {
-        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
-    }
-
-    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
-        self.0.push_str(name);
-        for (index, (label, text)) in labels.iter().enumerate() {
-            let text = text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-            let _ = write!(self.0, "{}{label}=\"{text}\"", if index == 0 { '{' } else { ',' });
-        }
-        let _ = writeln!(self.0, "{} {value}", if labels.is_empty() { "" } else { "}" });
-    }
-
-    /// One histogram: how many there are up to each bound, then all, and their sum.
-    fn histogram(
-        &mut self,
-        name: &str,
-        labels: &[(&str, &str)],
-        upto: impl IntoIterator<Item = (String, u64)>,
-        count: u64,
-        sum: impl Display,
-    ) {
-        let bucket = format!("{name}_bucket");
-        for (bound, count) in upto.into_iter().chain([("+Inf".to_string(), count)]) {
-            self.sample(&bucket, &[labels, &[("le", bound.as_str())]].concat(), count);
-        }
-        self.sample(&format!("{name}_sum"), labels, sum);
-        self.sample(&format!("{name}_count"), labels, count);
-    }
-
-    fn one(&mut self, name: &str, kind: &str, help: &str, value: impl Display) {
-        self.family(name, kind, help);
-        self.sample(name, &[], value);
-    }
-}
-
 /// What is known of one VM.
 struct Seen {
     id: String,
@@ -152,7 +112,7 @@ async fn look(service: &Arc<Service>, project: Option<&ProjectName>) -> Result<V
 }
 
 /// The page; of a project it has only what is of its VMs.
-pub(crate) async fn page(service: &Arc<Service>, project: Option<&ProjectName>) -> Result<String, Fault> {
+pub(crate) async fn page(service: &Arc<Service>, project: Option<&ProjectName>) -> Result<Page, Fault> {
     let seen = look(service, project).await?;
     let mut page = Page::default();
     if project.is_none() {
@@ -162,12 +122,12 @@ pub(crate) async fn page(service: &Arc<Service>, project: Option<&ProjectName>) 
     of_vms(&mut page, &seen);
     of_disks(&mut page, &seen);
     of_packets(&mut page, &seen);
-    Ok(page.0)
+    Ok(page)
 }
 
 fn of_service(page: &mut Page, service: &Service, seen: &[Seen]) {
     page.family("viv_build_info", "gauge", "The release of the service.");
-    page.sample("viv_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
+    page.sample(&[("version", env!("CARGO_PKG_VERSION"))], 1);
     let start = service.started_at.unix_s;
     page.one("process_start_time_seconds", "gauge", "When the service started, seconds since 1970.", start);
     if let Some((resident, cpu_s)) = own_process() {
@@ -177,12 +137,12 @@ fn of_service(page: &mut Page, service: &Service, seen: &[Seen]) {
     page.family("viv_vms", "gauge", "VMs by their state; those that do not answer have none.");
     for state in State::ALL {
         let count = seen.iter().filter(|vm| vm.state == Some(state)).count();
-        page.sample("viv_vms", &[("state", &state.to_string())], count);
+        page.sample(&[("state", &state.to_string())], count);
     }
     let (waiting, running) = service.operations.counts();
     page.family("viv_operations", "gauge", "Long works that go on, or wait for others.");
     for (state, count) in [("waiting", waiting), ("running", running)] {
-        page.sample("viv_operations", &[("state", state)], count);
+        page.sample(&[("state", state)], count);
     }
 }
 
@@ -215,27 +175,27 @@ fn of_disks(page: &mut Page, seen: &[Seen]) {
         for (kind, requests) in disk.by_kind() {
             let labels = [id, vm, serial, ("operation", kind)];
             let upto = sums(DISK_TIMES_NS.map(|ns| ns as f64 / 1e9), &requests.times);
-            page.histogram(name, &labels, upto, requests.count, requests.ns as f64 / 1e9);
+            page.histogram(&labels, upto, requests.count, requests.ns as f64 / 1e9);
         }
     }
     let name = "viv_vm_disk_bytes_total";
     page.family(name, "counter", "Bytes of the guest's requests of a disk.");
     for (disk, [id, vm, serial]) in disks() {
         for (kind, requests) in disk.by_kind().into_iter().filter(|(kind, _)| *kind != "flush") {
-            page.sample(name, &[id, vm, serial, ("operation", kind)], requests.bytes);
+            page.sample(&[id, vm, serial, ("operation", kind)], requests.bytes);
         }
     }
     let name = "viv_vm_disk_errors_total";
     page.family(name, "counter", "Requests of a disk that failed.");
     for (disk, [id, vm, serial]) in disks() {
         for (kind, requests) in disk.by_kind() {
-            page.sample(name, &[id, vm, serial, ("operation", kind)], requests.errors);
+            page.sample(&[id, vm, serial, ("operation", kind)], requests.errors);
         }
     }
     let name = "viv_vm_disk_held_seconds_total";
     page.family(name, "counter", "Time that requests of a disk were held up by its limits.");
     for (disk, labels) in disks() {
-        page.sample(name, &labels, disk.held_ns as f64 / 1e9);
+        page.sample(&labels, disk.held_ns as f64 / 1e9);
     }
 }
 
@@ -243,14 +203,14 @@ fn of_requests(page: &mut Page, counts: &Counts) {
     let name = "viv_http_requests_total";
     page.family(name, "counter", "Answers by endpoint and status; without a path: no endpoint has it.");
     for ((method, path, status), count) in &counts.requests {
-        page.sample(name, &[("method", method), ("path", path), ("status", &status.to_string())], count);
+        page.sample(&[("method", method), ("path", path), ("status", &status.to_string())], count);
     }
     let name = "viv_http_request_duration_seconds";
     page.family(name, "histogram", "Time from a request's head to its answer's.");
     for ((method, path), histogram) in &counts.durations {
         let labels = [("method", *method), ("path", *path)];
         let upto = BUCKETS.iter().map(f64::to_string).zip(histogram.buckets);
-        page.histogram(name, &labels, upto, histogram.count, histogram.sum_s);
+        page.histogram(&labels, upto, histogram.count, histogram.sum_s);
     }
     page.one("viv_http_endpoints", "gauge", "Endpoints that there are.", TABLE.len());
 }
@@ -328,13 +288,13 @@ fn n(count: u64) -> Option<f64> {
 fn of_vms(page: &mut Page, seen: &[Seen]) {
     page.family("viv_vm_up", "gauge", "Whether it answers, or need not as it does not run.");
     for vm in seen {
-        page.sample("viv_vm_up", &[("id", &vm.id), ("vm", &vm.name)], u8::from(vm.up));
+        page.sample(&[("id", &vm.id), ("vm", &vm.name)], u8::from(vm.up));
     }
     for (name, kind, help, number) in NUMBERS {
         page.family(name, kind, help);
         for vm in seen {
             if let Some(value) = vm.stats.as_ref().and_then(number) {
-                page.sample(name, &[("id", &vm.id), ("vm", &vm.name)], value);
+                page.sample(&[("id", &vm.id), ("vm", &vm.name)], value);
             }
         }
     }
@@ -342,7 +302,7 @@ fn of_vms(page: &mut Page, seen: &[Seen]) {
         page.family(name, "counter", help);
         for vm in seen {
             for (which, value) in vm.stats.as_ref().map(numbers).unwrap_or_default() {
-                page.sample(name, &[("id", &vm.id), ("vm", &vm.name), (label, &which)], value);
+                page.sample(&[("id", &vm.id), ("vm", &vm.name), (label, &which)], value);
             }
         }
     };
@@ -380,7 +340,7 @@ fn of_packets(page: &mut Page, seen: &[Seen]) {
             if traffic.packets == 0 || traffic.sizes.iter().any(|count| *count > 0) {
                 let labels = [("id", vm.id.as_str()), ("vm", &vm.name), ("direction", direction)];
                 let upto = sums(PACKET_BYTES, &traffic.sizes);
-                page.histogram(name, &labels, upto, traffic.packets, traffic.bytes);
+                page.histogram(&labels, upto, traffic.packets, traffic.bytes);
             }
         }
     }
@@ -402,14 +362,6 @@ fn sums<B: Display>(
 mod tests {
     use super::*;
     use viv_api::stats::{DiskRequests, DiskStats};
-
-    #[test]
-    fn a_sample_is_a_line_whatever_is_in_it() {
-        let mut page = Page::default();
-        page.sample("a_total", &[("x", "q\"\\\n")], 1.5);
-        page.one("b", "gauge", "Help.", 2);
-        assert_eq!(page.0, "a_total{x=\"q\\\"\\\\\\n\"} 1.5\n# HELP b Help.\n# TYPE b gauge\nb 2\n");
-    }
 
     #[test]
     fn buckets_hold_all_that_is_not_above_them() {
@@ -441,9 +393,11 @@ mod tests {
             format!("viv_vm_disk_bytes_total{of}}} 512\n"),
             format!("viv_vm_disk_errors_total{of}}} 1\n"),
         ] {
-            assert!(page.0.contains(&line), "{line} is not in\n{}", page.0);
+            assert!(page.text().contains(&line), "{line} is not in\n{}", page.text());
         }
-        assert!(page.0.contains("viv_vm_disk_held_seconds_total{id=\"1\",vm=\"web\",disk=\"data\"} 0.5\n"));
+        assert!(
+            page.text().contains("viv_vm_disk_held_seconds_total{id=\"1\",vm=\"web\",disk=\"data\"} 0.5\n")
+        );
     }
 
     #[test]
@@ -459,10 +413,10 @@ mod tests {
         let of = "{id=\"1\",vm=\"web\",direction=\"sent\"";
         for (bound, count) in [("64", 2), ("256", 3), ("1024", 3), ("1514", 4), ("32768", 4), ("+Inf", 5)] {
             let line = format!("viv_vm_network_packet_bytes_bucket{of},le=\"{bound}\"}} {count}\n");
-            assert!(page.0.contains(&line), "{line} is not in\n{}", page.0);
+            assert!(page.text().contains(&line), "{line} is not in\n{}", page.text());
         }
-        assert!(page.0.contains(&format!("viv_vm_network_packet_bytes_sum{of}}} 61703\n")));
-        assert!(!page.0.contains("received"), "{}", page.0);
+        assert!(page.text().contains(&format!("viv_vm_network_packet_bytes_sum{of}}} 61703\n")));
+        assert!(!page.text().contains("received"), "{}", page.text());
     }
 
     #[test]
@@ -480,10 +434,10 @@ mod tests {
         let mut page = Page::default();
         of_requests(&mut page, &metrics.counts());
         assert!(
-            page.0.contains("viv_http_requests_total{method=\"\",path=\"\",status=\"404\"} 1"),
+            page.text().contains("viv_http_requests_total{method=\"\",path=\"\",status=\"404\"} 1"),
             "{}",
-            page.0
+            page.text()
         );
-        assert!(page.0.contains("le=\"+Inf\"} 1"));
+        assert!(page.text().contains("le=\"+Inf\"} 1"));
     }
 }

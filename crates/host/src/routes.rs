@@ -77,7 +77,7 @@ pub(crate) async fn answer(
     let project = scope.project.clone();
     match route {
         Route::OpenApi => Ok(http::document(OPENAPI)),
-        Route::Metrics => Ok(http::text(metrics::page(&service, scope.only()).await?, metrics::MEDIA)),
+        Route::Metrics => Ok(http::text(metrics::page(&service, scope.only()).await?.text(), metrics::MEDIA)),
         Route::Authority => blocking.run(move || service.access.authority()).await,
         Route::TokenList => Ok(http::json(&service.access.passes.list())),
         Route::TokenCreate => {

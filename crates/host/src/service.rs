@@ -16,6 +16,7 @@ use crate::plugs::WatchedSwitch;
 use crate::runners;
 use crate::snapshots::Snapshots;
 use crate::store::{SqliteStore, StoreError};
+use crate::telemetry::{self, Collector, Telemetry};
 use crate::vms::{Hooks, Vms};
 use crate::websocket;
 use futures_util::future::{Either, select};
@@ -75,6 +76,7 @@ pub(crate) struct Service {
     pub(crate) operations: Operations,
     pub(crate) snapshots: Snapshots,
     pub(crate) metrics: Metrics,
+    pub(crate) telemetry: Telemetry,
     pub(crate) access: Access,
     pub(crate) manners: Manners,
     /// Places for WebSockets.
@@ -129,11 +131,13 @@ pub struct Serving {
     pub replace: bool,
     /// Where to listen besides the Unix socket. One that listens at the network is to stay.
     pub listen: Listen,
+    /// Who is told what is measured, besides those who ask for it.
+    pub collector: Option<Collector>,
 }
 
 /// Runs the service. If another one runs already, that is a conflict, unless this is to replace it.
 pub fn serve(places: Places, serving: &Serving) -> Result<(), Fault> {
-    let Serving { stay, replace, listen } = serving;
+    let Serving { stay, replace, listen, collector } = serving;
     let (stay, replace) = (*stay, *replace);
     let broken = |what: &'static str, path: PathBuf| {
         move |source| Fault::from(StoreError::Io { what, path: path.clone(), source })
@@ -189,7 +193,7 @@ pub fn serve(places: Places, serving: &Serving) -> Result<(), Fault> {
     let outcome = runtime.block_on(async {
         let listener = UnixListener::from_std(listener).map_err(broken("listen at", path.clone()))?;
         let parts = Parts { places, images, store, access };
-        run(parts, listener, stay, sockets, listen).await
+        run(parts, listener, stay, sockets, listen, collector.as_ref()).await
     });
     let _ = fs::remove_file(&path);
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -235,6 +239,7 @@ async fn run(
     stay: bool,
     sockets: Vec<std::net::TcpListener>,
     listen: &Listen,
+    collector: Option<&Collector>,
 ) -> Result<(), Fault> {
     let Parts { places, images, store, access } = parts;
     // Each connection is a file, and so is each VM that is watched.
@@ -266,6 +271,7 @@ async fn run(
         work: Arc::default(),
         operations: Operations::open(&*vms.store)?,
         metrics: Metrics::default(),
+        telemetry: Telemetry::new(collector.cloned()),
         access,
         manners: Manners::default(),
         sockets: Arc::new(Semaphore::new(websocket::SOCKETS_MAX)),
@@ -303,6 +309,7 @@ async fn run(
         }
     });
     network_door::open(&service, sockets, listen)?;
+    tokio::spawn(telemetry::send(service.clone()));
     let accepting = tokio::spawn(accept(service.clone(), listener));
     match stay {
         true => until_told(&service).await?,
