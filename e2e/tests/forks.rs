@@ -2,9 +2,10 @@
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
-use viv_e2e::{Network, Snapshot, Vm, kill_service, run, until, viv};
+use viv_e2e::{Home, Network, Snapshot, Vm, kill_service, run, until, viv};
 
 const WAIT: Duration = Duration::from_secs(60);
 
@@ -178,12 +179,15 @@ fn a_service_that_is_killed_over_a_fork_leaves_the_disk_whole() {
     let kills: u64 = std::env::var("VIV_KILLS").ok().and_then(|number| number.parse().ok()).unwrap_or(6);
     for number in 0..kills {
         let fork = format!("fork-killed-{number}");
-        let mut forking = viv(&["fork", "fork-killed", "--name", &fork]).spawn().unwrap();
+        let mut forking = viv(&["fork", "fork-killed", "--name", &fork]);
+        let forking = forking.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         thread::sleep(Duration::from_millis(
             [3, 12, 25, 40, 60, 90][number as usize % 6] + number / 6 * 13 % 29,
         ));
         kill_service();
-        let _ = forking.wait();
+        // It asks the next service, which knows what the one before has done.
+        let said = String::from_utf8(forking.wait_with_output().unwrap().stderr).unwrap();
+        assert!(!said.contains("exists already"), "{said}");
         // Each time in another place, and all of them are there when it has booted anew.
         let write = format!(
             "echo mark {number} | dd of=/dev/vda bs=512 seek={number} conv=sync,notrunc,fsync 2>/dev/null"
@@ -203,6 +207,39 @@ fn a_service_that_is_killed_over_a_fork_leaves_the_disk_whole() {
         let _ = run(&["rm", "-f", &fork], "");
     }
     let _ = fs::remove_file(place);
+}
+
+#[test]
+fn a_request_that_is_repeated_makes_its_vms_once() {
+    let home = Home::new("fork-once");
+    home.run(&["run", "-d", "--name", "once", "--accel", "soft"]).ok();
+    let ask = |what: &str, body: &str| home.ask(&format!("POST /v1/{what}"), "Idempotency-Key: a\r\n", body);
+    let ids = |body: &serde_json::Value| -> Vec<String> {
+        let all = body.as_array().cloned().unwrap_or_else(|| vec![body.clone()]);
+        all.iter().map(|vm| vm["id"].as_str().unwrap().to_string()).collect()
+    };
+    let two = r#"{"count": 2, "name": "child"}"#;
+    let made = ids(&ask("vms/once/fork", two).body);
+    assert_eq!((made.len(), &made), (2, &ids(&ask("vms/once/fork", two).body)));
+    assert_eq!(ask("vms/once/fork", r#"{"count": 1, "name": "other"}"#).status, 409);
+    // As if the service had been killed over them: what belongs together is of one moment.
+    home.run(&["rm", "-f", "child-2"]).ok();
+    let anew = ids(&ask("vms/once/fork", two).body);
+    assert!(anew.len() == 2 && !anew.contains(&made[0]), "{made:?} {anew:?}");
+    home.run(&["rm", "-f", "child-1", "child-2"]).ok();
+    home.run(&["snapshot", "create", "once", "moment"]).ok();
+    home.run(&["template", "create", "once", "pattern"]).ok();
+    for (what, body) in [
+        ("snapshots/moment/restore", r#"{"name": "back"}"#),
+        ("vms", r#"{"image": "pattern", "name": "like", "start": true}"#),
+        ("vms", r#"{"name": "plain", "start": true}"#),
+    ] {
+        let first = ask(what, body);
+        assert_eq!(first.status, 200, "{first:?}");
+        assert_eq!(ids(&first.body), ids(&ask(what, body).body), "{what}");
+        home.run(&["rm", "-f", &ids(&first.body)[0]]).ok();
+    }
+    assert_eq!(home.run(&["ps", "-a", "-q"]).ok().out, "once\n");
 }
 
 #[test]

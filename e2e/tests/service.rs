@@ -104,11 +104,15 @@ fn what_should_run_is_started_again() {
     run("web", "unless-stopped", &[]);
     let first = pid_of(&home, "web");
     tool("kill", &["-9", &first]);
-    until("another process", WAIT, || state(&home, "web") == "running" && pid_of(&home, "web") != first);
+    let runs_not_as = |pid: &str| {
+        let shown = home.json(&["inspect", "web"])[0].clone();
+        shown["state"] == "running" && shown["pid"].as_u64().is_some_and(|now| pid.parse() != Ok(now))
+    };
+    until("another process", WAIT, || runs_not_as(&first));
     // Also when the service is killed at the same time: the next one does it.
     let second = pid_of(&home, "web");
     tool("kill", &["-9", &home.service(), &second]);
-    until("one more", WAIT, || state(&home, "web") == "running" && pid_of(&home, "web") != second);
+    until("one more", WAIT, || runs_not_as(&second));
     assert_eq!(home.run(&["exec", "web", "echo", "well"]).ok().out, "well\n");
     home.run(&["kill", "web"]).ok();
     tool("kill", &["-9", &home.service()]);

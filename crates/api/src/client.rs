@@ -265,12 +265,15 @@ impl Client {
     }
 
     /// Sends the request and reads the head of the answer, and not a byte more. A service that was just
-    /// about to exit takes a connection and drops it unread: then another one is asked, once; several times if nothing but
-    /// an answer is wanted, for one service may be taking the place of another.
+    /// about to exit takes a connection and drops it unread: then another one is asked, once; several times if that cannot do
+    /// anything twice, for one service may be taking the place of another.
     fn ask(&self, request: &Request, upgrade: bool) -> Result<(Head, UnixStream), Fault> {
         self.check(request)?;
-        let bytes = encode(request, &self.scope.query(request), upgrade, self.elsewhere.as_ref());
-        let mut left = if request.route.endpoint().method == Method::Get { READS } else { 1 };
+        // One that was killed may have done it: it is asked for under the same key, and done once.
+        let key = request.route.may_be_repeated().then(repeat_key).flatten();
+        let bytes = encode(request, &self.scope.query(request), upgrade, self.elsewhere.as_ref(), &key);
+        let harmless = key.is_some() || request.route.endpoint().method == Method::Get;
+        let mut left = if harmless { READS } else { 1 };
         loop {
             let mut socket = (self.connect)()?;
             let answer = socket.write_all(&bytes).and_then(|()| read_head(&mut socket));
@@ -307,7 +310,20 @@ fn not_understood(why: &str) -> Fault {
     )
 }
 
-fn encode(request: &Request, query: &str, upgrade: bool, elsewhere: Option<&Elsewhere>) -> Vec<u8> {
+/// What a request is called that may be sent again.
+fn repeat_key() -> Option<String> {
+    let mut bytes = [0u8; 16];
+    let count = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).ok()?;
+    (count == bytes.len()).then(|| bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn encode(
+    request: &Request,
+    query: &str,
+    upgrade: bool,
+    elsewhere: Option<&Elsewhere>,
+    key: &Option<String>,
+) -> Vec<u8> {
     let method = request.route.endpoint().method;
     let mut head = format!("{method} {}", request.route.path(request.arguments));
     if !query.is_empty() {
@@ -319,6 +335,9 @@ fn encode(request: &Request, query: &str, upgrade: bool, elsewhere: Option<&Else
         None => ("vivarium", ""),
     };
     head.push_str(&format!(" HTTP/1.1\r\nHost: {host}\r\n{authorization}"));
+    if let Some(key) = key {
+        head.push_str(&format!("Idempotency-Key: {key}\r\n"));
+    }
     match upgrade {
         true => head.push_str(&format!("Connection: upgrade\r\nUpgrade: {UPGRADE}\r\n")),
         false => head.push_str("Connection: close\r\n"),

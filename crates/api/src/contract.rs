@@ -165,6 +165,11 @@ impl Route {
         }
     }
 
+    /// Whether what it makes knows its request, by `Idempotency-Key`: then it may be asked for again, and is there once.
+    pub fn may_be_repeated(self) -> bool {
+        matches!(self, Route::VmCreate | Route::SnapshotRestore | Route::VmFork)
+    }
+
     /// Whose it is.
     pub fn reach(self) -> Reach {
         use Route::*;

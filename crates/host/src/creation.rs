@@ -54,7 +54,7 @@ impl Vms {
     }
 
     /// The VM that this request has described before, if it has.
-    fn described_by(&self, request: &Request) -> Result<Option<Vm>, Fault> {
+    pub(crate) fn described_by(&self, request: &Request) -> Result<Option<Vm>, Fault> {
         match self.store.by_key(&request.key)? {
             Some(record) if record.request.as_ref() == Some(request) => Ok(Some(self.get(&record.id)?)),
             Some(_) => Err(StoreError::KeyTaken { key: request.key.clone() }.into()),
@@ -62,22 +62,24 @@ impl Vms {
         }
     }
 
+    /// Makes a VM that remembers its request, unless that has made one already.
+    pub(crate) fn once(
+        &self,
+        request: Option<&Request>,
+        make: impl FnOnce() -> Result<Vm, Fault>,
+    ) -> Result<Vm, Fault> {
+        let Some(request) = request else { return make() };
+        if let Some(vm) = self.described_by(request)? {
+            return Ok(vm);
+        }
+        // The same request, at the same time, may have been quicker.
+        make().or_else(|fault| self.described_by(request).ok().flatten().ok_or(fault))
+    }
+
     /// Describes a VM, and starts it if that is asked; once, if the request may be repeated. A trial says what would be, and
     /// changes nothing.
     pub(crate) fn create(&self, ask: VmCreate, request: Option<Request>, trial: bool) -> Result<Vm, Fault> {
-        let before = request.as_ref().map(|request| self.described_by(request)).transpose()?.flatten();
-        if let Some(vm) = before {
-            return Ok(vm);
-        }
-        let described = match self.describe_new(&ask, request.clone(), trial) {
-            // The same request, at the same time, may have been quicker.
-            Err(fault) => match request.map(|request| self.described_by(&request)) {
-                Some(Ok(Some(vm))) => return Ok(vm),
-                _ => return Err(fault),
-            },
-            Ok(described) => described,
-        };
-        match described {
+        self.once(request.as_ref(), || match self.describe_new(&ask, request.clone(), trial)? {
             Described::Trial(vm) => Ok(*vm),
             Described::Kept(id) if ask.start => {
                 self.start(&id, &VmStart { attended_by: ask.attended_by }).inspect_err(|_| {
@@ -86,7 +88,7 @@ impl Vms {
                 })
             }
             Described::Kept(id) => self.get(&id),
-        }
+        })
     }
 
     /// Describes a VM.

@@ -2,7 +2,7 @@
 use crate::creation::fits;
 use crate::described::spec_of;
 use crate::places::Places;
-use crate::store::VmRecord;
+use crate::store::{Request, VmRecord};
 use crate::vms::{Vms, absolute};
 use std::ffi::OsStr;
 use std::fs;
@@ -180,7 +180,7 @@ impl Vms {
     pub(crate) fn fork_chain(
         &self,
         source: &VmRecord,
-        names: impl Iterator<Item = String>,
+        forks: impl Iterator<Item = (String, Option<Request>)>,
         remove: bool,
     ) -> Result<Vec<Vm>, Fault> {
         let dir = self.places.vms().join(&source.id);
@@ -193,16 +193,16 @@ impl Vms {
             )
         };
         let mut made: Vec<Vm> = Vec::new();
-        let mut fork = |name: String| {
+        let mut fork = |(name, request): (String, Option<Request>)| {
             let ask = VmCreate { name: Some(name), ports: Vec::new(), remove, ..spec_of(source, &dir) };
-            let vm = self.create(ask, None, false)?;
+            let vm = self.create(ask, request, false)?;
             let (id, copy) = (vm.id.clone(), vm.dir.join(CHAIN_LOG));
             made.push(vm);
             fs::create_dir_all(copy.parent().unwrap_or(&copy)).map_err(failed)?;
             fs::copy(&log, copy).map_err(failed)?;
             self.start(&id, &VmStart::default())
         };
-        let forked: Result<Vec<Vm>, Fault> = names.map(&mut fork).collect();
+        let forked: Result<Vec<Vm>, Fault> = forks.map(&mut fork).collect();
         if forked.is_err() {
             for vm in &made {
                 let _ = self.remove(&vm.id, true);

@@ -71,7 +71,12 @@ pub(crate) async fn answer(
         // From here on it has its identity, whatever becomes of the name.
         name = vms.named(&scope.project, &name)?.id;
     }
-    vms.refuse_for_program(route, &name)?;
+    // A work of a VM that may last keeps the name by which it was asked for.
+    let of = match route {
+        Route::VmCommit | Route::VmExport => vms.named(&scope.project, &name).map(|record| record.id),
+        _ => Ok(name.clone()),
+    };
+    of.map_or(Ok(()), |vm| vms.refuse_for_program(route, &vm))?;
     let bound = caller.project.clone();
     let work = |task| operations::begin(service.clone(), task, flag("detach"), bound.clone());
     let project = scope.project.clone();
@@ -137,12 +142,10 @@ pub(crate) async fn answer(
             let repeated = key.map(|key| repeated(&project, key, &ask));
             blocking
                 .run(move || match &ask.image {
-                    Some(image) if service.snapshots.is_template(&project, image) => {
-                        if repeated.is_some() || trial {
-                            return Err(not_of_template());
-                        }
-                        service.snapshots.create_from(&project, image, &ask)
-                    }
+                    Some(image) if service.snapshots.is_template(&project, image) => match trial {
+                        true => Err(not_of_template()),
+                        false => service.snapshots.create_from(&project, image, &ask, repeated),
+                    },
                     _ => vms.create(ask, repeated, trial),
                 })
                 .await
@@ -328,11 +331,13 @@ pub(crate) async fn answer(
         }
         Route::SnapshotRestore => {
             let ask = body(&request)?;
-            blocking.run(move || service.snapshots.restore(&project, &name, &ask)).await
+            let repeated = repeat_key(&request)?.map(|key| repeated(&project, key, &(&name, &ask)));
+            blocking.run(move || service.snapshots.restore(&project, &name, &ask, repeated)).await
         }
         Route::VmFork => {
             let ask = body(&request)?;
-            blocking.run(move || service.snapshots.fork(&name, &ask)).await
+            let repeated = repeat_key(&request)?.map(|key| repeated(&project, key, &(&name, &ask)));
+            blocking.run(move || service.snapshots.fork(&name, &ask, repeated)).await
         }
         Route::NetworkList => {
             let list = move || vms.networks(|project| scope.shows(project));
@@ -566,17 +571,13 @@ fn repeat_key(request: &Request<Bytes>) -> Result<Option<String>, Fault> {
 }
 
 /// In each project of its own: no header has a line feed in it.
-fn repeated(project: &ProjectName, key: String, ask: &VmCreate) -> store::Request {
+fn repeated(project: &ProjectName, key: String, ask: &impl Serialize) -> store::Request {
     let key = if project.is_default() { key } else { format!("{project}\n{key}") };
     store::Request { key, digest: sha256(&serde_json::to_vec(ask).unwrap_or_default()) }
 }
 
 fn not_of_template() -> Fault {
-    Fault::new(
-        Kind::Usage,
-        "a VM of a template cannot be tried, nor be made by a request that is repeated",
-        "leave out dry-run and Idempotency-Key",
-    )
+    Fault::new(Kind::Usage, "a VM of a template cannot be tried", "leave out dry-run")
 }
 
 /// Runs what waits for files and processes beside the requests of others.

@@ -5,7 +5,7 @@ use crate::apart;
 use crate::names;
 use crate::plugs::card;
 use crate::seed::{self, SEED, SETTINGS};
-use crate::store::{Asked, VmRecord};
+use crate::store::{Asked, Request, VmRecord};
 use std::fs::{self, DirBuilder};
 use std::num::NonZero;
 use std::os::unix::fs::DirBuilderExt;
@@ -37,11 +37,15 @@ impl Snapshots {
         project: &ProjectName,
         name: &str,
         ask: &SnapshotRestore,
+        request: Option<Request>,
     ) -> Result<Vm, Fault> {
-        let (dir, manifest) = self.find(project, name)?;
-        self.verify_disks(&dir, &manifest)?;
-        let record = VmRecord { snapshot: Some(manifest.id.clone()), ..self.record(&manifest, ask)? };
-        self.go_on(&dir, &manifest, record, &ask.ports, &VmStart::default(), false)
+        self.vms.once(request.as_ref(), || {
+            let (dir, manifest) = self.find(project, name)?;
+            self.verify_disks(&dir, &manifest)?;
+            let snapshot = Some(manifest.id.clone());
+            let record = VmRecord { snapshot, request: request.clone(), ..self.record(&manifest, ask)? };
+            self.go_on(&dir, &manifest, record, &ask.ports, &VmStart::default(), false)
+        })
     }
 
     /// What is known of the VM before it has a machine.
@@ -93,8 +97,8 @@ impl Snapshots {
         })
     }
 
-    /// VMs that go on from where a running one is, beside it.
-    pub(crate) fn fork(&self, vm: &str, ask: &VmFork) -> Result<Vec<Vm>, Fault> {
+    /// VMs that go on from where a running one is, beside it; those that there are, if the request has been answered before.
+    pub(crate) fn fork(&self, vm: &str, ask: &VmFork, request: Option<Request>) -> Result<Vec<Vm>, Fault> {
         if !(1..=FORKS_MAX).contains(&ask.count) {
             return Err(Fault::new(
                 Kind::Usage,
@@ -102,19 +106,31 @@ impl Snapshots {
                 format!("use --count with 1 to {FORKS_MAX}"),
             ));
         }
+        let of = |number| request.as_ref().map(|request| request.numbered(number));
+        let _busy = request.as_ref().map(|request| self.begin(request)).transpose()?;
+        let before = (1..=ask.count).filter_map(of).map(|each| self.vms.described_by(&each));
+        let before: Vec<Vm> = before.filter_map(Result::transpose).collect::<Result<_, Fault>>()?;
+        if before.len() == ask.count as usize {
+            return Ok(before);
+        }
+        // The service was killed over them, and what belongs together is of one moment.
+        for vm in before {
+            self.vms.remove(&vm.id, true)?;
+        }
         let (source, _) = self.vms.find(vm)?;
         let base = ask.name.clone().unwrap_or_else(|| format!("{}-fork", source.name));
         let alone = ask.count == 1 && ask.name.is_some();
         let name = |number: u32| if alone { base.clone() } else { format!("{base}-{number}") };
         if source.kind() == GuestKind::Evm {
-            return self.vms.fork_chain(&source, (1..=ask.count).map(name), ask.remove);
+            let forks = (1..=ask.count).map(|number| (name(number), of(number)));
+            return self.vms.fork_chain(&source, forks, ask.remove);
         }
         let comment = format!("of a fork of {}", source.name);
         let between = SnapshotCreate { comment, ..SnapshotCreate::default() };
         let (dir, manifest) = self.make(vm, &between, Purpose::Fork)?;
         let one = |number| {
             let ask = SnapshotRestore { name: Some(name(number)), remove: ask.remove, ..Default::default() };
-            let record = self.record(&manifest, &ask)?;
+            let record = VmRecord { request: of(number), ..self.record(&manifest, &ask)? };
             self.go_on(&dir, &manifest, record, &[], &VmStart::default(), false)
         };
         let (mut made, mut failed) = (Vec::new(), None);

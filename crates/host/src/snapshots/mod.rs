@@ -25,7 +25,7 @@ mod template;
 
 use crate::names;
 use crate::places::Places;
-use crate::store::StoreError;
+use crate::store::{Request, StoreError};
 use crate::vms::{Vms, lock};
 use known::Known;
 use std::collections::HashSet;
@@ -53,6 +53,8 @@ pub(crate) struct Snapshots {
     /// Held while a name is chosen and its snapshot appears.
     naming: Mutex<HashSet<(ProjectName, String)>>,
     known: Known,
+    /// Keys of requests that make several VMs just now.
+    repeating: Mutex<HashSet<String>>,
 }
 
 pub(crate) fn io_fault(what: &'static str, path: &Path) -> impl Fn(io::Error) -> Fault {
@@ -62,6 +64,18 @@ pub(crate) fn io_fault(what: &'static str, path: &Path) -> impl Fn(io::Error) ->
 /// A link to a file; a copy where there can be none.
 pub(crate) fn link(from: &Path, to: &Path) -> Result<(), Fault> {
     fs::hard_link(from, to).or_else(|_| crate::images::copy(from, to)).map_err(io_fault("make", to))
+}
+
+/// A request that is being done as long as this lives.
+struct Doing<'a> {
+    all: &'a Mutex<HashSet<String>>,
+    key: String,
+}
+
+impl Drop for Doing<'_> {
+    fn drop(&mut self) {
+        lock(self.all).remove(&self.key);
+    }
 }
 
 /// A name that is taken as long as this lives.
@@ -89,7 +103,13 @@ impl Snapshots {
                 let _ = fs::remove_dir_all(&path);
             }
         }
-        Ok(Snapshots { places: places.clone(), vms, naming: Mutex::default(), known: Known::default() })
+        Ok(Snapshots {
+            places: places.clone(),
+            vms,
+            naming: Mutex::default(),
+            known: Known::default(),
+            repeating: Mutex::default(),
+        })
     }
 
     /// All with their directories, oldest first.
@@ -225,6 +245,16 @@ impl Snapshots {
         let gone = dir.with_extension(GONE);
         fs::rename(dir, &gone).map_err(io_fault("remove", dir))?;
         fs::remove_dir_all(&gone).map_err(io_fault("remove", &gone))
+    }
+
+    /// Begins what is asked for with a key; once at a time.
+    fn begin(&self, request: &Request) -> Result<Doing<'_>, Fault> {
+        let key = request.key.clone();
+        if !lock(&self.repeating).insert(key.clone()) {
+            let text = "the request with this Idempotency-Key is being done";
+            return Err(Fault::new(Kind::StillGoingOn, text, "ask again in a moment"));
+        }
+        Ok(Doing { all: &self.repeating, key })
     }
 
     /// Takes the name that was asked for, or `base` with the first number that is free in the project.

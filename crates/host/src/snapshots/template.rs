@@ -1,6 +1,6 @@
 //! Templates: snapshots by whose name VMs are made, as from images, but with memory.
 use super::Snapshots;
-use crate::store::VmRecord;
+use crate::store::{Request, VmRecord};
 use viv_api::snapshot::SnapshotRestore;
 use viv_api::vm::{Vm, VmCreate, VmStart};
 use viv_model::{Fault, Kind, ProjectName};
@@ -11,12 +11,24 @@ impl Snapshots {
         self.find(project, name).is_ok_and(|(_, manifest)| manifest.template && manifest.name == name)
     }
 
-    /// A new VM from a template, as it was asked for. What the template has decided cannot be asked for.
+    /// A new VM from a template, as it was asked for; once, if the request may be repeated.
     pub(crate) fn create_from(
         &self,
         project: &ProjectName,
         template: &str,
         ask: &VmCreate,
+        request: Option<Request>,
+    ) -> Result<Vm, Fault> {
+        self.vms.once(request.as_ref(), || self.of_template(project, template, ask, request.clone()))
+    }
+
+    /// What the template has decided cannot be asked for.
+    fn of_template(
+        &self,
+        project: &ProjectName,
+        template: &str,
+        ask: &VmCreate,
+        request: Option<Request>,
     ) -> Result<Vm, Fault> {
         let (dir, manifest) = self.find(project, template)?;
         let left = VmCreate {
@@ -58,6 +70,7 @@ impl Snapshots {
         self.verify_disks(&dir, &manifest)?;
         record = VmRecord {
             snapshot: Some(manifest.id.clone()),
+            request,
             on_reboot: ask.on_reboot,
             command: ask.command.clone().or(record.command),
             health: if ask.health.is_usual() { record.health } else { ask.health.clone() },

@@ -127,6 +127,13 @@ impl Asked {
     }
 }
 
+impl Request {
+    /// That of the VM with this number, of several that one request makes.
+    pub(crate) fn numbered(&self, number: u32) -> Request {
+        Request { key: format!("{}#{number}", self.key), digest: self.digest.clone() }
+    }
+}
+
 fn is_nothing(number: &u64) -> bool {
     *number == 0
 }
