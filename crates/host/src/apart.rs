@@ -77,8 +77,7 @@ fn below_unused(disk: &DiskSpec, dir: &Path) -> Option<(Layer, DiskSpec)> {
     let path = parent.join(below.path.file_name()?);
     let is_own = below.path.parent() == parent.canonicalize().ok().as_deref();
     let may_be_written = fs::metadata(&path).ok()?.permissions().mode() & 0o200 != 0;
-    let (path, format) = (path, below.format);
-    let below = DiskSpec { path, format, ..disk.clone() };
+    let below = DiskSpec { path, format: below.format, ..disk.clone() };
     (is_own && may_be_written && layer.image.has_nothing().ok()?).then_some((layer, below))
 }
 

@@ -76,10 +76,9 @@ impl Vms {
         make().or_else(|fault| self.described_by(request).ok().flatten().ok_or(fault))
     }
 
-    /// Describes a VM, and starts it if that is asked; once, if the request may be repeated. A trial says what would be, and
-    /// changes nothing.
+    /// Describes a VM, and starts it if that is asked. A trial says what would be, and changes nothing.
     pub(crate) fn create(&self, ask: VmCreate, request: Option<Request>, trial: bool) -> Result<Vm, Fault> {
-        self.once(request.as_ref(), || match self.describe_new(&ask, request.clone(), trial)? {
+        match self.describe_new(&ask, request, trial)? {
             Described::Trial(vm) => Ok(*vm),
             Described::Kept(id) if ask.start => {
                 self.start(&id, &VmStart { attended_by: ask.attended_by }).inspect_err(|_| {
@@ -88,7 +87,7 @@ impl Vms {
                 })
             }
             Described::Kept(id) => self.get(&id),
-        })
+        }
     }
 
     /// Describes a VM.

@@ -141,12 +141,15 @@ pub(crate) async fn answer(
             ask.project = Some(project.clone()).filter(|project| !project.is_default());
             let repeated = key.map(|key| repeated(&project, key, &ask));
             blocking
-                .run(move || match &ask.image {
-                    Some(image) if service.snapshots.is_template(&project, image) => match trial {
-                        true => Err(not_of_template()),
-                        false => service.snapshots.create_from(&project, image, &ask, repeated),
-                    },
-                    _ => vms.create(ask, repeated, trial),
+                .run(move || {
+                    let request = repeated.clone();
+                    vms.once(repeated.as_ref(), || match &ask.image {
+                        Some(image) if service.snapshots.is_template(&project, image) => match trial {
+                            true => Err(not_of_template()),
+                            false => service.snapshots.create_from(&project, image, &ask, request),
+                        },
+                        _ => vms.create(ask, request, trial),
+                    })
                 })
                 .await
         }
@@ -332,7 +335,8 @@ pub(crate) async fn answer(
         Route::SnapshotRestore => {
             let ask = body(&request)?;
             let repeated = repeat_key(&request)?.map(|key| repeated(&project, key, &(&name, &ask)));
-            blocking.run(move || service.snapshots.restore(&project, &name, &ask, repeated)).await
+            let restore = move |request| service.snapshots.restore(&project, &name, &ask, request);
+            blocking.run(move || vms.once(repeated.as_ref(), || restore(repeated.clone()))).await
         }
         Route::VmFork => {
             let ask = body(&request)?;

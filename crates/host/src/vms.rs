@@ -17,6 +17,7 @@ use crate::runners::Runner;
 use crate::store::{Store, StoreError, VmRecord};
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::hash::Hash;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -62,15 +63,15 @@ pub(crate) struct Hooks {
     pub(crate) later: Box<dyn Fn(String, Duration) + Send + Sync>,
 }
 
-/// A VM that starts.
-struct Starting<'a> {
-    all: &'a Mutex<HashSet<String>>,
-    id: String,
+/// Something that is in a set as long as this lives.
+pub(crate) struct Held<'a, T: Eq + Hash> {
+    pub(crate) all: &'a Mutex<HashSet<T>>,
+    pub(crate) what: T,
 }
 
-impl Drop for Starting<'_> {
+impl<T: Eq + Hash> Drop for Held<'_, T> {
     fn drop(&mut self) {
-        lock(self.all).remove(&self.id);
+        lock(self.all).remove(&self.what);
     }
 }
 
@@ -448,9 +449,9 @@ impl Vms {
     }
 
     /// Until what it gives is dropped, the VM counts as one that starts.
-    fn starting(&self, id: &str) -> Starting<'_> {
+    fn starting(&self, id: &str) -> Held<'_, String> {
         lock(&self.starting).insert(id.to_string());
-        Starting { all: &self.starting, id: id.to_string() }
+        Held { all: &self.starting, what: id.to_string() }
     }
 
     /// Starts the process of a VM that is remembered as started.

@@ -116,7 +116,7 @@ impl Snapshots {
             }
             whole(&manifest)?;
             let name = self.name(project, from.name.as_deref().or(Some(&manifest.name)), "")?;
-            (manifest.id, manifest.name) = (id.clone(), name.name.clone());
+            (manifest.id, manifest.name) = (id, name.what.1.clone());
             manifest.project = project.clone();
             for nic in &mut manifest.machine.nics {
                 nic.ports.clear();
@@ -138,10 +138,10 @@ impl Snapshots {
             write_manifest(&manifest, &dir, true)?;
             File::open(self.places.snapshots())
                 .and_then(|all| all.sync_all())
-                .map_err(io_fault("write", &dir))
+                .map_err(io_fault("write", &dir))?;
+            Ok(manifest)
         });
-        taken.inspect_err(|_| drop(fs::remove_dir_all(&dir)))?;
-        let (dir, manifest) = self.by_id(&id)?;
+        let manifest = taken.inspect_err(|_| drop(fs::remove_dir_all(&dir)))?;
         self.shown(&dir, &manifest)
     }
 }

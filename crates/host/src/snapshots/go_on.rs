@@ -39,13 +39,11 @@ impl Snapshots {
         ask: &SnapshotRestore,
         request: Option<Request>,
     ) -> Result<Vm, Fault> {
-        self.vms.once(request.as_ref(), || {
-            let (dir, manifest) = self.find(project, name)?;
-            self.verify_disks(&dir, &manifest)?;
-            let snapshot = Some(manifest.id.clone());
-            let record = VmRecord { snapshot, request: request.clone(), ..self.record(&manifest, ask)? };
-            self.go_on(&dir, &manifest, record, &ask.ports, &VmStart::default(), false)
-        })
+        let (dir, manifest) = self.find(project, name)?;
+        self.verify_disks(&dir, &manifest)?;
+        let snapshot = Some(manifest.id.clone());
+        let record = VmRecord { snapshot, request, ..self.record(&manifest, ask)? };
+        self.go_on(&dir, &manifest, record, &ask.ports, &VmStart::default(), false)
     }
 
     /// What is known of the VM before it has a machine.

@@ -42,12 +42,11 @@ impl Snapshots {
     /// Makes a snapshot of a VM that lives.
     pub(crate) fn create(&self, vm: &str, ask: &SnapshotCreate) -> Result<Snapshot, Fault> {
         let purpose = if ask.template { Purpose::Template } else { Purpose::Keep };
-        let (_, manifest) = self.make(vm, ask, purpose)?;
+        let (dir, manifest) = self.make(vm, ask, purpose)?;
         if purpose == Purpose::Keep {
             // What the VM becomes comes from it. It may be gone by now.
             let _ = self.vms.came_from(&manifest.vm.0, &manifest.id);
         }
-        let (dir, manifest) = self.by_id(&manifest.id)?;
         self.shown(&dir, &manifest)
     }
 
@@ -105,7 +104,7 @@ impl Snapshots {
                 },
                 release: env!("CARGO_PKG_VERSION").to_string(),
                 id: id.clone(),
-                name: named.as_ref().map_or(&record.name, |named| &named.name).clone(),
+                name: named.as_ref().map_or(&record.name, |named| &named.what.1).clone(),
                 project: record.project.clone(),
                 comment: ask.comment.clone(),
                 created_unix_s: Timestamp::now().unix_s,

@@ -26,7 +26,7 @@ mod template;
 use crate::names;
 use crate::places::Places;
 use crate::store::{Request, StoreError};
-use crate::vms::{Vms, lock};
+use crate::vms::{Held, Vms, lock};
 use known::Known;
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder};
@@ -66,30 +66,8 @@ pub(crate) fn link(from: &Path, to: &Path) -> Result<(), Fault> {
     fs::hard_link(from, to).or_else(|_| crate::images::copy(from, to)).map_err(io_fault("make", to))
 }
 
-/// A request that is being done as long as this lives.
-struct Doing<'a> {
-    all: &'a Mutex<HashSet<String>>,
-    key: String,
-}
-
-impl Drop for Doing<'_> {
-    fn drop(&mut self) {
-        lock(self.all).remove(&self.key);
-    }
-}
-
-/// A name that is taken as long as this lives.
-struct Named<'a> {
-    taken: &'a Mutex<HashSet<(ProjectName, String)>>,
-    project: ProjectName,
-    name: String,
-}
-
-impl Drop for Named<'_> {
-    fn drop(&mut self) {
-        lock(self.taken).remove(&(self.project.clone(), self.name.clone()));
-    }
-}
+/// A name of a project that is taken as long as this lives.
+type Named<'a> = Held<'a, (ProjectName, String)>;
 
 impl Snapshots {
     /// Those that there are; what was left half-made or half-removed goes.
@@ -248,13 +226,13 @@ impl Snapshots {
     }
 
     /// Begins what is asked for with a key; once at a time.
-    fn begin(&self, request: &Request) -> Result<Doing<'_>, Fault> {
+    fn begin(&self, request: &Request) -> Result<Held<'_, String>, Fault> {
         let key = request.key.clone();
         if !lock(&self.repeating).insert(key.clone()) {
             let text = "the request with this Idempotency-Key is being done";
             return Err(Fault::new(Kind::StillGoingOn, text, "ask again in a moment"));
         }
-        Ok(Doing { all: &self.repeating, key })
+        Ok(Held { all: &self.repeating, what: key })
     }
 
     /// Takes the name that was asked for, or `base` with the first number that is free in the project.
@@ -285,7 +263,7 @@ impl Snapshots {
             None => (1..).map(|number| format!("{base}-{number}")).find(free).unwrap_or_default(),
         };
         taken.insert(key(&name));
-        Ok(Named { taken: &self.naming, project: project.clone(), name })
+        Ok(Held { all: &self.naming, what: (project.clone(), name) })
     }
 }
 

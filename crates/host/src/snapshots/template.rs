@@ -11,19 +11,8 @@ impl Snapshots {
         self.find(project, name).is_ok_and(|(_, manifest)| manifest.template && manifest.name == name)
     }
 
-    /// A new VM from a template, as it was asked for; once, if the request may be repeated.
+    /// A new VM from a template, as it was asked for. What the template has decided cannot be asked for.
     pub(crate) fn create_from(
-        &self,
-        project: &ProjectName,
-        template: &str,
-        ask: &VmCreate,
-        request: Option<Request>,
-    ) -> Result<Vm, Fault> {
-        self.vms.once(request.as_ref(), || self.of_template(project, template, ask, request.clone()))
-    }
-
-    /// What the template has decided cannot be asked for.
-    fn of_template(
         &self,
         project: &ProjectName,
         template: &str,
