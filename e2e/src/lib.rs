@@ -3,8 +3,10 @@
 //! The tests stand in `tests/`; `cargo xtask test` builds the binaries first and runs them in two lanes (`xtask/src/lanes.rs`).
 pub mod client;
 pub mod null_kernel;
+pub mod program;
 
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -100,6 +102,19 @@ pub fn kill_service() {
 /// Runs a command of the guest's shell.
 pub fn exec(vm: &str, command: &str) -> Outcome {
     run(&["exec", vm, "sh", "-c", command], "")
+}
+
+/// What is shown of a VM.
+#[track_caller]
+pub fn inspect(vm: &str) -> serde_json::Value {
+    serde_json::from_str::<serde_json::Value>(&run(&["inspect", vm], "").ok().out).unwrap()[0].take()
+}
+
+/// Bytes that a VM takes on the disk and shares with no other.
+pub fn own_bytes(vm: &str) -> u64 {
+    let files = std::fs::read_dir(inspect(vm)["dir"].as_str().unwrap()).unwrap().flatten();
+    let files = files.filter_map(|entry| entry.metadata().ok());
+    files.filter(|data| data.nlink() == 1).map(|data| data.blocks() * 512).sum()
 }
 
 /// The page that a guest gets from a server; nothing if there is none.

@@ -3,17 +3,12 @@ use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
-use viv_e2e::{Network, Vm, exec, page_of, run, start, until};
+use viv_e2e::{Network, Vm, exec, inspect, page_of, run, start, until};
 
 const WAIT: Duration = Duration::from_secs(120);
 
 fn serve_page(vm: &str) {
     exec(vm, &format!("mkdir -p /www && echo this is {vm} > /www/index.html && httpd -h /www")).ok();
-}
-
-fn inspect(name: &str) -> Value {
-    let text = run(&["inspect", name], "").ok().out;
-    serde_json::from_str::<Value>(&text).unwrap()[0].clone()
 }
 
 fn field(vm: &str, card: usize, name: &str) -> String {

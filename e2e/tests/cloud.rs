@@ -4,18 +4,13 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
-use viv_e2e::{Directory, exec, run, start, until};
+use viv_e2e::{Directory, exec, inspect, run, start, until};
 
 const UUID: &str = "11111111-2222-3333-4444-555555555555";
 const BOOT: Duration = Duration::from_secs(300);
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
-}
-
-fn inspect(vm: &str) -> serde_json::Value {
-    let shown = run(&["inspect", vm], "").ok().out;
-    serde_json::from_str::<serde_json::Value>(&shown).unwrap()[0].take()
 }
 
 /// GRUB's configuration with one entry, as update-grub writes it.

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::time::Duration;
-use viv_e2e::{Directory, Vm, run, tool, until};
+use viv_e2e::{Directory, Vm, inspect, run, tool, until};
 
 const WAIT: Duration = Duration::from_secs(120);
 
@@ -41,13 +41,8 @@ fn image(name: &str, config: serde_json::Value) -> (Directory, String) {
     (directory, reference)
 }
 
-fn inspected(vm: &str) -> serde_json::Value {
-    let all: Vec<serde_json::Value> = serde_json::from_str(&run(&["inspect", vm], "").ok().out).unwrap();
-    all[0].clone()
-}
-
 fn is(vm: &str, state: &str) -> bool {
-    inspected(vm)["health"]["state"] == state
+    inspect(vm)["health"]["state"] == state
 }
 
 #[test]
@@ -60,7 +55,7 @@ fn a_guests_health_is_looked_at_and_told() {
     run(&["run", "-d", "--name", "e2e-health", &image], "").ok();
     assert!(!is("e2e-health", "healthy"));
     until("two failures", WAIT, || is("e2e-health", "unhealthy"));
-    let health = inspected("e2e-health")["health"].clone();
+    let health = inspect("e2e-health")["health"].clone();
     assert_eq!(health["last"]["status"], 1, "{health}");
     assert!(health["last"]["output"].as_str().unwrap().starts_with("looked\n"), "{health}");
     assert!(run(&["ps"], "").ok().out.contains("running (unhealthy)"));
@@ -70,7 +65,7 @@ fn a_guests_health_is_looked_at_and_told() {
     let log = run(&["logs", "e2e-health"], "").ok().out;
     assert!(log.contains("e2e-health is unhealthy") && log.contains("e2e-health is healthy"), "{log}");
     run(&["stop", "e2e-health"], "").ok();
-    assert!(inspected("e2e-health").get("health").is_none());
+    assert!(inspect("e2e-health").get("health").is_none());
 
     // The user's own, which hangs, in the place of the image's; and none.
     let _hangs = Vm("e2e-health-hangs");
@@ -84,12 +79,12 @@ fn a_guests_health_is_looked_at_and_told() {
     ];
     run(&[&["run", "-d", "--name", "e2e-health-hangs"], &options[..], &[&image]].concat(), "").ok();
     until("the end of one that hangs", WAIT, || is("e2e-health-hangs", "unhealthy"));
-    let health = inspected("e2e-health-hangs");
+    let health = inspect("e2e-health-hangs");
     assert_eq!(health["health"]["last"], serde_json::json!({ "status": null, "output": "begun\n" }));
     assert_eq!(health["spec"]["health"]["interval_ms"], 200, "another one like it can be made");
     let _none = Vm("e2e-health-none");
     run(&["run", "-d", "--name", "e2e-health-none", "--no-healthcheck", &image], "").ok();
-    assert!(inspected("e2e-health-none").get("health").is_none());
+    assert!(inspect("e2e-health-none").get("health").is_none());
     let refused = run(&["run", "-d", "--no-healthcheck", "--health-cmd", "true", &image], "");
     assert_eq!(refused.status, 2, "{refused:?}");
     let refused = run(&["run", "-d", "--health-cmd", "true", "--health-interval", "soon", &image], "");

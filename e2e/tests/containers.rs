@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::Duration;
-use viv_e2e::{Directory, Snapshot, Vm, run, tool, until};
+use viv_e2e::{Directory, Snapshot, Vm, inspect, run, tool, until};
 
 const WAIT: Duration = Duration::from_secs(120);
 
@@ -210,9 +210,8 @@ fn a_command_goes_on_from_snapshots() {
     assert!(ticks_come("e2e-main-fork") > 2);
     inside("e2e-main-fork", "touch /end");
     let state = |vm: &str| {
-        let shown: serde_json::Value =
-            serde_json::from_str(&run(&["--json", "inspect", vm], "").ok().out).unwrap();
-        format!("{} {}", shown[0]["state"], shown[0]["end"])
+        let shown = inspect(vm);
+        format!("{} {}", shown["state"], shown["end"])
     };
     until("its end", WAIT, || {
         state("e2e-main-fork").contains("5") && state("e2e-main-fork").contains("stopped")

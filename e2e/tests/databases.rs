@@ -1,7 +1,7 @@
 //! Databases under load in a guest, saved, forked and cut off: what they have acknowledged is there, and nothing is damaged. As many rounds
 //! as one likes: `VIV_ROUNDS=40 cargo test --release -p viv-e2e --test databases -- --ignored`.
 use std::time::Duration;
-use viv_e2e::{Vm, run, tool, until};
+use viv_e2e::{Vm, inspect, run, tool, until};
 
 const IMAGE: &str = "e2e-databases";
 /// Rounds in a normal run.
@@ -40,9 +40,7 @@ fn acknowledged(vm: &str) -> [u64; 2] {
 /// Cuts the VM off, and looks what its disks have when it has booted anew.
 fn cut_off(vm: &str) {
     let rows = acknowledged(vm);
-    let shown: serde_json::Value =
-        serde_json::from_str(&run(&["--json", "inspect", vm], "").ok().out).unwrap();
-    tool("kill", &["-9", &shown[0]["pid"].to_string()]);
+    tool("kill", &["-9", &inspect(vm)["pid"].to_string()]);
     until("its end", WAIT, || run(&["start", vm], "").status == 0);
     shell(vm, r#"sh -c "$START""#);
     let looked = shell(vm, LOOK);

@@ -1,11 +1,10 @@
 //! Forks whose memory comes while they run: what they see is what their source was, whatever becomes of it.
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
-use viv_e2e::{Home, Network, Snapshot, Vm, kill_service, run, until, viv};
+use viv_e2e::{Home, Network, Snapshot, Vm, inspect, kill_service, own_bytes, run, until, viv};
 
 const WAIT: Duration = Duration::from_secs(60);
 
@@ -22,9 +21,7 @@ fn full(name: &str) -> String {
 
 /// The process of a VM, by `viv inspect`.
 fn process(vm: &str) -> u32 {
-    let shown: serde_json::Value =
-        serde_json::from_str(&run(&["--json", "inspect", vm], "").ok().out).unwrap();
-    u32::try_from(shown[0]["pid"].as_u64().unwrap()).unwrap()
+    u32::try_from(inspect(vm)["pid"].as_u64().unwrap()).unwrap()
 }
 
 /// The processes that it has made: those that hold what its memory was.
@@ -67,22 +64,6 @@ fn a_fork_needs_its_source_no_longer() {
 }
 
 /// The host kills what holds the memory, as it may when it has none left.
-/// Files in the VM's directory that nobody else has, KiB.
-fn own_kib(vm: &str) -> u64 {
-    let shown: serde_json::Value =
-        serde_json::from_str(&run(&["--json", "inspect", vm], "").ok().out).unwrap();
-    let dir = shown[0]["dir"].as_str().unwrap();
-    let files = fs::read_dir(dir).unwrap().flatten().map(|entry| entry.metadata().unwrap());
-    files.filter(|data| data.is_file() && data.nlink() == 1).map(|data| data.blocks() / 2).sum()
-}
-
-/// The path of its only disk.
-fn disk_of(vm: &str) -> String {
-    let shown: serde_json::Value =
-        serde_json::from_str(&run(&["--json", "inspect", vm], "").ok().out).unwrap();
-    shown[0]["machine"]["disks"][0]["path"].as_str().unwrap().to_string()
-}
-
 /// What a disk has stays where it is: the VM and its forks each have only what they write themselves, whoever ends, boots anew, is
 /// removed or saved meanwhile.
 #[test]
@@ -140,7 +121,7 @@ fn forks_share_their_disks_until_they_write() {
         assert_eq!(marked(vm), word, "{vm}");
     }
     for vm in ["fork-own", "fork-own-1", "fork-own-2", "fork-own-3"] {
-        assert!(own_kib(vm) < 8 << 10, "{vm} has {} KiB of its own", own_kib(vm));
+        assert!(own_bytes(vm) < 8 << 20, "{vm} has {} bytes of its own", own_bytes(vm));
     }
     // A guest that boots anew in the same process has the disk as it is by now; so has one whose process is another.
     exec("fork-own", "touch /dev/shm/before");
@@ -154,7 +135,8 @@ fn forks_share_their_disks_until_they_write() {
     run(&["rm", "-f", "fork-own"], "").ok();
     run(&["start", "fork-own-1"], "").ok();
     same("fork-own-1");
-    run(&["disk", "resize", &disk_of("fork-own-2"), "+16M"], "").ok();
+    let disk = inspect("fork-own-2")["machine"]["disks"][0]["path"].as_str().unwrap().to_string();
+    run(&["disk", "resize", &disk, "+16M"], "").ok();
     run(&["snapshot", "create", "fork-own-2", "fork-disk-moment"], "").ok();
     mark("fork-own-2", "lost");
     run(&["rollback", "fork-own-2"], "").ok();

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::time::Duration;
-use viv_e2e::{Outcome, Vm, run, until};
+use viv_e2e::{Outcome, Vm, inspect, run, until};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -17,11 +17,6 @@ fn start(name: &'static str) -> Vm {
 
 fn shell(name: &str, script: &str) -> Outcome {
     run(&["exec", name, "sh", "-ec", script], "")
-}
-
-fn inspect(name: &str) -> Value {
-    let text = run(&["inspect", name], "").ok().out;
-    serde_json::from_str::<Value>(&text).unwrap()[0].clone()
 }
 
 /// A directory that goes away with its test.

@@ -1,9 +1,9 @@
 //! Machines of other programs: an OVA, a backup of Proxmox, a domain of libvirt, a Vagrant box and disks alone, with one small disk that boots; and
 //! back: an OVA whose disk qemu-img reads, and which is imported again.
 use std::fs;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use viv_e2e::{Directory, Vm, exec, run, start, tool};
+use viv_e2e::{Directory, Vm, exec, inspect, own_bytes, run, start, tool};
 
 const UUID: &str = "11111111-2222-3333-4444-666666666666";
 const MIB: u64 = 1 << 20;
@@ -27,17 +27,6 @@ impl Drop for Image {
 
 fn json(text: &str) -> serde_json::Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
-}
-
-fn inspect(vm: &str) -> serde_json::Value {
-    json(&run(&["inspect", vm], "").ok().out)[0].take()
-}
-
-/// What a VM takes on the disk and shares with no other.
-fn own_bytes(vm: &str) -> u64 {
-    let dir = PathBuf::from(inspect(vm)["dir"].as_str().unwrap());
-    let files = fs::read_dir(dir).unwrap().flatten().filter_map(|entry| entry.metadata().ok());
-    files.filter(|data| data.nlink() == 1).map(|data| data.blocks() * 512).sum()
 }
 
 /// GRUB's configuration with one entry.

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
-use viv_e2e::{Outcome, SmallFileSystem, Vm, run, until, viv};
+use viv_e2e::{Outcome, SmallFileSystem, Vm, inspect, run, until, viv};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -17,11 +17,6 @@ fn start(name: &'static str, words: &[&str]) -> Vm {
 
 fn shell(vm: &str, script: &str) -> Outcome {
     run(&["exec", vm, "--", "sh", "-c", script], "")
-}
-
-fn inspect(vm: &str) -> serde_json::Value {
-    let shown: serde_json::Value = serde_json::from_str(&run(&["inspect", vm], "").ok().out).unwrap();
-    shown[0].clone()
 }
 
 fn place(name: &str) -> PathBuf {

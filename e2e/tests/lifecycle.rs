@@ -2,15 +2,9 @@
 use std::fs;
 use std::process::{Command, Stdio};
 use std::time::Duration;
-use viv_e2e::{Outcome, Vm, run, until, viv};
+use viv_e2e::{Outcome, Vm, inspect, run, until, viv};
 
 const LIMIT: Duration = Duration::from_secs(120);
-
-fn inspect(name: &str) -> serde_json::Value {
-    let text = run(&["inspect", name], "").ok().out;
-    let vms: serde_json::Value = serde_json::from_str(&text).unwrap();
-    vms[0].clone()
-}
 
 #[track_caller]
 fn start(name: &'static str, words: &[&str]) -> Vm {

@@ -3,6 +3,7 @@ use std::fs;
 use std::io::Write;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
+use viv_e2e::program::{floods, spin_stands_still_and_goes_on, spins};
 use viv_e2e::{Directory, Home, until};
 
 /// Programs in text, by their names.
@@ -133,42 +134,18 @@ fn limits_bite_and_say_which() {
     }
     let deep = run(&[], "deep");
     assert!(deep.status == 134 && deep.err.contains("stack") && deep.err.contains("at down"), "{deep:?}");
-    // Output without end: bounded logs, and the VM can be ended.
-    let name = home.run(&["run", "-d", &at.path("flood.wat")]).ok().out.trim().to_string();
-    std::thread::sleep(Duration::from_secs(1));
-    home.run(&["kill", &name]).ok();
-    let dir = home.json(&["inspect", &name])[0]["dir"].as_str().unwrap().to_string();
-    let logs = ["console.log", "console.log.1"]
-        .map(|log| fs::metadata(format!("{dir}/{log}")).map_or(0, |data| data.len()));
-    assert!(logs.iter().sum::<u64>() <= 9 << 20, "{logs:?}");
+    floods(&home, &at.path("flood.wat"));
 }
 
 #[test]
 fn it_has_the_life_of_any_vm() {
     let (home, at) = home("wasm-life");
-    home.run(&["run", "-d", "--name", "spin", "--fuel", "1000000000000", &at.path("spin.wat")]).ok();
+    let spin = spins(&home, &at.path("spin.wat"));
     let shown = || home.json(&["inspect", "spin"])[0].clone();
-    let spin = shown();
-    assert_eq!((&spin["kind"], &spin["state"]), (&"wasm".into(), &"running".into()));
-    for word in ["landlock", "seccomp", "no-new-privileges"] {
-        assert!(spin["sandbox"].as_array().unwrap().contains(&word.into()), "{spin}");
-    }
     let listed = home.run(&["ps"]).ok().out;
     assert!(listed.contains("spin.wat") && listed.contains("wasm"), "{listed}");
-    let used = || home.json(&["stats", "spin"])[0]["cpu_ns"].as_u64().unwrap();
-    let before = used();
-    until("it computes", Duration::from_secs(10), || used() > before + 100_000_000);
-    home.run(&["pause", "spin"]).ok();
-    let (paused, before) = (shown(), used());
-    assert_eq!(paused["state"], "paused");
-    std::thread::sleep(Duration::from_millis(500));
-    assert!(used() < before + 100_000_000, "it stands still");
-    home.run(&["resume", "spin"]).ok();
-    until("it goes on", Duration::from_secs(10), || used() > before + 200_000_000);
+    spin_stands_still_and_goes_on(&home);
     // What it is not is refused in words.
-    let exec = home.run(&["exec", "spin", "ls"]);
-    assert!(exec.status == 126 && exec.err.contains("nothing in it but itself"), "{exec:?}");
-    assert!(exec.took < Duration::from_secs(5), "{:?}", exec.took);
     for words in [
         ["commit", "spin", "image"].as_slice(),
         &["attach", "spin", "/etc/hostname"],

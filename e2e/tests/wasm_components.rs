@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
+use viv_e2e::program::{floods, spin_stands_still_and_goes_on, spins};
 use viv_e2e::{Directory, Home, tool, until};
 use wasi_preview1_component_adapter_provider::{
     WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER,
@@ -115,41 +116,18 @@ fn limits_bite_and_say_which() {
     assert!(bomb.status == 137 && bomb.err.contains("8 MiB"), "{bomb:?}");
     let deep = run(&[], "deep");
     assert!(deep.status == 134 && deep.err.contains("stack") && deep.err.contains("at down"), "{deep:?}");
-    // Output without end: bounded logs, and the VM can be ended.
-    let name = home.run(&["run", "-d", &at.path("flood.wasm")]).ok().out.trim().to_string();
-    std::thread::sleep(Duration::from_secs(1));
-    home.run(&["kill", &name]).ok();
-    let dir = home.json(&["inspect", &name])[0]["dir"].as_str().unwrap().to_string();
-    let logs = ["console.log", "console.log.1"]
-        .map(|log| fs::metadata(format!("{dir}/{log}")).map_or(0, |data| data.len()));
-    assert!(logs.iter().sum::<u64>() <= 9 << 20, "{logs:?}");
+    floods(&home, &at.path("flood.wasm"));
 }
 
 #[test]
 fn it_has_the_life_of_any_vm() {
     let (home, at) = home("components-life");
-    home.run(&["run", "-d", "--name", "spin", "--fuel", "1000000000000", &at.path("spin.wasm")]).ok();
+    spins(&home, &at.path("spin.wasm"));
     let shown = |name: &str| home.json(&["inspect", name])[0].clone();
-    let spin = shown("spin");
-    assert_eq!((&spin["kind"], &spin["state"]), (&"wasm".into(), &"running".into()));
-    for word in ["landlock", "seccomp", "no-new-privileges"] {
-        assert!(spin["sandbox"].as_array().unwrap().contains(&word.into()), "{spin}");
-    }
-    let used = || home.json(&["stats", "spin"])[0]["cpu_ns"].as_u64().unwrap();
-    let before = used();
-    until("it computes", Duration::from_secs(10), || used() > before + 100_000_000);
+    spin_stands_still_and_goes_on(&home);
     let program = &home.json(&["stats", "spin"])[0]["program"];
     assert!(program["steps"].as_u64() > Some(0) && program["memory_bytes"].as_u64() > Some(0), "{program}");
-    home.run(&["pause", "spin"]).ok();
-    let (paused, before) = (shown("spin"), used());
-    assert_eq!(paused["state"], "paused");
-    std::thread::sleep(Duration::from_millis(500));
-    assert!(used() < before + 100_000_000, "it stands still");
-    home.run(&["resume", "spin"]).ok();
-    until("it goes on", Duration::from_secs(10), || used() > before + 200_000_000);
     // What it is not is refused in words.
-    let exec = home.run(&["exec", "spin", "ls"]);
-    assert!(exec.status == 126 && exec.err.contains("nothing in it but itself"), "{exec:?}");
     for words in [["snapshot", "create", "spin", "half"].as_slice(), &["fork", "spin"]] {
         let refused = home.run(words);
         assert!(refused.status == 4 && refused.err.contains("a component cannot be saved"), "{refused:?}");
