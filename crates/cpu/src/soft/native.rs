@@ -6,6 +6,7 @@
 
 use super::flags::{Flags, bit};
 use std::arch::asm;
+use std::sync::LazyLock;
 
 /// An operand size: `u8`, `u16`, `u32` or `u64`.
 pub(crate) trait Width: Copy + Eq + 'static {
@@ -206,6 +207,21 @@ macro_rules! shift {
     )*};
 }
 shift! { Rol "rol"; Ror "ror"; Rcl "rcl"; Rcr "rcr"; Shl "shl"; Shr "shr"; Sar "sar"; }
+
+/// Whether this host's ROL and ROR of a register by a fixed count leave OF alone where it is undefined, that is for counts above 1 (SDM vol. 2):
+/// Intel's do, but not of memory, nor by CL.
+pub(crate) fn fixed_rotates_keep_of() -> bool {
+    static KEEP: LazyLock<bool> = LazyLock::new(|| {
+        let kept: u8;
+        // SAFETY: register arithmetic only. OF is set first; what is rotated would clear it.
+        unsafe {
+            asm!("mov al, 127", "add al, 1", "mov cl, 0", "rol cl, 2", "seto al", out("al") kept, out("cl") _,
+                options(nomem, nostack));
+        }
+        kept != 0
+    });
+    *KEEP
+}
 
 macro_rules! double_shift {
     ($name:ident, $t:ty, $r:literal, $ins:literal) => {

@@ -144,7 +144,8 @@ fn blocks_agree_on_the_bare_cpu_interpreted_and_translated() {
                 let c = bare.run_block(&block.bytes, before);
                 on_bare += 1;
                 let (last, undefined) = defined.at(c.state.rip);
-                let differences = compare::block_differences(before, last, undefined, &c, &a);
+                let differences =
+                    compare::block_differences(before, last, defined.at(a.state.rip).0, undefined, &c, &a);
                 if !differences.is_empty() {
                     wrong = wrong
                         .or(Some(format!("bare CPU and interpreter differ: {}", differences.join("; "))));

@@ -1,6 +1,7 @@
 //! What must be equal, and how a difference is shown.
 
 use crate::cases::{Case, narrow};
+use crate::makers;
 use crate::operands::is_xsave;
 use crate::window::{DATA, Fault, Outcome, State};
 use iced_x86::{Formatter, Instruction, IntelFormatter, Mnemonic, RflagsBits};
@@ -120,6 +121,9 @@ struct Free {
 
 /// What differs after one instruction, a line each.
 pub(crate) fn differences(case: &Case, truth: &Outcome, ours: &Outcome) -> Vec<String> {
+    if makers::may_part(&case.instruction, truth, ours) {
+        return Vec::new();
+    }
     let free = Free {
         flags: undefined(&case.instruction),
         last: Some(case.instruction),
@@ -129,14 +133,19 @@ pub(crate) fn differences(case: &Case, truth: &Outcome, ours: &Outcome) -> Vec<S
     differ(&case.before, truth, ours, &free)
 }
 
-/// What differs after a block that ended at `last`, or behind its end; `undefined` are the flags that it may leave so.
+/// What differs after a block that ended at `last`, or behind its end, for us at `our_last`; `undefined` are the flags that it may leave
+/// so.
 pub(crate) fn block_differences(
     before: &State,
     last: Option<Instruction>,
+    our_last: Option<Instruction>,
     undefined: u64,
     truth: &Outcome,
     ours: &Outcome,
 ) -> Vec<String> {
+    if [last, our_last].iter().flatten().any(|last| makers::may_part(last, truth, ours)) {
+        return Vec::new();
+    }
     // Which pages of the host's kernel are there is its own business.
     let kernel =
         |fault: Option<Fault>| fault.filter(|fault| fault.vector == 14 && fault.address >> 47 == 0x1_ffff);
@@ -157,7 +166,10 @@ fn differ(before: &State, truth: &Outcome, ours: &Outcome, free: &Free) -> Vec<S
     let faulted_at = |mnemonics: &[Mnemonic]| {
         truth.fault.is_some() && free.last.is_some_and(|last| mnemonics.contains(&last.mnemonic()))
     };
-    let half_done = faulted_at(&[Mnemonic::Popa, Mnemonic::Popad]);
+    let by_maker =
+        |differ: fn(&Instruction, &Outcome) -> bool| free.last.is_some_and(|last| differ(&last, truth));
+    let repeats_freely = by_maker(makers::repeats_freely);
+    let half_done = faulted_at(&[Mnemonic::Popa, Mnemonic::Popad]) || repeats_freely;
     for (name, (a, b)) in NAMES.iter().zip(a.gprs.iter().zip(&b.gprs)) {
         if a != b && !half_done {
             out.push(format!("{name}: cpu {a:#x}, soft {b:#x}"));
@@ -167,7 +179,7 @@ fn differ(before: &State, truth: &Outcome, ours: &Outcome, free: &Free) -> Vec<S
         out.push(format!("rip: cpu {:#x}, soft {:#x}", a.rip, b.rip));
     }
     let mask = FLAGS & !free.flags;
-    if (a.rflags ^ b.rflags) & mask != 0 {
+    if (a.rflags ^ b.rflags) & mask != 0 && !repeats_freely {
         out.push(format!(
             "flags: cpu {:#x}, soft {:#x} (before {:#x})",
             a.rflags & mask,
@@ -177,7 +189,7 @@ fn differ(before: &State, truth: &Outcome, ours: &Outcome, free: &Free) -> Vec<S
     }
     let precision = free.last.map_or(0xff, |last| mxcsr_mask(&last, truth));
     // Whether MASKMOVQ has entered MMX mode when it faults is the processor's own business.
-    let no_x87 = faulted_at(&[Mnemonic::Maskmovq]);
+    let no_x87 = faulted_at(&[Mnemonic::Maskmovq]) || by_maker(makers::may_enter_mmx);
     let equal = |at: usize| (a.fx.0[at] ^ b.fx.0[at]) & if at == 24 { precision } else { 0xff } == 0;
     if a.fx.0 != b.fx.0 {
         for chunk in (if no_x87 { 160 } else { 0 }..416).step_by(16) {
@@ -198,7 +210,7 @@ fn differ(before: &State, truth: &Outcome, ours: &Outcome, free: &Free) -> Vec<S
             }
         }
     }
-    if a.data != b.data {
+    if a.data != b.data && !by_maker(makers::writes_freely) {
         let different = |at: &usize| {
             a.data[*at] != b.data[*at]
                 && !free.memory.iter().any(|range| range.contains(&(DATA + *at as u64)))

@@ -19,6 +19,7 @@ mod defined;
 mod draw;
 mod events;
 mod forms;
+mod makers;
 mod native;
 mod operands;
 mod prefixes;

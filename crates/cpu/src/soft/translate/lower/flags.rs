@@ -211,13 +211,17 @@ impl Lower<'_> {
         self.fresh = true;
     }
 
+    /// Whether nobody sees the flags that the present instruction leaves.
+    pub(super) fn flags_stay_unseen(&self) -> bool {
+        matches!(self.fates.get(self.place + 1), Some(Fate::Unseen(_)))
+    }
+
     /// Encodes `x` and keeps the account of the flags.
     pub(super) fn encode_with_flags(&mut self, x: &Instruction, mem: Option<super::super::asm::Mem>) {
         let used = use_of(x);
-        let unseen = matches!(self.fates.get(self.place + 1), Some(Fate::Unseen(_)));
         let needs = match used {
             Use::Reads => true,
-            Use::Changes => !unseen,
+            Use::Changes => !self.flags_stay_unseen(),
             Use::None | Use::Replaces => false,
         };
         self.encode(x, mem, |lower| {

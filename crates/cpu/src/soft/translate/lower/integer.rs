@@ -1,6 +1,6 @@
 //! General-purpose instructions.
 
-use super::super::super::Attention;
+use super::super::super::{Attention, native};
 use super::super::asm::{Alu, Mem, Shift, at, cc, host};
 use super::super::layout::{self, FLAGS, HOMES, T0, T1};
 use super::effect::GS;
@@ -29,6 +29,12 @@ fn is_plain(x: &Instruction) -> bool {
         }
         _ => x.is_setcc_or_cmovcc(),
     }
+}
+
+/// The count of a rotation by an immediate, as the processor takes it.
+fn rotation(x: &Instruction) -> Option<u8> {
+    let mask = if size_of_first(x) == 8 { 63 } else { 31 };
+    (x.op1_kind() == OpKind::Immediate8).then(|| x.immediate8() & mask)
 }
 
 trait Conditional {
@@ -84,11 +90,41 @@ impl Lower<'_> {
             M::Bt | M::Bts | M::Btr | M::Btc if has_memory(x) && x.op1_kind() == OpKind::Register => {
                 self.bit_far(x)
             }
+            M::Rol | M::Ror if self.loses_overflow(x) => {
+                self.rotate_by_steps(x);
+                true
+            }
             _ if is_plain(x) => {
                 self.plain(x);
                 true
             }
             _ => false,
+        }
+    }
+
+    /// Whether a rotation would leave another OF on this host than the interpreter's, which counts by CL, and somebody may see it. What
+    /// lives in memory is rotated there ([`super::operand`]).
+    fn loses_overflow(&self, x: &Instruction) -> bool {
+        let register = x.op0_register();
+        let in_register = register.size() == 4 || HOMES[register.full_register().number() & 15].is_some();
+        x.op0_kind() == OpKind::Register
+            && in_register
+            && rotation(x).is_some_and(|count| count > 1)
+            && !self.flags_stay_unseen()
+            && native::fixed_rotates_keep_of()
+    }
+
+    /// A rotation of a register by a fixed count above 1, the first step for itself: on such a host that is what makes OF by CL, and
+    /// the others keep it.
+    fn rotate_by_steps(&mut self, x: &Instruction) {
+        let bits = size_of_first(x) as u8 * 8;
+        let left = rotation(x).unwrap_or(1) - 1;
+        // One more step would make it anew: all the way round but one, and two.
+        let steps = if left == 1 { [1, bits - 1, 2] } else { [1, left, 0] };
+        for count in steps.into_iter().filter(|count| *count != 0) {
+            let mut step = *x;
+            step.set_immediate8(count);
+            self.plain(&step);
         }
     }
 
