@@ -84,6 +84,9 @@ pub struct RunnerSpec {
     /// It does not boot but goes on from the snapshot in [`RESUME`].
     #[serde(default)]
     pub resume: bool,
+    /// This host's KVM is good: what boots on the software CPU shall be able to go on there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub beside_kvm: bool,
 }
 
 /// A program that a runner is asked to run.

@@ -71,6 +71,9 @@ pub struct SnapshotRestore {
     pub remove: bool,
     /// Ports of the host that lead to it; those of the snapshot's VM are still that one's.
     pub ports: Vec<PortSpec>,
+    /// The processor that it goes on with; the kind that it was saved on, or the other where this host has none of that, if it is left
+    /// out.
+    pub accel: Option<Accel>,
 }
 
 /// Which forks to make of a running VM.

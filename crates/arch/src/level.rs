@@ -25,16 +25,41 @@ pub struct Feature {
     pub register: usize,
     /// Bit.
     pub bit: u32,
-    /// The level is not there without it. Others a host may lack: guests look before they use them.
-    pub needed: bool,
+    /// Who needs it.
+    pub need: Need,
 }
 
+/// Who needs a feature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// The level is not there without it.
+    Must,
+    /// A host may lack it: guests look before they use it, and count on it from then on.
+    May,
+    /// Likewise, but it is in use only while a bit of CR4 is set.
+    Mode,
+    /// It describes something, or says what is fast: nothing fails without it.
+    Hint,
+}
+
+const fn feature(name: &'static str, leaf: u32, register: usize, bit: u32, need: Need) -> Feature {
+    Feature { name, leaf, register, bit, need }
+}
 const fn must(name: &'static str, leaf: u32, register: usize, bit: u32) -> Feature {
-    Feature { name, leaf, register, bit, needed: true }
+    feature(name, leaf, register, bit, Need::Must)
 }
 const fn may(name: &'static str, leaf: u32, register: usize, bit: u32) -> Feature {
-    Feature { name, leaf, register, bit, needed: false }
+    feature(name, leaf, register, bit, Need::May)
 }
+const fn mode(name: &'static str, leaf: u32, register: usize, bit: u32) -> Feature {
+    feature(name, leaf, register, bit, Need::Mode)
+}
+const fn hint(name: &'static str, leaf: u32, register: usize, bit: u32) -> Feature {
+    feature(name, leaf, register, bit, Need::Hint)
+}
+
+/// Automatic IBRS (APM vol. 2 §3.2.9): no feature of the level, but a guest that has switched it on relies on it for its own safety.
+pub const AUTO_IBRS: Feature = may("AutoIBRS", 0x8000_0021, EAX, 8);
 
 const EXT: u32 = 0x8000_0001;
 const KVM: u32 = 0x4000_0001;
@@ -48,16 +73,16 @@ pub const V2: &[Feature] = &[
     must("PAE", 1, EDX, 6), may("MCE", 1, EDX, 7), must("CX8", 1, EDX, 8), must("APIC", 1, EDX, 9), may("SEP", 1, EDX, 11),
     may("MTRR", 1, EDX, 12), must("PGE", 1, EDX, 13), may("MCA", 1, EDX, 14), must("CMOV", 1, EDX, 15), may("PAT", 1, EDX, 16),
     may("PSE-36", 1, EDX, 17), may("CLFSH", 1, EDX, 19), must("MMX", 1, EDX, 23), must("FXSR", 1, EDX, 24),
-    must("SSE", 1, EDX, 25), must("SSE2", 1, EDX, 26), may("HTT", 1, EDX, 28),
+    must("SSE", 1, EDX, 25), must("SSE2", 1, EDX, 26), hint("HTT", 1, EDX, 28),
     must("SSE3", 1, ECX, 0), may("PCLMULQDQ", 1, ECX, 1), must("SSSE3", 1, ECX, 9), must("CMPXCHG16B", 1, ECX, 13),
-    may("PCID", 1, ECX, 17), must("SSE4.1", 1, ECX, 19), must("SSE4.2", 1, ECX, 20), may("x2APIC", 1, ECX, 21),
+    mode("PCID", 1, ECX, 17), must("SSE4.1", 1, ECX, 19), must("SSE4.2", 1, ECX, 20), may("x2APIC", 1, ECX, 21),
     may("MOVBE", 1, ECX, 22), must("POPCNT", 1, ECX, 23), may("TSC-deadline", 1, ECX, 24), may("AES", 1, ECX, 25),
-    may("XSAVE", 1, ECX, 26), may("OSXSAVE", 1, ECX, 27), may("RDRAND", 1, ECX, 30), may("hypervisor", 1, ECX, 31),
-    may("FSGSBASE", 7, EBX, 0), may("TSC_ADJUST", 7, EBX, 1), may("SMEP", 7, EBX, 7), may("ERMS", 7, EBX, 9), may("INVPCID", 7, EBX, 10),
-    may("RDSEED", 7, EBX, 18), may("SMAP", 7, EBX, 20), may("UMIP", 7, ECX, 2), may("RDPID", 7, ECX, 22),
+    mode("XSAVE", 1, ECX, 26), hint("OSXSAVE", 1, ECX, 27), may("RDRAND", 1, ECX, 30), hint("hypervisor", 1, ECX, 31),
+    mode("FSGSBASE", 7, EBX, 0), may("TSC_ADJUST", 7, EBX, 1), mode("SMEP", 7, EBX, 7), hint("ERMS", 7, EBX, 9), may("INVPCID", 7, EBX, 10),
+    may("RDSEED", 7, EBX, 18), mode("SMAP", 7, EBX, 20), mode("UMIP", 7, ECX, 2), may("RDPID", 7, ECX, 22),
     may("XSAVEOPT", 0xd, EAX, 0),
-    may("kvmclock without delays", KVM, EAX, 1), may("kvmclock", KVM, EAX, 3), may("stable kvmclock", KVM, EAX, 24),
-    must("LAHF in 64-bit mode", EXT, ECX, 0), may("CMP_LEGACY", EXT, ECX, 1), may("CR8_LEGACY", EXT, ECX, 4),
+    may("kvmclock without delays", KVM, EAX, 1), may("kvmclock", KVM, EAX, 3), hint("stable kvmclock", KVM, EAX, 24),
+    must("LAHF in 64-bit mode", EXT, ECX, 0), hint("CMP_LEGACY", EXT, ECX, 1), hint("CR8_LEGACY", EXT, ECX, 4),
     must("SYSCALL", EXT, EDX, 11), must("NX", EXT, EDX, 20), may("1-GiB pages", EXT, EDX, 26), may("RDTSCP", EXT, EDX, 27),
     must("64-bit mode", EXT, EDX, 29),
 ];
@@ -115,7 +140,7 @@ mod tests {
             "SSSE3",
         ];
         for name in named {
-            assert!(V2.iter().any(|f| f.name == name && f.needed), "{name}");
+            assert!(V2.iter().any(|f| f.name == name && f.need == Need::Must), "{name}");
         }
         let word = |leaf, register| v2_word(leaf, 0, register).unwrap();
         assert_eq!(word(1, ECX) & (1 << 12 | 1 << 28 | 1 << 29), 0, "FMA, AVX, F16C");

@@ -8,6 +8,7 @@
 pub mod chips;
 pub mod level;
 pub mod pci;
+pub mod processor;
 pub mod saved;
 pub mod virtio;
 pub mod x86;

@@ -3,6 +3,7 @@
 //! Everything in here may come from a file that somebody has damaged or made up: whoever loads it checks it. What a device
 //! has from its description (its size, its address) is not in here.
 use crate::chips::{I8042Saved, IoapicSaved, PicSaved, PitSaved, PmSaved, RtcSaved, SlotsSaved, UartSaved};
+use crate::processor::Processor;
 use crate::x86::CpuState;
 use serde::{Deserialize, Serialize};
 
@@ -311,6 +312,9 @@ pub struct MachineSaved {
     pub clock_ns: u64,
     /// kvmclock, nanoseconds, where it is not the guest's clock.
     pub kvm_clock_ns: Option<u64>,
+    /// What the guest knows its processor as. The first releases did not say it: theirs goes on with its own kind only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processor: Option<Processor>,
     /// The vCPUs in order.
     pub cpus: Vec<VcpuSaved>,
     /// The chips by name.

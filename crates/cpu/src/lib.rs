@@ -8,6 +8,7 @@
 
 pub mod kvm;
 pub mod soft;
+pub mod timebase;
 
 use std::sync::Arc;
 use viv_arch::x86::CpuState;

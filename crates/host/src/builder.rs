@@ -94,6 +94,7 @@ impl BuilderVm<'_> {
             health: None,
             program: None,
             resume: false,
+            beside_kvm: false,
             is_copy: false,
         };
         let ports = self.plug_in(id, &mut spec.machine)?;

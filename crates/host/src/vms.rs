@@ -458,13 +458,12 @@ impl Vms {
     fn launch(&self, record: VmRecord, runner: &Runner, commanded: bool) -> Result<Vm, Fault> {
         let mut machine = record.machine.clone();
         // Known for as long as the host is up: the VM's process need not find it out again.
-        let is_program = record.kind().is_program();
-        if !is_program
-            && machine.accel == Accel::Auto
-            && crate::info::kvm(&self.places).state != KvmState::Good
-        {
+        let is_computer = !record.kind().is_program();
+        let kvm_is_good = || crate::info::kvm(&self.places).state == KvmState::Good;
+        if is_computer && machine.accel == Accel::Auto && !kvm_is_good() {
             machine.accel = Accel::Soft;
         }
+        let beside_kvm = is_computer && machine.accel == Accel::Soft && kvm_is_good();
         let from = runner.dir().join(RESUME);
         let resume = from.exists();
         // One that cannot be read is the process's to tell.
@@ -480,6 +479,7 @@ impl Vms {
             program: programs::told(&record, runner.dir(), &self.places),
             resume,
             is_copy,
+            beside_kvm,
         };
         let start = || {
             let group = self.control_groups.of(&record.id, record.machine.cpu_weight)?;

@@ -64,6 +64,7 @@ fn main() -> ExitCode {
             shares: Vec::new(),
             console_ports: Vec::new(),
             translated: None,
+            beside_kvm: false,
         },
     ) {
         Ok(machine) => Arc::new(machine),

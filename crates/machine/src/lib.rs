@@ -22,6 +22,7 @@ mod core;
 mod drives;
 mod files;
 mod hot_plug;
+mod identity;
 mod machine;
 mod parts;
 mod saving;

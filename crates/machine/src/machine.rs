@@ -6,6 +6,7 @@ use crate::core::{CpuSlot, KvmWires, Phase, SoftWires, Wires, World, lock};
 use crate::drives::{Drives, HandedFiles};
 use crate::files;
 use crate::hot_plug::Place;
+use crate::identity::{self, Identity};
 use crate::layout::{self, ACPI_TABLES, MIB};
 use crate::parts::{ConsoleSink, Doorbells, Work};
 use crate::saving;
@@ -17,12 +18,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use viv_arch::processor::Processor;
 use viv_arch::saved::MachineSaved;
 use viv_arch::x86::{Activity, CpuState};
 use viv_block::{DiskCounts, Shortage};
 use viv_cpu::CpuError;
 use viv_cpu::kvm::{CpuLevel, KvmPlaces, KvmVm, KvmWorth, probe_kvm};
 use viv_cpu::soft::{self, KeptCode, PerfMap, ShownStats, SoftCpu, SoftStats};
+use viv_cpu::timebase::Timebase;
 use viv_devices::virtio::GuestMemoryStats;
 use viv_mem::{Gpa, GuestMemory, MemError, SavedMemory};
 use viv_model::{
@@ -52,6 +55,9 @@ pub struct MachineIo {
     pub console_ports: Vec<(String, UnixListener)>,
     /// What [`Machine::translated`] gave where a saved machine goes on from, in a file of its own.
     pub translated: Option<KeptCode>,
+    /// This host's KVM is good: a machine that boots on the software CPU is shown what it would be shown on KVM, as far as both have
+    /// it, so that it can go on there.
+    pub beside_kvm: bool,
 }
 
 /// How often a device that shall go is looked for.
@@ -77,7 +83,7 @@ pub struct MachineStats {
 }
 
 /// What a machine begins with.
-enum Origin<'a> {
+pub(crate) enum Origin<'a> {
     /// Its kernel.
     Boot { kernel: Vec<u8>, initrd: Option<Vec<u8>> },
     /// What was saved.
@@ -97,6 +103,7 @@ pub struct Machine {
     pub(crate) world: Arc<World>,
     accel: Accel,
     pub(crate) kvm: Option<Arc<KvmVm>>,
+    pub(crate) identity: Identity,
     bells: Option<Arc<Doorbells>>,
     shown: Vec<Arc<ShownStats>>,
     /// kvmclock's value at the last pause.
@@ -131,7 +138,7 @@ fn io_fault(what: &str, error: &std::io::Error) -> Fault {
 }
 
 /// Which processor the machine gets.
-fn resolve(accel: Accel) -> Result<Accel, Fault> {
+pub(crate) fn resolve(accel: Accel) -> Result<Accel, Fault> {
     if accel == Accel::Soft {
         return Ok(Accel::Soft);
     }
@@ -200,10 +207,20 @@ impl Machine {
         origin: Origin<'_>,
     ) -> Result<Machine, Fault> {
         let drives = Drives::open(&spec.disks)?;
-        let accel = resolve(spec.accel)?;
+        let accel = match &origin {
+            Origin::Boot { .. } => resolve(spec.accel)?,
+            Origin::Saved(saved) => identity::accel_of(spec.accel, saved)?,
+        };
         let cpus: Arc<[CpuSlot]> = (0..spec.cpus).map(CpuSlot::new).collect();
-        let kvm =
-            (accel == Accel::Kvm).then(|| make_kvm(&memory, spec.cpus)).transpose().map_err(cpu_fault)?;
+        let known_as = match &origin {
+            Origin::Boot { .. } if accel == Accel::Soft && io.beside_kvm => identity::beside_kvm(),
+            Origin::Boot { .. } => None,
+            Origin::Saved(saved) => identity::known(saved),
+        };
+        let kvm = (accel == Accel::Kvm)
+            .then(|| make_kvm(&memory, spec.cpus, known_as.as_ref()))
+            .transpose()
+            .map_err(cpu_fault)?;
         let soft = kvm.is_none().then(|| Arc::new(SoftWires::new(cpus.clone())));
         let wires: Arc<dyn Wires> = match (&kvm, &soft) {
             (Some(kvm), _) => Arc::new(KvmWires(kvm.clone())),
@@ -233,19 +250,28 @@ impl Machine {
         };
         let Built { board, acpi, work, vsock, bells } =
             plan.build().map_err(|error| io_fault("build the machine's devices", &error))?;
+        let time = identity::timebase(known_as.as_ref(), &origin);
         let states = match &origin {
             Origin::Boot { kernel, initrd } => {
                 let first = load(spec, &memory, kernel, initrd.as_deref(), &acpi)?;
                 let others = || CpuState { activity: Activity::WaitForSipi, ..CpuState::default() };
                 std::iter::once(first).chain((1..spec.cpus).map(|_| others())).collect()
             }
-            Origin::Saved(saved) => saving::vcpus(&world, saved, kvm.is_none())?,
+            Origin::Saved(saved) => saving::vcpus(&world, saved, kvm.is_none().then_some(&time))?,
         };
         let mut maker = match &kvm {
             Some(kvm) => Maker::Kvm(kvm),
-            None => Maker::Soft(SoftMaker::new(&memory, spec, io.translated)?),
+            None => {
+                let processor = known_as.clone().unwrap_or_else(soft::processor);
+                Maker::Soft(SoftMaker::new(&memory, spec, processor, time, io.translated)?)
+            }
         };
         let engines = make_engines(&mut maker, &world, &states).map_err(cpu_fault)?;
+        let own = match engines.first() {
+            Some(Engine::Kvm(vcpu)) => vcpu.processor().map_err(cpu_fault)?,
+            _ => soft::processor(),
+        };
+        let identity = Identity { processor: known_as.unwrap_or(own), time };
         let shown = match maker {
             Maker::Kvm(_) => Vec::new(),
             Maker::Soft(soft) => soft.shown,
@@ -255,7 +281,7 @@ impl Machine {
         if let Origin::Saved(saved) = &origin {
             saving::load_board(&board, kvm.as_ref(), soft.as_ref(), saved)?;
             board.tell_generation();
-            kvm_clock = saved.kvm_clock_ns;
+            kvm_clock = kvm.is_some().then(|| saved.kvm_clock_ns.unwrap_or(saved.clock_ns));
         }
         let muxer = match (&io.vsock, waker) {
             (Some(path), Some(waker)) => Some(start_muxer(path, vsock, waker)?),
@@ -266,6 +292,7 @@ impl Machine {
             world,
             accel,
             kvm,
+            identity,
             bells,
             shown,
             kvm_clock: Mutex::new(kvm_clock),
@@ -590,9 +617,13 @@ fn damaged(what: &str) -> Fault {
     Fault::new(Kind::Error, what.to_string(), fix)
 }
 
-fn make_kvm(memory: &GuestMemory, cpus: u32) -> Result<Arc<KvmVm>, CpuError> {
+pub(crate) fn make_kvm(
+    memory: &GuestMemory,
+    cpus: u32,
+    known_as: Option<&Processor>,
+) -> Result<Arc<KvmVm>, CpuError> {
     let places = KvmPlaces { tss: Gpa(layout::KVM_TSS), identity_map: Gpa(layout::KVM_IDENTITY_MAP) };
-    KvmVm::new(memory, cpus, CpuLevel::V2, places).map(Arc::new)
+    Ok(Arc::new(KvmVm::new(memory, cpus, CpuLevel::V2, places)?.known_as(known_as)))
 }
 
 fn load(
@@ -658,6 +689,8 @@ impl SoftMaker {
     fn new(
         memory: &GuestMemory,
         spec: &MachineSpec,
+        processor: Processor,
+        time: Timebase,
         translated: Option<KeptCode>,
     ) -> Result<SoftMaker, Fault> {
         let map = spec.soft.perf_map.then(PerfMap::open).transpose().map_err(|error| {
@@ -667,7 +700,7 @@ impl SoftMaker {
                 "start the VM anew, or leave out soft.perf-map",
             )
         })?;
-        let shared = soft::Shared::new(memory, spec.cpus);
+        let shared = soft::Shared::showing(memory, spec.cpus, processor, time);
         let (map, translated) = (map.map(Arc::new), translated.map(Arc::new));
         Ok(SoftMaker { shared, spec: spec.soft, map, translated, shown: Vec::new() })
     }

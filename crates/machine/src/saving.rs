@@ -16,6 +16,7 @@ use viv_arch::x86::{CpuState, MsrValue, msr};
 use viv_block::{Disk, Preserved};
 use viv_cpu::CpuError;
 use viv_cpu::kvm::KvmVm;
+use viv_cpu::timebase::Timebase;
 use viv_devices::{Unfit, Unsaved};
 use viv_mem::FrozenMemory;
 use viv_model::{Fault, Kind};
@@ -131,10 +132,13 @@ impl Machine {
                 }
                 (None, None) => {}
             }
-            let cpus = self.world.cpus.iter().map(|slot| save_vcpu(slot, self.kvm.is_none(), clock_ns));
+            let time = self.kvm.is_none().then_some(&self.identity.time);
+            let cpus = self.world.cpus.iter().map(|slot| save_vcpu(slot, time, clock_ns));
+            let soft_clock = time.filter(|time| time.kvmclock_start != 0).map(|time| time.kvmclock(clock_ns));
             Ok(MachineSaved {
                 clock_ns,
-                kvm_clock_ns: self.paused_kvm_clock(),
+                kvm_clock_ns: self.paused_kvm_clock().or(soft_clock),
+                processor: Some(self.identity.processor.clone()),
                 cpus: cpus.collect::<Result<_, CpuError>>()?,
                 chips,
                 pci_address,
@@ -145,42 +149,64 @@ impl Machine {
     }
 }
 
-fn save_vcpu(slot: &CpuSlot, soft: bool, now: u64) -> Result<VcpuSaved, CpuError> {
+/// `soft`: the clocks of a software CPU, whose local APIC and time stamp counter are the board's to save.
+fn save_vcpu(slot: &CpuSlot, soft: Option<&Timebase>, now: u64) -> Result<VcpuSaved, CpuError> {
     let mut state = slot.stood()?;
-    if soft {
+    if let Some(time) = soft {
+        let adjust = value_of(&state, msr::TSC_ADJUST).unwrap_or(0);
+        let shown = |ns| time.tsc(ns).wrapping_add(adjust);
         slot.lapic(|lapic| {
             state.lapic = lapic.save_page(now);
-            let of_lapic = |index| lapic.read_msr(index, now).map(|value| MsrValue { index, value });
-            state.msrs.extend([msr::APIC_BASE, msr::TSC_DEADLINE].into_iter().filter_map(of_lapic));
+            let base = lapic.read_msr(msr::APIC_BASE, now).unwrap_or(0);
+            // It has its deadline in the guest's clock.
+            let deadline = match lapic.read_msr(msr::TSC_DEADLINE, now).unwrap_or(0) {
+                0 => 0,
+                ns => shown(ns),
+            };
+            let values = [(msr::APIC_BASE, base), (msr::TSC_DEADLINE, deadline), (msr::TSC, shown(now))];
+            state.msrs.extend(values.map(|(index, value)| MsrValue { index, value }));
         });
     }
     let extint = slot.extint.load(Ordering::Acquire);
     Ok(VcpuSaved { state, events: slot.saved_events(), extint })
 }
 
+fn value_of(state: &CpuState, index: u32) -> Option<u64> {
+    state.msrs.iter().find(|msr| msr.index == index).map(|msr| msr.value)
+}
+
 /// What of a vCPU the board keeps for the software CPU. Returns what is the vCPU's own.
-fn load_slot(slot: &CpuSlot, saved: &VcpuSaved, now: u64) -> CpuState {
+fn load_slot(slot: &CpuSlot, saved: &VcpuSaved, time: &Timebase, now: u64) -> CpuState {
     let mut state = saved.state.clone();
-    let value = |index| state.msrs.iter().find(|msr| msr.index == index).map_or(0, |msr| msr.value);
-    let (base, deadline) = (value(msr::APIC_BASE), value(msr::TSC_DEADLINE));
+    let value = |index| value_of(&state, index).unwrap_or(0);
+    let base = value(msr::APIC_BASE);
+    let deadline = match value(msr::TSC_DEADLINE) {
+        0 => 0,
+        tsc => time.ns_at(tsc.wrapping_sub(value(msr::TSC_ADJUST))).max(1),
+    };
     slot.lapic(|lapic| lapic.load_page(base, &state.lapic, deadline, now));
     slot.lapic_base.store(base & !0xfff, Ordering::Release);
     slot.extint.store(saved.extint, Ordering::Release);
     slot.load_events(&saved.events);
-    state.msrs.retain(|msr| ![msr::APIC_BASE, msr::TSC_DEADLINE].contains(&msr.index));
+    state.msrs.retain(|msr| ![msr::APIC_BASE, msr::TSC_DEADLINE, msr::TSC].contains(&msr.index));
     state
 }
 
 /// The vCPUs of a saved machine; their local APICs and events are loaded already.
-pub(crate) fn vcpus(world: &World, saved: &MachineSaved, soft: bool) -> Result<Vec<CpuState>, Fault> {
+/// `soft`: the clocks of the software CPU, if it goes on on that.
+pub(crate) fn vcpus(
+    world: &World,
+    saved: &MachineSaved,
+    soft: Option<&Timebase>,
+) -> Result<Vec<CpuState>, Fault> {
     if saved.cpus.len() != world.cpus.len() {
         let text = format!("it has {} processors, not {}", saved.cpus.len(), world.cpus.len());
         return Err(unfit(&Unfit::new(text)));
     }
     world.clock.set(saved.clock_ns);
     let each = |(slot, saved): (&CpuSlot, &VcpuSaved)| match soft {
-        true => load_slot(slot, saved, world.clock.now()),
-        false => saved.state.clone(),
+        Some(time) => load_slot(slot, saved, time, world.clock.now()),
+        None => saved.state.clone(),
     };
     Ok(world.cpus.iter().zip(&saved.cpus).map(each).collect())
 }
@@ -239,7 +265,7 @@ fn no_copy(error: &std::io::Error) -> Fault {
     }
 }
 
-fn unfit(error: &Unfit) -> Fault {
+pub(crate) fn unfit(error: &Unfit) -> Fault {
     Fault::new(
         Kind::Error,
         format!("the saved state does not fit the machine: {error}"),

@@ -8,10 +8,12 @@ use serde_json::Value;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use viv_arch::processor::Processor;
 use viv_arch::saved::MachineSaved;
+use viv_arch::x86::{MsrValue, msr};
 use viv_machine::KeepDisks;
-use viv_model::{End, Kind};
+use viv_model::{Accel, End, Kind};
 
 /// Leaves a word in memory, says so, echoes until 'q', and looks whether the word is still there.
 fn remembers() -> Vec<u8> {
@@ -84,6 +86,115 @@ fn an_armed_timer_fires_after_the_restore() {
     let second = first.restore(&saved, memory);
     second.machine.start().unwrap();
     assert_eq!(second.end(), End::PowerOff);
+}
+
+/// For each byte that comes, four letters of its processor's maker and the eight bytes of its time stamp counter; at 'q' the end.
+fn tells_its_processor() -> Vec<u8> {
+    #[rustfmt::skip]
+    let told: &[u8] = &[
+        // xor eax, eax; cpuid; mov esi, ebx; mov ecx, 4; mov dx, 0x3f8
+        0x31, 0xc0, 0x0f, 0xa2, 0x89, 0xde, 0xb9, 0x04, 0x00, 0x00, 0x00, 0x66, 0xba, 0xf8, 0x03,
+        // a: mov eax, esi; out dx, al; shr esi, 8; dec ecx; jnz a
+        0x89, 0xf0, 0xee, 0xc1, 0xee, 0x08, 0xff, 0xc9, 0x75, 0xf6,
+        // rdtsc; shl rdx, 32; or rax, rdx; mov rsi, rax; mov ecx, 8; mov dx, 0x3f8
+        0x0f, 0x31, 0x48, 0xc1, 0xe2, 0x20, 0x48, 0x09, 0xd0, 0x48, 0x89, 0xc6,
+        0xb9, 0x08, 0x00, 0x00, 0x00, 0x66, 0xba, 0xf8, 0x03,
+        // b: mov rax, rsi; out dx, al; shr rsi, 8; dec ecx; jnz b
+        0x48, 0x89, 0xf0, 0xee, 0x48, 0xc1, 0xee, 0x08, 0xff, 0xc9, 0x75, 0xf4,
+    ];
+    // l: mov dx, 0x3fd; in al, dx; test al, 1; jz l; mov dx, 0x3f8; in al, dx; cmp al, 'q'; je done
+    let mut wait =
+        vec![0x66, 0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01, 0x74, 0xf7, 0x66, 0xba, 0xf8, 0x03, 0xec, 0x3c, b'q'];
+    wait.extend([0x74, told.len() as u8 + 2]);
+    // jmp l
+    let back = [0xeb, 0u8.wrapping_sub((wait.len() + told.len() + 2) as u8)];
+    [SERIAL_SETUP, &print("ready."), &wait, told, &back, POWER_OFF].concat()
+}
+
+/// What a guest of [`tells_its_processor`] says behind so many bytes, and when it was asked.
+fn told(life: &Life, from: usize) -> (String, u64, Instant) {
+    let asked = Instant::now();
+    life.machine.console_input(b"t");
+    let bytes = life.bytes(from, 12);
+    let tsc = u64::from_le_bytes(bytes[4..].try_into().unwrap());
+    (String::from_utf8_lossy(&bytes[..4]).to_string(), tsc, asked)
+}
+
+/// In the lab, the first machine is on KVM, and it is its own processor that goes on.
+#[test]
+fn a_guest_of_another_processor_finds_it_again_on_the_software_cpu() {
+    const TSC: u64 = 5_000_000_000_000;
+    const KVM_CLOCK: u64 = 77_000_000_000;
+    /// Where kvmclock's record is.
+    const RECORD: u64 = 0x20_0100;
+    let first = Life::start(&tells_its_processor());
+    first.expect("ready.");
+    first.machine.pause().unwrap();
+    let (mut saved, memory) = first.save();
+    first.machine.kill();
+    let khz = match accel() {
+        Accel::Kvm => saved.processor.as_ref().unwrap().tsc_khz,
+        _ => 3_000_000,
+    };
+    let known = Processor {
+        tsc_khz: khz,
+        vendor: "GenuineIntel".to_string(),
+        signature: 0x806f8,
+        name: "another one".to_string(),
+        ..saved.processor.unwrap()
+    };
+    (saved.processor, saved.kvm_clock_ns) = (Some(known.clone()), Some(KVM_CLOCK));
+    let msrs = &mut saved.cpus[0].state.msrs;
+    let ours = [(msr::TSC, TSC), (msr::TSC_ADJUST, 7), (msr::KVM_SYSTEM_TIME, RECORD | 1)];
+    msrs.retain(|msr| ours.iter().all(|(index, _)| *index != msr.index));
+    msrs.extend(ours.map(|(index, value)| MsrValue { index, value }));
+    let second = first.restore_soft(&saved, memory);
+    second.machine.start().unwrap();
+    let (vendor, begin, asked) = told(&second, 0);
+    assert_eq!(vendor, "Genu");
+    assert!((TSC..TSC + 20 * u64::from(khz) * 1000).contains(&begin), "{begin} goes on from {TSC}");
+    std::thread::sleep(Duration::from_millis(500));
+    let (_, end, last) = told(&second, 12);
+    let wanted = (last - asked).as_micros() as f64 * f64::from(khz) / 1000.0;
+    let ratio = (end - begin) as f64 / wanted;
+    assert!((0.7..1.4).contains(&ratio), "the counter goes {ratio} times as fast as the guest knows it");
+    second.machine.pause().unwrap();
+    let (again, memory) = second.save();
+    assert_eq!(again.processor, Some(known));
+    let value = |index| again.cpus[0].state.msrs.iter().find(|msr| msr.index == index).unwrap().value;
+    assert!(value(msr::TSC) >= end && value(msr::TSC_ADJUST) == 7);
+    let passed = again.clock_ns - saved.clock_ns;
+    assert_eq!(again.kvm_clock_ns, Some(KVM_CLOCK + passed));
+    let mut record = [0; 32];
+    memory.read_exact_at(&mut record, RECORD).unwrap();
+    let word = |at: usize| u64::from_le_bytes(record[at..at + 8].try_into().unwrap());
+    assert!((KVM_CLOCK..=KVM_CLOCK + passed).contains(&word(16)), "kvmclock's own time, {}", word(16));
+    let (ticks, multiplier) = (value(msr::TSC) - word(8), word(24) & 0xffff_ffff);
+    let shift = record[28] as i8;
+    let shifted = if shift < 0 { ticks >> -shift } else { ticks << shift };
+    let shown = word(16) + (u128::from(shifted) * u128::from(multiplier) >> 32) as u64;
+    assert!(shown.abs_diff(KVM_CLOCK + passed) < 1000, "{shown} for {}", KVM_CLOCK + passed);
+    let third = second.restore_soft(&again, memory);
+    third.machine.start().unwrap();
+    assert!(told(&third, 0).1 >= end, "and so on");
+}
+
+#[test]
+fn a_processor_that_there_cannot_be_is_refused() {
+    let first = Life::start(&remembers());
+    first.expect("ready.");
+    first.machine.pause().unwrap();
+    let (saved, memory) = first.save();
+    for (change, word) in [
+        (Box::new(|of: &mut Processor| of.tsc_khz = 0) as Box<dyn Fn(&mut Processor)>, "0 kHz"),
+        (Box::new(|of| of.vendor = "nobody".to_string()), "nobody"),
+        (Box::new(|of| of.lacks.push("wings".to_string())), "wings"),
+    ] {
+        let mut broken = saved.clone();
+        change(broken.processor.as_mut().unwrap());
+        let refused = first.try_restore(&broken, memory.try_clone().unwrap()).map(drop).unwrap_err();
+        assert!(refused.message.contains(word), "{refused}");
+    }
 }
 
 #[test]

@@ -173,8 +173,15 @@ pub(crate) fn machine(
     let output = Box::new(move |bytes: &[u8]| console.write(bytes));
     let Parts { shares, ports, console_ports } = parts;
     let translated = spec.resume.then(snapshot::translated).flatten();
-    let io =
-        MachineIo { console: output, ports, vsock: Some(VSOCK.into()), shares, console_ports, translated };
+    let io = MachineIo {
+        console: output,
+        ports,
+        vsock: Some(VSOCK.into()),
+        shares,
+        console_ports,
+        translated,
+        beside_kvm: spec.beside_kvm,
+    };
     let machine = match spec.resume {
         true => snapshot::resume(&spec.machine, io)?,
         false => Machine::build(&spec.machine, io)?,

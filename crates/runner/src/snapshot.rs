@@ -10,7 +10,7 @@ use viv_api::runner::{MEMORY_BOARD, MEMORY_WANTED, RESUME, SnapshotAsk, TRANSLAT
 use viv_machine::{
     Arrival, Check, Frozen, KeepDisks, KeptCode, Machine, MachineIo, MachineSaved, Preserved, SavedMemory,
 };
-use viv_model::{Accel, Content, DiskContent, DiskSpec, Fault, Kind, MachineSpec, Manifest, SavedParts};
+use viv_model::{Content, DiskContent, DiskSpec, Fault, Kind, MachineSpec, Manifest, SavedParts};
 use viv_snapshot::{
     Base, MEMORY, Ranges, ReadChunk, Since, SnapshotError, open_memory, read_manifest, read_section,
     write_content, write_section,
@@ -161,17 +161,6 @@ impl Moment for Frozen {
 pub(crate) fn resume(spec: &MachineSpec, io: MachineIo) -> Result<Machine, Fault> {
     let dir = Path::new(RESUME);
     let manifest = read_manifest(dir)?;
-    if spec.accel != Accel::Auto && spec.accel != manifest.machine.accel {
-        let why = match manifest.machine.accel {
-            Accel::Soft => "its time stamp counter counts nanoseconds, which KVM shows only with TSC scaling",
-            _ => "its time stamp counter is the host's, and the software CPU's counts nanoseconds",
-        };
-        let text = format!(
-            "the snapshot was made on {} and cannot go on on {}: {why}",
-            manifest.machine.accel, spec.accel
-        );
-        return Err(Fault::new(Kind::Conflict, text, "restore it on the same kind of processor (viv info)"));
-    }
     let state = read_section(dir, &manifest, SECTION.0, SECTION.1)?;
     let saved: MachineSaved = serde_json::from_slice(&state).map_err(|error| {
         let text = format!("the state of the snapshot is not understood: {error}");
@@ -184,8 +173,7 @@ pub(crate) fn resume(spec: &MachineSpec, io: MachineIo) -> Result<Machine, Fault
         // What never comes is not waited for again.
         gone()?;
     }
-    let spec = MachineSpec { accel: manifest.machine.accel, ..spec.clone() };
-    let machine = Machine::restore(&spec, io, &saved, memory)?;
+    let machine = Machine::restore(spec, io, &saved, memory)?;
     machine.follow_disks(&manifest.id);
     if !arrives {
         gone()?;

@@ -241,6 +241,7 @@ impl Stage {
             health: None,
             program: None,
             resume: false,
+            beside_kvm: false,
             is_copy: false,
         };
         change(&mut spec);

@@ -141,6 +141,7 @@ impl Trial {
             health: None,
             program: None,
             resume: from.is_some(),
+            beside_kvm: false,
             is_copy: false,
         };
         let (gate, console) = (Arc::new(Gate::default()), Arc::new(Console::new()));

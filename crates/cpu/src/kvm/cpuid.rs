@@ -3,7 +3,7 @@ use super::os;
 use crate::CpuError;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
-use viv_arch::level;
+use viv_arch::level::{self, Need};
 
 /// A CPU model: the levels of the x86-64 psABI, or whatever the host is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,7 +50,8 @@ pub(super) fn for_vcpu(
         place(entry, index, cpus, deadline);
     }
     if level == CpuLevel::V2
-        && let Some(feature) = level::V2.iter().find(|feature| feature.needed && !has(&entries, feature))
+        && let Some(feature) =
+            level::V2.iter().find(|feature| feature.need == Need::Must && !has(&entries, feature))
     {
         return Err(CpuError::Level { what: feature.name });
     }
@@ -76,6 +77,15 @@ pub(super) fn has(entries: &[kvm_cpuid_entry2], feature: &level::Feature) -> boo
     entries.iter().any(|entry| {
         let word = [entry.eax, entry.ebx, entry.ecx, entry.edx].get(feature.register).copied().unwrap_or(0);
         (entry.function, entry.index) == (feature.leaf, subleaf) && word & 1 << feature.bit != 0
+    })
+}
+
+/// Whether a guest may switch IBRS on: leaf 7 EDX (SDM) or leaf 0x8000_0008 EBX (APM).
+pub(super) fn has_ibrs(entries: &[kvm_cpuid_entry2]) -> bool {
+    entries.iter().any(|entry| match (entry.function, entry.index) {
+        (7, 0) => entry.edx & 1 << 26 != 0,
+        (0x8000_0008, _) => entry.ebx & 1 << 14 != 0,
+        _ => false,
     })
 }
 
@@ -166,7 +176,7 @@ mod tests {
     fn a_needed_feature_is_found_or_missed_by_name() {
         let entries = [kvm_cpuid_entry2 { function: 1, ecx: 1 << 20, ..Default::default() }];
         let missed: Vec<_> =
-            level::V2.iter().filter(|f| f.needed && !has(&entries, f)).map(|f| f.name).collect();
+            level::V2.iter().filter(|f| f.need == Need::Must && !has(&entries, f)).map(|f| f.name).collect();
         assert!(missed.contains(&"SSE4.1") && !missed.contains(&"SSE4.2"), "{missed:?}");
     }
 

@@ -10,6 +10,7 @@
 
 mod chips;
 mod cpuid;
+mod identity;
 mod kick;
 mod probe;
 mod state;
@@ -17,6 +18,7 @@ mod vcpu;
 mod xsave;
 
 pub use cpuid::CpuLevel;
+pub use identity::shown_here;
 pub use probe::{KvmReport, KvmWorth, probe_kvm};
 pub use vcpu::KvmVcpu;
 
@@ -30,6 +32,7 @@ use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VmFd};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
+use viv_arch::processor::Processor;
 use viv_mem::{Gpa, GuestMemory};
 
 /// Where KVM may put what it needs for itself: four pages that the machine's map reserves.
@@ -54,6 +57,8 @@ pub struct KvmVm {
     memory: GuestMemory,
     cpus: u32,
     level: CpuLevel,
+    /// What its guest knows its processor as, if that was another one before.
+    known_as: Option<Processor>,
     /// MSRs that this kernel saves and loads.
     msrs: Vec<u32>,
 }
@@ -92,13 +97,23 @@ impl KvmVm {
         fd.create_pit2(pit).map_err(os("make KVM's timer"))?;
         route_lines(&fd)?;
         let msrs = kvm.get_msr_index_list().map_err(os("list KVM's MSRs"))?.as_slice().to_vec();
-        Ok(KvmVm { kvm, fd: Arc::new(fd), memory: memory.clone(), cpus, level, msrs })
+        Ok(KvmVm { kvm, fd: Arc::new(fd), memory: memory.clone(), cpus, level, known_as: None, msrs })
+    }
+
+    /// Its guest goes on from elsewhere, where its processor was `processor`: that is what its vCPUs look like, as far as this host can.
+    pub fn known_as(mut self, processor: Option<&Processor>) -> KvmVm {
+        self.known_as = processor.cloned();
+        self
     }
 
     /// Makes vCPU `index`: 0 in reset state, others waiting for a start-up IPI.
     pub fn vcpu(&self, index: u32) -> Result<KvmVcpu, CpuError> {
         let fd = self.fd.create_vcpu(u64::from(index)).map_err(os("make a vCPU"))?;
-        let cpuid = cpuid::for_vcpu(&self.kvm, index, self.cpus, self.level, xsave::works(&self.kvm))?;
+        let mut cpuid = cpuid::for_vcpu(&self.kvm, index, self.cpus, self.level, xsave::works(&self.kvm))?;
+        if let Some(processor) = &self.known_as {
+            identity::set_tsc_rate(&self.kvm, &fd, processor)?;
+            identity::rename(&mut cpuid, processor);
+        }
         fd.set_cpuid2(&cpuid).map_err(os("give a vCPU its CPUID"))?;
         KvmVcpu::new(fd, self.fd.clone(), self.memory.clone(), &self.msrs, cpuid)
     }

@@ -1,12 +1,14 @@
 //! A vCPU of KVM behind the [`Vcpu`] seam.
 use super::kick::KvmKick;
-use super::{os, state};
+use super::{identity, os, state};
 use crate::{CpuBus, CpuError, Exit, Kick, Vcpu};
 use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
+use std::borrow::Cow;
 use std::sync::Arc;
 use viv_arch::level;
-use viv_arch::x86::{CpuState, msr};
+use viv_arch::processor::Processor;
+use viv_arch::x86::{CpuState, MsrValue, efer, msr};
 use viv_mem::{Gpa, GuestMemory};
 
 /// One vCPU in the kernel.
@@ -92,7 +94,53 @@ impl KvmVcpu {
 
     /// Whether this vCPU's CPUID offers a feature of the level.
     pub fn offers(&self, name: &str) -> bool {
-        level::V2.iter().any(|f| f.name == name && super::cpuid::has(self.cpuid.as_slice(), f))
+        level::V2.iter().any(|f| f.name == name && self.has(f))
+    }
+
+    /// What the guest knows its processor as.
+    pub fn processor(&self) -> Result<Processor, CpuError> {
+        identity::of(&self.fd, self.cpuid.as_slice())
+    }
+
+    fn has(&self, feature: &level::Feature) -> bool {
+        super::cpuid::has(self.cpuid.as_slice(), feature)
+    }
+
+    /// Whether it has all that a guest counts on which knew its processor as `known` and whose vCPUs are in these states.
+    pub fn fits<'a>(
+        &self,
+        known: &Processor,
+        states: impl Iterator<Item = &'a CpuState> + Clone,
+    ) -> Result<(), CpuError> {
+        let cr4 = states.clone().fold(0, |all, state| all | state.cr4);
+        if let Some(name) = known.missing_in(|feature| self.has(feature), cr4) {
+            return Err(CpuError::Missing { what: name.to_string() });
+        }
+        states.map(|state| self.takeable(state).map(drop)).collect()
+    }
+
+    /// The state as this processor can take it, if it has the modes that are in use.
+    fn takeable<'a>(&self, state: &'a CpuState) -> Result<Cow<'a, CpuState>, CpuError> {
+        /// SPEC_CTRL bit 0 (SDM vol. 4 table 2-2).
+        const IBRS: u64 = 1;
+        let missing = |what: &str| Err(CpuError::Missing { what: what.to_string() });
+        if let Some(name) = level::lacking(state.cr4, |feature| self.has(feature)) {
+            return missing(name);
+        }
+        if state.efer & efer::AUTO_IBRS == 0 || self.has(&level::AUTO_IBRS) {
+            return Ok(Cow::Borrowed(state));
+        }
+        // Its kernel leaves it to automatic IBRS to keep its branches apart: IBRS all the time is not less.
+        if !self.msrs.contains(&msr::SPEC_CTRL) || !super::cpuid::has_ibrs(self.cpuid.as_slice()) {
+            return missing("AutoIBRS or IBRS");
+        }
+        let mut state = state.clone();
+        state.efer &= !efer::AUTO_IBRS;
+        match state.msrs.iter_mut().find(|entry| entry.index == msr::SPEC_CTRL) {
+            Some(entry) => entry.value |= IBRS,
+            None => state.msrs.push(MsrValue { index: msr::SPEC_CTRL, value: IBRS }),
+        }
+        Ok(Cow::Owned(state))
     }
 
     /// Tells a guest with kvmclock that it was paused, so that its watchdogs stay quiet.
@@ -212,11 +260,7 @@ impl Vcpu for KvmVcpu {
     }
 
     fn load(&mut self, state: &CpuState) -> Result<(), CpuError> {
-        let has = |feature: &level::Feature| super::cpuid::has(self.cpuid.as_slice(), feature);
-        if let Some(name) = level::lacking(state.cr4, has) {
-            return Err(CpuError::Missing { what: name.to_string() });
-        }
-        state::load(&self.fd, state, &self.msrs)
+        state::load(&self.fd, &*self.takeable(state)?, &self.msrs)
     }
 
     fn kicker(&self) -> Arc<dyn Kick> {

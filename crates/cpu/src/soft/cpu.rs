@@ -66,6 +66,8 @@ pub(crate) struct Msrs {
     pub(crate) has_spec_ctrl: bool,
     pub(crate) kvm_wall_clock: u64,
     pub(crate) kvm_system_time: u64,
+    /// kvmclock's record is to be written anew: it was another processor's.
+    pub(crate) renew_system_time: bool,
     pub(crate) hwcr: u64,
     pub(crate) mcg_status: u64,
 }
@@ -346,6 +348,6 @@ impl Cpu {
 
     /// The guest's time-stamp counter.
     pub(crate) fn tsc(&self) -> u64 {
-        self.bus().now_ns().wrapping_add(self.msrs.tsc_offset)
+        self.shared.shown.time.tsc(self.bus().now_ns()).wrapping_add(self.msrs.tsc_offset)
     }
 }

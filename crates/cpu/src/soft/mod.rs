@@ -42,6 +42,7 @@ mod walk;
 
 pub use check::Checked;
 pub use cpu::Exception;
+pub use cpuid::{has, processor};
 pub use decode::supports;
 pub use perf::PerfMap;
 pub use run::SoftCpu;
@@ -50,9 +51,11 @@ pub use stats::{Events, ShownStats, SoftStats, Translated};
 pub use translate::trial;
 pub use translate::{KeptCode, TranslatorStats};
 
+use crate::timebase::Timebase;
 use crate::{CpuBus, CpuEvent};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use viv_arch::processor::Processor;
 use viv_mem::{Gpa, GuestMemory};
 
 /// What the vCPUs of one machine have in common.
@@ -61,20 +64,45 @@ pub struct Shared {
     attention: Vec<std::sync::Arc<Attention>>,
     /// Held by locked accesses that no host atomic covers.
     split_lock: Mutex<()>,
+    shown: Shown,
+}
+
+/// What the guest sees of its processor, which may have been another one before.
+struct Shown {
+    processor: Processor,
+    /// What of the level it must not see.
+    hidden: Vec<(u32, usize, u32)>,
+    time: Timebase,
 }
 
 impl Shared {
     /// For `cpus` vCPUs on `memory`.
     pub fn new(memory: &GuestMemory, cpus: u32) -> std::sync::Arc<Shared> {
+        Shared::showing(memory, cpus, processor(), Timebase::default())
+    }
+
+    /// Likewise, of a machine whose guest knows its processor as `processor` and its clocks as `time`.
+    pub fn showing(
+        memory: &GuestMemory,
+        cpus: u32,
+        processor: Processor,
+        time: Timebase,
+    ) -> std::sync::Arc<Shared> {
         let attention: Vec<std::sync::Arc<Attention>> =
             (0..cpus.max(1)).map(|_| std::sync::Arc::default()).collect();
         let all = attention.clone();
         memory.code().watch(move || all.iter().for_each(|slot| slot.set(Attention::CODE)));
-        std::sync::Arc::new(Shared { memory: memory.clone(), attention, split_lock: Mutex::new(()) })
+        let shown = Shown { hidden: processor.hidden(), processor, time };
+        std::sync::Arc::new(Shared { memory: memory.clone(), attention, split_lock: Mutex::new(()), shown })
     }
 
     fn cpus(&self) -> u32 {
         self.attention.len() as u32
+    }
+
+    /// Whether the guest knows its processor as one of Intel's.
+    fn is_intel(&self) -> bool {
+        self.shown.processor.vendor == "GenuineIntel"
     }
 
     fn attention(&self, index: u32) -> &std::sync::Arc<Attention> {

@@ -15,10 +15,17 @@ const MTRR_FIXED: [u32; 11] = [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 
 const HWCR: u32 = 0xc001_0015;
 /// The TSC counts at the P0 frequency.
 pub(crate) const HWCR_TSC_FREQ_SEL: u64 = 1 << 24;
+/// What a guest may use whose processor was another one: IBPB, the L1D flush, what needs no workaround, and AMD's SSBD for guests (SDM vol. 4
+/// table 2-2, APM vol. 2 §3.2.9). There is nothing to be done here.
 const PRED_CMD: u32 = 0x49;
+const ARCH_CAPABILITIES: u32 = 0x10a;
+const FLUSH_CMD: u32 = 0x10b;
+const VIRT_SPEC_CTRL: u32 = 0xc001_011f;
 const PATCH_LEVEL: u32 = 0x8b;
 const SYSCFG: u32 = 0xc001_0010;
 const VM_CR: u32 = 0xc001_0114;
+/// Interrupts that wait (family 0xf's BKDG): nothing does.
+const INT_PENDING: u32 = 0xc001_0055;
 /// Northbridge configuration: where Linux enables extended configuration cycles.
 const NB_CFG: u32 = 0xc001_001f;
 const DE_CFG: u32 = 0xc001_1029;
@@ -103,10 +110,16 @@ impl Cpu {
             msr::TSC => self.tsc(),
             msr::TSC_ADJUST => m.tsc_offset,
             msr::APIC_BASE | msr::TSC_DEADLINE | msr::X2APIC_FIRST..=msr::X2APIC_LAST => {
-                return match self.bus().msr_read(index) {
-                    Some(value) => Ok(value),
-                    None => self.gp(0),
+                let value = match self.bus().msr_read(index) {
+                    Some(value) => value,
+                    None => return self.gp(0),
                 };
+                // The local APIC has a deadline in the guest's clock.
+                if index == msr::TSC_DEADLINE && value != 0 {
+                    self.shared.shown.time.tsc(value).wrapping_add(m.tsc_offset)
+                } else {
+                    value
+                }
             }
             msr::SYSENTER_CS => m.sysenter_cs,
             msr::SYSENTER_ESP => m.sysenter_esp,
@@ -123,6 +136,7 @@ impl Cpu {
             msr::PAT => m.pat,
             msr::MISC_ENABLE => m.misc_enable,
             msr::SPEC_CTRL if m.has_spec_ctrl => m.spec_ctrl,
+            ARCH_CAPABILITIES | VIRT_SPEC_CTRL if m.has_spec_ctrl => 0,
             msr::MTRR_CAP => 0x508,
             msr::MTRR_DEF_TYPE => m.mtrr_def_type,
             MTRR_VARIABLE_FIRST..=MTRR_VARIABLE_LAST => {
@@ -137,7 +151,7 @@ impl Cpu {
             PATCH_LEVEL => 0x0100_0065,
             // LFENCE serializes.
             DE_CFG => 2,
-            SYSCFG | VM_CR | NB_CFG | PERF_FIRST..=PERF_LAST => 0,
+            SYSCFG | VM_CR | INT_PENDING | NB_CFG | PERF_FIRST..=PERF_LAST => 0,
             _ => match MTRR_FIXED.iter().position(|fixed| *fixed == index) {
                 Some(n) => m.mtrr_fixed[n],
                 None => return self.gp(0),
@@ -162,15 +176,15 @@ impl Cpu {
         }
         match index {
             msr::TSC => {
-                let now = self.bus().now_ns();
+                let now = self.shared.shown.time.tsc(self.bus().now_ns());
                 self.msrs.tsc_offset = value.wrapping_sub(now);
             }
             msr::TSC_ADJUST => self.msrs.tsc_offset = value,
             msr::APIC_BASE | msr::TSC_DEADLINE | msr::X2APIC_FIRST..=msr::X2APIC_LAST => {
                 if index == msr::TSC_DEADLINE && value != 0 {
-                    // The local APIC counts the clock without this vCPU's offset.
-                    let value = value.wrapping_sub(self.msrs.tsc_offset).max(1);
-                    return self.bus_msr_write(index, value);
+                    // The local APIC counts the guest's clock.
+                    let value = value.wrapping_sub(self.msrs.tsc_offset);
+                    return self.bus_msr_write(index, self.shared.shown.time.ns_at(value).max(1));
                 }
                 return self.bus_msr_write(index, value);
             }
@@ -195,7 +209,7 @@ impl Cpu {
             msr::MISC_ENABLE => self.msrs.misc_enable = value,
             msr::SPEC_CTRL if self.msrs.has_spec_ctrl => self.msrs.spec_ctrl = value & 7,
             // Nothing is predicted here.
-            PRED_CMD if self.msrs.has_spec_ctrl => {}
+            PRED_CMD | FLUSH_CMD | VIRT_SPEC_CTRL if self.msrs.has_spec_ctrl => {}
             msr::MTRR_DEF_TYPE => self.msrs.mtrr_def_type = value & 0xcff,
             MTRR_VARIABLE_FIRST..=MTRR_VARIABLE_LAST => {
                 self.msrs.mtrr_variable[(index - MTRR_VARIABLE_FIRST) as usize] = value;
@@ -210,7 +224,7 @@ impl Cpu {
                 self.write_system_time();
             }
             HWCR => self.msrs.hwcr = value,
-            PATCH_LEVEL | SYSCFG | VM_CR | NB_CFG | DE_CFG | PERF_FIRST..=PERF_LAST => {}
+            PATCH_LEVEL | SYSCFG | VM_CR | INT_PENDING | NB_CFG | DE_CFG | PERF_FIRST..=PERF_LAST => {}
             _ => match MTRR_FIXED.iter().position(|fixed| *fixed == index) {
                 Some(n) => self.msrs.mtrr_fixed[n] = value,
                 None => return self.gp(0),
@@ -228,7 +242,8 @@ impl Cpu {
     /// `struct pvclock_wall_clock` (Linux Documentation/virt/kvm/x86/msr.rst): the wall clock when the guest's
     /// clock was zero.
     fn write_wall_clock(&mut self, gpa: u64) {
-        let boot = self.bus().wall_ns().saturating_sub(self.bus().now_ns());
+        let clock = self.shared.shown.time.kvmclock(self.bus().now_ns());
+        let boot = self.bus().wall_ns().saturating_sub(clock);
         let mut data = [0; 12];
         data[0..4].copy_from_slice(&2u32.to_le_bytes());
         data[4..8].copy_from_slice(&((boot / 1_000_000_000) as u32).to_le_bytes());
@@ -237,20 +252,26 @@ impl Cpu {
         let _ = self.shared.memory.write(Gpa(gpa & !3), &data);
     }
 
-    /// `struct pvclock_vcpu_time_info`: our TSC counts nanoseconds, so one record is right for ever.
+    /// `struct pvclock_vcpu_time_info`: the guest's clock and our TSC go at one pace, so one record is right for ever.
     pub(crate) fn write_system_time(&mut self) {
         let gpa = self.msrs.kvm_system_time;
         if gpa & 1 == 0 {
             return;
         }
-        let (tsc, now) = (self.tsc(), self.bus().now_ns());
+        let now = self.bus().now_ns();
+        let time = self.shared.shown.time;
+        let tsc = time.tsc(now).wrapping_add(self.msrs.tsc_offset);
+        let (multiplier, shift) = time.to_nanoseconds();
+        // Another even number than before: who is reading the old record notices, and begins again.
+        let mut version = [0; 4];
+        let _ = self.shared.memory.read(Gpa(gpa & !1), &mut version);
+        let version = (u32::from_le_bytes(version) & !1).wrapping_add(2);
         let mut data = [0; 32];
-        data[0..4].copy_from_slice(&2u32.to_le_bytes());
+        data[0..4].copy_from_slice(&version.to_le_bytes());
         data[8..16].copy_from_slice(&tsc.to_le_bytes());
-        data[16..24].copy_from_slice(&now.to_le_bytes());
-        // Multiplier 0.5 in 32-bit fixed point, after a shift left by one.
-        data[24..28].copy_from_slice(&0x8000_0000u32.to_le_bytes());
-        data[28] = 1;
+        data[16..24].copy_from_slice(&time.kvmclock(now).to_le_bytes());
+        data[24..28].copy_from_slice(&multiplier.to_le_bytes());
+        data[28] = shift as u8;
         // PVCLOCK_TSC_STABLE_BIT.
         data[29] = 1;
         let _ = self.shared.memory.write(Gpa(gpa & !1), &data);

@@ -171,6 +171,9 @@ impl SoftCpu {
             Some(unsafe { std::mem::transmute::<NonNull<dyn CpuBus + '_>, NonNull<dyn CpuBus>>(bus) });
         self.cpu.shared.attention(self.cpu.index).running.store(true, Ordering::SeqCst);
         self.cpu.answer_flush();
+        if std::mem::take(&mut self.cpu.msrs.renew_system_time) {
+            self.cpu.write_system_time();
+        }
     }
 
     fn leave(&mut self) {

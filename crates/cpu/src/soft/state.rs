@@ -5,6 +5,7 @@ use super::cpu::{Cpu, RIP};
 use super::flags;
 use super::msr;
 use crate::CpuError;
+use crate::timebase::Timebase;
 use viv_arch::x86::{CpuState, MsrValue, PendingEvent, efer, rflags, vector};
 
 /// Whether the pending event is a debug exception that comes after the next instruction only.
@@ -92,6 +93,7 @@ pub(crate) fn load(cpu: &mut Cpu, state: &CpuState) -> Result<(), CpuError> {
     for msr in &state.msrs {
         cpu.set_kept_msr(msr.index, msr.value);
     }
+    cpu.msrs.renew_system_time = cpu.shared.shown.time != Timebase::default();
     cpu.activity = state.activity;
     cpu.shadow = state.interrupt_shadow;
     cpu.stack_shadow = state.stack_shadow;

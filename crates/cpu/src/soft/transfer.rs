@@ -1197,14 +1197,14 @@ pub(crate) fn sysret(cpu: &mut Cpu, op: &Op) -> R<()> {
     cpu.sysret(op.src.into())
 }
 pub(crate) fn sysenter(cpu: &mut Cpu, _: &Op) -> R<()> {
-    // AMD processors refuse it in long mode, and CPUID says that we are one.
-    if cpu.long_mode() {
+    // AMD's processors refuse it in long mode; a guest that was on one of Intel's before knows it there.
+    if cpu.long_mode() && !cpu.shared.is_intel() {
         return cpu.ud();
     }
     cpu.sysenter()
 }
 pub(crate) fn sysexit(cpu: &mut Cpu, op: &Op) -> R<()> {
-    if cpu.long_mode() {
+    if cpu.long_mode() && !cpu.shared.is_intel() {
         return cpu.ud();
     }
     cpu.sysexit(op.src.into())

@@ -12,13 +12,14 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
+use viv_api::info::KvmState;
 use viv_api::runner::{MEMORY_BOARD, MEMORY_WANTED, RESUME, TRANSLATED};
 use viv_api::snapshot::{SnapshotCreate, SnapshotRestore, VmFork, VmRollback};
 use viv_api::vm::{Vm, VmStart};
 use viv_block::{CreateOptions, Qcow2};
 use viv_model::{
-    DiskContent, DiskFormat, DiskSpec, Fault, GuestKind, Kind, MachineSpec, Manifest, NetKind, PortSpec,
-    ProjectName,
+    Accel, DiskContent, DiskFormat, DiskSpec, Fault, GuestKind, Kind, MachineSpec, Manifest, NetKind,
+    PortSpec, ProjectName,
 };
 use viv_snapshot::{
     IMAGE, IMAGE_PART, INITRD, KERNEL, MANIFEST, MEMORY, STATE, content_files, disk_file, layer_file,
@@ -54,7 +55,8 @@ impl Snapshots {
         // It may come from a host that has what this one has not.
         let can_weigh = self.vms.control_groups.version().is_ok();
         let machine = manifest.machine.clone();
-        let machine = MachineSpec { cpu_weight: machine.cpu_weight.filter(|_| can_weigh), ..machine };
+        let accel = ask.accel.unwrap_or_else(|| self.usual_accel(machine.accel));
+        let machine = MachineSpec { cpu_weight: machine.cpu_weight.filter(|_| can_weigh), accel, ..machine };
         let record = VmRecord {
             project: manifest.project.clone(),
             image: manifest.image.clone(),
@@ -75,6 +77,12 @@ impl Snapshots {
         Ok(record.with(asked))
     }
 
+    /// What a snapshot of a machine on `saved` goes on with if nobody says it: the same, as far as this host has it.
+    fn usual_accel(&self, saved: Accel) -> Accel {
+        let is_here = || crate::info::kvm(&self.places).state == KvmState::Good;
+        if saved == Accel::Kvm && !is_here() { Accel::Soft } else { saved }
+    }
+
     /// A VM that goes on from there; with `commanded`, its command is one that nobody has begun yet.
     pub(super) fn go_on(
         &self,
@@ -88,7 +96,9 @@ impl Snapshots {
         let dir = self.places.vms().join(&record.id);
         let made = lay_out(from, manifest, &dir)
             .and_then(|mut machine| plug(&mut machine, ports, &record.id).map(|()| machine));
-        let machine = made.inspect_err(|_| drop(fs::remove_dir_all(&dir)))?;
+        let laid = made.inspect_err(|_| drop(fs::remove_dir_all(&dir)))?;
+        let MachineSpec { accel, cpu_weight, .. } = record.machine;
+        let machine = MachineSpec { accel, cpu_weight, ..laid };
         let id = record.id.clone();
         self.vms.insert_and_start(VmRecord { machine, ..record }, start, commanded).inspect_err(|_| {
             let _ = self.vms.remove(&id, true);

@@ -3,7 +3,7 @@ use super::Snapshots;
 use crate::store::{Request, VmRecord};
 use viv_api::snapshot::SnapshotRestore;
 use viv_api::vm::{Vm, VmCreate, VmStart};
-use viv_model::{Fault, Kind, ProjectName};
+use viv_model::{Accel, Fault, Kind, ProjectName};
 
 impl Snapshots {
     /// Whether a template of a project is called so.
@@ -53,7 +53,12 @@ impl Snapshots {
                 format!("use: viv run -d {template}"),
             ));
         }
-        let restore = SnapshotRestore { name: ask.name.clone(), remove: ask.remove, ports: Vec::new() };
+        let restore = SnapshotRestore {
+            name: ask.name.clone(),
+            remove: ask.remove,
+            ports: Vec::new(),
+            accel: Some(ask.accel).filter(|accel| *accel != Accel::Auto),
+        };
         let mut record = self.record(&manifest, &restore)?;
         ask.health.over(record.process.as_ref().and_then(|process| process.health.as_ref()))?;
         self.verify_disks(&dir, &manifest)?;

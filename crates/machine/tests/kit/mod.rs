@@ -97,6 +97,7 @@ pub(crate) fn io(console: impl Fn(&[u8]) + Send + Sync + 'static) -> MachineIo {
         shares: Vec::new(),
         console_ports: Vec::new(),
         translated: None,
+        beside_kvm: false,
     }
 }
 
@@ -121,6 +122,14 @@ impl Life {
     pub(crate) fn restore(&self, saved: &MachineSaved, memory: File) -> Life {
         Life::of(self.kernel.clone(), |spec, io| {
             Machine::restore(spec, io, saved, saved_memory(memory)).unwrap()
+        })
+    }
+
+    /// The machine as it was saved, on the software CPU.
+    pub(crate) fn restore_soft(&self, saved: &MachineSaved, memory: File) -> Life {
+        Life::of(self.kernel.clone(), |spec, io| {
+            let spec = MachineSpec { accel: Accel::Soft, ..spec.clone() };
+            Machine::restore(&spec, io, saved, saved_memory(memory)).unwrap()
         })
     }
 
@@ -163,6 +172,18 @@ impl Life {
         let (machine, (done, waits)) = (self.machine.clone(), std::sync::mpsc::channel());
         std::thread::spawn(move || done.send(machine.wait()));
         waits.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no end after {:?}", self.output()))
+    }
+
+    /// What it has printed since it had printed `from` bytes, once that is `count` bytes.
+    pub(crate) fn bytes(&self, from: usize, count: usize) -> Vec<u8> {
+        let start = Instant::now();
+        loop {
+            if let Some(bytes) = self.output.lock().unwrap().get(from..from + count) {
+                return bytes.to_vec();
+            }
+            assert!(start.elapsed() < PATIENCE, "no {count} bytes behind {from} in {:?}", self.output());
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     pub(crate) fn output(&self) -> String {

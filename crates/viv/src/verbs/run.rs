@@ -187,7 +187,7 @@ fn cpus(text: &str) -> Result<u32, String> {
     text.parse().map_err(|_| format!("write a number: 1 to {CPUS_MAX}"))
 }
 
-fn accel(text: &str) -> Result<Accel, String> {
+pub(super) fn accel(text: &str) -> Result<Accel, String> {
     text.parse().map_err(|fault: Fault| fault.fix)
 }
 

@@ -10,7 +10,7 @@ use viv_api::snapshot::{
     Snapshot, SnapshotCreate, SnapshotDiff, SnapshotFile, SnapshotOther, SnapshotRestore, VmFork, VmRollback,
 };
 use viv_api::vm::Vm;
-use viv_model::{Fault, Kind, PortSpec};
+use viv_model::{Accel, Fault, Kind, PortSpec};
 
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
@@ -119,6 +119,10 @@ pub(crate) struct Restore {
     /// A port of the host that leads to it: [IP:]HOST:GUEST[/udp]
     #[arg(short = 'p', long = "publish", value_name = "PORTS")]
     ports: Vec<PortSpec>,
+    /// The processor: kvm, soft, or auto, which takes KVM where the guest finds all there that it knows; that on which it was saved
+    /// if this is left out
+    #[arg(long, value_parser = super::run::accel)]
+    accel: Option<Accel>,
 }
 
 #[derive(clap::Args, Debug)]
@@ -303,7 +307,7 @@ fn each(context: &Context, names: &[String], route: Route) -> Result<u8, Fault> 
 }
 
 pub(crate) fn restore(context: &Context, args: Restore) -> Result<u8, Fault> {
-    let body = SnapshotRestore { name: args.name, remove: args.rm, ports: args.ports };
+    let body = SnapshotRestore { name: args.name, remove: args.rm, ports: args.ports, accel: args.accel };
     let vm: Vm = context.client.json(Request::new(Route::SnapshotRestore, &[&args.snapshot]).body(&body))?;
     match context.json {
         true => output::json(&vm),

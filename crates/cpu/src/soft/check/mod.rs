@@ -72,7 +72,8 @@ impl Checker {
             MemError::Host { source, .. } => CpuError::Os { what: "map the guest's RAM once more", source },
             other => CpuError::Missing { what: other.to_string() },
         })?;
-        let mut shadow = SoftCpu::new(0, Shared::new(&view, 1));
+        let mut shadow =
+            SoftCpu::new(0, Shared::showing(&view, 1, shared.shown.processor.clone(), shared.shown.time));
         shadow.translate_after(None);
         shadow.cpu.journal = Some(Box::new(Journal::of_shadow()));
         Ok(Checker {

@@ -12,7 +12,12 @@ impl Lapic {
     /// The register page ([`PAGE_REGISTERS`] values). IPIs and EOIs must have been taken before; the base
     /// register and the TSC deadline are saved by [`Lapic::read_msr`].
     pub fn save_page(&mut self, now: Ns) -> Vec<u32> {
-        (0..PAGE_REGISTERS as u32).map(|register| self.read_register(register, now).unwrap_or(0)).collect()
+        let mut one = |register| match register {
+            // In xAPIC's place in either mode, as KVM has it.
+            reg::ID => self.id << 24,
+            _ => self.read_register(register, now).unwrap_or(0),
+        };
+        (0..PAGE_REGISTERS as u32).map(&mut one).collect()
     }
 
     /// Replaces the whole state. Registers that are missing are as after INIT; what no APIC can hold is cut off.
