@@ -4,6 +4,7 @@
 pub mod client;
 pub mod null_kernel;
 pub mod program;
+pub mod registry;
 
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;

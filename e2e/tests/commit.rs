@@ -1,13 +1,10 @@
 //! A VM becomes an image, and leaves the store: into an archive that umoci unpacks, and a registry (Debian's docker-registry) that skopeo reads.
 use std::fs;
-use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
-use viv_e2e::{Directory, Snapshot, Vm, run, tool, until};
-
-const WAIT: Duration = Duration::from_secs(120);
+use std::process::Command;
+use viv_e2e::registry::Registry;
+use viv_e2e::{Directory, Snapshot, Vm, run, tool};
 
 /// An image with busybox and some files; its reference.
 fn image(dir: &Directory) -> String {
@@ -66,47 +63,6 @@ fn sorted(text: &str) -> Vec<String> {
 fn json(words: &[&str]) -> serde_json::Value {
     let outcome = run(&[words, &["--json"]].concat(), "").ok();
     serde_json::from_str(&outcome.out).unwrap()
-}
-
-/// A registry on loopback; it ends with the test.
-struct Registry(Child, u16);
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Registry {
-    fn start(dir: &Directory) -> Registry {
-        // Whoever takes this port before the registry does makes it end at once: another one, then.
-        for _ in 0..10 {
-            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            let config = dir.path("registry.yml");
-            let text = format!(
-                "version: 0.1\nstorage:\n  filesystem: {{rootdirectory: {}}}\nhttp: {{addr: 127.0.0.1:{port}}}\n",
-                dir.path("registry")
-            );
-            fs::write(&config, text).unwrap();
-            let child = Command::new("docker-registry")
-                .args(["serve", &config])
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .expect("docker-registry is needed: cargo xtask test installs it");
-            let mut registry = Registry(child, port);
-            let mut is_up = false;
-            until("the registry", WAIT, || {
-                is_up = TcpStream::connect(("127.0.0.1", port)).is_ok();
-                is_up || registry.0.try_wait().unwrap().is_some()
-            });
-            if is_up {
-                return registry;
-            }
-        }
-        panic!("no registry came up");
-    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use super::layers::Unpacked;
 use super::manifest::Container;
 use super::stack::{Documents, LAYER, Summed, as_oci};
 use super::store::Store;
-use super::{Image, Watcher, pull, step};
+use super::{Image, Watcher, artifact, pull, step};
 use crate::new_file::NewFile;
 use serde_json::{Value, json};
 use std::fs::{self, File, OpenOptions};
@@ -15,7 +15,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use viv_api::image::{Exported, ImagePush, Pushed};
 use viv_model::{DiskFormat, DiskSpec, Fault, Kind};
-use viv_oci::{Client, Descriptor, Digest, Options, Pusher, Reference, Watch};
+use viv_oci::{Client, Descriptor, Digest, Options, Pusher, Reference, RegistryName, Watch};
 
 /// What an image of containers is, as its registry had it.
 struct Original<'a> {
@@ -115,18 +115,10 @@ pub(super) fn push(
     ask: &ImagePush,
     watcher: &dyn Watcher,
 ) -> Result<Pushed, Fault> {
-    let target = match Reference::is_one(&ask.reference) {
-        true => Reference::parse(&ask.reference, Path::new("/"))?,
-        false => return Err(no_registry(&ask.reference)),
-    };
-    let Reference::Registry(name) = target else { return Err(no_registry(&ask.reference)) };
-    if name.digest.is_some() {
-        return Err(Fault::new(
-            Kind::Usage,
-            format!("{name} has a digest, which an image gets by what it is"),
-            "name a tag: REGISTRY/REPOSITORY:TAG",
-        ));
+    if let Some(program) = &image.manifest.program {
+        return artifact::push(store, (&store.part(image, program)?, &image.name), ask, watcher);
     }
+    let name = target(ask)?;
     let original = Original::read(store, image)?;
     let sending = Sending { watcher, step: format!("sending {} to {name}", image.name) };
     let client = Client::new(Options { insecure: ask.insecure });
@@ -176,6 +168,23 @@ pub(super) fn push(
     })
 }
 
+/// The registry's name for what is sent.
+pub(super) fn target(ask: &ImagePush) -> Result<RegistryName, Fault> {
+    let target = match Reference::is_one(&ask.reference) {
+        true => Reference::parse(&ask.reference, Path::new("/"))?,
+        false => return Err(no_registry(&ask.reference)),
+    };
+    let Reference::Registry(name) = target else { return Err(no_registry(&ask.reference)) };
+    if name.digest.is_some() {
+        return Err(Fault::new(
+            Kind::Usage,
+            format!("{name} has a digest, which an image gets by what it is"),
+            "name a tag: REGISTRY/REPOSITORY:TAG",
+        ));
+    }
+    Ok(name)
+}
+
 fn no_registry(reference: &str) -> Fault {
     Fault::new(
         Kind::Usage,
@@ -185,9 +194,9 @@ fn no_registry(reference: &str) -> Fault {
 }
 
 /// A push, as the registry's client sees it.
-struct Sending<'a> {
-    watcher: &'a dyn Watcher,
-    step: String,
+pub(super) struct Sending<'a> {
+    pub(super) watcher: &'a dyn Watcher,
+    pub(super) step: String,
 }
 
 impl Watch for Sending<'_> {

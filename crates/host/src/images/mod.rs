@@ -11,6 +11,7 @@
 //! not whole. Start reading at [`Images::build`].
 mod agent;
 mod apt;
+mod artifact;
 mod carry;
 mod commit;
 mod cpio;
@@ -329,14 +330,17 @@ impl Images {
         commit::commit(&self.store, vm, ask, watcher)
     }
 
-    /// Sends the image called `name` to a registry.
+    /// Sends the image called `name` to a registry, or the WebAssembly program in the file of that whole path.
     pub fn push(
         &self,
         name: &str,
         ask: &viv_api::image::ImagePush,
         watcher: &dyn Watcher,
     ) -> Result<viv_api::image::Pushed, Fault> {
-        carry::push(&self.store, &self.get(name)?, ask, watcher)
+        match Path::new(name) {
+            file if file.is_absolute() => artifact::push(&self.store, (file, name), ask, watcher),
+            _ => carry::push(&self.store, &self.get(name)?, ask, watcher),
+        }
     }
 
     /// Writes the image called `name` to a new file.

@@ -22,9 +22,9 @@ pub(super) const TREE: &str = "application/vnd.vivarium.erofs";
 pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub(super) const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// A WebAssembly program, of which there is nothing else.
-const PROGRAM: &str = "application/wasm";
+pub(super) const PROGRAM: &str = "application/wasm";
 /// Most bytes of one (`viv-wasm` compiles no more).
-const PROGRAM_MAX: u64 = 256 << 20;
+pub(super) const PROGRAM_MAX: u64 = 256 << 20;
 /// Raise it when the file system that is made of the same layers changes.
 pub(super) const REVISION: u32 = 1;
 

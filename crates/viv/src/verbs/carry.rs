@@ -1,6 +1,7 @@
 //! `viv commit`, `viv push`, `viv export`: what a VM has become, for others.
 use super::operation::{Detach, work};
 use super::pull::full_name;
+use super::run::absolute;
 use super::{Context, build};
 use crate::{output, size};
 use std::fs::File;
@@ -57,10 +58,11 @@ pub(crate) struct Commit {
 #[command(
     after_help = "Layers that the registry has already are not sent. Credentials are those of docker and podman: docker login, podman login\n\n  \
                   viv push web-2 registry.example.org/me/web:2\n  \
-                  viv push localhost:5000/me/web:2          an image that is called so"
+                  viv push localhost:5000/me/web:2          an image that is called so\n  \
+                  viv push hello.wasm ghcr.io/me/hello:1    a WebAssembly program, which viv run ghcr.io/me/hello:1 runs"
 )]
 pub(crate) struct Push {
-    /// The image's name
+    /// The image's name, or the file of a WebAssembly program
     image: String,
     /// Where to: REGISTRY/REPOSITORY:TAG; its own name if there is none
     reference: Option<String>,
@@ -142,9 +144,40 @@ pub(crate) fn commit(context: &Context, args: Commit) -> Result<u8, Fault> {
     Ok(0)
 }
 
+/// Whether this names a program's file, and no image.
+fn is_program(name: &str) -> bool {
+    let is_called_so = [".wasm", ".wat"].iter().any(|end| name.to_ascii_lowercase().ends_with(end));
+    (is_called_so || Path::new(name).is_absolute()) && Path::new(name).is_file()
+}
+
 pub(crate) fn push(context: &Context, args: Push) -> Result<u8, Fault> {
-    let image = full_name(&args.image)?.unwrap_or(args.image);
-    let reference = args.reference.unwrap_or_else(|| image.clone());
+    let (image, reference) = match is_program(&args.image) {
+        true => {
+            let reference = args.reference.ok_or_else(|| {
+                let text = format!("{} is a program's file, and is to go nowhere", args.image);
+                Fault::new(Kind::Usage, text, "name its place: viv push FILE.wasm REGISTRY/NAME:TAG")
+            })?;
+            if context.client.is_elsewhere() {
+                let text = "the program's file is on this host, and the service is on another one";
+                return Err(Fault::new(
+                    Kind::Usage,
+                    text,
+                    "push it from the host of the service, or by this host's",
+                ));
+            }
+            let file = absolute(Path::new(&args.image))?;
+            let file = file.to_str().ok_or_else(|| {
+                let text = format!("the path of {} is no text", args.image);
+                Fault::new(Kind::Usage, text, "copy the file to one that is called otherwise")
+            })?;
+            (file.to_string(), reference)
+        }
+        false => {
+            let image = full_name(&args.image)?.unwrap_or(args.image);
+            let reference = args.reference.unwrap_or_else(|| image.clone());
+            (image, reference)
+        }
+    };
     let ask = ImagePush { reference, insecure: args.insecure };
     let names = [image.as_str()];
     let request = Request::new(Route::ImagePush, &names).body(&ask);
