@@ -274,6 +274,9 @@ pub struct SnapshotAsk {
     /// it is.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub apart: Vec<ApartDisk>,
+    /// Connections that a program has are left behind: they are reset where it goes on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub drop_sockets: bool,
 }
 
 /// A disk that stays where it is, as it is, while its VM goes on above it.

@@ -17,6 +17,8 @@ pub struct SnapshotCreate {
     pub template: bool,
     /// Write all of it, and not only what differs from the VM's last snapshot.
     pub full: bool,
+    /// Of a program with connections to others: leave them behind. They are reset where it goes on.
+    pub drop_sockets: bool,
 }
 
 /// A snapshot.
@@ -87,11 +89,13 @@ pub struct VmFork {
     pub name: Option<String>,
     /// Forget each when it ends.
     pub remove: bool,
+    /// Of a program with connections to others: the forks go on without them. They are reset there.
+    pub drop_sockets: bool,
 }
 
 impl Default for VmFork {
     fn default() -> VmFork {
-        VmFork { count: 1, name: None, remove: false }
+        VmFork { count: 1, name: None, remove: false, drop_sockets: false }
     }
 }
 

@@ -218,11 +218,20 @@ const FORBIDDEN: &[libc::c_long] = &[
 /// Filters the system calls of all threads; those in `but` stay, of the ones that are forbidden otherwise. Gives the names of
 /// what is in force.
 pub fn filter_calls(but: &[libc::c_long]) -> Vec<String> {
+    filter(but, &[libc::AF_UNIX])
+}
+
+/// The same for a process that has a network of its own, which it uses by the kernel's TCP and UDP.
+pub fn filter_calls_but_sockets(but: &[libc::c_long]) -> Vec<String> {
+    filter(but, &[libc::AF_UNIX, libc::AF_INET, libc::AF_INET6])
+}
+
+fn filter(but: &[libc::c_long], families: &[libc::c_int]) -> Vec<String> {
     let mut in_force = Vec::new();
     if rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).is_ok() {
         in_force.push("not-dumpable".to_string());
     }
-    let filters = call_filters(but).unwrap_or_default();
+    let filters = call_filters(but, families).unwrap_or_default();
     let installed = filters.iter().all(|filter| seccompiler::apply_filter_all_threads(filter).is_ok());
     if installed && !filters.is_empty() {
         in_force.push("seccomp".to_string());
@@ -230,13 +239,13 @@ pub fn filter_calls(but: &[libc::c_long]) -> Vec<String> {
     in_force
 }
 
-fn call_filters(but: &[libc::c_long]) -> Option<Vec<BpfProgram>> {
+fn call_filters(but: &[libc::c_long], families: &[libc::c_int]) -> Option<Vec<BpfProgram>> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         FORBIDDEN.iter().filter(|number| !but.contains(number)).map(|&number| (number, Vec::new())).collect();
     let argument = |index, op, value| SeccompCondition::new(index, SeccompCmpArgLen::Dword, op, value).ok();
     // Sockets of this host only: what reaches a network is its switch's.
-    let other = argument(0, SeccompCmpOp::Ne, libc::AF_UNIX as u64)?;
-    rules.insert(libc::SYS_socket, vec![SeccompRule::new(vec![other]).ok()?]);
+    let other = families.iter().map(|family| argument(0, SeccompCmpOp::Ne, family.unsigned_abs().into()));
+    rules.insert(libc::SYS_socket, vec![SeccompRule::new(other.collect::<Option<_>>()?).ok()?]);
     // Signals to our own threads only.
     let own = u64::from(std::process::id());
     for number in [libc::SYS_kill, libc::SYS_tgkill, libc::SYS_rt_sigqueueinfo, libc::SYS_rt_tgsigqueueinfo] {

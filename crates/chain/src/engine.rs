@@ -34,7 +34,7 @@ impl Engine for Evm {
     }
 
     fn prepare(&self, setting: Setting<'_>) -> Result<Prepared, Fault> {
-        let Setting { vm, program, streams, gate } = setting;
+        let Setting { vm, program, streams, gate, .. } = setting;
         let mut config = options::of_vm(&program.spec.args)?;
         let mib = vm.machine.memory_mib;
         let more = |text: String| {

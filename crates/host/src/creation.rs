@@ -167,7 +167,10 @@ impl Vms {
         dir: &Path,
     ) -> Result<(Option<String>, MachineSpec), Fault> {
         if let Some(program) = &ask.program {
-            let machine = programs::machine_of(ask, program, dir, |name| self.images.program(name))?;
+            let mut machine = programs::machine_of(ask, program, dir, |name| self.images.program(name))?;
+            if programs::wants_network(ask)? {
+                machine.nics = self.cards_of(ask, dir)?;
+            }
             return Ok((None, machine));
         }
         let ask = &with_usual(ask, image.as_ref());

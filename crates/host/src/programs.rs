@@ -41,9 +41,10 @@ pub(crate) fn machine_of(
     program.check()?;
     only_of_programs(ask, program.kind)?;
     executable(program.kind)?;
-    program.kind.check_ports(&ask.ports)?;
+    let ports = if wants_network(ask)? { Vec::new() } else { ask.ports.clone() };
+    program.kind.check_ports(&ports)?;
     let memory_mib = ask.memory_mib.unwrap_or(PROGRAM_MEMORY_MIB_USUAL);
-    let (kernel, ports) = (PathBuf::new(), ask.ports.clone());
+    let kernel = PathBuf::new();
     let machine = MachineSpec { memory_mib, kernel, ports, ..ask.machine() };
     check(&machine)?;
     fits(memory_mib)?;
@@ -104,9 +105,30 @@ fn copy(file: &Path, dir: &Path) -> Result<(), Fault> {
     fs::copy(file, dir.join(COPY)).map(drop).map_err(|error| cannot("copy the program", &error))
 }
 
+/// Whether a network was asked for.
+fn has_network(ask: &VmCreate) -> bool {
+    ask.net.as_ref().is_some_and(|net| *net != NetKind::None) || !ask.nics.is_empty()
+}
+
+/// Checks what a program asks of a network; whether it is to have one. What its engine makes of it, that says when it starts.
+pub(crate) fn wants_network(ask: &VmCreate) -> Result<bool, Fault> {
+    let wrong = |text: &str, fix: &str| Err(Fault::new(Kind::Usage, text, fix));
+    match ask.cards()?.as_slice() {
+        _ if !has_network(ask) && !ask.groups.is_empty() => {
+            wrong("security groups are for what has a network", "add --net user, or leave out --secgroup")
+        }
+        _ if !has_network(ask) => Ok(false),
+        [card] if !matches!(card.net, NetKind::User { .. } | NetKind::Named(_)) => wrong(
+            "a program has no place on a tap device or a bridge of the host",
+            "use --net user, or --net NETWORK",
+        ),
+        [_] => Ok(true),
+        _ => wrong("a program has one network card", "use --net once"),
+    }
+}
+
 /// Refuses what only a whole computer has.
 fn only_of_programs(ask: &VmCreate, kind: GuestKind) -> Result<(), Fault> {
-    let nets = ask.net.as_ref().is_some_and(|net| *net != NetKind::None);
     let wants = [
         ("an image", "IMAGE", ask.image.is_some()),
         ("a kernel", "--kernel", ask.kernel.is_some()),
@@ -119,7 +141,7 @@ fn only_of_programs(ask: &VmCreate, kind: GuestKind) -> Result<(), Fault> {
         ("volumes", "-v PATH", !ask.volumes.is_empty()),
         ("directories", "-v", kind == GuestKind::Evm && !ask.shares.is_empty()),
         ("the ports of an image", "-P", ask.publish_all),
-        ("a network", "--net", nets || !ask.nics.is_empty() || !ask.groups.is_empty()),
+        ("a network", "--net", kind != GuestKind::Wasm && (has_network(ask) || !ask.groups.is_empty())),
         ("ports of its console", "--console-port", !ask.console_ports.is_empty()),
         ("a health check", "--health-cmd", ask.health != HealthAsk::default()),
         ("memory that it may get later", "--memory-max", ask.memory_max_mib.is_some()),
@@ -250,7 +272,8 @@ pub(crate) fn only_a_program(machine: &MachineSpec, program: &ProgramSpec) -> Re
     program.check()?;
     check(machine)?;
     let devices = !(machine.disks.is_empty() && machine.nics.is_empty() && machine.console_ports.is_empty());
-    if program.kind != GuestKind::Wasm || devices || !machine.ports.is_empty() {
+    program.kind.check_ports(&machine.ports)?;
+    if program.kind != GuestKind::Wasm || devices {
         let text = format!("the snapshot is of {}, and has more than that", program.kind.called());
         return Err(Fault::new(Kind::Usage, text, "use one that viv snapshot export has written"));
     }
@@ -293,12 +316,20 @@ mod tests {
         let fault = refusal(VmCreate { kernel: Some("/k".into()), ..VmCreate::default() }).unwrap_err();
         assert!(fault.message.contains("a kernel") && fault.fix.contains("--kernel"), "{fault}");
         for ask in [
-            VmCreate { net: Some(NetKind::User { host: false }), ..VmCreate::default() },
             VmCreate { publish_all: true, ..VmCreate::default() },
             VmCreate { accel: Accel::Soft, ..VmCreate::default() },
             VmCreate { cpus: Some(2), ..VmCreate::default() },
         ] {
             assert_eq!(refusal(ask).unwrap_err().kind, Kind::Usage);
+        }
+        let net = |net| VmCreate { net: Some(net), ..VmCreate::default() };
+        let user = || net(NetKind::User { host: false });
+        assert_eq!((refusal(user()), wants_network(&user())), (Ok(()), Ok(true)));
+        assert_eq!(wants_network(&VmCreate::default()), Ok(false));
+        assert_eq!(only_of_programs(&user(), GuestKind::Jvm).unwrap_err().kind, Kind::Usage);
+        let groups = VmCreate { groups: vec!["web".into()], ..VmCreate::default() };
+        for ask in [groups, net(NetKind::Tap("t".into()))] {
+            assert_eq!(wants_network(&ask).unwrap_err().kind, Kind::Usage);
         }
     }
 }

@@ -54,7 +54,7 @@ impl Engine for Jvm {
     }
 
     fn prepare(&self, setting: Setting<'_>) -> Result<Prepared, Fault> {
-        let Setting { vm, program, streams, gate } = setting;
+        let Setting { vm, program, streams, gate, .. } = setting;
         let spec = &program.spec;
         let hotspot = Hotspot::find()?;
         let what = program::look(&spec.file, &program.original, &program.called, &hotspot)?;
@@ -147,7 +147,11 @@ impl Engine for Jvm {
         });
         Ok(Prepared {
             instance: program,
-            confinement: Confinement { files: Files { read, whole, run, ..Files::default() }, calls },
+            confinement: Confinement {
+                files: Files { read, whole, run, ..Files::default() },
+                calls,
+                ..Confinement::default()
+            },
         })
     }
 }

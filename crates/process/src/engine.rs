@@ -1,6 +1,7 @@
 //! The seam to an abstract machine.
 use crate::{Gate, Streams};
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use viv_api::agent::Output;
 use viv_api::runner::{RunnerProgram, RunnerSpec};
@@ -28,6 +29,8 @@ pub struct Setting<'a> {
     pub streams: Arc<Streams>,
     /// What lets it run, stand still and end.
     pub gate: Arc<Gate>,
+    /// The ports of its network cards, in order; none for a card that is plugged into nothing.
+    pub cards: Vec<Option<OwnedFd>>,
 }
 
 /// A program that is ready to run.
@@ -45,6 +48,8 @@ pub struct Confinement {
     pub files: sandbox::Files,
     /// Numbers of system calls that are not refused to it.
     pub calls: Vec<i64>,
+    /// It has a network of its own, and opens sockets in it.
+    pub has_network: bool,
 }
 
 /// A program. Every call may come from any thread. Its pauses and its end come through its [`Gate`].
@@ -66,8 +71,8 @@ pub trait Instance: Send + Sync {
     }
 
     /// Saves it as it is between two of its steps, and lets it go on; its state and its memory are written while it stands still.
-    /// Nothing, if the abstract machine cannot do that.
-    fn save(&self, _files: &Files) -> Option<Result<Saved, Fault>> {
+    /// Nothing, if the abstract machine cannot do that. Connections that it has to others are left behind only if that is said.
+    fn save(&self, _files: &Files, _drop_sockets: bool) -> Option<Result<Saved, Fault>> {
         None
     }
 

@@ -4,11 +4,14 @@ use crate::gate::Gate;
 use crate::streams::Streams;
 use crate::{control, session};
 use std::fs::File;
-use std::os::unix::net::UnixListener;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
+use viv_api::passed::WithFiles;
 use viv_api::runner::{RunnerProgram, STATS, SnapshotAsk, Started, Status, VSOCK, not_saved};
 use viv_api::stats::VmStats;
 use viv_api::vm::Process;
@@ -16,7 +19,7 @@ use viv_cell::{
     Console, DRAIN_LIMIT, Place, Quota, Saving, broken, finish, keep_log, report, sandbox, serve, spawn,
     wait_for_news, watch_owner, watch_signals, write_json,
 };
-use viv_model::{Accel, End, Fault, GuestKind, Kind, MachineSpec, SavedParts, State, next};
+use viv_model::{Accel, End, Fault, GuestKind, Kind, MachineSpec, NetKind, NicSpec, SavedParts, State, next};
 
 /// How long a program that was told to end may go on talking to whoever waits for it.
 const HANG_UP: Duration = Duration::from_millis(200);
@@ -126,7 +129,7 @@ impl Life {
             files.next().ok_or_else(|| Fault::new(Kind::Usage, missing, "send them along"))
         };
         let files = Files { state: next()?, memory: next()?, sums: next()? };
-        let saved = self.instance()?.save(&files).unwrap_or_else(|| {
+        let saved = self.instance()?.save(&files, ask.drop_sockets).unwrap_or_else(|| {
             let (what, fix) = not_saved(self.kind);
             Err(Fault::new(Kind::Conflict, format!("{} {what}", self.kind.called()), fix))
         })?;
@@ -189,14 +192,19 @@ fn live(dir: &Path, engine: &dyn Engine) -> Result<End, Fault> {
     let console = Arc::new(Console::new());
     let gate = Arc::new(Gate::default());
     let streams = Arc::new(Streams::new(gate.clone(), console.clone(), program.awaited));
-    let setting = Setting { vm: &spec, program: &program, streams: streams.clone(), gate: gate.clone() };
+    let cards = cards(&spec.machine).map_err(broken("take the port of its network"))?;
+    let (shared, held) = (streams.clone(), gate.clone());
+    let setting = Setting { vm: &spec, program: &program, streams: shared, gate: held, cards };
     let Prepared { instance, confinement } = engine.prepare(setting)?;
     let sessions = UnixListener::bind(VSOCK).map_err(broken("make the socket of its streams"))?;
     let Place { control, console: listener, log, owner, signals, lock: _lock } = place;
     // Before the first thread: these restrictions are a thread's own and pass on to the threads it makes.
     let mut restricted = sandbox::restrict(&confinement.files)?;
     keep_log(&console, log)?;
-    restricted.extend(sandbox::filter_calls(&confinement.calls));
+    restricted.extend(match confinement.has_network {
+        true => sandbox::filter_calls_but_sockets(&confinement.calls),
+        false => sandbox::filter_calls(&confinement.calls),
+    });
     let life = Arc::new(Life {
         process: Process::current(),
         kind: engine.kind(),
@@ -246,6 +254,18 @@ fn live(dir: &Path, engine: &dyn Engine) -> Result<End, Fault> {
     let _ = write_json(viv_api::runner::END.as_ref(), &end);
     streams.end_session(status);
     Ok(end)
+}
+
+/// The ports of its network cards, which come over standard input, for each card that is plugged into something.
+fn cards(machine: &MachineSpec) -> io::Result<Vec<Option<OwnedFd>>> {
+    if machine.nics.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut input = WithFiles::new(UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?));
+    input.read_to_end(&mut Vec::new())?;
+    let mut came = input.take_files().into_iter();
+    let port = |nic: &NicSpec| if nic.net == NetKind::None { None } else { came.next() };
+    Ok(machine.nics.iter().map(port).collect())
 }
 
 fn timeout(ms: u64) -> End {

@@ -7,12 +7,14 @@ use crate::live::{self, Shape, Unsaved};
 use crate::mapped;
 use crate::wasi::{self, Wasi};
 use std::fs;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use viv_api::runner::{RESUME, RunnerProgram, RunnerSpec};
 use viv_cell::sandbox::Files;
-use viv_model::{Fault, GuestKind, Kind, ShareSpec};
+use viv_model::{Fault, GuestKind, Kind, ProgramSpec, ShareSpec};
+use viv_net::switch::Listeners;
 use viv_process::{Confinement, Engine, Prepared, Setting};
 use viv_snapshot::{open_memory, read_manifest, read_section};
 use wasmtime::{Config, ExternType, Linker, Module};
@@ -21,6 +23,8 @@ use wasmtime::{Config, ExternType, Linker, Module};
 const STACK: usize = 4 << 20;
 /// Bytes of stack of what it asks of its host, and of saving it.
 const STACK_OF_HOST: usize = 4 << 20;
+/// What a module calls to take a connection.
+const ACCEPT: &str = "sock_accept";
 /// Most bytes of a program's file.
 const FILE_MAX: u64 = 256 << 20;
 
@@ -58,9 +62,11 @@ impl Engine for Wasm {
             let code = code::code(&engine, &program.called, (&bytes, &sum), how, &program.cache)?;
             return component::prepare(&code, setting);
         }
-        let Setting { vm, program, streams, gate } = setting;
-        if !vm.machine.ports.is_empty() {
-            return Err(not_runnable(&program.called, NO_PORTS, "leave out -p"));
+        let Setting { vm, program, streams, gate, .. } = setting;
+        if !vm.machine.nics.is_empty() {
+            let why = "it is a module of WASI preview 1, which has no call that opens a connection";
+            let fix = "leave out --net (-p alone gives it a port to listen at), or build a component: --target wasm32-wasip2";
+            return Err(not_runnable(&program.called, why, fix));
         }
         let make =
             |bytes: &[u8], sum: &str| code::code(&engine, &program.called, (bytes, sum), how, &program.cache);
@@ -72,6 +78,7 @@ impl Engine for Wasm {
             linker.instantiate_pre(&module).map_err(|error| imports(&program.called, &module, &error))?;
         let start = crate::invoke::start(&program.called, &module, spec)?;
         let mut wasi = Wasi::new(&vm.machine.shares, program, streams, gate.clone())?;
+        wasi.listen(listeners(&program.called, &module, vm, spec)?);
         let (whole, read) = directories(&vm.machine.shares);
         let poke = engine.clone();
         gate.on_change(move || poke.increment_epoch());
@@ -88,9 +95,40 @@ impl Engine for Wasm {
         let instance = WasmInstance::new(ready, keeper, vm.machine.memory_mib << 20, spec.fuel);
         Ok(Prepared {
             instance: Arc::new(instance),
-            confinement: Confinement { files: Files { whole, read, ..Files::default() }, calls },
+            confinement: Confinement {
+                files: Files { whole, read, ..Files::default() },
+                calls,
+                ..Confinement::default()
+            },
         })
     }
+}
+
+/// The ports that a module listens at.
+fn listeners(
+    called: &str,
+    module: &Module,
+    vm: &RunnerSpec,
+    spec: &ProgramSpec,
+) -> Result<Vec<(TcpListener, u16)>, Fault> {
+    let ports = &vm.machine.ports;
+    if ports.is_empty() {
+        return Ok(Vec::new());
+    }
+    if spec.deterministic {
+        let why = "a deterministic run is not reached from outside: who comes, and when, is never the same";
+        return Err(not_runnable(called, why, "leave out -p, or --deterministic"));
+    }
+    if !module.imports().any(|import| import.name() == ACCEPT) {
+        let why = "it takes no connections: it does not import sock_accept";
+        return Err(not_runnable(
+            called,
+            why,
+            "leave out -p; its listeners would be its descriptors from 3 on",
+        ));
+    }
+    spec.kind.check_ports(ports)?; // a document may say what the command would not
+    Ok(Listeners::open(ports).map_err(|error| Fault::from(&error))?.into_tcp())
 }
 
 /// What a program needs to go on from the snapshot in `dir`, with code that is made for it. When it is there, the snapshot is gone: it goes

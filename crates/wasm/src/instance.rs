@@ -245,12 +245,12 @@ impl Instance for WasmInstance {
         self.usage.stats(self.fuel.is_some())
     }
 
-    fn save(&self, files: &Files) -> Option<std::result::Result<Saved, Fault>> {
+    fn save(&self, files: &Files, drop_sockets: bool) -> Option<std::result::Result<Saved, Fault>> {
         let Some(keeper) = &self.keeper else {
             let text = "the program was started so that it cannot be saved, and is faster";
             return Some(Err(Fault::new(Kind::Conflict, text, "start it anew without --no-snapshots")));
         };
-        Some(keeper.save(files))
+        Some(keeper.save(files, drop_sockets))
     }
 
     fn exec(&self, _: &[String], _: &mut dyn FnMut(Output)) -> std::result::Result<u8, Fault> {

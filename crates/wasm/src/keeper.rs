@@ -65,6 +65,8 @@ pub(crate) struct Live {
 /// Somebody who wants a program saved.
 struct Job {
     files: Files,
+    /// Connections may be left behind.
+    drop_sockets: bool,
     reply: SyncSender<Result<Saved, Fault>>,
 }
 
@@ -112,7 +114,7 @@ impl Keeper {
     }
 
     /// Has the program save itself.
-    pub(crate) fn save(&self, files: &Files) -> Result<Saved, Fault> {
+    pub(crate) fn save(&self, files: &Files, drop_sockets: bool) -> Result<Saved, Fault> {
         let gone = || refused("it has ended", "start it first: viv start VM");
         let open = |file: &std::fs::File| file.try_clone().map_err(failed);
         let files =
@@ -123,7 +125,7 @@ impl Keeper {
             if jobs.ended {
                 return Err(gone());
             }
-            jobs.waits = Some(Job { files, reply });
+            jobs.waits = Some(Job { files, drop_sockets, reply });
             self.gate.want(true);
         }
         let answered = match answer.recv_timeout(COMES_BY) {
@@ -164,7 +166,7 @@ impl Keeper {
     /// Saves the program for whoever wants that. False if it has to go one step further first.
     fn serve(&self, mut store: StoreContextMut<'_, Host>, stands: &Stands) -> bool {
         if let Some(job) = self.take() {
-            let done = match self.write(store.as_context_mut(), stands, &job.files) {
+            let done = match self.write(store.as_context_mut(), stands, &job) {
                 Err(Unwritten::Unsaved(Unsaved::Soon)) => {
                     self.lock().waits.get_or_insert(job);
                     return false;
@@ -184,7 +186,7 @@ impl Keeper {
         &self,
         mut store: StoreContextMut<'_, Host>,
         stands: &Stands,
-        files: &Files,
+        Job { files, drop_sockets, .. }: &Job,
     ) -> Result<Saved, Unwritten> {
         let began = Instant::now();
         let early = || Unsaved::Damaged("it has not begun".into());
@@ -197,7 +199,7 @@ impl Keeper {
         let snapshot = Snapshot {
             file: self.file.clone(),
             stage,
-            wasi: store.data().wasi.saved()?,
+            wasi: store.data().wasi.saved(*drop_sockets)?,
             fuel: store.get_fuel().ok(),
             memory_refused: store.data().usage().refused.load(Ordering::Relaxed),
             ran_ns: u64::try_from(self.gate.ran().as_nanos()).unwrap_or(u64::MAX),
@@ -273,6 +275,9 @@ fn fault(why: &Unsaved) -> Fault {
     let fix = match why {
         Unsaved::Kind(_) => "try again a moment later, or let it end; what cannot be saved: docs/programs.md",
         Unsaved::Open(_) => "let it close that first, and try again",
+        Unsaved::Connected(_) => {
+            "add --drop-sockets: they stay with it as it runs, and are reset where it goes on from the snapshot"
+        }
         Unsaved::Soon | Unsaved::Damaged(_) => crate::engine::REPORT,
     };
     refused(why, fix)

@@ -7,7 +7,7 @@
 //!
 //! wasmtime is large and slow to build: neither `viv` nor the host service links this.
 //! [`engine`] makes a program ready, [`code`] compiles it, [`instance`] runs it, and [`wasi`] is what it may ask of the host.
-//! Components have [`component`] for the last two.
+//! Components have [`component`] for the last two, and [`network`] if they are in one.
 mod code;
 mod component;
 #[cfg(test)]
@@ -19,6 +19,7 @@ mod keeper;
 mod limits;
 mod live;
 mod mapped;
+mod network;
 #[cfg(test)]
 mod suites;
 mod trap;

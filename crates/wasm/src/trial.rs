@@ -226,7 +226,7 @@ impl Trial {
     /// Saves a program that runs, under a number that no other cut has, or says why not.
     pub fn cut(&self, run: &Run, number: u32) -> Result<PathBuf, Fault> {
         let dir = self.new_cut(number);
-        let saved = run.instance.save(&Self::files(&dir)).expect("programs can be saved");
+        let saved = run.instance.save(&Self::files(&dir), false).expect("programs can be saved");
         Self::complete(saved.inspect_err(|_| drop(fs::remove_dir_all(&dir)))?, &dir);
         Ok(dir)
     }

@@ -118,6 +118,7 @@ impl Snapshots {
             let name = self.name(project, from.name.as_deref().or(Some(&manifest.name)), "")?;
             (manifest.id, manifest.name) = (id, name.what.1.clone());
             manifest.project = project.clone();
+            // How many a program has is kept: those who restore it say others.
             for nic in &mut manifest.machine.nics {
                 nic.ports.clear();
                 // Nor are its groups those of here.

@@ -95,7 +95,7 @@ impl Snapshots {
     ) -> Result<Vm, Fault> {
         let dir = self.places.vms().join(&record.id);
         let made = lay_out(from, manifest, &dir)
-            .and_then(|mut machine| plug(&mut machine, ports, &record.id).map(|()| machine));
+            .and_then(|mut machine| plug(&mut machine, ports, &record).map(|()| machine));
         let laid = made.inspect_err(|_| drop(fs::remove_dir_all(&dir)))?;
         let MachineSpec { accel, cpu_weight, .. } = record.machine;
         let machine = MachineSpec { accel, cpu_weight, ..laid };
@@ -134,7 +134,7 @@ impl Snapshots {
             return self.vms.fork_chain(&source, forks, ask.remove);
         }
         let comment = format!("of a fork of {}", source.name);
-        let between = SnapshotCreate { comment, ..SnapshotCreate::default() };
+        let between = SnapshotCreate { comment, drop_sockets: ask.drop_sockets, ..SnapshotCreate::default() };
         let (dir, manifest) = self.make(vm, &between, Purpose::Fork)?;
         let one = |number| {
             let ask = SnapshotRestore { name: Some(name(number)), remove: ask.remove, ..Default::default() };
@@ -196,6 +196,7 @@ impl Snapshots {
             let laid = lay_out(&from, &manifest, &place);
             let mut machine = laid.inspect_err(|_| drop(fs::remove_dir_all(&place)))?;
             // It is the same VM, on the same ports.
+            machine.ports.clone_from(&record.machine.ports);
             for nic in &mut machine.nics {
                 match record.machine.nics.iter().find(|now| now.id == nic.id) {
                     Some(now) => {
@@ -360,7 +361,8 @@ fn lay_disk(from: &Path, disk: &DiskContent, dir: &Path) -> Result<(String, Disk
 }
 
 /// Plugs in the cards of a new VM; its console's ports have their sockets in its own directory.
-fn plug(machine: &mut MachineSpec, ports: &[PortSpec], vm: &str) -> Result<(), Fault> {
+fn plug(machine: &mut MachineSpec, ports: &[PortSpec], record: &VmRecord) -> Result<(), Fault> {
+    let vm = &record.id;
     // The VM that was saved may have its sockets still.
     machine.console_ports.iter_mut().for_each(|port| port.path = None);
     for nic in &mut machine.nics {
@@ -375,6 +377,22 @@ fn plug(machine: &mut MachineSpec, ports: &[PortSpec], vm: &str) -> Result<(), F
             NetKind::Tap(_) => (nic.net, nic.address) = (NetKind::None, None),
             NetKind::User { .. } | NetKind::None => {}
         }
+    }
+    if record.kind() == GuestKind::Wasm && machine.nics.is_empty() {
+        GuestKind::Wasm.check_ports(ports)?;
+        // Each in the place of one that it had.
+        if ports.len() > machine.ports.len() {
+            let had = machine.ports.len();
+            let text =
+                format!("the program of the snapshot listens at {had} ports, and not at {}", ports.len());
+            return Err(Fault::new(
+                Kind::Usage,
+                text,
+                "publish as many with -p, in the same order, or fewer",
+            ));
+        }
+        machine.ports = ports.to_vec();
+        return Ok(());
     }
     // They lead to the card that had some, or to the first.
     let with_ports = machine.nics.iter().position(|nic| !nic.ports.is_empty());

@@ -9,10 +9,10 @@ use crate::vms::lock;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use viv_api::runner::TRANSLATED;
+use viv_api::runner::{SnapshotAsk, TRANSLATED};
 use viv_api::snapshot::{Snapshot, SnapshotCreate};
 use viv_api::timestamp::Timestamp;
-use viv_model::{DiskSpec, Fault, Kind, MachineSpec, Manifest, Plain, SavedParts, State};
+use viv_model::{DiskSpec, Fault, GuestKind, Kind, MachineSpec, Manifest, Plain, SavedParts, State};
 use viv_snapshot::{
     FORMAT_ASKED, FORMAT_LAYERS, FORMAT_PROGRAM, FORMAT_WHOLE, IMAGE, IMAGE_PART, INITRD, KERNEL, PROGRAM,
     write_manifest,
@@ -58,6 +58,11 @@ impl Snapshots {
     ) -> Result<(PathBuf, Manifest), Fault> {
         let (record, runner) = self.vms.find(vm)?;
         programs::refuse_to_save(&record)?;
+        if ask.drop_sockets && record.kind() != GuestKind::Wasm {
+            let text =
+                format!("VM {:?} is {}: its connections are its own", record.name, record.kind().called());
+            return Err(Fault::new(Kind::Usage, text, "leave out --drop-sockets"));
+        }
         // Who comes to be once only needs no name.
         let named =
             (!purpose.passes()).then(|| self.name(&record.project, ask.name.as_deref(), &record.name));
@@ -81,7 +86,8 @@ impl Snapshots {
         let apart = if turn.is_some() { self.vms.set_apart(&record.id, &id)? } else { Vec::new() };
         let made = Targets::make(&dir, &id, &record, base, purpose, &apart).and_then(|targets| {
             // The VM may be stopped or removed meanwhile: then there is no snapshot.
-            let mut parts = targets.complete(runner.snapshot(&targets.ask, &targets.files)?)?;
+            let told = SnapshotAsk { drop_sockets: ask.drop_sockets, ..targets.ask.clone() };
+            let mut parts = targets.complete(runner.snapshot(&told, &targets.files)?)?;
             if record.program.is_none() && state == State::Running {
                 keep_translated(&dir, &runner);
             }

@@ -86,6 +86,7 @@ impl Targets {
             below: Vec::new(),
             arrives: purpose.passes(),
             apart: apart.iter().map(Apart::ask).collect(),
+            drop_sockets: false,
         };
         let mut targets = Targets { ask, files: Vec::new(), new: Vec::new(), below: Vec::new() };
         targets.create(&dir.join(STATE))?;

@@ -36,6 +36,9 @@ enum Verb {
         /// Write all of it, and not only what differs from the VM's last snapshot
         #[arg(long)]
         full: bool,
+        /// Of a program: leave its connections behind; they are reset where it goes on from the snapshot
+        #[arg(long)]
+        drop_sockets: bool,
     },
     /// List snapshots
     Ls {
@@ -153,12 +156,15 @@ pub(crate) struct Fork {
     /// Forget each when it ends
     #[arg(long)]
     rm: bool,
+    /// Of a program: without its connections, which are reset in the forks
+    #[arg(long)]
+    drop_sockets: bool,
 }
 
 pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
     match args.verb {
-        Verb::Create { vm, name, comment, full } => {
-            let body = SnapshotCreate { name, comment, full, template: false };
+        Verb::Create { vm, name, comment, full, drop_sockets } => {
+            let body = SnapshotCreate { name, comment, full, drop_sockets, template: false };
             create(context, &vm, &body)
         }
         Verb::Tree { vm } => tree(context, vm.as_deref()),
@@ -327,7 +333,8 @@ pub(crate) fn rollback(context: &Context, args: Rollback) -> Result<u8, Fault> {
 }
 
 pub(crate) fn fork(context: &Context, args: Fork) -> Result<u8, Fault> {
-    let body = VmFork { count: args.count, name: args.name, remove: args.rm };
+    let (count, name, remove, drop_sockets) = (args.count, args.name, args.rm, args.drop_sockets);
+    let body = VmFork { count, name, remove, drop_sockets };
     let vms: Vec<Vm> = context.client.json(Request::new(Route::VmFork, &[&args.vm]).body(&body))?;
     match context.json {
         true => output::json(&vms),

@@ -55,7 +55,8 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
                 let vm: Vm = context.client.json(Request::new(Route::VmGet, &[&vm]))?;
                 drop(streams::agent(&context.client, &vm, AGENT_WAIT_S, AGENT_WAIT_S)?);
             }
-            let body = SnapshotCreate { name: Some(name), comment, template: true, full: true };
+            let body =
+                SnapshotCreate { name: Some(name), comment, template: true, full: true, drop_sockets: false };
             snapshot::create(context, &vm, &body)
         }
         Verb::Ls { quiet } => list(context, quiet),

@@ -3,6 +3,7 @@ use super::counted::{self, Counted};
 use super::streams::{Input, Printed};
 use crate::limits::{Limits, Usage};
 use crate::trap::{self, Names};
+use http_body_util::BodyExt;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,7 +25,7 @@ const HELD_MAX: usize = 4096;
 pub(super) struct Host {
     wasi: WasiCtx,
     http: WasiHttpCtx,
-    hooks: NoNetwork,
+    hooks: Outgoing,
     /// If its run is the same each time.
     pub(super) clock: Counted,
     pub(super) table: ResourceTable,
@@ -58,17 +59,25 @@ impl WasiHttpView for Host {
 /// What comes of sending something by HTTP.
 type Transfer<T> = Box<dyn Future<Output = wasmtime_wasi_http::Result<T>> + Send>;
 
-/// A component asks nobody outside: its process can open no socket.
-struct NoNetwork;
+/// What a component asks others by HTTP; without a network nobody, since its process can open no socket.
+struct Outgoing {
+    has_network: bool,
+}
 
-impl WasiHttpHooks for NoNetwork {
+impl WasiHttpHooks for Outgoing {
     fn send_request(
         &mut self,
-        _: hyper::Request<WasiBody>,
-        _: Option<RequestOptions>,
+        request: hyper::Request<WasiBody>,
+        options: Option<RequestOptions>,
         _: Transfer<()>,
     ) -> Transfer<(hyper::Response<WasiBody>, Transfer<()>)> {
-        Box::new(async { Err(wasmtime_wasi_http::Error::HttpRequestDenied) })
+        if !self.has_network {
+            return Box::new(async { Err(wasmtime_wasi_http::Error::HttpRequestDenied) });
+        }
+        Box::new(async move {
+            let (answer, rest) = wasmtime_wasi_http::default_send_request(request, options).await?;
+            Ok((answer.map(BodyExt::boxed_unsync), Box::new(rest) as Transfer<()>))
+        })
     }
 }
 
@@ -84,6 +93,8 @@ pub(super) struct Given {
     /// When to look again at the streams and the gate.
     pub(super) news: Arc<Notify>,
     pub(super) usage: Arc<Usage>,
+    /// It is in a network, where it may do what that lets it.
+    pub(super) has_network: bool,
 }
 
 impl Given {
@@ -98,11 +109,15 @@ impl Given {
             .envs(&spec.env)
             .stdout(printed(Channel::Out))
             .stderr(printed(Channel::Err))
-            // The process can open no socket either.
-            .allow_tcp(false)
-            .allow_udp(false)
+            // Without one, the process can open no socket either.
+            .allow_tcp(self.has_network)
+            .allow_udp(self.has_network)
+            .allow_ip_name_lookup(self.has_network)
             // Others have something to do while a disk is slow.
             .allow_blocking_current_thread(is_only);
+        if self.has_network {
+            builder.inherit_network();
+        }
         if is_only {
             let (streams, news) = (self.streams.clone(), self.news.clone());
             builder.stdin(Input { streams, news, tty: spec.tty });
@@ -125,7 +140,16 @@ impl Given {
         table.set_max_capacity(HELD_MAX);
         let limits = Limits::new(self.memory_max, self.usage.clone());
         let (wasi, http, fuel) = (builder.build(), WasiHttpCtx::new(), spec.fuel.unwrap_or_default());
-        Ok(Host { wasi, http, hooks: NoNetwork, clock, table, limits, is_only, fuel })
+        Ok(Host {
+            wasi,
+            http,
+            hooks: Outgoing { has_network: self.has_network },
+            clock,
+            table,
+            limits,
+            is_only,
+            fuel,
+        })
     }
 
     /// A new instance's store. One that is not the only one gives way to others whenever the epoch is raised.

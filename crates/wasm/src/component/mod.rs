@@ -9,11 +9,13 @@ mod http;
 mod streams;
 
 use crate::engine::{NO_PORTS, REPORT, directories, not_runnable};
+use crate::network::{self, RESOLV_CONF, Wire};
 use crate::wasi;
 use given::{Given, Host};
 use http::Server;
 use std::future::poll_fn;
-use std::net::TcpListener;
+use std::net::{Ipv6Addr, TcpListener};
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
@@ -23,7 +25,7 @@ use tokio::sync::Notify;
 use viv_api::agent::Output;
 use viv_api::stats::ProgramStats;
 use viv_cell::sandbox;
-use viv_model::{End, Fault, GuestKind, Kind};
+use viv_model::{End, Fault, GuestKind, Kind, PortSpec, Protocol};
 use viv_net::switch::Listeners;
 use viv_process::{Confinement, Files, Gate, Instance, Prepared, Saved, Setting, Stopped};
 use wasmtime::component::{Component, InstancePre, Linker};
@@ -49,7 +51,7 @@ enum Work {
 
 /// Makes a component ready.
 pub(crate) fn prepare(component: &Component, setting: Setting<'_>) -> Result<Prepared, Fault> {
-    let Setting { vm, program, streams, gate } = setting;
+    let Setting { vm, program, streams, gate, cards } = setting;
     let (called, spec) = (&program.called, &program.spec);
     if spec.invoke.is_some() {
         return Err(not_runnable(
@@ -67,6 +69,14 @@ pub(crate) fn prepare(component: &Component, setting: Setting<'_>) -> Result<Pre
             "build it for WASI 0.2 (--target wasm32-wasip2), whose interfaces are all that it can import";
         not_runnable(called, format!("{error:#}"), fix)
     })?;
+    if spec.deterministic && !vm.machine.nics.is_empty() {
+        let why = "a deterministic run has no network: what comes from there, and when, is never the same";
+        return Err(not_runnable(called, why, "leave out --net, or --deterministic"));
+    }
+    let wire = match vm.machine.nics.as_slice() {
+        [] => None,
+        nics => Some(network::enter(nics, cards)?),
+    };
     let news = Arc::new(Notify::new());
     let (poke, wake) = (engine.clone(), news.clone());
     gate.on_change(move || poke.increment_epoch());
@@ -82,12 +92,28 @@ pub(crate) fn prepare(component: &Component, setting: Setting<'_>) -> Result<Pre
         gate,
         news,
         usage: Arc::default(),
+        has_network: wire.is_some(),
     });
-    let work = work(called, &ready, &given, &vm.machine.ports)?;
-    let files = sandbox::Files { whole, read, ..sandbox::Files::default() };
+    let work = match vm.machine.nics.as_slice() {
+        [] => work(called, &ready, &given, &vm.machine.ports)?,
+        nics => {
+            // In its own network: a port of the host leads there by the switch.
+            let inside = |port: &PortSpec| PortSpec {
+                ip: Ipv6Addr::UNSPECIFIED.into(),
+                host: port.guest,
+                ..port.clone()
+            };
+            let tcp = nics.iter().flat_map(|nic| &nic.ports).filter(|port| port.protocol == Protocol::Tcp);
+            networked(called, &ready, &given, &tcp.map(inside).collect::<Vec<_>>())?
+        }
+    };
+    let has_network = wire.is_some();
+    let mut files = sandbox::Files { whole, read, ..sandbox::Files::default() };
+    files.read.extend(has_network.then(|| PathBuf::from(RESOLV_CONF)));
+    let work = Mutex::new(Some((work, wire)));
     Ok(Prepared {
-        instance: Arc::new(ComponentInstance { given, work: Mutex::new(Some(work)) }),
-        confinement: Confinement { files, calls },
+        instance: Arc::new(ComponentInstance { given, work }),
+        confinement: Confinement { files, calls, has_network },
     })
 }
 
@@ -140,6 +166,18 @@ fn work(
     }
 }
 
+/// The same for one with a network: a command may listen at its ports by itself.
+fn networked(
+    called: &str,
+    ready: &InstancePre<Host>,
+    given: &Arc<Given>,
+    ports: &[PortSpec],
+) -> Result<Work, Fault> {
+    let kind = ready.component().component_type();
+    let handles = kind.exports(&given.engine).any(|(name, _)| name.starts_with(HANDLER));
+    work(called, ready, given, if handles { ports } else { &[] })
+}
+
 /// Does `work` until it is done or the program is to end; while the gate is shut, this thread stands still.
 async fn through<T>(gate: &Gate, news: &Notify, work: impl Future<Output = Result<T>>) -> Result<T> {
     let mut work = pin!(work);
@@ -181,11 +219,12 @@ async fn call(command: CommandPre<Host>, given: &Arc<Given>, host: Host) -> Resu
 struct ComponentInstance {
     given: Arc<Given>,
     /// Until it runs.
-    work: Mutex<Option<Work>>,
+    work: Mutex<Option<(Work, Option<Wire>)>>,
 }
 
 impl ComponentInstance {
-    fn work(&self, work: Work) -> Result<u8> {
+    fn work(&self, (work, wire): (Work, Option<Wire>)) -> Result<u8> {
+        wire.map(Wire::start).transpose()?;
         // Whoever computes looks at the sockets each time that it gives way.
         let runtime = Builder::new_current_thread().enable_all().event_interval(1).build()?;
         let given = &self.given;
@@ -223,7 +262,7 @@ impl Instance for ComponentInstance {
         self.given.usage.stats(counts)
     }
 
-    fn save(&self, _: &Files) -> Option<Result<Saved, Fault>> {
+    fn save(&self, _: &Files, _: bool) -> Option<Result<Saved, Fault>> {
         Some(Err(Fault::new(
             Kind::Conflict,
             "a component cannot be saved while it runs: much of what it holds (streams, timers, open files) is its host's, and not \

@@ -52,6 +52,9 @@ pub(crate) enum Unsaved {
     /// It has something open that cannot be opened again: what, and why.
     #[error("it has open {0}")]
     Open(String),
+    /// It has so many connections, whose other ends stay with it.
+    #[error("it has open connections, {0} of them, which cannot be taken along")]
+    Connected(usize),
     /// It is between two functions that let it go on: with the next instruction, it can.
     #[error("it is just going on from a snapshot")]
     Soon,

@@ -4,6 +4,8 @@ use rustix::fs::{Dir, Mode, OFlags, open};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use viv_model::{Fault, Kind, ShareSpec};
 
 /// Most descriptors that a program has open.
@@ -22,6 +24,12 @@ pub(crate) mod rights {
     pub(crate) const DIRECTORY: u64 = 0x07bf_fe19;
     /// A stream that is nowhere: read, write, set flags, stat, poll.
     pub(crate) const STREAM: u64 = 1 << 1 | 1 << 3 | 1 << 6 | 1 << 21 | 1 << 27;
+    pub(crate) const SOCK_SHUTDOWN: u64 = 1 << 28;
+    pub(crate) const SOCK_ACCEPT: u64 = 1 << 29;
+    /// What can be done with a connection.
+    pub(crate) const CONNECTION: u64 = STREAM | SOCK_SHUTDOWN;
+    /// What can be done where connections come to: set flags, stat, poll, accept.
+    pub(crate) const LISTENER: u64 = 1 << 3 | 1 << 21 | 1 << 27 | SOCK_ACCEPT;
 }
 
 /// What is behind a descriptor.
@@ -38,6 +46,18 @@ pub(crate) enum Kinds {
         read_only: bool,
         /// What it had in it when its listing began.
         listing: Vec<Entry>,
+    },
+    /// A published port.
+    Listener {
+        /// None where the program goes on without that port: nobody comes.
+        socket: Option<Arc<OwnedFd>>,
+        /// Its place among the program's ports.
+        port: usize,
+        nonblocking: bool,
+    },
+    Connection {
+        socket: Arc<OwnedFd>,
+        nonblocking: bool,
     },
 }
 
@@ -86,6 +106,8 @@ impl Descriptor {
         let (rights, inheriting) = match &kind {
             Kinds::Directory { .. } => (rights::DIRECTORY, rights::DIRECTORY | rights::FILE),
             Kinds::File(_) => (rights::FILE, 0),
+            Kinds::Listener { .. } => (rights::LISTENER, rights::CONNECTION),
+            Kinds::Connection { .. } => (rights::CONNECTION, 0),
             _ => (rights::STREAM, 0),
         };
         Descriptor { kind, rights, inheriting, origin: None }
@@ -104,13 +126,15 @@ pub(crate) struct Table {
     pub(super) open: BTreeMap<u32, Descriptor>,
     /// The directories that the program was given: it may close its own descriptors of them.
     pub(super) roots: Vec<Root>,
+    /// The published ports, which it may close as well.
+    pub(super) listeners: Vec<Arc<OwnedFd>>,
     pub(crate) tty: bool,
 }
 
 impl Table {
     /// The three streams, then a directory for each share.
     pub(crate) fn new(shares: &[ShareSpec], tty: bool) -> Result<Table, Fault> {
-        let mut table = Table { open: BTreeMap::new(), roots: Vec::new(), tty };
+        let mut table = Table { open: BTreeMap::new(), roots: Vec::new(), listeners: Vec::new(), tty };
         for stream in [Kinds::Stdin, Kinds::Stdout, Kinds::Stderr] {
             table.open.insert(table.open.len() as u32, Descriptor::new(stream));
         }
@@ -140,6 +164,21 @@ impl Table {
         Ok(table)
     }
 
+    /// Puts these ports behind the streams and before the directories.
+    pub(crate) fn listen(&mut self, listeners: Vec<Arc<OwnedFd>>) {
+        let directories = self.open.split_off(&3);
+        let ports = listeners.iter().enumerate().map(|(port, socket)| {
+            Descriptor::new(Kinds::Listener { socket: Some(socket.clone()), port, nonblocking: false })
+        });
+        self.open.extend((3..).zip(ports.chain(directories.into_values())));
+        self.listeners = listeners;
+    }
+
+    /// How many connections are open.
+    pub(crate) fn connections(&self) -> usize {
+        self.open.values().filter(|open| matches!(open.kind, Kinds::Connection { .. })).count()
+    }
+
     /// The descriptor with this number.
     pub(crate) fn get(&self, fd: u32) -> Result<&Descriptor, Errno> {
         self.open.get(&fd).ok_or(Errno::BadFd)
@@ -159,8 +198,8 @@ impl Table {
     pub(crate) fn file(&self, fd: u32) -> Result<&File, Errno> {
         match &self.get(fd)?.kind {
             Kinds::File(file) => Ok(file),
-            Kinds::Stdin | Kinds::Stdout | Kinds::Stderr => Err(Errno::IllegalSeek),
             Kinds::Directory { .. } => Err(Errno::BadFd),
+            _ => Err(Errno::IllegalSeek),
         }
     }
 

@@ -1,8 +1,8 @@
 //! What a program does with its descriptors: `fd_*`.
-use super::Wasi;
 use super::errno::{Errno, Fail};
 use super::fd::{self, Kinds, rights};
 use super::guest::{Guest, length_of};
+use super::{Wasi, socket};
 use rustix::fs::{
     Advice, FallocateFlags, FileType, OFlags, SeekFrom, Stat, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT,
 };
@@ -22,6 +22,9 @@ pub(crate) const SYNC: u16 = 16;
 /// `filetype`.
 const UNKNOWN: u8 = 0;
 const CHARACTER_DEVICE: u8 = 2;
+const SOCKET_STREAM: u8 = 6;
+/// `preopentype` that is no directory: programs pass over it, and look for more.
+const NO_DIRECTORY: u32 = 1;
 /// Bytes of a `dirent`.
 const DIRENT: usize = 24;
 
@@ -32,7 +35,7 @@ pub(crate) fn filetype(kind: FileType) -> u8 {
         FileType::CharacterDevice => CHARACTER_DEVICE,
         FileType::Directory => 3,
         FileType::RegularFile => 4,
-        FileType::Socket => 6,
+        FileType::Socket => SOCKET_STREAM,
         FileType::Symlink => 7,
         _ => UNKNOWN,
     }
@@ -120,6 +123,8 @@ pub(crate) fn read(
         Kinds::File(file) => each(&pieces, |address, length, _| {
             Ok(rustix::io::read(file, guest.bytes_mut(address, length)?)?)
         })?,
+        Kinds::Connection { .. } => socket::receive(guest, wasi, fd, &pieces, 0)?,
+        Kinds::Listener { .. } => return Err(Errno::NotConnected.into()),
         _ => return Err(Errno::BadFd.into()),
     };
     Ok(guest.put_u32(done, u32::try_from(total).map_err(|_| Errno::Overflow)?)?)
@@ -144,6 +149,12 @@ pub(crate) fn write(
             })?;
             return Ok(guest.put_u32(done, u32::try_from(total).map_err(|_| Errno::Overflow)?)?);
         }
+        Kinds::Connection { .. } => {
+            guest.bytes(done, 4)?;
+            let total = socket::transmit(guest, wasi, fd, &pieces)?;
+            return Ok(guest.put_u32(done, u32::try_from(total).map_err(|_| Errno::Overflow)?)?);
+        }
+        Kinds::Listener { .. } => return Err(Errno::NotConnected.into()),
         _ => return Err(Errno::BadFd.into()),
     };
     let bytes = guest.gather(&pieces, WRITE_MAX)?;
@@ -253,6 +264,9 @@ pub(crate) fn fdstat(guest: &mut Guest<'_>, wasi: &mut Wasi, fd: u32, to: u32) -
             (kind, has(OFlags::APPEND, APPEND) | has(OFlags::NONBLOCK, NONBLOCK) | synced)
         }
         Kinds::Directory { .. } => (filetype(FileType::Directory), 0),
+        Kinds::Listener { nonblocking, .. } | Kinds::Connection { nonblocking, .. } => {
+            (SOCKET_STREAM, if *nonblocking { NONBLOCK } else { 0 })
+        }
         _ => (if wasi.table.tty { CHARACTER_DEVICE } else { UNKNOWN }, 0),
     };
     let mut bytes = [0; 24];
@@ -266,11 +280,21 @@ pub(crate) fn fdstat(guest: &mut Guest<'_>, wasi: &mut Wasi, fd: u32, to: u32) -
 }
 
 pub(crate) fn set_flags(wasi: &mut Wasi, fd: u32, flags: u16) -> Result<(), Fail> {
-    let Kinds::File(file) = &wasi.table.get(fd)?.kind else { return Err(Errno::BadFd.into()) };
+    let file = match &mut wasi.table.get_mut(fd)?.kind {
+        Kinds::File(file) => file,
+        Kinds::Listener { nonblocking, .. } | Kinds::Connection { nonblocking, .. } => {
+            if flags & !NONBLOCK != 0 {
+                return Err(Errno::Invalid.into());
+            }
+            *nonblocking = flags & NONBLOCK != 0;
+            return Ok(());
+        }
+        _ => return Err(Errno::BadFd.into()),
+    };
     if flags & !(APPEND | NONBLOCK) != 0 {
         return Err(Errno::Invalid.into());
     }
-    let mut now = rustix::fs::fcntl_getfl(file)?;
+    let mut now = rustix::fs::fcntl_getfl(&*file)?;
     now.set(OFlags::APPEND, flags & APPEND != 0);
     now.set(OFlags::NONBLOCK, flags & NONBLOCK != 0);
     Ok(rustix::fs::fcntl_setfl(file, now)?)
@@ -289,10 +313,14 @@ pub(crate) fn set_rights(wasi: &mut Wasi, fd: u32, base: u64, inheriting: u64) -
 pub(crate) fn stat(guest: &mut Guest<'_>, wasi: &mut Wasi, fd: u32, to: u32) -> Result<(), Fail> {
     let bytes = match &wasi.table.get(fd)?.kind {
         Kinds::File(file) | Kinds::Directory { file, .. } => filestat(&rustix::fs::fstat(file)?),
-        _ => {
+        other => {
             let mut bytes = [0; 64];
             if let Some(kind) = bytes.get_mut(16) {
-                *kind = if wasi.table.tty { CHARACTER_DEVICE } else { UNKNOWN };
+                *kind = match other {
+                    Kinds::Listener { .. } | Kinds::Connection { .. } => SOCKET_STREAM,
+                    _ if wasi.table.tty => CHARACTER_DEVICE,
+                    _ => UNKNOWN,
+                };
             }
             bytes
         }
@@ -310,6 +338,11 @@ pub(crate) fn set_times(wasi: &mut Wasi, fd: u32, access: u64, change: u64, flag
 }
 
 pub(crate) fn prestat(guest: &mut Guest<'_>, wasi: &mut Wasi, fd: u32, to: u32) -> Result<(), Fail> {
+    if matches!(wasi.table.get(fd)?.kind, Kinds::Listener { .. }) {
+        // wasi-libc and Go look for directories until there is no such descriptor, and pass over what is none.
+        guest.put_u32(to, NO_DIRECTORY)?;
+        return Ok(guest.put_u32(to.checked_add(4).ok_or(Errno::Fault)?, 0)?);
+    }
     let name = preopened(wasi, fd)?;
     let length = u32::try_from(name.len()).map_err(|_| Errno::Overflow)?;
     guest.put_u32(to, 0)?; // a directory

@@ -2,7 +2,7 @@
 use super::errno::{Errno, Fail};
 use super::guest::Guest;
 use super::words::{self, Words};
-use super::{Exit, Wasi, file, path, poll};
+use super::{Exit, Wasi, file, path, poll, socket};
 use crate::instance::Host;
 use crate::keeper::save_in_host;
 use viv_process::Stopped;
@@ -316,31 +316,35 @@ fn others(linker: &mut Linker<Host>) -> Result<()> {
     linker.func_wrap(MODULE, "sched_yield", |mut c: From<'_>| {
         waiting(&mut c, "sched_yield", &[], |_, wasi| wasi.pass())
     })?;
-    // Nobody gives it a socket; a descriptor that it has is none.
-    linker.func_wrap(MODULE, "sock_accept", |mut c: From<'_>, fd: u32, _flags: u32, _done: u32| {
-        call(&mut c, |_, wasi| no_socket(wasi, fd))
+    sockets(linker)
+}
+
+fn sockets(linker: &mut Linker<Host>) -> Result<()> {
+    linker.func_wrap(MODULE, "sock_accept", |mut c: From<'_>, fd: u32, flags: u32, done: u32| {
+        waiting(&mut c, "sock_accept", &[fd, flags, done], |guest, wasi| {
+            socket::accept(guest, wasi, fd, bits(flags), done)
+        })
     })?;
     linker.func_wrap(
         MODULE,
         "sock_recv",
-        |mut c: From<'_>, fd: u32, _list: u32, _count: u32, _flags: u32, _done: u32, _out: u32| {
-            call(&mut c, |_, wasi| no_socket(wasi, fd))
+        |mut c: From<'_>, fd: u32, list: u32, count: u32, flags: u32, done: u32, out: u32| {
+            waiting(&mut c, "sock_recv", &[fd, list, count, flags, done, out], |guest, wasi| {
+                socket::sock_recv(guest, wasi, fd, (list, count), flags, (done, out))
+            })
         },
     )?;
     linker.func_wrap(
         MODULE,
         "sock_send",
-        |mut c: From<'_>, fd: u32, _list: u32, _count: u32, _flags: u32, _done: u32| {
-            call(&mut c, |_, wasi| no_socket(wasi, fd))
+        |mut c: From<'_>, fd: u32, list: u32, count: u32, flags: u32, done: u32| {
+            waiting(&mut c, "sock_send", &[fd, list, count, flags, done], |guest, wasi| {
+                socket::sock_send(guest, wasi, fd, (list, count), flags, done)
+            })
         },
     )?;
-    linker.func_wrap(MODULE, "sock_shutdown", |mut c: From<'_>, fd: u32, _how: u32| {
-        call(&mut c, |_, wasi| no_socket(wasi, fd))
+    linker.func_wrap(MODULE, "sock_shutdown", |mut c: From<'_>, fd: u32, how: u32| {
+        call(&mut c, |_, wasi| socket::sock_shutdown(wasi, fd, how))
     })?;
     Ok(())
-}
-
-fn no_socket(wasi: &Wasi, fd: u32) -> std::result::Result<(), Fail> {
-    wasi.table.get(fd)?;
-    Err(Errno::NotSocket.into())
 }

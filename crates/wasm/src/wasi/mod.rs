@@ -13,6 +13,7 @@ mod path;
 mod poll;
 pub(crate) mod random;
 mod saved;
+mod socket;
 mod words;
 
 pub(crate) use errno::Fail;
@@ -22,6 +23,7 @@ pub(crate) use saved::SavedWasi;
 use clock::Clock;
 use fd::Table;
 use random::Random;
+use socket::News;
 use std::sync::Arc;
 use std::time::Instant;
 use viv_api::runner::RunnerProgram;
@@ -57,6 +59,8 @@ pub(crate) struct Wasi {
     random: Random,
     /// Since when it waits in a call that it is to make again.
     waits_since: Option<Instant>,
+    /// What wakes it when it waits for sockets, once it has.
+    news: Option<Arc<News>>,
 }
 
 impl Wasi {
@@ -79,6 +83,7 @@ impl Wasi {
             clock: if spec.deterministic { Clock::counted() } else { Clock::real() },
             random: if spec.deterministic { Random::from_seed(spec.seed) } else { Random::of_host() },
             waits_since: None,
+            news: None,
         })
     }
 

@@ -4,6 +4,8 @@ use super::clock::{MONOTONIC, REALTIME};
 use super::errno::{Errno, Fail};
 use super::fd::Kinds;
 use super::guest::Guest;
+use super::socket::{self, CONNECTIONS_MAX, Watched};
+use rustix::event::PollFlags;
 use std::time::{Duration, Instant};
 use viv_process::Waited;
 
@@ -16,6 +18,10 @@ const SUBSCRIPTIONS_MAX: u32 = 1024;
 const CLOCK: u8 = 0;
 const FD_READ: u8 = 1;
 const FD_WRITE: u8 = 2;
+/// `eventrwflags`: the other end has gone.
+const HANGUP: u16 = 1;
+/// Bytes that can be written without waiting, as far as anybody can tell.
+const ROOM: u64 = 1 << 16;
 /// `subclockflags`: the time is one of the clock's, not one from now.
 const ABSOLUTE: u16 = 1;
 
@@ -31,8 +37,12 @@ enum What {
     Time(Instant),
     /// Standard input.
     Input,
+    /// A socket; whether it is one that connections come to.
+    Socket { watched: Watched, listens: bool },
     /// It need not wait: so many bytes.
     Ready(u64),
+    /// What does not come about.
+    Never,
 }
 
 struct Event {
@@ -40,6 +50,7 @@ struct Event {
     errno: u16,
     kind: u8,
     bytes: u64,
+    flags: u16,
 }
 
 fn at(base: u32, offset: u32) -> Result<u32, Errno> {
@@ -80,12 +91,22 @@ fn wait_for(wasi: &mut Wasi, id: u32, timeout: u64, is_absolute: bool) -> Result
 fn readiness(wasi: &Wasi, fd: u32, to_write: bool) -> Result<What, Errno> {
     match (&wasi.table.get(fd)?.kind, to_write) {
         (Kinds::Stdin, false) => Ok(What::Input),
-        (Kinds::Stdout | Kinds::Stderr, true) => Ok(What::Ready(1 << 16)),
-        (Kinds::File(_), true) => Ok(What::Ready(1 << 16)),
+        (Kinds::Stdout | Kinds::Stderr | Kinds::File(_), true) => Ok(What::Ready(ROOM)),
         (Kinds::File(file), false) => {
             let size = u64::try_from(rustix::fs::fstat(file)?.st_size).unwrap_or_default();
             let place = rustix::fs::tell(file).unwrap_or_default();
             Ok(What::Ready(size.saturating_sub(place)))
+        }
+        (Kinds::Listener { socket: Some(socket), .. }, false)
+            if wasi.table.connections() < CONNECTIONS_MAX =>
+        {
+            let watched = Watched { socket: socket.clone(), flags: PollFlags::IN };
+            Ok(What::Socket { watched, listens: true })
+        }
+        (Kinds::Listener { .. }, _) => Ok(What::Never),
+        (Kinds::Connection { socket, .. }, _) => {
+            let flags = if to_write { PollFlags::OUT } else { PollFlags::IN };
+            Ok(What::Socket { watched: Watched { socket: socket.clone(), flags }, listens: false })
         }
         _ => Err(Errno::BadFd),
     }
@@ -108,7 +129,7 @@ pub(crate) fn oneoff(
         let base = at(input, index.saturating_mul(SUBSCRIPTION))?;
         all.push(subscription(guest, wasi, base, begin)?);
     }
-    let events = wait(wasi, &all, begin).inspect_err(|fail| {
+    let events = wait(wasi, all, begin).inspect_err(|fail| {
         if *fail == Fail::Wanted {
             (wasi.waits_since, wasi.clock) = (Some(begin), clock);
         }
@@ -116,7 +137,8 @@ pub(crate) fn oneoff(
     let mut place = output;
     for event in &events {
         let mut bytes = [0; EVENT as usize];
-        let fields = [event.userdata, u64::from(event.errno) | u64::from(event.kind) << 16, event.bytes];
+        let how = u64::from(event.errno) | u64::from(event.kind) << 16;
+        let fields = [event.userdata, how, event.bytes, event.flags.into()];
         for (field, number) in bytes.chunks_exact_mut(8).zip(fields) {
             field.copy_from_slice(&number.to_le_bytes());
         }
@@ -126,8 +148,14 @@ pub(crate) fn oneoff(
     Ok(guest.put_u32(done, events.len() as u32)?)
 }
 
+/// What has come about: input, so many bytes of it, and at each of the sockets.
+struct Came {
+    input: Option<usize>,
+    sockets: Vec<PollFlags>,
+}
+
 /// Waits until something has come about, and gives all that has.
-fn wait(wasi: &mut Wasi, all: &[Subscription], begin: Instant) -> Result<Vec<Event>, Fail> {
+fn wait(wasi: &mut Wasi, all: Vec<Subscription>, begin: Instant) -> Result<Vec<Event>, Fail> {
     let times = all.iter().filter_map(|one| match &one.what {
         Ok(What::Time(time)) => Some(*time),
         _ => None,
@@ -150,21 +178,57 @@ fn wait(wasi: &mut Wasi, all: &[Subscription], begin: Instant) -> Result<Vec<Eve
         Some(time) => Some((time, time)),
         None => None,
     };
-    let came = match wasi.gate.wait_or_wanted(due.map(|(_, until)| until), input)? {
-        Waited::Ready(bytes) => Some(bytes),
+    let until = due.map(|(_, until)| until);
+    let (mut watched, mut others) = (Vec::new(), Vec::new());
+    for one in all {
+        let (userdata, kind) = (one.userdata, one.kind);
+        match one.what {
+            Ok(What::Socket { watched: socket, listens }) => {
+                watched.push(socket);
+                others.push((userdata, kind, Ok(Waits::Socket { index: watched.len() - 1, listens })));
+            }
+            what => others.push((userdata, kind, what.map(Waits::Other))),
+        }
+    }
+    let look = || {
+        let came = Came { input: input(), sockets: socket::look(&watched) };
+        let any = came.input.is_some() || came.sockets.iter().any(|flags| !flags.is_empty());
+        any.then_some(came)
+    };
+    let came = match watched.is_empty() {
+        true => wasi.gate.wait_or_wanted(until, look)?,
+        false => socket::wait(wasi, &watched, until, look)?,
+    };
+    let came = match came {
+        Waited::Ready(came) => Some(came),
         Waited::Late => None,
         Waited::Wanted => return Err(Fail::Wanted),
     };
     let now = due.filter(|_| came.is_none()).map_or_else(Instant::now, |(time, _)| time.max(Instant::now()));
-    let event = |one: &Subscription| {
-        let (errno, bytes) = match &one.what {
-            Err(errno) => (*errno as u16, 0),
-            Ok(What::Ready(bytes)) => (0, *bytes),
-            Ok(What::Time(time)) if *time <= now => (0, 0),
-            Ok(What::Input) => (0, came? as u64),
-            Ok(What::Time(_)) => return None,
+    let event = |(userdata, kind, what): &(u64, u8, Result<Waits, Errno>)| {
+        let (errno, bytes, flags) = match what {
+            Err(errno) => (*errno as u16, 0, 0),
+            Ok(Waits::Other(What::Ready(bytes))) => (0, *bytes, 0),
+            Ok(Waits::Other(What::Time(time))) if *time <= now => (0, 0, 0),
+            Ok(Waits::Other(What::Input)) => (0, came.as_ref()?.input? as u64, 0),
+            Ok(Waits::Other(_)) => return None,
+            Ok(Waits::Socket { index, listens }) => {
+                let flags = came.as_ref()?.sockets.get(*index).filter(|flags| !flags.is_empty())?;
+                let bytes = match (kind, watched.get(*index)) {
+                    (&FD_READ, Some(_)) if *listens => 1,
+                    (&FD_READ, Some(one)) => rustix::io::ioctl_fionread(&one.socket).unwrap_or_default(),
+                    _ => ROOM,
+                };
+                (0, bytes, if flags.contains(PollFlags::HUP) { HANGUP } else { 0 })
+            }
         };
-        Some(Event { userdata: one.userdata, errno, kind: one.kind, bytes })
+        Some(Event { userdata: *userdata, errno, kind: *kind, bytes, flags })
     };
-    Ok(all.iter().filter_map(event).collect())
+    Ok(others.iter().filter_map(event).collect())
+}
+
+/// What is waited for, the sockets apart.
+enum Waits {
+    Socket { index: usize, listens: bool },
+    Other(What),
 }

@@ -13,6 +13,7 @@ use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use viv_model::ShareSpec;
 
@@ -49,8 +50,25 @@ enum SavedKind {
     Stdin,
     Stdout,
     Stderr,
-    File { at: Origin, flags: u32, offset: u64 },
-    Directory { at: Origin, preopened: Option<String>, listing: Vec<(Vec<u8>, u64, u8)> },
+    File {
+        at: Origin,
+        flags: u32,
+        offset: u64,
+    },
+    Directory {
+        at: Origin,
+        preopened: Option<String>,
+        listing: Vec<(Vec<u8>, u64, u8)>,
+    },
+    /// A port that is published where it goes on, by its place.
+    Listener {
+        port: usize,
+        nonblocking: bool,
+    },
+    /// A connection, which is reset where it goes on.
+    Connection {
+        nonblocking: bool,
+    },
 }
 
 fn lost(at: &Origin, why: impl std::fmt::Display) -> Unsaved {
@@ -78,6 +96,10 @@ impl Table {
                 Kinds::Stdin => SavedKind::Stdin,
                 Kinds::Stdout => SavedKind::Stdout,
                 Kinds::Stderr => SavedKind::Stderr,
+                Kinds::Listener { port, nonblocking, .. } => {
+                    SavedKind::Listener { port: *port, nonblocking: *nonblocking }
+                }
+                Kinds::Connection { nonblocking, .. } => SavedKind::Connection { nonblocking: *nonblocking },
                 Kinds::File(file) => {
                     let at = descriptor.origin.clone().ok_or_else(unknown)?;
                     self.is_there(&at, file)?;
@@ -121,6 +143,16 @@ impl Table {
                 SavedKind::Stdin => (Kinds::Stdin, None),
                 SavedKind::Stdout => (Kinds::Stdout, None),
                 SavedKind::Stderr => (Kinds::Stderr, None),
+                SavedKind::Listener { port, nonblocking } => {
+                    let (socket, port, nonblocking) =
+                        (self.listeners.get(*port).cloned(), *port, *nonblocking);
+                    (Kinds::Listener { socket, port, nonblocking }, None)
+                }
+                SavedKind::Connection { nonblocking } => {
+                    let failed = |error| Unsaved::Open(format!("a connection: {error}"));
+                    let socket = Arc::new(super::socket::reset().map_err(failed)?);
+                    (Kinds::Connection { socket, nonblocking: *nonblocking }, None)
+                }
                 SavedKind::File { at, flags, offset } => {
                     let (root, share) = self.root(shares, at)?;
                     let flags = OFlags::from_bits_retain(*flags) & FLAGS;
@@ -170,8 +202,12 @@ impl Table {
 }
 
 impl Wasi {
-    /// All of it, as it is now.
-    pub(crate) fn saved(&self) -> Result<SavedWasi, Unsaved> {
+    /// All of it, as it is now; not if it has connections, unless they may be dropped.
+    pub(crate) fn saved(&self, drop_sockets: bool) -> Result<SavedWasi, Unsaved> {
+        match self.table.connections() {
+            count @ 1.. if !drop_sockets => return Err(Unsaved::Connected(count)),
+            _ => {}
+        }
         Ok(SavedWasi {
             descriptors: self.table.saved()?,
             clock: self.clock.saved(),

@@ -1,0 +1,72 @@
+;; Sends back what many connections send, with one poll_oneoff for all of them and calls that never wait.
+(module
+  (import "wasi_snapshot_preview1" "sock_accept" (func $accept (param i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "fd_close" (func $close (param i32) (result i32)))
+  (import "wasi_snapshot_preview1" "fd_fdstat_set_flags" (func $flags (param i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "fd_fdstat_get" (func $stat (param i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+  (memory (export "memory") 8)
+  (func $must (param $errno i32)
+    (if (local.get $errno) (then (call $exit (i32.add (i32.const 100) (local.get $errno))))))
+  ;; What it waits for at descriptor $fd is the $count-th of what it waits for.
+  (func $wait_for (param $fd i32) (param $count i32) (local $at i32)
+    (local.set $at (i32.add (i32.const 0x10000) (i32.mul (local.get $count) (i32.const 48))))
+    (i64.store (local.get $at) (i64.extend_i32_u (local.get $fd)))
+    (i32.store8 offset=8 (local.get $at) (i32.const 1))
+    (i32.store offset=16 (local.get $at) (local.get $fd)))
+  (func $take (local $errno i32)
+    (loop $more
+      (local.set $errno (call $accept (i32.const 3) (i32.const 4) (i32.const 28)))
+      (if (i32.eqz (local.get $errno))
+        (then
+          (i32.store8 offset=4096 (i32.load (i32.const 28)) (i32.const 1))
+          (br $more))
+        (else
+          (if (i32.ne (local.get $errno) (i32.const 6)) (then (call $must (local.get $errno))))))))
+  (func $drop (param $fd i32)
+    (i32.store8 offset=4096 (local.get $fd) (i32.const 0))
+    (call $must (call $close (local.get $fd))))
+  (func $serve (param $fd i32) (local $errno i32)
+    (i32.store (i32.const 16) (i32.const 0x30000))
+    (i32.store (i32.const 20) (i32.const 4096))
+    (local.set $errno (call $read (local.get $fd) (i32.const 16) (i32.const 1) (i32.const 24)))
+    (if (i32.eq (local.get $errno) (i32.const 6)) (then (return)))
+    (if (i32.or (local.get $errno) (i32.eqz (i32.load (i32.const 24))))
+      (then (call $drop (local.get $fd)) (return)))
+    (i32.store (i32.const 20) (i32.load (i32.const 24)))
+    ;; Who does not read what it is sent is dropped.
+    (if (call $write (local.get $fd) (i32.const 16) (i32.const 1) (i32.const 24))
+      (then (call $drop (local.get $fd)))))
+  (func (export "_start") (local $fd i32) (local $count i32) (local $event i32)
+    (call $must (call $flags (i32.const 3) (i32.const 4)))
+    (call $must (call $stat (i32.const 3) (i32.const 32)))
+    ;; A stream socket that never waits.
+    (if (i32.ne (i32.load (i32.const 32)) (i32.const 0x40006)) (then (call $exit (i32.const 98))))
+    (loop $again
+      (call $wait_for (i32.const 3) (i32.const 0))
+      (local.set $count (i32.const 1))
+      (local.set $fd (i32.const 4))
+      (loop $each
+        (if (i32.load8_u offset=4096 (local.get $fd))
+          (then
+            (call $wait_for (local.get $fd) (local.get $count))
+            (local.set $count (i32.add (local.get $count) (i32.const 1)))))
+        (local.set $fd (i32.add (local.get $fd) (i32.const 1)))
+        (br_if $each (i32.lt_u (local.get $fd) (i32.const 400))))
+      (call $must (call $poll (i32.const 0x10000) (i32.const 0x20000) (local.get $count) (i32.const 24)))
+      (local.set $count (i32.load (i32.const 24)))
+      (local.set $event (i32.const 0x20000))
+      (loop $came
+        (if (local.get $count)
+          (then
+            (local.set $fd (i32.load (local.get $event)))
+            (if (i32.eq (local.get $fd) (i32.const 3))
+              (then (call $take))
+              (else (call $serve (local.get $fd))))
+            (local.set $event (i32.add (local.get $event) (i32.const 32)))
+            (local.set $count (i32.sub (local.get $count) (i32.const 1)))
+            (br $came))))
+      (br $again))))
