@@ -74,6 +74,19 @@ impl Server {
     }
 }
 
+/// Where the host lets a component have a network of its own.
+#[test]
+fn in_a_network_the_same_port_leads_to_it() {
+    if fs::File::options().read(true).write(true).open("/dev/net/tun").is_err() {
+        eprintln!("not tried: /dev/net/tun cannot be opened");
+        return;
+    }
+    let srv = Server::new("http-net", &["--net", "user"]);
+    for _ in 0..3 {
+        assert_eq!(srv.get("/"), (200, "1".into()));
+    }
+}
+
 #[test]
 fn each_request_has_an_instance_of_its_own() {
     let srv = Server::new("http-own", &[]);

@@ -113,7 +113,7 @@ fn what_waits_for_a_client_comes_to_the_end_of_its_time_and_what_cannot_serve_is
     for (words, status, text) in [
         (vec!["-p", &publish, &hello], 126, "sock_accept"),
         (vec!["-p", "1234:7/udp", &one], 2, "no datagrams"),
-        (vec!["-p", &in_use, &one], 1, "in use"),
+        (vec!["-p", &in_use, &one], 4, "in use"),
         (vec!["-p", &publish, "--deterministic", &one], 126, "deterministic"),
         (vec!["--net", "user", &one], 126, "preview 1"),
         (vec!["--secgroup", "default", &one], 2, "--net user"),
@@ -199,7 +199,7 @@ fn a_program_goes_to_a_registry_and_runs_from_there() {
     fs::write(&file, wat::parse_str(include_str!("wasm/hello.wat")).unwrap()).unwrap();
     let registry = Registry::start(&at);
     let name = |tag: &str| format!("localhost:{}/me/hello:{tag}", registry.1);
-    let push = |what: &str, to: &str| home.json(&["push", "--json", what, to]);
+    let push = |what: &str, to: &str| home.json(&["push", what, to]);
     let pushed = push(&file, &name("1"));
     assert_eq!((&pushed["reference"], &pushed["known_layers"]), (&name("1").into(), &0.into()));
     assert_eq!(home.run(&["run", "--rm", &name("1")]).ok().out, "Hello, world\n");
