@@ -100,7 +100,7 @@ fn what_cannot_be_run_says_why() {
     for (options, words) in [
         (["--kernel", "/boot/vmlinuz"], "--kernel"),
         (["--net", "user"], "--net"),
-        (["-p", "127.0.0.1:8080:80"], "wasi:http/incoming-handler"),
+        (["-p", "127.0.0.1:8080:80"], "sock_accept"),
         (["--cpus", "2"], "--cpus"),
         (["-u", "nobody"], "-u"),
         (["--fuel", "0"], "fuel"),

@@ -189,7 +189,7 @@ pub(crate) fn directories(shares: &[ShareSpec]) -> (Vec<PathBuf>, Vec<PathBuf>) 
 
 /// Why a program without a server in it gets no ports.
 pub(crate) const NO_PORTS: &str =
-    "it serves nothing at a port: only a component with wasi:http/incoming-handler does";
+    "it serves nothing at a port: only a component with wasi:http/incoming-handler does, or one in a network";
 
 /// How code is made. What is not named is wasmtime's usual.
 pub(crate) fn config(how: How) -> Config {

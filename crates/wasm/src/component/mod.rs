@@ -145,7 +145,10 @@ fn work(
             let listeners = Listeners::open(ports).map_err(|error| Fault::from(&error))?;
             Ok(Work::Server(server, listeners.into_tcp().into_iter().map(|(listener, _)| listener).collect()))
         }
-        (false, _, false) => Err(not_runnable(called, NO_PORTS, "leave out -p")),
+        (false, _, false) => {
+            let fix = "leave out -p; or, if it listens by wasi:sockets, add --net user";
+            Err(not_runnable(called, NO_PORTS, fix))
+        }
         (_, true, true) => {
             let host = Box::new(given.host(true)?);
             Ok(Work::Command(CommandPre::new(ready.clone()).map_err(wrong)?, host))
