@@ -22,6 +22,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("viv-block", 1),
     ("viv-net", 1),
     ("viv-share", 1),
+    ("viv-java", 1),
     ("viv-oci", 1),
     ("viv-rootfs", 1),
     ("viv-snapshot", 2),

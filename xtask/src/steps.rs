@@ -308,6 +308,12 @@ pub(crate) fn nightly() -> Result<(), String> {
             .arg("--nocapture"),
     )?;
     step(
+        "a Java of Debian's packages in a VM",
+        cargo()
+            .args(["test", "--release", "--package", "viv-e2e", "--test", "jvm_vm", "--", "--ignored"])
+            .arg("--nocapture"),
+    )?;
+    step(
         "two kernels of our own, compared",
         cargo()
             .args(["test", "--release", "--package", "viv-e2e", "--test", "build", "--", "--ignored"])

@@ -6,9 +6,9 @@ use crate::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use viv_model::{
-    Accel, ConsolePortSpec, DiskSpec, End, Fault, GuestKind, Health, HealthAsk, ImageDiskSpec, Kind, Label,
-    MEMORY_MIB_USUAL, MachineSpec, NetKind, NicCreate, NicLimits, PortSpec, ProgramSpec, ProjectName,
-    Restart, ShareSpec, SoftSpec, State,
+    Accel, ConsolePortSpec, DiskSpec, End, Fault, FileSpec, GuestKind, Health, HealthAsk, ImageDiskSpec,
+    Kind, Label, MEMORY_MIB_USUAL, MachineSpec, NetKind, NicCreate, NicLimits, PortSpec, ProgramSpec,
+    ProjectName, Restart, ShareSpec, SoftSpec, State,
 };
 
 /// What happens when the guest asks for a reset.
@@ -147,6 +147,9 @@ pub struct VmCreate {
     /// Directories of an image of containers that are on the VM's own disk, and in no image that is made of the VM, besides its image's.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<String>,
+    /// Files of the host that are copied, and lie in its image of containers as if they were that's own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<FileSpec>,
     /// Publish the ports that its image of containers names on free ports of the host, but those that `ports` publishes.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub publish_all: bool,

@@ -1,17 +1,18 @@
-//! What is asked of a VM that only an image of containers can give: volumes, and all of its ports.
+//! What is asked of a VM that only an image of containers can give: volumes, files, and all of its ports.
 use std::net::{Ipv6Addr, TcpListener, UdpSocket};
 use viv_api::image::ImageProcess;
 use viv_api::vm::VmCreate;
-use viv_model::{Fault, Kind, PortSpec, Protocol, check_volume, check_volumes, volume_word};
+use viv_model::{Fault, FileSpec, Kind, PortSpec, Protocol, check_volume, check_volumes, volume_word};
 
 /// Refuses it for other images.
 pub(crate) fn check(ask: &VmCreate, process: Option<&ImageProcess>) -> Result<(), Fault> {
-    if process.is_some() || ask.volumes.is_empty() && !ask.publish_all {
+    FileSpec::check_all(&ask.files)?;
+    if process.is_some() || ask.volumes.is_empty() && ask.files.is_empty() && !ask.publish_all {
         return Ok(());
     }
     Err(Fault::new(
         Kind::Usage,
-        "volumes without a directory of the host, and the ports that an image names, are those of images of containers",
+        "volumes without a directory of the host, files in the image, and the ports that an image names, are those of images of containers",
         "share a directory: -v DIR:PATH; publish ports: -p HOST:GUEST",
     ))
 }

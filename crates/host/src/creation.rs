@@ -134,6 +134,7 @@ impl Vms {
                     entrypoint: ask.entrypoint.clone(),
                     health: ask.health.clone(),
                     volumes: ask.volumes.clone(),
+                    files: ask.files.clone(),
                     ..VmRecord::new(&id, &name, machine)
                 };
                 let share = self.describe(&record)?;
@@ -185,6 +186,7 @@ impl Vms {
             .flatten()
             .chain(ask.disks.iter().map(|d| &d.path))
             .chain(ask.shares.iter().map(|share| &share.path))
+            .chain(ask.files.iter().map(|file| &file.path))
             .chain(ask.console_ports.iter().filter_map(|port| port.path.as_ref()))
         {
             absolute(path)?;
@@ -201,7 +203,7 @@ impl Vms {
         let own_disks = match (&ask.image, &image) {
             (Some(file), None) => Some((vec![disk_image::layer(Path::new(file), dir)?], file)),
             (_, Some(image)) if image.manifest.boots_itself() => {
-                Some((self.images.instantiate(image, dir)?.disks, &image.name))
+                Some((self.images.instantiate(image, &[], dir)?.disks, &image.name))
             }
             _ => None,
         };
@@ -213,7 +215,7 @@ impl Vms {
             of_image = take(instance, ask, &mut machine);
             (name, cloud_init) = (Some(called.clone()), found);
         } else if let Some(image) = image {
-            let instance = self.images.instantiate(&image, dir)?;
+            let instance = self.images.instantiate(&image, &ask.files, dir)?;
             let mounts = shares::boot_words(&ask.shares);
             // A container is called what its host calls it.
             let called = match image.manifest.process() {

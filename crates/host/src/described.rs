@@ -76,6 +76,7 @@ pub(crate) fn spec_of(record: &VmRecord, dir: &Path) -> VmCreate {
         entrypoint: record.entrypoint.clone(),
         health: record.health.clone(),
         volumes: record.volumes.clone(),
+        files: record.files.clone(),
         publish_all: false,
     }
 }

@@ -139,6 +139,7 @@ fn only_of_programs(ask: &VmCreate, kind: GuestKind) -> Result<(), Fault> {
         ("a command", "COMMAND", ask.command.is_some()),
         ("an entry point", "--entrypoint", ask.entrypoint.is_some()),
         ("volumes", "-v PATH", !ask.volumes.is_empty()),
+        ("files in its image", "files", !ask.files.is_empty()),
         ("directories", "-v", kind == GuestKind::Evm && !ask.shares.is_empty()),
         ("the ports of an image", "-P", ask.publish_all),
         ("a network", "--net", kind != GuestKind::Wasm && (has_network(ask) || !ask.groups.is_empty())),

@@ -139,7 +139,7 @@ fn the_default_guest_is_built_and_boots_to_its_shell() {
 
     let vm = place().join("vm-default");
     std::fs::create_dir_all(&vm).unwrap();
-    let instance = images.instantiate(&image, &vm).unwrap();
+    let instance = images.instantiate(&image, &[], &vm).unwrap();
     let mut qemu = Qemu::start(&instance.kernel, instance.initrd.as_deref(), &instance.append, &[]);
     qemu.expect("viv:/root# ", 120);
     qemu.type_line("echo a$((6*7))b; tty; cat /proc/1/comm; lsmod | grep -c virtio; mount | grep -c tmpfs");
@@ -180,7 +180,7 @@ fn a_full_debian_is_built_boots_to_its_prompt_and_remembers() {
 
     let vm = place().join("vm-debian");
     std::fs::create_dir_all(&vm).unwrap();
-    let instance = images.instantiate(&image, &vm).unwrap();
+    let instance = images.instantiate(&image, &[], &vm).unwrap();
     let disks: Vec<PathBuf> = instance.disks.iter().map(|disk| disk.path.clone()).collect();
     let boot = || Qemu::start(&instance.kernel, instance.initrd.as_deref(), &instance.append, &disks);
     let mut qemu = boot();

@@ -2,7 +2,6 @@
 use crate::forward;
 use crate::hotspot::Hotspot;
 use crate::own_network;
-use crate::program::{self, Program};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::fs;
 use std::io::{Read, Write};
@@ -17,6 +16,7 @@ use viv_api::agent::Output;
 use viv_api::stats::ProgramStats;
 use viv_cell::OtherProcess;
 use viv_cell::sandbox::Files;
+use viv_java::Program;
 use viv_model::{End, Fault, GuestKind, Kind};
 use viv_net::switch::Listeners;
 use viv_process::{Channel, Confinement, Engine, Gate, Instance, Prepared, Setting, Streams};
@@ -57,7 +57,7 @@ impl Engine for Jvm {
         let Setting { vm, program, streams, gate, .. } = setting;
         let spec = &program.spec;
         let hotspot = Hotspot::find()?;
-        let what = program::look(&spec.file, &program.original, &program.called, &hotspot)?;
+        let what = viv_java::look(&spec.file, &program.original, &program.called, hotspot.java())?;
         let failed = |error: std::io::Error| {
             let text = format!("the program's own directory cannot be made: {error}");
             Fault::new(Kind::Error, text, "see that there is room: viv info")
@@ -76,8 +76,8 @@ impl Engine for Jvm {
             .arg("-XX:-UsePerfData")
             .arg(format!("-Djava.io.tmpdir={}", work.display()))
             .arg(format!("-Duser.home={}", work.display()));
-        // Classes from a directory cannot be kept so.
-        if what == Program::Jar {
+        // Classes from a directory cannot be kept so, nor with agents, which may change them: HotSpot would not start.
+        if what == Program::Jar && !has_agent(&spec.options) {
             classes(&mut command, &hotspot, here.join(CLASSES));
         }
         command.args(&spec.options);
@@ -330,9 +330,22 @@ impl Instance for JavaProgram {
     }
 }
 
+/// Whether options of the machine give it an agent: of its tool interface, or in Java.
+fn has_agent(options: &[String]) -> bool {
+    let ways = ["-agentlib:", "-agentpath:", "-javaagent:", "-Xrun"];
+    options.iter().any(|option| ways.iter().any(|way| option.starts_with(way)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn agents_are_known_by_their_options() {
+        let has = |option: &str| has_agent(&["-Xss2m".to_string(), option.to_string()]);
+        assert!(has("-agentlib:jdwp=server=y") && has("-javaagent:/a.jar") && has("-agentpath:/a.so=x"));
+        assert!(!has("-Dagent=-agentlib:x") && !has_agent(&[]));
+    }
     use viv_cell::Console;
 
     /// A child in the place of Java, which follows its gate.

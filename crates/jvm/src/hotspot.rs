@@ -52,10 +52,9 @@ impl Hotspot {
         Some(Hotspot { home: home.to_path_buf(), version: version(&release).unwrap_or_default() })
     }
 
-    /// The newest version of class files that it runs (The Java Virtual Machine Specification, table 4.1-A); nothing if it does not
-    /// say which it is.
-    pub(crate) fn class_version(&self) -> Option<u16> {
-        (self.version > 0).then(|| self.version.saturating_add(44))
+    /// Which Java it is; nothing if it does not say.
+    pub(crate) fn java(&self) -> Option<u16> {
+        (self.version > 0).then_some(self.version)
     }
 }
 

@@ -1,12 +1,11 @@
 //! `viv-jvm DIR`: the process of a Java program, which HotSpot of this host runs as its child.
 //!
-//! [`hotspot`] finds the machine, [`program`] looks at what it is to run, [`child`] runs it in [`own_network`], to which
+//! [`hotspot`] finds the machine, [`viv_java`] looks at what it is to run, [`child`] runs it in [`own_network`], to which
 //! [`forward`] leads.
 mod child;
 mod forward;
 mod hotspot;
 mod own_network;
-mod program;
 
 use std::path::Path;
 

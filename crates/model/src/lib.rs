@@ -7,6 +7,7 @@
 mod console;
 mod end;
 mod fault;
+mod file;
 mod health;
 mod lifecycle;
 mod limits;
@@ -26,6 +27,7 @@ mod volume;
 pub use console::{CONSOLE_PORTS_MAX, ConsolePortSpec};
 pub use end::End;
 pub use fault::{Fault, Kind};
+pub use file::{FILES_MAX, FileSpec};
 pub use health::{HEALTH_OUTPUT_MAX, Health, HealthAsk, HealthCheck, HealthLook, HealthState};
 pub use lifecycle::{Ask, Refused, State, next};
 pub use limits::{CPU_RATIO_USUAL, DISK_RATIO_USUAL, Limits, MEMORY_RATIO_USUAL, Need};

@@ -83,12 +83,13 @@ fn settle(vm: &mut VmCreate, name: &str, base: &Path) -> Result<(), Fault> {
     }
     let disks = vm.disks.iter_mut().flat_map(|disk| std::iter::once(&mut disk.path).chain(&mut disk.allow));
     let shares = vm.shares.iter_mut().map(|share| &mut share.path);
+    let files = vm.files.iter_mut().map(|file| &mut file.path);
     let ports = vm.console_ports.iter_mut().filter_map(|port| port.path.as_mut());
     let seed = vm.cloud_init.user_data.iter_mut().chain(vm.cloud_init.network_config.as_mut());
     let program = vm.program.as_mut().map(|program| &mut program.file);
     let program = program.filter(|file| !is_image(file, base) && !file.as_os_str().is_empty());
     let boot = vm.kernel.iter_mut().chain(vm.initrd.as_mut()).chain(program);
-    for path in boot.chain(disks).chain(shares).chain(ports).chain(seed) {
+    for path in boot.chain(disks).chain(shares).chain(files).chain(ports).chain(seed) {
         if path.as_os_str().is_empty() {
             return Err(wrong(name, "a path is empty"));
         }

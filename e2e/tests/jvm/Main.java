@@ -65,11 +65,33 @@ public class Main {
                 server.start();
                 System.out.println("ready");
             }
+            case "count" -> {
+                HttpServer server = HttpServer.create(new InetSocketAddress(8000), 0);
+                server.createContext("/", exchange -> {
+                    byte[] body = counted(exchange.getRequestBody().readAllBytes());
+                    exchange.sendResponseHeaders(200, body.length);
+                    exchange.getResponseBody().write(body);
+                    exchange.close();
+                });
+                server.start();
+                System.out.println("ready");
+                for (int number = 0; ; number++) {
+                    Thread.sleep(200);
+                    System.out.println("tick " + number);
+                }
+            }
             case "process" -> new ProcessBuilder("/bin/ls").start();
             default -> System.out.println(IntStream.range(0, 4)
                 .mapToObj(number -> new Square(number, number * number).toString())
                 .collect(Collectors.joining(",")) + List.of(words));
         }
+    }
+
+    private static int count;
+
+    private static synchronized byte[] counted(byte[] body) {
+        count++;
+        return (new String(body) + " " + count).getBytes();
     }
 
     static int deep(int depth) {

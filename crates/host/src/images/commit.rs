@@ -370,7 +370,7 @@ mod tests {
         assert_eq!((image.manifest.disks.len(), image.manifest.append.as_str()), (1, "root=/dev/vda"));
         let other = dir.join("other");
         fs::create_dir_all(&other).unwrap();
-        let instance = images.instantiate(&image, &other).unwrap();
+        let instance = images.instantiate(&image, &[], &other).unwrap();
         assert_eq!(fs::read(instance.kernel).unwrap(), b"a kernel");
         let copy = File::open(&instance.disks[0].path).unwrap();
         assert_eq!(copy.metadata().unwrap().len(), 64 << 20);

@@ -209,7 +209,7 @@ mod tests {
         );
         let vm = dir.join("vm");
         fs::create_dir_all(&vm).unwrap();
-        let instance = images.instantiate(&images.get("my-disk--2").unwrap(), &vm).unwrap();
+        let instance = images.instantiate(&images.get("my-disk--2").unwrap(), &[], &vm).unwrap();
         assert_eq!(instance.disks[0].format, Some(DiskFormat::Qcow2));
         let back = viv_block::open(&viv_block::Source::of(&instance.disks[0])).unwrap();
         let mut found = [0; 7];

@@ -2,21 +2,26 @@
 use super::fault::{broken, io_fault};
 use super::layers::Unpacked;
 use super::store::Store;
-use super::{Container, DISK_QCOW2, Image, Instance, kernel};
+use super::{Container, DISK_QCOW2, Image, Instance, files, kernel};
 use rustix::fs::{SeekFrom, copy_file_range, ftruncate, ioctl_ficlone, seek};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use viv_api::image::DEFAULT;
 use viv_block::{CreateOptions, Qcow2, Source};
-use viv_model::{DiskFormat, DiskSpec, Fault, Kind};
+use viv_model::{DiskFormat, DiskSpec, Fault, FileSpec, Kind};
 
 /// Bytes of the disk above an image of containers: as large as people expect of a container's, and nothing before it is used.
 const OWN_DISK: u64 = 64 << 30;
 
-pub(super) fn instantiate(store: &Store, image: &Image, vm_dir: &Path) -> Result<Instance, Fault> {
+pub(super) fn instantiate(
+    store: &Store,
+    image: &Image,
+    files: &[FileSpec],
+    vm_dir: &Path,
+) -> Result<Instance, Fault> {
     if let Some(container) = &image.manifest.container {
-        return containers(store, image, container, vm_dir);
+        return containers(store, image, container, files, vm_dir);
     }
     if image.manifest.program.is_some() {
         return Err(Fault::new(
@@ -78,7 +83,13 @@ fn link(blob: &Path, path: &Path) -> Result<PathBuf, Fault> {
 
 /// An image of containers: the default guest's kernel, a disk that joins the file system with the contents of its layers, and an
 /// empty one above it (decision 070).
-fn containers(store: &Store, image: &Image, container: &Container, vm_dir: &Path) -> Result<Instance, Fault> {
+fn containers(
+    store: &Store,
+    image: &Image,
+    container: &Container,
+    files: &[FileSpec],
+    vm_dir: &Path,
+) -> Result<Instance, Fault> {
     let host = store.get(DEFAULT)?.filter(|host| host.manifest.container.is_none()).ok_or_else(|| {
         Fault::new(
             Kind::NotFound,
@@ -89,7 +100,7 @@ fn containers(store: &Store, image: &Image, container: &Container, vm_dir: &Path
             format!("build that: viv build {DEFAULT}"),
         )
     })?;
-    let base = instantiate(store, &host, vm_dir)?;
+    let base = instantiate(store, &host, &[], vm_dir)?;
     let mut layers = Vec::new();
     for digest in &container.layers {
         layers.push(store.layers().get(digest)?.ok_or_else(|| {
@@ -100,23 +111,42 @@ fn containers(store: &Store, image: &Image, container: &Container, vm_dir: &Path
             )
         })?);
     }
-    let disks = disks_over(&store.part(image, &container.tree)?, &layers, vm_dir)?;
+    let disks = match files {
+        [] => disks_over(&store.part(image, &container.tree)?, &layers, vm_dir)?,
+        files => {
+            let (tree, content) = files::with_files(&layers, files, vm_dir)?;
+            disks_of(tree, &layers, Some(content), vm_dir)?
+        }
+    };
     let stop = container.process.stop_signal.map(|signal| format!(" viv.stop={signal}")).unwrap_or_default();
     Ok(Instance { append: format!("{BOOT}{stop}"), disks, ..base })
 }
+
+/// The file system of a VM's image, in its directory.
+pub(super) const TREE: &str = "image.tree";
 
 /// The words that have the agent start an image of containers from the disks of [`disks_over`].
 pub(super) const BOOT: &str = "viv.lower=/dev/vda viv.upper=/dev/vdb";
 
 /// The disks of a VM with an image of containers: its file system `tree` with the contents of its layers, and an empty one above.
 pub(super) fn disks_over(tree: &Path, layers: &[Unpacked], vm_dir: &Path) -> Result<Vec<DiskSpec>, Fault> {
-    let place = vm_dir.join("image.tree");
-    let size = fs::metadata(tree).map_err(io_fault("read", tree))?.len();
-    let mut extents = vec![(link(tree, &place)?, size)];
+    disks_of(link(tree, &vm_dir.join(TREE))?, layers, None, vm_dir)
+}
+
+/// The same for a file system that is in the directory, with more contents behind those of the layers.
+fn disks_of(
+    tree: PathBuf,
+    layers: &[Unpacked],
+    more: Option<(PathBuf, u64)>,
+    vm_dir: &Path,
+) -> Result<Vec<DiskSpec>, Fault> {
+    let size = fs::metadata(&tree).map_err(io_fault("read", &tree))?.len();
+    let mut extents = vec![(tree, size)];
     for (number, layer) in layers.iter().enumerate().filter(|(_, layer)| layer.facts.data_bytes > 0) {
         let path = vm_dir.join(format!("image.layer{number}"));
         extents.push((link(&layer.data(), &path)?, layer.facts.data_bytes));
     }
+    extents.extend(more.filter(|(_, bytes)| *bytes > 0));
     let own = vm_dir.join("disk1.raw");
     let file =
         File::options().read(true).write(true).create_new(true).open(&own).map_err(io_fault("make", &own))?;

@@ -20,6 +20,7 @@ mod debian;
 mod default_guest;
 mod details;
 mod fault;
+mod files;
 mod import;
 mod instance;
 pub(crate) use carry::export_disk;
@@ -52,7 +53,7 @@ use std::time::{Duration, SystemTime};
 use store::{Lock, Scratch, Store};
 use viv_api::agent::Exec;
 use viv_api::operation::Progress;
-use viv_model::{DiskSpec, End, Fault, Kind, MachineSpec};
+use viv_model::{DiskSpec, End, Fault, FileSpec, Kind, MachineSpec};
 use viv_oci::Reference;
 
 /// Media types of our parts.
@@ -385,9 +386,9 @@ impl Images {
     }
 
     /// Gives the VM that lives in `vm_dir` its own of `image`: links to kernel and initrd, and of the disks sparse or shared copies, or
-    /// layers over links.
-    pub fn instantiate(&self, image: &Image, vm_dir: &Path) -> Result<Instance, Fault> {
-        instance::instantiate(&self.store, image, vm_dir)
+    /// layers over links. An image of containers has these files besides.
+    pub fn instantiate(&self, image: &Image, files: &[FileSpec], vm_dir: &Path) -> Result<Instance, Fault> {
+        instance::instantiate(&self.store, image, files, vm_dir)
     }
 }
 

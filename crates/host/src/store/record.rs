@@ -8,7 +8,7 @@ use viv_api::image::ImageProcess;
 use viv_api::operation::{Operation, OperationState};
 use viv_api::timestamp::Timestamp;
 use viv_api::vm::{OnReboot, Process};
-use viv_model::{HealthAsk, Label, MachineSpec, Need, ProgramSpec, ProjectName, Restart};
+use viv_model::{FileSpec, HealthAsk, Label, MachineSpec, Need, ProgramSpec, ProjectName, Restart};
 
 /// One VM, as it was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +50,9 @@ pub struct VmRecord {
     /// Volumes that it has besides its image's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<String>,
+    /// Files of the host that it has in its image.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<FileSpec>,
     /// How to see whether its guest is well, besides what its image says.
     #[serde(default, skip_serializing_if = "HealthAsk::is_usual")]
     pub health: HealthAsk,
@@ -188,6 +191,7 @@ impl VmRecord {
             command: None,
             entrypoint: None,
             volumes: Vec::new(),
+            files: Vec::new(),
             health: HealthAsk::default(),
             process: None,
             program: None,

@@ -1,5 +1,5 @@
 //! `viv exec`: a command in a VM that runs.
-use super::Context;
+use super::{Context, java};
 use crate::interrupt::Interrupt;
 use crate::session::{self, Outcome};
 use crate::{output, streams, terminal};
@@ -108,6 +108,9 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
     let vm: Vm = context.client.json(Request::new(Route::VmGet, &[&args.vm]))?;
     if vm.kind.is_program() && command_of(&args.argv).is_empty() {
         exec = Exec::new(["help"]); // there is no shell in it
+    }
+    if let Some(threads) = java::threads(&vm, &args.argv) {
+        exec = threads;
     }
     if let Some(process) = &vm.process {
         exec = process.exec(exec);

@@ -20,6 +20,7 @@ pub(crate) mod images;
 pub(crate) mod import;
 pub(crate) mod info;
 pub(crate) mod inspect;
+mod java;
 pub(crate) mod lifecycle;
 pub(crate) mod limits;
 pub(crate) mod logs;

@@ -7,12 +7,14 @@ use crate::session::{self, Outcome};
 use crate::{ending, output, size, streams, terminal};
 use std::fs::File;
 use std::io::Read;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use viv_api::agent::Exec;
 use viv_api::client::{Client, Request};
 use viv_api::endpoint::Route;
 use viv_api::vm::{OnReboot, Vm, VmCreate};
+use viv_java::Doors;
 use viv_model::{CHAIN_PORT, Fault, GuestKind, Kind, PortSpec, ProgramSpec, ShareSpec};
 use viv_oci::Reference;
 
@@ -22,7 +24,7 @@ const FIRST: u64 = 8;
 const ANSWER_S: u64 = 30;
 
 /// What only a program can be told.
-#[derive(clap::Args, Debug)]
+#[derive(clap::Args, Debug, Default)]
 pub(crate) struct ProgramArgs {
     /// What FILE is: system (a disk), wasm, evm or jvm; found out if not given
     #[arg(long, value_name = "KIND")]
@@ -44,15 +46,63 @@ pub(crate) struct ProgramArgs {
     no_snapshots: bool,
     /// Of a Java program: tell its machine this, -Xss2m or -Dname=value; may be given several times
     #[arg(long = "java-option", value_name = "OPTION", allow_hyphen_values = true)]
-    java_options: Vec<String>,
+    pub(super) java_options: Vec<String>,
+    /// Of a Java program: process, HotSpot of this host in a sandbox; or vm, a virtual machine with a Java of its own, which can be
+    /// saved, restored and forked while it runs
+    #[arg(
+        long,
+        value_name = "process|vm",
+        default_value = "process",
+        hide_default_value = true,
+        hide_possible_values = true
+    )]
+    pub(super) isolation: Isolation,
+    /// With --isolation vm: an image of containers that has a java, instead of "java", which is built from Debian's packages when it is
+    /// first wanted
+    #[arg(long = "image", value_name = "IMAGE")]
+    pub(super) java_image: Option<String>,
+    /// Of a Java program: let debuggers (JDWP) in at this port of this host, 5005 if not given, at 127.0.0.1 unless an address is given.
+    /// Whoever gets there can do everything with the program
+    #[arg(long, value_name = "[ADDRESS:]PORT", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    debug: Option<String>,
+    /// Of a Java program: let monitors (JMX) in, 9010 if not given; else as --debug
+    #[arg(long, value_name = "[ADDRESS:]PORT", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    jmx: Option<String>,
     /// With --deterministic: other random numbers
     #[arg(long, value_name = "N", requires = "deterministic")]
     seed: Option<u64>,
 }
 
+/// What a Java program runs in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Isolation {
+    /// A process of the host.
+    #[default]
+    Process,
+    /// A virtual machine.
+    Vm,
+}
+
 impl ProgramArgs {
+    /// How debuggers and monitors get in, where the program listens at this address of its own.
+    pub(super) fn doors(&self, inside: Ipv4Addr) -> Result<Doors, Fault> {
+        Doors::new(self.debug.as_deref(), self.jmx.as_deref(), inside)
+    }
+
+    /// The first option that was given and that only a process can keep.
+    pub(super) fn only_in_a_process(&self) -> Option<&'static str> {
+        let mine = ["--java-option", "--isolation", "--image", "--debug", "--jmx"];
+        self.given_all()
+            .into_iter()
+            .find_map(|(name, given)| (given && !mine.contains(&name)).then_some(name))
+    }
+
     /// The first option that was given and means nothing to a whole computer.
     pub(crate) fn given(&self) -> Option<&'static str> {
+        self.given_all().into_iter().find_map(|(name, given)| given.then_some(name))
+    }
+
+    fn given_all(&self) -> [(&'static str, bool); 10] {
         [
             ("--invoke", self.invoke.is_some()),
             ("--fuel", self.fuel.is_some()),
@@ -60,9 +110,11 @@ impl ProgramArgs {
             ("--deterministic", self.deterministic),
             ("--no-snapshots", self.no_snapshots),
             ("--java-option", !self.java_options.is_empty()),
+            ("--isolation", self.isolation != Isolation::Process),
+            ("--image", self.java_image.is_some()),
+            ("--debug", self.debug.is_some()),
+            ("--jmx", self.jmx.is_some()),
         ]
-        .into_iter()
-        .find_map(|(name, given)| given.then_some(name))
     }
 }
 
@@ -114,7 +166,23 @@ fn ask(mut args: Args, kind: GuestKind) -> Result<VmCreate, Fault> {
         GuestKind::Evm => PortSpec::of_one(text, CHAIN_PORT),
         _ => text.parse(),
     };
-    let ports = ports.iter().map(port).collect::<Result<Vec<_>, Fault>>()?;
+    let mut ports = ports.iter().map(port).collect::<Result<Vec<_>, Fault>>()?;
+    let doors = args.program.doors(Ipv4Addr::LOCALHOST)?;
+    if kind != GuestKind::Jvm {
+        let only = [
+            ("--debug or --jmx", doors != Doors::default()),
+            ("--isolation vm", args.program.isolation == Isolation::Vm),
+        ];
+        if let Some((option, _)) = only.into_iter().find(|(_, given)| *given) {
+            let text = format!("{option} is for Java programs, and this is {}", kind.called());
+            return Err(Fault::new(Kind::Usage, text, "leave it out, or name a .jar or .class file"));
+        }
+    }
+    if args.program.java_image.is_some() {
+        let text = "--image is the image of a virtual machine, and the program is to run in a process";
+        return Err(Fault::new(Kind::Usage, text, "add --isolation vm, or leave it out"));
+    }
+    ports.extend(doors.ports);
     let words = args.command();
     let command = args.command.to_exec(&["program".to_string()])?;
     if command.cwd.is_some() || command.user.is_some() {
@@ -136,7 +204,7 @@ fn ask(mut args: Args, kind: GuestKind) -> Result<VmCreate, Fault> {
         args: words,
         env: variables.collect(),
         invoke: options.invoke.clone(),
-        options: options.java_options.clone(),
+        options: doors.options.into_iter().chain(options.java_options.clone()).collect(),
         tty: command.tty || terminal::is_interactive(),
         fuel: options.fuel,
         time_ms: options.time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),

@@ -1,5 +1,5 @@
 //! `viv ps`: the list of VMs.
-use super::Context;
+use super::{Context, java};
 use crate::output;
 use viv_api::client::Request;
 use viv_api::endpoint::{Route, encode};
@@ -80,7 +80,9 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
 fn of_what(vm: &Vm) -> String {
     let file = vm.spec.program.as_ref().and_then(|program| program.file.file_name());
     let file = file.map(|name| name.to_string_lossy().into_owned());
-    file.or_else(|| vm.image.clone()).unwrap_or_else(|| "-".to_string())
+    // A Java program in a VM says which Java it has.
+    let java = java::file_of(vm).zip(vm.image.as_ref()).map(|(file, image)| format!("{file} ({image})"));
+    file.or(java).or_else(|| vm.image.clone()).unwrap_or_else(|| "-".to_string())
 }
 
 /// As `-p` takes them.

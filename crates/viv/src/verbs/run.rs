@@ -7,6 +7,7 @@ use super::build;
 use super::cloud::{self, CloudInitArgs};
 use super::exec::{Command, command_of};
 use super::health::HealthArgs;
+use super::java;
 use super::program::{self, ProgramArgs};
 use super::pull;
 use super::stats;
@@ -25,8 +26,8 @@ use viv_api::image::{DEFAULT, Image, ImageBuild, ImageProcess, is_disk_file};
 use viv_api::snapshot::Snapshot;
 use viv_api::vm::{OnReboot, Process, Vm, VmCreate, VmKill, VmStop};
 use viv_model::{
-    Accel, CPUS_MAX, ConsolePortSpec, DiskLimits, DiskSpec, Fault, Kind, NetKind, NicCreate, NicLimits,
-    Restart, ShareSpec, SoftSpec,
+    Accel, CPUS_MAX, ConsolePortSpec, DiskLimits, DiskSpec, Fault, FileSpec, Kind, NetKind, NicCreate,
+    NicLimits, Restart, ShareSpec, SoftSpec,
 };
 use viv_oci::Reference;
 
@@ -51,6 +52,8 @@ const READER_GONE: u8 = 141;
                   viv run -d --net user --name web debian-12-genericcloud.qcow2\n\
                   viv ssh web                                  log in: cloud-init has got the keys\n\
                   viv run --fuel 1000000 -v .:/ a.wasm x y      a WebAssembly program, within limits\n\
+                  viv run -d --debug app.jar                   a Java program, with a port for debuggers\n\
+                  viv run -d --isolation vm -p 8080:80 app.jar   one in a virtual machine, which is saved and forked while it runs\n\
                   viv run -d --kind evm -p 8545 -- --hardfork london   an Ethereum chain, with its options\n\n\
                   Options of a disk, after its file and a comma each:\n\
                   ro                 the guest may only read it; VMs may share it then\n\
@@ -154,7 +157,7 @@ pub(crate) struct Args {
     pull: Pull,
     /// Run this in the place of the image's entry point, and without its command; "" for nothing in its place
     #[arg(long, value_name = "PROGRAM")]
-    entrypoint: Option<String>,
+    pub(super) entrypoint: Option<String>,
     /// Talk to its registry without TLS, or with any certificate
     #[arg(long)]
     insecure: bool,
@@ -165,7 +168,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     cloud_init: CloudInitArgs,
     /// The image: a name in the store, or a disk's file (qcow2, raw, vmdk, vdi, vhd, vhdx), which is only read and booted by the
-    /// kernel in it; the default guest if there is none and no kernel. Or a program's file: .wasm, .wat
+    /// kernel in it; the default guest if there is none and no kernel. Or a program's file: .wasm, .wat, .jar, .class
     pub(super) image: Option<String>,
     /// The command to run in the guest; without an image, after --
     #[arg(allow_hyphen_values = true, num_args = 0.., value_name = "COMMAND")]
@@ -173,9 +176,17 @@ pub(crate) struct Args {
     /// The command to run in the guest
     #[arg(last = true, hide = true, value_name = "COMMAND")]
     argv: Vec<String>,
+    /// Files of this host that lie in its image.
+    #[arg(skip)]
+    pub(super) files: Vec<FileSpec>,
 }
 
 impl Args {
+    /// It runs this.
+    pub(super) fn set_command(&mut self, words: Vec<String>) {
+        (self.words, self.argv) = (words, Vec::new());
+    }
+
     /// The command: its first word may stand behind the image, or all behind `--`.
     pub(super) fn command(&self) -> Vec<String> {
         self.words.iter().chain(command_of(&self.argv)).cloned().collect()
@@ -287,28 +298,41 @@ fn purpose(args: &Args) -> Result<Purpose, Fault> {
 pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
     if let Some(kind) = program::kind_of(&args)? {
         let interrupt = Interrupt::new(context.client.clone());
-        return program::run(context, &interrupt, args, kind);
+        if !java::is_wanted(&args, kind) {
+            return program::run(context, &interrupt, args, kind);
+        }
+        let (args, _passing) = java::in_vm(&context.client, &interrupt, args)?;
+        if let Some(status) = interrupt.status() {
+            build::note_given_up();
+            return Ok(status);
+        }
+        return computer(context, &interrupt, args);
     }
     if !args.image.as_deref().is_some_and(program::is_elsewhere) {
         no_program(&args)?;
     }
+    let interrupt = Interrupt::new(context.client.clone());
+    computer(context, &interrupt, args)
+}
+
+/// Runs a whole computer.
+fn computer(context: &Context, interrupt: &Interrupt, args: Args) -> Result<u8, Fault> {
     let mut purpose = purpose(&args)?;
     let mut ask = to_create(&args, &purpose)?;
     ask.machine().check()?; // before an image is built for it
     let mut process = None;
     let client = &context.client;
-    let interrupt = Interrupt::new(client.clone());
     if !is_disk(&args) && (ask.kernel.is_none() || ask.image.is_some()) {
         let name = ask.image.get_or_insert_with(|| DEFAULT.to_string()).clone();
         let name = pull::full_name(&name)?.unwrap_or(name);
         if !is_template(client, &name) {
-            let image = build_missing(client, &interrupt, &name, &args)?;
+            let image = build_missing(client, interrupt, &name, &args)?;
             if let Some(kind) = image.as_ref().and_then(|image| image.program) {
                 if !Reference::is_one(&name) {
                     let text = format!("the image {name:?} is a program, which is run by its reference");
                     return Err(Fault::new(Kind::Usage, text, "name where it came from: viv images"));
                 }
-                return program::run(context, &interrupt, Args { image: Some(name), ..args }, kind);
+                return program::run(context, interrupt, Args { image: Some(name), ..args }, kind);
             }
             no_program(&args)?;
             process = image.and_then(|image| image.process);
@@ -359,8 +383,8 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
     }
     tell_of_full_disks(context, &vm);
     let status = match exec {
-        Some(exec) => attend_command(context, &interrupt, &vm, &exec, args.rm),
-        None => attend_console(context, &interrupt, &vm),
+        Some(exec) => attend_command(context, interrupt, &vm, &exec, args.rm),
+        None => attend_console(context, interrupt, &vm),
     };
     if args.stats && status.is_ok() {
         stats::note(context, &vm);
@@ -611,6 +635,7 @@ pub(super) fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Faul
         entrypoint: args.entrypoint.clone(),
         health: args.health.to_ask(),
         volumes: volumes.into_iter().cloned().collect(),
+        files: args.files.clone(),
         publish_all: args.publish_all,
         disks,
         cloud_init,

@@ -397,7 +397,7 @@ impl Build<'_> {
         if let Some(extents) = packages {
             disks.push(instance::joined(&dir.join("packages.vmdk"), &extents)?);
         }
-        let host = instance::instantiate(self.store, self.host, &dir)?;
+        let host = instance::instantiate(self.store, self.host, &[], &dir)?;
         let append = format!("{} viv.hostname=builder", instance::BOOT);
         let nic = NicSpec { net: NetKind::User { host: false }, ..NicSpec::default() };
         let nics = if network { vec![nic] } else { Vec::new() };

@@ -1,5 +1,4 @@
 //! Looks at a Java program before it is run: what its machine would say late, or not at all, is said at once.
-use crate::hotspot::Hotspot;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -9,12 +8,14 @@ use zip::result::ZipError;
 
 /// Most bytes of a manifest or a class that are looked at.
 const LOOK_MAX: u64 = 16 << 20;
+/// Class files have this version more than the Java that they are for.
+const BEFORE_JAVA_1: u16 = 44;
 /// The manifest of an archive (JAR File Specification).
 const MANIFEST: &str = "META-INF/MANIFEST.MF";
 
 /// What the machine is to run.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Program {
+pub enum Program {
     /// An archive with a main class.
     Jar,
     /// A class, and the directory that its package begins in.
@@ -30,16 +31,16 @@ fn wrong(called: &str, why: impl std::fmt::Display, fix: &str) -> Fault {
     Fault::new(Kind::NotRunnable, format!("{called} cannot be run: {why}"), fix)
 }
 
-/// What the file `copy` is, which its user knows as `original`.
-pub(crate) fn look(copy: &Path, original: &Path, called: &str, hotspot: &Hotspot) -> Result<Program, Fault> {
+/// What the file `copy` is, which its user knows as `original`. It is to run on this Java, if that is known: 17.
+pub fn look(copy: &Path, original: &Path, called: &str, version: Option<u16>) -> Result<Program, Fault> {
     let mut first = [0; 4];
     let unreadable =
         |error: std::io::Error| wrong(called, error, "make the VM anew: viv rm, then viv run FILE");
     let mut file = File::open(copy).map_err(unreadable)?;
     let count = file.read(&mut first).map_err(unreadable)?;
     match first.get(..count).unwrap_or_default() {
-        [0xca, 0xfe, 0xba, 0xbe] => class(copy, original, called, hotspot),
-        [b'P', b'K', 3, 4] => jar(copy, called, hotspot),
+        [0xca, 0xfe, 0xba, 0xbe] => class(copy, original, called, version),
+        [b'P', b'K', 3, 4] => jar(copy, called, version),
         [] => Err(wrong(called, "it is empty", "build it again")),
         _ => Err(wrong(
             called,
@@ -49,7 +50,7 @@ pub(crate) fn look(copy: &Path, original: &Path, called: &str, hotspot: &Hotspot
     }
 }
 
-fn jar(copy: &Path, called: &str, hotspot: &Hotspot) -> Result<Program, Fault> {
+fn jar(copy: &Path, called: &str, version: Option<u16>) -> Result<Program, Fault> {
     let broken =
         |error: &dyn std::fmt::Display| wrong(called, format!("its archive: {error}"), "build it again");
     let file = File::open(copy).map_err(|error| broken(&error))?;
@@ -71,7 +72,7 @@ fn jar(copy: &Path, called: &str, hotspot: &Hotspot) -> Result<Program, Fault> {
     match archive.by_name(&format!("{}.class", main.replace('.', "/"))) {
         Ok(entry) => {
             let bytes = read(entry).map_err(|error| broken(&error))?;
-            check_version(&bytes, called, hotspot)?;
+            check_version(&bytes, called, version)?;
         }
         // It may be in another archive, on the class path that the manifest names.
         Err(ZipError::FileNotFound) => {}
@@ -93,10 +94,10 @@ fn main_class(manifest: &str) -> Option<String> {
     (!value.is_empty()).then(|| value.to_string())
 }
 
-fn class(copy: &Path, original: &Path, called: &str, hotspot: &Hotspot) -> Result<Program, Fault> {
+fn class(copy: &Path, original: &Path, called: &str, version: Option<u16>) -> Result<Program, Fault> {
     let broken = || wrong(called, "it is cut off, or no class", "compile it again: javac");
     let bytes = fs::read(copy).map_err(|error| wrong(called, error, "make the VM anew"))?;
-    check_version(&bytes, called, hotspot)?;
+    check_version(&bytes, called, version)?;
     let class = Class::read(&bytes).ok_or_else(broken)?;
     if !class.has_main {
         let why = format!("class {} has no method main(String[])", class.name.replace('/', "."));
@@ -117,13 +118,13 @@ fn class(copy: &Path, original: &Path, called: &str, hotspot: &Hotspot) -> Resul
     Ok(Program::Class { name: class.name.replace('/', "."), root })
 }
 
-/// Refuses classes for a newer machine (The Java Virtual Machine Specification §4.1).
-fn check_version(bytes: &[u8], called: &str, hotspot: &Hotspot) -> Result<(), Fault> {
+/// Refuses classes for a newer machine (The Java Virtual Machine Specification §4.1, table 4.1-A).
+fn check_version(bytes: &[u8], called: &str, newest: Option<u16>) -> Result<(), Fault> {
     let version = bytes.get(6..8).and_then(|pair| pair.try_into().ok()).map(u16::from_be_bytes);
-    match (version, hotspot.class_version()) {
-        (Some(version), Some(most)) if version > most => {
-            let java = version.saturating_sub(44);
-            let why = format!("it is made for Java {java}, and this host has Java {}", hotspot.version);
+    match (version, newest) {
+        (Some(version), Some(newest)) if version > newest.saturating_add(BEFORE_JAVA_1) => {
+            let java = version.saturating_sub(BEFORE_JAVA_1);
+            let why = format!("it is made for Java {java}, and this host has Java {newest}");
             let fix = "install a newer one and name it in JAVA_HOME, or compile it with: javac --release";
             Err(wrong(called, why, fix))
         }
@@ -247,10 +248,9 @@ mod tests {
     }
 
     fn at(bytes: &[u8], original: &str) -> Result<Program, Fault> {
-        let copy = std::env::temp_dir().join(format!("viv-jvm-{}-{}", std::process::id(), bytes.len()));
+        let copy = std::env::temp_dir().join(format!("viv-java-{}-{}", std::process::id(), bytes.len()));
         fs::write(&copy, bytes).unwrap();
-        let hotspot = Hotspot { home: "/j".into(), version: 17 };
-        let found = look(&copy, Path::new(original), "X.class", &hotspot);
+        let found = look(&copy, Path::new(original), "X.class", Some(17));
         fs::remove_file(copy).unwrap();
         found
     }
