@@ -102,11 +102,6 @@ fn a_program_in_a_vm_is_run_as_in_a_process() {
     let squares = "Square[of=0, is=0],Square[of=1, is=1],Square[of=2, is=4],Square[of=3, is=9]";
     let jar = java.run(&["--rm"], "app.jar", &["a b", "c"]);
     assert_eq!(jar.ok().out, format!("{squares}[a b, c]\n"));
-    let class = java.run(&["--rm", "--cpus", "2"], "classes/Main.class", &[]);
-    assert_eq!(class.ok().out, format!("{squares}[]\n"), "with the classes beside it");
-    assert_eq!(java.run(&["--rm"], "app.jar", &["exit"]).status, 42);
-    let memory = java.run(&["--rm", "--memory", "256M"], "app.jar", &["memory"]);
-    assert!(memory.status == 137 && memory.out.contains("OutOfMemoryError"), "{memory:?}");
     for (options, file, status, text) in [
         (&["--time", "1s"][..], "app.jar", 2, "--time"),
         (&["--fuel", "1"], "app.jar", 2, "--fuel"),
@@ -121,6 +116,19 @@ fn a_program_in_a_vm_is_run_as_in_a_process() {
 }
 
 #[test]
+#[ignore = "several boots of Java, which take minutes: cargo xtask nightly"]
+fn classes_statuses_and_limits_are_those_of_a_process() {
+    let java = Java::new("jvm-vm-ends");
+    let class = java.run(&["--rm", "--cpus", "2"], "classes/Main.class", &[]);
+    let said = class.ok().out;
+    assert!(said.ends_with("Square[of=3, is=9][]\n"), "with the classes beside it: {said}");
+    assert_eq!(java.run(&["--rm"], "app.jar", &["exit"]).status, 42);
+    let memory = java.run(&["--rm", "--memory", "256M"], "app.jar", &["memory"]);
+    assert!(memory.status == 137 && memory.out.contains("OutOfMemoryError"), "{memory:?}");
+}
+
+#[test]
+#[ignore = "several boots of Java, which take minutes: cargo xtask nightly"]
 fn a_warm_server_is_saved_restored_and_forked() {
     let java = Java::new("jvm-vm-warm");
     let home = &java.home;
@@ -203,6 +211,7 @@ impl Drop for Debugger {
 }
 
 #[test]
+#[ignore = "several boots of Java, which take minutes: cargo xtask nightly"]
 fn debuggers_get_in_where_they_are_let() {
     let java = Java::new("jvm-vm-debug");
     let (debug, served) = (port(), port());

@@ -110,13 +110,13 @@ impl KvmVcpu {
     pub fn fits<'a>(
         &self,
         known: &Processor,
-        states: impl Iterator<Item = &'a CpuState> + Clone,
+        states: impl IntoIterator<Item = &'a CpuState> + Clone,
     ) -> Result<(), CpuError> {
-        let cr4 = states.clone().fold(0, |all, state| all | state.cr4);
+        let cr4 = states.clone().into_iter().fold(0, |all, state| all | state.cr4);
         if let Some(name) = known.missing_in(|feature| self.has(feature), cr4) {
             return Err(CpuError::Missing { what: name.to_string() });
         }
-        states.map(|state| self.takeable(state).map(drop)).collect()
+        states.into_iter().try_for_each(|state| self.takeable(state).map(drop))
     }
 
     /// The state as this processor can take it, if it has the modes that are in use.

@@ -142,7 +142,8 @@ mod tests {
         assert!(ip.verify_checksum());
         let udp = UdpPacket::new_checked(ip.payload()).unwrap();
         assert!(udp.verify_checksum(&ip.src_addr().into(), &ip.dst_addr().into()));
-        let dhcp = DhcpRepr::parse(&DhcpPacket::new_checked(udp.payload()).unwrap()).unwrap();
+        let asked = DhcpPacket::new_checked(udp.payload()).unwrap();
+        let dhcp = DhcpRepr::parse(&asked).unwrap();
         assert_eq!((dhcp.message_type, dhcp.transaction_id), (DhcpMessageType::Discover, QUESTION));
         assert_eq!(answer(&packet[HEADER..]), None);
         for length in 0..packet.len() {

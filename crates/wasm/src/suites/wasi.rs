@@ -39,7 +39,7 @@ impl World for Host {
     type Saved = SavedWasi;
 
     fn saved(&self) -> Result<SavedWasi, Unsaved> {
-        self.wasi.saved()
+        self.wasi.saved(false)
     }
 
     fn begins(mut store: StoreContextMut<'_, Host>, instance: Instance) {
