@@ -29,6 +29,12 @@ pub fn features() -> impl Iterator<Item = &'static Feature> {
     V2.iter().chain(std::iter::once(&AUTO_IBRS))
 }
 
+/// Four characters of a name as a register of CPUID has them, with zeroes behind its end.
+pub fn word(text: &str, at: usize) -> u32 {
+    let mut bytes = text.bytes().skip(at).chain(std::iter::repeat(0));
+    u32::from_le_bytes(std::array::from_fn(|_| bytes.next().unwrap_or(0)))
+}
+
 impl Processor {
     /// What is wrong with it, if it is none that there can be.
     pub fn fault(&self) -> Option<String> {

@@ -34,7 +34,7 @@ pub(crate) fn beside_kvm() -> Option<Processor> {
     let there = shown_here().ok()?;
     let own = soft::processor();
     let lacks = there.lacks.into_iter().chain(own.lacks).collect::<BTreeSet<_>>();
-    Some(Processor { tsc_khz: there.tsc_khz, lacks: lacks.into_iter().collect(), ..soft::processor() })
+    Some(Processor { tsc_khz: there.tsc_khz, lacks: lacks.into_iter().collect(), ..own })
 }
 
 /// The clocks of a machine on the software CPU.

@@ -4,7 +4,7 @@ use super::{create_vm, os, xsave};
 use crate::CpuError;
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
-use viv_arch::processor::{Processor, features};
+use viv_arch::processor::{Processor, features, word};
 
 /// KVM itself takes rates for the same that differ by less (its parameter `tsc_tolerance_ppm`).
 const TOLERANCE_PPM: u64 = 250;
@@ -38,12 +38,6 @@ pub(super) fn of(fd: &VcpuFd, entries: &[kvm_cpuid_entry2]) -> Result<Processor,
 fn text(words: &[u32]) -> String {
     let bytes = words.iter().flat_map(|word| word.to_le_bytes());
     bytes.map(|byte| if byte.is_ascii() { char::from(byte) } else { '?' }).collect()
-}
-
-/// The four bytes at `at`, with zeroes behind the end.
-fn word(text: &str, at: usize) -> u32 {
-    let mut bytes = text.bytes().skip(at).chain(std::iter::repeat(0));
-    u32::from_le_bytes(std::array::from_fn(|_| bytes.next().unwrap_or(0)))
 }
 
 /// Lets a vCPU's time stamp counter have the rate that its guest knows.

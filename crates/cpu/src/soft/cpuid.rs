@@ -9,7 +9,7 @@ use viv_arch::level::{
     self, Feature,
     reg::{EAX, EBX, ECX, EDX},
 };
-use viv_arch::processor::Processor;
+use viv_arch::processor::{Processor, features, word};
 use viv_arch::x86::{cr4, msr};
 
 const VENDOR: &str = "AuthenticAMD";
@@ -28,7 +28,7 @@ pub fn processor() -> Processor {
         vendor: VENDOR.to_string(),
         signature: SIGNATURE,
         name: NAME.to_string(),
-        lacks: viv_arch::processor::features().filter(|f| !has(f)).map(|f| f.name.to_string()).collect(),
+        lacks: features().filter(|f| !has(f)).map(|f| f.name.to_string()).collect(),
     }
 }
 
@@ -39,12 +39,6 @@ pub fn has(feature: &Feature) -> bool {
         "AES" => is_x86_feature_detected!("aes"),
         _ => true,
     }
-}
-
-/// Four characters, with zeroes behind the end.
-fn word(text: &str, at: usize) -> u32 {
-    let mut bytes = text.bytes().skip(at).chain(std::iter::repeat(0));
-    u32::from_le_bytes(std::array::from_fn(|_| bytes.next().unwrap_or(0)))
 }
 
 fn bits(numbers: &[u32]) -> u32 {
