@@ -3,7 +3,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use viv_e2e::{Outcome, Vm, run, until};
+use viv_e2e::{Outcome, Snapshot, Vm, exec, run, until};
 
 /// A directory with `inside`, which is shared, beside a secret, which is not.
 struct Place(PathBuf);
@@ -196,4 +196,86 @@ fn what_cannot_be_shared_is_refused_with_a_way_out() {
     }
     let twice = script(&[&place.at("/data"), &place.at("/data")], "true");
     assert!(twice.status == 2 && twice.err.contains("path of its own"), "{twice:?}");
+}
+
+/// The numbers in a file of lines.
+fn numbers(path: &Path) -> Vec<u64> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines().map(|line| line.parse().expect("a number")).collect()
+}
+
+#[test]
+fn a_guest_that_is_saved_restored_forked_and_taken_back_goes_on_with_its_directories() {
+    let (place, read) = (Place::new("saved"), Place::new("saved-read"));
+    fs::write(read.inside("file"), "only read\n").unwrap();
+    let (_one, _two, _three) = (Vm("e2e-share-one"), Vm("e2e-share-two"), Vm("e2e-share-three"));
+    let _saved = Snapshot("e2e-share-saved");
+    let (share, read_only) = (place.at("/data"), read.at("/read:ro"));
+    let started = ["run", "-d", "--accel", "soft", "--name", "e2e-share-one", "-v", &share, "-v", &read_only];
+    run(&started, "").ok();
+    // Programs with open files: one counts in it, one stands in a directory, one holds a file that has lost its name.
+    let busy = "mkdir -p /data/sub/deep; cd /data/sub
+        (n=0; while :; do n=$((n+1)); echo $n; sleep 0.01; done >> log) &
+        (cd deep; while [ ! -e ../word ]; do sleep 0.05; done; pwd > answer; cat ../word >> answer; exec sleep 1000) &
+        (exec 3<> lost; rm lost; exec sleep 1000) & (exec 4< /read/file; read x <&4; exec sleep 1000) &";
+    exec("e2e-share-one", &format!("({busy}) > /dev/null 2>&1")).ok();
+    let log = place.inside("sub/log");
+    until("a log", Duration::from_secs(60), || numbers(&log).len() > 20);
+    run(&["pause", "e2e-share-one"], "").ok();
+    run(&["snapshot", "create", "e2e-share-one", "e2e-share-saved"], "").ok();
+    run(&["kill", "e2e-share-one"], "").ok();
+    let saved = numbers(&log).len();
+
+    // What it had open goes on where it was: no number is left out, none comes twice.
+    run(&["restore", "e2e-share-saved", "--name", "e2e-share-two"], "").ok();
+    until("a longer log", Duration::from_secs(60), || numbers(&log).len() > saved + 20);
+    fs::write(place.inside("sub/word"), "heard\n").unwrap();
+    let answer = place.inside("sub/deep/answer");
+    until("an answer", Duration::from_secs(60), || {
+        fs::read_to_string(&answer).is_ok_and(|it| it.ends_with("heard\n"))
+    });
+    assert_eq!(fs::read_to_string(&answer).unwrap(), "/data/sub/deep\nheard\n");
+    let two = |command: &str| exec("e2e-share-two", command);
+    assert_eq!(
+        two("cat /read/file; echo x 2>/dev/null > /read/new || echo not there").ok().out,
+        "only read\nnot there\n"
+    );
+    let lost = two("for fd in /proc/[0-9]*/fd/3; do case $(readlink $fd) in *lost*) cat $fd;; esac; done");
+    assert!(lost.status != 0 && lost.err.contains("tale"), "{lost:?}");
+    // Files that came, went, or are others by now.
+    fs::remove_file(place.inside("sub/word")).unwrap();
+    fs::write(place.inside("sub/other"), "other\n").unwrap();
+    assert_eq!(
+        two("cd /data/sub; cat other; ls; mkdir made; echo 1 > made/file; mv made moved").ok().out,
+        "other\ndeep\nlog\nother\n"
+    );
+    assert_eq!(fs::read(place.inside("sub/moved/file")).unwrap(), b"1\n");
+
+    // A fork has what its source has; both write into the same file.
+    run(&["fork", "e2e-share-two", "--name", "e2e-share-three"], "").ok();
+    let before = numbers(&log).len();
+    until("two writers", Duration::from_secs(60), || {
+        let counted = numbers(&log);
+        counted.len() > before + 40 && counted.windows(2).filter(|two| two[1] != two[0] + 1).count() > 5
+    });
+    run(&["kill", "e2e-share-two"], "").ok();
+    run(&["kill", "e2e-share-three"], "").ok();
+    let all: std::collections::BTreeSet<u64> = numbers(&log).into_iter().collect();
+    assert_eq!(all.len() as u64, *all.last().unwrap(), "none is left out");
+
+    // Back to what it was, while the directory is as it is now.
+    let now = numbers(&log).len();
+    run(&["rollback", "e2e-share-one"], "").ok();
+    assert_eq!(exec("e2e-share-one", "cat /data/sub/moved/file").ok().out, "1\n");
+    until("a longer log", Duration::from_secs(60), || numbers(&log).len() > now + 5);
+    run(&["kill", "e2e-share-one"], "").ok();
+    assert_eq!(numbers(&log)[now], saved as u64 + 1);
+
+    // Without its directory it does not go on.
+    run(&["rm", "-f", "e2e-share-two"], "").ok();
+    fs::rename(place.inside(""), place.0.join("away")).unwrap();
+    let refused = run(&["restore", "e2e-share-saved", "--name", "e2e-share-two"], "");
+    assert!(refused.status != 0 && refused.err.contains("mkdir -p"), "{refused:?}");
+    fs::rename(place.0.join("away"), place.0.join("inside")).unwrap();
+    run(&["restore", "e2e-share-saved", "--name", "e2e-share-two"], "").ok();
 }

@@ -1,4 +1,5 @@
-//! FUSE requests to the server of a shared directory, one after the other: nothing outside changes or is told.
+//! What a guest is said to know of a shared directory, and FUSE requests to its server, one after the other: nothing outside
+//! changes or is told.
 #![no_main]
 use std::fs;
 use std::path::PathBuf;
@@ -32,6 +33,12 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     reset();
     let directory = Directory::open(&place().join("inside"), first & 1 != 0).expect("it is there");
     let mut session = Session::new(&directory).expect("it can be shared");
+    if first & 2 != 0 {
+        let end = rest.iter().position(|byte| *byte == b'\n').unwrap_or(rest.len());
+        let (state, more) = rest.split_at(end);
+        let _ = session.load(state);
+        rest = more.get(1..).unwrap_or_default();
+    }
     let mut reply = Vec::new();
     while let Some(([what, node, len], more)) =
         rest.split_first_chunk::<3>().map(|(head, more)| (*head, more))
@@ -57,6 +64,8 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         assert!(reply.len() <= ROOM);
         assert!(!reply.windows(11).any(|bytes| bytes == b"do not tell"));
     }
+    let state = session.save().expect("it is small");
+    Session::new(&directory).expect("it can be shared").load(&state).expect("it is what a server wrote");
     drop(session);
     assert_eq!(fs::read(place().join("secret")).expect("the secret"), b"do not tell");
     assert_eq!(fs::read_dir(place()).expect("the place").count(), 2);

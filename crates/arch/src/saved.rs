@@ -164,6 +164,8 @@ pub enum VirtioDeviceSaved {
     },
     /// Sockets. No stream outlives a restore: the driver is told (§5.10.6.7).
     Vsock,
+    /// File system. Nothing is in flight; what the guest knows of the directory is its server's to save.
+    Fs,
     /// Memory balloon.
     Balloon {
         /// Pages that the guest shall do without.

@@ -6,9 +6,6 @@ pub enum Unsaved {
     /// Requests are under way outside: ask again when they are answered.
     #[error("requests are under way")]
     Busy,
-    /// A device of this kind keeps state that nobody can save.
-    #[error("a {0} has state outside the machine")]
-    Never(&'static str),
 }
 
 /// A saved state does not fit the device.

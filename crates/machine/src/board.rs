@@ -8,7 +8,7 @@ use crate::layout::{ECAM, PCI_WINDOW, VIRTIO_MMIO, VIRTIO_MMIO_SIZE, pci_window6
 use crate::parts::giving::{self, Giver};
 use crate::parts::{
     Chip, ConsoleHost, ConsoleSink, Doorbells, HostSide, Hosted, Part, Pci, PciSlot, PlainFunction,
-    PortThread, RngHost, Serial, ShareHost, VirtioPart, Work,
+    PortThread, RngHost, Serial, ShareHost, ShareSaver, VirtioPart, Work,
 };
 use crate::vsock::{GuestSockets, VsockHost};
 use std::collections::BTreeMap;
@@ -192,6 +192,8 @@ pub(crate) struct Board {
     /// The slots of other devices that may go, now and at the start.
     pub(crate) places: Mutex<BTreeMap<Place, u8>>,
     pub(crate) first_places: BTreeMap<Place, u8>,
+    /// The directories that it was started with, by tag.
+    pub(crate) shares: Vec<(String, ShareSaver)>,
     pub(crate) slots: Arc<Chip<PciSlots>>,
     /// Chips by the names that their saved states have.
     chips: Vec<(String, Arc<dyn Part>)>,
@@ -246,6 +248,7 @@ impl Plan {
     pub(crate) fn build(mut self) -> io::Result<Built> {
         let devices = self.virtio_devices();
         let mut console_ports = std::mem::take(&mut self.console_ports);
+        let mut shares = Vec::new();
         let world = &self.world;
         let (mut ports, mut chips) = (Ranges::default(), Vec::<(String, Arc<dyn Part>)>::new());
         let serial_line = BOARD.iter().find(|entry| entry.what == What::Serial).and_then(|entry| entry.line);
@@ -321,6 +324,7 @@ impl Plan {
                 Virtio::Share(tag, server) => {
                     let slot = attach.next_slot;
                     let (host, requests) = ShareHost::new();
+                    shares.push((tag.clone(), host.saver()));
                     let device = attach.add(Fs::new(&tag), host, transport)?;
                     work.extend(attach.hot_plug.share_work((requests, server), &device));
                     places.insert(Place::Share(tag), slot);
@@ -350,6 +354,7 @@ impl Plan {
             hot_plug: Mutex::new(hot_plug),
             disks: Mutex::new(disks),
             first_places: places.clone(),
+            shares,
             places: Mutex::new(places),
             slots,
             chips,

@@ -31,6 +31,7 @@ mod threads;
 pub use drives::HandedFiles;
 pub use files::files_below;
 pub use machine::{ConsoleWriter, Machine, MachineIo, MachineStats};
+pub use parts::ShareState;
 pub use saving::{Frozen, KeepDisks};
 pub use viv_arch::saved::MachineSaved;
 pub use viv_block::{Preserved, Shortage};

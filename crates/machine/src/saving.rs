@@ -5,6 +5,7 @@
 use crate::board::{Board, IOAPIC_CHIP, PIC, TIMER};
 use crate::core::{CpuSlot, Phase, SoftWires, World};
 use crate::machine::{Machine, cpu_fault, refused};
+use crate::parts::ShareState;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
@@ -32,6 +33,8 @@ const LOOK: Duration = Duration::from_micros(500);
 pub struct Frozen {
     /// Its devices.
     pub state: MachineSaved,
+    /// What its guest knows of each shared directory.
+    pub shares: Vec<ShareState>,
     /// Its memory.
     pub memory: FrozenMemory,
     /// Its disks that were to be kept, by their numbers.
@@ -75,21 +78,16 @@ impl Machine {
                     let (disks, disks_since) = self.drives.preserve(keep.files, id)?;
                     // All of them or, if anything has failed, none.
                     let below = above.into_iter().map(|(tip, image)| tip.grow(image)).collect();
-                    return Ok(Frozen { state, memory, disks, below, disks_since });
+                    // Last: nothing fails behind it.
+                    let shares = self.board.shares.iter().map(|(tag, share)| share.save(tag)).collect();
+                    return Ok(Frozen { state, shares, memory, disks, below, disks_since });
                 }
                 Err(Unsaved::Busy) if begin.elapsed() < PATIENCE => {}
                 Err(Unsaved::Busy) => {
                     return Err(Fault::new(
                         Kind::StillGoingOn,
-                        "cannot save the machine: its disks do not answer what the guest has asked of them",
-                        "see that the disks' files can be reached, or lift their limits, then try again",
-                    ));
-                }
-                Err(Unsaved::Never(what)) => {
-                    return Err(Fault::new(
-                        Kind::Conflict,
-                        format!("cannot save the machine: it has a {what}, whose open files cannot be saved"),
-                        "start the VM without it (-v) to make snapshots of it",
+                        "cannot save the machine: its disks or directories do not answer what the guest has asked of them",
+                        "see that their files can be reached, or lift the disks' limits, then try again",
                     ));
                 }
             }

@@ -4,20 +4,29 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use viv_api::runner::{MEMORY_BOARD, MEMORY_WANTED, RESUME, SnapshotAsk, TRANSLATED};
 use viv_machine::{
     Arrival, Check, Frozen, KeepDisks, KeptCode, Machine, MachineIo, MachineSaved, Preserved, SavedMemory,
 };
-use viv_model::{Content, DiskContent, DiskSpec, Fault, Kind, MachineSpec, Manifest, SavedParts};
+use viv_model::{Content, DiskContent, DiskSpec, Fault, Kind, MachineSpec, Manifest, SavedParts, ShareSpec};
+use viv_share::link::Caller;
 use viv_snapshot::{
-    Base, MEMORY, Ranges, ReadChunk, Since, SnapshotError, open_memory, read_manifest, read_section,
+    Base, MEMORY, Ranges, ReadChunk, Since, SnapshotError, open_memory, read_manifest, read_sections,
     write_content, write_section,
 };
 
 /// The section with the machine's state, and the version of its form.
 const SECTION: (&str, u32) = ("machine", 1);
+/// The version of the form of what a guest knows of a shared directory: [`share_section`].
+const SHARE_VERSION: u32 = 1;
+
+/// The section with what the guest knows of the shared directory with this tag.
+fn share_section(tag: &str) -> String {
+    format!("share {tag}")
+}
 
 /// Where a machine that stands still is saved to.
 pub struct Files {
@@ -114,11 +123,20 @@ pub(crate) fn freeze(machine: &Machine, files: &Files) -> Result<Box<dyn Moment>
 
 impl Moment for Frozen {
     fn write(self: Box<Self>, spec: &MachineSpec, files: &Files) -> Result<SavedParts, Fault> {
-        let Frozen { state, mut memory, disks, below, disks_since } = *self;
+        let Frozen { state, shares, mut memory, disks, below, disks_since } = *self;
         below.iter().try_for_each(|disk| disk.seal()).map_err(failed("disk"))?;
         let bytes = serde_json::to_vec(&state).map_err(|error| failed("state")(error.into()))?;
-        let section =
-            write_section(&files.state, SECTION.0, SECTION.1, 0, &bytes).map_err(failed("state"))?;
+        let mut at = 0;
+        let mut section = |name: &str, version, bytes: &[u8]| {
+            let section = write_section(&files.state, name, version, at, bytes).map_err(failed("state"));
+            at += bytes.len() as u64;
+            section
+        };
+        let mut sections = vec![section(SECTION.0, SECTION.1, &bytes)?];
+        for share in shares {
+            let name = share_section(share.tag());
+            sections.push(section(&name, SHARE_VERSION, &share.take()?)?);
+        }
         let size = memory.size();
         let content = match &files.arrival {
             None => {
@@ -149,7 +167,7 @@ impl Moment for Frozen {
             machine: spec.clone(),
             paused_ns: 0,
             frozen_file_systems: None,
-            sections: vec![section],
+            sections,
             memory: content,
             disks,
         })
@@ -158,14 +176,22 @@ impl Moment for Frozen {
 
 /// The machine of the snapshot in [`RESUME`]. When it is there, the snapshot is gone from the VM's directory: whatever comes
 /// then, the VM never goes back to it behind its disks' back.
-pub(crate) fn resume(spec: &MachineSpec, io: MachineIo) -> Result<Machine, Fault> {
+pub(crate) fn resume(spec: &MachineSpec, mut io: MachineIo) -> Result<Machine, Fault> {
     let dir = Path::new(RESUME);
     let manifest = read_manifest(dir)?;
-    let state = read_section(dir, &manifest, SECTION.0, SECTION.1)?;
+    let tags: Vec<String> =
+        spec.shares.iter().enumerate().map(|(index, share)| share_section(&share.tag_of(index))).collect();
+    let mut known = vec![SECTION];
+    known.extend(tags.iter().map(|name| (name.as_str(), SHARE_VERSION)));
+    let mut sections = read_sections(dir, &manifest, &known)?.into_iter();
+    let state = sections.next().unwrap_or_default();
     let saved: MachineSaved = serde_json::from_slice(&state).map_err(|error| {
         let text = format!("the state of the snapshot is not understood: {error}");
         Fault::new(Kind::Error, text, "restore it with the release that made it")
     })?;
+    for ((share, state), server) in spec.shares.iter().zip(sections).zip(&mut io.shares) {
+        tell(share, &state, server)?;
+    }
     let arrives = manifest.memory_arrives();
     let memory = if arrives { arriving(&manifest, dir) } else { checked(&manifest, dir) }?;
     let gone = || std::fs::remove_dir_all(dir).map_err(failed("directory"));
@@ -179,6 +205,16 @@ pub(crate) fn resume(spec: &MachineSpec, io: MachineIo) -> Result<Machine, Fault
         gone()?;
     }
     Ok(machine)
+}
+
+/// Tells the server of a directory what the guest knows of it.
+fn tell(share: &ShareSpec, state: &[u8], server: &mut UnixStream) -> Result<(), Fault> {
+    let failed = |why: String| {
+        let text = format!("cannot go on with the shared directory {}: {why}", share.path.display());
+        Fault::new(Kind::Error, text, "restore it where the snapshot was made, or from another snapshot")
+    };
+    let mut caller = Caller::new(server.try_clone().map_err(|error| failed(error.to_string()))?);
+    caller.load(state).map_err(|error| failed(error.to_string()))?.map_err(failed)
 }
 
 /// What was made of its code where the machine of the snapshot in [`RESUME`] comes from, if that is there.

@@ -2,6 +2,7 @@
 use crate::names::PERMISSIONS;
 use crate::nodes::{open_beneath, stat};
 use crate::protocol::{FSYNC_FDATASYNC, Input, Output, WRITE_MAX};
+use crate::saved::HandleSaved;
 use crate::session::{Session, by_number};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{
@@ -38,16 +39,26 @@ impl Session<'_> {
         output: &mut Output<'_>,
     ) -> Result<(), Errno> {
         let flags = flags(input.u32()?);
+        let file = self.open_file(node, flags)?;
+        open_out(output, self.handles.add_file(file, node, flags)?);
+        Ok(())
+    }
+
+    /// Opens what was open where the guest comes from.
+    pub(crate) fn open_again(&mut self, saved: &HandleSaved) -> Result<OwnedFd, Errno> {
+        let Some(raw) = saved.flags else { return self.open_listing(saved.node) };
+        self.open_file(saved.node, flags(raw) - OFlags::TRUNC)
+    }
+
+    fn open_file(&mut self, node: u64, flags: OFlags) -> Result<OwnedFd, Errno> {
         if self.directory.read_only && writes(flags) {
             return Err(Errno::ROFS);
         }
-        let file = match self.open_regular(node, flags) {
+        match self.open_regular(node, flags) {
             // Only the owner may ask not to be noticed (open(2)).
-            Err(Errno::PERM) => self.open_regular(node, flags - OFlags::NOATIME)?,
-            result => result?,
-        };
-        open_out(output, self.handles.add_file(file)?);
-        Ok(())
+            Err(Errno::PERM) => self.open_regular(node, flags - OFlags::NOATIME),
+            result => result,
+        }
     }
 
     pub(crate) fn create(
@@ -62,10 +73,11 @@ impl Session<'_> {
         let directory = self.parent(parent)?;
         let new = flags | OFlags::CREATE | OFlags::EXCL;
         match open_beneath(directory.as_fd(), name, new, mode) {
-            Ok(file) => self.created(parent, name, file, output),
+            Ok(file) => self.created(parent, name, (file, flags), output),
             Err(Errno::EXIST) if !OFlags::from_bits_retain(raw).contains(OFlags::EXCL) => {
                 let (node, stat) = self.nodes.look_up(parent, name)?;
-                let opened = self.open_regular(node, flags).and_then(|file| self.handles.add_file(file));
+                let opened =
+                    self.open_regular(node, flags).and_then(|file| self.handles.add_file(file, node, flags));
                 let handle = opened.inspect_err(|_| self.nodes.forget(node, 1))?;
                 self.owner.entry_out(output, node, &stat);
                 open_out(output, handle);
@@ -80,15 +92,15 @@ impl Session<'_> {
         &mut self,
         parent: u64,
         name: &CStr,
-        file: OwnedFd,
+        (file, flags): (OwnedFd, OFlags),
         output: &mut Output<'_>,
     ) -> Result<(), Errno> {
         let stat = stat(&file)?;
         // Not the name: it may be another file's already.
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let named = openat(&self.directory.numbers, by_number(&file), flags, Mode::empty())?;
+        let by_name = OFlags::PATH | OFlags::CLOEXEC;
+        let named = openat(&self.directory.numbers, by_number(&file), by_name, Mode::empty())?;
         let node = self.nodes.insert(parent, name, named, &stat)?;
-        let handle = self.handles.add_file(file).inspect_err(|_| self.nodes.forget(node, 1))?;
+        let handle = self.handles.add_file(file, node, flags).inspect_err(|_| self.nodes.forget(node, 1))?;
         self.owner.entry_out(output, node, &stat);
         open_out(output, handle);
         Ok(())

@@ -23,10 +23,12 @@ mod listing;
 mod names;
 mod nodes;
 pub mod protocol;
+mod saved;
 pub mod server;
 mod session;
 #[cfg(test)]
 mod tests;
 
 pub use directory::Directory;
+pub use saved::SAVED_MAX;
 pub use session::Session;

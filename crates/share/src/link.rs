@@ -5,9 +5,11 @@
 //!  machine ── session: length, room, request ──► server ── length, reply ──► machine    (a stream)
 //! ```
 //! One request at a time: the server does one thing after the other anyway. A session ends with its stream, the server
-//! with the control socket.
+//! with the control socket. Two heads are no request's: what the guest knows is given ([`Caller::save`]), or taken before
+//! its first request ([`Caller::load`]).
 use crate::directory::Directory;
 use crate::protocol::WRITE_MAX;
+use crate::saved::SAVED_MAX;
 use crate::session::Session;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::net::{
@@ -27,6 +29,11 @@ const REQUEST_HEAD: usize = 8;
 const REPLY_HEAD: usize = 4;
 /// Bytes of a reply that are taken in one piece with its head: nearly all have fewer.
 const REPLY_USUAL: usize = 4096;
+/// Instead of a request's head: the session's state is asked for. The answer is a word of 0 or 1, whether what follows
+/// (its length in a word, and bytes) is the state, or words that say why there is none.
+const SAVE: u64 = u64::MAX;
+/// The session's state follows, length and bytes. The answer is like that to [`SAVE`], without a state.
+const LOAD: u64 = u64::MAX - 1;
 
 fn broken() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "the other side does not keep to the protocol")
@@ -70,6 +77,60 @@ impl Caller {
     }
 }
 
+impl Caller {
+    /// What the guest knows by now, for [`Caller::load`]. The inner error says why the server does not give it.
+    pub fn save(&mut self) -> io::Result<Result<Vec<u8>, String>> {
+        self.stream.write_all(&SAVE.to_le_bytes())?;
+        self.state()
+    }
+
+    /// The guest goes on from what [`Caller::save`] gave, there or elsewhere. The inner error says why it cannot.
+    pub fn load(&mut self, state: &[u8]) -> io::Result<Result<(), String>> {
+        write_both(&mut self.stream, &LOAD.to_le_bytes(), &(state.len() as u64).to_le_bytes())?;
+        self.stream.write_all(state)?;
+        Ok(self.state()?.map(drop))
+    }
+
+    fn state(&mut self) -> io::Result<Result<Vec<u8>, String>> {
+        let given = match word(&mut self.stream)? {
+            0 => false,
+            1 => true,
+            _ => return Err(broken()),
+        };
+        let bytes = state(&mut self.stream)?;
+        Ok(if given { Ok(bytes) } else { Err(String::from_utf8_lossy(&bytes).to_string()) })
+    }
+}
+
+fn word(stream: &mut impl Read) -> io::Result<u64> {
+    let mut word = [0; 8];
+    stream.read_exact(&mut word)?;
+    Ok(u64::from_le_bytes(word))
+}
+
+/// Length and bytes.
+fn state(stream: &mut impl Read) -> io::Result<Vec<u8>> {
+    let len = word(stream)?;
+    if len > SAVED_MAX as u64 {
+        return Err(broken());
+    }
+    let mut bytes = Vec::new();
+    stream.take(len).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 != len {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(bytes)
+}
+
+fn give_state(stream: &mut UnixStream, state: Result<Vec<u8>, String>) -> io::Result<()> {
+    let (given, bytes) = match state {
+        Ok(bytes) => (1u64, bytes),
+        Err(why) => (0, why.into_bytes()),
+    };
+    write_both(stream, &given.to_le_bytes(), &(bytes.len() as u64).to_le_bytes())?;
+    stream.write_all(&bytes)
+}
+
 fn read_some(stream: &mut UnixStream, buffer: &mut [u8], from: usize) -> io::Result<usize> {
     loop {
         match stream.read(buffer.get_mut(from..).unwrap_or_default()) {
@@ -109,6 +170,15 @@ fn serve_session(directory: &Directory, stream: UnixStream) -> io::Result<()> {
             result => result?,
         }
         let head = u64::from_le_bytes(head);
+        let state = match head {
+            SAVE => Some(session.save()),
+            LOAD => Some(session.load(&state(&mut input)?).map(|()| Vec::new())),
+            _ => None,
+        };
+        if let Some(state) = state {
+            give_state(&mut output, state)?;
+            continue;
+        }
         let (len, room) = (head as u32 as usize, (head >> 32) as usize);
         if len > REQUEST_MAX || room > REPLY_MAX {
             return Err(broken());

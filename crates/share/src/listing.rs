@@ -1,7 +1,9 @@
 //! Requests about directories as lists.
 use crate::handles::{Listed, Listing};
+use crate::nodes::open_beneath;
 use crate::protocol::{ENTRY_LEN, Input, Output, no_entry_out};
 use crate::session::Session;
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{FileType, Mode, OFlags, RawDir, SeekFrom, seek};
 use rustix::io::Errno;
 use std::mem::MaybeUninit;
@@ -13,13 +15,15 @@ const DIRENT_LEN: usize = 24;
 
 impl Session<'_> {
     pub(crate) fn opendir(&mut self, node: u64, output: &mut Output<'_>) -> Result<(), Errno> {
-        let directory = self.parent(node)?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-        let file =
-            crate::nodes::open_beneath(std::os::fd::AsFd::as_fd(&directory), c".", flags, Mode::empty())?;
-        output.u64(self.handles.add_listing(file)?);
+        let file = self.open_listing(node)?;
+        output.u64(self.handles.add_listing(file, node)?);
         output.u64(0);
         Ok(())
+    }
+
+    pub(crate) fn open_listing(&mut self, node: u64) -> Result<OwnedFd, Errno> {
+        let directory = self.parent(node)?;
+        open_beneath(directory.as_fd(), c".", OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
     }
 
     pub(crate) fn readdir(
@@ -72,10 +76,13 @@ impl Session<'_> {
 
     /// The entry of a listed name; none for the directory itself, the one above, and what has gone meanwhile.
     fn listed_entry(&mut self, parent: u64, listed: &Listed, output: &mut Output<'_>) {
-        let is_dots = matches!(listed.name.to_bytes(), b"." | b"..");
+        // Under these names nothing is known: they are no way from a directory to what is in it.
+        if matches!(listed.name.to_bytes(), b"." | b"..") {
+            return no_entry_out(output);
+        }
         match self.nodes.look_up(parent, &listed.name) {
-            Ok((node, stat)) if !is_dots => self.owner.entry_out(output, node, &stat),
-            _ => no_entry_out(output),
+            Ok((node, stat)) => self.owner.entry_out(output, node, &stat),
+            Err(_) => no_entry_out(output),
         }
     }
 }

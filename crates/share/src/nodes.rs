@@ -4,6 +4,7 @@
 //! closed when others are needed, and found again by the name under which the guest found them; what is there then
 //! must be the same file. A file that is not to be found under its name keeps its descriptor.
 use crate::protocol::ROOT;
+use crate::saved::{IdentitySaved, NodeSaved, Why};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags, openat2, statx};
 use rustix::io::Errno;
@@ -19,7 +20,7 @@ const DEPTH_MAX: usize = 256;
 const TRIES_MAX: usize = 64;
 
 /// What tells a file from all others, also from a later one with the same number.
-type Identity = (u32, u32, u64, i64, u32);
+pub(crate) type Identity = (u32, u32, u64, i64, u32);
 
 struct Node {
     identity: Identity,
@@ -96,6 +97,55 @@ impl Nodes {
         self.by_identity.clear();
         self.open.clear();
         self.open_count = 0;
+    }
+
+    /// The directory, the next number, and every node.
+    pub(crate) fn save(&self) -> (IdentitySaved, u64, Vec<NodeSaved>) {
+        let saved = |(number, node): (&u64, &Node)| NodeSaved {
+            number: *number,
+            parent: node.parent,
+            name: node.name.as_c_str().into(),
+            file: node.identity.into(),
+            kind: node.kind.as_raw_mode(),
+            lookups: node.lookups,
+        };
+        (self.root_identity.into(), self.next, self.nodes.iter().map(saved).collect())
+    }
+
+    /// Knows these nodes and no others, each to be found again when it is needed.
+    pub(crate) fn load(&mut self, root: IdentitySaved, next: u64, nodes: Vec<NodeSaved>) -> Result<(), Why> {
+        self.clear();
+        if nodes.len() > NODES_MAX {
+            return Err(format!("it knows {} files, more than {NODES_MAX}", nodes.len()));
+        }
+        let (major, minor, ..) = self.root_identity;
+        for mut node in nodes {
+            let number = node.number;
+            let wrong = |what: &str| format!("file {number} {what}");
+            if number <= ROOT || number >= next {
+                return Err(wrong("has a number that was never given"));
+            }
+            // After the host has booted anew, a file system may have another number.
+            if node.file.device == root.device {
+                node.file.device = (major, minor);
+            }
+            let identity = node.file.into();
+            let known = Node {
+                identity,
+                kind: FileType::from_raw_mode(node.kind),
+                parent: node.parent,
+                name: node.name.component().ok_or_else(|| wrong("has no name"))?,
+                file: None,
+                recent: false,
+                lookups: node.lookups.max(1),
+            };
+            let twice = self.nodes.insert(number, known).is_some();
+            if self.by_identity.insert(identity, number).is_some() || twice {
+                return Err(wrong("is there twice"));
+            }
+        }
+        self.next = self.next.max(next);
+        Ok(())
     }
 
     #[cfg(test)]

@@ -151,12 +151,17 @@ impl<'a> Input<'a> {
     /// The name of an entry of a directory: one component of a path, and no way up.
     pub(crate) fn component(&mut self) -> Result<&'a CStr, Errno> {
         let name = self.text()?;
-        match name.to_bytes() {
-            b"" | b"." | b".." => Err(Errno::INVAL),
-            bytes if bytes.contains(&b'/') => Err(Errno::INVAL),
-            bytes if bytes.len() > NAME_MAX => Err(Errno::NAMETOOLONG),
-            _ => Ok(name),
-        }
+        component(name.to_bytes()).map(|()| name)
+    }
+}
+
+/// Whether a name is one component of a path.
+pub(crate) fn component(name: &[u8]) -> Result<(), Errno> {
+    match name {
+        b"" | b"." | b".." => Err(Errno::INVAL),
+        bytes if bytes.contains(&b'/') => Err(Errno::INVAL),
+        bytes if bytes.len() > NAME_MAX => Err(Errno::NAMETOOLONG),
+        _ => Ok(()),
     }
 }
 

@@ -25,7 +25,7 @@ pub use files::{
 };
 pub use manifest::{
     FORMAT_ASKED, FORMAT_LAYERS, FORMAT_PROGRAM, FORMAT_WHOLE, MANIFEST, SECTION_MAX, open_memory, plain,
-    read_manifest, read_section, verify, verify_disk, write_manifest, write_section,
+    read_manifest, read_section, read_sections, verify, verify_disk, write_manifest, write_section,
 };
 pub use since::{Base, LAYERS_MAX, Since};
 

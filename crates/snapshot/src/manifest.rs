@@ -5,6 +5,7 @@ use crate::{
     disk_file,
 };
 use serde::Deserialize;
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
@@ -69,24 +70,47 @@ fn read_checked(dir: &Path, section: &Section) -> Result<Vec<u8>, SnapshotError>
     Ok(bytes)
 }
 
-/// The bytes of the section that is called so, if it has this version.
+/// The bytes of the sections that are called so and have this version, each once and in this order. There may be no others.
+pub fn read_sections(
+    dir: &Path,
+    manifest: &Manifest,
+    known: &[(&str, u32)],
+) -> Result<Vec<Vec<u8>>, SnapshotError> {
+    read_named(dir, &manifest.sections, known)
+}
+
+fn read_named(
+    dir: &Path,
+    sections: &[Section],
+    known: &[(&str, u32)],
+) -> Result<Vec<Vec<u8>>, SnapshotError> {
+    let path = dir.join(STATE);
+    let mut found: HashMap<&str, &Section> = HashMap::new();
+    for section in sections {
+        // Something that the machine needs is in it: it must not be left out.
+        if !known.contains(&(section.name.as_str(), section.version)) {
+            let what = format!("section {:?} of version {} is unknown", section.name, section.version);
+            return Err(SnapshotError::damaged(&path, what));
+        }
+        if found.insert(&section.name, section).is_some() {
+            return Err(SnapshotError::damaged(&path, format!("section {:?} is there twice", section.name)));
+        }
+    }
+    let read = |(name, _): &(&str, u32)| {
+        let missing = || SnapshotError::damaged(&path, format!("section {name:?} is missing"));
+        read_checked(dir, found.get(name).ok_or_else(missing)?)
+    };
+    known.iter().map(read).collect()
+}
+
+/// The bytes of the only section, which is called so and has this version.
 pub fn read_section(
     dir: &Path,
     manifest: &Manifest,
     name: &str,
     version: u32,
 ) -> Result<Vec<u8>, SnapshotError> {
-    let path = dir.join(STATE);
-    for section in &manifest.sections {
-        // Something that the machine needs is in it: it must not be left out.
-        if section.name != name || section.version != version {
-            let what = format!("section {:?} of version {} is unknown", section.name, section.version);
-            return Err(SnapshotError::damaged(&path, what));
-        }
-    }
-    let section = manifest.sections.first();
-    let missing = || SnapshotError::damaged(&path, format!("section {name:?} is missing"));
-    read_checked(dir, section.ok_or_else(missing)?)
+    Ok(read_sections(dir, manifest, &[(name, version)])?.pop().unwrap_or_default())
 }
 
 /// Reads the manifest of the snapshot in `dir`.
@@ -176,6 +200,29 @@ pub fn open_memory(manifest: &Manifest, dir: &Path) -> Result<content::Checked, 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sections_are_known_whole_and_there_once() {
+        let dir = std::env::temp_dir().join(format!("viv-sections-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let file = File::create(dir.join(STATE)).unwrap();
+        let one = write_section(&file, "one", 1, 0, b"first").unwrap();
+        let two = write_section(&file, "two", 3, one.len, b"second").unwrap();
+        let read = |sections: &[&Section], known: &[(&str, u32)]| {
+            let sections: Vec<Section> = sections.iter().map(|section| (*section).clone()).collect();
+            read_named(&dir, &sections, known).map_err(|error| error.to_string())
+        };
+        let both = [("two", 3), ("one", 1)];
+        assert_eq!(read(&[&one, &two], &both).unwrap(), [b"second".to_vec(), b"first".to_vec()]);
+        let why = |sections: &[&Section], known: &[(&str, u32)]| read(sections, known).unwrap_err();
+        assert!(why(&[&one, &two], &[("one", 1)]).contains("\"two\" of version 3 is unknown"));
+        assert!(why(&[&one, &two], &[("one", 1), ("two", 2)]).contains("unknown"));
+        assert!(why(&[&one], &both).contains("\"two\" is missing"));
+        assert!(why(&[&one, &two, &one], &both).contains("\"one\" is there twice"));
+        file.write_all_at(b"S", one.len).unwrap();
+        assert!(why(&[&one, &two], &both).contains("section \"two\" at offset 5"));
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
 
     #[test]
     fn a_snapshot_names_no_file_outside_its_directory() {

@@ -126,13 +126,19 @@ impl VirtioDevice for Fs {
         self.in_flight.busy()
     }
 
-    /// Its server knows which files the guest has open, and nobody can tell another one.
+    /// What the guest knows of the directory is its server's to save.
     fn save(&self) -> Result<VirtioDeviceSaved, Unsaved> {
-        Err(Unsaved::Never("shared directory"))
+        if self.in_flight.len() != 0 || self.in_flight.busy() {
+            return Err(Unsaved::Busy);
+        }
+        Ok(VirtioDeviceSaved::Fs)
     }
 
-    fn load(&mut self, _saved: &VirtioDeviceSaved, _rings: &mut Rings<'_>) -> Result<(), Unfit> {
-        Err(another_kind())
+    fn load(&mut self, saved: &VirtioDeviceSaved, _rings: &mut Rings<'_>) -> Result<(), Unfit> {
+        match saved {
+            VirtioDeviceSaved::Fs => Ok(()),
+            _ => Err(another_kind()),
+        }
     }
 
     fn reset(&mut self) {

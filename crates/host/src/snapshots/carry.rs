@@ -226,7 +226,7 @@ fn whole(manifest: &Manifest) -> Result<(), Fault> {
         Err(Fault::new(
             Kind::Usage,
             format!("the snapshot {:?} cannot go on here: {what} is not in it", manifest.name),
-            "make one of a VM without read-only disks, and export that",
+            "make one of a VM without read-only disks and directories of its host (-v), and export that",
         ))
     })
 }

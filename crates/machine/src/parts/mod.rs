@@ -18,7 +18,8 @@ pub(crate) use doorbell::Doorbells;
 pub(crate) use net::{CardHost, CardThread};
 pub(crate) use pci::{Pci, PciSlot, PlainFunction};
 pub(crate) use serial::{ConsoleSink, Serial};
-pub(crate) use share::{ShareHost, ShareRequests};
+pub use share::ShareState;
+pub(crate) use share::{ShareHost, ShareRequests, ShareSaver};
 pub(crate) use virtio::{HostSide, Hosted, RngHost, VirtioPart};
 
 use viv_arch::saved::ChipSaved;

@@ -2,27 +2,84 @@
 use super::{HostSide, Hosted, Work};
 use crate::core::lock;
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 use viv_devices::virtio::fs::{Fs, FsRequest};
 use viv_devices::virtio::{Rings, Segment, total};
 use viv_mem::GuestMemory;
+use viv_model::{Fault, Kind};
 use viv_share::link::Caller;
 use viv_share::protocol::error_reply;
 
+/// How long a server may take to say what the guest knows.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// What the guest hears when the server is gone: EIO.
 const IO_ERROR: i32 = 5;
 
+/// What the thread does for others.
+enum Job {
+    Request(FsRequest),
+    /// What the guest knows by now, or why that cannot be had.
+    Save(SyncSender<Result<Vec<u8>, String>>),
+}
+
 /// The sending end, in the device. Dropping it ends the thread.
-pub(crate) struct ShareHost(Mutex<Sender<FsRequest>>);
+pub(crate) struct ShareHost(Arc<Mutex<Sender<Job>>>);
 
 /// The receiving end, until the thread starts.
-pub(crate) struct ShareRequests(Receiver<FsRequest>);
+pub(crate) struct ShareRequests(Receiver<Job>);
+
+/// Asks the server of a directory what the guest knows of it.
+pub(crate) struct ShareSaver(Weak<Mutex<Sender<Job>>>);
+
+/// What a guest knows of a shared directory at one moment. The guest may go on: whatever it asks then comes after.
+pub struct ShareState {
+    tag: String,
+    answered: Option<Receiver<Result<Vec<u8>, String>>>,
+}
+
+impl ShareSaver {
+    /// What it knows now. No request may be under way.
+    pub(crate) fn save(&self, tag: &str) -> ShareState {
+        let (answer, answered) = sync_channel(1);
+        let asked = self.0.upgrade().is_some_and(|thread| lock(&*thread).send(Job::Save(answer)).is_ok());
+        ShareState { tag: tag.to_string(), answered: asked.then_some(answered) }
+    }
+}
+
+impl ShareState {
+    /// The directory's tag.
+    pub fn tag(&self) -> &str {
+        &self.tag
+    }
+
+    /// Waits for it: what [`viv_share::link::Caller::load`] takes.
+    pub fn take(self) -> Result<Vec<u8>, Fault> {
+        let gone = || "it is not in the machine any more".to_string();
+        let state = match self.answered.as_ref().map(|answered| answered.recv_timeout(PATIENCE)) {
+            Some(Ok(state)) => state,
+            Some(Err(RecvTimeoutError::Timeout)) => Err("its server does not answer".to_string()),
+            Some(Err(RecvTimeoutError::Disconnected)) | None => Err(gone()),
+        };
+        state.map_err(|why| {
+            Fault::new(
+                Kind::Conflict,
+                format!("cannot save what the guest knows of the shared directory {}: {why}", self.tag),
+                "see viv logs; stop the VM and start it, then it has a server for it again",
+            )
+        })
+    }
+}
 
 impl ShareHost {
     pub(crate) fn new() -> (ShareHost, ShareRequests) {
         let (sender, receiver) = channel();
-        (ShareHost(Mutex::new(sender)), ShareRequests(receiver))
+        (ShareHost(Arc::new(Mutex::new(sender))), ShareRequests(receiver))
+    }
+
+    pub(crate) fn saver(&self) -> ShareSaver {
+        ShareSaver(Arc::downgrade(&self.0))
     }
 }
 
@@ -30,7 +87,7 @@ impl HostSide<Fs> for ShareHost {
     fn serve(&self, device: &mut Fs, _rings: &mut Rings<'_>) {
         for request in device.take_requests() {
             // The thread is gone only when the machine has ended: nobody waits for the answer.
-            let _ = lock(&self.0).send(request);
+            let _ = lock(&*self.0).send(Job::Request(request));
         }
     }
 }
@@ -42,7 +99,14 @@ impl ShareRequests {
         Box::new(move || {
             let mut server = Some(Caller::new(server));
             let (mut bytes, mut reply) = (Vec::new(), Vec::new());
-            while let Ok(request) = self.0.recv() {
+            while let Ok(job) = self.0.recv() {
+                let request = match job {
+                    Job::Request(request) => request,
+                    Job::Save(answer) => {
+                        let _ = answer.send(state(&mut server));
+                        continue;
+                    }
+                };
                 gather(&memory, &request.readable, &mut bytes);
                 let room = total(&request.writable) as usize;
                 let answered =
@@ -58,6 +122,18 @@ impl ShareRequests {
                 device.with_device(&mut |fs, rings| fs.complete(rings, request.tag, written));
             }
         })
+    }
+}
+
+/// What the guest knows of a directory, from its server if there is one.
+fn state(server: &mut Option<Caller>) -> Result<Vec<u8>, String> {
+    let gone = || "its server has ended (viv logs says why)".to_string();
+    match server.as_mut().ok_or_else(gone)?.save() {
+        Ok(state) => state,
+        Err(_) => {
+            *server = None;
+            Err(gone())
+        }
     }
 }
 

@@ -62,6 +62,17 @@ proptest! {
                 prop_assert_eq!(u64_at(&reply, 8), 0x1234_5678_9abc);
             }
         }
+        // Whatever the guest did, it goes on with another server as it is.
+        let saved = session.save().unwrap();
+        let sorted = |saved: &[u8]| {
+            let mut saved: crate::saved::SessionSaved = serde_json::from_slice(saved).unwrap();
+            saved.nodes.sort_by_key(|node| node.number);
+            saved.handles.sort_by_key(|handle| handle.number);
+            saved
+        };
+        let mut other = Session::new(&directory).unwrap();
+        other.load(&saved).unwrap();
+        prop_assert_eq!(sorted(&other.save().unwrap()), sorted(&saved));
         place.assert_outside_untouched();
         if read_only {
             prop_assert_eq!(fs::read(place.inside().join("file")).unwrap(), b"content");

@@ -47,6 +47,34 @@ fn one_server_serves_one_guest_after_the_other_until_nobody_can_come() {
 }
 
 #[test]
+fn a_guest_goes_on_with_another_server() {
+    let place = Place::new();
+    let (one, other) = (place.directory(false), place.directory(false));
+    let ((ours, theirs), (our_other, their_other)) = (control().unwrap(), control().unwrap());
+    thread::scope(|scope| {
+        scope.spawn(|| serve(&one, theirs).unwrap());
+        scope.spawn(|| serve(&other, their_other).unwrap());
+        let mut first = Caller::new(open_session(&ours).unwrap());
+        let mut reply = Vec::new();
+        let made = request(opcode::CREATE, ROOT, &body(&[2, 0o644, 0, 0], &["file"]));
+        first.call(&made, 4096, &mut reply).unwrap();
+        let (node, handle) = (u64_at(&reply, 16), u64_at(&reply, 16 + 128));
+        let state = first.save().unwrap().unwrap();
+        let mut second = Caller::new(open_session(&our_other).unwrap());
+        let why = second.load(b"no state").unwrap().unwrap_err();
+        assert!(why.contains("expected"), "{why}");
+        second.load(&state).unwrap().unwrap();
+        for (caller, at) in [(&mut first, 0), (&mut second, 5)] {
+            let write = request(opcode::WRITE, node, &write_in(handle, at, b"hello"));
+            caller.call(&write, 4096, &mut reply).unwrap();
+            assert_eq!(u32_at(&reply, 16), 5);
+        }
+        drop((first, second, ours, our_other));
+    });
+    assert_eq!(fs::read(place.inside().join("file")).unwrap(), b"hellohello");
+}
+
+#[test]
 fn a_server_that_is_gone_or_mad_is_an_error_and_no_wait() {
     let answers: [&[u8]; 4] = [b"", b"\x05\0", b"\xff\xff\xff\x7f", b"\x02\0\0\0abcd"];
     for answer in answers {
@@ -60,6 +88,14 @@ fn a_server_that_is_gone_or_mad_is_an_error_and_no_wait() {
         assert!(caller.call(&request(opcode::STATFS, ROOT, &[]), 100, &mut Vec::new()).is_err());
         server.join().unwrap();
         assert!(caller.call(&request(opcode::STATFS, ROOT, &[]), 100, &mut Vec::new()).is_err());
+    }
+    let states: [Vec<u8>; 4] =
+        [longs(&[]), longs(&[1, u64::MAX]), longs(&[2, 0]), [longs(&[1, 9]), b"less".to_vec()].concat()];
+    for answer in states {
+        let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        theirs.write_all(&answer).unwrap();
+        theirs.shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(Caller::new(ours).save().is_err(), "{answer:?}");
     }
 }
 

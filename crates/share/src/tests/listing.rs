@@ -67,3 +67,19 @@ fn a_listing_goes_on_where_the_guest_wants() {
     assert_eq!(ask(&mut session, opcode::READDIR, ROOT, &read_in(file, 0, 300)), Err(Errno::NOTDIR));
     assert_eq!(ask(&mut session, opcode::READ, ROOT, &read_in(handle, 0, 300)), Err(Errno::ISDIR));
 }
+
+#[test]
+fn a_listing_tells_of_what_is_in_a_directory_and_not_of_itself() {
+    let place = Place::new();
+    fs::create_dir_all(place.inside().join("sub/below")).unwrap();
+    let directory = place.directory(false);
+    let mut session = Session::new(&directory).unwrap();
+    let sub = look_up(&mut session, ROOT, "sub").unwrap();
+    let handle = u64_at(&ask(&mut session, opcode::OPENDIR, sub, &body(&[0, 0], &[])).unwrap(), 0);
+    ask(&mut session, opcode::READDIRPLUS, sub, &read_in(handle, 0, 4096)).unwrap();
+    // Neither under another name nor looked up once more: it is forgotten when its one lookup is.
+    assert!(!String::from_utf8(session.save().unwrap()).unwrap().contains("\".\""));
+    let mut reply = Vec::new();
+    session.answer(&request(opcode::FORGET, sub, &longs(&[1])), 0, &mut reply);
+    assert_eq!(ask(&mut session, opcode::GETATTR, sub, &[0; 16]), Err(Errno::STALE));
+}

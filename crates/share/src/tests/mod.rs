@@ -6,6 +6,7 @@ mod escape;
 mod link;
 mod listing;
 mod names;
+mod saved;
 
 use crate::protocol::{OUT_HEADER_LEN, ROOT, opcode};
 use crate::{Directory, Session};
