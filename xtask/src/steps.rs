@@ -106,6 +106,8 @@ pub(crate) fn test(quick: bool) -> Result<(), String> {
     install::need("cc", "gcc")?;
     install::need("qemu-img", "qemu-utils")?;
     install::need("e2fsck", "e2fsprogs")?;
+    install::need("mkfs.xfs", "xfsprogs")?;
+    install::need("mkfs.btrfs", "btrfs-progs")?;
     install::need("umoci", "umoci")?;
     install::need("skopeo", "skopeo")?;
     install::need("docker-registry", "docker-registry")?;

@@ -97,7 +97,16 @@ pub(crate) fn find(volumes: &[Volume], others: &[String]) -> Result<Boot, Error>
             let entries = ENTRIES.iter().flat_map(|directory| bls::entries(volume, directory));
             entries.map(move |entry| Boot::of_entry(&entry, index, &|_| None)).collect::<Vec<_>>()
         });
-        all.into_iter().find(|boot| is_there(volumes, boot))
+        // A subvolume's entries may name files from another's root.
+        let same = |index: usize, other: &Volume| {
+            volumes.get(index).is_some_and(|volume| volume.partition == other.partition)
+        };
+        let any = |boot: Boot| {
+            let others = each().filter(|(_, other)| same(boot.volume, other)).map(|(index, _)| index);
+            let places = std::iter::once(boot.volume).chain(others);
+            places.map(|volume| Boot { volume, ..boot.clone() }).find(|boot| is_there(volumes, boot))
+        };
+        all.into_iter().find_map(any)
     };
     let found = grub().or_else(entries).or_else(|| linked(volumes)).or_else(|| newest(volumes));
     let boot = found.ok_or_else(|| Error::NoKernel { found: told(volumes, others) })?;
@@ -110,11 +119,10 @@ fn is_there(volumes: &[Volume], boot: &Boot) -> bool {
 
 /// What there is instead.
 fn told(volumes: &[Volume], others: &[String]) -> String {
-    let read = volumes.iter().map(|volume| match volume.partition.number {
-        Some(number) => format!("partition {number}: ext4 without one"),
-        None => "the whole disk: ext4 without one".to_string(),
-    });
-    let all: Vec<String> = read.chain(others.iter().cloned()).collect();
+    let read = volumes.iter().map(|volume| format!("{} without one", volume.told()));
+    let mut all: Vec<String> = read.chain(others.iter().cloned()).collect();
+    // Of the subvolumes of one file system.
+    all.dedup();
     match all.is_empty() {
         true => "nothing on it is known".to_string(),
         false => all.join(", "),

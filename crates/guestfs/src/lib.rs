@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  block::Disk ──► partition   MBR, GPT
-//!                  └─► volume  ext2/3/4 (others are recognized and named)
+//!                  └─► volume  ext2/3/4, XFS, btrfs (others are recognized and named)
 //!                      └─► boot ──┬── grub    grub.cfg, executed as far as a menu needs it
 //!                                 ├── bls     entries of the Boot Loader Specification
 //!                                 └── links   /vmlinuz and /initrd.img, or the newest kernel
@@ -40,7 +40,7 @@ const TEXT_MAX: u64 = 4 << 20;
 /// A guest's disk, looked into.
 pub struct Guest {
     volumes: Vec<Volume>,
-    /// What else is there, as one says it: `partition 2: xfs`.
+    /// What else is there, as one says it: `partition 2: FAT`.
     others: Vec<String>,
 }
 
@@ -51,7 +51,7 @@ impl Guest {
             let (mut volumes, mut others) = (Vec::new(), Vec::new());
             for partition in partition::all(&*disk)? {
                 match Volume::open(&disk, partition) {
-                    Ok(volume) => volumes.push(volume),
+                    Ok(found) => volumes.extend(found),
                     Err(what) => others.extend(what),
                 }
             }

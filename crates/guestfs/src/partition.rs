@@ -42,7 +42,7 @@ pub(crate) fn le64(data: &[u8], at: usize) -> u64 {
 /// The partitions of a disk, or the disk itself if it has none.
 pub(crate) fn all(disk: &dyn Disk) -> Result<Vec<Partition>, Error> {
     let whole = Partition { number: None, start: 0, len: disk.size(), uuid: None };
-    if disk.size() < 2 * SECTOR || crate::volume::is_ext(disk, 0) {
+    if disk.size() < 2 * SECTOR || crate::volume::is_known(disk, 0) {
         return Ok(vec![whole]);
     }
     let mut first = [0; SECTOR as usize];

@@ -1,7 +1,8 @@
-//! Disks as distributions make them, with file systems by mke2fs.
+//! Disks as distributions make them, with file systems by mke2fs, mkfs.xfs and mkfs.btrfs.
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use viv_block::{Disk, MemoryDisk};
@@ -46,15 +47,58 @@ fn file_system(kind: &str, uuid: &str, label: &str, files: &[File<'_>]) -> Vec<u
             None => fs::write(path, content).unwrap(),
         }
     }
-    let made = Command::new("mke2fs")
-        .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
-        .args(["-q", "-F", "-t", kind, "-U", uuid, "-L", label, "-d"])
-        .args([&tree, &image])
-        .arg("8M")
-        .status()
-        .expect("mke2fs of e2fsprogs");
-    assert!(made.success());
+    let of = |program: &str| {
+        let mut command = Command::new(program);
+        command.env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin").stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    };
+    let (mut command, package) = match kind {
+        "xfs" => {
+            let (list, data) = (dir.0.join("list"), format!("name={},file=1,size=20m", image.display()));
+            fs::write(&list, format!("/dev/null\n0 0\nd--755 0 0\n{}$\n", listed(&tree))).unwrap();
+            let mut command = of("mkfs.xfs");
+            // Smaller than is good for real ones.
+            command
+                .args(["--unsupported", "-q", "-m", &format!("uuid={uuid}"), "-L", label, "-d", &data, "-p"])
+                .arg(list);
+            (command, "xfsprogs")
+        }
+        "btrfs" => {
+            fs::File::create(&image).unwrap().set_len(48 << 20).unwrap();
+            let mut command = of("mkfs.btrfs");
+            command.args(["-q", "--mixed", "-U", uuid, "-L", label, "--rootdir"]).args([&tree, &image]);
+            (command, "btrfs-progs")
+        }
+        _ => {
+            let mut command = of("mke2fs");
+            command
+                .args(["-q", "-F", "-t", kind, "-U", uuid, "-L", label, "-d"])
+                .args([&tree, &image])
+                .arg("8M");
+            (command, "e2fsprogs")
+        }
+    };
+    let made = command.status().unwrap_or_else(|error| panic!("{package} is needed: {error}"));
+    assert!(made.success(), "{command:?}");
     fs::read(Path::new(&image)).unwrap()
+}
+
+/// What is below a directory, as mkfs.xfs wants it (mkfs.xfs(8), "protofile").
+fn listed(directory: &Path) -> String {
+    let mut list = String::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let entry = entry.unwrap();
+        let (name, path) = (entry.file_name().into_string().unwrap(), entry.path());
+        let kind = entry.file_type().unwrap();
+        list += &match () {
+            _ if kind.is_symlink() => {
+                format!("{name} l--777 0 0 {}\n", fs::read_link(path).unwrap().display())
+            }
+            _ if kind.is_dir() => format!("{name} d--755 0 0\n{}$\n", listed(&path)),
+            _ => format!("{name} ---644 0 0 {}\n", path.display()),
+        };
+    }
+    list
 }
 
 fn guest(bytes: Vec<u8>) -> Guest {
@@ -238,13 +282,74 @@ fn without_a_configuration_debians_links_and_then_the_newest_kernel_are_taken() 
 }
 
 #[test]
+fn xfs_and_btrfs_are_read_as_ext4_is() {
+    // A directory of many blocks, a file of many pieces, links that are followed in the file system itself.
+    let big = "a kernel that is not small ".repeat(150_000);
+    let names: Vec<String> =
+        (0..400).map(|n| format!("/lib/modules/a-module-with-a-name-{n:04}.ko")).collect();
+    let menu = debian(ROOT, "/boot/links", "0");
+    let mut files = vec![
+        ("/boot/grub/grub.cfg", menu.as_str()),
+        ("/boot/links", "-> ../usr/kernels"),
+        ("/usr/kernels/vmlinuz-6.1.0-13-cloud-amd64", "-> /usr/./lib/../real/kernel"),
+        ("/usr/real/kernel", big.as_str()),
+        ("/usr/lib/nothing", ""),
+        ("/usr/kernels/initrd.img-6.1.0-13-cloud-amd64", "new initrd"),
+        ("/etc/loop", "-> loop"),
+        ("/etc/cloud/cloud.cfg", "system_info:\n  default_user:\n    name: rocky\n"),
+    ];
+    files.extend(names.iter().map(|name| (name.as_str(), "module")));
+    for kind in ["xfs", "btrfs"] {
+        let bytes = file_system(kind, ROOT, "root", &files);
+        for disk in [guest(gpt_disk(&[(2, bytes.clone())])), guest(bytes.clone())] {
+            let (boot, kernel, initrd) = booted(&disk);
+            assert!(kernel == big && initrd == "new initrd", "{kind}");
+            assert_eq!(boot.append, "root=PARTUUID=abc ro console=tty0 console=ttyS0,115200", "{kind}");
+            assert_eq!(disk.cloud_init().unwrap().default_user.as_deref(), Some("rocky"));
+        }
+        let plain = [("/boot/vmlinuz-5.14.0-503.el9.x86_64", "kernel"), ("/etc/fstab", "")];
+        let (boot, ..) = booted(&guest(file_system(
+            kind,
+            ROOT,
+            "",
+            &[&plain[..], &[("/boot/initramfs-5.14.0-503.el9.x86_64.img", "x")]].concat(),
+        )));
+        assert_eq!(boot.append, format!("root=UUID={ROOT} ro console=ttyS0"));
+        let error =
+            guest(gpt_disk(&[(1, file_system(kind, ROOT, "", &[("/boot/vmlinuz-1", "-> vmlinuz-1")]))]))
+                .boot();
+        assert!(error.unwrap_err().to_string().contains(&format!("partition 1: {kind} without one")));
+    }
+}
+
+/// A file system of 48 MiB with the subvolumes `root` and `boot`, compressed by zstd: made once by mkfs.btrfs, `btrfs subvolume create` and a mount
+/// with `compress-force=zstd`. Its default subvolume is the top level, as in Fedora's images.
+#[test]
+fn fedoras_subvolumes_are_looked_into() {
+    let mut bytes = Vec::new();
+    let packed = &include_bytes!("data/fedora.btrfs.zst")[..];
+    ruzstd::decoding::StreamingDecoder::new(packed).unwrap().read_to_end(&mut bytes).unwrap();
+    let disk = guest(gpt_disk(&[(4, bytes)]));
+    let (boot, kernel, initrd) = booted(&disk);
+    assert_eq!(boot.title, "Fedora Linux (6.11.4-300.fc.x86_64)");
+    assert_eq!(boot.append, format!("root=UUID={BOOT} ro rootflags=subvol=root console=tty0 console=ttyS0"));
+    assert_eq!((kernel.len(), &kernel[..22]), (480_018, "kernel 6.11.4-300 lore"));
+    assert_eq!(initrd, "initrd 6.11.4-300");
+}
+
+#[test]
 fn a_disk_without_a_kernel_says_what_it_has_and_what_to_do() {
     let mut xfs = vec![0; 64 << 10];
     xfs[..4].copy_from_slice(b"XFSB");
+    let mut lvm = vec![0; 64 << 10];
+    lvm[536..544].copy_from_slice(b"LVM2 001");
     let ext = file_system("ext4", ROOT, "", &[("/etc/fstab", "")]);
-    let error = guest(gpt_disk(&[(1, xfs), (2, ext)])).boot().unwrap_err();
+    let error = guest(gpt_disk(&[(1, xfs), (2, ext), (3, lvm)])).boot().unwrap_err();
     let fault = viv_model::Fault::from(error);
-    assert!(fault.message.contains("partition 2: ext4 without one, partition 1: xfs"), "{fault}");
+    let found =
+        "partition 2: ext4 without one, partition 1: xfs that cannot be read (sb_unsupported_version)";
+    assert!(fault.message.contains(found), "{fault}");
+    assert!(fault.message.contains("partition 3: a volume of LVM"), "{fault}");
     assert!(fault.fix.contains("firmware") && fault.fix.contains("--kernel"), "{fault}");
     assert!(matches!(guest(vec![0; 4096]).boot(), Err(Error::NoKernel { .. })));
 }
@@ -256,8 +361,14 @@ fn damage_of_every_kind_is_an_error_and_never_a_panic() {
         ("/boot/vmlinuz-6.1.0-13-cloud-amd64", "new kernel"),
         ("/boot/initrd.img-6.1.0-13-cloud-amd64", "new initrd"),
     ];
-    let sound = file_system("ext4", ROOT, "", &files);
-    // Where mke2fs has written anything: superblock, groups, inodes, directories, extents, the journal.
+    for (kind, rounds) in [("ext4", 500), ("xfs", 30), ("btrfs", 30)] {
+        damage(&file_system(kind, ROOT, "", &files), rounds);
+    }
+}
+
+/// Changes a sound file system, and cuts it off.
+fn damage(sound: &[u8], rounds: usize) {
+    // Where anything was written: superblocks, groups, inodes, directories, extents, the journal.
     let used: Vec<usize> = (0..sound.len()).filter(|at| sound[*at] != 0).collect();
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let mut random = move || {
@@ -274,8 +385,8 @@ fn damage_of_every_kind_is_an_error_and_never_a_panic() {
         count.fetch_add(1, Ordering::Relaxed);
         usual(info);
     }));
-    for _ in 0..500 {
-        let mut bytes = sound.clone();
+    for _ in 0..rounds {
+        let mut bytes = sound.to_vec();
         for _ in 0..1 + random() % 8 {
             bytes[used[random() % used.len()]] = random() as u8;
         }
