@@ -72,9 +72,23 @@ impl Metrics {
 struct Seen {
     id: String,
     name: String,
+    project: ProjectName,
     up: bool,
     state: Option<State>,
     stats: Option<VmStats>,
+}
+
+impl Seen {
+    /// Which VM a line is of: names are a project's.
+    fn labels(&self) -> [(&str, &str); 3] {
+        [("id", &self.id), ("vm", &self.name), ("project", self.project.as_str())]
+    }
+
+    /// The same, and which part of it.
+    fn part<'a>(&'a self, label: &'a str, which: &'a str) -> [(&'a str, &'a str); 4] {
+        let [id, vm, project] = self.labels();
+        [id, vm, project, (label, which)]
+    }
 }
 
 /// Asks every VM, or those of a project, for a bounded time.
@@ -106,7 +120,8 @@ async fn look(service: &Arc<Service>, project: Option<&ProjectName>) -> Result<V
             Some(Some((state, up, stats))) => (Some(state), up, stats),
             None => (None, false, None),
         };
-        seen.push(Seen { id: record.id, name: record.name, up, state, stats });
+        let VmRecord { id, name, project, .. } = record;
+        seen.push(Seen { id, name, project, up, state, stats });
     }
     Ok(seen)
 }
@@ -168,28 +183,28 @@ fn of_disks(page: &mut Page, seen: &[Seen]) {
     let disks = || {
         seen.iter().flat_map(|vm| {
             let disks = vm.stats.iter().flat_map(|stats| &stats.disks);
-            disks.map(|disk| (disk, [("id", vm.id.as_str()), ("vm", &vm.name), ("disk", &disk.serial)]))
+            disks.map(|disk| (disk, vm.part("disk", &disk.serial)))
         })
     };
-    for (disk, [id, vm, serial]) in disks() {
+    for (disk, [id, vm, project, serial]) in disks() {
         for (kind, requests) in disk.by_kind() {
-            let labels = [id, vm, serial, ("operation", kind)];
+            let labels = [id, vm, project, serial, ("operation", kind)];
             let upto = sums(DISK_TIMES_NS.map(|ns| ns as f64 / 1e9), &requests.times);
             page.histogram(&labels, upto, requests.count, requests.ns as f64 / 1e9);
         }
     }
     let name = "viv_vm_disk_bytes_total";
     page.family(name, "counter", "Bytes of the guest's requests of a disk.");
-    for (disk, [id, vm, serial]) in disks() {
+    for (disk, [id, vm, project, serial]) in disks() {
         for (kind, requests) in disk.by_kind().into_iter().filter(|(kind, _)| *kind != "flush") {
-            page.sample(&[id, vm, serial, ("operation", kind)], requests.bytes);
+            page.sample(&[id, vm, project, serial, ("operation", kind)], requests.bytes);
         }
     }
     let name = "viv_vm_disk_errors_total";
     page.family(name, "counter", "Requests of a disk that failed.");
-    for (disk, [id, vm, serial]) in disks() {
+    for (disk, [id, vm, project, serial]) in disks() {
         for (kind, requests) in disk.by_kind() {
-            page.sample(&[id, vm, serial, ("operation", kind)], requests.errors);
+            page.sample(&[id, vm, project, serial, ("operation", kind)], requests.errors);
         }
     }
     let name = "viv_vm_disk_held_seconds_total";
@@ -288,13 +303,13 @@ fn n(count: u64) -> Option<f64> {
 fn of_vms(page: &mut Page, seen: &[Seen]) {
     page.family("viv_vm_up", "gauge", "Whether it answers, or need not as it does not run.");
     for vm in seen {
-        page.sample(&[("id", &vm.id), ("vm", &vm.name)], u8::from(vm.up));
+        page.sample(&vm.labels(), u8::from(vm.up));
     }
     for (name, kind, help, number) in NUMBERS {
         page.family(name, kind, help);
         for vm in seen {
             if let Some(value) = vm.stats.as_ref().and_then(number) {
-                page.sample(&[("id", &vm.id), ("vm", &vm.name)], value);
+                page.sample(&vm.labels(), value);
             }
         }
     }
@@ -302,7 +317,7 @@ fn of_vms(page: &mut Page, seen: &[Seen]) {
         page.family(name, "counter", help);
         for vm in seen {
             for (which, value) in vm.stats.as_ref().map(numbers).unwrap_or_default() {
-                page.sample(&[("id", &vm.id), ("vm", &vm.name), (label, &which)], value);
+                page.sample(&vm.part(label, &which), value);
             }
         }
     };
@@ -338,7 +353,7 @@ fn of_packets(page: &mut Page, seen: &[Seen]) {
         let Some(port) = vm.stats.as_ref().and_then(|stats| stats.network) else { continue };
         for (direction, traffic) in [("sent", port.sent), ("received", port.received)] {
             if traffic.packets == 0 || traffic.sizes.iter().any(|count| *count > 0) {
-                let labels = [("id", vm.id.as_str()), ("vm", &vm.name), ("direction", direction)];
+                let labels = vm.part("direction", direction);
                 let upto = sums(PACKET_BYTES, &traffic.sizes);
                 page.histogram(&labels, upto, traffic.packets, traffic.bytes);
             }
@@ -374,6 +389,11 @@ mod tests {
         assert!(histogram.sum_s > 60.07 && histogram.sum_s < 60.08);
     }
 
+    fn seen(stats: Option<VmStats>) -> Seen {
+        let (id, name, project) = ("1".into(), "web".into(), "shop".parse().unwrap());
+        Seen { id, name, project, up: true, state: Some(State::Running), stats }
+    }
+
     #[test]
     fn a_disk_has_a_histogram_for_each_kind_of_request() {
         let mut times = vec![0; DISK_TIMES_NS.len() + 1];
@@ -381,10 +401,10 @@ mod tests {
         let reads = DiskRequests { count: 4, bytes: 512, errors: 1, ns: 4_500_000_000, times };
         let disk = DiskStats { serial: "data".into(), reads, held_ns: 500_000_000, ..DiskStats::default() };
         let stats = Some(VmStats { disks: vec![disk], ..VmStats::default() });
-        let seen = Seen { id: "1".into(), name: "web".into(), up: true, state: Some(State::Running), stats };
+        let seen = seen(stats);
         let mut page = Page::default();
         of_disks(&mut page, &[seen]);
-        let of = "{id=\"1\",vm=\"web\",disk=\"data\",operation=\"read\"";
+        let of = "{id=\"1\",vm=\"web\",project=\"shop\",disk=\"data\",operation=\"read\"";
         for line in [
             format!("viv_vm_disk_request_duration_seconds_bucket{of},le=\"0.00001\"}} 0\n"),
             format!("viv_vm_disk_request_duration_seconds_bucket{of},le=\"3\"}} 3\n"),
@@ -395,9 +415,9 @@ mod tests {
         ] {
             assert!(page.text().contains(&line), "{line} is not in\n{}", page.text());
         }
-        assert!(
-            page.text().contains("viv_vm_disk_held_seconds_total{id=\"1\",vm=\"web\",disk=\"data\"} 0.5\n")
-        );
+        assert!(page.text().contains(
+            "viv_vm_disk_held_seconds_total{id=\"1\",vm=\"web\",project=\"shop\",disk=\"data\"} 0.5\n"
+        ));
     }
 
     #[test]
@@ -407,10 +427,10 @@ mod tests {
         // As the kernel counts them.
         (port.received.packets, port.received.bytes) = (7, 700);
         let stats = Some(VmStats { network: Some(port), ..VmStats::default() });
-        let seen = Seen { id: "1".into(), name: "web".into(), up: true, state: Some(State::Running), stats };
+        let seen = seen(stats);
         let mut page = Page::default();
         of_packets(&mut page, &[seen]);
-        let of = "{id=\"1\",vm=\"web\",direction=\"sent\"";
+        let of = "{id=\"1\",vm=\"web\",project=\"shop\",direction=\"sent\"";
         for (bound, count) in [("64", 2), ("256", 3), ("1024", 3), ("1514", 4), ("32768", 4), ("+Inf", 5)] {
             let line = format!("viv_vm_network_packet_bytes_bucket{of},le=\"{bound}\"}} {count}\n");
             assert!(page.text().contains(&line), "{line} is not in\n{}", page.text());

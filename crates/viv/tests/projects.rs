@@ -236,7 +236,10 @@ fn a_project_is_a_host_of_its_own_to_who_is_bound_to_it() {
     let bearer = format!("Authorization: Bearer {}", two.admin);
     let get = |path: &str| lab.curl(&["-H", &bearer], path).1;
     let metrics = get("/metrics");
-    assert!(metrics.contains(&format!("viv_vm_up{{id=\"{}\",vm=\"web\"}} 1", two.ours)), "{metrics}");
+    assert!(
+        metrics.contains(&format!("viv_vm_up{{id=\"{}\",vm=\"web\",project=\"acme\"}} 1", two.ours)),
+        "{metrics}"
+    );
     assert!(!metrics.contains(&two.theirs) && !metrics.contains("viv_http_requests"), "{metrics}");
     lab.host.viv(&["--project", "other", "rm", "-f", "theirs"]).ok();
     by(&["fork", "web", "--name", "theirs"]).ok(); // the name is free here, always
