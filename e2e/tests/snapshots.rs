@@ -241,6 +241,39 @@ fn translated_code_only_saves_time() {
     run(&["snapshot", "verify", "code"], "").ok();
 }
 
+/// What the first guest reaches of a snapshot's memory is known for the next, is not needed, and does no harm if it is not what it was.
+#[test]
+fn what_a_guest_reaches_first_only_saves_time() {
+    let _vms = [Vm("first-vm"), Vm("first-own"), Vm("first-next"), Vm("first-bad"), Vm("first-far")];
+    let (_snapshot, _far) = (Snapshot("first"), Snapshot("first-there"));
+    run(&["run", "-d", "--name", "first-vm", "--accel", "soft"], "").ok();
+    exec("first-vm", "echo kept > /tmp/word");
+    run(&["snapshot", "create", "first-vm", "first"], "").ok();
+    let dir = PathBuf::from(field(&run(&["--json", "snapshot", "show", "first"], "").ok().out, "dir"));
+    let path = dir.join("first");
+    let goes_on = |snapshot: &str, vm: &str| {
+        run(&["restore", snapshot, "--name", vm], "").ok();
+        assert_eq!(exec(vm, "cat /tmp/word"), "kept", "{vm}");
+    };
+    goes_on("first", "first-own");
+    let ranges = || serde_json::from_slice::<Vec<(u64, u64)>>(&fs::read(&path).unwrap_or_default()).ok();
+    until("what was reached", WAIT, || ranges().is_some());
+    let reached: u64 = ranges().unwrap().iter().map(|(_, len)| len).sum();
+    assert!((1 << 20..512 << 20).contains(&reached), "{reached} bytes");
+    goes_on("first", "first-next");
+    // It is of this host.
+    let tar = Disk::new("first");
+    fs::remove_file(tar.path()).unwrap();
+    run(&["snapshot", "export", "first", tar.path()], "").ok();
+    run(&["snapshot", "import", tar.path(), "--name", "first-there"], "").ok();
+    goes_on("first-there", "first-far");
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, format!("[[18446744073709551615,18446744073709551615],[4096,1],[0,{}]]", 1u64 << 40))
+        .unwrap();
+    goes_on("first", "first-bad");
+    run(&["snapshot", "verify", "first"], "").ok();
+}
+
 /// Pages of a VM's code that were taken from where it comes from, and instructions that it translated itself.
 fn translated(vm: &str) -> (u64, u64) {
     let stats: serde_json::Value = serde_json::from_str(&run(&["--json", "stats", vm], "").ok().out).unwrap();

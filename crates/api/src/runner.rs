@@ -45,6 +45,8 @@ pub const RESUME: &str = "resume";
 /// In [`RESUME`], if there is any: what the software CPU had made of the guest's code ([`Ask::Translated`]). It is executed: it never
 /// comes from outside the host.
 pub const TRANSLATED: &str = "translated";
+/// In [`RESUME`], if it is known: what of the memory a guest reached first that went on from there ([`Ask::Reached`]). It only saves time.
+pub const FIRST: &str = "first";
 /// In [`RESUME`], if the memory there arrives while it is used: the file that says what of it is there (`viv_mem::Arrival`).
 pub const MEMORY_BOARD: &str = "memory.board";
 /// Beside [`MEMORY_BOARD`]: the pipe by which is asked for what is needed next.
@@ -184,6 +186,9 @@ pub enum Ask {
     /// Write down what the software CPU has made of the guest's code so far, into an empty file that comes with the request
     /// (SCM_RIGHTS of unix(7)): whoever goes on from a snapshot made about now need not make it again ([`TRANSLATED`]).
     Translated,
+    /// Write down what of the memory of its snapshot the guest has reached so far, into an empty file that comes with the request
+    /// (SCM_RIGHTS of unix(7)): JSON, pairs of offset and bytes. Whoever goes on from there next has that read beside it ([`FIRST`]).
+    Reached,
     /// Put a disk behind the others. Its files, opened, come with the request (SCM_RIGHTS of unix(7)), for the VM's
     /// process may open none.
     AttachDisk {

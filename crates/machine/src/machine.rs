@@ -184,7 +184,16 @@ impl Machine {
                 "leave it out, or start the VM anew with it",
             ));
         }
+        let mut memory = memory;
+        let first = std::mem::take(&mut memory.first);
         let memory = ram(spec, |regions| GuestMemory::of_saved(regions, memory))?;
+        if !first.is_empty() {
+            // Beside all that is to be done until the guest goes on, and beside the guest.
+            let memory = memory.clone();
+            let fetching = std::thread::Builder::new().name("fetch".into());
+            // Without the thread, it is read when it is reached.
+            let _ = fetching.spawn(move || memory.fetch(&first));
+        }
         let made = Machine::assemble(spec, io, memory.clone(), Origin::Saved(saved));
         if let Some(what) = memory.damage() {
             return Err(damaged(&what));
@@ -305,6 +314,12 @@ impl Machine {
             memory_mib: spec.memory_mib,
             drives,
         })
+    }
+
+    /// What of the memory that it was restored from its guest has reached so far, for [`SavedMemory::first`](crate::SavedMemory); nothing on
+    /// KVM, where all of it is checked before.
+    pub fn reached(&self) -> Vec<(u64, u64)> {
+        if self.kvm.is_some() { Vec::new() } else { self.memory.reached() }
     }
 
     /// Which processor it has: [`Accel::Kvm`] or [`Accel::Soft`].

@@ -363,6 +363,7 @@ mod tests {
             check: Some(Check::Arrival(arrival)),
             above: Vec::new(),
             read: Box::new(|_, _| Ok(())),
+            first: Vec::new(),
         };
         (GuestMemory::of_saved(&[(Gpa(0), size)], saved).unwrap(), reader)
     }

@@ -70,6 +70,8 @@ pub struct SavedMemory {
     pub above: Vec<(u64, u64)>,
     /// Reads them.
     pub read: Box<ReadSaved>,
+    /// The ranges that are reached first, as far as that is known ([`GuestMemory::reached`]): for [`GuestMemory::fetch`].
+    pub first: Vec<(u64, u64)>,
 }
 
 /// Reads what was saved at an offset.
@@ -127,7 +129,7 @@ impl GuestMemory {
     /// RAM with the content of a file. Pages are read as they are touched, and are the machine's own once it writes to them; the file
     /// is never written, and must not be by anybody.
     pub fn of_saved(layout: &[(Gpa, u64)], saved: SavedMemory) -> Result<GuestMemory, MemError> {
-        let SavedMemory { file, check, above, read } = saved;
+        let SavedMemory { file, check, above, read, first: _ } = saved;
         let map = |len| {
             let mapping = Mapping::of_file(file, len)?;
             above.iter().try_for_each(|(offset, len)| mapping.lay(*offset, *len, &*read))?;
@@ -166,6 +168,18 @@ impl GuestMemory {
     /// Whether all of it is there, which is waited for.
     pub(crate) fn is_whole(&self) -> bool {
         self.0.origin.as_ref().is_none_or(Origin::is_whole)
+    }
+
+    /// What of the file of [`GuestMemory::of_saved`] has been reached, and so checked, so far: offsets and bytes, in order.
+    pub fn reached(&self) -> Vec<(u64, u64)> {
+        self.0.origin.as_ref().map(Origin::reached).unwrap_or_default()
+    }
+
+    /// Reads and checks ranges of that file before somebody reaches them. What is wrong there is told to whoever does.
+    pub fn fetch(&self, ranges: &[(u64, u64)]) {
+        if let Some(origin) = &self.0.origin {
+            ranges.iter().for_each(|(offset, len)| origin.fetch(*offset, *len));
+        }
     }
 
     /// What the check of [`GuestMemory::of_saved`] has found wrong so far.
@@ -425,6 +439,7 @@ mod tests {
                 data.fill((at >> 12) as u8);
                 Ok(())
             }),
+            first: Vec::new(),
         };
         let memory =
             GuestMemory::of_saved(&layout, saved(&file, vec![(0x6000, 0x1000), (0x9000, 0x2000)])).unwrap();
@@ -464,18 +479,30 @@ mod tests {
             if at == 0x3_0000 { Err("a bit flipped".to_string()) } else { Ok(()) }
         };
         let read = Box::new(|_: u64, _: &mut [u8]| Ok(()));
-        let saved =
-            SavedMemory { file, check: Some(Check::Content(Box::new(check))), above: Vec::new(), read };
+        let saved = SavedMemory {
+            file,
+            check: Some(Check::Content(Box::new(check))),
+            above: Vec::new(),
+            read,
+            first: Vec::new(),
+        };
         let memory = GuestMemory::of_saved(&[(Gpa(0), 0x10_0000)], saved).unwrap();
         for gpa in [0x1_0008, 0x1_fff0, 0x2_0000, 0x4_0000] {
             memory.read_array::<8>(Gpa(gpa)).unwrap();
         }
         assert!(memory.freeze().unwrap().read(0x5_0000, &mut [0; 8]).is_ok());
+        let reached = [(0x1_0000, 0x2_0000), (0x4_0000, 0x2_0000)];
+        assert_eq!(memory.reached(), reached);
         assert_eq!(
             *asked.lock().unwrap(),
             [0x1_0000, 0x2_0000, 0x4_0000, 0x5_0000],
             "each once, none for nothing"
         );
+        // Beside the guest, what it will reach; what is wrong there is told when it does.
+        asked.lock().unwrap().clear();
+        memory.fetch(&[(0x2_0000, 0x2_8000), (0x6_fff0, 0x20), (0xf_0000, u64::MAX), (u64::MAX, 1)]);
+        assert_eq!(*asked.lock().unwrap(), [0x3_0000, 0x6_0000, 0x7_0000, 0xf_0000]);
+        assert_eq!(memory.reached(), [reached[0], (0x4_0000, 0x4_0000), (0xf_0000, 0x1_0000)]);
         assert_eq!(memory.damage(), None);
         let told = Arc::<std::sync::Mutex<String>>::default();
         let heard = told.clone();

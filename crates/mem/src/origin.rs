@@ -83,6 +83,37 @@ impl Origin {
         })
     }
 
+    /// Has a range pass before somebody reaches it. What is wrong with it is left to whoever does.
+    pub(crate) fn fetch(&self, offset: u64, len: u64) {
+        let (Check::Content(look), end) = (&self.check, offset.saturating_add(len).min(self.size)) else {
+            return;
+        };
+        for piece in offset / PIECE..end.div_ceil(PIECE) {
+            let (at, bit) = (piece * PIECE, 1 << (piece % 64));
+            let Some(word) = self.passed.get((piece / 64) as usize) else { return };
+            if word.load(Ordering::Relaxed) & bit == 0 && look(at, PIECE.min(self.size - at)).is_ok() {
+                word.fetch_or(bit, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// What has passed so far: offsets and bytes, in order.
+    pub(crate) fn reached(&self) -> Vec<(u64, u64)> {
+        let has = |piece: u64| {
+            let word = self.passed.get((piece / 64) as usize);
+            word.is_some_and(|word| word.load(Ordering::Relaxed) & 1 << (piece % 64) != 0)
+        };
+        let mut ranges: Vec<(u64, u64)> = Vec::new();
+        for at in (0..self.size.div_ceil(PIECE)).filter(|piece| has(*piece)).map(|piece| piece * PIECE) {
+            let len = PIECE.min(self.size - at);
+            match ranges.last_mut() {
+                Some((first, bytes)) if *first + *bytes == at => *bytes += len,
+                _ => ranges.push((at, len)),
+            }
+        }
+        ranges
+    }
+
     /// Whether all of it is there, which is waited for.
     pub(crate) fn is_whole(&self) -> bool {
         matches!(self.check, Check::Content(_)) || self.passes(0, self.size)

@@ -64,6 +64,10 @@ pub trait Guest: Send + Sync {
     fn translated(&self) -> Option<Vec<u8>> {
         None
     }
+    /// What of the memory that it went on from it has reached so far: offsets and bytes.
+    fn reached(&self) -> Vec<(u64, u64)> {
+        Vec::new()
+    }
     /// What it has used and done so far.
     fn stats(&self) -> VmStats;
 }
@@ -158,6 +162,9 @@ impl Guest for Machine {
     }
     fn translated(&self) -> Option<Vec<u8>> {
         Machine::translated(self)
+    }
+    fn reached(&self) -> Vec<(u64, u64)> {
+        Machine::reached(self)
     }
     fn stats(&self) -> VmStats {
         stats::of(self)

@@ -187,6 +187,7 @@ impl Life {
                 Err(fault) => Err(fault),
             },
             Ask::Translated => self.translated(files),
+            Ask::Reached => self.reached(files),
             Ask::Pause => self.step(viv_model::Ask::Pause, |guest| guest.pause()),
             Ask::Resume => self.step(viv_model::Ask::Resume, |guest| {
                 guest.resume()?;
@@ -299,6 +300,17 @@ impl Life {
         let guest = self.guest()?;
         if let (Some(bytes), Some(file)) = (guest.translated(), files.into_iter().next()) {
             File::from(file).write_all(&bytes).map_err(broken("write down translated code"))?;
+        }
+        Ok(())
+    }
+
+    /// Writes down what of its snapshot's memory the guest has reached, if anything.
+    fn reached(&self, files: Vec<OwnedFd>) -> Result<(), Fault> {
+        let reached = self.guest()?.reached();
+        if let (false, Some(file)) = (reached.is_empty(), files.into_iter().next()) {
+            let failed = broken("write down what was reached");
+            let bytes = serde_json::to_vec(&reached).map_err(|error| failed(error.into()))?;
+            File::from(file).write_all(&bytes).map_err(failed)?;
         }
         Ok(())
     }

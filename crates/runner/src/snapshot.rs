@@ -3,11 +3,11 @@ use crate::guest::Moment;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
-use viv_api::runner::{MEMORY_BOARD, MEMORY_WANTED, RESUME, SnapshotAsk, TRANSLATED};
+use viv_api::runner::{FIRST, MEMORY_BOARD, MEMORY_WANTED, RESUME, SnapshotAsk, TRANSLATED};
 use viv_machine::{
     Arrival, Check, Frozen, KeepDisks, KeptCode, Machine, MachineIo, MachineSaved, Preserved, SavedMemory,
 };
@@ -27,6 +27,9 @@ const SHARE_VERSION: u32 = 1;
 fn share_section(tag: &str) -> String {
     format!("share {tag}")
 }
+
+/// Most bytes of [`FIRST`].
+const FIRST_MAX: u64 = 1 << 20;
 
 /// Where a machine that stands still is saved to.
 pub struct Files {
@@ -230,7 +233,20 @@ fn checked(manifest: &Manifest, dir: &Path) -> Result<SavedMemory, Fault> {
     let (above, layers) = (memory.above().to_vec(), memory.clone());
     let read = Box::new(move |at, data: &mut [u8]| layers.read(at, data));
     let look = move |at, len| memory.verify_range(at, len).map_err(|error| error.to_string());
-    Ok(SavedMemory { file, check: Some(Check::Content(Box::new(look))), above, read })
+    Ok(SavedMemory {
+        file,
+        check: Some(Check::Content(Box::new(look))),
+        above,
+        read,
+        first: first(dir).unwrap_or_default(),
+    })
+}
+
+/// What of it an earlier guest reached first, if that is known.
+fn first(dir: &Path) -> Option<Vec<(u64, u64)>> {
+    let mut bytes = Vec::new();
+    File::open(dir.join(FIRST)).ok()?.take(FIRST_MAX).read_to_end(&mut bytes).ok()?;
+    serde_json::from_slice(&bytes).ok()
 }
 
 /// The memory of a fork, which comes from the VM that it is a fork of.
@@ -251,5 +267,5 @@ fn arriving(manifest: &Manifest, dir: &Path) -> Result<SavedMemory, Fault> {
     let arrival = Arrival::new(&board, wanted, manifest.memory.bytes)
         .map_err(SnapshotError::io("use", &dir.join(MEMORY_BOARD)))?;
     let read = Box::new(|_, _: &mut [u8]| Err(std::io::ErrorKind::Unsupported.into()));
-    Ok(SavedMemory { file, check: Some(Check::Arrival(arrival)), above: Vec::new(), read })
+    Ok(SavedMemory { file, check: Some(Check::Arrival(arrival)), above: Vec::new(), read, first: Vec::new() })
 }

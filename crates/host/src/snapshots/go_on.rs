@@ -4,16 +4,18 @@ use super::{Snapshots, io_fault, link};
 use crate::apart;
 use crate::names;
 use crate::plugs::card;
+use crate::runners::Runner;
 use crate::seed::{self, SEED, SETTINGS};
 use crate::store::{Asked, Request, VmRecord};
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::num::NonZero;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
+use std::time::Duration;
 use viv_api::info::KvmState;
-use viv_api::runner::{MEMORY_BOARD, MEMORY_WANTED, RESUME, TRANSLATED};
+use viv_api::runner::{FIRST, MEMORY_BOARD, MEMORY_WANTED, RESUME, TRANSLATED};
 use viv_api::snapshot::{SnapshotCreate, SnapshotRestore, VmFork, VmRollback};
 use viv_api::vm::{Vm, VmStart};
 use viv_block::{CreateOptions, Qcow2};
@@ -26,6 +28,8 @@ use viv_snapshot::{
     map_file,
 };
 
+/// How long after a guest goes on it is looked what it has reached of its memory: what it does then is no longer what each of them does.
+const FIRST_TIME: Duration = Duration::from_secs(1);
 /// Most forks at a time.
 const FORKS_MAX: u32 = 1000;
 /// What the directories begin with that hold a VM's disks after it was rolled back.
@@ -100,9 +104,16 @@ impl Snapshots {
         let MachineSpec { accel, cpu_weight, .. } = record.machine;
         let machine = MachineSpec { accel, cpu_weight, ..laid };
         let id = record.id.clone();
-        self.vms.insert_and_start(VmRecord { machine, ..record }, start, commanded).inspect_err(|_| {
-            let _ = self.vms.remove(&id, true);
-        })
+        let runner = self.vms.runner(&record);
+        let vm = self.vms.insert_and_start(VmRecord { machine, ..record }, start, commanded);
+        let vm = vm.inspect_err(|_| drop(self.vms.remove(&id, true)))?;
+        if !manifest.memory_arrives() && manifest.program.is_none() && !from.join(FIRST).exists() {
+            let from = from.to_path_buf();
+            // Without it, those who come later need a little longer.
+            let keeping = thread::Builder::new().name("first".into());
+            let _ = keeping.spawn(move || keep_first(&from, &runner));
+        }
+        Ok(vm)
     }
 
     /// VMs that go on from where a running one is, beside it; those that there are, if the request has been answered before.
@@ -276,6 +287,18 @@ fn forget_image(vm: &Path) {
     }
 }
 
+/// What the first guest that goes on from a snapshot reaches of its memory comes beside the snapshot: the next one's is read beside it.
+fn keep_first(dir: &Path, runner: &Runner) {
+    thread::sleep(FIRST_TIME);
+    let path = dir.join(FIRST);
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o400).open(&path);
+    // Somebody else's who was as soon stays.
+    let Ok(file) = file else { return };
+    if !matches!(runner.reached(&file), Ok(true)) {
+        let _ = fs::remove_file(&path);
+    }
+}
+
 /// Lays into a directory all that a VM needs that goes on from a snapshot; gives its machine.
 pub(super) fn lay_out(from: &Path, manifest: &Manifest, dir: &Path) -> Result<MachineSpec, Fault> {
     let resume = dir.join(RESUME);
@@ -294,8 +317,10 @@ pub(super) fn lay_out(from: &Path, manifest: &Manifest, dir: &Path) -> Result<Ma
             link(&from.join(&name), &resume.join(&name))?;
         }
     }
-    if from.join(TRANSLATED).exists() {
-        link(&from.join(TRANSLATED), &resume.join(TRANSLATED))?;
+    for name in [TRANSLATED, FIRST] {
+        if from.join(name).exists() {
+            link(&from.join(name), &resume.join(name))?;
+        }
     }
     let mut machine = manifest.machine.clone();
     for file in &manifest.files {

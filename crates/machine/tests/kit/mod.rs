@@ -109,7 +109,7 @@ pub(crate) struct Life {
 }
 
 fn saved_memory(file: File) -> SavedMemory {
-    SavedMemory { file, check: None, above: Vec::new(), read: Box::new(|_, _| Ok(())) }
+    SavedMemory { file, check: None, above: Vec::new(), read: Box::new(|_, _| Ok(())), first: Vec::new() }
 }
 
 impl Life {
