@@ -308,6 +308,11 @@ async fn run(
             });
         }
     });
+    let (back, busy) = (service.clone(), Busy::new(&live));
+    tokio::task::spawn_blocking(move || {
+        back.snapshots.finish_going_back();
+        drop(busy);
+    });
     network_door::open(&service, sockets, listen)?;
     tokio::spawn(telemetry::send(service.clone()));
     let accepting = tokio::spawn(accept(service.clone(), listener));

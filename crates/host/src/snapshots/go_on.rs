@@ -1,4 +1,4 @@
-//! VMs that go on from snapshots: new ones, forks, and the one that the snapshot is of.
+//! VMs that go on from snapshots: new ones and forks.
 use super::make::Purpose;
 use super::{Snapshots, io_fault, link};
 use crate::apart;
@@ -16,7 +16,7 @@ use std::thread;
 use std::time::Duration;
 use viv_api::info::KvmState;
 use viv_api::runner::{FIRST, MEMORY_BOARD, MEMORY_WANTED, RESUME, TRANSLATED};
-use viv_api::snapshot::{SnapshotCreate, SnapshotRestore, VmFork, VmRollback};
+use viv_api::snapshot::{SnapshotCreate, SnapshotRestore, VmFork};
 use viv_api::vm::{Vm, VmStart};
 use viv_block::{CreateOptions, Qcow2};
 use viv_model::{
@@ -24,16 +24,13 @@ use viv_model::{
     PortSpec, ProjectName,
 };
 use viv_snapshot::{
-    IMAGE, IMAGE_PART, INITRD, KERNEL, MANIFEST, MEMORY, STATE, content_files, disk_file, layer_file,
-    map_file,
+    IMAGE, INITRD, KERNEL, MANIFEST, MEMORY, STATE, content_files, disk_file, layer_file, map_file,
 };
 
 /// How long after a guest goes on it is looked what it has reached of its memory: what it does then is no longer what each of them does.
 const FIRST_TIME: Duration = Duration::from_secs(1);
 /// Most forks at a time.
 const FORKS_MAX: u32 = 1000;
-/// What the directories begin with that hold a VM's disks after it was rolled back.
-const BACK: &str = "back-";
 
 impl Snapshots {
     /// A new VM that goes on from a snapshot, in its project, and runs.
@@ -167,71 +164,6 @@ impl Snapshots {
         }
         Err(fault)
     }
-
-    /// The VM goes on from a snapshot of it; what it has become since is lost.
-    pub(crate) fn roll_back(&self, vm: &str, ask: &VmRollback) -> Result<Vm, Fault> {
-        let (record, _) = self.vms.find(vm)?;
-        let name = ask.snapshot.clone().or(record.snapshot.clone()).ok_or_else(|| {
-            let text = format!("there is no snapshot of VM {:?}", record.name);
-            Fault::new(
-                Kind::NotFound,
-                text,
-                format!("make one next time: viv snapshot create {}", record.name),
-            )
-        })?;
-        let (from, manifest) = self.find(&record.project, &name).map_err(|fault| match ask.snapshot {
-            Some(_) => fault,
-            None => {
-                let text = format!("there is no snapshot of VM {:?} any more", record.name);
-                Fault::new(Kind::NotFound, text, "see what there is: viv snapshot ls")
-            }
-        })?;
-        if manifest.vm.0 != record.id {
-            return Err(Fault::new(
-                Kind::Conflict,
-                format!(
-                    "snapshot {:?} is of VM {:?}, not of {:?}",
-                    manifest.name, manifest.vm.1, record.name
-                ),
-                format!("let a new VM go on from it: viv restore {}", manifest.name),
-            ));
-        }
-        self.verify_disks(&from, &manifest)?;
-        let id = record.id.clone();
-        self.vms.change(&id, |mut record, runner| {
-            // Nothing but we start it again.
-            self.vms.set_wanted(&mut record, false)?;
-            let vm = runner.dir();
-            let place = names::identity().map_err(io_fault("read", Path::new("/dev/urandom")))?;
-            let place = vm.join(format!("{BACK}{place}"));
-            let laid = lay_out(&from, &manifest, &place);
-            let mut machine = laid.inspect_err(|_| drop(fs::remove_dir_all(&place)))?;
-            // It is the same VM, on the same ports.
-            machine.ports.clone_from(&record.machine.ports);
-            for nic in &mut machine.nics {
-                match record.machine.nics.iter().find(|now| now.id == nic.id) {
-                    Some(now) => {
-                        let saved = std::mem::replace(nic, now.clone());
-                        nic.remember(&saved);
-                    }
-                    // It has been taken away since, and its place may be another VM's.
-                    None => (nic.net, nic.address, nic.ports) = (NetKind::None, None, Vec::new()),
-                }
-            }
-            runner.kill(None);
-            let resume = vm.join(RESUME);
-            if resume.exists() {
-                fs::remove_dir_all(&resume).map_err(io_fault("remove", &resume))?;
-            }
-            // From here on its disks are the snapshot's; memory only follows: it never goes with other disks.
-            let snapshot = Some(manifest.id.clone());
-            self.vms.store.update(&VmRecord { machine: machine.clone(), snapshot, ..record.clone() })?;
-            fs::rename(place.join(RESUME), &resume).map_err(io_fault("make", &resume))?;
-            forget_disks(vm, &record.machine, &place);
-            Ok(())
-        })?;
-        self.vms.start(&id, &VmStart::default())
-    }
 }
 
 /// Makes all, as many at a time as the host has processors, until one fails; in order.
@@ -262,29 +194,6 @@ fn side_by_side<T: Send>(
     });
     made.sort_by_key(|(number, _)| *number);
     made.into_iter().map(|(_, one)| one).collect()
-}
-
-/// Removes what the VM had before it was rolled back, of its own.
-fn forget_disks(vm: &Path, before: &MachineSpec, now: &Path) {
-    apart::forget(&before.disks, vm);
-    if before.disks.iter().any(|disk| disk.path == vm.join(IMAGE)) {
-        forget_image(vm);
-    }
-    for entry in fs::read_dir(vm).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if entry.file_name().to_string_lossy().starts_with(BACK) && path != now {
-            let _ = fs::remove_dir_all(path);
-        }
-    }
-}
-
-/// Removes the files of an image of containers, which the VM has elsewhere now.
-fn forget_image(vm: &Path) {
-    for entry in fs::read_dir(vm).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().starts_with(IMAGE_PART) {
-            let _ = fs::remove_file(entry.path());
-        }
-    }
 }
 
 /// What the first guest that goes on from a snapshot reaches of its memory comes beside the snapshot: the next one's is read beside it.

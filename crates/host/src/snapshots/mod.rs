@@ -8,13 +8,15 @@
 //!  make      a VM that lives ──► a snapshot
 //!  at_rest   what one, or such a VM, has on its disks, for what reads them
 //!  targets   its files, above those of an earlier one
-//!  go_on     a snapshot ──► a new VM, forks, or the VM that it is of
+//!  go_on     a snapshot ──► a new VM, or forks
+//!  back      a snapshot ──► the VM that it is of
 //!  template  snapshots by whose name VMs are made
 //!  compare   what differs between two
 //!  carry     a snapshot ◄──► a tar file
 //!  known     what has been compared with its checksum already
 //! ```
 mod at_rest;
+mod back;
 mod carry;
 mod compare;
 mod go_on;
@@ -81,13 +83,15 @@ impl Snapshots {
                 let _ = fs::remove_dir_all(&path);
             }
         }
-        Ok(Snapshots {
+        let snapshots = Snapshots {
             places: places.clone(),
             vms,
             naming: Mutex::default(),
             known: Known::default(),
             repeating: Mutex::default(),
-        })
+        };
+        snapshots.forget_undecided()?;
+        Ok(snapshots)
     }
 
     /// All with their directories, oldest first.
