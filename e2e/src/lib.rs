@@ -2,9 +2,11 @@
 //!
 //! The tests stand in `tests/`; `cargo xtask test` builds the binaries first and runs them in two lanes (`xtask/src/lanes.rs`).
 pub mod client;
+pub mod load;
 pub mod null_kernel;
 pub mod program;
 pub mod registry;
+pub mod traced;
 
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;

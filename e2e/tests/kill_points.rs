@@ -2,20 +2,11 @@
 //! was at is done or not, but never by half.
 //!
 //! CI does 24 of the some thousand points; `VIV_KILL_POINTS=1000 cargo test --release -p viv-e2e --test kill_points` any number.
-use nix::sys::ptrace::{self, Options};
-use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::process::Stdio;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::channel;
-use std::thread::JoinHandle;
-use std::time::Duration;
+use viv_e2e::Home;
 use viv_e2e::null_kernel::null_kernel;
-use viv_e2e::{Home, until};
+use viv_e2e::traced::{NOTHING, Traced, What, Whom};
 
 /// The changes; KERNEL and DISK are files.
 const CHANGES: [(&str, &str); 15] = [
@@ -40,73 +31,6 @@ const CHANGES: [(&str, &str); 15] = [
 ];
 /// The change that starts a VM: half of it is a VM that was started and has no process, which is shown as that.
 const START: usize = 4;
-
-/// A service whose system calls are counted.
-struct Traced {
-    pid: Pid,
-    counted: Arc<AtomicU64>,
-    armed: Arc<AtomicBool>,
-    tracer: JoinHandle<()>,
-}
-
-impl Traced {
-    /// Starts one that is killed at the entry or exit of a system call: so many after it is armed.
-    fn start(home: &Home, last: u64) -> Traced {
-        let (counted, armed) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-        let mut command = home.viv(&["serve"]);
-        command.stdout(Stdio::null()).stderr(Stdio::null());
-        let (number, on) = (counted.clone(), armed.clone());
-        let (sender, receiver) = channel();
-        // Whoever seizes a process is the one who is told of it.
-        let tracer = std::thread::spawn(move || {
-            let pid = Pid::from_raw(command.spawn().unwrap().id() as i32);
-            let options =
-                Options::PTRACE_O_TRACECLONE | Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_EXITKILL;
-            ptrace::seize(pid, options).unwrap();
-            ptrace::interrupt(pid).unwrap();
-            sender.send(pid).unwrap();
-            trace(pid, last, &number, &on);
-        });
-        let pid = receiver.recv().unwrap();
-        let socket = home.path("run/viv.sock");
-        until("the service", Duration::from_secs(60), || {
-            std::os::unix::net::UnixStream::connect(&socket).is_ok()
-        });
-        assert_eq!(home.ask("GET /v1/info", "", "").status, 200);
-        armed.store(true, Ordering::SeqCst);
-        Traced { pid, counted, armed, tracer }
-    }
-
-    /// Ends it, if it has not ended; gives how many system calls were counted, by twos.
-    fn end(self) -> u64 {
-        self.armed.store(false, Ordering::SeqCst);
-        let _ = kill(self.pid, Signal::SIGKILL);
-        self.tracer.join().unwrap();
-        self.counted.load(Ordering::SeqCst)
-    }
-}
-
-/// Lets a process and its threads go on from stop to stop until it has ended.
-fn trace(pid: Pid, last: u64, counted: &AtomicU64, armed: &AtomicBool) {
-    let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
-    loop {
-        // A thread that is gone cannot go on: its end is told next.
-        let (thread, signal) = match waitpid(Pid::from_raw(-1), Some(flags)) {
-            Ok(WaitStatus::PtraceSyscall(thread)) => {
-                if armed.load(Ordering::SeqCst) && counted.fetch_add(1, Ordering::SeqCst) + 1 == last {
-                    let _ = kill(pid, Signal::SIGKILL);
-                }
-                (thread, None)
-            }
-            Ok(WaitStatus::PtraceEvent(thread, ..)) => (thread, None),
-            Ok(WaitStatus::Stopped(thread, signal)) => (thread, Some(signal)),
-            Ok(WaitStatus::Exited(ended, _) | WaitStatus::Signaled(ended, ..)) if ended == pid => return,
-            Ok(_) => continue,
-            Err(error) => panic!("{error}"),
-        };
-        let _ = ptrace::syscall(thread, signal);
-    }
-}
 
 /// Makes the changes until the service is gone; gives how many it has acknowledged, and what was seen after each.
 fn change(home: &Home, look: bool) -> (usize, Vec<Value>) {
@@ -179,14 +103,14 @@ fn is_real(home: &Home) {
 fn killed_at_any_system_call_it_has_done_all_or_nothing() {
     let points: u64 = std::env::var("VIV_KILL_POINTS").map_or(24, |points| points.parse().expect("a number"));
     let whole = home("kill-points");
-    let service = Traced::start(&whole, u64::MAX);
+    let service = Traced::service(&whole, Whom::Itself, NOTHING);
     let before = state(&whole);
     let (done, after) = change(&whole, true);
     assert_eq!(done, CHANGES.len());
     service.end();
     drop(whole);
     let whole = home("kill-points");
-    let service = Traced::start(&whole, u64::MAX);
+    let service = Traced::service(&whole, Whom::Itself, NOTHING);
     assert_eq!(change(&whole, false).0, CHANGES.len());
     let stops = service.end();
     drop(whole);
@@ -195,7 +119,7 @@ fn killed_at_any_system_call_it_has_done_all_or_nothing() {
     for point in 0..points {
         let last = 1 + point * stops / points;
         let home = home(&format!("kill-point-{point}"));
-        let service = Traced::start(&home, last);
+        let service = Traced::service(&home, Whom::Itself, What::Kill(last));
         let (done, _) = change(&home, false);
         service.end();
         cut.insert(done);

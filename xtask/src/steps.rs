@@ -356,14 +356,17 @@ pub(crate) fn disks() -> Result<(), String> {
         "io_errors",
         "--test",
         "full_host",
+        "--test",
+        "snapshot_kills",
         "--",
         "--include-ignored",
         "--test-threads=1",
     ];
     step(
-        "50 power cuts on ext4 and on xfs, full disks, injected errors",
+        "50 power cuts on ext4 and on xfs, full disks, injected errors, kills in snapshots",
         cargo()
             .env("VIV_CUTS", "50")
+            .env("VIV_KILL_POINTS", "16")
             .args(["test", "--release", "--package", "viv-e2e"])
             .args(tests)
             .arg("--nocapture"),
