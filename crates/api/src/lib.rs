@@ -43,3 +43,13 @@ pub mod switch;
 pub mod timestamp;
 pub mod vm;
 pub mod websocket;
+
+/// Says something to whoever looks after the host, on standard error: a line, as `eprintln!` takes it. That is a file, as a rule, on a disk
+/// that may be full: who cannot say it goes on all the same, where `eprintln!` panics.
+#[macro_export]
+macro_rules! complain {
+    ($($words:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($words)*);
+    }};
+}

@@ -152,7 +152,7 @@ pub fn finish(end: &End) -> ! {
         let _ = fs::remove_file(name);
     }
     if let Err(error) = &written {
-        eprintln!("viv runner: cannot write how the VM ended ({end:?}): {error}");
+        viv_api::complain!("viv runner: cannot write how the VM ended ({end:?}): {error}");
     }
     std::process::exit(if written.is_ok() { 0 } else { 1 })
 }

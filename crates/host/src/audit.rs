@@ -72,7 +72,7 @@ impl Audit {
                 let count = lines.len() as u64;
                 if let Err(error) = chain.append(lines) {
                     chain.lost += count;
-                    eprintln!("viv serve: {count} lines of the audit log are lost: {error}");
+                    viv_api::complain!("viv serve: {count} lines of the audit log are lost: {error}");
                 }
                 for told in told {
                     let _ = told.send(()); // whoever asked may be gone

@@ -129,7 +129,7 @@ pub(crate) async fn stream(vms: Arc<Vms>, wanted: Wanted) -> Result<mpsc::Receiv
 /// Tells of something that has been done. That it cannot be told does not undo it.
 pub(crate) fn tell(store: &dyn Store, event: Event) {
     if let Err(error) = store.tell(event) {
-        eprintln!("viv serve: cannot write down an event: {error}");
+        viv_api::complain!("viv serve: cannot write down an event: {error}");
     }
 }
 

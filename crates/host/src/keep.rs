@@ -104,7 +104,10 @@ impl Vms {
         if !record.restart.wants(end, times) {
             let mut record = record.clone();
             if let Err(fault) = self.set_wanted(&mut record, false) {
-                eprintln!("viv serve: cannot remember that {} is not started again: {fault}", record.name);
+                viv_api::complain!(
+                    "viv serve: cannot remember that {} is not started again: {fault}",
+                    record.name
+                );
             }
             return;
         }
@@ -124,7 +127,7 @@ impl Vms {
         }
         self.restarts.begun(id);
         if let Err(fault) = self.start(id, &VmStart::default()) {
-            eprintln!("viv serve: cannot start {} again: {fault}", record.name);
+            viv_api::complain!("viv serve: cannot start {} again: {fault}", record.name);
             if let Ok(Some(record)) = self.store.by_id(id)
                 && !self.is_live(&record)
             {

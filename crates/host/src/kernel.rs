@@ -91,7 +91,7 @@ pub(crate) fn unplug(record: &VmRecord, nic: &NicSpec) {
     let Some((_, family)) = place(&record.id, nic) else { return };
     let removed = run("nft", &["-f", "-"], &removal(family, &table(&record.id, nic)));
     if let Err(fault) = removed.and_then(|output| succeeded("remove the rules", output)) {
-        eprintln!("viv serve: {} leaves its rules behind: {fault}", record.name);
+        viv_api::complain!("viv serve: {} leaves its rules behind: {fault}", record.name);
     }
 }
 

@@ -72,7 +72,7 @@ pub(crate) fn open(
         let at = socket.local_addr().map_err(broken)?;
         let listener = TcpListener::from_std(socket).map_err(broken)?;
         service.access.listens(at, &names);
-        eprintln!("viv serve: listens at https://{at}; clients trust it by: viv cert ca");
+        viv_api::complain!("viv serve: listens at https://{at}; clients trust it by: viv cert ca");
         tokio::spawn(accept(service.clone(), listener, config.clone(), connections.clone()));
     }
     Ok(())

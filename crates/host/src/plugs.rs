@@ -131,7 +131,11 @@ impl Vms {
             }
             let plugged = self.plug(record, nic).and_then(|port| runner.plug(nic.id, port));
             if let Err(fault) = plugged {
-                eprintln!("viv serve: cannot plug {} into network {} again: {fault}", record.name, nic.net);
+                viv_api::complain!(
+                    "viv serve: cannot plug {} into network {} again: {fault}",
+                    record.name,
+                    nic.net
+                );
             }
         }
     }
@@ -219,7 +223,7 @@ impl Vms {
                 runner.plug(nic.id, None)?;
                 self.pull(&before, nic);
                 if let Err(fault) = runner.ask(&RunnerAsk::DetachCard { id: nic.id }) {
-                    eprintln!("viv serve: {} keeps a network card: {fault}", record.name);
+                    viv_api::complain!("viv serve: {} keeps a network card: {fault}", record.name);
                     self.describe_less(&record);
                     return Ok(self.view(record, &runner));
                 }
@@ -296,7 +300,7 @@ impl Vms {
     fn pull(&self, record: &VmRecord, nic: &NicSpec) {
         kernel::unplug(record, nic);
         if let Some(Err(fault)) = self.switch_of(record, nic).map(|switch| switch.unplug(&record.id)) {
-            eprintln!("viv serve: cannot pull the plug of {}: {fault}", record.name);
+            viv_api::complain!("viv serve: cannot pull the plug of {}: {fault}", record.name);
         }
     }
 

@@ -169,7 +169,10 @@ pub fn serve(places: Places, serving: &Serving) -> Result<(), Fault> {
     let images = Arc::new(Images::open(places.images())?);
     let (store, left) = SqliteStore::open(&places.store(), &places.vms())?;
     for directory in left {
-        eprintln!("viv serve: {} belongs to no VM that is remembered; it is kept", directory.display());
+        viv_api::complain!(
+            "viv serve: {} belongs to no VM that is remembered; it is kept",
+            directory.display()
+        );
     }
     let sockets = listen.bind()?;
     let access = Access::open(&places)?;

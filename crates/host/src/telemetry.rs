@@ -239,11 +239,11 @@ impl Telemetry {
     fn tell(&self, collector: &Collector, was_taken: &mut bool, done: &Result<(), String>) {
         match done {
             Err(why) if *was_taken => {
-                eprintln!("viv serve: the collector at {} takes nothing: {why}", collector.url);
+                viv_api::complain!("viv serve: the collector at {} takes nothing: {why}", collector.url);
             }
             Ok(()) if !*was_taken => {
                 let lost = self.waiting(|waiting| std::mem::take(&mut waiting.lost));
-                eprintln!(
+                viv_api::complain!(
                     "viv serve: the collector at {} is there again; {lost} spans are lost",
                     collector.url
                 );

@@ -19,7 +19,9 @@ const ENTROPY_LEN: usize = 64;
 /// identities of its own.
 pub(crate) fn run(name: &str, nics: &[NicSpec], is_copy: bool) {
     let identity = if is_copy {
-        identity().inspect_err(|error| eprintln!("viv runner: no identity for the guest: {error}")).ok()
+        identity()
+            .inspect_err(|error| viv_api::complain!("viv runner: no identity for the guest: {error}"))
+            .ok()
     } else {
         None
     };
@@ -32,7 +34,7 @@ pub(crate) fn run(name: &str, nics: &[NicSpec], is_copy: bool) {
         match tell(name, card.clone(), identity.clone()) {
             Ok(reply) => {
                 if let Some(error) = reply.error {
-                    eprintln!("viv runner: {error}");
+                    viv_api::complain!("viv runner: {error}");
                 }
                 card = cards.next();
                 if card.is_none() {
@@ -40,7 +42,7 @@ pub(crate) fn run(name: &str, nics: &[NicSpec], is_copy: bool) {
                 }
             }
             Err(_) if begin.elapsed() < PATIENCE => thread::sleep(RETRY),
-            Err(error) => return eprintln!("viv runner: no agent to renew the guest: {error}"),
+            Err(error) => return viv_api::complain!("viv runner: no agent to renew the guest: {error}"),
         }
     }
 }

@@ -47,7 +47,7 @@ pub fn run(dir: &Path) -> u8 {
     match engine.serve() {
         Ok(()) => 0,
         Err(error) => {
-            eprintln!("viv switch: the network broke off: {error}");
+            viv_api::complain!("viv switch: the network broke off: {error}");
             1
         }
     }

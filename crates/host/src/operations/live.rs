@@ -134,7 +134,10 @@ impl Live {
             record.clone()
         };
         if let Err(error) = service.vms.store.put_operation(&record) {
-            eprintln!("viv serve: cannot write down the end of operation {}: {error}", record.operation.id);
+            viv_api::complain!(
+                "viv serve: cannot write down the end of operation {}: {error}",
+                record.operation.id
+            );
         }
         record.operation
     }

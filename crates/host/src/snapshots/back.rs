@@ -118,7 +118,10 @@ impl Snapshots {
                 .by_id(&going.snapshot)
                 .and_then(|(from, manifest)| self.go_back(&record.id, &from, &manifest));
             if let Err(fault) = done {
-                eprintln!("viv serve: {} was to go back to a snapshot, and does not: {fault}", record.name);
+                viv_api::complain!(
+                    "viv serve: {} was to go back to a snapshot, and does not: {fault}",
+                    record.name
+                );
             }
         }
     }

@@ -154,7 +154,7 @@ impl SqliteStore {
         if is_old(&copy) {
             // Without one there is only less to go back to.
             if let Err(error) = copy_whole(&database, &copy) {
-                eprintln!("viv serve: cannot copy the store to {}: {error}", copy.display());
+                viv_api::complain!("viv serve: cannot copy the store to {}: {error}", copy.display());
             }
         }
         let (kept, newest) = (Arc::new(RwLock::new(kept)), watch::Sender::new(newest));

@@ -86,14 +86,14 @@ pub fn serve(path: &Path, read_only: bool) -> u8 {
     let control = match std::io::stdin().as_fd().try_clone_to_owned() {
         Ok(control) => control,
         Err(error) => {
-            eprintln!("viv runner: cannot serve {}: standard input: {error}", path.display());
+            viv_api::complain!("viv runner: cannot serve {}: standard input: {error}", path.display());
             return 1;
         }
     };
     match link::serve(&directory, control) {
         Ok(()) => 0,
         Err(error) => {
-            eprintln!("viv runner: serving {} broke off: {error}", path.display());
+            viv_api::complain!("viv runner: serving {} broke off: {error}", path.display());
             1
         }
     }
