@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, UNIX_EPOCH};
 use viv_api::runner::{
-    Ask, CONSOLE_LOG, CONTROL, END, LINE_MAX, LOCK, Probe, RUNNER_LOG, Reply, RunnerSpec, SPEC, STATS,
-    SnapshotAsk, Started, Status,
+    Ask, CONSOLE_LOG, CONTROL, END, LINE_MAX, LOCK, Probe, RESUME, RUNNER_LOG, Reply, RunnerSpec, SPEC,
+    STATS, SnapshotAsk, Started, Status,
 };
 use viv_api::stats::VmStats;
 use viv_api::timestamp::Timestamp;
@@ -22,6 +22,7 @@ use viv_api::vm::Process;
 use viv_api::{passed, socket};
 use viv_block::Source;
 use viv_model::{DiskSpec, End, Fault, Kind, NicSpec, SavedParts, ShareSpec};
+use viv_snapshot::MANIFEST;
 
 /// How long a runner may take to answer a question.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -114,7 +115,7 @@ impl Runner {
     /// Writes down an end that the process could not write itself.
     pub(crate) fn set_end(&self, end: &End) {
         if let Err(error) = crate::store::write_whole(&self.dir.join(END), end) {
-            eprintln!("viv serve: cannot write the end of {}: {error}", self.dir.display());
+            viv_api::complain!("viv serve: cannot write the end of {}: {error}", self.dir.display());
         }
     }
 
@@ -347,6 +348,11 @@ impl Runner {
 
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Whether it goes on from a snapshot when it starts next.
+    pub(crate) fn resumes(&self) -> bool {
+        self.dir.join(RESUME).join(MANIFEST).exists()
     }
 }
 

@@ -3,7 +3,7 @@ use crate::creation::fits;
 use crate::programs;
 use crate::store::VmRecord;
 use crate::vms::Vms;
-use viv_api::runner::{Ask, RESUME};
+use viv_api::runner::Ask;
 use viv_api::vm::{Vm, VmUpdate};
 use viv_model::{CPU_WEIGHT_USUAL, Fault, Kind, MachineSpec};
 
@@ -86,7 +86,7 @@ impl Vms {
         let name = &record.name;
         let (why, fix) = if self.is_live(record) {
             ("it runs", format!("stop it first: viv stop {name}; memory of one that runs: viv resize-memory"))
-        } else if self.runner(record).dir().join(RESUME).exists() {
+        } else if self.runner(record).resumes() {
             (
                 "it goes on from a snapshot, whose machine it has",
                 format!("start and stop it first: viv start {name}"),

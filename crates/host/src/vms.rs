@@ -366,7 +366,7 @@ impl Vms {
                 wanted: !record.restart.is_never(),
                 ..record
             };
-            if !runner.dir().join(RESUME).exists() {
+            if !runner.resumes() {
                 // What boots knows nothing from before.
                 record.machine.nics.iter_mut().for_each(|nic| nic.aliases.clear());
                 if ran_before && disk_image::boots_itself(&record, runner.dir()) {
@@ -465,7 +465,11 @@ impl Vms {
         }
         let beside_kvm = is_computer && machine.accel == Accel::Soft && kvm_is_good();
         let from = runner.dir().join(RESUME);
-        let resume = from.exists();
+        let resume = runner.resumes();
+        if !resume && from.exists() {
+            // Whoever was just going on from it has been killed over its removal.
+            let _ = fs::remove_dir_all(&from);
+        }
         // One that cannot be read is the process's to tell.
         let is_copy = resume && read_manifest(&from).is_ok_and(|manifest| manifest.vm.0 != record.id);
         let spec = RunnerSpec {

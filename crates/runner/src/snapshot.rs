@@ -14,8 +14,8 @@ use viv_machine::{
 use viv_model::{Content, DiskContent, DiskSpec, Fault, Kind, MachineSpec, Manifest, SavedParts, ShareSpec};
 use viv_share::link::Caller;
 use viv_snapshot::{
-    Base, MEMORY, Ranges, ReadChunk, Since, SnapshotError, open_memory, read_manifest, read_sections,
-    write_content, write_section,
+    Base, MANIFEST, MEMORY, Ranges, ReadChunk, Since, SnapshotError, open_memory, read_manifest,
+    read_sections, write_content, write_section,
 };
 
 /// The section with the machine's state, and the version of its form.
@@ -197,7 +197,12 @@ pub(crate) fn resume(spec: &MachineSpec, mut io: MachineIo) -> Result<Machine, F
     }
     let arrives = manifest.memory_arrives();
     let memory = if arrives { arriving(&manifest, dir) } else { checked(&manifest, dir) }?;
-    let gone = || std::fs::remove_dir_all(dir).map_err(failed("directory"));
+    // Without its manifest it is none any more: nobody finds half of it.
+    let gone = || {
+        std::fs::remove_file(dir.join(MANIFEST))
+            .and_then(|()| std::fs::remove_dir_all(dir))
+            .map_err(failed("directory"))
+    };
     if arrives {
         // What never comes is not waited for again.
         gone()?;

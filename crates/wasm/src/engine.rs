@@ -16,7 +16,7 @@ use viv_cell::sandbox::Files;
 use viv_model::{Fault, GuestKind, Kind, ProgramSpec, ShareSpec};
 use viv_net::switch::Listeners;
 use viv_process::{Confinement, Engine, Prepared, Setting};
-use viv_snapshot::{open_memory, read_manifest, read_section};
+use viv_snapshot::{MANIFEST, open_memory, read_manifest, read_section};
 use wasmtime::{Config, ExternType, Linker, Module};
 
 /// Bytes of stack that a program's calls may take.
@@ -174,7 +174,8 @@ pub(crate) fn resume(
     let module = make(&plan.written.module)?;
     wasi.put_back(&vm.machine.shares, &snapshot.wasi).map_err(unsaved)?;
     wasi.gate.has_run(Duration::from_nanos(snapshot.ran_ns));
-    fs::remove_dir_all(dir).map_err(|error| {
+    // Without its manifest it is none any more: nobody finds half of it.
+    fs::remove_file(dir.join(MANIFEST)).and_then(|()| fs::remove_dir_all(dir)).map_err(|error| {
         refused(format!("its files cannot be removed: {error}"), "see that the VM's directory is writable")
     })?;
     Ok(Resume { snapshot, memory, plan, module })
