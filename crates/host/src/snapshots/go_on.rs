@@ -187,7 +187,9 @@ fn side_by_side<T: Send>(
     };
     let workers = thread::available_parallelism().map_or(1, NonZero::get).min(count as usize);
     let mut made: Vec<_> = thread::scope(|scope| {
-        let others: Vec<_> = (1..workers).map(|_| scope.spawn(work)).collect();
+        // With as many as the host lets us have.
+        let other = |_| thread::Builder::new().spawn_scoped(scope, work).ok();
+        let others: Vec<_> = (1..workers).filter_map(other).collect();
         let mut made = work();
         made.extend(others.into_iter().flat_map(|other| other.join().unwrap_or_default()));
         made

@@ -47,7 +47,8 @@ impl Snapshots {
             // What the VM becomes comes from it. It may be gone by now.
             let _ = self.vms.came_from(&manifest.vm.0, &manifest.id);
         }
-        self.shown(&dir, &manifest)
+        // It is there by now, whether or not the others can be read.
+        Ok(self.view(&dir, &manifest, &self.all().unwrap_or_default()))
     }
 
     pub(super) fn make(
