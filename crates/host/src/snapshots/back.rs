@@ -18,7 +18,7 @@ use viv_snapshot::{IMAGE, IMAGE_PART};
 
 /// What the directories begin with that hold a VM's disks after it was rolled back.
 const BACK: &str = "back-";
-/// In the directory of a VM from when it is decided that it goes back until it runs again.
+/// In the directory of a VM from when it is decided that it goes back until it runs again, or whoever asked has been told why it does not.
 const GOING_BACK: &str = "going-back";
 
 /// What is in [`GOING_BACK`].
@@ -70,7 +70,7 @@ impl Snapshots {
 
     fn go_back(&self, id: &str, from: &Path, manifest: &Manifest) -> Result<Vm, Fault> {
         self.verify_disks(from, manifest)?;
-        self.vms.change(id, |record, runner| {
+        let gone_back = self.vms.change(id, |record, runner| {
             let vm = runner.dir();
             let place = names::identity().map_err(io_fault("read", Path::new("/dev/urandom")))?;
             let place = vm.join(format!("{BACK}{place}"));
@@ -87,11 +87,7 @@ impl Snapshots {
             // From here on its disks are the snapshot's; memory only follows: it never goes with other disks. Nothing but we start it again.
             let snapshot = Some(manifest.id.clone());
             let now = VmRecord { machine, snapshot, wanted: false, ..record.clone() };
-            self.vms.store.update(&now).map_err(Fault::from).inspect_err(|fault| {
-                undecided(fault);
-                // One that was decided before still is.
-                let _ = if before.is_some() { Ok(()) } else { fs::remove_file(&path) };
-            })?;
+            self.vms.store.update(&now).map_err(Fault::from).inspect_err(undecided)?;
             self.vms.restarts.forget(id);
             runner.kill(None);
             let resume = vm.join(RESUME);
@@ -101,8 +97,9 @@ impl Snapshots {
             fs::rename(place.join(RESUME), &resume).map_err(io_fault("make", &resume))?;
             forget_disks(vm, &going.disks, &place);
             Ok(())
-        })?;
-        let started = self.vms.start(id, &VmStart::default());
+        });
+        let started = gone_back.and_then(|()| self.vms.start(id, &VmStart::default()));
+        // Done, or told as not done: whoever starts it then must not lose later what it has become since.
         if let Ok((_, runner)) = self.vms.find(id) {
             let _ = fs::remove_file(runner.dir().join(GOING_BACK));
         }
@@ -118,6 +115,7 @@ impl Snapshots {
                 .by_id(&going.snapshot)
                 .and_then(|(from, manifest)| self.go_back(&record.id, &from, &manifest));
             if let Err(fault) = done {
+                let _ = fs::remove_file(runner.dir().join(GOING_BACK));
                 viv_api::complain!(
                     "viv serve: {} was to go back to a snapshot, and does not: {fault}",
                     record.name
