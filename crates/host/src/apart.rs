@@ -7,6 +7,7 @@ use crate::disks::size_of;
 use crate::snapshots::{io_fault, link};
 use crate::store::VmRecord;
 use crate::vms::Vms;
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, Permissions};
 use std::mem;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -64,6 +65,43 @@ impl Vms {
         }
         Ok(())
     }
+}
+
+/// Removes images that were made above disks of a VM by a service which was killed before the record named them: nobody has
+/// used them.
+pub(crate) fn forget_unnamed(disks: &[DiskSpec], dir: &Path) {
+    for image in unnamed(disks, dir).unwrap_or_default() {
+        let _ = fs::remove_file(image);
+    }
+}
+
+/// Those that have nothing, and are no part of any disk; none if one of those cannot be looked at.
+fn unnamed(disks: &[DiskSpec], dir: &Path) -> Option<Vec<PathBuf>> {
+    let own: Vec<_> = disks.iter().filter(|disk| disk.path.starts_with(dir)).collect();
+    let mut named = BTreeSet::new();
+    for disk in &own {
+        for file in viv_block::files(&Source::of(disk)).ok()? {
+            named.insert(file.canonicalize().ok()?);
+        }
+    }
+    let places: BTreeSet<&Path> = own.iter().filter_map(|disk| disk.path.parent()).collect();
+    let entries = places.into_iter().flat_map(|place| fs::read_dir(place).into_iter().flatten().flatten());
+    let is_image = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        (0..disks.len()).any(|index| name.starts_with(&format!("{}-", disk_file(index))))
+            && name.ends_with(".qcow2")
+    };
+    let has_nothing = |path: &PathBuf| {
+        let image = DiskSpec { path: path.clone(), format: Some(DiskFormat::Qcow2), ..DiskSpec::default() };
+        let layer = viv_block::open_layer(&Source::of(&image));
+        layer.is_ok_and(|layer| layer.image.has_nothing().unwrap_or(false))
+    };
+    let images = entries.map(|entry| entry.path()).filter(is_image);
+    Some(
+        images
+            .filter(|path| path.canonicalize().is_ok_and(|path| !named.contains(&path)) && has_nothing(path))
+            .collect(),
+    )
 }
 
 /// What is below a disk that has nothing, that nobody uses, and below which nobody else's disk can be yet; with the disk, locked.
@@ -214,6 +252,31 @@ mod tests {
             grow(&mut disks, &vm.0, &number.to_string(), &mut apart).unwrap();
         }
         assert_eq!(apart.len(), FILES_MAX - 1);
+    }
+
+    #[test]
+    fn images_that_no_record_names_are_removed_if_they_have_nothing() {
+        let vm = Vm::new("unnamed");
+        let (before, mut apart) = (vm.disks(), Vec::new());
+        let mut disks = before.clone();
+        grow(&mut disks, &vm.0, "one", &mut apart).unwrap();
+        let named = disks.clone();
+        grow(&mut disks, &vm.0, "two", &mut apart).unwrap();
+        let is_there = |tag: &str| vm.0.join(image_name(0, tag)).exists();
+        // A process of the VM's uses what is named.
+        let used = viv_block::open(&Source::of(&named[0])).unwrap();
+        forget_unnamed(&disks, &vm.0);
+        assert!(is_there("one") && is_there("two"));
+        forget_unnamed(&named, &vm.0);
+        assert!(is_there("one") && !is_there("two"));
+        used.write(0, &[1; 512]).unwrap();
+        drop(used);
+        forget_unnamed(&before, &vm.0);
+        assert!(is_there("one"), "it has something");
+        fs::remove_file(&before[0].path).unwrap();
+        fs::write(vm.0.join(image_name(0, "bad")), "no image").unwrap();
+        forget_unnamed(&before, &vm.0);
+        assert!(is_there("one") && is_there("bad"));
     }
 
     #[test]

@@ -124,11 +124,12 @@ impl Snapshots {
         }
     }
 
-    /// Removes what was laid out for VMs that did not go back.
+    /// Removes what was laid out for VMs that did not go back, and images for disks of VMs that were not forked.
     pub(super) fn forget_undecided(&self) -> Result<(), Fault> {
         for record in self.vms.records()? {
             let runner = self.vms.runner(&record);
             let vm = runner.dir();
+            apart::forget_unnamed(&record.machine.disks, vm);
             if !vm.join(GOING_BACK).exists() {
                 // What it goes on with is there only until it is decided.
                 let unused = places(vm).filter(|place| place.join(RESUME).exists() && !has(&record, place));
