@@ -174,7 +174,7 @@ impl Machine {
         spec: &MachineSpec,
         io: MachineIo,
         saved: &MachineSaved,
-        memory: SavedMemory,
+        mut memory: SavedMemory,
     ) -> Result<Machine, Fault> {
         spec.check()?;
         if spec.soft.check {
@@ -184,7 +184,6 @@ impl Machine {
                 "leave it out, or start the VM anew with it",
             ));
         }
-        let mut memory = memory;
         let first = std::mem::take(&mut memory.first);
         let memory = ram(spec, |regions| GuestMemory::of_saved(regions, memory))?;
         if !first.is_empty() {

@@ -2,6 +2,7 @@
 
 use crate::Arrival;
 use std::fmt;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -55,56 +56,51 @@ impl Origin {
         self.damage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the range, which is not empty, may be seen.
-    pub(crate) fn passes(&self, offset: u64, len: u64) -> bool {
+    /// The pieces of a range.
+    fn pieces(&self, offset: u64, len: u64) -> Range<u64> {
         let end = offset.saturating_add(len).min(self.size);
-        (offset / PIECE..end.div_ceil(PIECE)).all(|piece| {
-            let Some(word) = self.passed.get((piece / 64) as usize) else { return false };
-            let bit = 1 << (piece % 64);
-            if word.load(Ordering::Relaxed) & bit != 0 {
-                return true;
-            }
-            let at = piece * PIECE;
-            let len = PIECE.min(self.size - at);
-            let passes = match &self.check {
-                Check::Content(look) => look(at, len),
-                Check::Arrival(arrival) => arrival.wait(at, len),
-            };
-            match passes {
-                Ok(()) => {
-                    word.fetch_or(bit, Ordering::Relaxed);
-                    true
-                }
-                Err(what) => {
-                    self.report(what);
-                    false
-                }
-            }
-        })
+        offset / PIECE..end.div_ceil(PIECE)
     }
 
-    /// Has a range pass before somebody reaches it. What is wrong with it is left to whoever does.
+    fn has_passed(&self, piece: u64) -> bool {
+        let word = self.passed.get((piece / 64) as usize);
+        word.is_some_and(|word| word.load(Ordering::Relaxed) & 1 << (piece % 64) != 0)
+    }
+
+    /// Has a piece pass, if it has not: what is wrong with it.
+    fn pass(&self, piece: u64) -> Result<(), String> {
+        if self.has_passed(piece) {
+            return Ok(());
+        }
+        let at = piece * PIECE;
+        let len = PIECE.min(self.size - at);
+        match &self.check {
+            Check::Content(look) => look(at, len),
+            Check::Arrival(arrival) => arrival.wait(at, len),
+        }?;
+        if let Some(word) = self.passed.get((piece / 64) as usize) {
+            word.fetch_or(1 << (piece % 64), Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Whether the range, which is not empty, may be seen.
+    pub(crate) fn passes(&self, offset: u64, len: u64) -> bool {
+        self.pieces(offset, len).all(|piece| self.pass(piece).map_err(|what| self.report(what)).is_ok())
+    }
+
+    /// Has a range of a file pass before somebody reaches it. What is wrong with it is left to whoever does.
     pub(crate) fn fetch(&self, offset: u64, len: u64) {
-        let (Check::Content(look), end) = (&self.check, offset.saturating_add(len).min(self.size)) else {
-            return;
-        };
-        for piece in offset / PIECE..end.div_ceil(PIECE) {
-            let (at, bit) = (piece * PIECE, 1 << (piece % 64));
-            let Some(word) = self.passed.get((piece / 64) as usize) else { return };
-            if word.load(Ordering::Relaxed) & bit == 0 && look(at, PIECE.min(self.size - at)).is_ok() {
-                word.fetch_or(bit, Ordering::Relaxed);
-            }
+        if let Check::Content(_) = self.check {
+            self.pieces(offset, len).for_each(|piece| drop(self.pass(piece)));
         }
     }
 
     /// What has passed so far: offsets and bytes, in order.
     pub(crate) fn reached(&self) -> Vec<(u64, u64)> {
-        let has = |piece: u64| {
-            let word = self.passed.get((piece / 64) as usize);
-            word.is_some_and(|word| word.load(Ordering::Relaxed) & 1 << (piece % 64) != 0)
-        };
         let mut ranges: Vec<(u64, u64)> = Vec::new();
-        for at in (0..self.size.div_ceil(PIECE)).filter(|piece| has(*piece)).map(|piece| piece * PIECE) {
+        for piece in self.pieces(0, self.size).filter(|piece| self.has_passed(*piece)) {
+            let at = piece * PIECE;
             let len = PIECE.min(self.size - at);
             match ranges.last_mut() {
                 Some((first, bytes)) if *first + *bytes == at => *bytes += len,

@@ -36,15 +36,18 @@ pub(crate) struct ShareSaver(Weak<Mutex<Sender<Job>>>);
 /// What a guest knows of a shared directory at one moment. The guest may go on: whatever it asks then comes after.
 pub struct ShareState {
     tag: String,
-    answered: Option<Receiver<Result<Vec<u8>, String>>>,
+    answered: Receiver<Result<Vec<u8>, String>>,
 }
 
 impl ShareSaver {
     /// What it knows now. No request may be under way.
     pub(crate) fn save(&self, tag: &str) -> ShareState {
         let (answer, answered) = sync_channel(1);
-        let asked = self.0.upgrade().is_some_and(|thread| lock(&*thread).send(Job::Save(answer)).is_ok());
-        ShareState { tag: tag.to_string(), answered: asked.then_some(answered) }
+        if let Some(thread) = self.0.upgrade() {
+            // Whoever does not get it drops it: then there is no answer.
+            let _ = lock(&*thread).send(Job::Save(answer));
+        }
+        ShareState { tag: tag.to_string(), answered }
     }
 }
 
@@ -56,11 +59,10 @@ impl ShareState {
 
     /// Waits for it: what [`viv_share::link::Caller::load`] takes.
     pub fn take(self) -> Result<Vec<u8>, Fault> {
-        let gone = || "it is not in the machine any more".to_string();
-        let state = match self.answered.as_ref().map(|answered| answered.recv_timeout(PATIENCE)) {
-            Some(Ok(state)) => state,
-            Some(Err(RecvTimeoutError::Timeout)) => Err("its server does not answer".to_string()),
-            Some(Err(RecvTimeoutError::Disconnected)) | None => Err(gone()),
+        let state = match self.answered.recv_timeout(PATIENCE) {
+            Ok(state) => state,
+            Err(RecvTimeoutError::Timeout) => Err("its server does not answer".to_string()),
+            Err(RecvTimeoutError::Disconnected) => Err("it is not in the machine any more".to_string()),
         };
         state.map_err(|why| {
             Fault::new(
