@@ -184,7 +184,8 @@ pub enum Ask {
     /// their maps from the top, and the lowest. A VM that runs stands still for a moment.
     Snapshot(SnapshotAsk),
     /// Write down what the software CPU has made of the guest's code so far, into an empty file that comes with the request
-    /// (SCM_RIGHTS of unix(7)): whoever goes on from a snapshot made about now need not make it again ([`TRANSLATED`]).
+    /// (SCM_RIGHTS of unix(7)): whoever goes on from a snapshot made about now need not make it again ([`TRANSLATED`]). Nothing is
+    /// written if a second file, from an earlier answer, has about all of it.
     Translated,
     /// Write down what of the memory of its snapshot the guest has reached so far, into an empty file that comes with the request
     /// (SCM_RIGHTS of unix(7)): JSON, pairs of offset and bytes. Whoever goes on from there next has that read beside it ([`FIRST`]).

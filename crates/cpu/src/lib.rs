@@ -10,6 +10,7 @@ pub mod kvm;
 pub mod soft;
 pub mod timebase;
 
+use soft::KeptMark;
 use std::sync::Arc;
 use viv_arch::x86::CpuState;
 use viv_mem::Gpa;
@@ -36,8 +37,9 @@ pub trait Vcpu: Send {
     fn save(&self) -> Result<CpuState, CpuError>;
     /// Replaces the whole architectural state.
     fn load(&mut self, state: &CpuState) -> Result<(), CpuError>;
-    /// What it has made of the guest's code and another process could go on with, if it makes anything.
-    fn translated(&self) -> Option<Vec<u8>> {
+    /// What it has made of the guest's code and another process could go on with, if it makes anything, and if that is more
+    /// than a little beyond an earlier answer that is `known`.
+    fn translated(&self, _known: Option<&KeptMark>) -> Option<Vec<u8>> {
         None
     }
     /// A handle that makes [`Vcpu::run`] return soon, from any thread, also before it was entered.

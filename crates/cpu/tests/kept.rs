@@ -7,7 +7,7 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use viv_cpu::soft::{KeptCode, Shared, SoftCpu, TranslatorStats};
+use viv_cpu::soft::{KeptCode, KeptMark, Shared, SoftCpu, TranslatorStats};
 use viv_cpu::{Exit, Vcpu};
 use viv_mem::{Gpa, GuestMemory};
 
@@ -69,7 +69,7 @@ impl Guest {
     }
 
     fn translated(&self) -> Vec<u8> {
-        self.cpu.translated().unwrap()
+        self.cpu.translated(None).unwrap()
     }
 }
 
@@ -106,6 +106,33 @@ fn another_process_neither_decodes_nor_translates_again() {
     let idle = Guest::with(&kept(&code));
     let mut third = Guest::with(&kept(&idle.translated()));
     assert_eq!((third.run(), third.stats().taken), (result, 2));
+}
+
+#[test]
+fn what_is_known_is_not_given_again() {
+    let mut guest = Guest::new();
+    guest.run();
+    let file = |bytes: &[u8]| {
+        let path = std::env::temp_dir().join(format!("viv-known-{}", std::process::id()));
+        std::fs::write(&path, bytes).unwrap();
+        let mark = KeptMark::of(&File::open(&path).unwrap());
+        std::fs::remove_file(&path).unwrap();
+        mark
+    };
+    let known = file(&guest.translated()).unwrap();
+    assert_eq!(guest.cpu.translated(Some(&known)), None);
+    // One that has made nothing yet has less, one that counts has other code.
+    assert_eq!(Guest::new().cpu.translated(Some(&known)), None);
+    let mut counting = Guest::new();
+    counting.cpu.count_translated();
+    counting.run();
+    assert!(counting.cpu.translated(Some(&known)).is_some());
+    // Who begins with it has it.
+    let mut second = Guest::with(&kept(&guest.translated()));
+    second.run();
+    assert_eq!(second.cpu.translated(Some(&known)), None);
+    assert_eq!(file(b"short"), None);
+    assert_eq!(file(&[0; 4096]), None);
 }
 
 #[test]
@@ -160,7 +187,7 @@ fn one_that_counts_takes_only_what_counts() {
     let mut interpreter = Guest::new();
     interpreter.cpu.translate_after(None);
     assert!(!interpreter.cpu.take_translated(&kept(&code)));
-    assert_eq!(interpreter.cpu.translated(), None);
+    assert_eq!(interpreter.cpu.translated(None), None);
 }
 
 /// What is damaged is not executed, wherever the damage is.

@@ -36,6 +36,6 @@ pub use saving::{Frozen, KeepDisks};
 pub use viv_arch::saved::MachineSaved;
 pub use viv_block::{Preserved, Shortage};
 pub use viv_cpu::kvm::{KvmReport, KvmWorth, probe_kvm};
-pub use viv_cpu::soft::{KeptCode, PerfMap, SoftStats as SoftCounts};
+pub use viv_cpu::soft::{KeptCode, KeptMark, PerfMap, SoftStats as SoftCounts};
 pub use viv_devices::virtio::GuestMemoryStats;
 pub use viv_mem::{Arrival, Check, SavedMemory};

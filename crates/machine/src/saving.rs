@@ -17,6 +17,7 @@ use viv_arch::x86::{CpuState, MsrValue, msr};
 use viv_block::{Disk, Preserved};
 use viv_cpu::CpuError;
 use viv_cpu::kvm::KvmVm;
+use viv_cpu::soft::KeptMark;
 use viv_cpu::timebase::Timebase;
 use viv_devices::{Unfit, Unsaved};
 use viv_mem::FrozenMemory;
@@ -97,12 +98,12 @@ impl Machine {
     }
 
     /// What its first processor has translated so far, for [`MachineIo::translated`](crate::MachineIo) of a machine that goes on from
-    /// about now; none on KVM, or of a machine that does not run.
-    pub fn translated(&self) -> Option<Vec<u8>> {
+    /// about now; none on KVM, of a machine that does not run, or if what is `known` is about all.
+    pub fn translated(&self, known: Option<KeptMark>) -> Option<Vec<u8>> {
         if self.world.control.phase() != Phase::Running {
             return None;
         }
-        let asked = self.world.cpus.first()?.ask_translated();
+        let asked = self.world.cpus.first()?.ask_translated(known);
         asked.recv_timeout(TRANSLATED_LIMIT).ok().flatten()
     }
 

@@ -125,7 +125,7 @@ fn run_until_end(mut engine: Engine, board: &Arc<Board>, index: usize) {
             Some(true) => engine.resume(tsc),
             Some(false) => {}
         }
-        slot.answer(|| engine.vcpu().translated());
+        slot.answer(|known| engine.vcpu().translated(known));
         match engine.vcpu().run(&view) {
             Exit::Kicked => {}
             Exit::Halted => {

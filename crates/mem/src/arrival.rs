@@ -8,6 +8,7 @@
 //!  0   u32   grows whenever something has arrived: whoever waits sleeps on it (futex(2))
 //!  4   u32   why nothing more comes: an errno, or 0
 //!  8   u64…  a bit for each piece that is there
+//!     u64…  a bit for each that is nothing but zeroes; boards of earlier releases end before
 //! ```
 #![allow(unsafe_code)]
 
@@ -15,6 +16,7 @@ use crate::origin::PIECE;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -41,6 +43,48 @@ impl Board {
     /// Bytes of the board of a RAM of so many bytes.
     pub(crate) fn len_for(bytes: u64) -> u64 {
         HEAD as u64 + bytes.div_ceil(PIECE).div_ceil(64) * 8
+    }
+
+    /// Bytes of it with what is said of zeroes.
+    fn len_with_zeroes(bytes: u64) -> u64 {
+        2 * Board::len_for(bytes) - HEAD as u64
+    }
+
+    /// Makes an empty file one for a RAM of so many bytes; `is_zero` says which pieces are nothing but zeroes: they are there.
+    pub(crate) fn make(file: &File, bytes: u64, is_zero: impl Fn(u64) -> bool) -> io::Result<()> {
+        let pieces = bytes.div_ceil(PIECE);
+        let mut words = vec![0u64; pieces.div_ceil(64) as usize];
+        for piece in (0..pieces).filter(|piece| is_zero(*piece)) {
+            if let Some(word) = words.get_mut((piece / 64) as usize) {
+                *word |= 1 << (piece % 64);
+            }
+        }
+        let words: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        file.write_all_at(&[[0; HEAD].as_slice(), &words, &words].concat(), 0)
+    }
+
+    /// The ranges of which it is said that they are zeroes: offsets and bytes, ascending.
+    fn zeroes(file: &File, bytes: u64) -> io::Result<Vec<(u64, u64)>> {
+        let mut ranges = Vec::<(u64, u64)>::new();
+        if file.metadata()?.len() < Board::len_with_zeroes(bytes) {
+            return Ok(ranges);
+        }
+        let start = Board::len_for(bytes);
+        let mut words = vec![0; start as usize - HEAD];
+        file.read_exact_at(&mut words, start)?;
+        let is_set = |piece: &u64| {
+            let byte = words.get((piece / 8) as usize).copied().unwrap_or(0);
+            byte >> (piece % 8) & 1 != 0
+        };
+        for piece in (0..bytes.div_ceil(PIECE)).filter(is_set) {
+            let at = piece * PIECE;
+            let len = PIECE.min(bytes - at);
+            match ranges.last_mut() {
+                Some((first, before)) if *first + *before == at => *before += len,
+                _ => ranges.push((at, len)),
+            }
+        }
+        Ok(ranges)
     }
 
     /// Maps it. It takes nothing from the heap, for copies of a process may not.
@@ -124,6 +168,7 @@ pub struct Arrival {
     board: Board,
     /// None: nobody pours any more.
     wanted: Option<File>,
+    zeroes: Vec<(u64, u64)>,
 }
 
 impl Arrival {
@@ -133,8 +178,14 @@ impl Arrival {
         if board.metadata()?.len() < Board::len_for(bytes) {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        let zeroes = Board::zeroes(board, bytes)?;
         let board = Board::map(board.as_raw_fd(), bytes, false).map_err(io::Error::from_raw_os_error)?;
-        Ok(Arrival { board, wanted })
+        Ok(Arrival { board, wanted, zeroes })
+    }
+
+    /// The ranges that are zeroes, for [`SavedMemory::zeroes`](crate::SavedMemory).
+    pub fn zeroes(&self) -> &[(u64, u64)] {
+        &self.zeroes
     }
 
     /// Until the range is there. The error says why it never will be.

@@ -94,17 +94,16 @@ impl FrozenMemory {
             return Err(self.damaged());
         }
         file.set_len(size)?;
-        board.set_len(Board::len_for(size))?;
-        let there = Board::map(board.as_raw_fd(), size, true).map_err(io::Error::from_raw_os_error)?;
-        let (mut next, mut bytes) = (0, 0);
+        Board::make(board, size, |piece| {
+            // The first range that does not end before it.
+            let index = in_use.partition_point(|(offset, len)| offset + len <= piece * PIECE);
+            in_use.get(index).is_none_or(|(offset, _)| *offset >= (piece + 1) * PIECE)
+        })?;
+        let mut bytes = 0;
         for (offset, len) in &in_use {
-            let end = offset + len;
-            (next..offset / PIECE).for_each(|piece| there.set(piece));
-            next = end.div_ceil(PIECE).max(next);
             reserve(file, *offset, *len)?;
             bytes += len;
         }
-        (next..size.div_ceil(PIECE)).for_each(|piece| there.set(piece));
         let files = [file.as_fd(), board.as_fd(), wanted.as_fd()];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
         let mut along = SendAncillaryBuffer::new(&mut space);
@@ -360,12 +359,35 @@ mod tests {
             Arrival::new(board, Some(File::from(std::os::fd::OwnedFd::from(writer))), size).unwrap();
         let saved = SavedMemory {
             file: file.try_clone().unwrap(),
+            zeroes: arrival.zeroes().to_vec(),
             check: Some(Check::Arrival(arrival)),
             above: Vec::new(),
             read: Box::new(|_, _| Ok(())),
             first: Vec::new(),
         };
         (GuestMemory::of_saved(&[(Gpa(0), size)], saved).unwrap(), reader)
+    }
+
+    #[test]
+    fn what_the_source_has_not_used_is_said_to_be_zeroes() {
+        const SIZE: u64 = 32 << 20;
+        let memory = GuestMemory::new(&[(Gpa(0), SIZE)]).unwrap();
+        memory.write(Gpa(0x1000), &[1]).unwrap();
+        memory.write(Gpa(0x180_0000), &[2]).unwrap();
+        let (file, board) = (file(), file());
+        let (reader, _writer) = std::io::pipe().unwrap();
+        rustix::io::ioctl_fionbio(&reader, true).unwrap();
+        let wanted = File::from(std::os::fd::OwnedFd::from(reader));
+        memory.freeze().unwrap().pour(&file, &board, &wanted).unwrap();
+        let arrival = Arrival::new(&board, None, SIZE).unwrap();
+        let zeroes = arrival.zeroes().to_vec();
+        let is_zero = |offset| zeroes.iter().any(|(at, len)| (*at..at + len).contains(&offset));
+        assert!(!is_zero(0x1000) && !is_zero(0x180_0000) && is_zero(0x100_0000) && is_zero(SIZE - 1));
+        // A board of a release before says nothing of them.
+        board.set_len(Board::len_for(SIZE)).unwrap();
+        assert_eq!(Arrival::new(&board, None, SIZE).unwrap().zeroes(), []);
+        board.set_len(Board::len_for(SIZE) - 1).unwrap();
+        assert!(Arrival::new(&board, None, SIZE).is_err());
     }
 
     #[test]

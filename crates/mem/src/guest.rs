@@ -66,6 +66,8 @@ pub struct SavedMemory {
     pub file: File,
     /// What this does not let pass is no memory.
     pub check: Option<Check>,
+    /// Ranges that are zeroes, whatever the file has there, offset and bytes: where they are large enough they are not mapped from it.
+    pub zeroes: Vec<(u64, u64)>,
     /// The ranges that are not as in the file, offset and bytes: they are read at once.
     pub above: Vec<(u64, u64)>,
     /// Reads them.
@@ -129,14 +131,18 @@ impl GuestMemory {
     /// RAM with the content of a file. Pages are read as they are touched, and are the machine's own once it writes to them; the file
     /// is never written, and must not be by anybody.
     pub fn of_saved(layout: &[(Gpa, u64)], saved: SavedMemory) -> Result<GuestMemory, MemError> {
-        let SavedMemory { file, check, above, read, first: _ } = saved;
+        let SavedMemory { file, check, zeroes, above, read, first: _ } = saved;
+        let mut fresh = Vec::new();
         let map = |len| {
             let mapping = Mapping::of_file(file, len)?;
+            for (offset, len) in &zeroes {
+                fresh.extend(mapping.refresh(*offset, *len)?);
+            }
             above.iter().try_for_each(|(offset, len)| mapping.lay(*offset, *len, &*read))?;
             Ok(mapping)
         };
         let (regions, mapping) = GuestMemory::over(layout, map)?;
-        let origin = check.map(|check| Origin::new(check, mapping.len() as u64));
+        let origin = check.map(|check| Origin::new(check, mapping.len() as u64, &fresh));
         Ok(GuestMemory::with(regions, mapping, origin, Arc::default()))
     }
 
@@ -434,6 +440,7 @@ mod tests {
         let saved = |file: &File, above| SavedMemory {
             file: file.try_clone().unwrap(),
             check: None,
+            zeroes: Vec::new(),
             above,
             read: Box::new(|at, data| {
                 data.fill((at >> 12) as u8);
@@ -465,6 +472,50 @@ mod tests {
         assert!(GuestMemory::of_saved(&layout[..1], saved(&file, Vec::new())).is_err());
     }
 
+    /// Large zeroes are not the file's: neither read nor checked. What does not fill large pages is.
+    #[test]
+    fn zeroes_are_fresh_memory() {
+        let path = std::env::temp_dir().join(format!("viv-zeroes-{}", std::process::id()));
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        const SIZE: u64 = 16 << 20;
+        file.write_all_at(&vec![7; SIZE as usize], 0).unwrap();
+        let asked = Arc::<std::sync::Mutex<Vec<u64>>>::default();
+        let seen = asked.clone();
+        let check = move |at, _| {
+            seen.lock().unwrap().push(at);
+            Ok(())
+        };
+        let saved = |zeroes| SavedMemory {
+            file: file.try_clone().unwrap(),
+            check: Some(Check::Content(Box::new(check.clone()))),
+            zeroes,
+            // Something in the midst of zeroes is as it was read.
+            above: vec![(0x90_0000, 0x1000)],
+            read: Box::new(|_, data| {
+                data.fill(9);
+                Ok(())
+            }),
+            first: Vec::new(),
+        };
+        let memory = saved(vec![(0x1f_0000, 0x41_0000), (0x70_0000, 0x1_0000), (0x80_0000, 0x80_0000)]);
+        let memory = GuestMemory::of_saved(&[(Gpa(0), SIZE)], memory).unwrap();
+        let first = |gpa| memory.read_array::<1>(Gpa(gpa)).unwrap()[0];
+        assert_eq!([0x1f_0000, 0x20_0000, 0x5f_ffff, 0x60_0000, 0x70_0000].map(first), [7, 0, 0, 7, 7]);
+        assert_eq!([0x90_0000, 0x90_1000, 0xff_ffff].map(first), [9, 0, 0]);
+        assert_eq!(*asked.lock().unwrap(), [0x1f_0000, 0x60_0000, 0x70_0000]);
+        assert_eq!(memory.reached(), [(0x1f_0000, 0x1_0000), (0x60_0000, 0x1_0000), (0x70_0000, 0x1_0000)]);
+        memory.write(Gpa(0x40_0000), &[5]).unwrap();
+        let mut frozen = memory.freeze().unwrap();
+        let in_use = frozen.in_use().unwrap();
+        assert!(in_use.iter().any(|(at, len)| (*at..at + len).contains(&0x40_0000)), "{in_use:x?}");
+        let mut bytes = [0; 2];
+        frozen.read(0x40_0000, &mut bytes).unwrap();
+        assert_eq!(bytes, [5, 0]);
+        assert!(GuestMemory::of_saved(&[(Gpa(0), SIZE)], saved(vec![(SIZE - 1, 2)])).is_err());
+        assert!(GuestMemory::of_saved(&[(Gpa(0), SIZE)], saved(vec![(u64::MAX, 2)])).is_err());
+    }
+
     #[test]
     fn what_does_not_pass_is_no_memory() {
         let path = std::env::temp_dir().join(format!("viv-checked-{}", std::process::id()));
@@ -482,6 +533,7 @@ mod tests {
         let saved = SavedMemory {
             file,
             check: Some(Check::Content(Box::new(check))),
+            zeroes: Vec::new(),
             above: Vec::new(),
             read,
             first: Vec::new(),

@@ -91,7 +91,12 @@ impl Mapping {
         if file.metadata()?.len() != len as u64 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        Mapping::map(len, libc::MAP_PRIVATE, own(Some(file)))
+        let mapping = Mapping::map(len, libc::MAP_PRIVATE, own(Some(file)))?;
+        // What has been written there, or was compared with its checksum, is in the host's memory when it is touched here. What is not is
+        // a hole, and around it the host would make and clear many pages of nothing.
+        // SAFETY: advice on our own mapping.
+        unsafe { libc::madvise(mapping.base.as_ptr().cast(), len, libc::MADV_RANDOM) };
+        Ok(mapping)
     }
 
     /// See [`crate::GuestMemory::private_view`].
@@ -133,6 +138,27 @@ impl Mapping {
                 Err(error)
             }
         }
+    }
+
+    /// Has fresh pages, large ones where the host has them, in the place of those of a file that are zeroes; gives the range of which
+    /// that is so, if there is room for a large page in it. Nobody else knows of the mapping yet.
+    pub(crate) fn refresh(&self, offset: u64, len: u64) -> io::Result<Option<(u64, u64)>> {
+        let large = LARGE_PAGE as u64;
+        let end = offset.checked_add(len).filter(|end| *end <= self.len as u64);
+        let end = end.ok_or(io::ErrorKind::InvalidData)?;
+        let (start, end) = (offset.next_multiple_of(large), end / large * large);
+        if start >= end {
+            return Ok(None);
+        }
+        let bytes = (end - start) as usize;
+        // SAFETY: it lies inside the mapping, of which nobody has a reference; a host without large pages has small ones.
+        unsafe {
+            let at: *mut libc::c_void = self.base.as_ptr().add(start as usize).cast();
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+            checked(libc::mmap(at, bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0))?;
+            libc::madvise(at, bytes, libc::MADV_HUGEPAGE);
+        }
+        Ok(Some((start, end - start)))
     }
 
     /// Reads a range that lies inside. Nobody else knows of the mapping yet.

@@ -26,6 +26,8 @@ pub(crate) struct Origin {
     size: u64,
     /// A bit for each piece that has passed.
     passed: Box<[AtomicU64]>,
+    /// What is not of the file at all, and so needs to pass nothing: offsets and bytes, ascending, whole pieces.
+    fresh: Vec<(u64, u64)>,
     damage: Mutex<Damage>,
 }
 
@@ -42,13 +44,19 @@ impl fmt::Debug for Origin {
 }
 
 impl Origin {
-    pub(crate) fn new(check: Check, size: u64) -> Origin {
+    pub(crate) fn new(check: Check, size: u64, fresh: &[(u64, u64)]) -> Origin {
         let words = size.div_ceil(PIECE).div_ceil(64);
-        Origin {
-            check,
-            size,
-            passed: (0..words).map(|_| AtomicU64::new(0)).collect(),
-            damage: Mutex::default(),
+        let passed = (0..words).map(|_| AtomicU64::new(0)).collect();
+        let origin = Origin { check, size, passed, fresh: fresh.to_vec(), damage: Mutex::default() };
+        for (offset, len) in fresh {
+            (offset / PIECE..(offset + len) / PIECE).for_each(|piece| origin.note(piece));
+        }
+        origin
+    }
+
+    fn note(&self, piece: u64) {
+        if let Some(word) = self.passed.get((piece / 64) as usize) {
+            word.fetch_or(1 << (piece % 64), Ordering::Relaxed);
         }
     }
 
@@ -78,10 +86,15 @@ impl Origin {
             Check::Content(look) => look(at, len),
             Check::Arrival(arrival) => arrival.wait(at, len),
         }?;
-        if let Some(word) = self.passed.get((piece / 64) as usize) {
-            word.fetch_or(1 << (piece % 64), Ordering::Relaxed);
-        }
+        self.note(piece);
         Ok(())
+    }
+
+    fn is_fresh(&self, piece: u64) -> bool {
+        let at = piece * PIECE;
+        let before = self.fresh.partition_point(|(offset, _)| *offset <= at);
+        let range = before.checked_sub(1).and_then(|index| self.fresh.get(index));
+        range.is_some_and(|(offset, len)| at - offset < *len)
     }
 
     /// Whether the range, which is not empty, may be seen.
@@ -96,10 +109,11 @@ impl Origin {
         }
     }
 
-    /// What has passed so far: offsets and bytes, in order.
+    /// What of the file has passed so far: offsets and bytes, in order.
     pub(crate) fn reached(&self) -> Vec<(u64, u64)> {
         let mut ranges: Vec<(u64, u64)> = Vec::new();
-        for piece in self.pieces(0, self.size).filter(|piece| self.has_passed(*piece)) {
+        let reached = |piece: &u64| self.has_passed(*piece) && !self.is_fresh(*piece);
+        for piece in self.pieces(0, self.size).filter(reached) {
             let at = piece * PIECE;
             let len = PIECE.min(self.size - at);
             match ranges.last_mut() {

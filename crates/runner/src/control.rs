@@ -13,6 +13,6 @@ pub(crate) fn answer(life: &Life, connection: UnixStream) {
         life.ask(ask, files)
     });
     if changed {
-        footprint::give_back();
+        footprint::give_back_soon();
     }
 }

@@ -2,6 +2,12 @@
 #![allow(unsafe_code)]
 
 use libc::{MADV_DONTNEED, PF_W, PT_LOAD, c_int, c_void, dl_phdr_info, size_t};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+/// How long after a start or a change nothing is given back yet.
+const AT_WORK: Duration = Duration::from_secs(1);
 
 /// Lets the threads share heaps: one for each vCPU, which may decode and translate, and one for all others, of which each would
 /// else take four pages of its own. To be called before there are threads.
@@ -14,9 +20,26 @@ pub(crate) fn share_heaps(cpus: u32) {
     };
 }
 
+/// Gives back in a moment what is not used by then: a guest that has just begun, or goes on, needs the processor and most of the
+/// program at once.
+pub(crate) fn give_back_soon() {
+    static IS_TO_COME: AtomicBool = AtomicBool::new(false);
+    if IS_TO_COME.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    let later = || {
+        thread::sleep(AT_WORK);
+        IS_TO_COME.store(false, Ordering::Relaxed);
+        give_back();
+    };
+    if thread::Builder::new().name("give-back".into()).spawn(later).is_err() {
+        IS_TO_COME.store(false, Ordering::Relaxed);
+    }
+}
+
 /// Gives back the heap's free pages, and the mapped pages of programs and libraries that are as their files have them: what
 /// the running VM needs of them comes again at its next use, from the host's page cache.
-pub(crate) fn give_back() {
+fn give_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: it gives free memory of the heap back and has no conditions.
     unsafe {

@@ -8,7 +8,7 @@ use viv_api::runner::{RunnerSpec, VSOCK};
 use viv_api::stats::VmStats;
 use viv_api::vm::{ConsoleSize, DiskSize};
 use viv_cell::Console;
-use viv_machine::{HandedFiles, Machine, MachineIo, Shortage};
+use viv_machine::{HandedFiles, KeptMark, Machine, MachineIo, Shortage};
 use viv_model::{Accel, DiskLimits, DiskSpec, End, Fault, MachineSpec, NicSpec, SavedParts};
 use viv_net::port::NetPort;
 
@@ -60,8 +60,8 @@ pub trait Guest: Send + Sync {
     /// What it is at this moment, in which it stands still; it may go on as soon as this returns. `files` are what it will be
     /// written to.
     fn freeze(&self, files: &Files) -> Result<Box<dyn Moment>, Fault>;
-    /// What its processor has made of its code so far, for one that goes on from about now.
-    fn translated(&self) -> Option<Vec<u8>> {
+    /// What its processor has made of its code so far, for one that goes on from about now, if that is more than what is `known`.
+    fn translated(&self, _known: Option<KeptMark>) -> Option<Vec<u8>> {
         None
     }
     /// What of the memory that it went on from it has reached so far: offsets and bytes.
@@ -160,8 +160,8 @@ impl Guest for Machine {
     fn freeze(&self, files: &Files) -> Result<Box<dyn Moment>, Fault> {
         snapshot::freeze(self, files)
     }
-    fn translated(&self) -> Option<Vec<u8>> {
-        Machine::translated(self)
+    fn translated(&self, known: Option<KeptMark>) -> Option<Vec<u8>> {
+        Machine::translated(self, known)
     }
     fn reached(&self) -> Vec<(u64, u64)> {
         Machine::reached(self)

@@ -17,7 +17,7 @@ use viv_api::runner::{Ask, Reply, RunnerSpec, STATS, SnapshotAsk, Started, Statu
 use viv_api::stats::VmStats;
 use viv_api::vm::{ConsoleSize, OnReboot, Process};
 use viv_cell::{Console, DRAIN_LIMIT, Place, Quota, Saving, broken, finish, keep_log, report, spawn};
-use viv_machine::PerfMap;
+use viv_machine::{KeptMark, PerfMap};
 use viv_model::{
     Accel, End, Fault, Health, HealthCheck, HealthLook, Kind, MachineSpec, NetKind, NicSpec, SavedParts,
     State, next,
@@ -295,11 +295,13 @@ impl Life {
         Ok(SavedParts { paused_ns, frozen_file_systems, ..moment?.write(&spec, &files)? })
     }
 
-    /// Writes down what the guest's processor has translated, if it has.
+    /// Writes down what the guest's processor has translated, if it has; not if a second file, from before, has about all of it.
     fn translated(&self, files: Vec<OwnedFd>) -> Result<(), Fault> {
         let guest = self.guest()?;
-        if let (Some(bytes), Some(file)) = (guest.translated(), files.into_iter().next()) {
-            File::from(file).write_all(&bytes).map_err(broken("write down translated code"))?;
+        let mut files = files.into_iter().map(File::from);
+        let (file, known) = (files.next(), files.next().and_then(|known| KeptMark::of(&known)));
+        if let (Some(mut file), Some(bytes)) = (file, guest.translated(known)) {
+            file.write_all(&bytes).map_err(broken("write down translated code"))?;
         }
         Ok(())
     }
@@ -579,7 +581,7 @@ fn until_the_end(
     mut started: Instant,
 ) -> End {
     loop {
-        footprint::give_back();
+        footprint::give_back_soon();
         let end = guest.wait();
         let again = end == End::Reboot && spec.on_reboot == OnReboot::Restart;
         if !again || life.lock().dying || life.console.panicked() {

@@ -235,12 +235,13 @@ pub(crate) fn translated() -> Option<KeptCode> {
 fn checked(manifest: &Manifest, dir: &Path) -> Result<SavedMemory, Fault> {
     let memory = Arc::new(open_memory(manifest, dir)?);
     let file = memory.lowest().try_clone().map_err(failed("memory"))?;
-    let (above, layers) = (memory.above().to_vec(), memory.clone());
+    let (zeroes, above, layers) = (memory.zeroes(), memory.above().to_vec(), memory.clone());
     let read = Box::new(move |at, data: &mut [u8]| layers.read(at, data));
     let look = move |at, len| memory.verify_range(at, len).map_err(|error| error.to_string());
     Ok(SavedMemory {
         file,
         check: Some(Check::Content(Box::new(look))),
+        zeroes,
         above,
         read,
         first: first(dir).unwrap_or_default(),
@@ -272,5 +273,7 @@ fn arriving(manifest: &Manifest, dir: &Path) -> Result<SavedMemory, Fault> {
     let arrival = Arrival::new(&board, wanted, manifest.memory.bytes)
         .map_err(SnapshotError::io("use", &dir.join(MEMORY_BOARD)))?;
     let read = Box::new(|_, _: &mut [u8]| Err(std::io::ErrorKind::Unsupported.into()));
-    Ok(SavedMemory { file, check: Some(Check::Arrival(arrival)), above: Vec::new(), read, first: Vec::new() })
+    let zeroes = arrival.zeroes().to_vec();
+    let check = Some(Check::Arrival(arrival));
+    Ok(SavedMemory { file, check, zeroes, above: Vec::new(), read, first: Vec::new() })
 }

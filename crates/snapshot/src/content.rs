@@ -224,6 +224,21 @@ impl Checked {
         &self.above
     }
 
+    /// The ranges of which the checksums say that they are zeroes: offset and bytes, ascending.
+    pub fn zeroes(&self) -> Vec<(u64, u64)> {
+        let mut zeroes: Vec<(u64, u64)> = Vec::new();
+        let sums = self.sums.as_chunks::<SUM_LEN>().0;
+        for (index, _) in (0u64..).zip(sums).filter(|(_, sum)| **sum == [0; SUM_LEN]) {
+            let at = index * CHUNK;
+            let len = CHUNK.min(self.bytes.saturating_sub(at));
+            match zeroes.last_mut() {
+                Some((start, before)) if *start + *before == at => *before += len,
+                _ => zeroes.push((at, len)),
+            }
+        }
+        zeroes
+    }
+
     /// Reads what is at an offset, unchecked.
     pub fn read(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
         self.disk.read(offset, data)
@@ -324,6 +339,16 @@ mod tests {
         fn drop(&mut self) {
             let _ = std::fs::remove_dir_all(&self.0);
         }
+    }
+
+    #[test]
+    fn zeroes_are_told_by_the_checksums() {
+        let scratch = Scratch::new();
+        let mut bytes = vec![0; 5 * CHUNK as usize + 4096];
+        bytes[2 * CHUNK as usize + 7] = 1;
+        let content = scratch.write(&bytes, &[(0, bytes.len() as u64)]);
+        let checked = Checked::open(&scratch.0.join("c"), &content).unwrap();
+        assert_eq!(checked.zeroes(), [(0, 2 * CHUNK), (3 * CHUNK, 2 * CHUNK + 4096)]);
     }
 
     #[test]

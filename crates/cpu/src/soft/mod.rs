@@ -49,7 +49,7 @@ pub use run::SoftCpu;
 pub use stats::{Events, ShownStats, SoftStats, Translated};
 #[cfg(feature = "trial")]
 pub use translate::trial;
-pub use translate::{KeptCode, TranslatorStats};
+pub use translate::{KeptCode, KeptMark, TranslatorStats};
 
 use crate::timebase::Timebase;
 use crate::{CpuBus, CpuEvent};

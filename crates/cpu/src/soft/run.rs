@@ -9,7 +9,7 @@ use super::mmu::Tlb;
 use super::perf::PerfMap;
 use super::stats::{Events, ShownStats, Translated};
 use super::transfer::Origin;
-use super::translate::{CpuBox, Frame, KeptCode, Leave, Translator, TranslatorStats};
+use super::translate::{CpuBox, Frame, KeptCode, KeptMark, Leave, Translator, TranslatorStats};
 use super::{Attention, Shared};
 use crate::{CpuBus, CpuError, CpuEvent, Exit, Kick, Vcpu};
 use std::ptr::NonNull;
@@ -738,9 +738,13 @@ impl Vcpu for SoftCpu {
         Ok(())
     }
 
-    /// All that was translated and is not stale; `None`: nothing, or too much to be carried.
-    fn translated(&self) -> Option<Vec<u8>> {
-        self.translator.as_ref()?.kept(&self.cpu.shared.memory)
+    /// All that was translated and is not stale; `None`: nothing, about as much as is `known`, or too much to be carried.
+    fn translated(&self, known: Option<&KeptMark>) -> Option<Vec<u8>> {
+        let translator = self.translator.as_ref()?;
+        if known.is_some_and(|known| translator.is_about(known)) {
+            return None;
+        }
+        translator.kept(&self.cpu.shared.memory)
     }
 
     fn kicker(&self) -> Arc<dyn Kick> {

@@ -124,7 +124,8 @@ impl Soft {
         self.memory.read(Gpa(CODE), &mut page).expect("the code page is in RAM");
         other.memory.write(Gpa(CODE), &page).expect("the code page is in RAM");
         let path = std::env::temp_dir().join(format!("viv-carried-{}", std::process::id()));
-        std::fs::write(&path, self.cpu.translated().expect("something was translated")).expect("room for it");
+        std::fs::write(&path, self.cpu.translated(None).expect("something was translated"))
+            .expect("room for it");
         let code = File::open(&path).and_then(|file| KeptCode::open(&file)).expect("a file");
         std::fs::remove_file(&path).expect("the file just written");
         assert!(other.cpu.take_translated(&Arc::new(code)), "of the same build");

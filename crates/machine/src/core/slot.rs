@@ -8,12 +8,19 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use viv_arch::saved::CpuEventSaved;
 use viv_arch::x86::CpuState;
+use viv_cpu::soft::KeptMark;
 use viv_cpu::{CpuError, CpuEvent, Kick};
 use viv_devices::BusDevice;
 use viv_devices::chips::lapic::{BASE, Lapic};
 
 /// INIT and SIPI follow each other; more than this waiting means that nobody takes them.
 const EVENTS_MAX: usize = 16;
+
+/// Somebody who wants to know what was translated, beyond what is known already.
+struct TranslatedAsk {
+    known: Option<KeptMark>,
+    answer: SyncSender<Option<Vec<u8>>>,
+}
 
 /// See the module.
 pub(crate) struct CpuSlot {
@@ -32,7 +39,7 @@ pub(crate) struct CpuSlot {
     /// The vCPU as it was when it last came to a stand.
     stood: Mutex<Option<Result<CpuState, CpuError>>>,
     /// Who wants to know what it has translated.
-    asked: Mutex<Option<SyncSender<Option<Vec<u8>>>>>,
+    asked: Mutex<Option<TranslatedAsk>>,
     /// Kernel thread ID while the thread runs, else 0.
     pub(crate) thread: AtomicU64,
     /// Processor time that the thread had used when it ended, nanoseconds.
@@ -111,20 +118,20 @@ impl CpuSlot {
         }
     }
 
-    /// Asks the vCPU's thread what it has translated; it answers between two runs, soon if it runs.
-    pub(crate) fn ask_translated(&self) -> Receiver<Option<Vec<u8>>> {
-        let (sender, receiver) = sync_channel(1);
-        *lock(&self.asked) = Some(sender);
+    /// Asks the vCPU's thread what it has translated beyond what is `known`; it answers between two runs, soon if it runs.
+    pub(crate) fn ask_translated(&self, known: Option<KeptMark>) -> Receiver<Option<Vec<u8>>> {
+        let (answer, receiver) = sync_channel(1);
+        *lock(&self.asked) = Some(TranslatedAsk { known, answer });
         self.kick();
         receiver
     }
 
     /// The vCPU's thread, between two runs.
-    pub(crate) fn answer(&self, translated: impl FnOnce() -> Option<Vec<u8>>) {
+    pub(crate) fn answer(&self, translated: impl FnOnce(Option<&KeptMark>) -> Option<Vec<u8>>) {
         let asked = lock(&self.asked).take();
-        if let Some(asked) = asked {
+        if let Some(TranslatedAsk { known, answer }) = asked {
             // Who has asked may wait no longer.
-            let _ = asked.try_send(translated());
+            let _ = answer.try_send(translated(known.as_ref()));
         }
     }
 

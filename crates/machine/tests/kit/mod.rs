@@ -109,7 +109,8 @@ pub(crate) struct Life {
 }
 
 fn saved_memory(file: File) -> SavedMemory {
-    SavedMemory { file, check: None, above: Vec::new(), read: Box::new(|_, _| Ok(())), first: Vec::new() }
+    let read = Box::new(|_, _: &mut [u8]| Ok(()));
+    SavedMemory { file, check: None, zeroes: Vec::new(), above: Vec::new(), read, first: Vec::new() }
 }
 
 impl Life {

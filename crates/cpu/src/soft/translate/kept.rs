@@ -23,6 +23,7 @@ use std::fs::File;
 use std::io;
 use std::ops::{Deref, Range};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::sync::{Arc, OnceLock};
 use viv_mem::{GuestMemory, PAGE_SIZE};
 
@@ -34,6 +35,9 @@ const INDEX: usize = 4 * 4;
 const END: usize = 3 * 4 + 32 + MAGIC.len() + 4;
 /// Where more code memory is used than this nothing is kept: what goes on from there would soon have to drop all.
 const END_MAX: usize = super::CODE_BYTES / 2;
+
+/// What part of what is kept may be missing before it is worth while to write all of it again.
+const LITTLE: usize = 16;
 
 /// A file of translated code, mapped: what nobody needs of it is not read.
 pub struct KeptCode {
@@ -81,6 +85,26 @@ impl Drop for KeptCode {
             // SAFETY: mapped in `open`, and nobody has a reference to it any more.
             unsafe { libc::munmap(self.start.cast_mut().cast(), self.len) };
         }
+    }
+}
+
+/// How much of a processor's code is in a file, and of which processor's: what is in it need not be written again soon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptMark {
+    end: usize,
+    identity: [u8; 32],
+}
+
+impl KeptMark {
+    /// Of a file into which [`crate::Vcpu::translated`] was written; none if it is another one.
+    pub fn of(file: &File) -> Option<KeptMark> {
+        let mut bytes = [0; END];
+        let ends = file.metadata().ok()?.len().checked_sub(END as u64)?;
+        file.read_exact_at(&mut bytes, ends).ok()?;
+        let mut from = Bytes(&bytes);
+        let [_, end, _] = [from.u32()?, from.u32()?, from.u32()?];
+        let identity = from.array()?;
+        (from.array()? == *MAGIC).then_some(KeptMark { end: end as usize, identity })
     }
 }
 
@@ -201,6 +225,12 @@ struct OfPage<'a> {
 }
 
 impl Translator {
+    /// Whether there is little that is not in a file of mine from before.
+    pub(crate) fn is_about(&self, known: &KeptMark) -> bool {
+        let more = self.memory.used().checked_sub(known.end);
+        self.identity() == Some(known.identity) && more.is_some_and(|more| more <= known.end / LITTLE)
+    }
+
     /// All code that is not stale, for [`Translator::take`] in another process. `None` if there is none, or too much of it.
     pub(crate) fn kept(&self, memory: &GuestMemory) -> Option<Vec<u8>> {
         if self.memory.used() > END_MAX {

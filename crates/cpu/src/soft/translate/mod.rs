@@ -34,7 +34,7 @@ mod targets;
 pub mod trial;
 
 pub(crate) use home::{CpuBox, Table};
-pub use kept::KeptCode;
+pub use kept::{KeptCode, KeptMark};
 pub(crate) use layout::Frame;
 pub(crate) use targets::Targets;
 
