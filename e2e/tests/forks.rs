@@ -1,6 +1,7 @@
 //! Forks whose memory comes while they run: what they see is what their source was, whatever becomes of it.
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::thread;
@@ -64,7 +65,30 @@ fn a_fork_needs_its_source_no_longer() {
     run(&["snapshot", "verify", "fork-left-moment"], "").ok();
 }
 
-/// The host kills what holds the memory, as it may when it has none left.
+/// What a VM's processor has made of its code is written down once, and again when there is much more of it.
+#[test]
+fn code_is_not_written_down_for_each_fork() {
+    let _vms = [Vm("fork-code"), Vm("fork-code-fork-1"), Vm("fork-code-two"), Vm("fork-code-three")];
+    run(&["run", "-d", "--name", "fork-code", "--accel", "soft"], "").ok();
+    exec("fork-code", "true");
+    let last = |vm: &str| {
+        let vm = inspect(vm);
+        let state = Path::new(vm["dir"].as_str().unwrap()).ancestors().nth(2).unwrap().join("translated");
+        fs::metadata(state.join(vm["id"].as_str().unwrap())).map(|data| (data.ino(), data.nlink())).ok()
+    };
+    assert_eq!(last("fork-code"), None);
+    run(&["fork", "fork-code"], "").ok();
+    let first = last("fork-code").unwrap().0;
+    assert_eq!(last("fork-code-fork-1").unwrap().0, first, "it begins with that");
+    run(&["fork", "fork-code", "--name", "fork-code-two"], "").ok();
+    run(&["fork", "fork-code-two", "--name", "fork-code-three"], "").ok();
+    assert!([last("fork-code"), last("fork-code-three")].iter().all(|last| last.unwrap().0 == first));
+    run(&["rm", "-f", "fork-code", "fork-code-fork-1", "fork-code-two"], "").ok();
+    assert_eq!(last("fork-code-three"), Some((first, 1)), "the others' names for it are gone");
+    run(&["kill", "fork-code-three"], "").ok();
+    until("it is forgotten with the process", WAIT, || last("fork-code-three").is_none());
+}
+
 /// What a disk has stays where it is: the VM and its forks each have only what they write themselves, whoever ends, boots anew, is
 /// removed or saved meanwhile.
 #[test]
@@ -225,6 +249,7 @@ fn a_request_that_is_repeated_makes_its_vms_once() {
     assert_eq!(home.run(&["ps", "-a", "-q"]).ok().out, "once\n");
 }
 
+/// The host kills what holds the memory, as it may when it has none left.
 #[test]
 fn what_never_comes_ends_a_fork_with_the_reason() {
     let _vms = [Vm("fork-cut"), Vm("fork-cut-fork-1"), Vm("fork-cut-fork-2")];

@@ -159,7 +159,7 @@ impl Route {
             | VmNicAttach | VmNicDetach | VmCommit | VmExport | NetworkCreate | NetworkRemove
             | NetworkConnect | NetworkDisconnect | PortLimits | PortRebind | PortCapture | SecGroupCreate
             | SecGroupRemove | SecGroupRuleAdd | SecGroupRuleRemove | SecGroupJoin | SecGroupLeave
-            | ImageTag | ImagePrune | ImagePush | ImageExport | ImageImport | ImageRemove
+            | ImageTag | ImagePrune | Prune | ImagePush | ImageExport | ImageImport | ImageRemove
             | SnapshotExport | SnapshotImport | TokenList | TokenCreate | TokenRemove | CertificateIssue
             | AuditList | AuditVerify | LimitsSet | ProjectCreate | ProjectRemove => Role::Admin,
         }
@@ -190,9 +190,9 @@ impl Route {
             | SecGroupRemove | SecGroupRuleAdd | SecGroupRuleRemove | SnapshotExport | SnapshotImport => {
                 Reach::Owner
             }
-            ImageTag | ImagePrune | ImagePush | ImageExport | ImageImport | ImageRemove | TokenList
-            | TokenCreate | TokenRemove | CertificateIssue | AuditList | AuditVerify | ProjectCreate
-            | ProjectRemove => Reach::Host,
+            ImageTag | ImagePrune | Prune | ImagePush | ImageExport | ImageImport | ImageRemove
+            | TokenList | TokenCreate | TokenRemove | CertificateIssue | AuditList | AuditVerify
+            | ProjectCreate | ProjectRemove => Reach::Host,
         }
     }
 
@@ -343,6 +343,7 @@ impl Route {
                     | VmDiskLimits
                     | PortLimits
                     | ImageBuild
+                    | Prune
                     | SnapshotCreate
                     | SnapshotRestore
             )

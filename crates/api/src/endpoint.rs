@@ -528,6 +528,13 @@ pub const TABLE: &[Endpoint] = &[
         Answer::Json,
         "remove what no image has, and downloads that broke off (Pruned)",
     ),
+    line(
+        Route::Prune,
+        Method::Post,
+        "/v1/prune",
+        Answer::Json,
+        "remove what nothing that is listed has (HostPrune -> HostPruned)",
+    ),
     line(Route::ImageRemove, Method::Delete, "/v1/images/{image}", Answer::Json, "remove an image (Image)"),
     line(
         Route::SnapshotCreate,

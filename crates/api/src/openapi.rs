@@ -12,6 +12,7 @@ use crate::network::*;
 use crate::operation::{Operation, WorkLine};
 use crate::port::Port;
 use crate::project::{Project, ProjectCreate};
+use crate::prune::{HostPrune, HostPruned};
 use crate::secgroup::*;
 use crate::snapshot::*;
 use crate::stats::VmStats;
@@ -110,6 +111,7 @@ impl Generators {
             ImageVerify => self.shown::<ImageVerified>(),
             ImageTag => self.of::<self::ImageTag, Image>(),
             ImagePrune => self.shown::<Pruned>(),
+            Prune => self.of::<HostPrune, HostPruned>(),
             VmCommit => self.of::<ImageCommit, BuildLine>(),
             VmExport => self.of::<DiskExport, WorkLine<Exported>>(),
             ImagePush => self.of::<self::ImagePush, WorkLine<Pushed>>(),

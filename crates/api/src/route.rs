@@ -155,6 +155,8 @@ pub enum Route {
     ImageTag,
     /// Remove what no image has.
     ImagePrune,
+    /// Remove what nothing that is listed has.
+    Prune,
     /// Send an image to a registry.
     ImagePush,
     /// Write an image to a file.

@@ -3,8 +3,8 @@
 use crate::follow::follow;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 use viv_api::passed::answer_lines;
@@ -13,6 +13,9 @@ use viv_model::{Fault, Kind};
 
 /// Most connections to one socket of a VM at a time.
 const CONNECTIONS_MAX: usize = 64;
+/// How often it is tried to have a thread for one, and after how long again.
+const SPAWN_TRIES: u8 = 20;
+const SPAWN_AGAIN: Duration = Duration::from_millis(20);
 
 /// Takes connections and gives each to `each` in a thread of its own; more than [`CONNECTIONS_MAX`] are
 /// closed at once.
@@ -35,12 +38,21 @@ pub fn serve(
                 open.fetch_sub(1, Ordering::Relaxed);
                 continue;
             }
-            let (each, counter) = (each.clone(), open.clone());
-            let spawned = thread::Builder::new().name(thread_name.clone()).spawn(move || {
-                each(connection);
-                counter.fetch_sub(1, Ordering::Relaxed);
+            let waiting = Arc::new(Mutex::new(Some(connection)));
+            let spawn = || {
+                let (each, counter, waiting) = (each.clone(), open.clone(), waiting.clone());
+                thread::Builder::new().name(thread_name.clone()).spawn(move || {
+                    let connection = waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
+                    connection.into_iter().for_each(|connection| each(connection));
+                    counter.fetch_sub(1, Ordering::Relaxed);
+                })
+            };
+            // What the host has not got for a thread just now it may have in a moment.
+            let mut tries = (0..SPAWN_TRIES).map(|number| {
+                thread::sleep(SPAWN_AGAIN * u32::from(number > 0));
+                spawn()
             });
-            if spawned.is_err() {
+            if !tries.any(|spawned| spawned.is_ok()) {
                 open.fetch_sub(1, Ordering::Relaxed);
             }
         }

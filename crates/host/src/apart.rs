@@ -149,11 +149,11 @@ fn image_name(index: usize, tag: &str) -> String {
 
 /// Makes an empty image above a disk, in the same directory.
 fn above(index: usize, disk: &DiskSpec, path: &Path) -> Result<DiskSpec, Fault> {
-    let name = disk.path.file_name().and_then(|name| name.to_str());
-    let (Some(size), Some(name)) = (size_of(disk), name) else {
-        let text = format!("cannot see how large disk {index} is: {}", disk.path.display());
-        return Err(Fault::new(Kind::Error, text, "see what it is: viv disk info"));
-    };
+    let size = size_of(disk)?;
+    let name = disk.path.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
+        let text = format!("disk {index} has a name that is no text: {}", disk.path.display());
+        Fault::new(Kind::Error, text, "give it another one")
+    })?;
     let format = disk.format.unwrap_or(DiskFormat::Raw);
     let backing = Some((name.to_string(), format.name().to_string()));
     Qcow2::create(path, &CreateOptions { backing, ..CreateOptions::new(size) })?;

@@ -2,6 +2,7 @@
 //! (docs/decisions/071).
 use crate::images::Instance;
 use crate::places::Places;
+use crate::prune::Gone;
 use crate::store::{StoreError, VmRecord};
 use crate::vms::lock;
 use sha2::{Digest, Sha256};
@@ -112,6 +113,9 @@ pub(crate) fn open(disk: &DiskSpec) -> Result<Guest, Fault> {
     Ok(Guest::open(viv_block::open(&Source { read_only: true, ..Source::of(disk) })?)?)
 }
 
+/// Held by whoever extracts: what is not used yet may not be cleared.
+static TURN: Mutex<()> = Mutex::new(());
+
 /// Puts kernel and initial RAM disk into the VM's directory, as links to what VMs share that boot the same. What is there may be
 /// shared with snapshots: it is replaced, not written.
 fn extract(
@@ -120,23 +124,26 @@ fn extract(
     dir: &Path,
     shared: &Path,
 ) -> Result<(PathBuf, Option<PathBuf>, String), Fault> {
-    // One at a time: what is not used yet may not be cleared.
-    static TURN: Mutex<()> = Mutex::new(());
     let _turn = lock(&TURN);
     let (mut kernel, mut initrd) = (New::create(dir, KERNEL)?, New::create(dir, INITRD)?);
     let has_initrd = guest.extract(boot, &mut kernel, &mut initrd)?;
     fs::create_dir_all(shared).map_err(failed(shared))?;
     let kernel = kernel.finish(shared)?;
     let initrd = has_initrd.then(|| initrd.finish(shared)).transpose()?;
-    clear(shared);
+    clear(shared, &mut Gone::default());
     Ok((kernel, initrd, boot.append.clone()))
 }
 
 /// Forgets what no VM and no snapshot has a link to any more.
-fn clear(shared: &Path) {
+pub(crate) fn prune(shared: &Path, gone: &mut Gone) {
+    let _turn = lock(&TURN);
+    clear(shared, gone);
+}
+
+fn clear(shared: &Path, gone: &mut Gone) {
     for entry in fs::read_dir(shared).into_iter().flatten().flatten() {
         if entry.metadata().is_ok_and(|data| data.is_file() && data.nlink() == 1) {
-            let _ = fs::remove_file(entry.path());
+            gone.remove(&entry.path());
         }
     }
 }

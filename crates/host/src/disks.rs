@@ -89,7 +89,8 @@ impl Vms {
                     ),
                 ));
             }
-            let before = record.machine.disks.get(index).and_then(size_of).unwrap_or_default();
+            let before =
+                record.machine.disks.get(index).and_then(|disk| size_of(disk).ok()).unwrap_or_default();
             let wanted = if size.more { before.saturating_add(size.bytes) } else { size.bytes };
             let more_mib = wanted.saturating_sub(before).div_ceil(1 << 20);
             record.disk_mib = record.disk_mib.saturating_add(more_mib);
@@ -105,9 +106,9 @@ impl Vms {
 }
 
 /// The size of a disk, bytes; nothing if it cannot be read.
-pub(crate) fn size_of(disk: &DiskSpec) -> Option<u64> {
+pub(crate) fn size_of(disk: &DiskSpec) -> Result<u64, Fault> {
     let source = Source { format: disk.format, allowed: disk.allow.clone(), ..Source::new(&disk.path, true) };
-    viv_block::info(&source).ok().map(|info| info.size)
+    Ok(viv_block::info(&source)?.size)
 }
 
 /// What disks may be filled with by their guest, MiB: those that are files and may be written. One that cannot be read counts
@@ -115,7 +116,7 @@ pub(crate) fn size_of(disk: &DiskSpec) -> Option<u64> {
 pub(crate) fn fill_mib(disks: &[DiskSpec]) -> u64 {
     let is_file = |disk: &&DiskSpec| std::fs::metadata(&disk.path).is_ok_and(|found| found.is_file());
     let written = disks.iter().filter(|disk| !disk.read_only).filter(is_file);
-    let bytes = written.filter_map(size_of).fold(0u64, u64::saturating_add);
+    let bytes = written.filter_map(|disk| size_of(disk).ok()).fold(0u64, u64::saturating_add);
     bytes.div_ceil(1 << 20)
 }
 

@@ -55,6 +55,7 @@ mod ports;
 mod precondition;
 mod programs;
 mod projects;
+mod prune;
 mod routes;
 mod runners;
 mod secgroups;

@@ -76,6 +76,7 @@ impl Places {
         for directory in [
             &self.state,
             &self.vms(),
+            &self.translated(),
             &self.networks(),
             &self.secgroups(),
             &self.access(),
@@ -103,6 +104,12 @@ impl Places {
     /// What engines have made of programs, for the next time.
     pub fn programs(&self) -> PathBuf {
         self.data.join("programs")
+    }
+
+    /// What the processors of VMs had made of their code when each was last asked, by the VMs' identities; their processes get to none
+    /// of it.
+    pub fn translated(&self) -> PathBuf {
+        self.state.join("translated")
     }
 
     /// A directory for each snapshot.

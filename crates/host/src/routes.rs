@@ -9,6 +9,7 @@ use crate::metrics;
 use crate::operations::{self, Task, shown};
 use crate::precondition;
 use crate::projects::{self, Scope};
+use crate::prune;
 use crate::service::Service;
 use crate::shares;
 use crate::store;
@@ -528,6 +529,10 @@ pub(crate) async fn answer(
         }
         Route::ImagePrune => {
             blocking.run(move || Ok(Pruned { bytes: service.images.prune(&images::Unwatched)? })).await
+        }
+        Route::Prune => {
+            let ask = body(&request)?;
+            blocking.run(move || prune::prune(&service, &ask)).await
         }
         Route::ImageRemove => {
             blocking

@@ -11,7 +11,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
+use viv_api::process::look;
 use viv_api::runner::{
     Ask, CONSOLE_LOG, CONTROL, END, LINE_MAX, LOCK, Probe, RESUME, RUNNER_LOG, Reply, RunnerSpec, SPEC,
     STATS, SnapshotAsk, Started, Status,
@@ -36,6 +38,8 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(40);
 const SNAPSHOT_LIMIT: Duration = Duration::from_secs(3600);
 /// How long it may take to end once it was killed.
 const KILL_LIMIT: Duration = Duration::from_secs(8);
+/// How often a host without a descriptor is asked again.
+const LOOK: Duration = Duration::from_millis(10);
 /// Lines of console or log that a message shows.
 const LAST_WORDS_LINES: usize = 12;
 /// Lines that it shows from before a kernel's panic.
@@ -91,17 +95,26 @@ impl Runner {
         Runner { dir: dir.into() }
     }
 
-    /// Its process, if it lives.
+    /// Its process, if it lives; it may have to be waited for until the host can look.
     pub(crate) fn process(&self) -> Option<Process> {
-        let text = fs::read(self.dir.join(LOCK)).ok()?;
-        let process: Process = serde_json::from_slice(&text).ok()?;
-        process.is_alive().then_some(process)
+        Process::recorded(&self.dir.join(LOCK))
+    }
+
+    /// Whether it has a process.
+    pub(crate) fn lives(&self) -> bool {
+        self.process().is_some()
+    }
+
+    /// Its process, for who must not wait himself.
+    pub(crate) async fn process_beside(&self) -> Option<Process> {
+        let asked = self.clone();
+        tokio::task::spawn_blocking(move || asked.process()).await.ok()?
     }
 
     /// How the VM ended the last time, and when.
     pub(crate) fn end(&self) -> Option<(End, Timestamp)> {
         let path = self.dir.join(END);
-        let end = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
+        let end = serde_json::from_slice(&look(&path)?).ok()?;
         let when = fs::metadata(&path).and_then(|data| data.modified()).ok()?;
         let unix_s = when.duration_since(UNIX_EPOCH).ok()?.as_secs();
         Some((end, Timestamp { unix_s }))
@@ -262,9 +275,11 @@ impl Runner {
         }
     }
 
-    /// Has it write down what its processor has made of the guest's code, which only saves time. Whether there is some.
-    pub(crate) fn translated(&self, file: &File) -> io::Result<bool> {
-        let answer = self.exchange(&Ask::Translated, &[file.try_clone()?], ANSWER_LIMIT)?;
+    /// Has it write down what its processor has made of the guest's code, which only saves time. Whether there is some that
+    /// is not in an earlier file.
+    pub(crate) fn translated(&self, file: &File, known: Option<File>) -> io::Result<bool> {
+        let files: Vec<File> = [file.try_clone()?].into_iter().chain(known).collect();
+        let answer = self.exchange(&Ask::Translated, &files, ANSWER_LIMIT)?;
         Ok(matches!(answer, Reply::Ok(_)) && file.metadata()?.len() > 0)
     }
 
@@ -296,7 +311,7 @@ impl Runner {
     /// Waits for the process to end; without a limit for ever. Whether it has ended.
     pub(crate) fn wait(&self, limit: Option<Duration>) -> bool {
         let Some(process) = self.process() else { return true };
-        let Ok(descriptor) = descriptor_of(&process) else { return true };
+        let Some(descriptor) = descriptor_in_time(&process) else { return true };
         let limit = limit.map(|limit| Timespec {
             tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: limit.subsec_nanos().into(),
@@ -327,7 +342,7 @@ impl Runner {
         if asked && self.wait(Some(limit)) {
             return;
         }
-        if let Ok(descriptor) = descriptor_of(&process) {
+        if let Some(descriptor) = descriptor_in_time(&process) {
             let _ = pidfd_send_signal(&descriptor, Signal::KILL);
         }
         if self.wait(Some(KILL_LIMIT)) && self.end().is_none() {
@@ -370,6 +385,17 @@ pub(crate) fn descriptor_of(process: &Process) -> io::Result<OwnedFd> {
     let pid = i32::try_from(process.pid).ok().and_then(Pid::from_raw).ok_or_else(gone)?;
     let descriptor = pidfd_open(pid, PidfdFlags::empty())?;
     if process.is_alive() { Ok(descriptor) } else { Err(gone()) }
+}
+
+/// The same, once the host has one for it; none if the process has ended.
+fn descriptor_in_time(process: &Process) -> Option<OwnedFd> {
+    loop {
+        match descriptor_of(process) {
+            Ok(descriptor) => return Some(descriptor),
+            Err(_) if process.is_alive() => thread::sleep(LOOK),
+            Err(_) => return None,
+        }
+    }
 }
 
 /// Collects an ended process, if it was our child.

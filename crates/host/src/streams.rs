@@ -91,7 +91,7 @@ pub(crate) async fn agent(
     let last = begin + limit.max(boot);
     let mut deadline = begin + limit;
     let mut signs = Signs::default();
-    if runner.process().is_none() {
+    if runner.process_beside().await.is_none() {
         return Err(not_running(name, "has no agent"));
     }
     let asked = runner.clone();
@@ -112,7 +112,7 @@ pub(crate) async fn agent(
         let asked = runner.clone();
         let status = tokio::task::spawn_blocking(move || asked.ask(&Ask::Status)).await;
         let panicked = matches!(&status, Ok(Ok(status)) if status.panicked);
-        if runner.process().is_none() || panicked {
+        if runner.process_beside().await.is_none() || panicked {
             if panicked {
                 tokio::time::sleep(FOLLOW).await; // for the rest of its last words
             }
@@ -233,7 +233,7 @@ async fn send_logs(runner: &Runner, follow: bool, sender: &mpsc::Sender<Bytes>) 
     let mut file = None;
     loop {
         // Looked at before the file, so that the last words are not missed.
-        let live = runner.process().is_some();
+        let live = runner.process_beside().await.is_some();
         if file.is_none() {
             file = File::open(&path).ok();
         }

@@ -13,6 +13,7 @@ use crate::networks::Networks;
 use crate::places::Places;
 use crate::precondition;
 use crate::programs;
+use crate::prune::{Gone, forget_others};
 use crate::runners::Runner;
 use crate::store::{Store, StoreError, VmRecord};
 use std::collections::{HashMap, HashSet};
@@ -110,7 +111,10 @@ impl Vms {
         self.load_limits()?;
         self.load_projects()?;
         self.after_boot()?;
-        for record in self.store.all()? {
+        let records = self.store.all()?;
+        let known = records.iter().map(|record| record.id.clone()).collect();
+        forget_others(&self.places.translated(), &known, &mut Gone::default());
+        for record in records {
             let runner = self.runner(&record);
             self.admission.take(Share::Described, &record.id, record.claim());
             match runner.process() {
@@ -134,6 +138,7 @@ impl Vms {
         }
         clear_sockets(&record.machine);
         self.clear_kernel(&record);
+        self.forget_translated(id);
         if lock(&self.starting).contains(id) {
             return;
         }
@@ -151,6 +156,11 @@ impl Vms {
         if record.remove && record.started_at.is_some() && !attended {
             let _ = self.remove(id, false);
         }
+    }
+
+    /// What a process had made of its guest's code is of no use to the next one.
+    fn forget_translated(&self, id: &str) {
+        let _ = fs::remove_file(self.places.translated().join(id));
     }
 
     /// Forgets ended VMs that were to be forgotten by a command that is gone.
@@ -598,6 +608,7 @@ impl Vms {
             let view = self.view(record.clone(), &runner);
             refuse(view.state, Ask::Remove, &record.name)?;
             self.clear_kernel(&record);
+            self.forget_translated(id);
             self.store.remove(&record.id)?;
             self.restarts.forget(&record.id);
             self.admission.give_back(Share::Described, &record.id);

@@ -85,7 +85,7 @@ impl Wait {
     /// Waits for its process; whether it has ended for sure.
     async fn process_ended(&self) -> Result<bool, Fault> {
         let (_, runner) = self.vms.find(&self.last.id)?;
-        match runner.process() {
+        match runner.process_beside().await {
             Some(process) => ended(&process).await,
             // It is about to have one, or has just lost it.
             None => tokio::time::sleep(LOOK).await,

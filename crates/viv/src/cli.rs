@@ -125,6 +125,8 @@ pub(crate) enum Verb {
     Events(verbs::events::Args),
     /// Show and set how much of this host VMs may have
     Limits(verbs::limits::Args),
+    /// Free the room of what nothing that is listed has: broken-off snapshots, unused layers and, if asked, caches
+    Prune(verbs::prune::Args),
     /// Show the service, the host and what its KVM is worth
     Info(verbs::info::Args),
     /// Make, look at and remove projects: what belongs together, and does not see the rest

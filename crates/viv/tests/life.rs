@@ -363,3 +363,43 @@ fn stats_at_the_end_go_to_standard_error() {
     let outcome = home.viv(&["run", "--accel", "kvm", "-o", "soft.count=on", "--kernel", &kernel]);
     outcome.fails(2, &["mean nothing to KVM", "--accel soft"]);
 }
+
+#[test]
+fn what_nothing_has_goes_when_it_is_asked_for() {
+    let home = Home::new("prune");
+    let kernel = home.kernel();
+    home.viv(&["run", "-d", "--name", "web", "--accel", "soft", "--kernel", &kernel]).ok();
+    home.viv(&["snapshot", "create", "web", "kept"]).ok();
+    // After the service has started, which sweeps itself.
+    let make = |path: &str| {
+        let path = home.dir.join("home").join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, [7; 9000]).unwrap();
+        path
+    };
+    let left = [
+        "state/snapshots/0123abcd/memory",
+        "state/snapshots/4567abcd.gone/manifest.json",
+        "state/snapshots/89ababcd.passing/memory",
+        "state/vms/.removed-0123abcd/disk.qcow2",
+        "state/boot/0123",
+        "data/images/blobs/sha256/0123",
+    ]
+    .map(make);
+    let (code, stays) = (make("data/programs/code"), make("state/vms/4567abcd/runner.lock"));
+    let before = std::time::SystemTime::now() - Duration::from_secs(3600);
+    std::fs::File::options().write(true).open(&code).unwrap().set_modified(before).unwrap();
+
+    let pruned = home.viv(&["prune", "--json"]).ok().json();
+    assert!(left.iter().all(|path| !path.exists()), "{left:?}");
+    assert!(pruned["bytes"].as_u64().unwrap() >= 6 * 9000 && pruned["removed"] == 5, "{pruned}");
+    assert_eq!(pruned["kept"], serde_json::json!([stays.parent().unwrap()]));
+    assert!(code.exists() && stays.exists());
+    let text = home.viv(&["prune", "--caches"]).ok().out;
+    assert!(text.contains("belongs to no VM") && text.contains("are free now") && !code.exists(), "{text}");
+    home.viv(&["snapshot", "verify", "kept"]).ok();
+    home.viv(&["restore", "kept", "--name", "again"]).ok();
+    assert_eq!(home.inspect("web")["state"], "running");
+    home.viv(&["prune", "more"]).fails(2, &["more"]);
+    home.viv(&["rm", "-f", "web", "again"]).ok();
+}

@@ -245,6 +245,17 @@ impl Images {
         self.store.prune(&self.store.lock(watcher)?)
     }
 
+    /// Lets go what was downloaded to build images, and would be downloaded again, by `remove`.
+    pub(crate) fn prune_downloads(
+        &self,
+        watcher: &dyn Watcher,
+        remove: &mut dyn FnMut(&Path),
+    ) -> Result<(), Fault> {
+        let lock = self.store.lock(watcher)?;
+        self.store.downloads(&lock).iter().for_each(|path| remove(path));
+        Ok(())
+    }
+
     fn not_found(&self, name: &str) -> Fault {
         if Recipe::ALL.iter().any(|recipe| recipe.name() == name) {
             return Fault::new(

@@ -294,6 +294,11 @@ impl Store {
         Ok(before.saturating_sub(self.bytes_on_disk()))
     }
 
+    /// What builds have downloaded, which nobody uses while the lock is held.
+    pub(super) fn downloads(&self, _lock: &Lock) -> Vec<PathBuf> {
+        fs::read_dir(self.cache_dir()).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+    }
+
     fn bytes_on_disk(&self) -> u64 {
         fn below(dir: &Path) -> u64 {
             let entries = fs::read_dir(dir).into_iter().flatten().flatten();

@@ -1,6 +1,6 @@
 //! The process of a network's switch, seen from outside: started, asked, found again.
 use crate::runners::{first_word, this_program};
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -31,8 +31,7 @@ impl Switch {
 
     /// Its process, if it lives.
     pub(crate) fn process(&self) -> Option<Process> {
-        let process: Process = serde_json::from_slice(&fs::read(self.dir.join(LOCK)).ok()?).ok()?;
-        process.is_alive().then_some(process)
+        Process::recorded(&self.dir.join(LOCK))
     }
 
     /// How it is, if it lives.

@@ -19,7 +19,7 @@ impl Snapshots {
         act: impl FnOnce(&Stopped<'_>) -> Result<T, Fault>,
     ) -> Result<T, Fault> {
         let (record, _) = self.vms.find(vm)?;
-        let (dir, manifest) = self.make(vm, &SnapshotCreate::default(), Purpose::Read)?;
+        let made = self.make(vm, &SnapshotCreate::default(), Purpose::Read)?;
         let unquiet = || {
             let text = format!(
                 "the file systems of VM {:?} did not stand still: it is paused, or its agent does not answer",
@@ -28,8 +28,8 @@ impl Snapshots {
             let fix = format!("let it go on: viv resume {0}; or stop it first: viv stop {0}", record.name);
             Fault::new(Kind::Conflict, text, fix)
         };
-        let done = self.with(&dir, &manifest, record.append.as_deref(), unquiet, act);
-        let _ = self.discard(&dir);
+        let done = self.with(&made.dir, &made.manifest, record.append.as_deref(), unquiet, act);
+        let _ = self.discard(&made.dir);
         done
     }
 

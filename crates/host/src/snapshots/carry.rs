@@ -101,6 +101,7 @@ impl Snapshots {
         })?;
         let id = names::identity().map_err(io_fault("read", Path::new("/dev/urandom")))?;
         let dir = self.places.snapshots().join(&id);
+        let _work = self.work_in(&dir);
         DirBuilder::new().mode(0o700).create(&dir).map_err(io_fault("make", &dir))?;
         // Without a manifest there, it is none yet.
         let beside = dir.join("import");

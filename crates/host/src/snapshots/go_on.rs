@@ -1,5 +1,5 @@
 //! VMs that go on from snapshots: new ones and forks.
-use super::make::Purpose;
+use super::make::{Made, Purpose};
 use super::{Snapshots, io_fault, link};
 use crate::apart;
 use crate::names;
@@ -98,6 +98,10 @@ impl Snapshots {
         let made = lay_out(from, manifest, &dir)
             .and_then(|mut machine| plug(&mut machine, ports, &record).map(|()| machine));
         let laid = made.inspect_err(|_| drop(fs::remove_dir_all(&dir)))?;
+        if manifest.program.is_none() {
+            // It begins with that, and need not say it again soon.
+            let _ = fs::hard_link(from.join(TRANSLATED), self.places.translated().join(&record.id));
+        }
         let MachineSpec { accel, cpu_weight, .. } = record.machine;
         let machine = MachineSpec { accel, cpu_weight, ..laid };
         let id = record.id.clone();
@@ -143,11 +147,12 @@ impl Snapshots {
         }
         let comment = format!("of a fork of {}", source.name);
         let between = SnapshotCreate { comment, drop_sockets: ask.drop_sockets, ..SnapshotCreate::default() };
-        let (dir, manifest) = self.make(vm, &between, Purpose::Fork)?;
+        let made = self.make(vm, &between, Purpose::Fork)?;
+        let Made { dir, manifest, .. } = &made;
         let one = |number| {
             let ask = SnapshotRestore { name: Some(name(number)), remove: ask.remove, ..Default::default() };
-            let record = VmRecord { request: of(number), ..self.record(&manifest, &ask)? };
-            self.go_on(&dir, &manifest, record, &[], &VmStart::default(), false)
+            let record = VmRecord { request: of(number), ..self.record(manifest, &ask)? };
+            self.go_on(dir, manifest, record, &[], &VmStart::default(), false)
         };
         let (mut made, mut failed) = (Vec::new(), None);
         for one in side_by_side(ask.count, &one) {
@@ -157,7 +162,7 @@ impl Snapshots {
             }
         }
         // The forks have links to what they need of it.
-        let _ = self.discard(&dir);
+        let _ = self.discard(dir);
         let Some(fault) = failed else { return Ok(made) };
         for vm in &made {
             let _ = self.vms.remove(&vm.id, true);

@@ -5,7 +5,8 @@ use crate::names;
 use crate::programs;
 use crate::runners::Runner;
 use crate::seed::{self, SEED, SETTINGS};
-use crate::vms::lock;
+use crate::vms::{Held, lock};
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -31,6 +32,13 @@ pub(super) enum Purpose {
     Read,
 }
 
+/// One that was just made: nobody else removes it for as long as this lives.
+pub(super) struct Made<'a> {
+    pub(super) dir: PathBuf,
+    pub(super) manifest: Manifest,
+    _work: Held<'a, OsString>,
+}
+
 impl Purpose {
     /// Whether it is gone in a moment: then it need not outlive the host.
     pub(super) fn passes(self) -> bool {
@@ -42,7 +50,7 @@ impl Snapshots {
     /// Makes a snapshot of a VM that lives.
     pub(crate) fn create(&self, vm: &str, ask: &SnapshotCreate) -> Result<Snapshot, Fault> {
         let purpose = if ask.template { Purpose::Template } else { Purpose::Keep };
-        let (dir, manifest) = self.make(vm, ask, purpose)?;
+        let Made { dir, manifest, .. } = self.make(vm, ask, purpose)?;
         if purpose == Purpose::Keep {
             // What the VM becomes comes from it. It may be gone by now.
             let _ = self.vms.came_from(&manifest.vm.0, &manifest.id);
@@ -51,12 +59,7 @@ impl Snapshots {
         Ok(self.view(&dir, &manifest, &self.all().unwrap_or_default()))
     }
 
-    pub(super) fn make(
-        &self,
-        vm: &str,
-        ask: &SnapshotCreate,
-        purpose: Purpose,
-    ) -> Result<(PathBuf, Manifest), Fault> {
+    pub(super) fn make(&self, vm: &str, ask: &SnapshotCreate, purpose: Purpose) -> Result<Made<'_>, Fault> {
         let (record, runner) = self.vms.find(vm)?;
         programs::refuse_to_save(&record)?;
         if ask.drop_sockets && record.kind() != GuestKind::Wasm {
@@ -73,6 +76,7 @@ impl Snapshots {
         if purpose.passes() {
             dir.set_extension(PASSING);
         }
+        let work = self.work_in(&dir);
         let state = self.vms.get(&record.id)?.state;
         if !matches!(state, State::Running | State::Paused) {
             return Err(Fault::new(
@@ -90,7 +94,7 @@ impl Snapshots {
             let told = SnapshotAsk { drop_sockets: ask.drop_sockets, ..targets.ask.clone() };
             let mut parts = targets.complete(runner.snapshot(&told, &targets.files)?)?;
             if record.program.is_none() && state == State::Running {
-                keep_translated(&dir, &runner);
+                self.keep_translated(&dir, &record.id, &runner);
             }
             apart.iter().try_for_each(|disk| disk.keep(&dir, &mut parts.machine))?;
             self.keep_files(&dir, &parts, &targets.new, purpose)?;
@@ -147,7 +151,25 @@ impl Snapshots {
             }
         })?;
         drop(turn);
-        Ok((dir, manifest))
+        Ok(Made { dir, manifest, _work: work })
+    }
+
+    /// What the VM's processor has made of its code comes beside the snapshot, if there is any: that only saves time. What it had made
+    /// when it was last asked does as well, if that is about all.
+    fn keep_translated(&self, dir: &Path, vm: &str, runner: &Runner) {
+        let (path, last) = (dir.join(TRANSLATED), self.places.translated().join(vm));
+        let known = File::open(&last).ok();
+        let had = known.is_some();
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o400).open(&path);
+        if matches!(file.and_then(|file| runner.translated(&file, known)), Ok(true)) {
+            let _ = fs::remove_file(&last);
+            let _ = fs::hard_link(&path, &last);
+            return;
+        }
+        let _ = fs::remove_file(&path);
+        if had {
+            let _ = fs::hard_link(&last, &path);
+        }
     }
 
     /// Nobody writes to them any more.
@@ -200,15 +222,6 @@ impl Snapshots {
             }
         }
         Ok(kept)
-    }
-}
-
-/// What the VM's processor has made of its code comes beside the snapshot, if there is any: that only saves time.
-fn keep_translated(dir: &Path, runner: &Runner) {
-    let path = dir.join(TRANSLATED);
-    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o400).open(&path);
-    if !matches!(file.and_then(|file| runner.translated(&file)), Ok(true)) {
-        let _ = fs::remove_file(&path);
     }
 }
 

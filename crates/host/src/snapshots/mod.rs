@@ -27,10 +27,12 @@ mod template;
 
 use crate::names;
 use crate::places::Places;
+use crate::prune::Gone;
 use crate::store::{Request, StoreError};
 use crate::vms::{Held, Vms, lock};
 use known::Known;
 use std::collections::HashSet;
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -42,7 +44,7 @@ use viv_model::{Fault, Kind, Manifest, ProjectName};
 use viv_snapshot::{MANIFEST, SnapshotError, read_manifest, verify, verify_disk};
 
 /// The extension of a directory that is being removed.
-const GONE: &str = "gone";
+const REMOVED: &str = "gone";
 /// That of one that is only there for what comes from it now.
 const PASSING: &str = "passing";
 /// A snapshot's directory, and what its manifest says, or why nothing.
@@ -57,6 +59,8 @@ pub(crate) struct Snapshots {
     known: Known,
     /// Keys of requests that make several VMs just now.
     repeating: Mutex<HashSet<String>>,
+    /// Identities of those that are being made, used while they pass, or removed.
+    in_work: Mutex<HashSet<OsString>>,
 }
 
 pub(crate) fn io_fault(what: &'static str, path: &Path) -> impl Fn(io::Error) -> Fault {
@@ -76,22 +80,41 @@ impl Snapshots {
     pub(crate) fn open(places: &Places, vms: Arc<Vms>) -> Result<Snapshots, Fault> {
         let all = places.snapshots();
         DirBuilder::new().recursive(true).mode(0o700).create(&all).map_err(io_fault("make", &all))?;
-        for entry in fs::read_dir(&all).map_err(io_fault("read", &all))?.flatten() {
-            let path = entry.path();
-            let gone = path.extension().is_some_and(|extension| extension == GONE || extension == PASSING);
-            if gone || !path.join(MANIFEST).exists() {
-                let _ = fs::remove_dir_all(&path);
-            }
-        }
         let snapshots = Snapshots {
             places: places.clone(),
             vms,
             naming: Mutex::default(),
             known: Known::default(),
             repeating: Mutex::default(),
+            in_work: Mutex::default(),
         };
+        snapshots.forget_unfinished(&mut Gone::default())?;
         snapshots.forget_undecided()?;
         Ok(snapshots)
+    }
+
+    /// Removes what was left half-made or half-removed, and is not in work.
+    pub(crate) fn forget_unfinished(&self, gone: &mut Gone) -> Result<(), Fault> {
+        let all = self.places.snapshots();
+        // Held, so that none is begun meanwhile.
+        let in_work = lock(&self.in_work);
+        for entry in fs::read_dir(&all).map_err(io_fault("read", &all))?.flatten() {
+            let path = entry.path();
+            let is_left =
+                path.extension().is_some_and(|extension| extension == REMOVED || extension == PASSING);
+            let is_known = path.file_stem().is_some_and(|id| in_work.contains(id));
+            if !is_known && (is_left || !path.join(MANIFEST).exists()) {
+                gone.remove(&path);
+            }
+        }
+        Ok(())
+    }
+
+    /// The snapshot in a directory is being made or removed as long as this lives.
+    fn work_in(&self, dir: &Path) -> Held<'_, OsString> {
+        let id = dir.file_stem().unwrap_or_default().to_os_string();
+        lock(&self.in_work).insert(id.clone());
+        Held { all: &self.in_work, what: id }
     }
 
     /// All with their directories, oldest first.
@@ -224,7 +247,8 @@ impl Snapshots {
     }
 
     fn discard(&self, dir: &Path) -> Result<(), Fault> {
-        let gone = dir.with_extension(GONE);
+        let _work = self.work_in(dir);
+        let gone = dir.with_extension(REMOVED);
         fs::rename(dir, &gone).map_err(io_fault("remove", dir))?;
         fs::remove_dir_all(&gone).map_err(io_fault("remove", &gone))
     }

@@ -59,6 +59,32 @@ impl Removal {
     }
 }
 
+/// Directories of VMs that nobody remembers.
+#[derive(Debug, Default)]
+pub(crate) struct Leftovers {
+    /// Of those that were removed: they have no name any more.
+    pub(crate) removed: Vec<PathBuf>,
+    /// In which a VM was started.
+    pub(crate) used: Vec<PathBuf>,
+}
+
+/// What is left below `root` of others than these VMs.
+pub(crate) fn leftovers(root: &Path, known: &HashSet<String>) -> Result<Leftovers, StoreError> {
+    let mut left = Leftovers::default();
+    for path in (Directories { root: root.to_path_buf() }).all()? {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        match name.strip_prefix(REMOVED) {
+            Some(id) if known.contains(id) => {}
+            Some(_) => left.removed.push(path),
+            None if known.contains(name.as_ref()) => {}
+            None if path.join(LOCK).exists() => left.used.push(path),
+            // It may be one that is just made.
+            None => {}
+        }
+    }
+    Ok(left)
+}
+
 impl Directories {
     pub(super) fn open(root: &Path) -> Result<Directories, StoreError> {
         DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(io_error("make", root))?;

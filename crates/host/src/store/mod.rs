@@ -9,7 +9,7 @@ mod record;
 mod sqlite;
 mod writer;
 
-pub(crate) use directories::write_whole;
+pub(crate) use directories::{leftovers, write_whole};
 pub use memory::MemoryStore;
 pub(crate) use record::Asked;
 pub use record::{OperationRecord, Request, VmRecord};

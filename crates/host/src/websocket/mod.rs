@@ -115,7 +115,7 @@ fn broke_off(what: &str, name: &str) -> Closing {
 /// How the VM has ended, if it has or does within this time.
 async fn gone(name: &str, runner: &Runner, limit: Duration) -> Option<Closing> {
     let ended = async {
-        while runner.process().is_some() {
+        while runner.process_beside().await.is_some() {
             tokio::time::sleep(LOOK).await;
         }
     };

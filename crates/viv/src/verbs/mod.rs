@@ -30,6 +30,7 @@ pub(crate) mod operation;
 pub(crate) mod port;
 mod program;
 pub(crate) mod project;
+pub(crate) mod prune;
 pub(crate) mod ps;
 pub(crate) mod pull;
 pub(crate) mod run;
@@ -195,6 +196,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
         Verb::Events(args) => events::run(&context, args),
         Verb::Limits(args) => limits::run(&context, args),
         Verb::Info(args) => info::run(&context, args),
+        Verb::Prune(args) => prune::run(&context, args),
         Verb::Serve(_)
         | Verb::Runner(_)
         | Verb::Switch(_)
