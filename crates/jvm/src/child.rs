@@ -2,6 +2,7 @@
 use crate::forward;
 use crate::hotspot::Hotspot;
 use crate::own_network;
+use crate::together;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::fs;
 use std::io::{Read, Write};
@@ -211,6 +212,7 @@ impl JavaProgram {
     fn start(&self) -> std::io::Result<Child> {
         let command = self.command.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut command = command.ok_or(std::io::ErrorKind::NotFound)?;
+        together::end_with_us(&mut command);
         let mut child = command.spawn()?;
         let known = OtherProcess::open(child.id())
             .and_then(|seen| Ok((seen, pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?)));

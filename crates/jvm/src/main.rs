@@ -6,6 +6,7 @@ mod child;
 mod forward;
 mod hotspot;
 mod own_network;
+mod together;
 
 use std::path::Path;
 
