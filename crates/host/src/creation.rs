@@ -267,7 +267,7 @@ fn take(instance: Instance, ask: &VmCreate, machine: &mut MachineSpec) -> Vec<Di
     instance.disks
 }
 
-fn no_random(error: std::io::Error) -> Fault {
+pub(crate) fn no_random(error: std::io::Error) -> Fault {
     Fault::new(
         Kind::Error,
         format!("cannot make up a name: /dev/urandom: {error}"),

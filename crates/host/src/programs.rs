@@ -1,15 +1,17 @@
 //! VMs that are a program, and no whole computer.
-use crate::creation::fits;
-use crate::described::spec_of;
+use crate::creation::{fits, no_random};
+use crate::names;
 use crate::places::Places;
 use crate::store::{Request, VmRecord};
 use crate::vms::{Vms, absolute};
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use viv_api::endpoint::Route;
 use viv_api::runner::{RunnerProgram, not_saved};
+use viv_api::timestamp::Timestamp;
 use viv_api::vm::{Vm, VmCreate, VmStart};
 use viv_model::{
     Accel, Fault, GuestKind, HealthAsk, Kind, MachineSpec, NetKind, PROGRAM_MEMORY_MIB_USUAL, ProgramSpec,
@@ -206,8 +208,7 @@ impl Vms {
         forks: impl Iterator<Item = (String, Option<Request>)>,
         remove: bool,
     ) -> Result<Vec<Vm>, Fault> {
-        let dir = self.places.vms().join(&source.id);
-        let log = dir.join(CHAIN_LOG);
+        let log = self.places.vms().join(&source.id).join(CHAIN_LOG);
         let failed = |error: std::io::Error| {
             Fault::new(
                 Kind::of_file(&error),
@@ -217,13 +218,35 @@ impl Vms {
         };
         let mut made: Vec<Vm> = Vec::new();
         let mut fork = |(name, request): (String, Option<Request>)| {
-            let ask = VmCreate { name: Some(name), ports: Vec::new(), remove, ..spec_of(source, &dir) };
-            let vm = self.create(ask, request, false)?;
-            let (id, copy) = (vm.id.clone(), vm.dir.join(CHAIN_LOG));
-            made.push(vm);
-            fs::create_dir_all(copy.parent().unwrap_or(&copy)).map_err(failed)?;
-            fs::copy(&log, copy).map_err(failed)?;
-            self.start(&id, &VmStart::default())
+            let name = self.name(&source.project, Some(&name))?;
+            let id = names::identity().map_err(no_random)?;
+            let to = self.places.vms().join(&id);
+            let copy = to.join(CHAIN_LOG);
+            // Its chain is there before it is known: whoever is killed over this leaves a fork or none, and never a chain that begins anew.
+            let begun = fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(copy.parent().unwrap_or(&to))
+                .and_then(|()| fs::copy(&log, &copy).map(drop))
+                .map_err(failed);
+            let record = VmRecord {
+                id: id.clone(),
+                name,
+                created_at: Timestamp::now(),
+                machine: MachineSpec { ports: Vec::new(), ..source.machine.clone() },
+                started_at: None,
+                attended_by: None,
+                remove,
+                wanted: !source.restart.is_never(),
+                request,
+                ..source.clone()
+            };
+            let vm = begun.and_then(|()| self.insert_and_start(record, &VmStart::default(), false));
+            let vm = vm.inspect_err(|_| {
+                let _ = (self.remove(&id, true), fs::remove_dir_all(&to));
+            })?;
+            made.push(vm.clone());
+            Ok(vm)
         };
         let forked: Result<Vec<Vm>, Fault> = forks.map(&mut fork).collect();
         if forked.is_err() {
