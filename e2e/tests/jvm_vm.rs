@@ -31,9 +31,11 @@ impl Java {
     fn new(name: &str) -> Java {
         let at = Directory::new(&format!("{name}-classes"));
         let dir = at.path("classes");
-        for (file, text) in
-            [("Main.java", include_str!("jvm/Main.java")), ("Monitor.java", include_str!("jvm/Monitor.java"))]
-        {
+        for (file, text) in [
+            ("Main.java", include_str!("jvm/Main.java")),
+            ("Monitor.java", include_str!("jvm/Monitor.java")),
+            ("Links.java", include_str!("engine_kills/Links.java")),
+        ] {
             fs::write(at.path(file), text).unwrap();
             tool("javac", &["-g", "--release", "17", "-d", &dir, &at.path(file)]);
         }
@@ -174,6 +176,59 @@ fn a_warm_server_is_saved_restored_and_forked() {
     home.run(&["start", "warm"]).ok();
     until("it answers after a boot", WAIT, || posted(first, "a").is_ok_and(|answer| answer == "a 1"));
     home.run(&["rm", "-f", "warm"]).ok();
+}
+
+/// The first so many links of the chain of `engine_kills/Links.java`.
+fn links(count: usize) -> Vec<String> {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    let next = |number: u64| {
+        hash = (hash ^ number).wrapping_mul(0x100_0000_01b3).rotate_left(29).wrapping_add(number);
+        format!("{number:06} {hash:016x}")
+    };
+    (1..=count as u64).map(next).collect()
+}
+
+#[test]
+#[ignore = "several boots of Java, which take minutes: cargo xtask nightly"]
+fn a_chain_in_memory_goes_on_where_its_vm_or_the_service_is_killed() {
+    let rounds = std::env::var("VIV_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(3);
+    let java = Java::new("jvm-vm-kills");
+    let home = &java.home;
+    java.run(&["-d", "--name", "vm-0"], "classes/Links.class", &[]).ok();
+    // What it has said, and that it is the chain from some link on; gives that link and the last.
+    let said = |vm: &str| {
+        let log = home.run(&["logs", vm]).ok().out;
+        let is_link = |line: &&str| line.len() == 23 && line.as_bytes()[6] == b' ';
+        let lines: Vec<&str> = log.lines().map(str::trim_end).filter(is_link).collect();
+        let first: usize = lines.first()?[..6].parse().ok()?;
+        let last = first + lines.len() - 1;
+        assert_eq!(lines, links(last)[first - 1..], "{vm}");
+        Some((first, last))
+    };
+    let mut vm = "vm-0".to_string();
+    for round in 0..rounds {
+        until("it adds links", WAIT, || said(&vm).is_some_and(|(first, last)| last > first + 5));
+        let (snapshot, new) = (format!("s-{round}"), format!("vm-{}", round + 1));
+        let before = said(&vm).expect("it has said some").1;
+        home.run(&["snapshot", "create", &vm, &snapshot]).ok();
+        std::thread::sleep(Duration::from_millis(round * 37 % 200));
+        let pid = home.json(&["inspect", &vm])[0]["pid"].to_string();
+        match round % 2 {
+            0 => tool("kill", &["-9", &pid]),
+            _ => tool("kill", &["-9", &home.service()]),
+        };
+        let after = said(&vm).expect("it has said some").1;
+        home.run(&["restore", &snapshot, "--name", &new]).ok();
+        until("it goes on", WAIT, || said(&new).is_some());
+        let first = said(&new).expect("it goes on").0;
+        assert!(
+            (before..=after + 2).contains(&first),
+            "saved at {before} to {after}, it goes on with {first}"
+        );
+        println!("{round}: {vm} said {before} to {after}, {new} goes on with {first}");
+        home.run(&["rm", "-f", &vm]).ok();
+        vm = new;
+    }
 }
 
 /// The debugger of the JDK, at its prompt.

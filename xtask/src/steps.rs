@@ -228,6 +228,13 @@ pub(crate) fn nightly() -> Result<(), String> {
             .arg("--test-threads=1"),
     )?;
     step(
+        "programs of each engine, killed 200 times",
+        cargo()
+            .env("VIV_KILLS", "200")
+            .args(["test", "--release", "--package", "viv-e2e", "--test", "engine_kills", "--"])
+            .args(["--include-ignored", "--test-threads=1", "--nocapture"]),
+    )?;
+    step(
         "the service, killed at 1,000 system calls",
         cargo().env("VIV_KILL_POINTS", "1000").args(["test", "--release", "--package", "viv-e2e"]).args([
             "--test",
