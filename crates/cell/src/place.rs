@@ -38,6 +38,8 @@ pub struct Place {
     pub owner: Option<OwnedFd>,
     /// What may end the process from outside.
     pub signals: Signals,
+    /// This process.
+    pub process: Process,
     /// The directory is ours for as long as this is open.
     pub lock: File,
 }
@@ -60,8 +62,10 @@ impl Place {
             }
             thread::sleep(LOCK_PATIENCE / 400);
         }
-        let process = serde_json::to_vec(&Process::current()).unwrap_or_default();
-        lock.set_len(0).and_then(|()| lock.write_all(&process)).map_err(broken("write its lock"))?;
+        // By that it is known from others: without it, it would run and nobody would see it.
+        let process = Process::current().map_err(broken("see when it was started"))?;
+        let line = serde_json::to_vec(&process).unwrap_or_default();
+        lock.set_len(0).and_then(|()| lock.write_all(&line)).map_err(broken("write its lock"))?;
         let spec = fs::read(SPEC).map_err(broken("read its description"))?;
         let spec: RunnerSpec = serde_json::from_slice(&spec)
             .map_err(|error| broken("understand its description")(io::Error::other(error)))?;
@@ -83,6 +87,7 @@ impl Place {
                 .map_err(broken("open its console's log"))?,
             signals: Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])
                 .map_err(broken("take signals"))?,
+            process,
             lock,
         };
         Ok((place, spec))

@@ -6,8 +6,8 @@
 #![allow(unsafe_code)]
 
 use landlock::{
-    ABI, Access, AccessFs, CompatLevel, Compatible, LandlockStatus, PathBeneath, PathFd, Ruleset,
-    RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
+    ABI, Access, AccessFs, CompatLevel, Compatible, LandlockStatus, PathBeneath, PathFd, PathFdError,
+    Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
 };
 use rustix::process::DumpableBehavior;
 use rustix::thread::{CapabilitySet, CapabilitySets};
@@ -16,6 +16,7 @@ use seccompiler::{
 };
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
+use std::io;
 use std::path::{Path, PathBuf};
 use viv_model::{Fault, Kind};
 
@@ -116,7 +117,11 @@ fn restrict_reach(files: &Files) -> Result<impl Iterator<Item = &'static str> + 
         .map_err(|error| failed(&error))?;
     let mut allow = |path: &Path, access| {
         // What is not there needs no rule; the machine says in its own words what is missing.
-        let Ok(descriptor) = PathFd::new(path) else { return Ok(()) };
+        let descriptor = match PathFd::new(path) {
+            Ok(descriptor) => descriptor,
+            Err(PathFdError::OpenCall { source, .. }) if is_out_of_reach(&source) => return Ok(()),
+            Err(error) => return Err(failed(&error)),
+        };
         let is_directory = path.is_dir();
         let access = if is_directory { access } else { access & AccessFs::from_file(abi) };
         (&mut rules).add_rule(PathBeneath::new(descriptor, access)).map(drop).map_err(|error| failed(&error))
@@ -137,6 +142,12 @@ fn restrict_reach(files: &Files) -> Result<impl Iterator<Item = &'static str> + 
         matches!(status.landlock, LandlockStatus::Available { effective_abi, .. } if effective_abi >= SCOPES);
     let names = [("landlock", is_enforced), ("landlock-scopes", is_enforced && has_scopes)];
     Ok(names.into_iter().filter(|(_, in_force)| *in_force).map(|(name, _)| name))
+}
+
+/// Whether a file is not there for this process, with or without a rule. All else is a failure of the host.
+fn is_out_of_reach(error: &io::Error) -> bool {
+    use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
+    matches!(error.kind(), NotFound | NotADirectory | PermissionDenied)
 }
 
 /// Calls that no VM has any use for, and that have helped many out of a sandbox.

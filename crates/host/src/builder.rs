@@ -84,11 +84,16 @@ impl BuilderVm<'_> {
         command: Option<&Exec>,
         console: &mut dyn FnMut(&[u8]),
     ) -> Result<End, Fault> {
+        let this = Process::current().map_err(|source| store::StoreError::Io {
+            what: "look at",
+            path: "/proc/self/stat".into(),
+            source,
+        })?;
         let mut spec = RunnerSpec {
             name: "builder".into(),
             machine: spec.clone(),
             on_reboot: OnReboot::End,
-            attended_by: Some(Process::current()),
+            attended_by: Some(this),
             command: command.cloned(),
             attend: false,
             health: None,

@@ -5,13 +5,14 @@ use crate::runners;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use viv_api::info::{Host, Kvm, KvmState};
+use viv_api::process::look;
 use viv_api::runner::Probe;
 use viv_model::Room;
 
 /// How much memory there is.
 pub(crate) fn room() -> Room {
     let nothing = Room { total_mib: 0, available_mib: 0, is_limited: false };
-    Room::of(|path| fs::read_to_string(path).ok()).unwrap_or(nothing)
+    Room::of(|path| String::from_utf8(look(path.as_ref())?).ok()).unwrap_or(nothing)
 }
 
 /// Processors, memory and kernel.

@@ -27,7 +27,7 @@ pub enum MemError {
         gpa: Gpa,
     },
     /// The host would not give the memory.
-    #[error("the host gives no {bytes} bytes of memory")]
+    #[error("the host gives no {bytes} bytes of memory: {source}")]
     Host {
         /// How much was asked for.
         bytes: u64,

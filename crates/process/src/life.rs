@@ -197,7 +197,7 @@ fn live(dir: &Path, engine: &dyn Engine) -> Result<End, Fault> {
     let setting = Setting { vm: &spec, program: &program, streams: shared, gate: held, cards };
     let Prepared { instance, confinement } = engine.prepare(setting)?;
     let sessions = UnixListener::bind(VSOCK).map_err(broken("make the socket of its streams"))?;
-    let Place { control, console: listener, log, owner, signals, lock: _lock } = place;
+    let Place { control, console: listener, log, owner, signals, process, lock: _lock } = place;
     // Before the first thread: these restrictions are a thread's own and pass on to the threads it makes.
     let mut restricted = sandbox::restrict(&confinement.files)?;
     keep_log(&console, log)?;
@@ -206,7 +206,7 @@ fn live(dir: &Path, engine: &dyn Engine) -> Result<End, Fault> {
         false => sandbox::filter_calls(&confinement.calls),
     });
     let life = Arc::new(Life {
-        process: Process::current(),
+        process,
         kind: engine.kind(),
         machine: spec.machine.clone(),
         saving: Saving::default(),

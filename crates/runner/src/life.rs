@@ -79,7 +79,7 @@ struct Inner {
 }
 
 impl Life {
-    fn new(spec: &RunnerSpec, console: Arc<Console>, devices: Devices) -> Life {
+    fn new(spec: &RunnerSpec, process: Process, console: Arc<Console>, devices: Devices) -> Life {
         let inner = Inner {
             state: State::Starting,
             guest: None,
@@ -96,7 +96,7 @@ impl Life {
             devices,
         };
         Life {
-            process: Process::current(),
+            process,
             quota: Quota::new(spec.machine.cpu_limit_milli),
             name: spec.name.clone(),
             machine: spec.machine.clone(),
@@ -503,10 +503,10 @@ fn first_plugs(machine: &MachineSpec) -> std::io::Result<Vec<Arc<Plug>>> {
 
 fn live(prepared: Prepared, build: &Build) -> Result<End, Fault> {
     let Prepared { spec, place, shares, watched, console_ports, plugs } = prepared;
-    let Place { control, console: listener, log, owner, signals, lock: _lock } = place;
+    let Place { control, console: listener, log, owner, signals, process, lock: _lock } = place;
     let console = Arc::new(Console::new());
     let devices = Devices::new(&spec.machine, shares, plugs, console_ports);
-    let life = Arc::new(Life::new(&spec, console.clone(), devices));
+    let life = Arc::new(Life::new(&spec, process, console.clone(), devices));
     // Before the first thread: these restrictions are a thread's own and pass on to the threads it makes.
     let mut restricted = viv_cell::sandbox::restrict(&sandbox::files(&spec)?)?;
     keep_log(&console, log)?;

@@ -74,7 +74,7 @@ fn broken(what: &str) -> impl Fn(io::Error) -> Fault {
 
 fn prepare(dir: &Path) -> Result<Prepared, Fault> {
     std::env::set_current_dir(dir).map_err(broken("enter its directory"))?;
-    let lock = lock().map_err(broken("lock its directory"))?;
+    let (lock, process) = lock().map_err(broken("lock its directory"))?;
     let spec = fs::read(SPEC).map_err(broken("read which network it is"))?;
     let network: NetworkSpec = serde_json::from_slice(&spec)
         .map_err(|error| broken("understand which network it is")(io::Error::other(error)))?;
@@ -90,14 +90,13 @@ fn prepare(dir: &Path) -> Result<Prepared, Fault> {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     let _ = setrlimit(Resource::Nofile, limit);
-    let process = Process::current();
     let sandbox = sandbox::restrict()?;
     let status = Status { process, network, ports: Vec::new(), sandbox };
     Ok(Prepared { status, engine, controls, listener, _lock: lock })
 }
 
 /// Held while the process lives; it names the process. One before it may just be ending.
-fn lock() -> io::Result<File> {
+fn lock() -> io::Result<(File, Process)> {
     let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(LOCK)?;
     let deadline = Instant::now() + PREDECESSOR_LIMIT;
     while let Err(error) = file.try_lock() {
@@ -108,8 +107,9 @@ fn lock() -> io::Result<File> {
         }
     }
     file.set_len(0)?;
-    file.write_all(&serde_json::to_vec(&Process::current())?)?;
-    Ok(file)
+    let process = Process::current()?;
+    file.write_all(&serde_json::to_vec(&process)?)?;
+    Ok((file, process))
 }
 
 /// Tells the service how the start went.

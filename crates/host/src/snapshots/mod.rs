@@ -121,7 +121,8 @@ impl Snapshots {
     fn all(&self) -> Result<Vec<Found>, Fault> {
         let all = self.places.snapshots();
         let entries = fs::read_dir(&all).map_err(io_fault("read", &all))?;
-        let dirs = entries.flatten().map(|entry| entry.path()).filter(|path| path.join(MANIFEST).exists());
+        let entries = entries.collect::<io::Result<Vec<_>>>().map_err(io_fault("read", &all))?;
+        let dirs = entries.iter().map(|entry| entry.path()).filter(|path| path.join(MANIFEST).exists());
         let mut found: Vec<_> = dirs
             .filter(|path| path.extension().is_none())
             .map(|path| (path.clone(), read_manifest(&path).map_err(Fault::from)))

@@ -651,8 +651,16 @@ pub(super) fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Faul
         remove: args.rm,
         on_reboot: args.reboot.unwrap_or(if ends { OnReboot::End } else { OnReboot::Restart }),
         restart: args.restart.unwrap_or_default(),
-        attended_by: foreground.then(Process::current),
+        attended_by: foreground.then(this_process).transpose()?,
         command,
+    })
+}
+
+/// This command, with whose end a VM in the foreground ends.
+fn this_process() -> Result<Process, Fault> {
+    Process::current().map_err(|error| {
+        let text = format!("cannot see when this command was started: {error}");
+        Fault::new(Kind::Error, text, "see that there is memory for it, or start the VM with -d")
     })
 }
 
