@@ -86,8 +86,8 @@ pub struct Files {
     pub state: File,
     /// Its memory.
     pub memory: File,
-    /// The checksums of that.
-    pub sums: File,
+    /// The checksums of that; none if it is for what goes on from it now, and is gone then.
+    pub sums: Option<File>,
 }
 
 /// What was written of a program.

@@ -18,7 +18,7 @@ mod files;
 mod manifest;
 mod since;
 
-pub use content::{CHUNK, Checked, Ranges, ReadChunk, SUM_LEN, write as write_content};
+pub use content::{CHUNK, Checked, Ranges, ReadChunk, SUM_LEN, write as write_content, write_passing};
 pub use files::{
     IMAGE, IMAGE_PART, INITRD, KERNEL, MEMORY, PROGRAM, SEED, SEED_SETTINGS, STATE, content_files, disk_file,
     layer_file, map_file, sums_file,

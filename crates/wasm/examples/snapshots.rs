@@ -36,9 +36,13 @@ const ROUNDS: u32 = 11;
 /// Programs that go on from one snapshot, all in this process.
 const CLONES: u32 = 100;
 
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
+
 fn median(mut times: Vec<Duration>) -> f64 {
     times.sort();
-    times[times.len() / 2].as_secs_f64() * 1000.0
+    ms(times[times.len() / 2])
 }
 
 /// A copy of a snapshot, which is gone when a program has gone on from it.
@@ -74,20 +78,27 @@ fn main() {
         }
         trial.forget();
     }
-    let cut = trial.cut(&run, ROUNDS).unwrap();
-    run.stop();
+    let kept = trial.cut(&run, ROUNDS).unwrap();
     let begin = Instant::now();
-    let clones = (0..CLONES).map(|number| {
-        let again = dir.join(format!("clone{number}"));
-        copy(&cut, &again);
-        let clone = trial.begin(Some(&again)).unwrap();
-        clone.hear();
-        clone.gate.pause();
-        clone
-    });
-    let clones: Vec<_> = clones.collect();
-    let cloned = begin.elapsed() / CLONES;
-    clones.into_iter().for_each(|clone| clone.stop());
+    let passing = trial.fork(&run, ROUNDS + 1).unwrap();
+    let (forked, still) = (begin.elapsed(), Trial::paused(&passing));
+    run.stop();
+    let clones = |cut: &Path| {
+        let begin = Instant::now();
+        let clones = (0..CLONES).map(|number| {
+            let again = dir.join(format!("clone{number}"));
+            copy(cut, &again);
+            let clone = trial.begin(Some(&again)).unwrap();
+            clone.hear();
+            clone.gate.pause();
+            clone
+        });
+        let clones: Vec<_> = clones.collect();
+        let cloned = begin.elapsed() / CLONES;
+        clones.into_iter().for_each(|clone| clone.stop());
+        ms(cloned)
+    };
+    let (of_kept, of_passing) = (clones(&kept), clones(&passing));
     println!(
         "stands still to be saved    {:7.1} ms (with all of it: {:.1} ms)",
         median(paused),
@@ -95,6 +106,8 @@ fn main() {
     );
     println!("goes on, code made anew     {:7.1} ms", median(cold));
     println!("goes on, code made before   {:7.1} ms", median(warm));
-    println!("one of {CLONES} clones           {:7.1} ms", cloned.as_secs_f64() * 1000.0);
+    println!("stands still to be forked   {:7.1} ms (with all of it: {:.1} ms)", ms(still), ms(forked));
+    println!("one of {CLONES} that go on from one that is kept   {of_kept:7.2} ms");
+    println!("one of {CLONES} forks                              {of_passing:7.2} ms");
     std::fs::remove_dir_all(dir).unwrap();
 }

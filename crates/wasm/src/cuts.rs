@@ -177,7 +177,9 @@ fn cuts() -> u32 {
 
 /// Saves one that runs; nothing if it has ended.
 fn saved(trial: &Trial, run: &Run, number: u32) -> Option<PathBuf> {
-    trial.cut(run, number).inspect_err(|fault| assert!(fault.message.contains("ended"), "{fault}")).ok()
+    // Every second program, and what comes from it, as forks are.
+    let cut = if (number / 8).is_multiple_of(2) { trial.cut(run, number) } else { trial.fork(run, number) };
+    cut.inspect_err(|fault| assert!(fault.message.contains("ended"), "{fault}")).ok()
 }
 
 /// Cuts it at moments that nobody chose; what goes on is cut again up to three times.
@@ -254,6 +256,28 @@ fn a_snapshot_gives_no_more_fuel_than_there_is() {
     for dir in [dir, other] {
         fs::remove_dir_all(dir).unwrap();
     }
+}
+
+#[test]
+fn what_a_fork_comes_from_is_compared_with_nothing_but_its_size() {
+    let text = r#"(module (memory (export "memory") 2) (func (export "_start") (loop (br 0))))"#;
+    let (trial, dir) = trial(text, None);
+    let run = trial.begin(None).unwrap();
+    let (kept, passing) = (trial.cut(&run, 0).unwrap(), trial.fork(&run, 1).unwrap());
+    run.stop();
+    let change = |cut: &PathBuf, size: usize| {
+        let path = cut.join("memory");
+        fs::remove_file(&path).unwrap();
+        fs::write(path, vec![1; size]).unwrap();
+    };
+    change(&kept, 2 << 16);
+    assert!(trial.begin(Some(&kept)).err().unwrap().message.contains("not what was written"));
+    change(&passing, 2 << 15);
+    let refused = trial.begin(Some(&passing)).err().unwrap().message;
+    assert!(refused.contains("65536 bytes instead of 131072"), "{refused}");
+    change(&passing, 2 << 16);
+    trial.begin(Some(&passing)).unwrap().stop();
+    fs::remove_dir_all(dir).unwrap();
 }
 
 #[test]

@@ -4,7 +4,7 @@ use crate::component;
 use crate::instance::{Ready, Resume, WasmInstance};
 use crate::keeper::{Keeper, SECTION, Snapshot};
 use crate::live::{self, Shape, Unsaved};
-use crate::mapped;
+use crate::mapped::Memory;
 use crate::wasi::{self, Wasi};
 use std::fs;
 use std::net::TcpListener;
@@ -16,7 +16,7 @@ use viv_cell::sandbox::Files;
 use viv_model::{Fault, GuestKind, Kind, ProgramSpec, ShareSpec};
 use viv_net::switch::Listeners;
 use viv_process::{Confinement, Engine, Prepared, Setting};
-use viv_snapshot::{MANIFEST, open_memory, read_manifest, read_section};
+use viv_snapshot::{MANIFEST, read_manifest, read_section};
 use wasmtime::{Config, ExternType, Linker, Module};
 
 /// Bytes of stack that a program's calls may take.
@@ -169,8 +169,7 @@ pub(crate) fn resume(
         let why = format!("it has {} bytes of memory instead of {total}", manifest.memory.bytes);
         return Err(refused(why, "use another one: viv snapshot ls"));
     }
-    let memory = open_memory(&manifest, dir)?;
-    mapped::verify(&memory, total)?;
+    let memory = Memory::open(&manifest, dir)?;
     let module = make(&plan.written.module)?;
     wasi.put_back(&vm.machine.shares, &snapshot.wasi).map_err(unsaved)?;
     wasi.gate.has_run(Duration::from_nanos(snapshot.ran_ns));

@@ -4,7 +4,7 @@ use crate::invoke::{self, Start};
 use crate::keeper::{Keeper, Live, Snapshot, Stage, Stepper, step};
 use crate::limits::{Limits, Usage};
 use crate::live::{self, Plan, Running, Shape, now};
-use crate::mapped;
+use crate::mapped::Memory;
 use crate::trap::{self, Names};
 use crate::wasi::Wasi;
 use std::sync::atomic::Ordering;
@@ -14,7 +14,6 @@ use viv_api::agent::Output;
 use viv_api::stats::ProgramStats;
 use viv_model::{End, Fault, GuestKind, Kind};
 use viv_process::{Channel, Files, Gate, Instance, Saved, Streams, Waited};
-use viv_snapshot::Checked;
 use wasmtime::{
     AsContextMut, Caller, Engine, Error, Func, InstancePre, Module, Result, Store, UpdateDeadline, Val,
 };
@@ -40,7 +39,7 @@ impl Host {
 /// What is needed for a program to go on.
 pub(crate) struct Resume {
     pub(crate) snapshot: Snapshot,
-    pub(crate) memory: Checked,
+    pub(crate) memory: Memory,
     pub(crate) plan: Plan,
     /// The functions that it goes on in.
     pub(crate) module: Module,
@@ -192,8 +191,7 @@ fn rebuild(store: &mut Store<Host>, running: &mut Running, resume: Resume) -> Re
     let keeper = store.data().live.as_ref().map(|live| live.keeper.clone());
     let keeper = keeper.ok_or_else(|| Error::msg(WITHOUT_RESUME))?;
     let shape = Shape::read(keeper.bytecode())?;
-    let read =
-        &mut |at: u64, data: &mut [u8]| mapped::put(&memory, at, data).map_err(|error| error.to_string());
+    let read = &mut |at: u64, data: &mut [u8]| memory.put(at, data).map_err(|error| error.to_string());
     live::put_back(store.as_context_mut(), running.instance, &shape, &snapshot.state, read)?;
     store.data().usage().refused.store(snapshot.memory_refused, Ordering::Relaxed);
     // It has no more than it was given here, whatever the snapshot says.

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use viv_model::{Fault, Kind};
 use viv_process::{Files, Gate, Saved, Waited};
-use viv_snapshot::{SECTION_MAX, write_content, write_section};
+use viv_snapshot::{SECTION_MAX, write_content, write_passing, write_section};
 use wasmtime::{AsContextMut, DebugEvent, DebugHandler, ExternType, Module, StoreContextMut};
 
 /// The section with a program's state, and the version of its form.
@@ -117,8 +117,8 @@ impl Keeper {
     pub(crate) fn save(&self, files: &Files, drop_sockets: bool) -> Result<Saved, Fault> {
         let gone = || refused("it has ended", "start it first: viv start VM");
         let open = |file: &std::fs::File| file.try_clone().map_err(failed);
-        let files =
-            Files { state: open(&files.state)?, memory: open(&files.memory)?, sums: open(&files.sums)? };
+        let sums = files.sums.as_ref().map(open).transpose()?;
+        let files = Files { state: open(&files.state)?, memory: open(&files.memory)?, sums };
         let (reply, answer) = sync_channel(1);
         {
             let mut jobs = self.lock();
@@ -219,7 +219,11 @@ impl Keeper {
         let memories: Vec<&[u8]> = memories.iter().map(|memory| memory.data(&store)).collect();
         let total = memories.iter().map(|memory| memory.len() as u64).sum();
         let read = &mut |offset: u64, data: &mut [u8]| copy_out(&memories, offset, data).map(|()| true);
-        let memory = write_content(&files.memory, &files.sums, total, &[(0, total)], read).map_err(failed)?;
+        let memory = match &files.sums {
+            Some(sums) => write_content(&files.memory, sums, total, &[(0, total)], read),
+            None => write_passing(&files.memory, total, read),
+        };
+        let memory = memory.map_err(failed)?;
         let paused_ns = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
         Ok(Saved { sections: vec![section], memory, paused_ns })
     }

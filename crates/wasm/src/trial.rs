@@ -186,7 +186,7 @@ impl Trial {
         let create = |name: &str| {
             File::options().read(true).write(true).create_new(true).open(dir.join(name)).expect("a file")
         };
-        Files { state: create(STATE), memory: create(MEMORY), sums: create(&sums_file(MEMORY)) }
+        Files { state: create(STATE), memory: create(MEMORY), sums: Some(create(&sums_file(MEMORY))) }
     }
 
     fn complete(saved: Saved, dir: &Path) {
@@ -231,6 +231,15 @@ impl Trial {
         Ok(dir)
     }
 
+    /// The same for those that go on from it now, and are compared with nothing: forks.
+    pub fn fork(&self, run: &Run, number: u32) -> Result<PathBuf, Fault> {
+        let dir = self.new_cut(number);
+        let files = Files { sums: None, ..Self::files(&dir) };
+        let saved = run.instance.save(&files, false).expect("programs can be saved");
+        Self::complete(saved.inspect_err(|_| drop(fs::remove_dir_all(&dir)))?, &dir);
+        Ok(dir)
+    }
+
     /// How long a program has stood still for a snapshot.
     pub fn paused(dir: &Path) -> Duration {
         Duration::from_nanos(read_manifest(dir).expect("a manifest").paused_ns)
@@ -253,7 +262,8 @@ impl Trial {
             Ok(true)
         };
         let content =
-            write_content(&files.memory, &files.sums, total, &[(0, total)], read).expect("a memory");
+            write_content(&files.memory, files.sums.as_ref().expect("checksums"), total, &[(0, total)], read)
+                .expect("a memory");
         Self::complete(Saved { sections: vec![section], memory: content, paused_ns: 0 }, &dir);
         dir
     }
