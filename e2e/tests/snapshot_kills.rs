@@ -560,11 +560,17 @@ fn an_error_at_any_system_call_of_a_snapshots_life_is_told_and_harms_nobody() {
                     let how = format!("with {says:?} for {whom:?} at {at} of {all}");
                     match &came {
                         Came::Done => done += 1,
-                        // In SQLite's words, and in those of a thread that is not to be had.
+                        // Also in the words of SQLite, of a thread that is not to be had, and of the loader of programs.
                         Came::Refused(why)
-                            if [says, "is full", "disk I/O error", "temporarily unavailable"]
-                                .iter()
-                                .any(|says| why.contains(says)) => {}
+                            if [
+                                says,
+                                "is full",
+                                "disk I/O error",
+                                "temporarily unavailable",
+                                "failed to map",
+                            ]
+                            .iter()
+                            .any(|says| why.contains(says)) => {}
                         _ => wrong.push(format!("{} {how}: {came:?}", work.name)),
                     }
                     world.is_whole(work, &came, work.name == "rollback", &how);
