@@ -105,7 +105,7 @@ impl Vms {
     }
 }
 
-/// The size of a disk, bytes; nothing if it cannot be read.
+/// The size of a disk, bytes; the error says why it cannot be read.
 pub(crate) fn size_of(disk: &DiskSpec) -> Result<u64, Fault> {
     let source = Source { format: disk.format, allowed: disk.allow.clone(), ..Source::new(&disk.path, true) };
     Ok(viv_block::info(&source)?.size)

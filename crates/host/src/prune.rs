@@ -2,6 +2,7 @@
 //! stays for months is not restarted for a directory that could not be removed.
 use crate::disk_image;
 use crate::images;
+use crate::runners::Runner;
 use crate::service::Service;
 use crate::store::leftovers;
 use std::collections::HashSet;
@@ -53,7 +54,7 @@ pub(crate) fn prune(service: &Service, ask: &HostPrune) -> Result<HostPruned, Fa
     let left = leftovers(&service.places.vms(), &known)?;
     left.removed.iter().for_each(|path| gone.remove(path));
     // Those of images that are just built have a process.
-    let kept = left.used.into_iter().filter(|path| !crate::runners::Runner::new(path).lives()).collect();
+    let kept = left.used.into_iter().filter(|path| Runner::new(path).process().is_none()).collect();
     disk_image::prune(&service.places.boot(), &mut gone);
     if ask.caches {
         forget_old(&service.places.programs(), &mut gone);

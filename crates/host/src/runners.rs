@@ -100,15 +100,10 @@ impl Runner {
         Process::recorded(&self.dir.join(LOCK))
     }
 
-    /// Whether it has a process.
-    pub(crate) fn lives(&self) -> bool {
-        self.process().is_some()
-    }
-
-    /// Its process, for who must not wait himself.
-    pub(crate) async fn process_beside(&self) -> Option<Process> {
-        let asked = self.clone();
-        tokio::task::spawn_blocking(move || asked.process()).await.ok()?
+    /// What one of these finds out, for who must not wait himself until the host can look.
+    pub(crate) async fn beside<T: Send + 'static>(&self, find: fn(&Runner) -> Option<T>) -> Option<T> {
+        let runner = self.clone();
+        tokio::task::spawn_blocking(move || find(&runner)).await.ok()?
     }
 
     /// How the VM ended the last time, and when.

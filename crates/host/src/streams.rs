@@ -61,7 +61,10 @@ fn connect(path: &Path) -> io::Result<UnixStream> {
 
 /// The serial console of a VM that runs.
 pub(crate) async fn console(name: &str, runner: &Runner) -> Result<UnixStream, Fault> {
-    connect(&runner.dir().join(CONSOLE)).map_err(|_| match runner.process() {
+    if let Ok(stream) = connect(&runner.dir().join(CONSOLE)) {
+        return Ok(stream);
+    }
+    Err(match runner.beside(Runner::process).await {
         None => not_running(name, "has no console"),
         Some(_) => Fault::new(
             Kind::Conflict,
@@ -91,7 +94,7 @@ pub(crate) async fn agent(
     let last = begin + limit.max(boot);
     let mut deadline = begin + limit;
     let mut signs = Signs::default();
-    if runner.process_beside().await.is_none() {
+    if runner.beside(Runner::process).await.is_none() {
         return Err(not_running(name, "has no agent"));
     }
     let asked = runner.clone();
@@ -112,11 +115,11 @@ pub(crate) async fn agent(
         let asked = runner.clone();
         let status = tokio::task::spawn_blocking(move || asked.ask(&Ask::Status)).await;
         let panicked = matches!(&status, Ok(Ok(status)) if status.panicked);
-        if runner.process_beside().await.is_none() || panicked {
+        if runner.beside(Runner::process).await.is_none() || panicked {
             if panicked {
                 tokio::time::sleep(FOLLOW).await; // for the rest of its last words
             }
-            let how = match (panicked, runner.end()) {
+            let how = match (panicked, runner.beside(Runner::end).await) {
                 (true, _) => "its kernel panicked".to_string(),
                 (false, Some((end, _))) => format!("it ended: {}", told(&end)),
                 (false, None) => "its process ended".to_string(),
@@ -233,7 +236,7 @@ async fn send_logs(runner: &Runner, follow: bool, sender: &mpsc::Sender<Bytes>) 
     let mut file = None;
     loop {
         // Looked at before the file, so that the last words are not missed.
-        let live = runner.process_beside().await.is_some();
+        let live = runner.beside(Runner::process).await.is_some();
         if file.is_none() {
             file = File::open(&path).ok();
         }

@@ -1,6 +1,7 @@
 //! Waiting for a VM to become something: on events and on its process, without looking again and again.
 use crate::blocking::{blocking, defect};
 use crate::events::PIECE;
+use crate::runners::Runner;
 use crate::service::ended;
 use crate::vms::Vms;
 use std::sync::Arc;
@@ -85,7 +86,7 @@ impl Wait {
     /// Waits for its process; whether it has ended for sure.
     async fn process_ended(&self) -> Result<bool, Fault> {
         let (_, runner) = self.vms.find(&self.last.id)?;
-        match runner.process_beside().await {
+        match runner.beside(Runner::process).await {
             Some(process) => ended(&process).await,
             // It is about to have one, or has just lost it.
             None => tokio::time::sleep(LOOK).await,

@@ -12,7 +12,7 @@
 //! ```
 #![allow(unsafe_code)]
 
-use crate::origin::PIECE;
+use crate::origin::{PIECE, ranges_of};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
@@ -65,9 +65,8 @@ impl Board {
 
     /// The ranges of which it is said that they are zeroes: offsets and bytes, ascending.
     fn zeroes(file: &File, bytes: u64) -> io::Result<Vec<(u64, u64)>> {
-        let mut ranges = Vec::<(u64, u64)>::new();
         if file.metadata()?.len() < Board::len_with_zeroes(bytes) {
-            return Ok(ranges);
+            return Ok(Vec::new());
         }
         let start = Board::len_for(bytes);
         let mut words = vec![0; start as usize - HEAD];
@@ -76,15 +75,7 @@ impl Board {
             let byte = words.get((piece / 8) as usize).copied().unwrap_or(0);
             byte >> (piece % 8) & 1 != 0
         };
-        for piece in (0..bytes.div_ceil(PIECE)).filter(is_set) {
-            let at = piece * PIECE;
-            let len = PIECE.min(bytes - at);
-            match ranges.last_mut() {
-                Some((first, before)) if *first + *before == at => *before += len,
-                _ => ranges.push((at, len)),
-            }
-        }
-        Ok(ranges)
+        Ok(ranges_of((0..bytes.div_ceil(PIECE)).filter(is_set), bytes))
     }
 
     /// Maps it. It takes nothing from the heap, for copies of a process may not.

@@ -9,6 +9,20 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// Bytes that are checked at once.
 pub(crate) const PIECE: u64 = 64 << 10;
 
+/// What these pieces, ascending, of a memory of `size` bytes are together: offsets and bytes.
+pub(crate) fn ranges_of(pieces: impl Iterator<Item = u64>, size: u64) -> Vec<(u64, u64)> {
+    let mut ranges: Vec<(u64, u64)> = Vec::new();
+    for piece in pieces {
+        let at = piece * PIECE;
+        let len = PIECE.min(size - at);
+        match ranges.last_mut() {
+            Some((first, bytes)) if *first + *bytes == at => *bytes += len,
+            _ => ranges.push((at, len)),
+        }
+    }
+    ranges
+}
+
 /// What a piece must pass.
 pub enum Check {
     /// This looks at a range of the file, of whole pieces but at the end, and says what is wrong with it.
@@ -111,17 +125,8 @@ impl Origin {
 
     /// What of the file has passed so far: offsets and bytes, in order.
     pub(crate) fn reached(&self) -> Vec<(u64, u64)> {
-        let mut ranges: Vec<(u64, u64)> = Vec::new();
         let reached = |piece: &u64| self.has_passed(*piece) && !self.is_fresh(*piece);
-        for piece in self.pieces(0, self.size).filter(reached) {
-            let at = piece * PIECE;
-            let len = PIECE.min(self.size - at);
-            match ranges.last_mut() {
-                Some((first, bytes)) if *first + *bytes == at => *bytes += len,
-                _ => ranges.push((at, len)),
-            }
-        }
-        ranges
+        ranges_of(self.pieces(0, self.size).filter(reached), self.size)
     }
 
     /// Whether all of it is there, which is waited for.

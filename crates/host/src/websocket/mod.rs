@@ -115,12 +115,12 @@ fn broke_off(what: &str, name: &str) -> Closing {
 /// How the VM has ended, if it has or does within this time.
 async fn gone(name: &str, runner: &Runner, limit: Duration) -> Option<Closing> {
     let ended = async {
-        while runner.process_beside().await.is_some() {
+        while runner.beside(Runner::process).await.is_some() {
             tokio::time::sleep(LOOK).await;
         }
     };
     tokio::time::timeout(limit, ended).await.ok()?;
-    let how = runner.end().map_or("its process ended", |(end, _)| streams::told(&end));
+    let how = runner.beside(Runner::end).await.map_or("its process ended", |(end, _)| streams::told(&end));
     Some(Closing::new(CloseCode::Away, format!("VM {name:?} has ended: {how}")))
 }
 
