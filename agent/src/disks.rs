@@ -1,21 +1,29 @@
 //! Who uses a disk.
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// The disk with this serial number, as a directory of sysfs, if there is one.
+fn with_serial(serial: &str) -> Option<PathBuf> {
+    let disks = fs::read_dir("/sys/block").ok()?;
+    let mut disks = disks.flatten().map(|entry| entry.path());
+    disks.find(|path| fs::read_to_string(path.join("serial")).is_ok_and(|found| found.trim() == serial))
+}
+
+/// The device of the disk with this serial number.
+pub(crate) fn device(serial: &str) -> Option<String> {
+    Some(format!("/dev/{}", with_serial(serial)?.file_name()?.to_str()?))
+}
 
 /// Who uses the disk with this serial number, if there is one and somebody does.
 pub(crate) fn in_use(serial: &str) -> Option<String> {
-    let disks = fs::read_dir("/sys/block").ok()?;
-    let disk = disks
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| fs::read_to_string(path.join("serial")).is_ok_and(|found| found.trim() == serial))?;
+    let disk = with_serial(serial)?;
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
     parts(&disk).iter().find_map(|part| user_of(part, &mounts, &swaps))
 }
 
 /// The disk and its partitions, as directories of sysfs.
-fn parts(disk: &Path) -> Vec<std::path::PathBuf> {
+fn parts(disk: &Path) -> Vec<PathBuf> {
     let below = fs::read_dir(disk).into_iter().flatten().flatten().map(|entry| entry.path());
     let partitions = below.filter(|path| path.join("partition").exists());
     std::iter::once(disk.to_owned()).chain(partitions).collect()

@@ -44,6 +44,11 @@ pub(crate) fn main() -> ExitCode {
     }
     if root::is_apart() {
         volumes::mount(&wishes.volumes);
+        if let Err(error) = volumes::mount_disks(&wishes.volume_disks) {
+            say(format_args!("cannot start the image: {error}"));
+            power::end_now(Last::PowerOff);
+            return ExitCode::FAILURE;
+        }
     }
     shares::mount_in_guest(&wishes.shares);
     setup::name_guest(wishes.hostname.as_deref());

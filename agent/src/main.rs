@@ -34,6 +34,7 @@ mod setup;
 mod shares;
 mod stage;
 mod sys;
+mod tree;
 mod users;
 mod volumes;
 

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Command;
-use viv_model::{ShareMount, VOLUME_PARAMETER, volume_of};
+use viv_model::{ShareMount, VOLUME_DISK_PARAMETER, VOLUME_PARAMETER, volume_disk_of, volume_of};
 
 /// The list of modules to load, in order, made when the initial RAM disk was built.
 const MODULES: &str = "/etc/viv/modules";
@@ -30,6 +30,8 @@ pub(crate) struct Wishes {
     pub(crate) stop_signal: Option<i32>,
     /// Directories of the image of containers that are on this VM's disk alone.
     pub(crate) volumes: Vec<String>,
+    /// Directories of it that are on disks of their own, by the disks' serial numbers.
+    pub(crate) volume_disks: Vec<ShareMount>,
     /// The host's directories to mount.
     pub(crate) shares: Vec<ShareMount>,
 }
@@ -50,6 +52,9 @@ impl Wishes {
                 "viv.upper" => wishes.upper = value,
                 "viv.stop" => wishes.stop_signal = value.and_then(|number| number.parse().ok()),
                 VOLUME_PARAMETER => wishes.volumes.extend(value.as_deref().and_then(volume_of)),
+                VOLUME_DISK_PARAMETER => {
+                    wishes.volume_disks.extend(value.as_deref().and_then(volume_disk_of));
+                }
                 ShareMount::PARAMETER => {
                     wishes.shares.extend(value.as_deref().and_then(ShareMount::from_value));
                 }

@@ -5,7 +5,10 @@ use std::fs::File;
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 
 fn check(result: c_int) -> io::Result<c_int> {
@@ -28,6 +31,56 @@ pub(crate) fn mount(source: &str, target: &str, kind: &str, flags: c_ulong, data
     // SAFETY: four C strings that outlive the call.
     check(unsafe {
         libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast())
+    })?;
+    Ok(())
+}
+
+/// Bytes that names, and a value, of extended attributes may have (xattr(7)).
+const ATTRIBUTES_MAX: usize = 64 << 10;
+
+fn path(value: &Path) -> io::Result<CString> {
+    CString::new(value.as_os_str().as_bytes()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+}
+
+/// Makes a device or a pipe like another one.
+pub(crate) fn same_node(from: &Path, to: &Path) -> io::Result<()> {
+    let found = std::fs::symlink_metadata(from)?;
+    let to = path(to)?;
+    // SAFETY: a C string that outlives the call.
+    check(unsafe { libc::mknod(to.as_ptr(), found.mode(), found.rdev()) })?;
+    Ok(())
+}
+
+/// Gives `to` the owner, the rights, the extended attributes and the times of `from`; links are not followed.
+pub(crate) fn same_attributes(from: &Path, to: &Path) -> io::Result<()> {
+    let found = std::fs::symlink_metadata(from)?;
+    std::os::unix::fs::lchown(to, Some(found.uid()), Some(found.gid()))?;
+    if !found.file_type().is_symlink() {
+        std::fs::set_permissions(to, found.permissions())?;
+    }
+    let (source, target) = (path(from)?, path(to)?);
+    let mut names = vec![0u8; ATTRIBUTES_MAX];
+    // SAFETY: a C string and a buffer of that size.
+    let length = unsafe { libc::llistxattr(source.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
+    let names = names.get(..usize::try_from(length).unwrap_or_default()).unwrap_or_default();
+    for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        let name = CString::new(name).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+        let mut value = vec![0u8; ATTRIBUTES_MAX];
+        // SAFETY: C strings, and a buffer of that size; the length that is set was read into it.
+        unsafe {
+            let length =
+                libc::lgetxattr(source.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len());
+            if let Ok(length) = usize::try_from(length) {
+                // What the target's file system does not know is left out.
+                libc::lsetxattr(target.as_ptr(), name.as_ptr(), value.as_ptr().cast(), length, 0);
+            }
+        }
+    }
+    let time = |seconds, nanoseconds| libc::timespec { tv_sec: seconds, tv_nsec: nanoseconds };
+    let times = [time(found.atime(), found.atime_nsec()), time(found.mtime(), found.mtime_nsec())];
+    // SAFETY: a C string and two times that outlive the call.
+    check(unsafe {
+        libc::utimensat(libc::AT_FDCWD, target.as_ptr(), times.as_ptr(), libc::AT_SYMLINK_NOFOLLOW)
     })?;
     Ok(())
 }

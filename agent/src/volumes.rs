@@ -1,10 +1,12 @@
 //! Volumes of images of containers: directories on the VM's own disk beside what becomes an image of it. What the image has in their
-//! place is seen there: each is an overlayfs of its own over that.
+//! place is seen there: each is an overlayfs of its own over that. Those with names are on disks of their own, which outlive the VM: they get a
+//! copy of what the image has, the first time.
 use crate::layers::{LOWER, UPPER, same_attributes};
-use crate::{root, say, sys};
+use crate::{disks, root, say, sys, tree};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use viv_model::ShareMount;
 
 /// Where they are, in the order in which the host names them.
 const PLACE: &str = "volumes";
@@ -44,6 +46,56 @@ fn one(number: usize, path: &str) -> io::Result<()> {
     let options =
         format!("lowerdir={},upperdir={},workdir={}", option(&lower)?, option(&data)?, option(&work)?);
     sys::mount("overlay", target, "overlay", 0, &options)
+}
+
+/// Where the disks of those are that have their own, outside the guest.
+const DISKS: &str = "/run/viv-volumes";
+/// On such a disk: what the guest has, and what is to become that.
+const DATA: &str = "data";
+const BEGUN: &str = "data.new";
+
+/// Mounts those that are on disks of their own. A program that found its image's files there instead would write to what goes with the VM: the
+/// error is that one is missing.
+pub(crate) fn mount_disks(disks: &[ShareMount]) -> io::Result<()> {
+    let mut disks: Vec<&ShareMount> = disks.iter().collect();
+    // One may be in another one.
+    disks.sort_by_key(|disk| &disk.target);
+    disks.into_iter().try_for_each(|disk| {
+        let told = |error: io::Error| {
+            io::Error::new(error.kind(), format!("the volume at {} is not there: {error}", disk.target))
+        };
+        of_disk(disk).map_err(told)
+    })
+}
+
+fn of_disk(wish: &ShareMount) -> io::Result<()> {
+    let device = disks::device(&wish.tag).ok_or_else(|| {
+        io::Error::new(io::ErrorKind::NotFound, format!("no disk has the serial number {}", wish.tag))
+    })?;
+    let own = format!("{DISKS}/{}", wish.tag);
+    fs::create_dir_all(&own)?;
+    match wish.read_only {
+        // After a loss of power there is something to be done first, which nobody may do here.
+        true => sys::mount(&device, &own, "ext4", libc::MS_RDONLY, "")
+            .or_else(|_| sys::mount(&device, &own, "ext4", libc::MS_RDONLY, "noload")),
+        false => sys::mount(&device, &own, "ext4", 0, ""),
+    }?;
+    let target = root::outside(path_text(&real(&wish.target)?)?);
+    let data = Path::new(&own).join(DATA);
+    if !data.exists() {
+        if wish.read_only {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "nobody has written to it yet"));
+        }
+        // The first time it gets what the image has there, all of it or, after a loss of power, all of it again.
+        let begun = Path::new(&own).join(BEGUN);
+        if begun.exists() {
+            fs::remove_dir_all(&begun)?;
+        }
+        tree::copy(&target, &begun)?;
+        sys::sync();
+        fs::rename(&begun, &data)?;
+    }
+    sys::mount(path_text(&data)?, path_text(&target)?, "", libc::MS_BIND, "")
 }
 
 /// Where a path of the guest really is, in the guest; made if there is nothing.

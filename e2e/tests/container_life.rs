@@ -41,6 +41,10 @@ fn image(name: &str, config: serde_json::Value) -> (Directory, String) {
     (directory, reference)
 }
 
+fn inside(vm: &str, words: &str) -> String {
+    run(&["exec", vm, "--", "sh", "-c", words], "").ok().out
+}
+
 fn is(vm: &str, state: &str) -> bool {
     inspect(vm)["health"]["state"] == state
 }
@@ -100,7 +104,6 @@ fn volumes_stay_with_the_vm_and_ports_are_published() {
     let (_dir, image) = image("volumes", config);
     let _vm = Vm("e2e-volumes");
     run(&["run", "-d", "--name", "e2e-volumes", "-P", "-v", "/more", "-v", "/linked/in", &image], "").ok();
-    let inside = |vm: &str, words: &str| run(&["exec", vm, "--", "sh", "-c", words], "").ok().out;
     // What the image has is seen there, with its owner; what is changed stays over a restart.
     let change = "cat /data/of-image; stat -c '%a %u' /data; echo mine > /data/mine; rm /data/gone; echo more > /more/more; \
                   echo in > /linked/in/in; echo kept > /kept; echo $HOSTNAME";
@@ -136,4 +139,49 @@ fn volumes_stay_with_the_vm_and_ports_are_published() {
     assert!(refused.status == 2 && refused.err.contains("goes up"), "{refused:?}");
     run(&["rm", "-f", "e2e-volumes", "e2e-volumes-2"], "").ok();
     run(&["image", "rm", "e2e-volumes-image", &image], "").ok();
+}
+
+/// A volume with a name begins with what the image has there, and outlives VMs, however they end; who goes on from one has a copy.
+#[test]
+fn a_volume_with_a_name_outlives_its_vms() {
+    let config = serde_json::json!({ "Cmd": ["sleep", "1000000"] });
+    let (_dir, image) = image("named-volume", config);
+    let _vms = [Vm("e2e-named"), Vm("e2e-named-2"), Vm("e2e-named-fork")];
+    let _ = run(&["volume", "rm", "e2e-kept"], "");
+    let volume = "e2e-kept:/data";
+    run(&["run", "-d", "--name", "e2e-named", "-v", volume, &image], "").ok();
+    let seen = "cat /data/of-image; stat -c '%a %u' /data; echo mine > /data/own; rm /data/gone";
+    assert_eq!(inside("e2e-named", seen), "of the image\n750 7\n");
+    inside("e2e-named", "busybox sync");
+    // One that writes at a time; its VM has it until it is forgotten.
+    let second = run(&["run", "--rm", "-v", volume, &image, "true"], "");
+    assert!(second.status == 4 && second.err.contains("in use"), "{second:?}");
+    let removed = run(&["volume", "rm", "e2e-kept"], "");
+    assert!(removed.status == 4 && removed.err.contains("e2e-named"), "{removed:?}");
+    run(&["fork", "e2e-named", "--name", "e2e-named-fork"], "").ok();
+    assert_eq!(
+        inside("e2e-named-fork", "cat /data/own; echo forked > /data/own; cat /data/own"),
+        "mine\nforked\n"
+    );
+    let document = run(&["export", "e2e-named", "-"], "").ok().out;
+    let document: serde_json::Value = serde_json::from_str(&document).unwrap();
+    assert_eq!((&document["volumes"][0], document["disks"].as_array()), (&volume.into(), None), "{document}");
+    // Killed in the midst of its life.
+    run(&["rm", "-f", "e2e-named", "e2e-named-fork"], "").ok();
+    for options in ["e2e-kept:/elsewhere:ro", "e2e-kept:/elsewhere"] {
+        run(&["run", "-d", "--name", "e2e-named-2", "-v", options, &image], "").ok();
+        let seen =
+            "ls /elsewhere; cat /elsewhere/own; touch /elsewhere/new && echo written; rm -f /elsewhere/new";
+        let written = if options.ends_with(":ro") { "" } else { "written\n" };
+        assert_eq!(inside("e2e-named-2", seen), format!("of-image\nown\nmine\n{written}"));
+        run(&["rm", "-f", "e2e-named-2"], "").ok();
+    }
+    let listed = run(&["volume", "ls"], "").ok().out;
+    assert!(listed.contains("e2e-kept"), "{listed}");
+    run(&["volume", "rm", "e2e-kept"], "").ok();
+    // What cannot be mounted is no VM that runs without it.
+    run(&["volume", "create", "e2e-kept", "--size", "16M"], "").ok();
+    let refused = run(&["run", "--rm", "-v", "e2e-kept:/data:ro", &image, "true"], "");
+    assert!(refused.status == 1 && refused.err.contains("nobody has written to it"), "{refused:?}");
+    run(&["volume", "rm", "e2e-kept"], "").ok();
 }

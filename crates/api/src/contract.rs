@@ -149,12 +149,12 @@ impl Route {
             Info | Events | LimitsGet | ProjectList | ProjectGet | OpenApi | Metrics | Authority | VmList
             | VmGet | VmWait | VmStats | VmLogs | NetworkList | NetworkGet | PortList | PortGet
             | SecGroupList | SecGroupGet | Explain | ImageList | ImageGet | ImageDetails | SnapshotList
-            | SnapshotGet | OperationList | OperationGet => Role::Viewer,
+            | SnapshotGet | VolumeList | VolumeGet | OperationList | OperationGet => Role::Viewer,
             VmCreate | VmRemove | VmUpdate | VmStart | VmPause | VmResume | VmStop | VmKill | VmMemory
             | VmConsole | VmConsoleSocket | VmConsoleSize | VmAgent | VmAgentSocket | VmConnect
             | VmConnectSocket | TicketCreate | ImageBuild | ImageVerify | SnapshotCreate | SnapshotRemove
-            | SnapshotVerify | SnapshotDiff | SnapshotRestore | VmRollback | VmFork | OperationFollow
-            | OperationCancel => Role::Operator,
+            | SnapshotVerify | SnapshotDiff | SnapshotRestore | VmRollback | VmFork | VolumeCreate
+            | VolumeRemove | OperationFollow | OperationCancel => Role::Operator,
             VmDiskLimits | VmDiskSize | VmDiskAttach | VmDiskDetach | VmShareAttach | VmShareDetach
             | VmNicAttach | VmNicDetach | VmCommit | VmExport | NetworkCreate | NetworkRemove
             | NetworkConnect | NetworkDisconnect | PortLimits | PortRebind | PortCapture | SecGroupCreate
@@ -184,8 +184,10 @@ impl Route {
             | NetworkDisconnect | PortList | PortGet | PortLimits | PortRebind | PortCapture
             | SecGroupList | SecGroupGet | SecGroupJoin | SecGroupLeave | Explain | SnapshotCreate
             | SnapshotList | SnapshotGet | SnapshotRemove | SnapshotVerify | SnapshotDiff
-            | SnapshotRestore | VmRollback | VmFork | OperationList | OperationGet | OperationFollow
-            | OperationCancel => Reach::Project,
+            | SnapshotRestore | VmRollback | VmFork | VolumeList | VolumeCreate | VolumeGet
+            | VolumeRemove | OperationList | OperationGet | OperationFollow | OperationCancel => {
+                Reach::Project
+            }
             LimitsSet | VmCommit | VmExport | NetworkCreate | NetworkRemove | SecGroupCreate
             | SecGroupRemove | SecGroupRuleAdd | SecGroupRuleRemove | SnapshotExport | SnapshotImport => {
                 Reach::Owner
@@ -199,7 +201,17 @@ impl Route {
     /// Whether it is a list that may be of all projects.
     fn is_of_all_projects(self) -> bool {
         use Route::*;
-        matches!(self, Events | VmList | NetworkList | PortList | SecGroupList | SnapshotList | OperationList)
+        matches!(
+            self,
+            Events
+                | VmList
+                | NetworkList
+                | PortList
+                | SecGroupList
+                | SnapshotList
+                | VolumeList
+                | OperationList
+        )
     }
 
     /// What its query may say.

@@ -528,6 +528,22 @@ pub const TABLE: &[Endpoint] = &[
         Answer::Json,
         "remove what no image has, and downloads that broke off (Pruned)",
     ),
+    line(Route::VolumeList, Method::Get, "/v1/volumes", Answer::Json, "all volumes, by name ([Volume])"),
+    line(
+        Route::VolumeCreate,
+        Method::Post,
+        "/v1/volumes",
+        Answer::Json,
+        "make a volume, empty (VolumeCreate -> Volume)",
+    ),
+    line(Route::VolumeGet, Method::Get, "/v1/volumes/{volume}", Answer::Json, "a volume (Volume)"),
+    line(
+        Route::VolumeRemove,
+        Method::Delete,
+        "/v1/volumes/{volume}",
+        Answer::Json,
+        "remove a volume that no VM is described with, and what is in it (Volume)",
+    ),
     line(
         Route::Prune,
         Method::Post,

@@ -43,6 +43,7 @@ pub mod stats;
 pub mod switch;
 pub mod timestamp;
 pub mod vm;
+pub mod volume;
 pub mod websocket;
 
 /// Says something to whoever looks after the host, on standard error: a line, as `eprintln!` takes it. That is a file, as a rule, on a disk

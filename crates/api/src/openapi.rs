@@ -17,6 +17,7 @@ use crate::secgroup::*;
 use crate::snapshot::*;
 use crate::stats::VmStats;
 use crate::vm::*;
+use crate::volume::*;
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
@@ -111,6 +112,9 @@ impl Generators {
             ImageVerify => self.shown::<ImageVerified>(),
             ImageTag => self.of::<self::ImageTag, Image>(),
             ImagePrune => self.shown::<Pruned>(),
+            VolumeList => self.shown::<Vec<Volume>>(),
+            VolumeCreate => self.of::<self::VolumeCreate, Volume>(),
+            VolumeGet | VolumeRemove => self.shown::<Volume>(),
             Prune => self.of::<HostPrune, HostPruned>(),
             VmCommit => self.of::<ImageCommit, BuildLine>(),
             VmExport => self.of::<DiskExport, WorkLine<Exported>>(),

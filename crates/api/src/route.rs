@@ -155,6 +155,14 @@ pub enum Route {
     ImageTag,
     /// Remove what no image has.
     ImagePrune,
+    /// All volumes.
+    VolumeList,
+    /// Make a volume.
+    VolumeCreate,
+    /// One volume.
+    VolumeGet,
+    /// Remove a volume.
+    VolumeRemove,
     /// Remove what nothing that is listed has.
     Prune,
     /// Send an image to a registry.

@@ -2,7 +2,9 @@
 use std::net::{Ipv6Addr, TcpListener, UdpSocket};
 use viv_api::image::ImageProcess;
 use viv_api::vm::VmCreate;
-use viv_model::{Fault, FileSpec, Kind, PortSpec, Protocol, check_volume, check_volumes, volume_word};
+use viv_model::{
+    Fault, FileSpec, Kind, PortSpec, Protocol, VolumeMount, check_volume, check_volumes, volume_word,
+};
 
 /// Refuses it for other images.
 pub(crate) fn check(ask: &VmCreate, process: Option<&ImageProcess>) -> Result<(), Fault> {
@@ -13,24 +15,28 @@ pub(crate) fn check(ask: &VmCreate, process: Option<&ImageProcess>) -> Result<()
     Err(Fault::new(
         Kind::Usage,
         "volumes without a directory of the host, files in the image, and the ports that an image names, are those of images of containers",
-        "share a directory: -v DIR:PATH; publish ports: -p HOST:GUEST",
+        "share a directory: -v ./DIR:PATH; publish ports: -p HOST:GUEST",
     ))
 }
 
 /// The words of the kernel's command line for the volumes of the image and of the user. Where a directory of the host is, it wins.
 pub(crate) fn volume_words(ask: &VmCreate, process: &ImageProcess) -> Result<String, Fault> {
-    ask.volumes.iter().try_for_each(|path| check_volume(path))?;
+    let asked = ask.volumes.iter().map(|text| text.parse()).collect::<Result<Vec<VolumeMount>, Fault>>()?;
+    // Those with names are disks.
+    let (named, plain): (Vec<_>, Vec<_>) = asked.iter().partition(|mount| mount.name.is_some());
     // What an image names that is no path of a guest has no meaning.
     let of_image = process.volumes.iter().filter(|path| check_volume(path).is_ok());
     let mut paths: Vec<&str> = Vec::new();
-    for path in of_image.chain(&ask.volumes) {
+    for path in of_image.chain(plain.iter().map(|mount| &mount.path)) {
         let path = path.trim_end_matches('/');
-        let is_shared = ask.shares.iter().any(|share| share.target.trim_end_matches('/') == path);
+        let others =
+            ask.shares.iter().map(|share| &share.target).chain(named.iter().map(|mount| &mount.path));
+        let is_shared = others.into_iter().any(|other| other.trim_end_matches('/') == path);
         if !is_shared && !paths.contains(&path) {
             paths.push(path);
         }
     }
-    check_volumes(paths.len())?;
+    check_volumes(paths.len() + named.len())?;
     Ok(paths.into_iter().map(volume_word).collect::<Vec<_>>().join(" "))
 }
 

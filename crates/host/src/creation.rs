@@ -12,6 +12,7 @@ use crate::seed::{self, Identity};
 use crate::shares;
 use crate::store::{Request, StoreError, VmRecord};
 use crate::vms::{Vms, absolute};
+use crate::volumes;
 use std::fs;
 use std::path::Path;
 use viv_api::vm::{Vm, VmCreate, VmStart};
@@ -109,6 +110,9 @@ impl Vms {
         };
         let process = image.as_ref().and_then(|image| image.manifest.process()).cloned();
         container_ask::check(ask, process.as_ref())?;
+        if !trial {
+            volumes::make_missing(&self.places, &project, &ask.volumes)?;
+        }
         ask.check_restart()?;
         let ports = process.as_ref().map(|process| container_ask::all_ports(ask, process)).transpose()?;
         let ask = VmCreate { ports: ports.unwrap_or_else(|| ask.ports.clone()), ..ask.clone() };
@@ -198,7 +202,7 @@ impl Vms {
             path: dir.to_path_buf(),
             source,
         })?;
-        let (mut of_image, mut name, mut cloud_init) = (Vec::new(), None, None);
+        let (mut of_image, mut of_volumes, mut name, mut cloud_init) = (Vec::new(), Vec::new(), None, None);
         let own_kernel = ask.kernel.is_some();
         let own_disks = match (&ask.image, &image) {
             (Some(file), None) => Some((vec![disk_image::layer(Path::new(file), dir)?], file)),
@@ -221,7 +225,11 @@ impl Vms {
             let called = match image.manifest.process() {
                 Some(process) => {
                     let volumes = container_ask::volume_words(ask, process)?;
-                    format!("viv.hostname={} {volumes}", identity.name).trim_end().to_string()
+                    let project = ask.project.clone().unwrap_or_default();
+                    let (disks, mounts) = volumes::disks(&self.places, &project, &ask.volumes)?;
+                    of_volumes = disks;
+                    let words = [format!("viv.hostname={}", identity.name), volumes, mounts.join(" ")];
+                    words.into_iter().filter(|words| !words.is_empty()).collect::<Vec<_>>().join(" ")
                 }
                 None => String::new(),
             };
@@ -233,7 +241,7 @@ impl Vms {
             name = Some(image.name);
         }
         described::set_image_disks(&mut of_image, &ask.image_disks)?;
-        machine.disks = of_image.into_iter().chain(disks).collect();
+        machine.disks = of_image.into_iter().chain(of_volumes).chain(disks).collect();
         if ask.cloud_init.is_wanted(cloud_init.is_some()) {
             let user = cloud_init.as_ref().and_then(|found| found.default_user.as_deref());
             machine.disks.push(seed::make(&ask.cloud_init, identity, user, &self.places, dir)?);

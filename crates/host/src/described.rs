@@ -1,6 +1,7 @@
 //! The document that describes a VM, from its record: what `viv create -f` makes another one like it from.
 use crate::seed;
 use crate::store::VmRecord;
+use crate::volumes;
 use std::path::{Path, PathBuf};
 use viv_api::vm::VmCreate;
 use viv_model::{DiskSpec, Fault, ImageDiskSpec, Kind, NetKind, NicCreate, NicSpec};
@@ -12,7 +13,7 @@ pub(crate) fn spec_of(record: &VmRecord, dir: &Path) -> VmCreate {
     let (of_image, others): (Vec<DiskSpec>, Vec<DiskSpec>) = machine
         .disks
         .iter()
-        .filter(|disk| !seed::is_seed(disk))
+        .filter(|disk| !seed::is_seed(disk) && !volumes::is_one(disk, dir))
         .cloned()
         .partition(|disk| disk.path.starts_with(dir));
     let mut image_disks: Vec<ImageDiskSpec> = of_image.iter().map(ImageDiskSpec::of).collect();

@@ -73,6 +73,7 @@ mod tls;
 mod tokens;
 mod update;
 mod vms;
+mod volumes;
 mod waiting;
 mod watch;
 mod websocket;

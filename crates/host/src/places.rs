@@ -77,6 +77,7 @@ impl Places {
             &self.state,
             &self.vms(),
             &self.translated(),
+            &self.volumes(),
             &self.networks(),
             &self.secgroups(),
             &self.access(),
@@ -110,6 +111,16 @@ impl Places {
     /// of it.
     pub fn translated(&self) -> PathBuf {
         self.state.join("translated")
+    }
+
+    /// A directory for each project's volumes.
+    pub fn volumes(&self) -> PathBuf {
+        Places::volumes_in(&self.state)
+    }
+
+    /// Where they are below the directory of all state.
+    pub(crate) fn volumes_in(state: &Path) -> PathBuf {
+        state.join("volumes")
     }
 
     /// A directory for each snapshot.

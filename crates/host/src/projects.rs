@@ -252,8 +252,9 @@ pub(crate) fn remove(service: &Service, name: &str) -> Result<Project, Fault> {
     let snapshots = service.snapshots.list(here)?.into_iter().map(|it| ("the snapshot", it.name));
     let networks = vms.networks(here)?.into_iter().map(|it| ("the network", it.spec.name));
     let groups = vms.secgroups(here)?.into_iter().map(|it| ("the security group", it.name));
+    let volumes = vms.volumes(here)?.into_iter().map(|it| ("the volume", it.name));
     let passes = passes.map(|it| ("the token or certificate of", it.name));
-    let left = snapshots.chain(networks).chain(groups).chain(passes).next();
+    let left = snapshots.chain(volumes).chain(networks).chain(groups).chain(passes).next();
     let refused = |what: String| {
         Fault::new(
             Kind::Conflict,

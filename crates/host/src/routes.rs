@@ -530,6 +530,13 @@ pub(crate) async fn answer(
         Route::ImagePrune => {
             blocking.run(move || Ok(Pruned { bytes: service.images.prune(&images::Unwatched)? })).await
         }
+        Route::VolumeList => blocking.run(move || vms.volumes(|project| scope.shows(project))).await,
+        Route::VolumeCreate => {
+            let ask = body(&request)?;
+            blocking.run(move || vms.create_volume(&project, &ask)).await
+        }
+        Route::VolumeGet => blocking.run(move || vms.volume_of(&scope, &name)).await,
+        Route::VolumeRemove => blocking.run(move || vms.remove_volume(&project, &name)).await,
         Route::Prune => {
             let ask = body(&request)?;
             blocking.run(move || prune::prune(&service, &ask)).await

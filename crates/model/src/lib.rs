@@ -48,4 +48,7 @@ pub use spec::{
     DiskSpec, ImageDiskSpec, MEMORY_MIB_MIN, MEMORY_MIB_USUAL, MEMORY_STEP_MIB, MachineSpec, OnFull,
     SoftSpec, check_processor_time,
 };
-pub use volume::{VOLUME_PARAMETER, VOLUMES_MAX, check_volume, check_volumes, volume_of, volume_word};
+pub use volume::{
+    VOLUME_DISK_PARAMETER, VOLUME_PARAMETER, VOLUMES_MAX, VolumeMount, check_volume, check_volume_name,
+    check_volumes, volume_disk_of, volume_of, volume_word,
+};

@@ -110,6 +110,8 @@ pub(crate) enum Verb {
     Build(verbs::build::Args),
     /// Make, look at and change disk images
     Disk(verbs::disk::Disk),
+    /// Make, look at and remove volumes: disks with names, which outlive VMs
+    Volume(verbs::volume::Args),
     /// Make, look at and remove networks that VMs share
     Network(verbs::network::Args),
     /// Look at VMs' ports, limit what passes them, give them other addresses

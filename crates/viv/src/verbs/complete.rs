@@ -16,6 +16,7 @@ use viv_api::secgroup::SecGroupInfo;
 use viv_api::snapshot::Snapshot;
 use viv_api::socket;
 use viv_api::vm::Vm;
+use viv_api::volume::Volume;
 use viv_host::Places;
 use viv_model::{Fault, Kind, SoftSpec, State};
 
@@ -113,7 +114,7 @@ fn values(command: &Command, arg: &Arg, names: &dyn Fn(&str, &str) -> Vec<Candid
         "image" if command.get_name() == "build" => fixed(&["default", "debian"]),
         id @ ("vm" | "vms" | "image" | "images" | "network" | "networks" | "group" | "groups"
         | "snapshot" | "snapshots" | "template" | "templates" | "operations" | "project"
-        | "projects") => names(command.get_name(), id.trim_end_matches('s')),
+        | "projects" | "volume" | "volumes") => names(command.get_name(), id.trim_end_matches('s')),
         _ => {
             let possible = arg.get_possible_values();
             possible.iter().map(|value| (value.get_name().to_string(), text(value.get_help()))).collect()
@@ -152,6 +153,10 @@ fn live_names(verb: &str, what: &str) -> Vec<Candidate> {
         all.retain(|operation| verb == "show" || !operation.state.is_over());
         let about = |operation: &Operation| format!("{} {}", operation.kind, operation.subject);
         return all.iter().map(|operation| (operation.id.to_string(), about(operation))).collect();
+    }
+    if what == "volume" {
+        let all: Vec<Volume> = client.json(Request::new(Route::VolumeList, &[])).unwrap_or_default();
+        return all.into_iter().map(|volume| (volume.name, volume.vms.join(", "))).collect();
     }
     if what == "group" {
         let groups: Vec<SecGroupInfo> =

@@ -43,6 +43,7 @@ pub(crate) mod stats;
 pub(crate) mod switch;
 pub(crate) mod template;
 pub(crate) mod top;
+pub(crate) mod volume;
 pub(crate) mod wait;
 
 use crate::cli::{Cli, Verb};
@@ -197,6 +198,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Fault> {
         Verb::Limits(args) => limits::run(&context, args),
         Verb::Info(args) => info::run(&context, args),
         Verb::Prune(args) => prune::run(&context, args),
+        Verb::Volume(args) => volume::run(&context, args),
         Verb::Serve(_)
         | Verb::Runner(_)
         | Verb::Switch(_)

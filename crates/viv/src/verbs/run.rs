@@ -27,7 +27,7 @@ use viv_api::snapshot::Snapshot;
 use viv_api::vm::{OnReboot, Process, Vm, VmCreate, VmKill, VmStop};
 use viv_model::{
     Accel, CPUS_MAX, ConsolePortSpec, DiskLimits, DiskSpec, Fault, FileSpec, Kind, NetKind, NicCreate,
-    NicLimits, Restart, ShareSpec, SoftSpec,
+    NicLimits, Restart, ShareSpec, SoftSpec, VolumeMount,
 };
 use viv_oci::Reference;
 
@@ -120,9 +120,9 @@ pub(crate) struct Args {
     /// A disk image or block device; ",ro" lets the guest only read it; more below
     #[arg(long = "disk", value_name = "FILE[,ro,…]")]
     disks: Vec<String>,
-    /// Share a directory with the guest at PATH; ":ro" lets it only read. PATH alone, in an image of containers: a directory that is on
-    /// the VM's own disk, and in no image that is made of the VM
-    #[arg(short = 'v', long = "volume", value_name = "DIR:PATH[:ro]|PATH")]
+    /// Share a directory with the guest at PATH; ":ro" lets it only read. In an image of containers, NAME:PATH is a volume, which
+    /// outlives the VM (viv volume); PATH alone a directory that is on the VM's own disk, and in no image that is made of the VM
+    #[arg(short = 'v', long = "volume", value_name = "DIR:PATH[:ro]|NAME:PATH[:ro]|PATH")]
     pub(super) shares: Vec<String>,
     /// Network: none; user: one of its own, which reaches the outside, the default with -p; user,host: this host too; or one that
     /// VMs share, by its name: viv network. Several times: a card for each. More below
@@ -593,7 +593,7 @@ pub(super) fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Faul
     };
     let ends = foreground || args.rm || command.is_some();
     let disks = args.disks.iter().map(|text| disk(text)).collect::<Result<_, _>>()?;
-    let is_volume = |text: &&String| text.starts_with('/') && !text.contains(':');
+    let is_volume = |text: &&String| VolumeMount::is_one(text);
     let (volumes, shares): (Vec<&String>, Vec<&String>) = args.shares.iter().partition(is_volume);
     let shares = shares.into_iter().map(|text| share(text)).collect::<Result<_, _>>()?;
     let ports = args.ports.iter().map(|text| text.parse()).collect::<Result<_, Fault>>()?;
