@@ -66,6 +66,12 @@ pub enum What {
     /// A security group was removed.
     #[serde(rename = "secgroup.removed")]
     SecgroupRemoved,
+    /// A volume was made.
+    #[serde(rename = "volume.created")]
+    VolumeCreated,
+    /// A volume was removed.
+    #[serde(rename = "volume.removed")]
+    VolumeRemoved,
     /// A long work was begun, or goes on after the service began anew; the message says what it does.
     #[serde(rename = "operation.started")]
     OperationStarted,
@@ -79,7 +85,7 @@ pub enum What {
 
 impl What {
     /// Every kind.
-    pub const ALL: [What; 22] = [
+    pub const ALL: [What; 24] = [
         What::VmCreated,
         What::VmChanged,
         What::VmState,
@@ -99,6 +105,8 @@ impl What {
         What::SecgroupCreated,
         What::SecgroupChanged,
         What::SecgroupRemoved,
+        What::VolumeCreated,
+        What::VolumeRemoved,
         What::OperationStarted,
         What::OperationEnded,
         What::LimitsChanged,
@@ -126,6 +134,8 @@ impl What {
             What::SecgroupCreated => "secgroup.created",
             What::SecgroupChanged => "secgroup.changed",
             What::SecgroupRemoved => "secgroup.removed",
+            What::VolumeCreated => "volume.created",
+            What::VolumeRemoved => "volume.removed",
             What::OperationStarted => "operation.started",
             What::OperationEnded => "operation.ended",
             What::LimitsChanged => "limits.changed",
@@ -215,7 +225,8 @@ impl Event {
 
     /// Whether it tells of what is in no project.
     pub fn is_of_host(&self) -> bool {
-        self.project.is_none() && !["vm", "snapshot", "network", "secgroup"].contains(&self.event.noun())
+        self.project.is_none()
+            && !["vm", "snapshot", "network", "secgroup", "volume"].contains(&self.event.noun())
     }
 }
 

@@ -110,8 +110,9 @@ impl Vms {
         };
         let process = image.as_ref().and_then(|image| image.manifest.process()).cloned();
         container_ask::check(ask, process.as_ref())?;
+        let _kept = (!ask.volumes.is_empty()).then(|| self.keep_volumes());
         if !trial {
-            volumes::make_missing(&self.places, &project, &ask.volumes)?;
+            self.make_missing_volumes(&project, &ask.volumes)?;
         }
         ask.check_restart()?;
         let ports = process.as_ref().map(|process| container_ask::all_ports(ask, process)).transpose()?;

@@ -5,8 +5,9 @@ use crate::images;
 use crate::runners::Runner;
 use crate::service::Service;
 use crate::store::leftovers;
+use crate::volumes;
 use std::collections::HashSet;
-use std::fs;
+use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
@@ -55,6 +56,7 @@ pub(crate) fn prune(service: &Service, ask: &HostPrune) -> Result<HostPruned, Fa
     left.removed.iter().for_each(|path| gone.remove(path));
     // Those of images that are just built have a process.
     let kept = left.used.into_iter().filter(|path| Runner::new(path).process().is_none()).collect();
+    volumes::forget_unfinished(&service.places, AGE, &mut gone);
     disk_image::prune(&service.places.boot(), &mut gone);
     if ask.caches {
         forget_old(&service.places.programs(), &mut gone);
@@ -73,13 +75,18 @@ pub(crate) fn forget_others(dir: &Path, known: &HashSet<String>, gone: &mut Gone
     }
 }
 
+/// Whether nobody has written to a file for so long.
+pub(crate) fn is_older(data: &Metadata, age: Duration) -> bool {
+    data.modified().is_ok_and(|time| time.elapsed().is_ok_and(|since| since >= age))
+}
+
 /// Removes the files of a cache that nobody is just writing.
 fn forget_old(dir: &Path, gone: &mut Gone) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let Ok(data) = entry.metadata() else { continue };
         if data.is_dir() {
             forget_old(&entry.path(), gone);
-        } else if data.modified().is_ok_and(|time| time.elapsed().is_ok_and(|age| age > AGE)) {
+        } else if is_older(&data, AGE) {
             gone.remove(&entry.path());
         }
     }

@@ -16,11 +16,12 @@ use crate::programs;
 use crate::prune::{Gone, forget_others};
 use crate::runners::Runner;
 use crate::store::{Store, StoreError, VmRecord};
+use crate::volumes;
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::hash::Hash;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 use viv_api::info::KvmState;
 use viv_api::runner::{Ask as RunnerAsk, RESUME, RunnerSpec};
@@ -45,6 +46,8 @@ pub(crate) struct Vms {
     pub(crate) images: Arc<Images>,
     pub(crate) networks: Networks,
     /// One change at a time for each VM.
+    /// Held for reading by who makes a VM with volumes, so that none of them is removed meanwhile.
+    pub(crate) volumes_kept: RwLock<()>,
     changing: Mutex<HashMap<String, Arc<Mutex<()>>>>,
     /// Whose turn it is with the disks that a VM uses: see [`Vms::disks_turn`].
     disks_turns: Mutex<HashMap<String, Arc<Mutex<()>>>>,
@@ -96,6 +99,7 @@ impl Vms {
             places,
             images,
             networks,
+            volumes_kept: RwLock::default(),
             changing: Mutex::default(),
             disks_turns: Mutex::default(),
             starting: Mutex::default(),
@@ -114,6 +118,7 @@ impl Vms {
         let records = self.store.all()?;
         let known = records.iter().map(|record| record.id.clone()).collect();
         forget_others(&self.places.translated(), &known, &mut Gone::default());
+        volumes::forget_unfinished(&self.places, Duration::ZERO, &mut Gone::default());
         for record in records {
             let runner = self.runner(&record);
             self.admission.take(Share::Described, &record.id, record.claim());

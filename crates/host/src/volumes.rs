@@ -1,15 +1,20 @@
 //! Volumes with names: each a disk with a file system, in a directory for its project. VMs of images of containers name them; which VM has
 //! which is in the VMs' records alone.
 use crate::creation::no_random;
+use crate::events::tell;
 use crate::names;
 use crate::places::Places;
 use crate::projects::Scope;
+use crate::prune::{Gone, is_older};
 use crate::snapshots::io_fault;
 use crate::vms::Vms;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLockReadGuard};
+use std::time::Duration;
+use viv_api::event::{Event, What};
 use viv_api::timestamp::Timestamp;
 use viv_api::volume::{Volume, VolumeCreate};
 use viv_model::{DiskFormat, DiskSpec, Fault, Kind, ProjectName, VolumeMount, check_volume_name};
@@ -20,6 +25,8 @@ const SIZE_MIB: u64 = 64 << 10;
 const SIZES_MIB: std::ops::RangeInclusive<u64> = 16..=16 << 20;
 /// What its file is called behind its name.
 const EXTENSION: &str = "ext4";
+/// What begins the name of one that is just being made.
+const UNFINISHED: char = '.';
 /// Bytes in a block, as the kernel counts those of files (stat(2), `st_blocks`).
 const BLOCK: u64 = 512;
 
@@ -53,15 +60,14 @@ fn named(asked: &[String]) -> Result<Vec<VolumeMount>, Fault> {
     Ok(mounts)
 }
 
-/// Makes those that are asked for and not there.
-pub(crate) fn make_missing(places: &Places, project: &ProjectName, asked: &[String]) -> Result<(), Fault> {
-    for mount in named(asked)? {
-        let name = mount.name.unwrap_or_default();
-        if !path_of(places, project, &name).exists() {
-            make(places, project, &name, SIZE_MIB)?;
-        }
+/// Makes those that are asked for and not there; the names of those made.
+fn make_missing(places: &Places, project: &ProjectName, asked: &[String]) -> Result<Vec<String>, Fault> {
+    let mut names: Vec<String> = named(asked)?.into_iter().filter_map(|mount| mount.name).collect();
+    names.retain(|name| !path_of(places, project, name).exists());
+    for name in &names {
+        make(places, project, name, SIZE_MIB)?;
     }
-    Ok(())
+    Ok(names)
 }
 
 /// The disks of those that are asked for, and the words of the kernel's command line by which the agent finds them. One that is not there yet
@@ -93,7 +99,7 @@ fn make(places: &Places, project: &ProjectName, name: &str, size_mib: u64) -> Re
     let path = path_of(places, project, name);
     let dir = path.parent().unwrap_or(&path);
     DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io_fault("make", dir))?;
-    let new = dir.join(format!(".{}", names::identity().map_err(no_random)?));
+    let new = dir.join(format!("{UNFINISHED}{}", names::identity().map_err(no_random)?));
     let begun = || {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(0o600);
@@ -113,11 +119,39 @@ fn make(places: &Places, project: &ProjectName, name: &str, size_mib: u64) -> Re
     made
 }
 
+/// Removes what is left of those whose making was cut off, if it is that old.
+pub(crate) fn forget_unfinished(places: &Places, age: Duration, gone: &mut Gone) {
+    for dir in fs::read_dir(places.volumes()).into_iter().flatten().flatten() {
+        for file in fs::read_dir(dir.path()).into_iter().flatten().flatten() {
+            let is_unfinished = file.file_name().to_string_lossy().starts_with(UNFINISHED);
+            if is_unfinished && file.metadata().is_ok_and(|data| is_older(&data, age)) {
+                gone.remove(&file.path());
+            }
+        }
+    }
+}
+
 fn unknown(name: &str) -> Fault {
     Fault::new(Kind::NotFound, format!("no volume is called {name:?}"), "see what there is: viv volume ls")
 }
 
 impl Vms {
+    /// As long as it is held none is removed.
+    pub(crate) fn keep_volumes(&self) -> RwLockReadGuard<'_, ()> {
+        self.volumes_kept.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes those that are asked for and not there.
+    pub(crate) fn make_missing_volumes(&self, project: &ProjectName, asked: &[String]) -> Result<(), Fault> {
+        let made = make_missing(&self.places, project, asked)?;
+        made.iter().for_each(|name| self.tell_volume(What::VolumeCreated, project, name));
+        Ok(())
+    }
+
+    fn tell_volume(&self, what: What, project: &ProjectName, name: &str) {
+        tell(&*self.store, Event::new(what, None, name).within(project));
+    }
+
     fn volume(&self, project: &ProjectName, name: &str) -> Result<Volume, Fault> {
         check_volume_name(name).map_err(|_| unknown(name))?;
         let path = path_of(&self.places, project, name);
@@ -184,17 +218,20 @@ impl Vms {
             let fix = format!("choose another name, or remove that one: viv volume rm {}", ask.name);
             return Err(Fault::new(Kind::Conflict, text, fix));
         }
+        self.tell_volume(What::VolumeCreated, project, &ask.name);
         self.volume(project, &ask.name)
     }
 
     /// Removes one that no VM is described with.
     pub(crate) fn remove_volume(&self, project: &ProjectName, name: &str) -> Result<Volume, Fault> {
+        let _turn = self.volumes_kept.write().unwrap_or_else(PoisonError::into_inner);
         let volume = self.volume(project, name)?;
         if let Some(vm) = volume.vms.first() {
             let text = format!("the volume {name} belongs to VM {vm:?}");
             return Err(Fault::new(Kind::Conflict, text, format!("remove the VM first: viv rm {vm}")));
         }
         fs::remove_file(&volume.path).map_err(io_fault("remove", &volume.path))?;
+        self.tell_volume(What::VolumeRemoved, project, name);
         Ok(volume)
     }
 }
@@ -215,10 +252,10 @@ mod tests {
         let asked = ["/plain", "data:/var/lib/x", "more:/y:ro"].map(String::from);
         let (found, words) = disks(&places, &project, &asked).unwrap();
         assert_eq!((found.len(), words.len()), (0, 2), "in a trial none is made");
-        make_missing(&places, &project, &asked).unwrap();
+        assert_eq!(make_missing(&places, &project, &asked).unwrap(), ["data", "more"]);
         let path = path_of(&places, &project, "data");
         let inode = fs::metadata(&path).unwrap().ino();
-        make_missing(&places, &project, &asked).unwrap();
+        assert!(make_missing(&places, &project, &asked).unwrap().is_empty());
         assert!(!make(&places, &project, "data", SIZE_MIB).unwrap());
         assert_eq!(fs::metadata(&path).unwrap().ino(), inode);
         let (found, words) = disks(&places, &project, &asked).unwrap();
@@ -227,6 +264,12 @@ mod tests {
         assert!(is_one(&found[0], &places.vms().join("0123")));
         assert!(!is_one(&DiskSpec { path: "/x".into(), ..DiskSpec::default() }, &places.vms().join("0123")));
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 2, "nothing half-made");
+        fs::write(path.with_file_name(".cut-off"), [0]).unwrap();
+        let mut gone = Gone::default();
+        forget_unfinished(&places, Duration::from_secs(600), &mut gone);
+        assert!(path.with_file_name(".cut-off").exists(), "it may be just in the making");
+        forget_unfinished(&places, Duration::ZERO, &mut gone);
+        assert!(!path.with_file_name(".cut-off").exists() && path.exists());
         for wrong in [["a:/x", "a:/y"], ["a:/x", "b:/x"]] {
             assert!(named(&wrong.map(String::from)).is_err());
         }

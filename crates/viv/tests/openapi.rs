@@ -232,6 +232,7 @@ fn the_service_answers_as_its_document_says() {
     made("POST", "/v1/networks", "/v1/networks", json!({"name": "blue"}));
     made("POST", "/v1/secgroups", "/v1/secgroups", json!({"name": "web", "rules": ["in tcp/80 from any"]}));
     made("POST", "/v1/projects", "/v1/projects", json!({"name": "acme", "limits": {"vms": 3}}));
+    made("POST", "/v1/volumes", "/v1/volumes", json!({"name": "data", "size_mib": 64}));
     let kernel = home.kernel();
     let vm = json!({"name": "web", "kernel": kernel, "accel": "soft", "memory_mib": 32, "net": "blue",
         "groups": ["web"], "labels": ["a=b"], "start": true});
@@ -263,6 +264,7 @@ fn the_service_answers_as_its_document_says() {
                 .replace("{network}", if named == "web" { "blue" } else { named });
             let path = path
                 .replace("{group}", named)
+                .replace("{volume}", if named == "web" { "data" } else { named })
                 .replace("{operation}", if named == "web" { "1" } else { named })
                 .replace("{snapshot}", if named == "web" { "s1" } else { named });
             let path = path.replace("{image}", named);

@@ -41,6 +41,7 @@ impl Two {
             let viv = |words: &[&str]| host.viv(&[&["--project", project], words].concat()).ok();
             viv(&["network", "create", &format!("{word}-lan")]);
             viv(&["secgroup", "create", &format!("{word}-group")]);
+            viv(&["volume", "create", &format!("{word}-data")]);
             viv(&["snapshot", "create", "web", &format!("{word}-snapshot")]);
             viv(&["template", "create", "--now", "web", &format!("{word}-template")]);
         }
@@ -76,6 +77,7 @@ impl Two {
             viv(&["--all-projects", "snapshot", "ls"]),
             viv(&["--all-projects", "network", "ls"]),
             viv(&["--all-projects", "secgroup", "ls"]),
+            viv(&["--project", "other", "volume", "ls"]),
             viv(&["project", "ls"]),
             viv(&["token", "ls"]),
             viv(&["limits"])["limits"],
@@ -113,6 +115,7 @@ fn nothing_of_another_project_can_be_named() {
                 "SnapshotDiff" => json!({"other": "their-snapshot"}),
                 "Explain" => json!({"from": "theirs", "to": "web", "what": "tcp/80"}),
                 "TicketCreate" => json!({"path": "/v1/vms/theirs/nothing"}),
+                "VolumeCreate" => json!({"name": "ours"}),
                 "ImageBuild" => json!({"if_missing": true}),
                 _ => json!({}),
             });
@@ -124,6 +127,7 @@ fn nothing_of_another_project_can_be_named() {
                     .replace("{snapshot}", snapshot)
                     .replace("{network}", &format!("{word}-lan"))
                     .replace("{group}", &format!("{word}-group"))
+                    .replace("{volume}", &format!("{word}-data"))
                     .replace("{operation}", "1")
                     .replace("{project}", "other")
                     .replace("{token}", "acme-viewer")
@@ -273,6 +277,7 @@ fn a_project_is_a_host_of_its_own_to_who_is_bound_to_it() {
         ["snapshot", "rm", "our-template"],
         ["network", "rm", "our-lan"],
         ["secgroup", "rm", "our-group"],
+        ["volume", "rm", "our-data"],
     ] {
         host.viv(&["project", "rm", "acme"]).fails(4, &["is not empty"]);
         host.viv(&[&["--project", "acme"], &words[..]].concat()).ok();
