@@ -12,7 +12,9 @@ pub(crate) const LOWER: &str = "/lower";
 pub(crate) const UPPER: &str = "/upper";
 const GUEST: &str = "/guest";
 /// Files that a container gets from its host, whatever its image has.
-const FROM_HOST: [&str; 3] = ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"];
+const FROM_HOST: [&str; 3] = [HOSTS, HOSTNAME, "/etc/resolv.conf"];
+const HOSTS: &str = "/etc/hosts";
+const HOSTNAME: &str = "/etc/hostname";
 
 /// Mounts the image's disk `lower` and this VM's own disk `upper`, one above the other, and makes them the guest's root.
 pub(crate) fn enter(lower: &str, upper: &str, wishes: &Wishes) -> io::Result<()> {
@@ -49,9 +51,8 @@ pub(crate) fn enter(lower: &str, upper: &str, wishes: &Wishes) -> io::Result<()>
         fs::set_permissions(format!("{GUEST}/tmp"), std::os::unix::fs::PermissionsExt::from_mode(0o1777))?;
     }
     let name = wishes.hostname.as_deref().unwrap_or("viv");
-    let hosts = format!("127.0.0.1 localhost {name}\n::1 localhost ip6-localhost ip6-loopback\n");
-    fs::write("/etc/hosts", hosts)?;
-    fs::write("/etc/hostname", format!("{name}\n"))?;
+    fs::write(HOSTS, format!("{}::1 localhost ip6-localhost ip6-loopback\n", line_of(name)))?;
+    fs::write(HOSTNAME, format!("{name}\n"))?;
     // The DHCP client's script writes to ours; it is the same file.
     fs::write("/etc/resolv.conf", "")?;
     for path in FROM_HOST {
@@ -63,6 +64,21 @@ pub(crate) fn enter(lower: &str, upper: &str, wishes: &Wishes) -> io::Result<()>
     let _ = symlink("/proc/mounts", format!("{GUEST}/etc/mtab"));
     root::set(GUEST);
     Ok(())
+}
+
+/// The guest's own line in `/etc/hosts`.
+fn line_of(name: &str) -> String {
+    format!("127.0.0.1 localhost {name}\n")
+}
+
+/// The guest is called so from now on; what it has written to these files besides stays.
+pub(crate) fn rename(name: &str) -> io::Result<()> {
+    if !root::is_apart() {
+        return Ok(());
+    }
+    let (was, hosts) = (fs::read_to_string(HOSTNAME)?, fs::read_to_string(HOSTS)?);
+    fs::write(HOSTS, hosts.replacen(&line_of(was.trim_end()), &line_of(name), 1))?;
+    fs::write(HOSTNAME, format!("{name}\n"))
 }
 
 /// Makes a directory of the guest's root where there is none; whether it did. What is in the way of it makes room.

@@ -1,6 +1,6 @@
 //! After the guest goes on in another VM, or later: the time of now, randomness of its own, its name and identities, its network card's
 //! address.
-use crate::{arrivals, identity, sys};
+use crate::{arrivals, identity, layers, sys};
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
@@ -24,7 +24,7 @@ pub(crate) fn renew(
         .write(true)
         .open("/dev/urandom")
         .and_then(|pool| sys::add_entropy(pool.as_fd(), entropy.get(..ENTROPY_MAX).unwrap_or(entropy)));
-    let name = sys::set_hostname(hostname);
+    let name = sys::set_hostname(hostname).and(layers::rename(hostname));
     let who = new_identity.map_or(Ok(()), identity::take);
     let card = new_card.map_or(Ok(()), rebind);
     random.and(time).and(name).and(who).and(card)

@@ -103,14 +103,33 @@ pub(crate) fn mount_all() {
 pub(crate) fn load_modules() {
     let list = fs::read_to_string(MODULES).unwrap_or_default();
     for path in list.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
-        let result = File::open(path).and_then(|file| sys::load_module(&file));
-        match result {
-            Err(error) if !matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ENODEV)) => {
-                say(format_args!("cannot load the kernel module {path}: {error}"));
-            }
-            _ => {}
+        if let Err(error) = load(Path::new(path)) {
+            say(format_args!("cannot load the kernel module {path}: {error}"));
         }
     }
+}
+
+fn load(path: &Path) -> io::Result<()> {
+    match File::open(path).and_then(|file| sys::load_module(&file)) {
+        Err(error) if !matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ENODEV)) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Loads a module with all that it needs. `modprobe` does that, too, in ten times the time.
+fn load_with_needs(module: &str) -> io::Result<()> {
+    let version = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let root = Path::new("/lib/modules").join(version.trim_end());
+    let list = fs::read_to_string(root.join("modules.dep"))?;
+    in_order(&list, module).iter().try_for_each(|path| load(&root.join(path)))
+}
+
+/// The files of a module and of all that it needs, in the order in which they are loaded, as `modules.dep` says (depmod(8)).
+fn in_order<'a>(list: &'a str, module: &str) -> Vec<&'a str> {
+    let is_of = |path: &str| Path::new(path).file_stem().is_some_and(|stem| stem == module);
+    let mut lines = list.lines().filter_map(|line| line.split_once(':'));
+    let Some((path, needs)) = lines.find(|(path, _)| is_of(path)) else { return Vec::new() };
+    needs.split_ascii_whitespace().rev().chain([path]).collect()
 }
 
 /// Has the kernel know a file system: a module is loaded if it is not built in.
@@ -122,6 +141,10 @@ pub(crate) fn load_file_system(kind: &str) -> Result<(), String> {
     if is_known() {
         return Ok(());
     }
+    if load_with_needs(kind).is_ok() && is_known() {
+        return Ok(());
+    }
+    // It reads what is compressed, too.
     let loaded = children::run(Command::new("/sbin/modprobe").arg(kind));
     if is_known() {
         return Ok(());
@@ -155,6 +178,17 @@ pub(crate) fn open_console() -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_module_needs_comes_first() {
+        let list = "kernel/fs/erofs/erofs.ko: kernel/lib/b.ko kernel/lib/a.ko\nkernel/fs/x/x.ko.xz:\nkernel/lib/a.ko:\n";
+        assert_eq!(
+            in_order(list, "erofs"),
+            ["kernel/lib/a.ko", "kernel/lib/b.ko", "kernel/fs/erofs/erofs.ko"]
+        );
+        assert_eq!(in_order(list, "a"), ["kernel/lib/a.ko"]);
+        assert!(in_order(list, "x").is_empty() && in_order("", "erofs").is_empty());
+    }
 
     #[test]
     fn the_last_word_on_the_command_line_wins() {

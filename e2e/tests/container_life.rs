@@ -97,6 +97,64 @@ fn a_guests_health_is_looked_at_and_told() {
     run(&["image", "rm", &image], "").ok();
 }
 
+/// From where another guest had booted, with nothing of a user's in it: then its own program begins, under its own name.
+#[test]
+fn a_warm_start_is_a_start() {
+    let program = "echo begun $WHERE $0; sleep 1000000";
+    let config = serde_json::json!({ "Entrypoint": ["sh", "-c", program], "Cmd": ["image"], "Env": ["WHERE=here"],
+        "ExposedPorts": { "80/tcp": {} } });
+    let (dir, image) = image("warm", config);
+    let saved = dir.path("saved.tar");
+    let templates = || {
+        let all = run(&["template", "ls", "--json"], "").ok().out;
+        let all: serde_json::Value = serde_json::from_str(&all).unwrap();
+        let of_image =
+            |made: &&serde_json::Value| made["image"].as_str().unwrap_or_default().ends_with(&saved);
+        all.as_array()
+            .unwrap()
+            .iter()
+            .filter(of_image)
+            .map(|made| made["name"].to_string())
+            .collect::<Vec<_>>()
+    };
+    let who = "cat /etc/hosts /etc/hostname /proc/sys/kernel/hostname /proc/sys/kernel/random/boot_id; cat /proc/cmdline";
+    let warm = |more: &[&str]| run(&[&["run", "--warm"], more].concat(), "");
+    let first = warm(&["--rm", "--name", "e2e-warm-1", "--entrypoint", "", &image, "sh", "-c", who]).ok().out;
+    assert_eq!(templates().len(), 1);
+    let second =
+        warm(&["--rm", "--name", "e2e-warm-2", "--entrypoint", "", &image, "sh", "-c", who]).ok().out;
+    assert_eq!(templates().len(), 1, "the same one");
+    let (first, second): (Vec<&str>, Vec<&str>) = (first.lines().collect(), second.lines().collect());
+    for (lines, name) in [(&first, "e2e-warm-1"), (&second, "e2e-warm-2")] {
+        assert_eq!((lines[0], lines[2], lines[3]), (&*format!("127.0.0.1 localhost {name}"), name, name));
+    }
+    assert_ne!(first[4], second[4], "each is a boot of its own");
+    assert_eq!(first[5], second[5], "but it has booted once");
+
+    // Its image's own program, with the image's words and the user's; and again when it boots.
+    let _vm = Vm("e2e-warm");
+    warm(&["-d", "--name", "e2e-warm", "-P", &image, "user"]).ok();
+    let log = || run(&["logs", "e2e-warm"], "").ok().out;
+    until("its program", WAIT, || log().contains("begun here user"));
+    assert!(run(&["port", "e2e-warm"], "").ok().out.starts_with("80/tcp -> "));
+    run(&["stop", "-t", "0", "e2e-warm"], "").ok();
+    run(&["start", "e2e-warm"], "").ok();
+    until("it again", WAIT, || log().matches("begun here user").count() == 2);
+    assert!(inside("e2e-warm", "cat /proc/cmdline").contains("viv.hostname=e2e-warm"));
+
+    // Another machine boots once, too; what is given at boot cannot be had.
+    warm(&["--rm", "--memory", "300M", "--entrypoint", "", &image, "echo", "x"]).ok();
+    assert_eq!(templates().len(), 2);
+    let refused = warm(&["--rm", "-v", "/tmp:/data", &image]);
+    assert!(refused.status == 2 && refused.err.contains("leave these options out, or --warm"), "{refused:?}");
+    let name = templates()[0].trim_matches('"').to_string();
+    let refused = run(&["template", "create", "--now", "e2e-warm", &name], "");
+    assert!(refused.status == 2 && refused.err.contains("warm starts"), "{refused:?}");
+    run(&["rm", "-f", "e2e-warm"], "").ok();
+    run(&["image", "rm", &image], "").ok();
+    assert_eq!(templates().len(), 0, "they go with their image");
+}
+
 #[test]
 fn volumes_stay_with_the_vm_and_ports_are_published() {
     let config = serde_json::json!({ "Cmd": ["sh", "-c", "echo page > /www/index.html; exec httpd -f -p 80 -h /www"],

@@ -282,7 +282,18 @@ impl Route {
                     ]
                 }
             }
-            VmCreate => const { &[parameter("dry-run", Shape::Flag, "only say what it would be")] },
+            VmCreate => {
+                const {
+                    &[
+                        parameter("dry-run", Shape::Flag, "only say what it would be"),
+                        parameter(
+                            "warm",
+                            Shape::Flag,
+                            "go on from where a guest of the same image had booted",
+                        ),
+                    ]
+                }
+            }
             VmRemove => const { &[parameter("force", Shape::Flag, "kill it first, if it runs")] },
             VmDiskDetach | VmShareDetach => {
                 const { &[parameter("force", Shape::Flag, "also if its guest uses it")] }

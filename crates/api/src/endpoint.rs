@@ -172,7 +172,7 @@ pub const TABLE: &[Endpoint] = &[
         Method::Post,
         "/v1/vms",
         Answer::Json,
-        "describe a VM, start it if asked to; ?dry-run=true only says what it would be (VmCreate -> Vm)",
+        "describe a VM, start it if asked to; ?dry-run=true only says what it would be, ?warm=true lets it go on from where a guest of the same image had booted (VmCreate -> Vm)",
     ),
     line(
         Route::VmGet,

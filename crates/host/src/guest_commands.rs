@@ -3,15 +3,25 @@ use crate::store::VmRecord;
 use viv_api::agent::{Exec, HealthWatch};
 use viv_model::Fault;
 
-/// The command to begin for a VM: what was asked for, else, if it boots and nobody attends to it, what its image says. Both have the
-/// image's variables, directory and user, where nothing else was asked for. In one that goes on from somewhere it runs already, unless
-/// it is `new`.
-pub(crate) fn main_command(record: &VmRecord, resumes: bool, new: bool) -> Result<Option<Exec>, Fault> {
-    let asked = record.command.clone().filter(|_| !resumes || new);
+/// What runs already in a guest whose VM's process begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Runs {
+    /// All that it is there for, as far as it has begun: it goes on.
+    All,
+    /// The same, but for a command that is new.
+    AllBut,
+    /// Nothing: it boots, or has done no more than that.
+    Nothing,
+}
+
+/// The command to begin for a VM: what was asked for, else, if nothing runs in it and nobody attends to it, what its image says. Both have
+/// the image's variables, directory and user, where nothing else was asked for.
+pub(crate) fn main_command(record: &VmRecord, runs: Runs) -> Result<Option<Exec>, Fault> {
+    let asked = record.command.clone().filter(|_| runs != Runs::All);
     let Some(process) = &record.process else { return Ok(asked) };
     match asked {
-        Some(command) if resumes => Ok(Some(process.exec(command))),
-        None if resumes || record.attended_by.is_some() => Ok(None),
+        Some(command) if runs != Runs::Nothing => Ok(Some(process.exec(command))),
+        None if runs != Runs::Nothing || record.attended_by.is_some() => Ok(None),
         command => process.main(command.unwrap_or_else(|| Exec::new([""; 0]))).map(Some),
     }
 }

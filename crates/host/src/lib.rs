@@ -75,6 +75,7 @@ mod update;
 mod vms;
 mod volumes;
 mod waiting;
+mod warm;
 mod watch;
 mod websocket;
 

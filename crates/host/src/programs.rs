@@ -1,5 +1,6 @@
 //! VMs that are a program, and no whole computer.
 use crate::creation::{fits, no_random};
+use crate::guest_commands::Runs;
 use crate::names;
 use crate::places::Places;
 use crate::store::{Request, VmRecord};
@@ -241,7 +242,7 @@ impl Vms {
                 request,
                 ..source.clone()
             };
-            let vm = begun.and_then(|()| self.insert_and_start(record, &VmStart::default(), false));
+            let vm = begun.and_then(|()| self.insert_and_start(record, &VmStart::default(), Runs::All));
             let vm = vm.inspect_err(|_| {
                 let _ = (self.remove(&id, true), fs::remove_dir_all(&to));
             })?;

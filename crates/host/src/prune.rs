@@ -6,6 +6,7 @@ use crate::runners::Runner;
 use crate::service::Service;
 use crate::store::leftovers;
 use crate::volumes;
+use crate::warm;
 use std::collections::HashSet;
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
@@ -35,6 +36,12 @@ impl Gone {
         self.bytes += before.saturating_sub(bytes_of(path));
         self.removed += u64::from(removed.is_ok());
     }
+
+    /// Notes something of so many bytes that somebody else has removed.
+    pub(crate) fn count(&mut self, bytes: u64) {
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.removed += 1;
+    }
 }
 
 /// Bytes of the disk that would be free without it: what has another name elsewhere would stay.
@@ -60,6 +67,7 @@ pub(crate) fn prune(service: &Service, ask: &HostPrune) -> Result<HostPruned, Fa
     disk_image::prune(&service.places.boot(), &mut gone);
     if ask.caches {
         forget_old(&service.places.programs(), &mut gone);
+        warm::forget_all(service, &mut gone)?;
         service.images.prune_downloads(&images::Unwatched, &mut |path| gone.remove(path))?;
     }
     let of_images = service.images.prune(&images::Unwatched)?;

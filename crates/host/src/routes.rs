@@ -16,6 +16,7 @@ use crate::store;
 use crate::streams;
 use crate::tokens::sha256;
 use crate::waiting;
+use crate::warm;
 use crate::watch;
 use crate::websocket::{self, Stream};
 use hyper::body::Bytes;
@@ -33,7 +34,7 @@ use viv_api::info::{Info, KvmState, Service as ServiceInfo};
 use viv_api::network::{NetworkConnect, NicAttach};
 use viv_api::runner::Ask as RunnerAsk;
 use viv_api::secgroup::{RuleAdd, SecGroupJoin};
-use viv_api::snapshot::SnapshotOther;
+use viv_api::snapshot::{SnapshotCreate, SnapshotOther};
 use viv_api::vm::{ConsoleSize, VmCreate};
 use viv_model::{Ask, Fault, Kind, ProjectName};
 
@@ -141,13 +142,20 @@ pub(crate) async fn answer(
             };
             ask.project = Some(project.clone()).filter(|project| !project.is_default());
             let repeated = key.map(|key| repeated(&project, key, &ask));
+            let is_template = |image: &String| service.snapshots.is_template(&project, image);
+            let warm = flag("warm") && !trial && !ask.image.as_ref().is_some_and(is_template);
+            let warm = match warm {
+                true => Some(warm::template(&service, &project, &ask).await?),
+                false => None,
+            };
             blocking
                 .run(move || {
-                    let request = repeated.clone();
-                    vms.once(repeated.as_ref(), || match &ask.image {
-                        Some(image) if service.snapshots.is_template(&project, image) => match trial {
+                    let (request, snapshots) = (repeated.clone(), &service.snapshots);
+                    vms.once(repeated.as_ref(), || match (&warm, &ask.image) {
+                        (Some(template), _) => snapshots.create_warm(&project, template, &ask, request),
+                        (_, Some(image)) if snapshots.is_template(&project, image) => match trial {
                             true => Err(not_of_template()),
-                            false => service.snapshots.create_from(&project, image, &ask, request),
+                            false => snapshots.create_from(&project, image, &ask, request),
                         },
                         _ => vms.create(ask, request, trial),
                     })
@@ -289,9 +297,10 @@ pub(crate) async fn answer(
             }
         }
         Route::SnapshotCreate => {
-            let ask = body(&request)?;
+            let ask: SnapshotCreate = body(&request)?;
             blocking
                 .run(move || {
+                    warm::check_name(ask.name.as_deref())?;
                     telling(
                         &*vms.store,
                         What::SnapshotCreated,
@@ -547,6 +556,7 @@ pub(crate) async fn answer(
                     let remove = || {
                         let image = service.images.get(&name)?;
                         service.images.remove(&name)?;
+                        warm::forget_image(&service, &image.name)?;
                         Ok(shown(&image))
                     };
                     telling(&*vms.store, What::ImageRemoved, None, remove, |it: &Image| it.name.clone())

@@ -81,6 +81,8 @@ pub(crate) struct Service {
     pub(crate) manners: Manners,
     /// Places for WebSockets.
     pub(crate) sockets: Arc<Semaphore>,
+    /// Held by who boots a guest for warm starts: one at a time.
+    pub(crate) warming: tokio::sync::Mutex<()>,
 }
 
 /// Something that keeps the service from ending.
@@ -278,6 +280,7 @@ async fn run(
         access,
         manners: Manners::default(),
         sockets: Arc::new(Semaphore::new(websocket::SOCKETS_MAX)),
+        warming: tokio::sync::Mutex::default(),
     });
     operations::take_up(&service)?;
     let connected = vms.clone();

@@ -6,7 +6,7 @@ use crate::described;
 use crate::disk_image;
 use crate::disks;
 use crate::events::tell_state;
-use crate::guest_commands::{health_watch, main_command};
+use crate::guest_commands::{Runs, health_watch, main_command};
 use crate::images::Images;
 use crate::keep::Restarts;
 use crate::networks::Networks;
@@ -391,20 +391,15 @@ impl Vms {
             // A disk may have been made larger meanwhile.
             record.disk_mib = disks::fill_mib(&record.machine.disks);
             self.update_grown(&record, || Ok(()))?;
-            let vm = self.launch(record, &runner, false)?;
+            let vm = self.launch(record, &runner, Runs::All)?;
             share.keep();
             Ok(vm)
         })
     }
 
-    /// Remembers a new VM whose directory is there already, and starts it; with `commanded`, its command is to begin also if it goes
-    /// on from somewhere. Its files are gone if it is not remembered.
-    pub(crate) fn insert_and_start(
-        &self,
-        record: VmRecord,
-        ask: &VmStart,
-        commanded: bool,
-    ) -> Result<Vm, Fault> {
+    /// Remembers a new VM whose directory is there already, and starts it; `runs` says what runs in it if it goes on from somewhere.
+    /// Its files are gone if it is not remembered.
+    pub(crate) fn insert_and_start(&self, record: VmRecord, ask: &VmStart, runs: Runs) -> Result<Vm, Fault> {
         let runner = self.runner(&record);
         let _starting = self.starting(&record.id);
         // Written once: it is as good as started.
@@ -417,7 +412,7 @@ impl Vms {
         let share = self.run(&record)?;
         self.insert_with_address(&mut record).inspect_err(|_| drop(fs::remove_dir_all(runner.dir())))?;
         let id = record.id.clone();
-        let vm = self.change(&id, |record, runner| self.launch(record, &runner, commanded))?;
+        let vm = self.change(&id, |record, runner| self.launch(record, &runner, runs))?;
         share.keep();
         Ok(vm)
     }
@@ -469,8 +464,8 @@ impl Vms {
         Held { all: &self.starting, what: id.to_string() }
     }
 
-    /// Starts the process of a VM that is remembered as started.
-    fn launch(&self, record: VmRecord, runner: &Runner, commanded: bool) -> Result<Vm, Fault> {
+    /// Starts the process of a VM that is remembered as started; `runs` says what runs in its guest if it goes on from somewhere.
+    fn launch(&self, record: VmRecord, runner: &Runner, runs: Runs) -> Result<Vm, Fault> {
         let mut machine = record.machine.clone();
         // Known for as long as the host is up: the VM's process need not find it out again.
         let is_computer = !record.kind().is_program();
@@ -485,6 +480,8 @@ impl Vms {
             // Whoever was just going on from it has been killed over its removal.
             let _ = fs::remove_dir_all(&from);
         }
+        let runs = if resume { runs } else { Runs::Nothing };
+        let has_main = record.process.is_some() || record.command.is_some();
         // One that cannot be read is the process's to tell.
         let is_copy = resume && read_manifest(&from).is_ok_and(|manifest| manifest.vm.0 != record.id);
         let spec = RunnerSpec {
@@ -492,8 +489,8 @@ impl Vms {
             machine,
             on_reboot: record.on_reboot,
             attended_by: record.attended_by,
-            command: main_command(&record, resume, commanded)?,
-            attend: resume && (record.process.is_some() || record.command.is_some()),
+            command: main_command(&record, runs)?,
+            attend: runs != Runs::Nothing && has_main,
             health: health_watch(&record)?,
             program: programs::told(&record, runner.dir(), &self.places),
             resume,

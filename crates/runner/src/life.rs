@@ -562,7 +562,7 @@ fn live(prepared: Prepared, build: &Build) -> Result<End, Fault> {
         spawn("attend", move || command::attend(&shared, ends))?;
     }
     if let Some(exec) = spec.command.clone() {
-        let (shared, is_main) = (life.clone(), !spec.resume);
+        let (shared, is_main) = (life.clone(), !spec.attend);
         spawn("command", move || command::run(&shared, exec, is_main))?;
     }
     report(&Started::Running(life.status()));

@@ -2,6 +2,8 @@
 use super::make::{Made, Purpose};
 use super::{Snapshots, io_fault, link};
 use crate::apart;
+use crate::creation;
+use crate::guest_commands::Runs;
 use crate::names;
 use crate::plugs::card;
 use crate::runners::Runner;
@@ -45,7 +47,7 @@ impl Snapshots {
         self.verify_disks(&dir, &manifest)?;
         let snapshot = Some(manifest.id.clone());
         let record = VmRecord { snapshot, request, ..self.record(&manifest, ask)? };
-        self.go_on(&dir, &manifest, record, &ask.ports, &VmStart::default(), false)
+        self.go_on(&dir, &manifest, record, &ask.ports, &VmStart::default(), Runs::All)
     }
 
     /// What is known of the VM before it has a machine.
@@ -84,7 +86,7 @@ impl Snapshots {
         if saved == Accel::Kvm && !is_here() { Accel::Soft } else { saved }
     }
 
-    /// A VM that goes on from there; with `commanded`, its command is one that nobody has begun yet.
+    /// A VM that goes on from there, where `runs` is what runs of it.
     pub(super) fn go_on(
         &self,
         from: &Path,
@@ -92,7 +94,7 @@ impl Snapshots {
         record: VmRecord,
         ports: &[PortSpec],
         start: &VmStart,
-        commanded: bool,
+        runs: Runs,
     ) -> Result<Vm, Fault> {
         let dir = self.places.vms().join(&record.id);
         let made = lay_out(from, manifest, &dir)
@@ -103,10 +105,11 @@ impl Snapshots {
             let _ = fs::hard_link(from.join(TRANSLATED), self.places.translated().join(&record.id));
         }
         let MachineSpec { accel, cpu_weight, .. } = record.machine;
-        let machine = MachineSpec { accel, cpu_weight, ..laid };
+        let append = creation::named(&laid.append, &record.name);
+        let machine = MachineSpec { accel, cpu_weight, append, ..laid };
         let id = record.id.clone();
         let runner = self.vms.runner(&record);
-        let vm = self.vms.insert_and_start(VmRecord { machine, ..record }, start, commanded);
+        let vm = self.vms.insert_and_start(VmRecord { machine, ..record }, start, runs);
         let vm = vm.inspect_err(|_| drop(self.vms.remove(&id, true)))?;
         if !manifest.memory_arrives() && manifest.program.is_none() && !from.join(FIRST).exists() {
             let from = from.to_path_buf();
@@ -152,7 +155,7 @@ impl Snapshots {
         let one = |number| {
             let ask = SnapshotRestore { name: Some(name(number)), remove: ask.remove, ..Default::default() };
             let record = VmRecord { request: of(number), ..self.record(manifest, &ask)? };
-            self.go_on(dir, manifest, record, &[], &VmStart::default(), false)
+            self.go_on(dir, manifest, record, &[], &VmStart::default(), Runs::All)
         };
         let (mut made, mut failed) = (Vec::new(), None);
         for one in side_by_side(ask.count, &one) {

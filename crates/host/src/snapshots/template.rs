@@ -1,9 +1,11 @@
 //! Templates: snapshots by whose name VMs are made, as from images, but with memory.
 use super::Snapshots;
+use crate::container_ask;
+use crate::guest_commands::Runs;
 use crate::store::{Request, VmRecord};
 use viv_api::snapshot::SnapshotRestore;
 use viv_api::vm::{Vm, VmCreate, VmStart};
-use viv_model::{Accel, Fault, Kind, ProjectName};
+use viv_model::{Accel, Fault, Kind, Manifest, ProjectName};
 
 impl Snapshots {
     /// Whether a template of a project is called so.
@@ -53,16 +55,54 @@ impl Snapshots {
                 format!("use: viv run -d {template}"),
             ));
         }
+        let record = self.record_from(&manifest, ask, request)?;
+        self.verify_disks(&dir, &manifest)?;
+        let start = VmStart { attended_by: ask.attended_by };
+        let runs = if ask.command.is_some() { Runs::AllBut } else { Runs::All };
+        self.go_on(&dir, &manifest, record, &ask.ports, &start, runs)
+    }
+
+    /// A new VM from a template in which nothing runs yet, which was made for what is asked for.
+    pub(crate) fn create_warm(
+        &self,
+        project: &ProjectName,
+        template: &str,
+        ask: &VmCreate,
+        request: Option<Request>,
+    ) -> Result<Vm, Fault> {
+        ask.check_restart()?;
+        let (dir, manifest) = self.find(project, template)?;
+        let record = self.record_from(&manifest, ask, request)?;
+        let ports =
+            record.process.as_ref().map(|process| container_ask::all_ports(ask, process)).transpose()?;
+        let record = VmRecord {
+            process: record.process.map(|process| process.with_entrypoint(ask.entrypoint.as_deref())),
+            entrypoint: ask.entrypoint.clone(),
+            restart: ask.restart,
+            wanted: !ask.restart.is_never(),
+            ..record
+        };
+        self.verify_disks(&dir, &manifest)?;
+        let start = VmStart { attended_by: ask.attended_by };
+        self.go_on(&dir, &manifest, record, ports.as_ref().unwrap_or(&ask.ports), &start, Runs::Nothing)
+    }
+
+    /// What is known of a VM from a template before it has a machine.
+    fn record_from(
+        &self,
+        manifest: &Manifest,
+        ask: &VmCreate,
+        request: Option<Request>,
+    ) -> Result<VmRecord, Fault> {
         let restore = SnapshotRestore {
             name: ask.name.clone(),
             remove: ask.remove,
             ports: Vec::new(),
             accel: Some(ask.accel).filter(|accel| *accel != Accel::Auto),
         };
-        let mut record = self.record(&manifest, &restore)?;
+        let record = self.record(manifest, &restore)?;
         ask.health.over(record.process.as_ref().and_then(|process| process.health.as_ref()))?;
-        self.verify_disks(&dir, &manifest)?;
-        record = VmRecord {
+        Ok(VmRecord {
             snapshot: Some(manifest.id.clone()),
             request,
             on_reboot: ask.on_reboot,
@@ -71,8 +111,6 @@ impl Snapshots {
             groups: crate::secgroups::distinct(&[record.groups, ask.groups.clone()].concat())?,
             labels: [record.labels, ask.labels.clone()].concat(),
             ..record
-        };
-        let start = VmStart { attended_by: ask.attended_by };
-        self.go_on(&dir, &manifest, record, &ask.ports, &start, ask.command.is_some())
+        })
     }
 }

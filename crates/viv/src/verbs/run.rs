@@ -146,6 +146,10 @@ pub(crate) struct Args {
     /// What a reset by the guest does; "end" with --rm and in the foreground
     #[arg(long, value_name = "restart|end", value_parser = on_reboot)]
     reboot: Option<OnReboot>,
+    /// Go on from where a guest of the same image and machine had booted, which is kept as a template the first time (viv template ls):
+    /// for the default guest and images of containers
+    #[arg(long)]
+    warm: bool,
     /// Start it again after it has ended: no, on-failure, on-failure:N times, unless-stopped, always; also after a boot of this host
     #[arg(long, value_name = "POLICY", requires = "detach", conflicts_with = "rm")]
     restart: Option<Restart>,
@@ -355,7 +359,7 @@ fn computer(context: &Context, interrupt: &Interrupt, args: Args) -> Result<u8, 
         ask.attended_by = None; // our process is not there
     }
     interrupt.enter(Stage::Creating);
-    let created = client.json::<Vm>(Request::new(Route::VmCreate, &[]).body(&ask));
+    let created = create(client, &ask, args.warm);
     if let Some(status) = interrupt.status() {
         if let Ok(vm) = &created {
             end_vm(client, &vm.id, true);
@@ -429,6 +433,17 @@ fn in_image(purpose: Purpose, args: &Args, process: &ImageProcess) -> Result<Pur
         }
         Purpose::Command(_) | Purpose::Console => Purpose::Command(process.main(exec()?)?),
     })
+}
+
+/// Has it made and started.
+fn create(client: &Client, ask: &VmCreate, warm: bool) -> Result<Vm, Fault> {
+    let request = Request::new(Route::VmCreate, &[]).body(ask);
+    if !warm {
+        return client.json(request);
+    }
+    let image = ask.image.as_deref().unwrap_or(DEFAULT);
+    let _waiting = Waiting::new(format!("{image} boots once, for all that start warm"));
+    client.json(request.query("warm=true"))
 }
 
 /// Whether a template is called so: it needs no image.

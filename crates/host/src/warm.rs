@@ -1,0 +1,299 @@
+//! Warm starts: a VM of an image goes on from where another guest of the same image, with the same machine, had booted. That other one is
+//! booted for nothing else, before anything of a user's runs in it, and kept as a template.
+use crate::blocking::blocking;
+use crate::events::telling;
+use crate::prune::Gone;
+use crate::service::{Busy, Service};
+use crate::streams;
+use sha2::{Digest, Sha256};
+use std::sync::Arc;
+use std::time::Duration;
+use viv_api::event::What;
+use viv_api::image::DEFAULT;
+use viv_api::snapshot::{Snapshot, SnapshotCreate};
+use viv_api::vm::{Process, Vm, VmCreate};
+use viv_model::{Fault, Kind, NetKind, NicCreate, ProjectName};
+
+/// What begins the name of such a template; digits for what boots and for its machine follow.
+const PREFIX: &str = "warm-";
+/// How many of the two.
+const DIGITS: (usize, usize) = (12, 8);
+/// How long a guest may take until its agent answers.
+const BOOT_LIMIT: Duration = Duration::from_secs(600);
+
+/// A template that is wanted.
+struct Wanted {
+    project: ProjectName,
+    name: String,
+    image: String,
+    /// Its VM, without what is of one VM alone.
+    machine: VmCreate,
+}
+
+/// The template from which a VM begins that is asked for so; made if it is not there.
+pub(crate) async fn template(
+    service: &Arc<Service>,
+    project: &ProjectName,
+    ask: &VmCreate,
+) -> Result<String, Fault> {
+    let (with, project, ask) = (service.clone(), project.clone(), ask.clone());
+    let wanted = blocking(move || wanted(&with, project, &ask)).await?;
+    let with = service.clone();
+    let (wanted, is_there) = blocking(move || {
+        let is_there = with.snapshots.is_template(&wanted.project, &wanted.name);
+        Ok((wanted, is_there))
+    })
+    .await?;
+    if is_there {
+        return Ok(wanted.name);
+    }
+    // Who asked may go away: what is begun is done.
+    let service = service.clone();
+    let making = tokio::spawn(async move {
+        let _busy = Busy::new(&service.work);
+        make(&service, wanted).await
+    });
+    making.await.map_err(|error| crate::blocking::defect(&error.to_string()))?
+}
+
+/// Boots a guest and keeps what it then is, unless somebody else just has.
+async fn make(service: &Arc<Service>, wanted: Wanted) -> Result<String, Fault> {
+    let _turn = service.warming.lock().await;
+    let with = service.clone();
+    let begun = blocking(move || {
+        if with.snapshots.is_template(&wanted.project, &wanted.name) {
+            return Ok((wanted, None));
+        }
+        // What a service that was killed has left.
+        if let Ok(left) = with.vms.named(&wanted.project, &wanted.name)
+            && left.remove
+        {
+            with.vms.remove(&left.id, true)?;
+        }
+        let vm = with.vms.create(wanted.machine.clone(), None, false)?;
+        Ok((wanted, Some(vm)))
+    });
+    let (wanted, vm) = begun.await?;
+    let Some(vm) = vm else { return Ok(wanted.name) };
+    let (_, runner) = service.vms.find(&vm.id)?;
+    let booted = streams::agent(&vm.name, &runner, BOOT_LIMIT, BOOT_LIMIT).await.map(drop);
+    let with = service.clone();
+    blocking(move || {
+        let kept = booted.and_then(|()| keep(&with, &wanted, &vm));
+        let removed = with.vms.remove(&vm.id, true);
+        kept.and(removed)?;
+        Ok(wanted.name)
+    })
+    .await
+}
+
+/// Keeps the guest as it is, in the place of those of what the image was before.
+fn keep(service: &Service, wanted: &Wanted, vm: &Vm) -> Result<(), Fault> {
+    let ask = SnapshotCreate {
+        name: Some(wanted.name.clone()),
+        comment: format!("where VMs of {} begin warm", wanted.image),
+        template: true,
+        full: true,
+        drop_sockets: false,
+    };
+    let create = || service.snapshots.create(&vm.id, &ask);
+    let store = &*service.vms.store;
+    telling(store, What::SnapshotCreated, Some(&wanted.project), create, |made| made.name.clone())?;
+    let old = |made: &Snapshot| {
+        made.image.as_ref() == Some(&wanted.image) && what_boots(&made.name) != what_boots(&wanted.name)
+    };
+    forget(service, |project| *project == wanted.project, old, &mut Gone::default())
+}
+
+/// Removes those of all projects that come from this image.
+pub(crate) fn forget_image(service: &Service, name: &str) -> Result<(), Fault> {
+    forget(service, |_| true, |made| made.image.as_deref() == Some(name), &mut Gone::default())
+}
+
+/// Removes all.
+pub(crate) fn forget_all(service: &Service, gone: &mut Gone) -> Result<(), Fault> {
+    forget(service, |_| true, |_| true, gone)
+}
+
+fn forget(
+    service: &Service,
+    of: impl Fn(&ProjectName) -> bool,
+    which: impl Fn(&Snapshot) -> bool,
+    gone: &mut Gone,
+) -> Result<(), Fault> {
+    for made in service.snapshots.list(of)?.into_iter().filter(|made| is_one(made) && which(made)) {
+        let remove = || service.snapshots.remove(&made.project, &made.id);
+        let store = &*service.vms.store;
+        telling(store, What::SnapshotRemoved, Some(&made.project), remove, |made| made.name.clone())?;
+        gone.count(made.data_bytes);
+    }
+    Ok(())
+}
+
+fn is_one(made: &Snapshot) -> bool {
+    made.template && is_name(&made.name)
+}
+
+/// Whether only templates for warm starts are called so.
+fn is_name(name: &str) -> bool {
+    what_boots(name).is_some()
+}
+
+/// Refuses such a name to a user's snapshot.
+pub(crate) fn check_name(name: Option<&str>) -> Result<(), Fault> {
+    match name {
+        Some(name) if is_name(name) => {
+            let text = format!("a snapshot cannot be called {name:?}: so are those for warm starts");
+            Err(Fault::new(Kind::Usage, text, "choose another name"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The digits of what boots in a template for warm starts that is called so.
+fn what_boots(name: &str) -> Option<&str> {
+    let (boots, machine) = name.strip_prefix(PREFIX)?.split_once('-')?;
+    let is_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    ((boots.len(), machine.len()) == DIGITS && is_digits(boots) && is_digits(machine)).then_some(boots)
+}
+
+/// The first so many digits of a digest of this.
+fn digits(of: &str, count: usize) -> String {
+    Sha256::digest(of).iter().map(|byte| format!("{byte:02x}")).take(count / 2).collect()
+}
+
+/// The template that is wanted for a VM; refuses what can only be had at boot.
+fn wanted(service: &Service, project: ProjectName, ask: &VmCreate) -> Result<Wanted, Fault> {
+    let image = service.images.get(ask.image.as_deref().unwrap_or(DEFAULT))?;
+    if image.manifest.boots_itself() || image.manifest.program.is_some() || !image.manifest.disks.is_empty() {
+        return Err(Fault::new(
+            Kind::Usage,
+            format!(
+                "{} cannot start warm: it boots a system of its own, and when that is ready is its own business",
+                image.name
+            ),
+            "leave out --warm, or make a template of a VM of it when it is ready: viv template create",
+        ));
+    }
+    let mut machine = machine(ask)?;
+    // Containers have the default guest's kernel.
+    let kernel = service.images.get(DEFAULT)?.digest;
+    let text =
+        serde_json::to_string(&machine).map_err(|error| crate::blocking::defect(&error.to_string()))?;
+    let boots = digits(&format!("{} {kernel}", image.digest), DIGITS.0);
+    let name = format!("{PREFIX}{boots}-{}", digits(&text, DIGITS.1));
+    machine.name = Some(name.clone());
+    machine.project = Some(project.clone()).filter(|project| !project.is_default());
+    machine.start = true;
+    machine.remove = true;
+    // It ends with us.
+    machine.attended_by = Some(Process::current().map_err(|error| {
+        let text = format!("cannot see when the service was started: {error}");
+        Fault::new(Kind::Error, text, "see that there is memory for it, or leave out --warm")
+    })?);
+    Ok(Wanted { project, name, image: image.name, machine })
+}
+
+/// What makes the guest that boots what it is; the rest is of one VM alone, and can be had later.
+fn machine(ask: &VmCreate) -> Result<VmCreate, Fault> {
+    let machine = VmCreate {
+        image: ask.image.clone(),
+        cpus: ask.cpus,
+        memory_mib: ask.memory_mib,
+        memory_max_mib: ask.memory_max_mib,
+        cpu_limit_milli: ask.cpu_limit_milli,
+        cpu_weight: ask.cpu_weight,
+        accel: ask.accel,
+        soft: ask.soft,
+        append: ask.append.clone(),
+        ..VmCreate::default()
+    };
+    let known = VmCreate {
+        schema: ask.schema.clone(),
+        name: ask.name.clone(),
+        project: ask.project.clone(),
+        net: ask.net.clone(),
+        nic_limits: ask.nic_limits,
+        nics: ask.nics.clone(),
+        ports: ask.ports.clone(),
+        publish_all: ask.publish_all,
+        groups: ask.groups.clone(),
+        labels: ask.labels.clone(),
+        on_reboot: ask.on_reboot,
+        remove: ask.remove,
+        restart: ask.restart,
+        command: ask.command.clone(),
+        entrypoint: ask.entrypoint.clone(),
+        health: ask.health.clone(),
+        attended_by: ask.attended_by,
+        start: ask.start,
+        ..machine.clone()
+    };
+    let refused =
+        |what: &str, fix: &str| Err(Fault::new(Kind::Usage, format!("a VM that starts warm {what}"), fix));
+    if *ask != known {
+        return refused(
+            "has no directories, volumes, files, disks, kernels and console ports of its own: its guest has booted",
+            "leave these options out, or --warm",
+        );
+    }
+    if !ask.start {
+        return refused("runs as soon as it is there", "use: viv run -d --warm IMAGE");
+    }
+    let nics = ask.cards()?;
+    let plain = |card: &NicCreate| {
+        matches!(card.net, NetKind::User { .. }) && card.groups.is_empty() && card.ip.is_none()
+    };
+    if !nics.iter().all(plain) {
+        return refused(
+            "has a network of its own or none: --net user, --net none",
+            "use these, or leave out --warm",
+        );
+    }
+    Ok(VmCreate { nics, ..machine })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_an_image_and_a_machine() {
+        let name = format!("{PREFIX}{}-{}", digits("a", DIGITS.0), digits("b", DIGITS.1));
+        assert!(is_name(&name));
+        assert_eq!(what_boots(&name), Some(digits("a", DIGITS.0).as_str()));
+        for other in
+            ["warm", "warm-", "warm-73107c95eb6b", "warm-73107c95eb6b-0a1b2c3", "warm-73107c95ebxx-0a1b2c3d"]
+        {
+            assert!(!is_name(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn only_what_makes_the_guest_is_of_its_machine() {
+        let ask = VmCreate { start: true, ..VmCreate::default() };
+        let plain = machine(&ask).unwrap();
+        let same = VmCreate {
+            name: Some("a".into()),
+            remove: true,
+            entrypoint: Some("/x".into()),
+            labels: vec!["a=b".parse().unwrap()],
+            ..ask.clone()
+        };
+        assert_eq!(machine(&same).unwrap(), plain);
+        let more = VmCreate { memory_mib: Some(512), ..ask.clone() };
+        assert_ne!(machine(&more).unwrap(), plain);
+        // Ports take a card.
+        let ports = vec!["8080:80".parse().unwrap()];
+        let with_card = machine(&VmCreate { ports, ..ask.clone() }).unwrap();
+        assert_eq!((with_card.nics.len(), with_card.ports.len()), (1, 0));
+        for wrong in [
+            VmCreate { start: false, ..ask.clone() },
+            VmCreate { volumes: vec!["data:/x".into()], ..ask.clone() },
+            VmCreate { kernel: Some("/k".into()), ..ask.clone() },
+            VmCreate { net: Some("blue".parse().unwrap()), ..ask.clone() },
+        ] {
+            assert_eq!(machine(&wrong).unwrap_err().kind, Kind::Usage);
+        }
+    }
+}
