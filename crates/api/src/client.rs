@@ -4,6 +4,8 @@
 //! sends; every length that it reads is bounded all the same.
 use crate::contract::host_thing;
 use crate::endpoint::{Method, Route, UPGRADE, query_value};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -353,19 +355,31 @@ fn encode(
     bytes
 }
 
-/// Reads up to the empty line, byte by byte: what follows may be a stream that is not ours to read.
+/// Reads up to the empty line, and looks before it takes: what follows may be a stream that is not ours to read.
 fn read_head(socket: &mut UnixStream) -> io::Result<Head> {
+    const END: &[u8] = b"\r\n\r\n";
     let mut bytes = Vec::new();
-    let mut byte = [0];
-    while !bytes.ends_with(b"\r\n\r\n") {
-        match socket.read(&mut byte) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) => bytes.push(byte[0]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
+    let mut piece = [0; 1024];
+    loop {
+        let seen = match recv(&*socket, &mut piece, RecvFlags::PEEK) {
+            Ok((0, _)) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok((seen, _)) => seen.min(piece.len()),
+            Err(Errno::INTR) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let before = bytes.len();
+        bytes.extend_from_slice(&piece[..seen]);
+        // It may have begun in the piece before.
+        let from = before.saturating_sub(END.len() - 1);
+        let end = bytes[from..].windows(END.len()).position(|window| window == END);
+        let end = end.map(|at| from + at + END.len());
+        bytes.truncate(end.unwrap_or(bytes.len()));
+        socket.read_exact(&mut piece[..bytes.len() - before])?;
         if bytes.len() > HEAD_MAX {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a head that is too long"));
+        }
+        if end.is_some() {
+            break;
         }
     }
     let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
@@ -421,6 +435,28 @@ mod tests {
             });
             Ok(here)
         }))
+    }
+
+    #[test]
+    fn not_a_byte_is_read_behind_a_head() {
+        let head = b"HTTP/1.1 101 Switching Protocols\r\nX: y\r\n\r\n";
+        let behind = [b'\r'; 3000];
+        for cut in 1..head.len() {
+            let (mut here, mut there) = UnixStream::pair().unwrap();
+            let writer = std::thread::spawn(move || {
+                there.write_all(&head[..cut]).unwrap();
+                std::thread::yield_now();
+                there.write_all(&[&head[cut..], &behind].concat()).unwrap();
+            });
+            assert_eq!(read_head(&mut here).unwrap().status, 101);
+            writer.join().unwrap();
+            let mut rest = Vec::new();
+            here.read_to_end(&mut rest).unwrap();
+            assert_eq!(rest, behind, "{cut}");
+        }
+        let (mut here, mut there) = UnixStream::pair().unwrap();
+        std::thread::spawn(move || there.write_all(&[b'x'; 2 * HEAD_MAX]));
+        assert_eq!(read_head(&mut here).err().map(|error| error.kind()), Some(io::ErrorKind::InvalidData));
     }
 
     #[test]

@@ -186,7 +186,7 @@ pub struct Operation {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum WorkLine<T> {
-    /// What it is, in the first line; again when it has waited.
+    /// What it is, in the first line, unless all is there already; again when it has waited.
     Operation(Box<Operation>),
     /// What is being done now.
     Progress(Progress),

@@ -313,6 +313,14 @@ impl Images {
     /// The default guest: builds it if it is not there, or has another agent or kernel than it would get now. Does not look for
     /// newer packages, so it needs no network once the image is there.
     pub fn ensure_default(&self, options: &Options, watcher: &dyn Watcher) -> Result<Image, Fault> {
+        match self.current_default(options)? {
+            Some(image) => Ok(image),
+            None => self.build(Recipe::DefaultGuest, options, None, watcher),
+        }
+    }
+
+    /// The default guest's image, if it is there and nothing is to be built anew.
+    pub(crate) fn current_default(&self, options: &Options) -> Result<Option<Image>, Fault> {
         let recipe = Recipe::DefaultGuest;
         if !options.force
             && !options.update
@@ -322,9 +330,9 @@ impl Images {
             && image.manifest.labels.get(OWN_KERNEL_LABEL)
                 == kernel::present(&self.store)?.as_ref().and_then(kernel::digest)
         {
-            return Ok(image);
+            return Ok(Some(image));
         }
-        self.build(recipe, options, None, watcher)
+        Ok(None)
     }
 
     /// The fault for somebody who wants to run our own kernel's image.

@@ -54,6 +54,22 @@ fn no_additions(name: &str, ask: &ImageBuild, additions: &Additions) -> Result<(
     })
 }
 
+/// The image that is called so, if it is only to be there, and is: that is no work.
+pub(super) fn there(service: &Service, name: &str, ask: &ImageBuild) -> Result<Option<images::Image>, Fault> {
+    let (insecure, agent) = (ask.insecure, ask.agent.clone());
+    if *ask != (ImageBuild { if_missing: true, insecure, agent, ..ImageBuild::default() }) {
+        return Ok(None);
+    }
+    let images = &service.images;
+    if name == Recipe::DefaultGuest.name() {
+        return images.current_default(&options(ask)?);
+    }
+    let image = images.get(name)?;
+    let needs_kernel = viv_oci::Reference::is_one(name) && image.manifest.program.is_none();
+    let is_whole = !needs_kernel || images.current_default(&options(ask)?)?.is_some();
+    Ok(is_whole.then_some(image))
+}
+
 /// Has the image that is called so.
 pub(super) fn build(
     service: &Service,

@@ -82,7 +82,7 @@ impl Operations {
     }
 }
 
-/// Begins one: answers with its lines, or, if it is detached, with what it is.
+/// Begins one: answers with its lines, or, if it is detached, with what it is. Who only wants something to be there that is has it at once.
 pub(crate) async fn begin(
     service: Arc<Service>,
     task: Task,
@@ -90,6 +90,12 @@ pub(crate) async fn begin(
     project: Option<ProjectName>,
 ) -> Result<Response<Body>, Fault> {
     task.check()?;
+    let (kept, asked) = (service.clone(), task.clone());
+    if !detached && let Some(made) = blocking(move || Ok(asked.there(&kept))).await? {
+        let (lines, receiver) = mpsc::channel(1);
+        let _ = lines.try_send(live::line(&WorkLine::Done(made)));
+        return Ok(http::pieces(receiver, MEDIA));
+    }
     service.operations.has_room()?;
     let kept = service.clone();
     let record = blocking(move || {

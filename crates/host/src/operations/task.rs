@@ -93,6 +93,14 @@ impl Task {
         }
     }
 
+    /// What it would make, if that is there and nothing is to be done.
+    pub(super) fn there(&self, service: &Service) -> Option<Value> {
+        let Task::ImageBuild { image, ask } = self else { return None };
+        // What is wrong is told by the work.
+        let image = build::there(service, image, ask).ok().flatten()?;
+        value(&shown(&image)).ok()
+    }
+
     /// Does it; gives what it has made.
     pub(super) fn run(&self, service: &Service, watcher: &dyn Watcher) -> Result<Value, Fault> {
         let store = &*service.vms.store;
