@@ -309,10 +309,12 @@ fn every_other_form_gives_the_same_disk() {
     fs::write(dir.path("b.vma"), vma(&fs::read(&raw).unwrap())).unwrap();
     tool("gzip", &["-k", &dir.path("b.vma")]);
     tool("zstd", &["-q", "-k", &dir.path("b.vma")]);
+    tool("lzop", &["-q", &dir.path("b.vma")]);
     forms.extend([
         ("b.vma", "Proxmox backup"),
         ("b.vma.gz", "Proxmox backup"),
         ("b.vma.zst", "Proxmox backup"),
+        ("b.vma.lzo", "Proxmox backup"),
     ]);
     for (format, file, options) in [
         ("qcow2", "d.qcow2", "compat=1.1"),

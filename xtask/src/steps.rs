@@ -113,6 +113,7 @@ pub(crate) fn test(quick: bool) -> Result<(), String> {
     install::need("docker-registry", "docker-registry")?;
     install::need("busybox", "busybox-static")?;
     install::need("zstd", "zstd")?;
+    install::need("lzop", "lzop")?;
     install::need("javac", "default-jdk-headless")?;
     // Root alone can use them: without them those tests say that they test nothing.
     for (program, package) in [("ip", "iproute2"), ("nft", "nftables")] {

@@ -3,7 +3,7 @@
 use crate::checksums::{Checksum, Sum};
 use crate::fault::{damaged, failed, unsupported};
 use crate::machine::shown;
-use crate::source::Watcher;
+use crate::source::{Watcher, unpacked};
 use crate::xml::TEXT_MAX;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -11,7 +11,6 @@ use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use tar::{Entry, EntryType};
 use viv_model::Fault;
-use viv_rootfs::Decompress;
 
 /// Most members of an archive.
 const MEMBERS_MAX: usize = 10_000;
@@ -81,7 +80,7 @@ impl Archive {
     pub(crate) fn each(&self, take: Take<'_>) -> Result<(), Fault> {
         let file = File::open(&self.path).map_err(failed("read", &self.path))?;
         if self.compressed {
-            let mut content = Decompress::new(file)?;
+            let mut content = unpacked(&self.path)?;
             let mut tar = tar::Archive::new(&mut content);
             let entries = tar.entries().map_err(self.broken())?;
             for entry in entries {

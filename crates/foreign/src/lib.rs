@@ -17,6 +17,7 @@ mod archive;
 mod checksums;
 mod fault;
 mod libvirt;
+mod lzop;
 mod machine;
 mod ovf;
 mod package;
@@ -44,5 +45,11 @@ pub mod trial {
     /// Reads a VMA, as it is and with right checksums, writing its disks to nowhere.
     pub fn read_vma(data: &[u8]) {
         crate::vma::trial(data);
+    }
+
+    /// Reads what lzop has compressed.
+    pub fn read_lzop(data: &[u8]) {
+        let _ =
+            crate::lzop::Lzop::new(data).and_then(|mut read| std::io::copy(&mut read, &mut std::io::sink()));
     }
 }

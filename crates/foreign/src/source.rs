@@ -2,13 +2,14 @@
 use crate::archive::{Archive, spill};
 use crate::fault::{damaged, failed, unsupported};
 use crate::libvirt::{self, Drive};
+use crate::lzop::{self, Lzop};
 use crate::machine::{Machine, MachineDisk, Origin, shown};
 use crate::package::{self, Package};
 use crate::vagrant::{self, Contents, METADATA, VAGRANTFILE};
 use crate::vma::{self, Header};
 use crate::{proxmox, xml};
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use viv_block::Disk;
 use viv_model::{DiskFormat, Fault, Kind};
@@ -23,6 +24,9 @@ pub type Targets<'a> = &'a mut dyn FnMut(usize, u64) -> Result<Box<dyn Disk>, Fa
 const CONFIGURATION: &str = "qemu-server.conf";
 /// Devices of a backup that are no disks of the guest.
 const NO_DISKS: [&str; 3] = ["efidisk", "tpmstate", "vmstate"];
+
+/// What files that are compressed begin with: gzip, zstd, lzop.
+const COMPRESSED: [&[u8]; 3] = [&[0x1f, 0x8b], &[0x28, 0xb5, 0x2f, 0xfd], lzop::MAGIC];
 
 /// To what formats round a disk's size up.
 const GRAIN: u64 = 64 << 10;
@@ -48,8 +52,7 @@ enum Form {
     Tar,
     Vma,
     Xml,
-    Gzip,
-    Zstd,
+    Compressed,
     Other,
 }
 
@@ -59,8 +62,7 @@ impl Form {
         match () {
             () if head.starts_with(vma::MAGIC) => Form::Vma,
             () if head.get(257..262) == Some(b"ustar") => Form::Tar,
-            () if head.starts_with(&[0x1f, 0x8b]) => Form::Gzip,
-            () if head.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) => Form::Zstd,
+            () if COMPRESSED.iter().any(|magic| head.starts_with(magic)) => Form::Compressed,
             () if text.starts_with(b"<?xml") || text.starts_with(b"<domain") || text.starts_with(b"<!--") => {
                 Form::Xml
             }
@@ -91,16 +93,15 @@ impl Source {
             Form::Tar => Source::archive(path, false, watcher),
             Form::Vma => Source::backup(path, &what),
             Form::Xml => Source::description(path, &what),
-            Form::Gzip | Form::Zstd => {
-                file.rewind().map_err(failed("read", path))?;
-                let inner = self::head(&mut Decompress::new(file)?).map_err(|error| damaged(&what, error))?;
+            Form::Compressed => {
+                let inner = self::head(&mut unpacked(path)?).map_err(|error| damaged(&what, error))?;
                 match Form::of(&inner) {
                     Form::Tar => Source::archive(path, true, watcher),
                     Form::Vma => Source::backup(path, &what),
                     _ => Err(unsupported(
                         &what,
                         "what is compressed in it is no archive of a machine",
-                        "if it is a disk, unpack it first: gunzip, or zstd -d",
+                        "if it is a disk, unpack it first: gunzip, zstd -d, or lzop -d",
                     )),
                 }
             }
@@ -141,7 +142,7 @@ impl Source {
             }),
             Content::Backup(header, numbers) => {
                 let what = self.path.display().to_string();
-                let mut input = Decompress::new(File::open(&self.path).map_err(failed("read", &self.path))?)?;
+                let mut input = unpacked(&self.path)?;
                 Header::read(&mut input, &what)?;
                 let mut made = Vec::new();
                 for (device, number) in header.devices.iter().zip(numbers) {
@@ -223,7 +224,7 @@ impl Source {
     }
 
     fn backup(path: &Path, what: &str) -> Result<Source, Fault> {
-        let mut input = Decompress::new(File::open(path).map_err(failed("read", path))?)?;
+        let mut input = unpacked(path)?;
         let header = Header::read(&mut input, what)?;
         let found = header.configurations.iter().find(|(name, _)| name == CONFIGURATION);
         let text = found.map(|(_, text)| String::from_utf8_lossy(text)).unwrap_or_default();
@@ -283,6 +284,19 @@ impl Source {
     }
 }
 
+/// A file's content, unpacked if it is compressed.
+pub(crate) fn unpacked(path: &Path) -> Result<Box<dyn Read>, Fault> {
+    let open = || File::open(path).map_err(failed("read", path));
+    let is_lzo = head(&mut open()?).map_err(failed("read", path))?.starts_with(lzop::MAGIC);
+    Ok(match is_lzo {
+        true => Box::new(
+            Lzop::new(BufReader::new(open()?))
+                .map_err(|error| damaged(&path.display().to_string(), error))?,
+        ),
+        false => Box::new(Decompress::new(open()?)?),
+    })
+}
+
 /// The first bytes, as many as tell what it is.
 fn head(input: &mut dyn Read) -> io::Result<Vec<u8>> {
     let mut head = Vec::new();
@@ -292,9 +306,6 @@ fn head(input: &mut dyn Read) -> io::Result<Vec<u8>> {
 /// Refuses what would be taken for a raw disk, and is known to be something else.
 fn refuse_others(head: &[u8], file: &mut File, what: &str) -> Result<(), Fault> {
     let refuse = |why: &str, fix: &str| Err(unsupported(what, why, fix));
-    if head.starts_with(b"\x89LZO\0\r\n\x1a\n") {
-        return refuse("it is compressed by LZO", "unpack it first: lzop -d FILE");
-    }
     if head.starts_with(b"\xfd7zXZ\0") {
         return refuse("it is compressed by xz", "unpack it first: xz -d FILE");
     }
