@@ -338,6 +338,9 @@ fn every_other_form_gives_the_same_disk() {
                   <disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='d.qcow2'/><target dev='vda' bus='virtio'/></disk></devices></domain>";
     fs::write(dir.path("d.xml"), domain).unwrap();
     forms.push(("d.xml", "libvirt domain"));
+    let vmx = "config.version = \"8\"\nmemsize = \"512\"\nide0:0.fileName = \"f.vmdk\"\n";
+    fs::write(dir.path("d.vmx"), vmx).unwrap();
+    forms.push(("d.vmx", "VMware machine"));
     fs::copy(dir.path("d.qcow2"), dir.path("box.img")).unwrap();
     fs::write(dir.path("metadata.json"), r#"{"provider":"libvirt","format":"qcow2","virtual_size":1}"#)
         .unwrap();

@@ -3,7 +3,8 @@
 //! ```text
 //!  file ─► Source::open ──┬── OVA, OVF     package.rs, ovf.rs, checksums.rs   (DMTF DSP0243)
 //!    told by its content  ├── libvirt      libvirt.rs                         (domain XML)
-//!                         ├── vzdump       vma.rs, proxmox.rs                 (Proxmox's VMA)
+//!                         ├── VMware       vmx.rs                             (.vmx)
+//!                         ├── vzdump       vma.rs, proxmox.rs, lzop.rs        (Proxmox's VMA)
 //!                         ├── Vagrant box  vagrant.rs, over OVF or a disk
 //!                         └── a disk       whatever viv-block reads
 //!       Machine: memory, processors, disks, and what cannot be carried over
@@ -25,6 +26,7 @@ mod proxmox;
 mod source;
 mod vagrant;
 mod vma;
+mod vmx;
 mod xml;
 
 pub use machine::{Machine, MachineDisk, Origin};
@@ -39,6 +41,7 @@ pub mod trial {
         let _ = crate::libvirt::parse(&text, "fuzz");
         let _ = crate::checksums::parse(&text, "fuzz");
         let _ = crate::proxmox::parse(&text);
+        let _ = crate::vmx::parse(&text, "fuzz");
         let _ = crate::vagrant::parse(&text, &text);
     }
 

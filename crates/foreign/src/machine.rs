@@ -11,6 +11,8 @@ pub enum Origin {
     Ovf,
     /// libvirt's XML of a domain.
     Libvirt,
+    /// VMware's configuration with its disks beside it.
+    Vmx,
     /// A backup of Proxmox VE.
     Vzdump,
     /// A box of Vagrant.
@@ -25,6 +27,7 @@ impl fmt::Display for Origin {
             Origin::Ova => f.write_str("OVA"),
             Origin::Ovf => f.write_str("OVF"),
             Origin::Libvirt => f.write_str("libvirt domain"),
+            Origin::Vmx => f.write_str("VMware machine"),
             Origin::Vzdump => f.write_str("Proxmox backup"),
             Origin::Vagrant => f.write_str("Vagrant box"),
             Origin::Disk(format) => write!(f, "{format} disk"),

@@ -7,6 +7,7 @@ use crate::machine::{Machine, MachineDisk, Origin, shown};
 use crate::package::{self, Package};
 use crate::vagrant::{self, Contents, METADATA, VAGRANTFILE};
 use crate::vma::{self, Header};
+use crate::vmx;
 use crate::{proxmox, xml};
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
@@ -52,6 +53,7 @@ enum Form {
     Tar,
     Vma,
     Xml,
+    Vmx,
     Compressed,
     Other,
 }
@@ -66,6 +68,7 @@ impl Form {
             () if text.starts_with(b"<?xml") || text.starts_with(b"<domain") || text.starts_with(b"<!--") => {
                 Form::Xml
             }
+            () if vmx::is_one(head) => Form::Vmx,
             () if text.starts_with(b"<Envelope") || text.starts_with(b"<ovf:") => Form::Xml,
             () => Form::Other,
         }
@@ -93,6 +96,7 @@ impl Source {
             Form::Tar => Source::archive(path, false, watcher),
             Form::Vma => Source::backup(path, &what),
             Form::Xml => Source::description(path, &what),
+            Form::Vmx => Source::vmware(path, &what),
             Form::Compressed => {
                 let inner = self::head(&mut unpacked(path)?).map_err(|error| damaged(&what, error))?;
                 match Form::of(&inner) {
@@ -192,12 +196,7 @@ impl Source {
     }
 
     fn description(path: &Path, what: &str) -> Result<Source, Fault> {
-        let mut text = Vec::new();
-        let file = File::open(path).map_err(failed("read", path))?;
-        file.take(xml::TEXT_MAX + 1).read_to_end(&mut text).map_err(failed("read", path))?;
-        if text.len() as u64 > xml::TEXT_MAX {
-            return Err(damaged(what, "it is too long for a description"));
-        }
+        let text = text_of(path, what)?;
         let read = std::str::from_utf8(&text).map_err(|_| damaged(what, "it is not in UTF-8"))?;
         let root = xml::parse(read, what)?.root_element().tag_name().name().to_string();
         match root.as_str() {
@@ -206,14 +205,8 @@ impl Source {
                 Ok(Source { path: path.to_owned(), machine, content: Content::Package(package) })
             }
             "domain" => {
-                let (mut machine, drives) = libvirt::parse(read, what)?;
-                let directory = path.parent().unwrap_or(Path::new("/"));
-                let sources: Vec<viv_block::Source> =
-                    drives.iter().map(|drive| of_drive(drive, directory)).collect();
-                for source in &sources {
-                    look(source, &mut machine)?;
-                }
-                Ok(Source { path: path.to_owned(), machine, content: Content::Disks(sources) })
+                let (machine, drives) = libvirt::parse(read, what)?;
+                Source::beside(path, machine, &drives)
             }
             other => Err(unsupported(
                 what,
@@ -273,6 +266,23 @@ impl Source {
         Ok(Source { path: path.to_owned(), machine, content: Content::Backup(header, numbers) })
     }
 
+    fn vmware(path: &Path, what: &str) -> Result<Source, Fault> {
+        // What is not UTF-8 (.encoding) is a name.
+        let text = text_of(path, what)?;
+        let (machine, drives) = vmx::parse(&String::from_utf8_lossy(&text), what)?;
+        Source::beside(path, machine, &drives)
+    }
+
+    /// A machine whose disks are files, named from where its description is.
+    fn beside(path: &Path, mut machine: Machine, drives: &[Drive]) -> Result<Source, Fault> {
+        let directory = path.parent().unwrap_or(Path::new("/"));
+        let sources: Vec<viv_block::Source> = drives.iter().map(|drive| of_drive(drive, directory)).collect();
+        for source in &sources {
+            look(source, &mut machine)?;
+        }
+        Ok(Source { path: path.to_owned(), machine, content: Content::Disks(sources) })
+    }
+
     fn disk(path: &Path) -> Result<Source, Fault> {
         let source = viv_block::Source::new(path, true);
         let format = viv_block::probe(path)?;
@@ -281,6 +291,17 @@ impl Source {
         machine.disks = vec![MachineDisk { name: one_of(path), size: None }];
         look(&source, &mut machine)?;
         Ok(Source { path: path.to_owned(), machine, content: Content::Disks(vec![source]) })
+    }
+}
+
+/// A description, which is not longer than any is.
+fn text_of(path: &Path, what: &str) -> Result<Vec<u8>, Fault> {
+    let mut text = Vec::new();
+    let file = File::open(path).map_err(failed("read", path))?;
+    file.take(xml::TEXT_MAX + 1).read_to_end(&mut text).map_err(failed("read", path))?;
+    match text.len() as u64 > xml::TEXT_MAX {
+        true => Err(damaged(what, "it is too long for a description")),
+        false => Ok(text),
     }
 }
 
@@ -314,14 +335,6 @@ fn refuse_others(head: &[u8], file: &mut File, what: &str) -> Result<(), Fault> 
     }
     if head.starts_with(b"PK\x03\x04") {
         return refuse("it is a zip archive", "unpack it first: unzip FILE");
-    }
-    let text =
-        String::from_utf8_lossy(head.get(..512.min(head.len())).unwrap_or_default()).to_ascii_lowercase();
-    if text.contains(".encoding =") || text.contains("config.version =") {
-        return refuse(
-            "it is VMware's .vmx",
-            "import the disk that it names (.vmdk), or an OVA: ovftool FILE.vmx FILE.ova",
-        );
     }
     let mut sign = [0; 5];
     let iso = file.seek(SeekFrom::Start(32769)).and_then(|_| file.read_exact(&mut sign));

@@ -340,6 +340,21 @@ fn a_domain_of_libvirt_has_its_disks_beside_it_or_elsewhere() {
 }
 
 #[test]
+fn a_machine_of_vmware_has_its_disks_beside_it() {
+    let dir = Dir::new("vmx");
+    dir.put("root.vmdk", &vmdk(&content(2)));
+    let text = "config.version = \"8\"\nmemsize = \"1024\"\nscsi0:0.fileName = \"root.vmdk\"\n";
+    let (machine, disks) = import(&dir, &dir.put("m.vmx", text.as_bytes())).unwrap();
+    assert_eq!((machine.origin, machine.memory_mib), (Origin::Vmx, Some(1024)));
+    assert!(disks == [content(2)]);
+    // Whatever else is there is no disk of VMware.
+    dir.put("root.vmdk", &content(2));
+    assert!(import(&dir, &dir.0.join("in/m.vmx")).is_err());
+    fs::remove_file(dir.0.join("in/root.vmdk")).unwrap();
+    assert_eq!(import(&dir, &dir.0.join("in/m.vmx")).unwrap_err().kind, Kind::NotFound);
+}
+
+#[test]
 fn disks_alone_are_told_by_their_content() {
     let dir = Dir::new("disk");
     let (machine, disks) = import(&dir, &dir.put("x.raw", &vmdk(&content(6)))).unwrap();
@@ -355,7 +370,7 @@ fn disks_alone_are_told_by_their_content() {
     for (bytes, fix) in [
         (&b"\xfd7zXZ\0 and so on"[..], "xz -d"),
         (b"PK\x03\x04 and so on", "unzip"),
-        (b".encoding = \"UTF-8\"\nconfig.version = \"8\"\n", "ovftool"),
+        (b".encoding = \"UTF-8\"\nconfig.version = \"8\"\n", "import a machine that has one"),
         (&gzip(b"a disk"), "gunzip"),
     ] {
         let fault = import(&dir, &dir.put("x", bytes)).unwrap_err();

@@ -9,8 +9,8 @@ use viv_model::{Fault, Kind};
 
 #[derive(clap::Args, Debug)]
 #[command(
-    after_help = "What it is, is told by its content: an OVA, or an OVF with its disks beside it; what virsh dumpxml prints, with its disks; a backup of\n\
-                  Proxmox VE (.vma, .vma.zst, .vma.gz); a Vagrant box for libvirt or VirtualBox; a disk: VMDK, VHDX, VHD, VDI, qcow2, raw. Its files are\n\
+    after_help = "What it is, is told by its content: an OVA, or an OVF or VMware's .vmx with its disks beside it; what virsh dumpxml prints, with its disks; a backup of\n\
+                  Proxmox VE (.vma, .vma.zst, .vma.gz, .vma.lzo); a Vagrant box for libvirt or VirtualBox; a disk: VMDK, VHDX, VHD, VDI, qcow2, raw. Its files are\n\
                   only read. What cannot be carried over is listed. VMs of the image boot the Linux kernel that is on its disks.\n\n  \
                   viv import appliance.ova\n  \
                   viv run -d appliance\n  \
