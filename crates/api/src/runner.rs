@@ -71,6 +71,9 @@ pub struct RunnerSpec {
     /// The command for which the VM exists; its output joins the console's log.
     #[serde(default)]
     pub command: Option<Exec>,
+    /// What the processor of another guest that booted the same kernel had made of it, in a file to which no VM's process can write.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub translated: Option<PathBuf>,
     /// There may be such a command already in the guest that goes on.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub attend: bool,

@@ -184,7 +184,7 @@ pub struct TranslatorStats {
     pub translating_ns: u64,
     /// Times that a vCPU dropped all its code because its code memory was full.
     pub evictions: u64,
-    /// Pages whose code had been translated where the VM comes from (a snapshot, a template, a fork), and was used.
+    /// Pages whose code had been translated where the VM comes from (a snapshot, a template, a fork), or in another boot of its kernel, and was used.
     #[serde(default)]
     pub taken_pages: u64,
     /// Jumps linked to their target.

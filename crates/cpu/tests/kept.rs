@@ -155,6 +155,29 @@ fn code_that_is_another_is_not_taken() {
     assert_eq!(later.stats().taken, 2);
 }
 
+/// As a kernel does with its own code while it boots: a page that is not yet what it was there is compared again when it has changed.
+#[test]
+fn code_that_comes_to_be_the_same_is_taken_then() {
+    let rewrite = |guest: &mut Guest, addend: u32| {
+        guest.memory.write(Gpa(ADDEND), &addend.to_le_bytes()).unwrap();
+        guest.memory.written(Gpa(ADDEND), 4);
+    };
+    let steps = [3u32, 4, 5];
+    let mut first = Guest::new();
+    let results: Vec<u64> =
+        steps.iter().map(|addend| (rewrite(&mut first, *addend), first.run()).1).collect();
+    let mut second = Guest::with(&kept(&first.translated()));
+    for (step, (addend, result)) in steps.into_iter().zip(results).enumerate() {
+        rewrite(&mut second, addend);
+        assert_eq!(second.run(), result);
+        assert_eq!(second.stats().taken, if step < 2 { 1 } else { 2 }, "step {step}");
+    }
+    rewrite(&mut second, 9);
+    let mut reference = Guest::new();
+    rewrite(&mut reference, 9);
+    assert_eq!(second.run(), reference.run());
+}
+
 /// The first guest has rewritten its function a few times, so that its page has another version than in the second.
 #[test]
 fn pages_that_were_rewritten_are_taken_too() {

@@ -311,8 +311,7 @@ pub(crate) fn unpacked(path: &Path) -> Result<Box<dyn Read>, Fault> {
     let is_lzo = head(&mut open()?).map_err(failed("read", path))?.starts_with(lzop::MAGIC);
     Ok(match is_lzo {
         true => Box::new(
-            Lzop::new(BufReader::new(open()?))
-                .map_err(|error| damaged(&path.display().to_string(), error))?,
+            Lzop::new(BufReader::new(open()?)).map_err(|error| damaged(path.display().to_string(), error))?,
         ),
         false => Box::new(Decompress::new(open()?)?),
     })

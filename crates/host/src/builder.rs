@@ -6,20 +6,26 @@ use crate::plugs::card;
 use crate::runners::Runner;
 use crate::store::VmRecord;
 use crate::{names, store};
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
 use std::io::{ErrorKind, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 use viv_api::agent::Exec;
 use viv_api::runner::{CONSOLE, RunnerSpec};
 use viv_api::socket;
 use viv_api::vm::{OnReboot, Process};
-use viv_model::{End, Fault, MachineSpec};
+use viv_model::{End, Fault, Kind, MachineSpec};
 
 /// How often it is looked whether the build was given up.
 const LOOK: Duration = Duration::from_millis(200);
+
+/// What a guest that boots for its kernel's code runs, and says then; the most that is read of what it says, and how long it may take.
+const BOOTED: &str = "ls -l /bin > /tmp/list; cat /proc/modules > /tmp/list; echo viv-has-booted; sleep 60";
+const READY: &str = "viv-has-booted";
+const SAID_MAX: usize = 1 << 20;
+const BOOT_LIMIT: Duration = Duration::from_secs(60);
 
 /// Where builder VMs live.
 fn root(places: &Places) -> PathBuf {
@@ -55,14 +61,19 @@ impl RunVm for BuilderVm<'_> {
         let id = names::identity().map_err(broken)?;
         // The switches of its cards look for it among the VMs; no VM is known there by this identity.
         let home = if spec.nics.is_empty() { root(self.places) } else { self.places.vms() };
-        let dir = home.join(&id);
-        DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(broken)?;
-        let runner = Runner::new(&dir);
-        let ended = self.run_in(&id, &runner, spec, command, console);
-        runner.kill(None);
-        let _ = fs::remove_dir_all(&dir);
-        ended
+        in_home(home.join(&id), |runner| self.run_in(&id, runner, spec, command, console))
     }
+}
+
+/// Makes a directory for a VM, and clears both away afterwards.
+fn in_home<T>(dir: PathBuf, act: impl FnOnce(&Runner) -> Result<T, Fault>) -> Result<T, Fault> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+    made.map_err(|source| store::StoreError::Io { what: "make", path: dir.clone(), source })?;
+    let runner = Runner::new(&dir);
+    let done = act(&runner);
+    runner.kill(None);
+    let _ = fs::remove_dir_all(&dir);
+    done
 }
 
 impl BuilderVm<'_> {
@@ -76,14 +87,50 @@ impl BuilderVm<'_> {
         Ok(ports.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
     }
 
-    fn run_in(
+    /// Boots a guest of ours, and writes down what its processor has made of its code when its first command runs.
+    pub(crate) fn boot_once(
+        &self,
+        lay_out: impl FnOnce(&Path) -> Result<MachineSpec, Fault>,
+        code: &File,
+    ) -> Result<(), Fault> {
+        let broken = |source| store::StoreError::Io { what: "make", path: root(self.places), source };
+        let id = names::identity().map_err(broken)?;
+        in_home(root(self.places).join(&id), |runner| {
+            let spec = lay_out(runner.dir())?;
+            let command = Exec::new(["sh", "-c", BOOTED]);
+            self.start(&id, runner, &spec, Some(&command))?;
+            let (mut said, begun) = (Vec::new(), Instant::now());
+            let has_booted = |said: &[u8]| said.windows(READY.len()).any(|words| words == READY.as_bytes());
+            let follow = |bytes: &[u8]| {
+                said.extend_from_slice(
+                    bytes.get(..bytes.len().min(SAID_MAX - said.len())).unwrap_or_default(),
+                );
+                has_booted(&said) || begun.elapsed() > BOOT_LIMIT
+            };
+            self.follow(runner, follow);
+            let written = has_booted(&said).then(|| runner.translated(code, None));
+            match written {
+                Some(Ok(true)) => Ok(()),
+                Some(Err(source)) => {
+                    Err(store::StoreError::Io { what: "write", path: runner.dir().into(), source }.into())
+                }
+                _ => Err(Fault::new(
+                    Kind::Error,
+                    "the guest that boots for them said nothing",
+                    "see whether others boot: viv run -- true",
+                )),
+            }
+        })
+    }
+
+    /// Starts its process.
+    fn start(
         &self,
         id: &str,
         runner: &Runner,
         spec: &MachineSpec,
         command: Option<&Exec>,
-        console: &mut dyn FnMut(&[u8]),
-    ) -> Result<End, Fault> {
+    ) -> Result<(), Fault> {
         let this = Process::current().map_err(|source| store::StoreError::Io {
             what: "look at",
             path: "/proc/self/stat".into(),
@@ -101,9 +148,14 @@ impl BuilderVm<'_> {
             resume: false,
             beside_kvm: false,
             is_copy: false,
+            translated: None,
         };
         let ports = self.plug_in(id, &mut spec.machine)?;
-        runner.start(&spec, &ports, None)?;
+        runner.start(&spec, &ports, None).map(drop)
+    }
+
+    /// Gives what its console says to `console`, until that has enough or there is no more.
+    fn follow(&self, runner: &Runner, mut console: impl FnMut(&[u8]) -> bool) {
         let mut socket = socket::connect(&runner.dir().join(CONSOLE)).ok();
         let mut piece = [0; 16 * 1024];
         while let Some(stream) = &mut socket {
@@ -111,17 +163,38 @@ impl BuilderVm<'_> {
                 runner.kill(None);
             }
             let _ = stream.set_read_timeout(Some(LOOK));
-            match stream.read(&mut piece) {
-                Ok(0) => socket = None,
-                Ok(length) => console(piece.get(..length).unwrap_or_default()),
+            let length = match stream.read(&mut piece) {
+                Ok(0) => return,
+                Ok(length) => length,
                 Err(error)
                     if matches!(
                         error.kind(),
                         ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
-                    ) => {}
-                Err(_) => socket = None,
+                    ) =>
+                {
+                    0
+                }
+                Err(_) => return,
+            };
+            if console(piece.get(..length).unwrap_or_default()) {
+                return;
             }
         }
+    }
+
+    fn run_in(
+        &self,
+        id: &str,
+        runner: &Runner,
+        spec: &MachineSpec,
+        command: Option<&Exec>,
+        console: &mut dyn FnMut(&[u8]),
+    ) -> Result<End, Fault> {
+        self.start(id, runner, spec, command)?;
+        self.follow(runner, |bytes| {
+            console(bytes);
+            false
+        });
         while !runner.wait(Some(LOOK)) {
             if (self.cancelled)() {
                 runner.kill(None);

@@ -19,7 +19,7 @@ use viv_api::vm::{Vm, VmCreate, VmStart};
 use viv_model::{DiskSpec, Fault, Kind, MachineSpec, ProjectName};
 
 /// The kernel's command line for an image.
-const APPEND_IMAGE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=k cryptomgr.notests";
+pub(crate) const APPEND_IMAGE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=k cryptomgr.notests";
 /// The kernel's command line for a user's own kernel, unless the user gives one.
 const APPEND_OWN: &str = "console=ttyS0 panic=-1 reboot=k";
 /// What tells the agent the guest's name there.

@@ -21,6 +21,7 @@ mod admission;
 mod apart;
 mod audit;
 mod blocking;
+mod boot_code;
 mod builder;
 mod connections;
 mod container_ask;

@@ -113,6 +113,11 @@ impl Places {
         self.state.join("translated")
     }
 
+    /// What the software CPU makes of our kernel; VMs' processes read it.
+    pub(crate) fn boot_code(&self) -> PathBuf {
+        self.state.join("boot-code")
+    }
+
     /// A directory for each project's volumes.
     pub fn volumes(&self) -> PathBuf {
         Places::volumes_in(&self.state)

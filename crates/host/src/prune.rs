@@ -1,5 +1,6 @@
 //! What nothing that is listed has: removed when a user asks for it. Most of it goes also when the service starts, but one that
 //! stays for months is not restarted for a directory that could not be removed.
+use crate::boot_code;
 use crate::disk_image;
 use crate::images;
 use crate::runners::Runner;
@@ -64,6 +65,7 @@ pub(crate) fn prune(service: &Service, ask: &HostPrune) -> Result<HostPruned, Fa
     // Those of images that are just built have a process.
     let kept = left.used.into_iter().filter(|path| Runner::new(path).process().is_none()).collect();
     volumes::forget_unfinished(&service.places, AGE, &mut gone);
+    boot_code::forget_stale(service, &mut gone);
     disk_image::prune(&service.places.boot(), &mut gone);
     if ask.caches {
         forget_old(&service.places.programs(), &mut gone);

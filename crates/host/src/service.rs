@@ -102,13 +102,13 @@ impl Drop for Busy {
 }
 
 /// This program's file, to see when another version takes its place.
-struct Program {
+pub(crate) struct Program {
     path: PathBuf,
     identity: (u64, u64, i64),
 }
 
 impl Program {
-    fn current() -> Option<Program> {
+    pub(crate) fn current() -> Option<Program> {
         let path = std::env::current_exe().ok()?;
         let identity = Program::identity(&path)?;
         Some(Program { path, identity })
@@ -117,6 +117,12 @@ impl Program {
     fn identity(path: &std::path::Path) -> Option<(u64, u64, i64)> {
         let data = fs::metadata(path).ok()?;
         Some((data.dev(), data.ino(), data.mtime_nsec() ^ data.mtime()))
+    }
+
+    /// What no other version of it has.
+    pub(crate) fn mark(&self) -> String {
+        let (device, inode, time) = self.identity;
+        format!("{device:x}-{inode:x}-{time:x}")
     }
 
     fn was_replaced(&self) -> bool {

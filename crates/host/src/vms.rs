@@ -1,5 +1,6 @@
 //! What may be done with VMs, and how.
 use crate::admission::{Admission, Reservation, Share};
+use crate::boot_code;
 use crate::control_groups::ControlGroups;
 use crate::creation::fits;
 use crate::described;
@@ -484,6 +485,8 @@ impl Vms {
         let has_main = record.process.is_some() || record.command.is_some();
         // One that cannot be read is the process's to tell.
         let is_copy = resume && read_manifest(&from).is_ok_and(|manifest| manifest.vm.0 != record.id);
+        let boots_on_soft = is_computer && !resume && machine.accel == Accel::Soft;
+        let translated = boots_on_soft.then(|| boot_code::of(&self.places, &machine.kernel)).flatten();
         let spec = RunnerSpec {
             name: record.name.clone(),
             machine,
@@ -494,6 +497,7 @@ impl Vms {
             health: health_watch(&record)?,
             program: programs::told(&record, runner.dir(), &self.places),
             resume,
+            translated,
             is_copy,
             beside_kvm,
         };

@@ -1,6 +1,7 @@
 //! The seam to whatever computer the process runs.
 use crate::snapshot::{self, Files};
 use crate::stats;
+use std::fs::File;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use viv_api::runner::{RunnerSpec, VSOCK};
 use viv_api::stats::VmStats;
 use viv_api::vm::{ConsoleSize, DiskSize};
 use viv_cell::Console;
-use viv_machine::{HandedFiles, KeptMark, Machine, MachineIo, Shortage};
+use viv_machine::{HandedFiles, KeptCode, KeptMark, Machine, MachineIo, Shortage};
 use viv_model::{Accel, DiskLimits, DiskSpec, End, Fault, MachineSpec, NicSpec, SavedParts};
 use viv_net::port::NetPort;
 
@@ -179,7 +180,11 @@ pub(crate) fn machine(
 ) -> Result<Arc<dyn Guest>, Fault> {
     let output = Box::new(move |bytes: &[u8]| console.write(bytes));
     let Parts { shares, ports, console_ports } = parts;
-    let translated = spec.resume.then(snapshot::translated).flatten();
+    let translated = match spec.resume {
+        true => snapshot::translated(),
+        // It only saves time.
+        false => spec.translated.as_ref().and_then(|path| KeptCode::open(&File::open(path).ok()?).ok()),
+    };
     let io = MachineIo {
         console: output,
         ports,

@@ -11,6 +11,7 @@ pub(crate) fn files(spec: &RunnerSpec) -> Result<Files, Fault> {
     let mut files = Files { devices: vec![PathBuf::from("/dev/kvm")], ..Files::default() };
     files.read.push(machine.kernel.clone());
     files.read.extend(machine.initrd.clone());
+    files.read.extend(spec.translated.clone());
     for disk in &machine.disks {
         if disk.read_only { &mut files.read } else { &mut files.write }.push(disk.path.clone());
         files.read.extend(files_below(disk)?);

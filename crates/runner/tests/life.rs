@@ -243,6 +243,7 @@ impl Stage {
             resume: false,
             beside_kvm: false,
             is_copy: false,
+            translated: None,
         };
         change(&mut spec);
         fs::write(dir.join(SPEC), serde_json::to_vec(&spec).unwrap()).unwrap();

@@ -143,6 +143,7 @@ impl Trial {
             resume: from.is_some(),
             beside_kvm: false,
             is_copy: false,
+            translated: None,
         };
         let (gate, console) = (Arc::new(Gate::default()), Arc::new(Console::new()));
         let poke = self.engine.clone();

@@ -404,6 +404,12 @@ impl Images {
         if self.store.remove(&image.name, &lock)? { Ok(()) } else { Err(self.not_found(name)) }
     }
 
+    /// The file of the kernel that an image has: VMs of it have links to it.
+    pub(crate) fn kernel(&self, image: &Image) -> Result<PathBuf, Fault> {
+        let kernel = image.manifest.kernel.as_ref().ok_or_else(|| kernel::alone(&image.name))?;
+        self.store.part(image, kernel)
+    }
+
     /// Gives the VM that lives in `vm_dir` its own of `image`: links to kernel and initrd, and of the disks sparse or shared copies, or
     /// layers over links. An image of containers has these files besides.
     pub fn instantiate(&self, image: &Image, files: &[FileSpec], vm_dir: &Path) -> Result<Instance, Fault> {

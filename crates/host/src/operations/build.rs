@@ -1,4 +1,5 @@
 //! Building images, and getting them from where they are.
+use crate::boot_code;
 use crate::builder::BuilderVm;
 use crate::images::{self, Additions, Images, Options, Recipe, Watcher};
 use crate::service::Service;
@@ -14,11 +15,12 @@ fn options(ask: &ImageBuild) -> Result<Options, Fault> {
 
 /// Gets an image of containers, and makes sure that there is a kernel for it; or a program, which needs none.
 fn pull_now(
-    images: &Images,
+    service: &Service,
     name: &str,
     ask: &ImageBuild,
     watcher: &dyn Watcher,
 ) -> Result<images::Image, Fault> {
+    let images: &Images = &service.images;
     let there = match images.get(name) {
         _ if !ask.if_missing => None,
         Err(fault) if fault.kind == Kind::NotFound => None,
@@ -30,8 +32,19 @@ fn pull_now(
         None => images.pull(name, ask.insecure, watcher)?.ok_or_else(no_image)?,
     };
     if image.manifest.program.is_none() {
-        images.ensure_default(&options(ask)?, watcher)?;
+        ensure_default(service, &options(ask)?, watcher)?;
     }
+    Ok(image)
+}
+
+/// Sees that the default guest's image is there, with what the CPU makes of its kernel.
+fn ensure_default(
+    service: &Service,
+    options: &Options,
+    watcher: &dyn Watcher,
+) -> Result<images::Image, Fault> {
+    let image = service.images.ensure_default(options, watcher)?;
+    boot_code::learn(service, &image, watcher);
     Ok(image)
 }
 
@@ -61,12 +74,16 @@ pub(super) fn there(service: &Service, name: &str, ask: &ImageBuild) -> Result<O
         return Ok(None);
     }
     let images = &service.images;
+    let host = || -> Result<Option<images::Image>, Fault> {
+        let image = images.current_default(&options(ask)?)?;
+        Ok(image.filter(|image| boot_code::is_known(service, image)))
+    };
     if name == Recipe::DefaultGuest.name() {
-        return images.current_default(&options(ask)?);
+        return host();
     }
     let image = images.get(name)?;
     let needs_kernel = viv_oci::Reference::is_one(name) && image.manifest.program.is_none();
-    let is_whole = !needs_kernel || images.current_default(&options(ask)?)?.is_some();
+    let is_whole = !needs_kernel || host()?.is_some();
     Ok(is_whole.then_some(image))
 }
 
@@ -89,7 +106,7 @@ pub(super) fn build(
         no_additions(name, ask, &additions)?;
     }
     if viv_oci::Reference::is_one(name) {
-        return pull_now(images, name, ask, watcher);
+        return pull_now(service, name, ask, watcher);
     }
     let Some(recipe) = Recipe::ALL.into_iter().find(|recipe| recipe.name() == name) else {
         if ask.if_missing {
@@ -116,7 +133,7 @@ pub(super) fn build(
     options.force = ask.force;
     options.disk_mib = ask.size_mib.unwrap_or(options.disk_mib);
     if ask.if_missing && recipe == Recipe::DefaultGuest {
-        return images.ensure_default(&options, watcher);
+        return ensure_default(service, &options, watcher);
     }
     let cancelled = || watcher.cancelled();
     let networks = &service.vms.networks;
@@ -127,7 +144,10 @@ pub(super) fn build(
     let image = images.build(recipe, &options, Some(&vm), watcher)?;
     if recipe == Recipe::Kernel {
         options.force = false;
-        images.ensure_default(&options, watcher)?;
+        ensure_default(service, &options, watcher)?;
+    }
+    if recipe == Recipe::DefaultGuest {
+        boot_code::learn(service, &image, watcher);
     }
     Ok(image)
 }

@@ -168,10 +168,7 @@ fn translator_lines(translator: &TranslatorStats, lines: &mut Vec<(&'static str,
         format!("{instructions} instructions in {regions} regions, {code} of code, {evictions} evictions"),
     ));
     if taken_pages != 0 {
-        lines.push((
-            "taken",
-            format!("{taken_pages} pages of code that were translated where the VM comes from"),
-        ));
+        lines.push(("taken", format!("{taken_pages} pages of code that were translated before")));
     }
     let cost = translator.cost_ns().map_or("-".to_string(), |ns| format!("{ns:.0} ns"));
     lines.push((

@@ -3,7 +3,7 @@
 //!
 //! Code does not know where it is, nor at which address it runs, and names what the interpreter executes by number: its bytes
 //! are good at the same place behind the same stubs, that is in the same build on the same processor. What of the guest's
-//! it was made from stands beside it, page by page. A page is taken when the guest first gets there, if it still holds
+//! it was made from stands beside it, page by page. A page is taken when the guest gets there, as soon as it holds
 //! those bytes; whoever writes there afterwards makes it stale like all code.
 //!
 //! ```text
@@ -35,6 +35,9 @@ const INDEX: usize = 4 * 4;
 const END: usize = 3 * 4 + 32 + MAGIC.len() + 4;
 /// Where more code memory is used than this nothing is kept: what goes on from there would soon have to drop all.
 const END_MAX: usize = super::CODE_BYTES / 2;
+
+/// How often a page is compared, each time when its code has changed.
+const TRIES_MAX: u8 = 16;
 
 /// What part of what is kept may be missing before it is worth while to write all of it again.
 const LITTLE: usize = 16;
@@ -115,11 +118,13 @@ pub(super) struct Kept {
     pages: HashMap<u32, Place>,
 }
 
-/// Where the record of a page is, and its checksum.
+/// Where the record of a page is, and its checksum; the version that the page had when it was compared last, and how often it was.
 #[derive(Clone)]
 struct Place {
     record: Range<usize>,
     sum: u32,
+    tried: Option<u32>,
+    tries: u8,
 }
 
 impl Kept {
@@ -269,7 +274,7 @@ impl Translator {
             put(&mut index, [page, start as u32, record.len() as u32, crc32c::crc32c(record)]);
         }
         // What nobody has come to here may be needed there.
-        for (page, Place { record, sum }) in &self.kept.pages {
+        for (page, Place { record, sum, .. }) in &self.kept.pages {
             put(&mut index, [*page, bytes.len() as u32, record.len() as u32, *sum]);
             bytes.extend_from_slice(self.kept.code.as_ref()?.get(record.clone())?);
         }
@@ -355,19 +360,41 @@ impl Translator {
         for _ in 0..pages {
             let [page, start, len, sum] = [from.u32()?, from.u32()?, from.u32()?, from.u32()?];
             let start = start as usize;
-            places.insert(page, Place { record: start..start.checked_add(len as usize)?, sum });
+            places.insert(
+                page,
+                Place { record: start..start.checked_add(len as usize)?, sum, tried: None, tries: 0 },
+            );
         }
         Some((end as usize, next, places))
     }
 
     /// The guest got to a page: what was kept for it is known from now on, if the page is as it was.
     pub(super) fn adopt(&mut self, cpu: &mut Cpu, page: u32) {
-        let Some(place) = self.kept.pages.remove(&page) else { return };
+        let memory = cpu.shared.memory.clone();
+        let now = memory.code().version(page);
+        let Some(place) = self.kept.pages.get_mut(&page) else { return };
+        if place.tried == Some(now) {
+            return;
+        }
+        place.tried = Some(now);
+        place.tries += 1;
+        let (place, is_last) = (place.clone(), place.tries >= TRIES_MAX);
         let Some(code) = self.kept.code.clone() else { return };
         let bytes = code.get(place.record).filter(|bytes| crc32c::crc32c(bytes) == place.sum);
-        let Some(record) = bytes.and_then(|bytes| Record::read(bytes, page)) else { return };
+        let record = bytes.and_then(|bytes| Record::read(bytes, page)).filter(|record| record.version >= now);
+        let Some(record) = record else {
+            self.kept.pages.remove(&page);
+            return;
+        };
         let (version, pieces) = (record.version, record.pieces);
-        let memory = cpu.shared.memory.clone();
+        if content(&memory, page, pieces).as_deref() != Some(record.content) {
+            // A kernel that boots changes its code here and there: it may become that yet.
+            if is_last {
+                self.kept.pages.remove(&page);
+            }
+            return;
+        }
+        self.kept.pages.remove(&page);
         if !memory.code().raise(page, version) {
             return;
         }
