@@ -43,13 +43,17 @@ pub(crate) fn of(places: &Places, kernel: &Path) -> Option<PathBuf> {
 pub(crate) fn is_known(service: &Service, image: &Image) -> bool {
     let places = &service.places;
     let is_tried = || code(places).is_none_or(|code| code.exists());
-    let is_of = |kernel: PathBuf| is_same(&kernel, &places.boot_code().join(KERNEL));
+    let link = places.boot_code().join(KERNEL);
+    // Where there can be no links there is no code.
+    let is_of = |kernel: PathBuf| !link.exists() || is_same(&kernel, &link);
     info::kvm(places).state == KvmState::Good
         || is_tried() && service.images.kernel(image).map_or(true, is_of)
 }
 
 /// Boots the default guest once and keeps what comes of it. Without that, VMs boot all the same.
 pub(crate) fn learn(service: &Service, image: &Image, watcher: &dyn Watcher) {
+    // One at a time: the other one's is as good.
+    let _turn = service.warming.blocking_lock();
     if is_known(service, image) {
         return;
     }
@@ -83,6 +87,10 @@ fn boot(service: &Service, image: &Image, watcher: &dyn Watcher) -> Result<(), F
         };
         vm.boot_once(lay_out, &file)
     });
+    if learnt.is_err() && cancelled() {
+        let _ = fs::remove_file(&new);
+        return learnt;
+    }
     if learnt.is_err() {
         let _ = file.set_len(0);
     }

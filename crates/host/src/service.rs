@@ -81,7 +81,7 @@ pub(crate) struct Service {
     pub(crate) manners: Manners,
     /// Places for WebSockets.
     pub(crate) sockets: Arc<Semaphore>,
-    /// Held by who boots a guest for warm starts: one at a time.
+    /// Held by who boots a guest for others, for warm starts or for its kernel's code: one at a time.
     pub(crate) warming: tokio::sync::Mutex<()>,
 }
 
