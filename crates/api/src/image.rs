@@ -216,6 +216,14 @@ pub struct ImageBuild {
     pub source_date_epoch: Option<u64>,
 }
 
+impl ImageBuild {
+    /// Whether no more is asked for than that the image is there.
+    pub fn is_only_if_missing(&self) -> bool {
+        let (insecure, agent) = (self.insecure, self.agent.clone());
+        *self == ImageBuild { if_missing: true, insecure, agent, ..ImageBuild::default() }
+    }
+}
+
 /// How to make an image of a VM. Of an image of containers it changes what is said here, and keeps the rest.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]

@@ -78,7 +78,6 @@ impl Archive {
 
     /// Goes through the members, in their order.
     pub(crate) fn each(&self, take: Take<'_>) -> Result<(), Fault> {
-        let file = File::open(&self.path).map_err(failed("read", &self.path))?;
         if self.compressed {
             let mut content = unpacked(&self.path)?;
             let mut tar = tar::Archive::new(&mut content);
@@ -94,6 +93,7 @@ impl Archive {
                 _ => Ok(()),
             };
         }
+        let file = File::open(&self.path).map_err(failed("read", &self.path))?;
         let len = file.metadata().map_err(failed("read", &self.path))?.len();
         let mut end = 0u64;
         let mut tar = tar::Archive::new(BufReader::new(&file));

@@ -116,11 +116,7 @@ impl<R: Read> Read for Lzop<R> {
         while self.at == self.block.len() && !self.ended {
             self.next()?;
         }
-        let rest = self.block.get(self.at..).unwrap_or_default();
-        let count = rest.len().min(into.len());
-        for (to, from) in into.iter_mut().zip(rest) {
-            *to = *from;
-        }
+        let count = self.block.get(self.at..).unwrap_or_default().read(into)?;
         self.at += count;
         Ok(count)
     }

@@ -307,14 +307,13 @@ fn text_of(path: &Path, what: &str) -> Result<Vec<u8>, Fault> {
 
 /// A file's content, unpacked if it is compressed.
 pub(crate) fn unpacked(path: &Path) -> Result<Box<dyn Read>, Fault> {
-    let open = || File::open(path).map_err(failed("read", path));
-    let is_lzo = head(&mut open()?).map_err(failed("read", path))?.starts_with(lzop::MAGIC);
-    Ok(match is_lzo {
-        true => Box::new(
-            Lzop::new(BufReader::new(open()?)).map_err(|error| damaged(path.display().to_string(), error))?,
-        ),
-        false => Box::new(Decompress::new(open()?)?),
-    })
+    let mut file = File::open(path).map_err(failed("read", path))?;
+    let head = head(&mut file).and_then(|head| file.rewind().map(|()| head)).map_err(failed("read", path))?;
+    if !head.starts_with(lzop::MAGIC) {
+        return Ok(Box::new(Decompress::new(file)?));
+    }
+    let content = Lzop::new(BufReader::new(file)).map_err(|error| damaged(path.display(), error))?;
+    Ok(Box::new(content))
 }
 
 /// The first bytes, as many as tell what it is.

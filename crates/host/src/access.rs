@@ -288,7 +288,7 @@ impl Caller {
 /// Whether an image is wanted only as it is, if it is there.
 fn asks_if_missing(body: &[u8]) -> bool {
     let Ok(ask) = serde_json::from_slice::<ImageBuild>(body) else { return false };
-    ask == ImageBuild { if_missing: true, insecure: ask.insecure, ..ImageBuild::default() }
+    ask.agent.is_none() && ask.is_only_if_missing()
 }
 
 /// Whether what was done is written down: every change, and what shows the inside of a guest.

@@ -18,9 +18,6 @@ use viv_model::Fault;
 
 /// How old a file of a cache is before it can be missed by nobody who is just writing it: compiling is given up before.
 const AGE: Duration = Duration::from_secs(600);
-/// Bytes in a block, as the kernel counts those of files (stat(2), `st_blocks`).
-const BLOCK: u64 = 512;
-
 /// What has been removed.
 #[derive(Debug, Default)]
 pub(crate) struct Gone {
@@ -51,7 +48,12 @@ fn bytes_of(path: &Path) -> u64 {
     if data.is_dir() {
         return fs::read_dir(path).into_iter().flatten().flatten().map(|entry| bytes_of(&entry.path())).sum();
     }
-    if data.nlink() == 1 { data.blocks().saturating_mul(BLOCK) } else { 0 }
+    if data.nlink() == 1 { on_disk(&data) } else { 0 }
+}
+
+/// Bytes that a file takes up, holes left out: the kernel counts 512 at a time (stat(2), `st_blocks`).
+pub(crate) fn on_disk(data: &Metadata) -> u64 {
+    data.blocks().saturating_mul(512)
 }
 
 /// Removes it all.

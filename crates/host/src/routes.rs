@@ -142,10 +142,8 @@ pub(crate) async fn answer(
             };
             ask.project = Some(project.clone()).filter(|project| !project.is_default());
             let repeated = key.map(|key| repeated(&project, key, &ask));
-            let is_template = |image: &String| service.snapshots.is_template(&project, image);
-            let warm = flag("warm") && !trial && !ask.image.as_ref().is_some_and(is_template);
-            let warm = match warm {
-                true => Some(warm::template(&service, &project, &ask).await?),
+            let warm = match flag("warm") && !trial {
+                true => warm::template(&service, &project, &ask).await?,
                 false => None,
             };
             blocking

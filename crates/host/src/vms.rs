@@ -46,9 +46,9 @@ pub(crate) struct Vms {
     pub(crate) places: Places,
     pub(crate) images: Arc<Images>,
     pub(crate) networks: Networks,
-    /// One change at a time for each VM.
     /// Held for reading by who makes a VM with volumes, so that none of them is removed meanwhile.
     pub(crate) volumes_kept: RwLock<()>,
+    /// One change at a time for each VM.
     changing: Mutex<HashMap<String, Arc<Mutex<()>>>>,
     /// Whose turn it is with the disks that a VM uses: see [`Vms::disks_turn`].
     disks_turns: Mutex<HashMap<String, Arc<Mutex<()>>>>,

@@ -5,12 +5,12 @@ use crate::events::tell;
 use crate::names;
 use crate::places::Places;
 use crate::projects::Scope;
-use crate::prune::{Gone, is_older};
+use crate::prune::{Gone, is_older, on_disk};
 use crate::snapshots::io_fault;
 use crate::vms::Vms;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::ErrorKind;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLockReadGuard};
 use std::time::Duration;
@@ -27,8 +27,6 @@ const SIZES_MIB: std::ops::RangeInclusive<u64> = 16..=16 << 20;
 const EXTENSION: &str = "ext4";
 /// What begins the name of one that is just being made.
 const UNFINISHED: char = '.';
-/// Bytes in a block, as the kernel counts those of files (stat(2), `st_blocks`).
-const BLOCK: u64 = 512;
 
 fn path_of(places: &Places, project: &ProjectName, name: &str) -> PathBuf {
     places.volumes().join(project.as_str()).join(format!("{name}.{EXTENSION}"))
@@ -167,7 +165,7 @@ impl Vms {
             name: name.to_string(),
             project: project.clone(),
             size_bytes: data.len(),
-            used_bytes: data.blocks().saturating_mul(BLOCK),
+            used_bytes: on_disk(&data),
             created_at: Timestamp { unix_s: unix_s.unwrap_or_default().as_secs() },
             vms: users.map(|record| record.name).collect(),
             path,
@@ -239,6 +237,7 @@ impl Vms {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::MetadataExt;
 
     fn places(test: &str) -> Places {
         let dir = std::env::temp_dir().join(format!("viv-host-{test}-{}", std::process::id()));

@@ -1,11 +1,12 @@
 //! Warm starts: a VM of an image goes on from where another guest of the same image, with the same machine, had booted. That other one is
 //! booted for nothing else, before anything of a user's runs in it, and kept as a template.
-use crate::blocking::blocking;
+use crate::blocking::{blocking, defect};
 use crate::events::telling;
 use crate::prune::Gone;
 use crate::service::{Busy, Service};
+use crate::snapshots::of_one_vm;
 use crate::streams;
-use sha2::{Digest, Sha256};
+use crate::tokens::sha256;
 use std::sync::Arc;
 use std::time::Duration;
 use viv_api::event::What;
@@ -30,30 +31,33 @@ struct Wanted {
     machine: VmCreate,
 }
 
-/// The template from which a VM begins that is asked for so; made if it is not there.
+/// The template from which a VM begins that is asked for so; made if it is not there. None: it is one that is asked for.
 pub(crate) async fn template(
     service: &Arc<Service>,
     project: &ProjectName,
     ask: &VmCreate,
-) -> Result<String, Fault> {
+) -> Result<Option<String>, Fault> {
     let (with, project, ask) = (service.clone(), project.clone(), ask.clone());
-    let wanted = blocking(move || wanted(&with, project, &ask)).await?;
-    let with = service.clone();
-    let (wanted, is_there) = blocking(move || {
+    let looked = blocking(move || {
+        if ask.image.as_ref().is_some_and(|image| with.snapshots.is_template(&project, image)) {
+            return Ok(None);
+        }
+        let wanted = wanted(&with, project, &ask)?;
         let is_there = with.snapshots.is_template(&wanted.project, &wanted.name);
-        Ok((wanted, is_there))
-    })
-    .await?;
-    if is_there {
-        return Ok(wanted.name);
-    }
+        Ok(Some((wanted, is_there)))
+    });
+    let wanted = match looked.await? {
+        None => return Ok(None),
+        Some((wanted, true)) => return Ok(Some(wanted.name)),
+        Some((wanted, false)) => wanted,
+    };
     // Who asked may go away: what is begun is done.
     let service = service.clone();
     let making = tokio::spawn(async move {
         let _busy = Busy::new(&service.work);
         make(&service, wanted).await
     });
-    making.await.map_err(|error| crate::blocking::defect(&error.to_string()))?
+    making.await.map_err(|error| defect(&error.to_string()))?.map(Some)
 }
 
 /// Boots a guest and keeps what it then is, unless somebody else just has.
@@ -159,7 +163,7 @@ fn what_boots(name: &str) -> Option<&str> {
 
 /// The first so many digits of a digest of this.
 fn digits(of: &str, count: usize) -> String {
-    Sha256::digest(of).iter().map(|byte| format!("{byte:02x}")).take(count / 2).collect()
+    sha256(of.as_bytes()).chars().take(count).collect()
 }
 
 /// The template that is wanted for a VM; refuses what can only be had at boot.
@@ -178,8 +182,7 @@ fn wanted(service: &Service, project: ProjectName, ask: &VmCreate) -> Result<Wan
     let mut machine = machine(ask)?;
     // Containers have the default guest's kernel.
     let kernel = service.images.get(DEFAULT)?.digest;
-    let text =
-        serde_json::to_string(&machine).map_err(|error| crate::blocking::defect(&error.to_string()))?;
+    let text = serde_json::to_string(&machine).map_err(|error| defect(&error.to_string()))?;
     let boots = digits(&format!("{} {kernel}", image.digest), DIGITS.0);
     let name = format!("{PREFIX}{boots}-{}", digits(&text, DIGITS.1));
     machine.name = Some(name.clone());
@@ -209,25 +212,20 @@ fn machine(ask: &VmCreate) -> Result<VmCreate, Fault> {
         ..VmCreate::default()
     };
     let known = VmCreate {
-        schema: ask.schema.clone(),
-        name: ask.name.clone(),
-        project: ask.project.clone(),
+        cpus: ask.cpus,
+        memory_mib: ask.memory_mib,
+        memory_max_mib: ask.memory_max_mib,
+        cpu_limit_milli: ask.cpu_limit_milli,
+        cpu_weight: ask.cpu_weight,
+        soft: ask.soft,
+        append: ask.append.clone(),
         net: ask.net.clone(),
         nic_limits: ask.nic_limits,
         nics: ask.nics.clone(),
-        ports: ask.ports.clone(),
         publish_all: ask.publish_all,
-        groups: ask.groups.clone(),
-        labels: ask.labels.clone(),
-        on_reboot: ask.on_reboot,
-        remove: ask.remove,
         restart: ask.restart,
-        command: ask.command.clone(),
         entrypoint: ask.entrypoint.clone(),
-        health: ask.health.clone(),
-        attended_by: ask.attended_by,
-        start: ask.start,
-        ..machine.clone()
+        ..of_one_vm(ask)
     };
     let refused =
         |what: &str, fix: &str| Err(Fault::new(Kind::Usage, format!("a VM that starts warm {what}"), fix));

@@ -180,11 +180,9 @@ pub(crate) fn machine(
 ) -> Result<Arc<dyn Guest>, Fault> {
     let output = Box::new(move |bytes: &[u8]| console.write(bytes));
     let Parts { shares, ports, console_ports } = parts;
-    let translated = match spec.resume {
-        true => snapshot::translated(),
-        // It only saves time.
-        false => spec.translated.as_ref().and_then(|path| KeptCode::open(&File::open(path).ok()?).ok()),
-    };
+    let translated = if spec.resume { Some(snapshot::translated()) } else { spec.translated.clone() };
+    // It only saves time.
+    let translated = translated.and_then(|path| KeptCode::open(&File::open(path).ok()?).ok());
     let io = MachineIo {
         console: output,
         ports,

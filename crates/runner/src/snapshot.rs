@@ -5,11 +5,11 @@ use rustix::io::Errno;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use viv_api::runner::{FIRST, MEMORY_BOARD, MEMORY_WANTED, RESUME, SnapshotAsk, TRANSLATED};
 use viv_machine::{
-    Arrival, Check, Frozen, KeepDisks, KeptCode, Machine, MachineIo, MachineSaved, Preserved, SavedMemory,
+    Arrival, Check, Frozen, KeepDisks, Machine, MachineIo, MachineSaved, Preserved, SavedMemory,
 };
 use viv_model::{Content, DiskContent, DiskSpec, Fault, Kind, MachineSpec, Manifest, SavedParts, ShareSpec};
 use viv_share::link::Caller;
@@ -225,10 +225,9 @@ fn tell(share: &ShareSpec, state: &[u8], server: &mut UnixStream) -> Result<(), 
     caller.load(state).map_err(|error| failed(error.to_string()))?.map_err(failed)
 }
 
-/// What was made of its code where the machine of the snapshot in [`RESUME`] comes from, if that is there.
-pub(crate) fn translated() -> Option<KeptCode> {
-    let file = File::open(Path::new(RESUME).join(TRANSLATED)).ok()?;
-    KeptCode::open(&file).ok()
+/// Where that is which was made of its code where the machine of the snapshot in [`RESUME`] comes from, if it is there.
+pub(crate) fn translated() -> PathBuf {
+    Path::new(RESUME).join(TRANSLATED)
 }
 
 /// The memory of a snapshot, which is compared with what was written as it is used.

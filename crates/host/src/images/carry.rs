@@ -8,10 +8,11 @@ use super::stack::{Documents, LAYER, Summed, as_oci};
 use super::store::Store;
 use super::{Image, Watcher, artifact, pull, step};
 use crate::new_file::NewFile;
+use crate::prune::on_disk;
 use serde_json::{Value, json};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use viv_api::image::{Exported, ImagePush, Pushed};
 use viv_model::{DiskFormat, DiskSpec, Fault, Kind};
@@ -286,7 +287,7 @@ pub(crate) fn export_disk(
     let mut told = Told::new(watcher, format!("writing {}", to.display()));
     flat(disk, new.path(), format, &mut told)?;
     let found = fs::metadata(new.path()).map_err(|error| new.fault(error))?;
-    let size_bytes = found.blocks().saturating_mul(512);
+    let size_bytes = on_disk(&found);
     Ok(Exported { path: new.finish()?, size_bytes, digest: None, left: Vec::new() })
 }
 

@@ -10,6 +10,7 @@
 //! HEX is the digest of the layer as its registry has it.
 use super::fault::{broken, io_fault};
 use super::store::write_beside;
+use crate::prune::on_disk;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -101,7 +102,7 @@ impl Layers {
     /// What the layer takes on the host's disk, bytes.
     pub(super) fn bytes_on_disk(&self, hex: &str) -> u64 {
         let files = ["data", "index"].map(|name| fs::metadata(self.dir_of(hex).join(name)));
-        files.into_iter().flatten().map(|found| found.blocks().saturating_mul(512)).sum()
+        files.into_iter().flatten().map(|found| on_disk(&found)).sum()
     }
 
     /// Has the layer, from `source` if it is not there yet. Who else wants it meanwhile waits.

@@ -14,13 +14,14 @@
 use super::fault::{broken, cancelled, io_fault};
 use super::layers::Layers;
 use super::{Image, Manifest, Part, Watcher};
+use crate::prune::on_disk;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -305,7 +306,7 @@ impl Store {
             entries
                 .map(|entry| match entry.metadata() {
                     Ok(found) if found.is_dir() => below(&entry.path()),
-                    Ok(found) => found.blocks().saturating_mul(512),
+                    Ok(found) => on_disk(&found),
                     Err(_) => 0,
                 })
                 .sum()
@@ -338,7 +339,7 @@ impl Store {
         let of_parts: u64 = manifest
             .parts()
             .filter_map(|part| fs::metadata(self.blob_path(&part.digest).ok()?).ok())
-            .map(|found| found.blocks().saturating_mul(512))
+            .map(|found| on_disk(&found))
             .sum();
         let layers = self.layers();
         let of_layers: u64 = manifest.layers().map(|layer| layers.bytes_on_disk(layer)).sum();

@@ -69,8 +69,7 @@ fn no_additions(name: &str, ask: &ImageBuild, additions: &Additions) -> Result<(
 
 /// The image that is called so, if it is only to be there, and is: that is no work.
 pub(super) fn there(service: &Service, name: &str, ask: &ImageBuild) -> Result<Option<images::Image>, Fault> {
-    let (insecure, agent) = (ask.insecure, ask.agent.clone());
-    if *ask != (ImageBuild { if_missing: true, insecure, agent, ..ImageBuild::default() }) {
+    if !ask.is_only_if_missing() {
         return Ok(None);
     }
     let images = &service.images;

@@ -25,6 +25,8 @@ mod make;
 mod targets;
 mod template;
 
+pub(crate) use template::of_one_vm;
+
 use crate::names;
 use crate::places::Places;
 use crate::prune::Gone;

@@ -7,6 +7,27 @@ use viv_api::snapshot::SnapshotRestore;
 use viv_api::vm::{Vm, VmCreate, VmStart};
 use viv_model::{Accel, Fault, Kind, Manifest, ProjectName};
 
+/// What can be asked for of a VM whose guest has booted: the rest is the template's.
+pub(crate) fn of_one_vm(ask: &VmCreate) -> VmCreate {
+    VmCreate {
+        schema: ask.schema.clone(),
+        name: ask.name.clone(),
+        project: ask.project.clone(),
+        image: ask.image.clone(),
+        accel: ask.accel,
+        ports: ask.ports.clone(),
+        groups: ask.groups.clone(),
+        labels: ask.labels.clone(),
+        on_reboot: ask.on_reboot,
+        remove: ask.remove,
+        command: ask.command.clone(),
+        health: ask.health.clone(),
+        attended_by: ask.attended_by,
+        start: ask.start,
+        ..VmCreate::default()
+    }
+}
+
 impl Snapshots {
     /// Whether a template of a project is called so.
     pub(crate) fn is_template(&self, project: &ProjectName, name: &str) -> bool {
@@ -22,24 +43,7 @@ impl Snapshots {
         request: Option<Request>,
     ) -> Result<Vm, Fault> {
         let (dir, manifest) = self.find(project, template)?;
-        let left = VmCreate {
-            schema: ask.schema.clone(),
-            name: ask.name.clone(),
-            project: ask.project.clone(),
-            image: ask.image.clone(),
-            accel: ask.accel,
-            ports: ask.ports.clone(),
-            groups: ask.groups.clone(),
-            labels: ask.labels.clone(),
-            on_reboot: ask.on_reboot,
-            remove: ask.remove,
-            command: ask.command.clone(),
-            health: ask.health.clone(),
-            attended_by: ask.attended_by,
-            start: ask.start,
-            ..VmCreate::default()
-        };
-        if *ask != left {
+        if *ask != of_one_vm(ask) {
             return Err(Fault::new(
                 Kind::Usage,
                 format!(

@@ -370,9 +370,8 @@ impl Translator {
 
     /// The guest got to a page: what was kept for it is known from now on, if the page is as it was.
     pub(super) fn adopt(&mut self, cpu: &mut Cpu, page: u32) {
-        let memory = cpu.shared.memory.clone();
-        let now = memory.code().version(page);
         let Some(place) = self.kept.pages.get_mut(&page) else { return };
+        let now = cpu.shared.memory.code().version(page);
         if place.tried == Some(now) {
             return;
         }
@@ -387,6 +386,7 @@ impl Translator {
             return;
         };
         let (version, pieces) = (record.version, record.pieces);
+        let memory = cpu.shared.memory.clone();
         if content(&memory, page, pieces).as_deref() != Some(record.content) {
             // A kernel that boots changes its code here and there: it may become that yet.
             if is_last {
