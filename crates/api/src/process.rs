@@ -11,21 +11,32 @@ use std::time::Duration;
 /// How long it takes until a host that has no descriptor or memory left is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(10);
 
+/// How often it is asked again whose disk had an error: one that stays is no reason to wait for ever.
+const ERRORS_MAX: u32 = 20;
+
 /// Whether the host could not look at all, for now: whatever was asked for may be there.
 fn is_short(error: &io::Error) -> bool {
     let errors = [Errno::MFILE, Errno::NFILE, Errno::NOMEM];
     Errno::from_io_error(error).is_some_and(|error| errors.contains(&error))
 }
 
+/// Whether its disk had an error.
+fn is_broken(error: &io::Error) -> bool {
+    Errno::from_io_error(error) == Some(Errno::IO)
+}
+
 /// What is in a file, if it is there and can be read. What cannot be looked at because the host has no descriptor or memory
-/// for it is not therefore gone: that is waited for, however long it takes.
+/// for it is not therefore gone: that is waited for, however long it takes; and for a while that an error of the disk passes.
 pub fn look(path: &Path) -> Option<Vec<u8>> {
+    let mut errors = 0;
     loop {
         match fs::read(path) {
             Ok(bytes) => return Some(bytes),
-            Err(error) if is_short(&error) => thread::sleep(ASK_AGAIN),
+            Err(error) if is_short(&error) => {}
+            Err(error) if is_broken(&error) && errors < ERRORS_MAX => errors += 1,
             Err(_) => return None,
         }
+        thread::sleep(ASK_AGAIN);
     }
 }
 
@@ -51,7 +62,7 @@ impl Process {
         match Process::read(self.pid) {
             Ok(now) => now.as_ref() == Some(self),
             // Whether there is one with its number is told without a descriptor.
-            Err(error) if is_short(&error) => {
+            Err(error) if is_short(&error) || is_broken(&error) => {
                 let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
                 pid.is_some_and(|pid| test_kill_process(pid) != Err(Errno::SRCH))
             }
