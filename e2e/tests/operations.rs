@@ -2,7 +2,7 @@
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use viv_e2e::{Outcome, run, until};
+use viv_e2e::{Outcome, Snapshot, exec, kill_service, run, start, until};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -48,4 +48,35 @@ fn works_wait_for_others_and_are_given_up_while_nothing_comes() {
         assert!(shown.contains("\"cancelled\""), "{shown}");
     }
     assert_eq!(cancel(&begun[0]).status, 4, "it has ended already");
+}
+
+/// Snapshots that last long enough to be given up, or to outlive a service.
+#[test]
+fn a_snapshot_is_given_up_and_goes_on_over_the_death_of_the_service() {
+    let (vm, name) = ("e2e-saved", "e2e-saved-later");
+    let _vm = start(vm, &["--memory", "1G"]);
+    exec(vm, "mount -t tmpfs -o size=600m x /mnt && dd if=/dev/urandom of=/mnt/f bs=1M count=500").ok();
+    let begin = || {
+        let words = ["snapshot", "create", "--full", "--detach", vm, name];
+        run(&words, "").ok().out.trim().to_string()
+    };
+    let there = || run(&["snapshot", "ls", "--quiet", vm], "").ok().out;
+    let of = |number: &str| run(&["operation", "show", number], "").ok().out;
+    let given_up = begin();
+    assert!(of(&given_up).contains("snapshot-create"), "{}", of(&given_up));
+    cancel(&given_up).ok();
+    until("it is given up", LIMIT, || of(&given_up).contains("\"cancelled\""));
+    assert_eq!(there(), "");
+
+    // The VM's process knows that nobody wants the other one.
+    let _snapshot = Snapshot(name);
+    let goes_on = begin();
+    kill_service();
+    let waited = run(&["operation", "wait", &goes_on], "").ok();
+    let shown = of(&goes_on);
+    assert!(shown.contains("\"runs\": 2") && shown.contains(name), "{shown} {waited:?}");
+    assert_eq!(there(), format!("{name}\n"), "once");
+    let verified = run(&["snapshot", "verify", name], "").ok();
+    assert_eq!(verified.out, format!("{name}\n"));
+    assert_eq!(exec(vm, "echo well").ok().out, "well\n");
 }

@@ -1,7 +1,7 @@
 //! What holds for each endpoint besides its line of the table: who may use it, what its query may say, whether it takes a body.
 //! The matches on roles have no default: an endpoint without one does not compile.
 use crate::encoding::decode;
-use crate::endpoint::{Method, Route};
+use crate::endpoint::{Answer, Method, Route};
 use crate::operation::OperationKind;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -127,11 +127,13 @@ const TICKET: Parameter = parameter(
     Shape::Text,
     "a ticket for this path, in the place of a token, which a page cannot send with a WebSocket",
 );
-const WORK: &[Parameter] = &[parameter(
+const DETACH: Parameter = parameter(
     "detach",
     Shape::Flag,
     "answer at once with the operation (202), which goes on by itself, also when the service begins anew",
-)];
+);
+const LINES: Parameter =
+    parameter("lines", Shape::Flag, "answer with JSON lines, as things happen; the last one is the outcome");
 
 const PROJECT: Parameter = parameter(
     "project",
@@ -321,9 +323,15 @@ impl Route {
                     ]
                 }
             }
-            _ if self.is_long_work() => WORK,
+            _ if self.may_tell_lines() => &[DETACH, LINES],
+            _ if self.is_long_work() => &[DETACH],
             _ => &[],
         }
+    }
+
+    /// Whether it begins a long work of which is answered what it has made, or, if that is asked for, lines.
+    pub fn may_tell_lines(self) -> bool {
+        self.is_long_work() && self.endpoint().answer == Answer::Json
     }
 
     /// Whether it begins a long work, an [`Operation`](crate::operation::Operation).

@@ -25,10 +25,13 @@ use std::collections::BTreeSet;
 use viv_model::{DiskLimits, DiskSpec, Limits, NicLimits, ShareSpec};
 
 /// What goes over the wire at an endpoint, as schemas.
+#[derive(Default)]
 struct Types {
     ask: Option<Schema>,
     /// Of the JSON document, or of each JSON line.
     answer: Option<Schema>,
+    /// Of each JSON line in the place of the document, where that can be chosen.
+    line: Option<Schema>,
 }
 
 /// Schemas of what is sent and of what is shown: where a field may be left out by a sender, it is always shown.
@@ -47,11 +50,15 @@ impl Generators {
     }
 
     fn of<A: JsonSchema, B: JsonSchema>(&mut self) -> Types {
-        Types { ask: Some(self.asks.subschema_for::<A>()), answer: Some(self.answers.subschema_for::<B>()) }
+        Types { ask: Some(self.asks.subschema_for::<A>()), ..self.shown::<B>() }
     }
 
     fn shown<B: JsonSchema>(&mut self) -> Types {
-        Types { ask: None, answer: Some(self.answers.subschema_for::<B>()) }
+        Types { answer: Some(self.answers.subschema_for::<B>()), ..Types::default() }
+    }
+
+    fn with_lines<B: JsonSchema>(&mut self, types: Types) -> Types {
+        Types { line: Some(self.answers.subschema_for::<WorkLine<B>>()), ..types }
     }
 
     /// The types of an endpoint. No default: an endpoint without them does not compile.
@@ -59,7 +66,7 @@ impl Generators {
         use Route::*;
         match route {
             Info => self.shown::<self::Info>(),
-            OpenApi => Types { ask: None, answer: Some(schemars::json_schema!({"type": "object"})) },
+            OpenApi => Types { answer: Some(schemars::json_schema!({"type": "object"})), ..Types::default() },
             Events => self.shown::<Event>(),
             LimitsGet => self.shown::<HostLimits>(),
             LimitsSet => self.of::<Limits, HostLimits>(),
@@ -90,7 +97,7 @@ impl Generators {
             | NetworkDisconnect | SecGroupLeave => self.shown::<Vm>(),
             VmStats => self.shown::<self::VmStats>(),
             Metrics | VmLogs | PortCapture | VmConsole | VmConsoleSocket | VmAgent | VmAgentSocket
-            | VmConnect | VmConnectSocket => Types { ask: None, answer: None },
+            | VmConnect | VmConnectSocket => Types::default(),
             VmConsoleSize => self.of::<ConsoleSize, ()>(),
             NetworkList => self.shown::<Vec<Network>>(),
             NetworkCreate => self.of::<self::NetworkCreate, Network>(),
@@ -121,9 +128,16 @@ impl Generators {
             ImagePush => self.of::<self::ImagePush, WorkLine<Pushed>>(),
             ImageExport => self.of::<self::ImageExport, WorkLine<Exported>>(),
             ImageImport => self.of::<self::ImageImport, WorkLine<Imported>>(),
-            SnapshotCreate => self.of::<self::SnapshotCreate, Snapshot>(),
+            SnapshotCreate => {
+                let types = self.of::<self::SnapshotCreate, Snapshot>();
+                self.with_lines::<Snapshot>(types)
+            }
+            SnapshotVerify => {
+                let types = self.shown::<Snapshot>();
+                self.with_lines::<Snapshot>(types)
+            }
             SnapshotList => self.shown::<Vec<Snapshot>>(),
-            SnapshotGet | SnapshotRemove | SnapshotVerify => self.shown::<Snapshot>(),
+            SnapshotGet | SnapshotRemove => self.shown::<Snapshot>(),
             SnapshotDiff => self.of::<SnapshotOther, self::SnapshotDiff>(),
             SnapshotExport | SnapshotImport => self.of::<SnapshotFile, WorkLine<Snapshot>>(),
             SnapshotRestore => self.of::<self::SnapshotRestore, Vm>(),
@@ -326,6 +340,9 @@ fn operation(endpoint: &Endpoint, types: Types) -> Value {
     if !media.is_empty() {
         let schema = types.answer.unwrap_or_else(|| schemars::json_schema!({}));
         responses[success]["content"] = json!({ (media): {"schema": schema} });
+    }
+    if let Some(line) = types.line {
+        responses[success]["content"]["application/x-ndjson"] = json!({ "schema": line });
     }
     if route.parameters().iter().any(|known| known.name == "watch") {
         let fields = json!({

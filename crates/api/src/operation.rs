@@ -24,6 +24,10 @@ pub enum OperationKind {
     VmCommit,
     /// Writes a VM or its disk to a file.
     VmExport,
+    /// Saves a VM that lives.
+    SnapshotCreate,
+    /// Compares a snapshot with its checksums.
+    SnapshotVerify,
     /// Writes a snapshot to a file.
     SnapshotExport,
     /// Takes a snapshot from a file.
@@ -32,13 +36,15 @@ pub enum OperationKind {
 
 impl OperationKind {
     /// Every kind.
-    pub const ALL: [OperationKind; 8] = [
+    pub const ALL: [OperationKind; 10] = [
         OperationKind::ImageBuild,
         OperationKind::ImagePush,
         OperationKind::ImageExport,
         OperationKind::ImageImport,
         OperationKind::VmCommit,
         OperationKind::VmExport,
+        OperationKind::SnapshotCreate,
+        OperationKind::SnapshotVerify,
         OperationKind::SnapshotExport,
         OperationKind::SnapshotImport,
     ];
@@ -52,6 +58,8 @@ impl OperationKind {
             OperationKind::ImageImport => Route::ImageImport,
             OperationKind::VmCommit => Route::VmCommit,
             OperationKind::VmExport => Route::VmExport,
+            OperationKind::SnapshotCreate => Route::SnapshotCreate,
+            OperationKind::SnapshotVerify => Route::SnapshotVerify,
             OperationKind::SnapshotExport => Route::SnapshotExport,
             OperationKind::SnapshotImport => Route::SnapshotImport,
         }
@@ -66,6 +74,8 @@ impl OperationKind {
             OperationKind::ImageImport => "image-import",
             OperationKind::VmCommit => "vm-commit",
             OperationKind::VmExport => "vm-export",
+            OperationKind::SnapshotCreate => "snapshot-create",
+            OperationKind::SnapshotVerify => "snapshot-verify",
             OperationKind::SnapshotExport => "snapshot-export",
             OperationKind::SnapshotImport => "snapshot-import",
         }

@@ -1,6 +1,7 @@
 //! A VM's sockets: a thread for each connection, and not more of them than are good; and what is said on the control socket: JSON
 //! lines, an answer for each request.
 use crate::follow::follow;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,6 +17,27 @@ const CONNECTIONS_MAX: usize = 64;
 /// How often it is tried to have a thread for one, and after how long again.
 const SPAWN_TRIES: u8 = 20;
 const SPAWN_AGAIN: Duration = Duration::from_millis(20);
+
+/// Who has asked for something, at the other end of a connection.
+#[derive(Clone, Debug, Default)]
+pub struct Asker(Option<Arc<UnixStream>>);
+
+impl Asker {
+    fn of(connection: &UnixStream) -> Asker {
+        // Without a descriptor for it, it is taken for one that waits.
+        Asker(connection.try_clone().ok().map(Arc::new))
+    }
+
+    /// Fails if nobody waits for the answer any more.
+    pub fn is_there(&self) -> std::io::Result<()> {
+        let Some(connection) = &self.0 else { return Ok(()) };
+        let mut end = [PollFd::new(connection, PollFlags::RDHUP)];
+        match poll(&mut end, Some(&Timespec::default())) {
+            Ok(1..) => Err(std::io::ErrorKind::ConnectionAborted.into()),
+            _ => Ok(()),
+        }
+    }
+}
 
 /// Takes connections and gives each to `each` in a thread of its own; more than [`CONNECTIONS_MAX`] are
 /// closed at once.
@@ -65,18 +87,18 @@ pub fn serve(
 pub fn answer(
     connection: UnixStream,
     other_than: impl Fn(Option<&Status>, Duration) -> Option<Status>,
-    mut reply: impl FnMut(Ask, Vec<OwnedFd>) -> Reply,
+    mut reply: impl FnMut(Ask, Vec<OwnedFd>, &Asker) -> Reply,
 ) {
-    let follower = connection.try_clone();
+    let asker = Asker::of(&connection);
     answer_lines(connection, LINE_MAX, |asked, files| match asked {
         Ok(Ask::Follow) => {
-            if let Ok(follower) = &follower {
+            if let Some(follower) = &asker.0 {
                 follow(follower, &other_than);
             }
             // Nobody is there any more who would read it.
-            reply(Ask::Status, files)
+            reply(Ask::Status, files, &asker)
         }
-        Ok(ask) => reply(ask, files),
+        Ok(ask) => reply(ask, files, &asker),
         // Files that came with what is not understood are closed here.
         Err(error) => Reply::Refused(Fault::new(
             Kind::Usage,
@@ -84,4 +106,21 @@ pub fn answer(
             "use the command of the same version as the VM's process, or start the VM anew",
         )),
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_asker_is_there_until_it_goes() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let asker = Asker::of(&ours);
+        assert!(asker.is_there().is_ok());
+        std::io::Write::write_all(&mut &theirs, b"more").unwrap();
+        assert!(asker.is_there().is_ok(), "it has something to say");
+        drop(theirs);
+        assert!(asker.is_there().is_err());
+        assert!(Asker::default().is_there().is_ok());
+    }
 }

@@ -13,7 +13,7 @@ mod usage;
 mod written;
 
 pub use console::{Console, Log, Reader, attach};
-pub use control::{answer, serve};
+pub use control::{Asker, answer, serve};
 pub use follow::wait_for_news;
 pub use place::{DRAIN_LIMIT, Place, broken, finish, keep_log, report, spawn, watch_owner, watch_signals};
 pub use quota::Quota;

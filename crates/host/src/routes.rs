@@ -6,12 +6,13 @@ use crate::http::{self, Body};
 use crate::images;
 use crate::lists::{self, WantedOperations, WantedVms};
 use crate::metrics;
-use crate::operations::{self, Task, shown};
+use crate::operations::{self, Report, Task, shown};
 use crate::precondition;
 use crate::projects::{self, Scope};
 use crate::prune;
 use crate::service::Service;
 use crate::shares;
+use crate::snapshots::new_id;
 use crate::store;
 use crate::streams;
 use crate::tokens::sha256;
@@ -27,14 +28,14 @@ use std::sync::Arc;
 use std::time::Duration;
 use viv_api::access::PassCreate;
 use viv_api::contract;
-use viv_api::endpoint::{self, Route};
+use viv_api::endpoint::{self, Answer, Route};
 use viv_api::event::What;
 use viv_api::image::{Image, ImageTag, Pruned};
 use viv_api::info::{Info, KvmState, Service as ServiceInfo};
 use viv_api::network::{NetworkConnect, NicAttach};
 use viv_api::runner::Ask as RunnerAsk;
 use viv_api::secgroup::{RuleAdd, SecGroupJoin};
-use viv_api::snapshot::{SnapshotCreate, SnapshotOther};
+use viv_api::snapshot::SnapshotOther;
 use viv_api::vm::{ConsoleSize, VmCreate};
 use viv_model::{Ask, Fault, Kind, ProjectName};
 
@@ -80,7 +81,12 @@ pub(crate) async fn answer(
     };
     of.map_or(Ok(()), |vm| vms.refuse_for_program(route, &vm))?;
     let bound = caller.project.clone();
-    let work = |task| operations::begin(service.clone(), task, flag("detach"), bound.clone());
+    let report = match () {
+        () if flag("detach") => Report::Detached,
+        () if route.endpoint().answer == Answer::Lines || flag("lines") => Report::Lines,
+        () => Report::Outcome,
+    };
+    let work = |task| operations::begin(service.clone(), task, report, bound.clone());
     let project = scope.project.clone();
     match route {
         Route::OpenApi => Ok(http::document(OPENAPI)),
@@ -295,19 +301,10 @@ pub(crate) async fn answer(
             }
         }
         Route::SnapshotCreate => {
-            let ask: SnapshotCreate = body(&request)?;
-            blocking
-                .run(move || {
-                    warm::check_name(ask.name.as_deref())?;
-                    telling(
-                        &*vms.store,
-                        What::SnapshotCreated,
-                        Some(&project),
-                        || service.snapshots.create(&name, &ask),
-                        |it| it.name.clone(),
-                    )
-                })
-                .await
+            let ask = body(&request)?;
+            let (record, _) = vms.find(&name)?;
+            precondition::with(expected, || precondition::check(&record.name, vms.store.revision_of(&name)))?;
+            work(Task::SnapshotCreate { project, vm: (name, record.name), id: new_id()?, ask }).await
         }
         Route::SnapshotList => {
             let list = move || service.snapshots.list(|project| scope.shows(project));
@@ -327,7 +324,7 @@ pub(crate) async fn answer(
                 })
                 .await
         }
-        Route::SnapshotVerify => blocking.run(move || service.snapshots.verify(&project, &name)).await,
+        Route::SnapshotVerify => work(Task::SnapshotVerify { project, snapshot: name }).await,
         Route::SnapshotDiff => {
             let ask: SnapshotOther = body(&request)?;
             blocking.run(move || service.snapshots.diff(&project, &name, &ask.other)).await

@@ -12,7 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 use viv_api::process::look;
 use viv_api::runner::{
     Ask, CONSOLE_LOG, CONTROL, END, LINE_MAX, LOCK, Probe, RESUME, RUNNER_LOG, Reply, RunnerSpec, SPEC,
@@ -34,8 +34,9 @@ const STATUS_LIMIT: Duration = Duration::from_secs(3);
 const FORCE_LIMIT: Duration = Duration::from_millis(400);
 /// How long it may take until its guest knows who and when it is.
 const SETTLE_LIMIT: Duration = Duration::from_secs(40);
-/// How long it may take to write its memory and disks.
+/// How long it may take to write its memory and disks, and how often is looked how far it is.
 const SNAPSHOT_LIMIT: Duration = Duration::from_secs(3600);
+const SNAPSHOT_LOOK: Duration = Duration::from_millis(100);
 /// How long it may take to end once it was killed.
 const KILL_LIMIT: Duration = Duration::from_secs(8);
 /// How often a host without a descriptor is asked again.
@@ -261,9 +262,30 @@ impl Runner {
         }
     }
 
-    /// Has it save itself into these files.
-    pub(crate) fn snapshot(&self, ask: &SnapshotAsk, files: &[File]) -> Result<SavedParts, Fault> {
-        match self.exchange(&Ask::Snapshot(ask.clone()), files, SNAPSHOT_LIMIT).map_err(no_answer)? {
+    /// Has it save itself into these files, for as long as `go_on`, which is asked again and again, finds nothing against it.
+    pub(crate) fn snapshot(
+        &self,
+        ask: &SnapshotAsk,
+        files: &[File],
+        mut go_on: impl FnMut() -> Result<(), Fault>,
+    ) -> Result<SavedParts, Fault> {
+        let socket = self.send(&Ask::Snapshot(ask.clone()), files).map_err(no_answer)?;
+        let each = Timespec { tv_sec: 0, tv_nsec: SNAPSHOT_LOOK.subsec_nanos().into() };
+        let begin = Instant::now();
+        loop {
+            match poll(&mut [PollFd::new(&socket, PollFlags::IN)], Some(&each)) {
+                Ok(1..) => break,
+                Ok(_) => {}
+                // Nothing of that is the VM's fault.
+                Err(_) => thread::sleep(SNAPSHOT_LOOK),
+            }
+            // It has it given up that the socket is closed.
+            go_on()?;
+            if begin.elapsed() > SNAPSHOT_LIMIT {
+                return Err(no_answer(io::ErrorKind::TimedOut.into()));
+            }
+        }
+        match answer(socket, ANSWER_LIMIT).map_err(no_answer)? {
             Reply::Saved(parts) => Ok(*parts),
             Reply::Ok(_) | Reply::Stats(_) => Err(no_answer(io::ErrorKind::InvalidData.into())),
             Reply::Refused(fault) => Err(fault),
@@ -292,15 +314,17 @@ impl Runner {
 
     /// One request and its answer; files go along (SCM_RIGHTS, unix(7)).
     fn exchange(&self, ask: &Ask, files: &[File], limit: Duration) -> io::Result<Reply> {
+        answer(self.send(ask, files)?, limit)
+    }
+
+    /// One request, with its files; its answer comes over the socket.
+    fn send(&self, ask: &Ask, files: &[File]) -> io::Result<UnixStream> {
         let socket = socket::connect(&self.dir.join(CONTROL))?;
-        socket.set_read_timeout(Some(limit))?;
         let mut line = serde_json::to_vec(ask)?;
         line.push(b'\n');
         let files: Vec<BorrowedFd<'_>> = files.iter().map(File::as_fd).collect();
         passed::send(&socket, &line, &files)?;
-        let mut answer = Vec::new();
-        BufReader::new(socket).take(LINE_MAX as u64).read_until(b'\n', &mut answer)?;
-        Ok(serde_json::from_slice(&answer)?)
+        Ok(socket)
     }
 
     /// Waits for the process to end; without a limit for ever. Whether it has ended.
@@ -364,6 +388,14 @@ impl Runner {
     pub(crate) fn resumes(&self) -> bool {
         self.dir.join(RESUME).join(MANIFEST).exists()
     }
+}
+
+/// What comes over a socket by which something was asked.
+fn answer(socket: UnixStream, limit: Duration) -> io::Result<Reply> {
+    socket.set_read_timeout(Some(limit))?;
+    let mut answer = Vec::new();
+    BufReader::new(socket).take(LINE_MAX as u64).read_until(b'\n', &mut answer)?;
+    Ok(serde_json::from_slice(&answer)?)
 }
 
 fn no_answer(error: io::Error) -> Fault {

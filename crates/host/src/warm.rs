@@ -2,9 +2,10 @@
 //! booted for nothing else, before anything of a user's runs in it, and kept as a template.
 use crate::blocking::{blocking, defect};
 use crate::events::telling;
+use crate::images::Unwatched;
 use crate::prune::Gone;
 use crate::service::{Busy, Service};
-use crate::snapshots::of_one_vm;
+use crate::snapshots::{new_id, of_one_vm};
 use crate::streams;
 use crate::tokens::sha256;
 use std::sync::Arc;
@@ -100,7 +101,8 @@ fn keep(service: &Service, wanted: &Wanted, vm: &Vm) -> Result<(), Fault> {
         full: true,
         drop_sockets: false,
     };
-    let create = || service.snapshots.create(&vm.id, &ask);
+    let id = new_id()?;
+    let create = || service.snapshots.create(&vm.id, &ask, &id, &Unwatched);
     let store = &*service.vms.store;
     telling(store, What::SnapshotCreated, Some(&wanted.project), create, |made| made.name.clone())?;
     let old = |made: &Snapshot| {

@@ -8,7 +8,7 @@ use viv_model::{Fault, GuestKind, Kind};
 /// Answers the requests of one connection.
 pub(crate) fn answer(life: &Life, connection: UnixStream) {
     let other_than = |known: Option<&_>, limit| life.other_than(known, limit);
-    viv_cell::answer(connection, other_than, |ask, files| match ask {
+    viv_cell::answer(connection, other_than, |ask, files, _| match ask {
         Ask::Snapshot(ask) => match life.snapshot(&ask, files.into_iter().map(File::from)) {
             Ok(parts) => Reply::Saved(Box::new(parts)),
             Err(fault) => Reply::Refused(fault),

@@ -16,7 +16,7 @@ use viv_api::passed::WithFiles;
 use viv_api::runner::{Ask, Reply, RunnerSpec, STATS, SnapshotAsk, Started, Status, VSOCK};
 use viv_api::stats::VmStats;
 use viv_api::vm::{ConsoleSize, OnReboot, Process};
-use viv_cell::{Console, DRAIN_LIMIT, Place, Quota, Saving, broken, finish, keep_log, report, spawn};
+use viv_cell::{Asker, Console, DRAIN_LIMIT, Place, Quota, Saving, broken, finish, keep_log, report, spawn};
 use viv_machine::{KeptMark, PerfMap};
 use viv_model::{
     Accel, End, Fault, Health, HealthCheck, HealthLook, Kind, MachineSpec, NetKind, NicSpec, SavedParts,
@@ -171,7 +171,7 @@ impl Life {
     }
 
     /// Does what the control socket asks.
-    pub(crate) fn ask(&self, ask: Ask, files: Vec<OwnedFd>) -> Reply {
+    pub(crate) fn ask(&self, ask: Ask, files: Vec<OwnedFd>, asker: &Asker) -> Reply {
         let done = match ask {
             Ask::Status | Ask::Follow => Ok(()),
             Ask::Settled => {
@@ -182,10 +182,12 @@ impl Life {
                 Ok(stats) => return Reply::Stats(Box::new(stats)),
                 Err(fault) => Err(fault),
             },
-            Ask::Snapshot(ask) => match self.snapshot(&ask, files.into_iter().map(File::from).collect()) {
-                Ok(parts) => return Reply::Saved(Box::new(parts)),
-                Err(fault) => Err(fault),
-            },
+            Ask::Snapshot(ask) => {
+                match self.snapshot(&ask, files.into_iter().map(File::from).collect(), asker) {
+                    Ok(parts) => return Reply::Saved(Box::new(parts)),
+                    Err(fault) => Err(fault),
+                }
+            }
             Ask::Translated => self.translated(files),
             Ask::Reached => self.reached(files),
             Ask::Pause => self.step(viv_model::Ask::Pause, |guest| guest.pause()),
@@ -252,8 +254,8 @@ impl Life {
         Ok(())
     }
 
-    /// Saves the guest as it is now into `files`. It goes on while they are written.
-    fn snapshot(&self, ask: &SnapshotAsk, files: Vec<File>) -> Result<SavedParts, Fault> {
+    /// Saves the guest as it is now into `files`. It goes on while they are written; if the asker goes, they are given up.
+    fn snapshot(&self, ask: &SnapshotAsk, files: Vec<File>, asker: &Asker) -> Result<SavedParts, Fault> {
         let _saving = self.saving.begin()?;
         // Before anybody waits for us: it may take a while.
         let may_write = {
@@ -274,7 +276,7 @@ impl Life {
             cpu_limit_milli: self.quota.get(),
             ..inner.devices.of(&self.machine)
         };
-        let files = SnapshotFiles::new(ask, files, &spec.disks)?;
+        let files = SnapshotFiles::new(ask, files, &spec.disks, asker)?;
         let above = inner.devices.above(&ask.apart)?;
         let since = Instant::now();
         let runs = inner.state == State::Running;

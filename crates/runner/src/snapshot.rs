@@ -8,14 +8,15 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use viv_api::runner::{FIRST, MEMORY_BOARD, MEMORY_WANTED, RESUME, SnapshotAsk, TRANSLATED};
+use viv_cell::Asker;
 use viv_machine::{
     Arrival, Check, Frozen, KeepDisks, Machine, MachineIo, MachineSaved, Preserved, SavedMemory,
 };
 use viv_model::{Content, DiskContent, DiskSpec, Fault, Kind, MachineSpec, Manifest, SavedParts, ShareSpec};
 use viv_share::link::Caller;
 use viv_snapshot::{
-    Base, MANIFEST, MEMORY, Ranges, ReadChunk, Since, SnapshotError, open_memory, read_manifest,
-    read_sections, write_content, write_section,
+    Base, MANIFEST, MEMORY, Ranges, Since, SnapshotError, open_memory, read_manifest, read_sections,
+    write_content, write_section,
 };
 
 /// The section with the machine's state, and the version of its form.
@@ -41,6 +42,8 @@ pub struct Files {
     disks: Vec<(usize, Target)>,
     /// If the memory may arrive later: its board, and the pipe with what is needed next.
     arrival: Option<(File, File)>,
+    /// Who wants it.
+    asker: Asker,
 }
 
 /// Where a memory or a disk is saved to.
@@ -52,15 +55,19 @@ struct Target {
 }
 
 impl Target {
-    /// Writes it; chunks that are `known` not to have changed since are not read.
+    /// Writes it for as long as somebody wants it; chunks that are `known` not to have changed since are not read.
     fn write(
         &self,
-        bytes: u64,
-        ranges: &Ranges,
+        asker: &Asker,
+        (bytes, ranges): (u64, &Ranges),
         known: impl Fn(u64) -> bool,
-        read: ReadChunk<'_>,
+        mut read: impl FnMut(u64, &mut [u8]) -> io::Result<bool>,
     ) -> io::Result<Content> {
         let Target { file, sums, since } = self;
+        let read = &mut |at, chunk: &mut [u8]| {
+            asker.is_there()?;
+            read(at, chunk)
+        };
         match since {
             Some((map, base)) => Since { file, sums, map, base }.write(bytes, ranges, known, read),
             None => write_content(file, sums, bytes, ranges, read),
@@ -81,7 +88,12 @@ fn failed(what: &str) -> impl Fn(std::io::Error) -> Fault {
 
 impl Files {
     /// From the files that came with the request, for the memory and each disk that may be written to.
-    pub(crate) fn new(ask: &SnapshotAsk, files: Vec<File>, disks: &[DiskSpec]) -> Result<Files, Fault> {
+    pub(crate) fn new(
+        ask: &SnapshotAsk,
+        files: Vec<File>,
+        disks: &[DiskSpec],
+        asker: &Asker,
+    ) -> Result<Files, Fault> {
         let mut files = files.into_iter();
         let mut next = || {
             let missing = "a snapshot needs files for state, memory and each disk";
@@ -107,7 +119,7 @@ impl Files {
         let written = disks.iter().enumerate().filter(|(index, disk)| !disk.read_only && !apart(index));
         let disks = written.map(|(index, _)| Ok((index, target()?))).collect::<Result<_, Fault>>()?;
         let arrival = if ask.arrives { Some((next()?, next()?)) } else { None };
-        Ok(Files { ask: ask.clone(), state, memory, disks, arrival })
+        Ok(Files { ask: ask.clone(), state, memory, disks, arrival, asker: asker.clone() })
     }
 
     /// How the disks are kept.
@@ -144,8 +156,8 @@ impl Moment for Frozen {
         let content = match &files.arrival {
             None => {
                 let ranges = memory.in_use().map_err(failed("memory"))?;
-                let read = &mut |offset, data: &mut [u8]| memory.read(offset, data).map(|()| true);
-                let content = files.memory.write(size, &ranges, |_| false, read);
+                let read = |offset, data: &mut [u8]| memory.read(offset, data).map(|()| true);
+                let content = files.memory.write(&files.asker, (size, &ranges), |_| false, read);
                 // Whose pages need not be kept any longer.
                 drop(memory);
                 content.map_err(failed("memory"))?
@@ -161,8 +173,8 @@ impl Moment for Frozen {
         let followed = disks_since.is_some() && disks_since == files.ask.since;
         let each = |((index, disk), (_, target)): (&(usize, Preserved), &(usize, Target))| {
             let known = |at| followed && disk.is_unchanged(at);
-            let read = &mut |at, data: &mut [u8]| disk.read(at, data);
-            let content = target.write(disk.size(), &[(0, disk.size())], known, read);
+            let read = |at, data: &mut [u8]| disk.read(at, data);
+            let content = target.write(&files.asker, (disk.size(), &[(0, disk.size())]), known, read);
             Ok(DiskContent { index: *index, content: content.map_err(failed("disk"))? })
         };
         let disks = disks.iter().zip(&files.disks).map(each).collect::<Result<_, Fault>>()?;

@@ -17,6 +17,12 @@ pub const SUM_LEN: usize = 32;
 /// Zeroes, and what has not changed, are left out in pieces of this size.
 pub(crate) const PIECE: usize = PieceMap::PIECE as usize;
 
+/// Bytes after which whoever has a content compared hears how far that is.
+const SLICE: u64 = 64 << 20;
+
+/// Hears that so many more bytes are done, and says whether to go on.
+pub type GoOn<'a> = &'a mut dyn FnMut(u64) -> bool;
+
 /// Where a content may have something else than zeroes: offsets and bytes, ascending.
 pub type Ranges = [(u64, u64)];
 
@@ -279,8 +285,17 @@ impl Checked {
     }
 
     /// Reads all of it and says where it is not what was written.
-    pub fn verify(&self) -> Result<(), SnapshotError> {
-        self.verify_range(0, self.bytes)
+    pub fn verify(&self, go_on: GoOn<'_>) -> Result<(), SnapshotError> {
+        let mut at = 0;
+        while at < self.bytes {
+            let len = SLICE.min(self.bytes - at);
+            self.verify_range(at, len)?;
+            if !go_on(len) {
+                return Err(SnapshotError::GivenUp);
+            }
+            at += len;
+        }
+        Ok(())
     }
 
     /// The same with the chunks of a range.
@@ -347,7 +362,7 @@ mod tests {
         }
 
         fn verify(&self, content: &Content) -> Result<(), SnapshotError> {
-            Checked::open(&self.0.join("c"), content)?.verify()
+            Checked::open(&self.0.join("c"), content)?.verify(&mut |_| true)
         }
     }
 
@@ -355,6 +370,30 @@ mod tests {
         fn drop(&mut self) {
             let _ = std::fs::remove_dir_all(&self.0);
         }
+    }
+
+    #[test]
+    fn who_has_a_content_compared_hears_how_far_that_is_and_may_give_up() {
+        let scratch = Scratch::new();
+        let bytes = 2 * SLICE + 4096;
+        let file = |name| File::create(scratch.0.join(name)).unwrap();
+        let read = &mut |_, _: &mut [u8]| Ok(false);
+        let content = write(&file("c"), &file("c.sums"), bytes, &[], read).unwrap();
+        let checked = || Checked::open(&scratch.0.join("c"), &content).unwrap();
+        let mut heard = Vec::new();
+        let mut all = |bytes| {
+            heard.push(bytes);
+            true
+        };
+        checked().verify(&mut all).unwrap();
+        assert_eq!(heard, [SLICE, SLICE, 4096]);
+        let mut calls = 0;
+        let given_up = checked().verify(&mut |_| {
+            calls += 1;
+            calls < 2
+        });
+        assert!(matches!(given_up, Err(SnapshotError::GivenUp)));
+        assert_eq!(calls, 2);
     }
 
     #[test]

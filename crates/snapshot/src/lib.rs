@@ -18,7 +18,7 @@ mod files;
 mod manifest;
 mod since;
 
-pub use content::{CHUNK, Checked, Ranges, ReadChunk, SUM_LEN, write as write_content, write_passing};
+pub use content::{CHUNK, Checked, GoOn, Ranges, ReadChunk, SUM_LEN, write as write_content, write_passing};
 pub use files::{
     IMAGE, IMAGE_PART, INITRD, KERNEL, MEMORY, PROGRAM, SEED, SEED_SETTINGS, STATE, content_files, disk_file,
     layer_file, map_file, sums_file,
@@ -59,6 +59,9 @@ pub enum SnapshotError {
         /// Where and how.
         what: String,
     },
+    /// Whoever wanted to know about it does not any more.
+    #[error("it was given up")]
+    GivenUp,
     /// A file of it is no disk.
     #[error(transparent)]
     Disk(Box<viv_block::OpenError>),
@@ -90,6 +93,7 @@ impl From<SnapshotError> for Fault {
         let message = error.to_string();
         match error {
             SnapshotError::Disk(error) => Fault::from(*error),
+            SnapshotError::GivenUp => Fault::new(Kind::Error, message, "do it again when you like"),
             SnapshotError::None { .. } => {
                 Fault::new(Kind::NotFound, message, "see what there is: viv snapshot ls")
             }

@@ -1,7 +1,7 @@
 //! The manifest: what a snapshot is, and the checksums of all that it has.
 
 use crate::{
-    IMAGE_PART, INITRD, KERNEL, MEMORY, PROGRAM, SEED, SEED_SETTINGS, STATE, SnapshotError, content,
+    GoOn, IMAGE_PART, INITRD, KERNEL, MEMORY, PROGRAM, SEED, SEED_SETTINGS, STATE, SnapshotError, content,
     disk_file,
 };
 use serde::Deserialize;
@@ -173,23 +173,23 @@ pub fn write_manifest(manifest: &Manifest, dir: &Path, outlives_host: bool) -> R
     write().map_err(SnapshotError::io("write", &path))
 }
 
-/// Reads all of the snapshot and says what is not what was written.
-pub fn verify(manifest: &Manifest, dir: &Path) -> Result<(), SnapshotError> {
+/// Reads all of the snapshot and says what is not what was written; `go_on` hears of the bytes of its memory and its disks.
+pub fn verify(manifest: &Manifest, dir: &Path, go_on: GoOn<'_>) -> Result<(), SnapshotError> {
     for file in &manifest.files {
         if plain(dir, &file.name)? != *file {
             return Err(SnapshotError::damaged(&dir.join(&file.name), "it is not what was written"));
         }
     }
-    manifest.disks.iter().try_for_each(|disk| verify_disk(dir, disk))?;
+    manifest.disks.iter().try_for_each(|disk| verify_disk(dir, disk, go_on))?;
     for section in &manifest.sections {
         read_checked(dir, section)?;
     }
-    open_memory(manifest, dir)?.verify()
+    open_memory(manifest, dir)?.verify(go_on)
 }
 
 /// Reads a disk, likewise.
-pub fn verify_disk(dir: &Path, disk: &DiskContent) -> Result<(), SnapshotError> {
-    content::Checked::open(&dir.join(disk_file(disk.index)), &disk.content)?.verify()
+pub fn verify_disk(dir: &Path, disk: &DiskContent, go_on: GoOn<'_>) -> Result<(), SnapshotError> {
+    content::Checked::open(&dir.join(disk_file(disk.index)), &disk.content)?.verify(go_on)
 }
 
 /// Its memory, to be compared with what was written as it is used.

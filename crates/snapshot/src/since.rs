@@ -260,7 +260,7 @@ mod tests {
             }
             for (index, content) in all.iter().enumerate() {
                 let checked = chain.open(index).unwrap();
-                checked.verify().unwrap();
+                checked.verify(&mut |_| true).unwrap();
                 let mut read = vec![0xee; content.len()];
                 checked.read(0, &mut read).unwrap();
                 prop_assert!(read == *content);
@@ -278,7 +278,7 @@ mod tests {
             if last > 0 {
                 // Nobody needs the one before.
                 std::fs::remove_dir_all(chain.dir(last - 1)).unwrap();
-                chain.open(last).unwrap().verify().unwrap();
+                chain.open(last).unwrap().verify(&mut |_| true).unwrap();
                 let map = chain.dir(last).join("c.map");
                 let mut bytes = std::fs::read(&map).unwrap();
                 let at = bit.index(bytes.len() * 8);

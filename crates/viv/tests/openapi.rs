@@ -200,10 +200,17 @@ fn as_documented(document: &Value, operation: &Value, answer: &Answer, what: &st
         String::from_utf8_lossy(&answer.body)
     );
     let content = response["content"].as_object().unwrap_or_else(|| panic!("{what} {status}: no content"));
-    let (media, content) = content.iter().next().unwrap();
-    assert!(answer.head.contains(&format!("content-type: {media}")), "{what} {status}: {}", answer.head);
-    if media == "application/json" {
-        check(document, &content["schema"], &answer.json(), what).unwrap();
+    let mut media = content.iter();
+    let (media, content) = media
+        .find(|(media, _)| answer.head.contains(&format!("content-type: {media}")))
+        .unwrap_or_else(|| panic!("{what} {status}: {}", answer.head));
+    match media.as_str() {
+        "application/json" => check(document, &content["schema"], &answer.json(), what).unwrap(),
+        "application/x-ndjson" => answer.body.split(|byte| *byte == b'\n').for_each(|line| {
+            let line = serde_json::from_slice(line).ok();
+            line.into_iter().for_each(|line| check(document, &content["schema"], &line, what).unwrap());
+        }),
+        _ => {}
     }
 }
 
@@ -238,6 +245,7 @@ fn the_service_answers_as_its_document_says() {
         "groups": ["web"], "labels": ["a=b"], "start": true});
     made("POST", "/v1/vms", "/v1/vms", vm);
     made("POST", "/v1/vms/{vm}/snapshots", "/v1/vms/web/snapshots", json!({"name": "s1"}));
+    made("POST", "/v1/vms/{vm}/snapshots", "/v1/vms/web/snapshots?lines=true", json!({"name": "s2"}));
     made("POST", "/v1/vms/{vm}/port/limits", "/v1/vms/web/port/limits", json!({"bps": 1000000}));
     made("POST", "/v1/explain", "/v1/explain", json!({"from": "web", "to": "web", "what": "tcp/80"}));
     let import = json!({"path": kernel, "dry_run": true});

@@ -14,7 +14,7 @@ mod task;
 
 pub(crate) use task::{Task, shown};
 
-use crate::blocking::blocking;
+use crate::blocking::{blocking, defect};
 use crate::http::{self, Body};
 use crate::projects::Scope;
 use crate::service::{Busy, Service};
@@ -22,6 +22,7 @@ use crate::store::{OperationRecord, Store, StoreError};
 use hyper::Response;
 use hyper::body::Bytes;
 use live::Live;
+use serde_json::Value;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,7 +35,8 @@ use viv_model::{Fault, Kind, ProjectName};
 
 /// The media type of lines.
 pub(crate) const MEDIA: &str = "application/x-ndjson";
-/// How many go on at a time; others wait. Most of them wait for a network or a disk.
+/// How many go on at a time; others wait. Most of them wait for a network or a disk. Those that only this host has to do with do not wait
+/// for what may wait for another one.
 const AT_A_TIME: usize = 8;
 /// How many may wait and go on together: whoever asks for more comes again.
 const LIVE_MAX: usize = 256;
@@ -48,6 +50,19 @@ pub(crate) struct Operations {
     live: Mutex<HashMap<u64, Arc<Live>>>,
     next: AtomicU64,
     slots: Arc<Semaphore>,
+    /// Those for snapshots.
+    snapshot_slots: Arc<Semaphore>,
+}
+
+/// How who asks for a work hears of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Report {
+    /// By lines, as it goes on.
+    Lines,
+    /// By its outcome.
+    Outcome,
+    /// Not at all: it goes on by itself.
+    Detached,
 }
 
 impl Operations {
@@ -55,7 +70,8 @@ impl Operations {
     pub(crate) fn open(store: &dyn Store) -> Result<Operations, StoreError> {
         let last = store.operations()?.last().map_or(0, |record| record.operation.id);
         let next = AtomicU64::new(last.saturating_add(1));
-        Ok(Operations { live: Mutex::default(), next, slots: Arc::new(Semaphore::new(AT_A_TIME)) })
+        let slots = || Arc::new(Semaphore::new(AT_A_TIME));
+        Ok(Operations { live: Mutex::default(), next, slots: slots(), snapshot_slots: slots() })
     }
 
     fn live(&self) -> MutexGuard<'_, HashMap<u64, Arc<Live>>> {
@@ -82,14 +98,16 @@ impl Operations {
     }
 }
 
-/// Begins one: answers with its lines, or, if it is detached, with what it is. Who only wants something to be there that is has it at once.
+/// Begins one: answers with its lines or its outcome, or, if it is detached, with what it is. Who only wants something to be there that is
+/// has it at once.
 pub(crate) async fn begin(
     service: Arc<Service>,
     task: Task,
-    detached: bool,
+    report: Report,
     project: Option<ProjectName>,
 ) -> Result<Response<Body>, Fault> {
     task.check()?;
+    let detached = report == Report::Detached;
     let (kept, asked) = (service.clone(), task.clone());
     if !detached && let Some(made) = blocking(move || Ok(asked.there(&kept))).await? {
         let (lines, receiver) = mpsc::channel(1);
@@ -111,9 +129,19 @@ pub(crate) async fn begin(
         start(&service, record, None);
         return Ok(answer);
     }
-    let (lines, receiver) = mpsc::channel(LINES_MAX);
+    let (lines, mut receiver) = mpsc::channel(LINES_MAX);
     start(&service, record, Some(lines));
-    Ok(http::pieces(receiver, MEDIA))
+    if report == Report::Lines {
+        return Ok(http::pieces(receiver, MEDIA));
+    }
+    while let Some(line) = receiver.recv().await {
+        match serde_json::from_slice::<WorkLine<Value>>(&line) {
+            Ok(WorkLine::Done(made)) => return Ok(http::json(&made)),
+            Ok(WorkLine::Failed(fault)) => return Err(fault),
+            _ => {}
+        }
+    }
+    Err(defect("nobody says what became of the work"))
 }
 
 /// What the last service has left: what is detached goes on, and of the rest is told that it was interrupted.
@@ -146,12 +174,13 @@ pub(crate) fn take_up(service: &Arc<Service>) -> Result<(), Fault> {
 
 /// Has it done, in its turn.
 fn start(service: &Arc<Service>, record: OperationRecord, asker: Option<mpsc::Sender<Bytes>>) {
-    let id = record.operation.id;
+    let (id, is_of_snapshots) = (record.operation.id, record.task.is_of_snapshots());
     let live = Arc::new(Live::new(record, asker));
     service.operations.live().insert(id, live.clone());
     let (service, busy) = (service.clone(), Busy::new(&service.work));
     tokio::spawn(async move {
-        let slot = live.slot(&service.operations.slots).await;
+        let Operations { slots, snapshot_slots, .. } = &service.operations;
+        let slot = live.slot(if is_of_snapshots { snapshot_slots } else { slots }).await;
         let worked = tokio::task::spawn_blocking(move || {
             let ended = live.work(&service, slot.is_some());
             service.operations.live().remove(&id);

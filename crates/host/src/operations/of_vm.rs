@@ -20,7 +20,7 @@ pub(super) fn commit(
     let image = match name.split_once('@') {
         Some((vm, snapshot)) => snapshots.of_snapshot(project, Some(vm), snapshot, act),
         None => match service.vms.named(project, name).and_then(|record| service.vms.get(&record.id)) {
-            Ok(vm) if vm.state.is_live() => snapshots.of_live(&vm.id, act),
+            Ok(vm) if vm.state.is_live() => snapshots.of_live(&vm.id, watcher, act),
             Ok(vm) => still(&service.vms, &vm.id, act),
             Err(fault) if fault.kind == Kind::NotFound && snapshots.get(project, name).is_ok() => {
                 snapshots.of_snapshot(project, None, name, act)

@@ -4,13 +4,14 @@ use crate::events::{self, telling};
 use crate::images::{self, Watcher};
 use crate::service::Service;
 use crate::vms::absolute;
+use crate::warm;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::time::UNIX_EPOCH;
 use viv_api::event::{Event, What};
 use viv_api::image::{DiskExport, Image, ImageBuild, ImageCommit, ImageExport, ImageImport, ImagePush};
 use viv_api::operation::OperationKind;
-use viv_api::snapshot::SnapshotFile;
+use viv_api::snapshot::{SnapshotCreate, SnapshotFile};
 use viv_api::timestamp::Timestamp;
 use viv_model::{Fault, GuestKind, ProjectName};
 
@@ -40,6 +41,17 @@ pub(crate) enum Task {
         vm: String,
         ask: DiskExport,
     },
+    /// Save a VM that lives.
+    SnapshotCreate {
+        project: ProjectName,
+        /// Its identity, and its name when it was asked for.
+        vm: (String, String),
+        /// The snapshot's identity: done again, it is there once.
+        id: String,
+        ask: SnapshotCreate,
+    },
+    /// Compare a snapshot with its checksums.
+    SnapshotVerify { project: ProjectName, snapshot: String },
     /// Write a snapshot to a file.
     SnapshotExport {
         #[serde(default)]
@@ -64,6 +76,8 @@ impl Task {
             Task::ImageImport { .. } => OperationKind::ImageImport,
             Task::VmCommit { .. } => OperationKind::VmCommit,
             Task::VmExport { .. } => OperationKind::VmExport,
+            Task::SnapshotCreate { .. } => OperationKind::SnapshotCreate,
+            Task::SnapshotVerify { .. } => OperationKind::SnapshotVerify,
             Task::SnapshotExport { .. } => OperationKind::SnapshotExport,
             Task::SnapshotImport { .. } => OperationKind::SnapshotImport,
         }
@@ -76,10 +90,16 @@ impl Task {
             | Task::ImagePush { image, .. }
             | Task::ImageExport { image, .. } => image.clone(),
             Task::VmCommit { vm, .. } | Task::VmExport { vm, .. } => vm.clone(),
-            Task::SnapshotExport { snapshot, .. } => snapshot.clone(),
+            Task::SnapshotCreate { vm: (_, name), .. } => name.clone(),
+            Task::SnapshotVerify { snapshot, .. } | Task::SnapshotExport { snapshot, .. } => snapshot.clone(),
             Task::ImageImport { ask: ImageImport { path, .. } }
             | Task::SnapshotImport { ask: SnapshotFile { path, .. }, .. } => path.display().to_string(),
         }
+    }
+
+    /// Whether it is done with snapshots, on this host's disks.
+    pub(super) fn is_of_snapshots(&self) -> bool {
+        matches!(self, Task::SnapshotCreate { .. } | Task::SnapshotVerify { .. })
     }
 
     /// Refuses at once what cannot be done.
@@ -89,7 +109,11 @@ impl Task {
             Task::ImageImport { ask } => absolute(&ask.path),
             Task::VmExport { ask, .. } => absolute(&ask.path),
             Task::SnapshotExport { ask, .. } | Task::SnapshotImport { ask, .. } => absolute(&ask.path),
-            Task::ImageBuild { .. } | Task::ImagePush { .. } | Task::VmCommit { .. } => Ok(()),
+            Task::SnapshotCreate { ask, .. } => warm::check_name(ask.name.as_deref()),
+            Task::ImageBuild { .. }
+            | Task::ImagePush { .. }
+            | Task::VmCommit { .. }
+            | Task::SnapshotVerify { .. } => Ok(()),
         }
     }
 
@@ -129,6 +153,13 @@ impl Task {
             }
             Task::VmExport { project, vm, ask } => {
                 value(&of_vm::export_disk(service, project, vm, ask, watcher)?)
+            }
+            Task::SnapshotCreate { project, vm: (vm, _), id, ask } => {
+                let create = || service.snapshots.create(vm, ask, id, watcher);
+                value(&telling(store, What::SnapshotCreated, Some(project), create, |it| it.name.clone())?)
+            }
+            Task::SnapshotVerify { project, snapshot } => {
+                value(&service.snapshots.verify(project, snapshot, watcher)?)
             }
             Task::SnapshotExport { project, snapshot, ask } => {
                 value(&service.snapshots.export(project, snapshot, ask, watcher)?)

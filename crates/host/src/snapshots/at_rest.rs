@@ -1,11 +1,10 @@
 //! What a VM that runs, or a snapshot, has on its disks, as if it were a VM that does not run: for what reads them.
 use super::go_on::lay_out;
 use super::make::Purpose;
-use super::{Snapshots, io_fault};
+use super::{Snapshots, new_id};
 use crate::creation::append_of;
 use crate::disk_image::is_file;
-use crate::images::Stopped;
-use crate::names;
+use crate::images::{Stopped, Watcher};
 use std::fs;
 use std::path::Path;
 use viv_api::snapshot::SnapshotCreate;
@@ -16,10 +15,11 @@ impl Snapshots {
     pub(crate) fn of_live<T>(
         &self,
         vm: &str,
+        watcher: &dyn Watcher,
         act: impl FnOnce(&Stopped<'_>) -> Result<T, Fault>,
     ) -> Result<T, Fault> {
         let (record, _) = self.vms.find(vm)?;
-        let made = self.make(vm, &SnapshotCreate::default(), Purpose::Read)?;
+        let made = self.make(vm, &SnapshotCreate::default(), Purpose::Read, new_id()?, watcher)?;
         let unquiet = || {
             let text = format!(
                 "the file systems of VM {:?} did not stand still: it is paused, or its agent does not answer",
@@ -72,7 +72,7 @@ impl Snapshots {
         unquiet: impl FnOnce() -> Fault,
         act: impl FnOnce(&Stopped<'_>) -> Result<T, Fault>,
     ) -> Result<T, Fault> {
-        let id = names::identity().map_err(io_fault("read", Path::new("/dev/urandom")))?;
+        let id = new_id()?;
         // Without a manifest: should we be killed, it is swept away as what is half-made.
         let place = self.places.snapshots().join(id);
         let done = lay_out(from, manifest, &place).and_then(|machine| {

@@ -3,9 +3,8 @@
 //! It is decided when [`GOING_BACK`] is in the VM's directory, and nothing has been done to the VM by then. From there on whoever dies in
 //! between is no matter: the next service begins anew, and comes to the same.
 use super::go_on::lay_out;
-use super::{Snapshots, io_fault};
+use super::{Snapshots, io_fault, new_id};
 use crate::apart;
-use crate::names;
 use crate::store::{VmRecord, write_whole};
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -72,7 +71,7 @@ impl Snapshots {
         self.verify_disks(from, manifest)?;
         let gone_back = self.vms.change(id, |record, runner| {
             let vm = runner.dir();
-            let place = names::identity().map_err(io_fault("read", Path::new("/dev/urandom")))?;
+            let place = new_id()?;
             let place = vm.join(format!("{BACK}{place}"));
             // As before, if it has not been decided.
             let undecided = |_: &Fault| drop(fs::remove_dir_all(&place));

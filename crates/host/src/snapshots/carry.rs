@@ -2,9 +2,8 @@
 //!
 //! A file from elsewhere is taken only if it is whole, and if all that its machine needs is in it: it cannot name files of this
 //! host, nor reach into it.
-use super::{Snapshots, io_fault};
-use crate::images::{Told, Watcher, cancelled};
-use crate::names;
+use super::{Snapshots, compare, io_fault, new_id};
+use crate::images::{Told, Watcher};
 use crate::new_file::NewFile;
 use crate::programs;
 use crate::seed;
@@ -18,7 +17,7 @@ use viv_api::snapshot::{Snapshot, SnapshotFile};
 use viv_model::{DiskSpec, Fault, Kind, MachineSpec, Manifest, NetKind, ProjectName};
 use viv_snapshot::{
     IMAGE, IMAGE_PART, INITRD, KERNEL, MANIFEST, MEMORY, PROGRAM, SEED, STATE, content_files, disk_file,
-    read_manifest, verify, write_manifest,
+    read_manifest, write_manifest,
 };
 
 /// Most bytes of state, kernel or initial RAM disk.
@@ -99,7 +98,7 @@ impl Snapshots {
             let text = format!("cannot open {}: {error}", path.display());
             Fault::new(kind, text, "name a file that viv snapshot export has written")
         })?;
-        let id = names::identity().map_err(io_fault("read", Path::new("/dev/urandom")))?;
+        let id = new_id()?;
         let dir = self.places.snapshots().join(&id);
         let _work = self.work_in(&dir);
         DirBuilder::new().mode(0o700).create(&dir).map_err(io_fault("make", &dir))?;
@@ -110,11 +109,7 @@ impl Snapshots {
         let mut passing = Passing::new(file, told);
         let unpacked = unpack(path, &mut passing, &beside);
         let taken = passing.given_up().and(unpacked).and_then(|mut manifest| {
-            crate::images::step(watcher, "comparing it with its checksums");
-            verify(&manifest, &beside)?;
-            if watcher.cancelled() {
-                return Err(cancelled());
-            }
+            compare(&manifest, &beside, watcher)?;
             whole(&manifest)?;
             let name = self.name(project, from.name.as_deref().or(Some(&manifest.name)), "")?;
             (manifest.id, manifest.name) = (id, name.what.1.clone());

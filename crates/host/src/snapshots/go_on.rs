@@ -1,10 +1,10 @@
 //! VMs that go on from snapshots: new ones and forks.
 use super::make::{Made, Purpose};
-use super::{Snapshots, io_fault, link};
+use super::{Snapshots, io_fault, link, new_id};
 use crate::apart;
 use crate::creation;
 use crate::guest_commands::Runs;
-use crate::names;
+use crate::images::Unwatched;
 use crate::plugs::card;
 use crate::runners::Runner;
 use crate::seed::{self, SEED, SETTINGS};
@@ -52,7 +52,7 @@ impl Snapshots {
 
     /// What is known of the VM before it has a machine.
     pub(super) fn record(&self, manifest: &Manifest, ask: &SnapshotRestore) -> Result<VmRecord, Fault> {
-        let id = names::identity().map_err(io_fault("read", Path::new("/dev/urandom")))?;
+        let id = new_id()?;
         let name = self.vms.name(&manifest.project, ask.name.as_deref())?;
         let image = manifest.image.as_ref().and_then(|image| self.vms.image(image));
         // It may come from a host that has what this one has not.
@@ -150,7 +150,7 @@ impl Snapshots {
         }
         let comment = format!("of a fork of {}", source.name);
         let between = SnapshotCreate { comment, drop_sockets: ask.drop_sockets, ..SnapshotCreate::default() };
-        let made = self.make(vm, &between, Purpose::Fork)?;
+        let made = self.make(vm, &between, Purpose::Fork, new_id()?, &Unwatched)?;
         let Made { dir, manifest, .. } = &made;
         let one = |number| {
             let ask = SnapshotRestore { name: Some(name(number)), remove: ask.remove, ..Default::default() };

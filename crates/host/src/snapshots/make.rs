@@ -1,22 +1,25 @@
 //! Snapshots of VMs that live.
 use super::targets::Targets;
 use super::{PASSING, Snapshots, io_fault, link};
-use crate::names;
+use crate::images::{Watcher, cancelled, step};
 use crate::programs;
 use crate::runners::Runner;
 use crate::seed::{self, SEED, SETTINGS};
 use crate::vms::{Held, lock};
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
+use std::iter;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use viv_api::operation::Progress;
 use viv_api::runner::{SnapshotAsk, TRANSLATED};
 use viv_api::snapshot::{Snapshot, SnapshotCreate};
 use viv_api::timestamp::Timestamp;
 use viv_model::{DiskSpec, Fault, GuestKind, Kind, MachineSpec, Manifest, Plain, SavedParts, State};
 use viv_snapshot::{
-    FORMAT_ASKED, FORMAT_LAYERS, FORMAT_PROGRAM, FORMAT_WHOLE, IMAGE, IMAGE_PART, INITRD, KERNEL, PROGRAM,
-    write_manifest,
+    CHUNK, FORMAT_ASKED, FORMAT_LAYERS, FORMAT_PROGRAM, FORMAT_WHOLE, IMAGE, IMAGE_PART, INITRD, KERNEL,
+    MEMORY, PROGRAM, SUM_LEN, disk_file, sums_file, write_manifest,
 };
 
 /// What for.
@@ -31,6 +34,9 @@ pub(super) enum Purpose {
     /// For what reads its disks now.
     Read,
 }
+
+/// What takes no longer needs no words.
+const GRACE: Duration = Duration::from_millis(300);
 
 /// One that was just made: nobody else removes it for as long as this lives.
 pub(super) struct Made<'a> {
@@ -47,10 +53,19 @@ impl Purpose {
 }
 
 impl Snapshots {
-    /// Makes a snapshot of a VM that lives.
-    pub(crate) fn create(&self, vm: &str, ask: &SnapshotCreate) -> Result<Snapshot, Fault> {
+    /// Makes a snapshot of a VM that lives, with a [new identity](super::new_id); the one that has it, if there is one.
+    pub(crate) fn create(
+        &self,
+        vm: &str,
+        ask: &SnapshotCreate,
+        id: &str,
+        watcher: &dyn Watcher,
+    ) -> Result<Snapshot, Fault> {
+        if let Ok((dir, manifest)) = self.by_id(id) {
+            return self.shown(&dir, &manifest);
+        }
         let purpose = if ask.template { Purpose::Template } else { Purpose::Keep };
-        let Made { dir, manifest, .. } = self.make(vm, ask, purpose)?;
+        let Made { dir, manifest, .. } = self.make(vm, ask, purpose, id.to_string(), watcher)?;
         if purpose == Purpose::Keep {
             // What the VM becomes comes from it. It may be gone by now.
             let _ = self.vms.came_from(&manifest.vm.0, &manifest.id);
@@ -59,7 +74,14 @@ impl Snapshots {
         Ok(self.view(&dir, &manifest, &self.all().unwrap_or_default()))
     }
 
-    pub(super) fn make(&self, vm: &str, ask: &SnapshotCreate, purpose: Purpose) -> Result<Made<'_>, Fault> {
+    pub(super) fn make(
+        &self,
+        vm: &str,
+        ask: &SnapshotCreate,
+        purpose: Purpose,
+        id: String,
+        watcher: &dyn Watcher,
+    ) -> Result<Made<'_>, Fault> {
         let (record, runner) = self.vms.find(vm)?;
         programs::refuse_to_save(&record)?;
         if ask.drop_sockets && record.kind() != GuestKind::Wasm {
@@ -71,7 +93,6 @@ impl Snapshots {
         let named =
             (!purpose.passes()).then(|| self.name(&record.project, ask.name.as_deref(), &record.name));
         let named = named.transpose()?;
-        let id = names::identity().map_err(io_fault("read", Path::new("/dev/urandom")))?;
         let mut dir = self.places.snapshots().join(&id);
         if purpose.passes() {
             dir.set_extension(PASSING);
@@ -92,7 +113,10 @@ impl Snapshots {
         let made = Targets::make(&dir, &id, &record, base, purpose, &apart).and_then(|targets| {
             // The VM may be stopped or removed meanwhile: then there is no snapshot.
             let told = SnapshotAsk { drop_sockets: ask.drop_sockets, ..targets.ask.clone() };
-            let mut parts = targets.complete(runner.snapshot(&told, &targets.files)?)?;
+            let saving = Saving::new(&dir, &record.machine, watcher);
+            let parts = runner.snapshot(&told, &targets.files, || saving.tell())?;
+            let mut parts = targets.complete(parts)?;
+            saving.tell_last();
             if record.program.is_none() && state == State::Running {
                 self.keep_translated(&dir, &record.id, &runner);
             }
@@ -225,6 +249,50 @@ impl Snapshots {
     }
 }
 
+/// How far a VM's process is with what it saves.
+struct Saving<'a> {
+    dir: &'a Path,
+    /// The files of what it saves, in this order, and what they are.
+    contents: Vec<(String, String)>,
+    watcher: &'a dyn Watcher,
+    begin: Instant,
+}
+
+impl<'a> Saving<'a> {
+    fn new(dir: &'a Path, machine: &MachineSpec, watcher: &'a dyn Watcher) -> Saving<'a> {
+        let disks = machine.disks.iter().enumerate().filter(|(_, disk)| !disk.read_only);
+        let disks = disks.map(|(index, _)| (disk_file(index), format!("saving disk {index}")));
+        let memory = (MEMORY.to_string(), "saving the memory".to_string());
+        let contents = iter::once(memory).chain(disks).collect();
+        Saving { dir, contents, watcher, begin: Instant::now() }
+    }
+
+    /// Tells it by the checksums, of which there is one for each chunk, unless nobody wants it any more.
+    fn tell(&self) -> Result<(), Fault> {
+        if self.watcher.cancelled() {
+            return Err(cancelled());
+        }
+        if self.begin.elapsed() < GRACE {
+            return Ok(());
+        }
+        let bytes = |name: &str| fs::metadata(self.dir.join(name)).map_or(0, |file| file.len());
+        let is_begun = |(name, _): &&(String, String)| bytes(name) > 0;
+        if let Some((name, step)) = self.contents.iter().rev().find(is_begun) {
+            let (total, sums) = (bytes(name), bytes(&sums_file(name)) / SUM_LEN as u64);
+            let done = sums.saturating_mul(CHUNK).min(total);
+            self.watcher.progress(Progress { step: step.clone(), done, total: Some(total), bytes: true });
+        }
+        Ok(())
+    }
+
+    /// What comes last may take a while, too.
+    fn tell_last(&self) {
+        if self.begin.elapsed() >= GRACE {
+            step(self.watcher, "waiting until the host's disk has it");
+        }
+    }
+}
+
 /// The files of the disk of an image of containers, if the machine has one: nobody writes to them.
 fn image_files(machine: &MachineSpec) -> Result<Vec<PathBuf>, Fault> {
     let is_image = |disk: &&DiskSpec| disk.read_only && disk.path.file_name() == Some(IMAGE.as_ref());
@@ -239,4 +307,59 @@ fn image_files(machine: &MachineSpec) -> Result<Vec<PathBuf>, Fault> {
         .collect();
     files.sort();
     Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+    use std::sync::Mutex;
+
+    /// What was told.
+    #[derive(Default)]
+    struct Heard(Mutex<Vec<Progress>>);
+
+    impl Watcher for Heard {
+        fn progress(&self, progress: Progress) {
+            self.0.lock().unwrap().push(progress);
+        }
+    }
+
+    #[test]
+    fn how_far_it_is_is_told_by_the_checksums_of_what_is_written() {
+        let dir = std::env::temp_dir().join(format!("viv-saving-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let heard = Heard::default();
+        let contents = [("memory", "saving the memory"), ("disk2", "saving disk 2")];
+        let contents = contents.map(|(name, step)| (name.to_string(), step.to_string())).to_vec();
+        let begin = Instant::now().checked_sub(GRACE).unwrap();
+        let saving = Saving { dir: &dir, contents, watcher: &heard, begin };
+        let told = RefCell::new(Vec::new());
+        let tell = || {
+            saving.tell().unwrap();
+            let last = heard.0.lock().unwrap().pop();
+            told.borrow_mut().push(last.map(|last| (last.step, last.done, last.total)));
+        };
+        let set = |name: &str, len: u64| {
+            OpenOptions::new().create(true).append(true).open(dir.join(name)).unwrap().set_len(len).unwrap();
+        };
+        tell();
+        set("memory", 10 * CHUNK);
+        set("memory.sums", 4 * SUM_LEN as u64);
+        tell();
+        set("memory.sums", 10 * SUM_LEN as u64);
+        set("disk2", CHUNK + 1);
+        tell();
+        set("disk2.sums", 2 * SUM_LEN as u64);
+        tell();
+        let step = |step: &str, done, total| Some((step.to_string(), done, Some(total)));
+        let expected = [
+            None,
+            step("saving the memory", 4 * CHUNK, 10 * CHUNK),
+            step("saving disk 2", 0, CHUNK + 1),
+            step("saving disk 2", CHUNK + 1, CHUNK + 1),
+        ];
+        assert_eq!(*told.borrow(), expected);
+        fs::remove_dir_all(&dir).unwrap();
+    }
 }

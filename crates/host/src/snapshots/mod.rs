@@ -27,6 +27,7 @@ mod template;
 
 pub(crate) use template::of_one_vm;
 
+use crate::images::{Told, Watcher, cancelled};
 use crate::names;
 use crate::places::Places;
 use crate::prune::Gone;
@@ -63,6 +64,11 @@ pub(crate) struct Snapshots {
     repeating: Mutex<HashSet<String>>,
     /// Identities of those that are being made, used while they pass, or removed.
     in_work: Mutex<HashSet<OsString>>,
+}
+
+/// What a new one is called by nobody but us.
+pub(crate) fn new_id() -> Result<String, Fault> {
+    names::identity().map_err(io_fault("read", Path::new("/dev/urandom")))
 }
 
 pub(crate) fn io_fault(what: &'static str, path: &Path) -> impl Fn(io::Error) -> Fault {
@@ -218,9 +224,14 @@ impl Snapshots {
     }
 
     /// Reads all of it, and says whether it is what was written.
-    pub(crate) fn verify(&self, project: &ProjectName, name: &str) -> Result<Snapshot, Fault> {
+    pub(crate) fn verify(
+        &self,
+        project: &ProjectName,
+        name: &str,
+        watcher: &dyn Watcher,
+    ) -> Result<Snapshot, Fault> {
         let (dir, manifest) = self.find(project, name)?;
-        verify(&manifest, &dir)?;
+        compare(&manifest, &dir, watcher)?;
         self.shown(&dir, &manifest)
     }
 
@@ -233,7 +244,10 @@ impl Snapshots {
                 return Err(SnapshotError::Damaged { path, what }.into());
             }
         }
-        manifest.disks.iter().try_for_each(|disk| self.known.good(dir, disk, || verify_disk(dir, disk)))
+        manifest
+            .disks
+            .iter()
+            .try_for_each(|disk| self.known.good(dir, disk, || verify_disk(dir, disk, &mut |_| true)))
     }
 
     /// Also one whose manifest cannot be read any more, by its identity.
@@ -296,6 +310,22 @@ impl Snapshots {
         taken.insert(key(&name));
         Ok(Held { all: &self.naming, what: (project.clone(), name) })
     }
+}
+
+/// Compares a snapshot with its checksums.
+fn compare(manifest: &Manifest, dir: &Path, watcher: &dyn Watcher) -> Result<(), Fault> {
+    let mut told = Told::new(watcher, "comparing it with its checksums".to_string());
+    let contents = manifest.disks.iter().map(|disk| &disk.content).chain([&manifest.memory]);
+    told.total = Some(contents.fold(0, |sum, content| sum.saturating_add(content.bytes)));
+    let mut done = 0u64;
+    let mut go_on = |bytes| {
+        done = done.saturating_add(bytes);
+        told.bytes(done).is_ok()
+    };
+    verify(manifest, dir, &mut go_on).map_err(|error| match error {
+        SnapshotError::GivenUp => cancelled(),
+        error => error.into(),
+    })
 }
 
 fn unknown(name: &str) -> Fault {

@@ -12,7 +12,7 @@ use viv_model::{Fault, Kind};
 
 #[derive(clap::Args, Debug)]
 #[command(
-    after_help = "Builds, pulls, pushes, imports, exports and commits are operations. With --detach they go on by themselves, also when the host\n\
+    after_help = "Builds, pulls, pushes, imports, exports, commits and snapshots are operations. With --detach they go on by themselves, also when the host\n\
                   service begins anew; else they are given up when their command ends. The last thousand are remembered.\n\n  \
                   viv pull --detach docker.io/library/debian:12     prints the operation's number\n  \
                   viv operation wait 17                             shows how it goes on; its exit status is the work's"
@@ -57,7 +57,7 @@ enum Verb {
 }
 
 /// Whether a work is left to itself.
-#[derive(clap::Args, Debug)]
+#[derive(clap::Args, Debug, Default)]
 pub(crate) struct Detach {
     /// Do not wait for it: it goes on by itself, and this prints the operation's number
     #[arg(long)]
@@ -168,6 +168,7 @@ pub(crate) fn work<T: DeserializeOwned>(
     if detached.detach {
         return detach(context, request).map(Err);
     }
+    let request = if request.route.may_tell_lines() { request.query("lines=true") } else { request };
     let interrupt = Interrupt::new(context.client.clone());
     let done = attend(&context.client, &interrupt, request, what);
     match interrupt.status() {

@@ -3,6 +3,7 @@
 use super::operation::{self, Detach};
 use super::{Context, each_of};
 use crate::{output, size};
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use viv_api::client::Request;
 use viv_api::endpoint::Route;
@@ -39,6 +40,8 @@ enum Verb {
         /// Of a program: leave its connections behind; they are reset where it goes on from the snapshot
         #[arg(long)]
         drop_sockets: bool,
+        #[command(flatten)]
+        detach: Detach,
     },
     /// List snapshots
     Ls {
@@ -102,6 +105,8 @@ enum Verb {
         /// Names or ids
         #[arg(required = true, value_name = "SNAPSHOT")]
         snapshots: Vec<String>,
+        #[command(flatten)]
+        detach: Detach,
     },
 }
 
@@ -163,9 +168,9 @@ pub(crate) struct Fork {
 
 pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
     match args.verb {
-        Verb::Create { vm, name, comment, full, drop_sockets } => {
+        Verb::Create { vm, name, comment, full, drop_sockets, detach } => {
             let body = SnapshotCreate { name, comment, full, drop_sockets, template: false };
-            create(context, &vm, &body)
+            create(context, &vm, &body, &detach)
         }
         Verb::Tree { vm } => tree(context, vm.as_deref()),
         Verb::Diff { snapshots } => match snapshots.as_slice() {
@@ -191,7 +196,7 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
             Ok(0)
         }
         Verb::Rm { snapshots } => each(context, &snapshots, Route::SnapshotRemove),
-        Verb::Verify { snapshots } => each(context, &snapshots, Route::SnapshotVerify),
+        Verb::Verify { snapshots, detach } => verify(context, &snapshots, &detach),
     }
 }
 
@@ -203,13 +208,30 @@ fn absolute(path: &Path) -> Result<PathBuf, Fault> {
     })
 }
 
-pub(super) fn create(context: &Context, vm: &str, body: &SnapshotCreate) -> Result<u8, Fault> {
-    show(context, Request::new(Route::SnapshotCreate, &[vm]).body(body))
+pub(super) fn create(
+    context: &Context,
+    vm: &str,
+    body: &SnapshotCreate,
+    detach: &Detach,
+) -> Result<u8, Fault> {
+    let names = [vm];
+    let request = Request::new(Route::SnapshotCreate, &names).body(body);
+    worked(context, operation::work(context, request, "the snapshot", detach)?)
 }
 
-/// Asks, and shows the snapshot that is the answer.
-fn show(context: &Context, request: Request) -> Result<u8, Fault> {
-    worked(context, Ok(context.client.json(request)?))
+fn verify(context: &Context, names: &[String], detach: &Detach) -> Result<u8, Fault> {
+    let interrupted = Cell::new(0);
+    let ask = |name: &str| {
+        if interrupted.get() != 0 {
+            return Ok(None);
+        }
+        let names = [name];
+        let request = Request::new(Route::SnapshotVerify, &names);
+        let verified = operation::work(context, request, "the verification", detach)?;
+        Ok(verified.inspect_err(|status| interrupted.set(*status)).ok())
+    };
+    let status = each_of(context, names, ask, |snapshot: &Snapshot| snapshot.name.clone())?;
+    Ok(if interrupted.get() != 0 { interrupted.get() } else { status })
 }
 
 /// Shows the snapshot that a work has given, if it has.

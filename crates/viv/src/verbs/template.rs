@@ -1,4 +1,5 @@
 //! `viv template create|ls|rm`: VMs by whose memory and disks others begin.
+use super::operation::Detach;
 use super::{Context, each_of, snapshot};
 use crate::{output, size, streams};
 use viv_api::client::Request;
@@ -33,6 +34,8 @@ enum Verb {
         /// As it is at this moment, also while it boots, or without an agent
         #[arg(long)]
         now: bool,
+        #[command(flatten)]
+        detach: Detach,
     },
     /// List templates
     Ls {
@@ -50,14 +53,14 @@ enum Verb {
 
 pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
     match args.verb {
-        Verb::Create { vm, name, comment, now } => {
+        Verb::Create { vm, name, comment, now, detach } => {
             if !now {
                 let vm: Vm = context.client.json(Request::new(Route::VmGet, &[&vm]))?;
                 drop(streams::agent(&context.client, &vm, AGENT_WAIT_S, AGENT_WAIT_S)?);
             }
             let body =
                 SnapshotCreate { name: Some(name), comment, template: true, full: true, drop_sockets: false };
-            snapshot::create(context, &vm, &body)
+            snapshot::create(context, &vm, &body, &detach)
         }
         Verb::Ls { quiet } => list(context, quiet),
         Verb::Rm { templates } => {
