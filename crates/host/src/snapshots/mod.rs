@@ -146,9 +146,14 @@ impl Snapshots {
 
     /// The one with this identity.
     fn by_id(&self, id: &str) -> Result<(PathBuf, Manifest), Fault> {
-        let is = |(path, _): &Found| path.file_name().is_some_and(|name| name == id);
-        let (path, manifest) = self.all()?.into_iter().find(is).ok_or_else(|| unknown(id))?;
-        Ok((path, manifest?))
+        let path = self.places.snapshots().join(id);
+        // One that is made or removed just now is none, nor is what lies elsewhere.
+        let is_one = path.file_name() == Some(id.as_ref()) && path.extension().is_none();
+        if !is_one || !path.join(MANIFEST).exists() {
+            return Err(unknown(id));
+        }
+        let manifest = read_manifest(&path)?;
+        Ok((path, manifest))
     }
 
     /// The one of a project with this name, identity or beginning of its identity. One that is damaged is of whoever runs the host.
