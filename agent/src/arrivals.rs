@@ -1,14 +1,14 @@
 //! Devices of the default guest as they come, at boot and later: each network card is set up by DHCP, each named port of the
 //! console has a link.
 use crate::users::User;
-use crate::{children, ports, say, sys};
+use crate::{children, lease, ports, say, sys};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Read;
 use std::process::{Command, Stdio};
 
-/// What the DHCP client calls.
-const LEASE: &str = "/etc/viv/lease";
+/// What the DHCP client calls: this program (see [`lease`]).
+const AGENT: &str = "/init";
 /// What the kernel itself gives a router that advertises itself (`IP6_RT_PRIO_USER`).
 const ROUTER_METRIC: u32 = 1024;
 /// Where the kernel shows network cards.
@@ -64,7 +64,9 @@ fn follow(mut events: File, mut up: BTreeSet<String>) {
         let now = present();
         for gone in up.difference(&now) {
             end_client(gone);
-            forget_lease(gone);
+            if let Err(error) = lease::forget(gone) {
+                say(format_args!("name servers of {gone} are still asked: {error}"));
+            }
         }
         for come in now.difference(&up) {
             lease_address(come);
@@ -96,7 +98,7 @@ fn lease_address(card: &str) {
     }
     let mut client = Command::new("/bin/udhcpc");
     // Three tries of a second; then it goes on in the background.
-    client.args(["-b", "-t", "3", "-T", "1", "-i", card, "-s", LEASE, "-p", &pid_file(card)]);
+    client.args(["-b", "-t", "3", "-T", "1", "-i", card, "-s", AGENT, "-p", &pid_file(card)]);
     client.env_clear().env("PATH", crate::exec::DEFAULT_PATH);
     client.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     // As a session of its own it takes signals, which we block.
@@ -116,16 +118,6 @@ pub(crate) fn lease_anew(card: &str) {
     }
     end_client(card);
     lease_address(card);
-}
-
-/// Nobody asks the name server of a card that has gone.
-fn forget_lease(card: &str) {
-    let mut lease = Command::new(LEASE);
-    lease.arg("gone").env_clear().env("PATH", crate::exec::DEFAULT_PATH).env("interface", card);
-    lease.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    if let Err(error) = children::run(&mut lease) {
-        say(format_args!("name servers of {card} are still asked: {error}"));
-    }
 }
 
 /// The client of a card that has gone would ask for ever.

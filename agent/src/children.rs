@@ -44,8 +44,12 @@ pub(crate) fn status(event: &File) -> Option<u8> {
 /// Runs `command` to its end, whoever buries children meanwhile: its status.
 pub(crate) fn run(command: &mut Command) -> io::Result<u8> {
     const LOOK_MS: i32 = 50;
-    let (_, ended) = spawn(command)?;
-    let watch = [sys::Watch { fd: ended.as_raw_fd(), read: true, write: false }];
+    let (child, ended) = spawn(command)?;
+    // Nobody may bury it but we: the process itself says when it is time. A kernel before 5.3 does not.
+    let itself = sys::process(child.id()).ok();
+    let fds = [Some(ended.as_raw_fd()), itself.as_ref().map(AsRawFd::as_raw_fd)];
+    let watch: Vec<_> =
+        fds.into_iter().flatten().map(|fd| sys::Watch { fd, read: true, write: false }).collect();
     loop {
         bury();
         if let Some(status) = status(&ended) {

@@ -1,4 +1,6 @@
 //! Process 1 of the default guest: set up, serve commands, hold a shell on the console, switch off.
+use crate::card::Card;
+use crate::hurry::Hurry;
 use crate::power::{self, Last};
 use crate::setup::{self, Wishes};
 use crate::{arrivals, children, exec, layers, root, say, serve, shares, stage, sys, volumes};
@@ -35,6 +37,7 @@ pub(crate) fn main() -> ExitCode {
         }
         setup::mount_all();
     }
+    let hurry = Hurry::begin();
     if let (Some(lower), Some(upper)) = (&wishes.lower, &wishes.upper)
         && let Err(error) = layers::enter(lower, upper, &wishes)
     {
@@ -52,11 +55,12 @@ pub(crate) fn main() -> ExitCode {
     }
     shares::mount_in_guest(&wishes.shares);
     setup::name_guest(wishes.hostname.as_deref());
-    if let Err(error) = sys::loopback_up() {
+    if let Err(error) = Card::called("lo").and_then(|lo| lo.up()) {
         say(format_args!("cannot set the loopback network up: {error}"));
     }
     let (send, ends) = mpsc::channel();
     arrivals::keep_up();
+    drop(hurry);
     power::set_sender(send.clone());
     power::set_stop_signal(wishes.stop_signal);
     power::watch_button();

@@ -5,6 +5,7 @@
 //! | process 1 of an initial RAM disk | the default guest's init: mounts, modules, shell, power | [`init`] |
 //! | the same, with `viv.root=/dev/…` on the kernel's command line | the step before a disk's own init | [`stage`] |
 //! | the same, with `viv.lower=` and `viv.upper=` | what starts an image of containers, and stays outside it | [`layers`] |
+//! | what the DHCP client calls, with what has happened as an argument | what sets the network card up | [`lease`] |
 //! | `viv-agent serve` | only the server of commands over vsock | [`serve`] |
 //!
 //! Kernel parameters: `viv.root=DEVICE` starts that disk; `viv.task=PROGRAM` runs only that program, prints
@@ -15,16 +16,19 @@
 //!
 //! It never does what the host could do, never talks first, and needs nothing of the guest's user land.
 mod arrivals;
+mod card;
 mod children;
 mod command;
 mod disks;
 mod exec;
 mod freeze;
 mod health;
+mod hurry;
 mod identity;
 mod init;
 mod lasting;
 mod layers;
+mod lease;
 mod ports;
 mod power;
 mod renew;
@@ -56,6 +60,7 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
+        Some(event) if lease::EVENTS.contains(&event) => lease::main(event),
         Some("--version" | "version") => {
             println!("viv-agent {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS

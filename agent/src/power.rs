@@ -1,4 +1,5 @@
 //! Switching off: who asks for it, and how it is done without losing what was written.
+use crate::hurry::Hurry;
 use crate::{children, root, say, sys};
 use std::fs::{self, File};
 use std::io::Read;
@@ -127,6 +128,7 @@ pub(crate) fn end(last: Last) {
     if root::is_apart() {
         stop_own();
     }
+    let _hurry = Hurry::begin();
     if programs_left() {
         let _ = sys::kill(-1, libc::SIGTERM);
         let _ = sys::kill(-1, libc::SIGCONT);
@@ -137,9 +139,11 @@ pub(crate) fn end(last: Last) {
             sys::next_signal(&[libc::SIGCHLD], 20);
             children::bury();
         }
-        let _ = sys::kill(-1, libc::SIGKILL);
-        sys::next_signal(&[libc::SIGCHLD], 20);
-        children::bury();
+        if programs_left() {
+            let _ = sys::kill(-1, libc::SIGKILL);
+            sys::next_signal(&[libc::SIGCHLD], 20);
+            children::bury();
+        }
     }
     unmount_all();
     end_now(last);

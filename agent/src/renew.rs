@@ -1,5 +1,7 @@
 //! After the guest goes on in another VM, or later: the time of now, randomness of its own, its name and identities, its network card's
 //! address.
+use crate::card::Card;
+use crate::hurry::Hurry;
 use crate::{arrivals, identity, layers, sys};
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -39,7 +41,8 @@ fn rebind(card: &NewCard) -> io::Result<()> {
         let address = fs::read_to_string(interface.path().join("address")).unwrap_or_default();
         if before.iter().any(|before| *before == address.trim()) {
             let name = interface.file_name().to_string_lossy().to_string();
-            sys::set_card_address(&name, card.mac)?;
+            let _hurry = Hurry::begin();
+            Card::called(&name)?.set_hardware_address(card.mac)?;
             arrivals::lease_anew(&name);
             return Ok(());
         }

@@ -1,4 +1,5 @@
 //! What a kernel needs before programs can run: file systems, modules, names.
+use crate::hurry::Hurry;
 use crate::{children, say, sys};
 use std::fs::{self, File};
 use std::io;
@@ -101,6 +102,7 @@ pub(crate) fn mount_all() {
 
 /// Loads the modules of the list, in its order. One that finds no hardware, or is there already, is no fault.
 pub(crate) fn load_modules() {
+    let _hurry = Hurry::begin();
     let list = fs::read_to_string(MODULES).unwrap_or_default();
     for path in list.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
         if let Err(error) = load(Path::new(path)) {

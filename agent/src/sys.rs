@@ -11,11 +11,11 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-fn check(result: c_int) -> io::Result<c_int> {
+pub(crate) fn check(result: c_int) -> io::Result<c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-fn owned(result: c_int) -> io::Result<OwnedFd> {
+pub(crate) fn owned(result: c_int) -> io::Result<OwnedFd> {
     let fd = check(result)?;
     // SAFETY: the kernel has just given us this descriptor, nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -204,53 +204,6 @@ pub(crate) fn load_module(file: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// Sets the network interface `lo` up; the kernel gives it its addresses.
-pub(crate) fn loopback_up() -> io::Result<()> {
-    // SAFETY: no pointers.
-    let socket = owned(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
-    // SAFETY: `ifreq` is plain data for which zero is valid.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    request.ifr_name[0] = b'l' as _;
-    request.ifr_name[1] = b'o' as _;
-    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as _;
-    // SAFETY: SIOCSIFFLAGS reads one `ifreq`.
-    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &request) })?;
-    Ok(())
-}
-
-/// Gives a network interface another hardware address, and has its link go down and up (netdevice(7)).
-pub(crate) fn set_card_address(name: &str, mac: [u8; 6]) -> io::Result<()> {
-    // SAFETY: no pointers.
-    let socket = owned(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
-    // SAFETY: `ifreq` is plain data for which zero is valid.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    if name.len() >= request.ifr_name.len() {
-        return Err(io::Error::from_raw_os_error(libc::EINVAL));
-    }
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from as _;
-    }
-    // SAFETY: SIOCGIFFLAGS writes one `ifreq`.
-    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &mut request) })?;
-    // SAFETY: SIOCGIFFLAGS has set the flags.
-    let flags = unsafe { request.ifr_ifru.ifru_flags };
-    let set_flags = |request: &mut libc::ifreq, flags| {
-        request.ifr_ifru.ifru_flags = flags;
-        // SAFETY: SIOCSIFFLAGS reads one `ifreq`.
-        check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &*request) }).map(drop)
-    };
-    set_flags(&mut request, flags & !(libc::IFF_UP as libc::c_short))?;
-    let mut address: libc::sockaddr = libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data: [0; 14] };
-    for (to, from) in address.sa_data.iter_mut().zip(mac) {
-        *to = from as _;
-    }
-    request.ifr_ifru.ifru_hwaddr = address;
-    // SAFETY: SIOCSIFHWADDR reads one `ifreq`.
-    let renamed = check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFHWADDR, &request) }).map(drop);
-    // Up again in any case.
-    set_flags(&mut request, flags).and(renamed)
-}
-
 /// kill(2). `pid` -1: everybody but us; below -1: a process group.
 pub(crate) fn kill(pid: i32, signal: c_int) -> io::Result<()> {
     // SAFETY: no pointers.
@@ -307,6 +260,12 @@ pub(crate) fn next_signal(signals: &[c_int], ms: u64) -> Option<c_int> {
     // SAFETY: valid set and time; no information about the sender is wanted.
     let signal = unsafe { libc::sigtimedwait(&signal_set(signals), std::ptr::null_mut(), &timeout) };
     (signal > 0).then_some(signal)
+}
+
+/// A descriptor that is readable when the process has ended (pidfd_open(2)).
+pub(crate) fn process(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers.
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) } as c_int)
 }
 
 /// Ignores `signal`.

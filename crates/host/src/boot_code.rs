@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use viv_api::image::DEFAULT;
 use viv_api::info::KvmState;
 use viv_api::vm::VmCreate;
-use viv_model::{Accel, Fault};
+use viv_model::{Accel, Fault, NetKind, NicSpec};
 
 /// A link to the kernel that it is of.
 const KERNEL: &str = "kernel";
@@ -82,6 +82,11 @@ fn boot(service: &Service, image: &Image, watcher: &dyn Watcher) -> Result<(), F
             let instance = service.images.instantiate(image, &[], home)?;
             let mut machine = VmCreate { accel: Accel::Soft, ..VmCreate::default() }.machine();
             (machine.kernel, machine.initrd) = (instance.kernel, instance.initrd);
+            // What seldom runs is most of a boot.
+            machine.soft.eager = true;
+            // What most VMs have, and images of containers.
+            machine.disks = service.images.sample_disks(home)?;
+            machine.nics = vec![NicSpec { net: NetKind::User { host: false }, ..NicSpec::default() }];
             machine.append = format!("{APPEND_IMAGE} {}", instance.append).trim_end().to_string();
             Ok(machine)
         };

@@ -22,12 +22,22 @@ use viv_model::{End, Fault, Kind, MachineSpec};
 const LOOK: Duration = Duration::from_millis(200);
 
 /// What a guest that boots for its kernel's code runs, and says then; the most that is read of what it says, and how long it may take.
-const BOOTED: &str = "ls -l /bin > /tmp/list; cat /proc/modules > /tmp/list; echo viv-has-booted; sleep 60";
+/// It does with its disks, which are those of an image of containers, what the agent does in one.
+const BOOTED: &str = "
+ls -l /bin > /tmp/list; cat /proc/modules > /tmp/list
+mkdir -p /lower /upper /guest
+mount -t erofs -o ro /dev/vda /lower && mount -t ext4 /dev/vdb /upper && mkdir /upper/root /upper/work &&
+mount -t overlay -o lowerdir=/lower,upperdir=/upper/root,workdir=/upper/work overlay /guest && {
+    mkdir /guest/dev && mount -o bind /dev /guest/dev && umount /guest/dev
+    cat /guest/file > /tmp/list; echo >> /guest/file; cp /bin/busybox /guest; /guest/busybox ls -lR /guest > /tmp/list
+    sync; umount /guest; umount /upper; umount /lower
+}
+echo viv-has-booted; sleep 60";
 const READY: &str = "viv-has-booted";
 const SAID_MAX: usize = 1 << 20;
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
 
-/// Where builder VMs live.
+/// Where builder VMs live. One with a card lives among the others, where switches look for it, and has an empty directory here.
 fn root(places: &Places) -> PathBuf {
     places.state.join("builders")
 }
@@ -36,8 +46,10 @@ fn root(places: &Places) -> PathBuf {
 pub(crate) fn clear(places: &Places) {
     if let Ok(entries) = fs::read_dir(root(places)) {
         for entry in entries.flatten() {
-            Runner::new(entry.path()).kill(None);
-            let _ = fs::remove_dir_all(entry.path());
+            for dir in [places.vms().join(entry.file_name()), entry.path()] {
+                Runner::new(&dir).kill(None);
+                let _ = fs::remove_dir_all(dir);
+            }
         }
     }
 }
@@ -59,24 +71,33 @@ impl RunVm for BuilderVm<'_> {
     ) -> Result<End, Fault> {
         let broken = |source| store::StoreError::Io { what: "make", path: root(self.places), source };
         let id = names::identity().map_err(broken)?;
-        // The switches of its cards look for it among the VMs; no VM is known there by this identity.
-        let home = if spec.nics.is_empty() { root(self.places) } else { self.places.vms() };
-        in_home(home.join(&id), |runner| self.run_in(&id, runner, spec, command, console))
+        self.in_home(&id, !spec.nics.is_empty(), |runner| self.run_in(&id, runner, spec, command, console))
     }
 }
 
-/// Makes a directory for a VM, and clears both away afterwards.
-fn in_home<T>(dir: PathBuf, act: impl FnOnce(&Runner) -> Result<T, Fault>) -> Result<T, Fault> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
-    made.map_err(|source| store::StoreError::Io { what: "make", path: dir.clone(), source })?;
-    let runner = Runner::new(&dir);
-    let done = act(&runner);
-    runner.kill(None);
-    let _ = fs::remove_dir_all(&dir);
-    done
-}
-
 impl BuilderVm<'_> {
+    /// Makes a directory for a VM, and clears both away afterwards.
+    fn in_home<T>(
+        &self,
+        id: &str,
+        has_card: bool,
+        act: impl FnOnce(&Runner) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        let (own, among_vms) = (root(self.places).join(id), self.places.vms().join(id));
+        let dir = if has_card { &among_vms } else { &own };
+        for dir in [&own, dir] {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+            made.map_err(|source| store::StoreError::Io { what: "make", path: dir.clone(), source })?;
+        }
+        let runner = Runner::new(dir);
+        let done = act(&runner);
+        runner.kill(None);
+        for dir in [dir, &own] {
+            let _ = fs::remove_dir_all(dir);
+        }
+        done
+    }
+
     /// Plugs its cards in, which get their addresses.
     fn plug_in(&self, id: &str, machine: &mut MachineSpec) -> Result<Vec<OwnedFd>, Fault> {
         for (number, nic) in (0..).zip(&mut machine.nics) {
@@ -95,7 +116,7 @@ impl BuilderVm<'_> {
     ) -> Result<(), Fault> {
         let broken = |source| store::StoreError::Io { what: "make", path: root(self.places), source };
         let id = names::identity().map_err(broken)?;
-        in_home(root(self.places).join(&id), |runner| {
+        self.in_home(&id, true, |runner| {
             let spec = lay_out(runner.dir())?;
             let command = Exec::new(["sh", "-c", BOOTED]);
             self.start(&id, runner, &spec, Some(&command))?;

@@ -721,6 +721,9 @@ impl SoftMaker {
 
     fn make(&mut self, index: u32) -> Result<SoftCpu, CpuError> {
         let mut vcpu = SoftCpu::new(index, self.shared.clone());
+        if self.spec.eager {
+            vcpu.translate_after(Some(1));
+        }
         if self.spec.interpreter {
             vcpu.translate_after(None);
         }

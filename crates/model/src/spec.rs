@@ -305,6 +305,9 @@ impl DiskLimits {
 pub struct SoftSpec {
     /// The interpreter, our reference, executes everything.
     pub interpreter: bool,
+    /// All code is translated when it runs for the second time, not only what runs often: the VM is slower at first.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub eager: bool,
     /// Translated code counts the instructions that it executes, which takes time.
     pub count: bool,
     /// Translated code is named for `perf`, in `/tmp/perf-PID.map`.
@@ -315,7 +318,8 @@ pub struct SoftSpec {
 
 impl SoftSpec {
     /// What can be set, as users write it.
-    pub const OPTIONS: [&'static str; 4] = ["soft.interpreter", "soft.count", "soft.perf-map", "soft.check"];
+    pub const OPTIONS: [&'static str; 5] =
+        ["soft.interpreter", "soft.eager", "soft.count", "soft.perf-map", "soft.check"];
 
     /// Whether nothing was set.
     pub fn is_usual(&self) -> bool {
@@ -332,6 +336,7 @@ impl SoftSpec {
         let (name, value) = text.split_once('=').unwrap_or((text, ""));
         let option = match name {
             "soft.interpreter" => &mut self.interpreter,
+            "soft.eager" => &mut self.eager,
             "soft.count" => &mut self.count,
             "soft.perf-map" => &mut self.perf_map,
             "soft.check" => &mut self.check,
@@ -489,7 +494,10 @@ mod tests {
         for name in SoftSpec::OPTIONS {
             soft.set(&format!("{name}=on")).unwrap();
         }
-        assert_eq!(soft, SoftSpec { interpreter: true, count: true, perf_map: true, check: true });
+        assert_eq!(
+            soft,
+            SoftSpec { interpreter: true, eager: true, count: true, perf_map: true, check: true }
+        );
         soft.set("soft.count=off").unwrap();
         assert!(!soft.count);
         for text in

@@ -141,10 +141,10 @@ fn set_up(address: Option<&str>) -> String {
     let network = match address {
         // The guest's own client of DHCP, which nobody answers, would take the address away, also if it is started only now.
         Some(address) => format!(
-            "echo true > /etc/viv/lease; kill $(pidof udhcpc); sleep 1; ip link set eth0 up mtu 65520; \
+            "rm -f /bin/udhcpc; kill $(pidof udhcpc); sleep 1; ip link set eth0 up mtu 65520; \
              ip addr add {address}/24 dev eth0"
         ),
-        None => "udhcpc -n -q -i eth0 -s /etc/viv/lease >/dev/null 2>&1".to_string(),
+        None => "udhcpc -n -q -i eth0 -s /init >/dev/null 2>&1".to_string(),
     };
     format!(
         "set +m; mkdir -p /mnt/t; mount -t ext4 -o ro /dev/vda /mnt/t; mount -t devtmpfs dev /mnt/t/dev; \

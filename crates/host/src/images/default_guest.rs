@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use viv_model::{Fault, Kind};
 
 /// Raise it when what this file makes changes: images are then built again.
-pub(super) const REVISION: u32 = 9;
+pub(super) const REVISION: u32 = 10;
 
 /// Packages that depend on the newest kernel for machines like ours, the best first.
 const KERNELS: [&str; 4] =
@@ -62,34 +62,8 @@ swapoff swapon switch_root sync sysctl tac tail tar taskset tee telnet test tftp
 true truncate ts tty udhcpc umount uname uncompress unexpand uniq unix2dos unlink unlzma unshare unxz unzip uptime \
 usleep uudecode uuencode vi watch wc wget which who whoami xargs xxd xz xzcat yes zcat";
 
-/// What udhcpc(8) calls with what it was told, and our agent when a card has gone.
-const LEASE: &str = r#"#!/bin/sh
-name_servers() {
-    for file in /run/resolv/*; do [ ! -e "$file" ] || cat "$file"; done > /etc/resolv.conf
-}
-case "$1" in
-gone)
-    rm -f "/run/resolv/$interface"
-    name_servers
-    ;;
-deconfig)
-    ip link set "$interface" up
-    ip addr flush dev "$interface"
-    ;;
-bound | renew)
-    ip addr replace "$ip/$mask" dev "$interface"
-    # The first card's is the one that is used, while it is there.
-    number="${interface#eth}"
-    [ -z "$router" ] || ip route replace default via "${router%% *}" dev "$interface" metric "$((number + 1))"
-    mkdir -p /run/resolv
-    for server in $dns; do echo "nameserver $server"; done > "/run/resolv/$interface"
-    name_servers
-    ;;
-esac
-"#;
-
 /// Small files of the guest.
-const FILES: [(&str, u32, &str); 9] = [
+const FILES: [(&str, u32, &str); 8] = [
     (
         "etc/passwd",
         0o644,
@@ -109,7 +83,6 @@ const FILES: [(&str, u32, &str); 9] = [
         0o644,
         "NAME=\"Vivarium default guest\"\nID=vivarium\nPRETTY_NAME=\"Vivarium default guest\"\n",
     ),
-    ("etc/viv/lease", 0o755, LEASE),
     ("etc/shells", 0o644, "/bin/sh\n"),
 ];
 

@@ -133,6 +133,14 @@ pub(super) fn disks_over(tree: &Path, layers: &[Unpacked], vm_dir: &Path) -> Res
     disks_of(link(tree, &vm_dir.join(TREE))?, layers, None, vm_dir)
 }
 
+/// The same for an image with a `/file` and nothing else.
+pub(super) fn sample_disks(vm_dir: &Path) -> Result<Vec<DiskSpec>, Fault> {
+    let path = vm_dir.join("file");
+    fs::write(&path, "a file\n").map_err(io_fault("write", &path))?;
+    let (tree, content) = files::with_files(&[], &[FileSpec { path, target: "/file".into() }], vm_dir)?;
+    disks_of(tree, &[], Some(content), vm_dir)
+}
+
 /// The same for a file system that is in the directory, with more contents behind those of the layers.
 fn disks_of(
     tree: PathBuf,

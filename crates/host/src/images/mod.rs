@@ -410,6 +410,11 @@ impl Images {
         self.store.part(image, kernel)
     }
 
+    /// Gives the VM that lives in `vm_dir` disks like those of an image of containers, with one small `/file` in it.
+    pub(crate) fn sample_disks(&self, vm_dir: &Path) -> Result<Vec<DiskSpec>, Fault> {
+        instance::sample_disks(vm_dir)
+    }
+
     /// Gives the VM that lives in `vm_dir` its own of `image`: links to kernel and initrd, and of the disks sparse or shared copies, or
     /// layers over links. An image of containers has these files besides.
     pub fn instantiate(&self, image: &Image, files: &[FileSpec], vm_dir: &Path) -> Result<Instance, Fault> {

@@ -210,11 +210,15 @@ fn madt(spec: &AcpiSpec) -> Vec<u8> {
     bytes
 }
 
+/// The last bus: all our functions are on the first. Linux looks for further roots on each bus that it is told of, by 32 reads of I/O
+/// ports (`pcibios_fixup_peer_bridges`): 8,192 of them for 256 buses.
+const LAST_BUS: u8 = 0;
+
 /// PCI Express memory-mapped configuration (PCI Firmware 3.3 §4.1.2), without its header.
 fn mcfg() -> Vec<u8> {
     let mut bytes = vec![0; 8];
     bytes.extend(ECAM.to_le_bytes());
-    bytes.extend([0, 0, 0, 255]);
+    bytes.extend([0, 0, 0, LAST_BUS]);
     bytes.extend([0; 4]);
     bytes
 }
@@ -322,7 +326,7 @@ fn pci_root(spec: &AcpiSpec) -> Vec<u8> {
             aml::name(
                 "_CRS",
                 aml::resources(vec![
-                    aml::window(Space::Bus, 0..256),
+                    aml::window(Space::Bus, 0..u64::from(LAST_BUS) + 1),
                     aml::io(0xcf8, 8),
                     aml::window(Space::Io, 0..0xcf8),
                     aml::window(Space::Io, 0xd00..0x1_0000),

@@ -209,7 +209,16 @@ mod tests {
             ("--js", vec!["--json"]),
             ("--json st", vec!["start", "stop", "stats"]),
             ("stats ", vec!["vm-of-stats"]),
-            ("run -o ", vec!["soft.interpreter=on", "soft.count=on", "soft.perf-map=on", "soft.check=on"]),
+            (
+                "run -o ",
+                vec![
+                    "soft.interpreter=on",
+                    "soft.eager=on",
+                    "soft.count=on",
+                    "soft.perf-map=on",
+                    "soft.check=on",
+                ],
+            ),
             ("run --ker", vec!["--kernel"]),
             ("run --accel ", vec!["auto", "kvm", "soft"]),
             ("run --kernel ", vec![]),

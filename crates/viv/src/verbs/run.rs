@@ -72,6 +72,7 @@ const READER_GONE: u8 = 141;
                   secgroup=GROUP     a security group that only this card is in; may be given several times\n\n\
                   Options of the software CPU, for -o; each is on or off, and off if not given:\n\
                   soft.interpreter   execute all with the interpreter, our reference, and translate nothing\n\
+                  soft.eager         translate all code, not only what runs often: slower at first\n\
                   soft.count         count the instructions and blocks that translated code executes: slower\n\
                   soft.perf-map      name translated code for perf, in /tmp/perf-PID.map (PID: viv inspect)\n\
                   soft.check         do again with the interpreter what translated code did, and compare: much slower")]

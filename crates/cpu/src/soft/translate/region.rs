@@ -26,6 +26,8 @@ pub(super) struct Block {
     pub(super) loops: bool,
     /// It ends with a conditional jump to itself.
     pub(super) turns: bool,
+    /// The flow goes on behind its last instruction in a block of the region before which nobody looks whether somebody wants attention.
+    pub(super) flows: bool,
 }
 
 /// An instruction that ends in the next page.
@@ -172,6 +174,7 @@ fn divide(leads: &[u16], at: &[u16], code: &[Instruction], across: Option<&Acros
             joins: false,
             loops: false,
             turns: false,
+            flows: false,
         });
     }
     blocks
@@ -231,6 +234,16 @@ impl Region {
             let one = first.filter(|from| second.is_none() && *from < block.start);
             block.joins = block.start == self.start || one.is_none();
             block.loops = edges.iter().any(|edge| edge.1 == block.start && edge.0 >= block.start);
+        }
+        let quiet: Vec<u16> = self
+            .blocks
+            .iter()
+            .filter(|block| !block.loops && !block.code.is_empty())
+            .map(|block| block.start)
+            .collect();
+        for block in &mut self.blocks {
+            let next = block.next.filter(|_| block.across.is_none());
+            block.flows = next.is_some_and(|next| quiet.binary_search(&next).is_ok());
         }
     }
 

@@ -387,7 +387,7 @@ impl Lower<'_> {
         true
     }
 
-    /// STI at CPL 0, where another instruction of the block follows: that one is its shadow, since nobody looks at
+    /// STI at CPL 0, where another instruction of the block or region follows: that one is its shadow, since nobody looks at
     /// interrupts in between.
     pub(super) fn sti(&mut self) {
         self.clobber_flags();

@@ -299,7 +299,8 @@ impl<'a> Lower<'a> {
         for (place, x) in block.code.iter().enumerate() {
             self.place = place;
             self.count(x);
-            let shadowed = place + 1 < block.code.len();
+            let flows = block.flows && self.lookups == Lookups::Grouped;
+            let shadowed = place + 1 < block.code.len() || flows;
             if x.mnemonic() == Mnemonic::Sti && self.supervisor() && shadowed {
                 self.sti();
             } else if x.flow_control() == FlowControl::Next {
