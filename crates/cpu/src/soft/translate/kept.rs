@@ -34,7 +34,7 @@ const PIECE: usize = 64;
 const INDEX: usize = 4 * 4;
 const END: usize = 3 * 4 + 32 + MAGIC.len() + 4;
 /// Where more code memory is used than this nothing is kept: what goes on from there would soon have to drop all.
-const END_MAX: usize = super::CODE_BYTES / 2;
+const END_MAX: usize = super::CODE_BYTES / 3 * 2;
 
 /// How often a page is compared, each time when its code has changed.
 const TRIES_MAX: u8 = 16;

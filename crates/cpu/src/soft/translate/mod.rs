@@ -200,7 +200,7 @@ pub struct TranslatorStats {
 /// Times that the interpreter runs a block before it is translated.
 const HOT: u32 = 12;
 /// Code memory of one vCPU.
-const CODE_BYTES: usize = 32 << 20;
+const CODE_BYTES: usize = 48 << 20;
 /// Room that a region may need.
 const REGION_BYTES: usize = 256 << 10;
 
