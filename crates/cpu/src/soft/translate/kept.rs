@@ -36,6 +36,9 @@ const END: usize = 3 * 4 + 32 + MAGIC.len() + 4;
 /// Where more code memory is used than this nothing is kept: what goes on from there would soon have to drop all.
 const END_MAX: usize = super::CODE_BYTES / 3 * 2;
 
+/// After so many pages that were taken the file's are given back: each record is read once.
+const GIVE_BACK: u64 = 128;
+
 /// How often a page is compared, each time when its code has changed.
 const TRIES_MAX: u8 = 16;
 
@@ -71,6 +74,15 @@ impl KeptCode {
             return Err(io::Error::last_os_error());
         }
         Ok(KeptCode { start: start.cast(), len })
+    }
+
+    /// Gives its pages back to the host; what is read again comes again, from the host's page cache.
+    fn give_back(&self) {
+        if self.len != 0 {
+            // SAFETY: private pages of a file that nobody has written to: the next access finds the same bytes. A refusal leaves them
+            // as they are.
+            unsafe { libc::madvise(self.start.cast_mut().cast(), self.len, libc::MADV_DONTNEED) };
+        }
     }
 }
 
@@ -419,6 +431,9 @@ impl Translator {
             self.entries.insert(key, Entry { guarded, linked, forward, version });
         }
         self.stats.taken += 1;
+        if self.stats.taken.is_multiple_of(GIVE_BACK) {
+            code.give_back();
+        }
     }
 
     /// What must be the same where its code is used: the build, and what the host's processor can.
