@@ -79,7 +79,7 @@ fn kept(bytes: &[u8]) -> Arc<KeptCode> {
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let path: PathBuf = std::env::temp_dir().join(format!("viv-kept-{}-{number}", std::process::id()));
     std::fs::write(&path, bytes).unwrap();
-    let code = File::open(&path).and_then(|file| KeptCode::open(&file)).unwrap();
+    let code = File::open(&path).and_then(KeptCode::open).unwrap();
     std::fs::remove_file(&path).unwrap();
     Arc::new(code)
 }

@@ -182,7 +182,7 @@ pub(crate) fn machine(
     let Parts { shares, ports, console_ports } = parts;
     let translated = if spec.resume { Some(snapshot::translated()) } else { spec.translated.clone() };
     // It only saves time.
-    let translated = translated.and_then(|path| KeptCode::open(&File::open(path).ok()?).ok());
+    let translated = translated.and_then(|path| KeptCode::open(File::open(path).ok()?).ok());
     let io = MachineIo {
         console: output,
         ports,

@@ -126,7 +126,7 @@ impl Soft {
         let path = std::env::temp_dir().join(format!("viv-carried-{}", std::process::id()));
         std::fs::write(&path, self.cpu.translated(None).expect("something was translated"))
             .expect("room for it");
-        let code = File::open(&path).and_then(|file| KeptCode::open(&file)).expect("a file");
+        let code = File::open(&path).and_then(KeptCode::open).expect("a file");
         std::fs::remove_file(&path).expect("the file just written");
         assert!(other.cpu.take_translated(&Arc::new(code)), "of the same build");
         other

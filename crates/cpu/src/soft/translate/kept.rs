@@ -21,8 +21,7 @@ use super::{Entry, Translator, page_of};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
-use std::ops::{Deref, Range};
-use std::os::fd::AsRawFd;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, OnceLock};
 use viv_mem::{GuestMemory, PAGE_SIZE};
@@ -36,70 +35,36 @@ const END: usize = 3 * 4 + 32 + MAGIC.len() + 4;
 /// Where more code memory is used than this nothing is kept: what goes on from there would soon have to drop all.
 const END_MAX: usize = super::CODE_BYTES / 3 * 2;
 
-/// After so many pages that were taken the file's are given back: each record is read once.
-const GIVE_BACK: u64 = 128;
-
 /// How often a page is compared, each time when its code has changed.
 const TRIES_MAX: u8 = 16;
 
 /// What part of what is kept may be missing before it is worth while to write all of it again.
 const LITTLE: usize = 16;
 
-/// A file of translated code, mapped: what nobody needs of it is not read.
+/// A file of translated code: what nobody needs of it is not read.
 pub struct KeptCode {
-    start: *const u8,
+    file: File,
     len: usize,
 }
 
-// SAFETY: the mapping is read only, and of a file that nobody writes to.
-unsafe impl Send for KeptCode {}
-// SAFETY: as above.
-unsafe impl Sync for KeptCode {}
-
 impl KeptCode {
-    /// Maps a file into which [`crate::Vcpu::translated`] was written. Nobody writes to it any more, or shortens it.
+    /// Of a file into which [`crate::Vcpu::translated`] was written. Nobody writes to it any more.
     ///
     /// # Errors
     /// What the system says.
-    pub fn open(file: &File) -> io::Result<KeptCode> {
+    pub fn open(file: File) -> io::Result<KeptCode> {
         let len = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
-        if len == 0 {
-            return Ok(KeptCode { start: std::ptr::NonNull::dangling().as_ptr(), len });
-        }
-        // SAFETY: a new mapping; the result is checked.
-        let start = unsafe {
-            libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ, libc::MAP_PRIVATE, file.as_raw_fd(), 0)
-        };
-        if start == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(KeptCode { start: start.cast(), len })
+        Ok(KeptCode { file, len })
     }
 
-    /// Gives its pages back to the host; what is read again comes again, from the host's page cache.
-    fn give_back(&self) {
-        if self.len != 0 {
-            // SAFETY: private pages of a file that nobody has written to: the next access finds the same bytes. A refusal leaves them
-            // as they are.
-            unsafe { libc::madvise(self.start.cast_mut().cast(), self.len, libc::MADV_DONTNEED) };
+    /// Some of its bytes. `None` if it has none there, or the host does not give them.
+    fn bytes(&self, range: Range<usize>) -> Option<Vec<u8>> {
+        if range.end > self.len {
+            return None;
         }
-    }
-}
-
-impl Deref for KeptCode {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        // SAFETY: the mapping, or nothing at all.
-        unsafe { std::slice::from_raw_parts(self.start, self.len) }
-    }
-}
-
-impl Drop for KeptCode {
-    fn drop(&mut self) {
-        if self.len != 0 {
-            // SAFETY: mapped in `open`, and nobody has a reference to it any more.
-            unsafe { libc::munmap(self.start.cast_mut().cast(), self.len) };
-        }
+        let mut bytes = vec![0; range.len()];
+        self.file.read_exact_at(&mut bytes, range.start as u64).ok()?;
+        Some(bytes)
     }
 }
 
@@ -288,7 +253,7 @@ impl Translator {
         // What nobody has come to here may be needed there.
         for (page, Place { record, sum, .. }) in &self.kept.pages {
             put(&mut index, [*page, bytes.len() as u32, record.len() as u32, *sum]);
-            bytes.extend_from_slice(self.kept.code.as_ref()?.get(record.clone())?);
+            bytes.extend(self.kept.code.as_ref()?.bytes(record.clone())?);
         }
         if index.is_empty() {
             return None;
@@ -358,17 +323,18 @@ impl Translator {
         true
     }
 
-    fn read_index(&self, code: &[u8]) -> Option<(usize, u32, HashMap<u32, Place>)> {
-        let ends = code.len().checked_sub(END)?;
-        let mut from = Bytes(code.get(ends..)?);
+    fn read_index(&self, code: &KeptCode) -> Option<(usize, u32, HashMap<u32, Place>)> {
+        let ends = code.len.checked_sub(END)?;
+        let end = code.bytes(ends..code.len)?;
+        let mut from = Bytes(&end);
         let [pages, end, next] = [from.u32()?, from.u32()?, from.u32()?];
         let same = from.array()? == self.identity()? && from.array()? == *MAGIC;
-        let index = code.get(ends.checked_sub((pages as usize).checked_mul(INDEX)?)?..)?;
+        let index = code.bytes(ends.checked_sub((pages as usize).checked_mul(INDEX)?)?..code.len)?;
         let sound = crc32c::crc32c(index.get(..index.len() - 4)?) == from.u32()?;
         if !same || !sound || end as usize > END_MAX {
             return None;
         }
-        let (mut from, mut places) = (Bytes(index), HashMap::with_capacity(pages as usize));
+        let (mut from, mut places) = (Bytes(&index), HashMap::with_capacity(pages as usize));
         for _ in 0..pages {
             let [page, start, len, sum] = [from.u32()?, from.u32()?, from.u32()?, from.u32()?];
             let start = start as usize;
@@ -391,8 +357,9 @@ impl Translator {
         place.tries += 1;
         let (place, is_last) = (place.clone(), place.tries >= TRIES_MAX);
         let Some(code) = self.kept.code.clone() else { return };
-        let bytes = code.get(place.record).filter(|bytes| crc32c::crc32c(bytes) == place.sum);
-        let record = bytes.and_then(|bytes| Record::read(bytes, page)).filter(|record| record.version >= now);
+        let bytes = code.bytes(place.record).filter(|bytes| crc32c::crc32c(bytes) == place.sum);
+        let record = bytes.as_deref().and_then(|bytes| Record::read(bytes, page));
+        let record = record.filter(|record| record.version >= now);
         let Some(record) = record else {
             self.kept.pages.remove(&page);
             return;
@@ -431,9 +398,6 @@ impl Translator {
             self.entries.insert(key, Entry { guarded, linked, forward, version });
         }
         self.stats.taken += 1;
-        if self.stats.taken.is_multiple_of(GIVE_BACK) {
-            code.give_back();
-        }
     }
 
     /// What must be the same where its code is used: the build, and what the host's processor can.
