@@ -7,7 +7,7 @@ use super::{each, machine, same};
 use crate::random::Random;
 use crate::soft::Tier;
 use crate::window::{CODE, DATA};
-use iced_x86::code_asm::{CodeAssembler, al, qword_ptr, rax, rdi, rsi};
+use iced_x86::code_asm::{CodeAssembler, al, byte_ptr, ebx, qword_ptr, rax, rdi, rsi};
 use iced_x86::{Code, Instruction, MemoryOperand, Register};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -243,6 +243,18 @@ fn interrupts_find_states_of_the_interpreter() {
     assert!(taken > count as usize, "few interrupts came");
 }
 
+/// An interrupt waits whenever the bus was asked.
+struct Always;
+
+impl Script for Always {
+    fn event(&mut self, _: &Event, _: &GuestMemory) -> Then {
+        Then::Halt
+    }
+    fn interrupts(&mut self) -> bool {
+        true
+    }
+}
+
 /// The instruction behind an STI is done before an interrupt, also where its access lies across a page border.
 #[test]
 fn an_sti_covers_an_access_across_pages() {
@@ -266,18 +278,54 @@ fn an_sti_covers_an_access_across_pages() {
     let mut gprs = [0; 16];
     (gprs[gpr::RSI], gprs[gpr::RSP]) = (DATA + 0x1000 - 4, DATA + 0x1700);
     let start = Start { gprs, code, rip: CODE, rounds: 20, ..Start::default() };
-    struct Always;
-    impl Script for Always {
-        fn event(&mut self, _: &Event, _: &GuestMemory) -> Then {
-            Then::Halt
-        }
-        fn interrupts(&mut self) -> bool {
-            true
-        }
-    }
     let run = machine.run(&start, Box::new(Always));
     assert_eq!(run.interrupted.len(), 20);
     for event in run.interrupted {
         assert_eq!(event.rip, covered + 3);
+    }
+}
+
+/// So it is where a block begins behind the STI, to which a jump over it leads, and where that is a loop.
+#[test]
+fn an_sti_covers_the_begin_of_a_block() {
+    const TURNS: u64 = 3;
+    for is_loop in [false, true] {
+        let mut machine = Machine::new(Tier::Translator);
+        let mut a = CodeAssembler::new(64).expect("assembler");
+        let (mut again, mut over, mut out) = (a.create_label(), a.create_label(), a.create_label());
+        let code = (|| {
+            a.set_label(&mut again)?;
+            a.mov(ebx, TURNS as u32)?;
+            a.test(byte_ptr(machine::COUNTER), 1)?;
+            a.jne(over)?;
+            a.sti()?;
+            a.set_label(&mut over)?;
+            a.dec(ebx)?;
+            if is_loop {
+                // Of two blocks: one that jumps to itself looks at interrupts at its end.
+                a.je(out)?;
+                a.jmp(over)?;
+            }
+            a.set_label(&mut out)?;
+            // One waits until the next STI. What is asked here ends translated code, and what follows is translated apart.
+            a.cli()?;
+            a.in_(al, 0x80)?;
+            a.dec(qword_ptr(machine::COUNTER))?;
+            a.jne(again)?;
+            a.int(i32::from(machine::END))?;
+            a.assemble(CODE)
+        })()
+        .expect("code");
+        let sti = code.iter().position(|byte| *byte == 0xfb).expect("an STI");
+        let covered = CODE + sti as u64 + 1;
+        let mut gprs = [0; 16];
+        gprs[gpr::RSP] = DATA + 0x1700;
+        let start = Start { gprs, code, rip: CODE, rounds: 20, ..Start::default() };
+        let run = machine.run(&start, Box::new(Always));
+        assert!(run.interrupted.len() >= 9, "{} interrupts", run.interrupted.len());
+        for event in run.interrupted {
+            let is_first = event.gprs[gpr::RBX] == TURNS;
+            assert!(event.rip != covered || !is_first, "in the shadow (a loop: {is_loop})");
+        }
     }
 }

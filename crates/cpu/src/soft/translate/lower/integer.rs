@@ -1,6 +1,6 @@
 //! General-purpose instructions.
 
-use super::super::super::{Attention, native};
+use super::super::super::native;
 use super::super::asm::{Alu, Mem, Shift, at, cc, host};
 use super::super::layout::{self, FLAGS, HOMES, T0, T1};
 use super::effect::GS;
@@ -388,24 +388,18 @@ impl Lower<'_> {
     }
 
     /// STI at CPL 0, where another instruction of the block or region follows: that one is its shadow, since nobody looks at
-    /// interrupts in between.
-    pub(super) fn sti(&mut self) {
-        self.clobber_flags();
-        let already = self.asm.label();
-        // TEST dword [..], imm32: F7 /0; OR dword [..], imm32: 81 /1.
-        self.asm.rm(false, &[0xf7], 0, layout::rflags());
-        self.asm.raw(&(rflags::IF as u32).to_le_bytes());
-        self.asm.jcc(cc::NE, already);
+    /// interrupts in between. If an interrupt waits, the interpreter does it, and leaves: a CLI may come before anybody looks.
+    pub(super) fn sti(&mut self, x: &Instruction) {
+        self.leaves_turn();
+        self.save_flags();
+        let quick = self.asm.label();
+        self.asm.cmp8_imm(layout::interrupt_waits(), 0);
+        self.asm.jcc(cc::E, quick);
+        self.interpret(x);
+        self.asm.bind(quick);
+        // OR dword [..], imm32: 81 /1.
         self.asm.rm(false, &[0x81], 1, layout::rflags());
         self.asm.raw(&(rflags::IF as u32).to_le_bytes());
-        self.asm.cmp8_imm(layout::interrupt_waits(), 0);
-        self.asm.jcc(cc::E, already);
-        self.asm.load(T0, layout::attention());
-        // LOCK OR dword [T0], imm32.
-        self.asm.raw(&[0xf0]);
-        self.asm.rm(false, &[0x81], 1, at(T0, 0));
-        self.asm.raw(&Attention::POKE.to_le_bytes());
-        self.asm.bind(already);
     }
 
     /// CLI at CPL 0.

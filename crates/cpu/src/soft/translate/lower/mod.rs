@@ -302,7 +302,7 @@ impl<'a> Lower<'a> {
             let flows = block.flows && self.lookups == Lookups::Grouped;
             let shadowed = place + 1 < block.code.len() || flows;
             if x.mnemonic() == Mnemonic::Sti && self.supervisor() && shadowed {
-                self.sti();
+                self.sti(x);
             } else if x.flow_control() == FlowControl::Next {
                 self.instruction(x);
             } else {
