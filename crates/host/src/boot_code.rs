@@ -4,7 +4,7 @@
 //! process can write to it (decision 114).
 use crate::builder::BuilderVm;
 use crate::creation::APPEND_IMAGE;
-use crate::images::{Image, Watcher, step};
+use crate::images::{Image, Watcher, sample_disks, step};
 use crate::info;
 use crate::places::Places;
 use crate::prune::Gone;
@@ -85,7 +85,7 @@ fn boot(service: &Service, image: &Image, watcher: &dyn Watcher) -> Result<(), F
             // What seldom runs is most of a boot.
             machine.soft.eager = true;
             // What most VMs have, and images of containers.
-            machine.disks = service.images.sample_disks(home)?;
+            machine.disks = sample_disks(home)?;
             machine.nics = vec![NicSpec { net: NetKind::User { host: false }, ..NicSpec::default() }];
             machine.append = format!("{APPEND_IMAGE} {}", instance.append).trim_end().to_string();
             Ok(machine)

@@ -69,28 +69,27 @@ impl RunVm for BuilderVm<'_> {
         command: Option<&Exec>,
         console: &mut dyn FnMut(&[u8]),
     ) -> Result<End, Fault> {
-        let broken = |source| store::StoreError::Io { what: "make", path: root(self.places), source };
-        let id = names::identity().map_err(broken)?;
-        self.in_home(&id, !spec.nics.is_empty(), |runner| self.run_in(&id, runner, spec, command, console))
+        self.in_home(!spec.nics.is_empty(), |id, runner| self.run_in(id, runner, spec, command, console))
     }
 }
 
 impl BuilderVm<'_> {
-    /// Makes a directory for a VM, and clears both away afterwards.
+    /// Makes an identity and a directory for a VM, and clears both away afterwards.
     fn in_home<T>(
         &self,
-        id: &str,
         has_card: bool,
-        act: impl FnOnce(&Runner) -> Result<T, Fault>,
+        act: impl FnOnce(&str, &Runner) -> Result<T, Fault>,
     ) -> Result<T, Fault> {
-        let (own, among_vms) = (root(self.places).join(id), self.places.vms().join(id));
+        let broken = |source| store::StoreError::Io { what: "make", path: root(self.places), source };
+        let id = names::identity().map_err(broken)?;
+        let (own, among_vms) = (root(self.places).join(&id), self.places.vms().join(&id));
         let dir = if has_card { &among_vms } else { &own };
         for dir in [&own, dir] {
             let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
             made.map_err(|source| store::StoreError::Io { what: "make", path: dir.clone(), source })?;
         }
         let runner = Runner::new(dir);
-        let done = act(&runner);
+        let done = act(&id, &runner);
         runner.kill(None);
         for dir in [dir, &own] {
             let _ = fs::remove_dir_all(dir);
@@ -114,12 +113,10 @@ impl BuilderVm<'_> {
         lay_out: impl FnOnce(&Path) -> Result<MachineSpec, Fault>,
         code: &File,
     ) -> Result<(), Fault> {
-        let broken = |source| store::StoreError::Io { what: "make", path: root(self.places), source };
-        let id = names::identity().map_err(broken)?;
-        self.in_home(&id, true, |runner| {
+        self.in_home(true, |id, runner| {
             let spec = lay_out(runner.dir())?;
             let command = Exec::new(["sh", "-c", BOOTED]);
-            self.start(&id, runner, &spec, Some(&command))?;
+            self.start(id, runner, &spec, Some(&command))?;
             let (mut said, begun) = (Vec::new(), Instant::now());
             let has_booted = |said: &[u8]| said.windows(READY.len()).any(|words| words == READY.as_bytes());
             let follow = |bytes: &[u8]| {

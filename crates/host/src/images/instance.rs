@@ -134,7 +134,7 @@ pub(super) fn disks_over(tree: &Path, layers: &[Unpacked], vm_dir: &Path) -> Res
 }
 
 /// The same for an image with a `/file` and nothing else.
-pub(super) fn sample_disks(vm_dir: &Path) -> Result<Vec<DiskSpec>, Fault> {
+pub(crate) fn sample_disks(vm_dir: &Path) -> Result<Vec<DiskSpec>, Fault> {
     let path = vm_dir.join("file");
     fs::write(&path, "a file\n").map_err(io_fault("write", &path))?;
     let (tree, content) = files::with_files(&[], &[FileSpec { path, target: "/file".into() }], vm_dir)?;

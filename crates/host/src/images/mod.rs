@@ -26,7 +26,7 @@ mod instance;
 pub(crate) use carry::export_disk;
 pub(crate) use commit::{Stopped, Told};
 pub(crate) use fault::cancelled;
-pub(crate) use instance::copy;
+pub(crate) use instance::{copy, sample_disks};
 mod kernel;
 mod kmod;
 mod layers;
@@ -408,11 +408,6 @@ impl Images {
     pub(crate) fn kernel(&self, image: &Image) -> Result<PathBuf, Fault> {
         let kernel = image.manifest.kernel.as_ref().ok_or_else(|| kernel::alone(&image.name))?;
         self.store.part(image, kernel)
-    }
-
-    /// Gives the VM that lives in `vm_dir` disks like those of an image of containers, with one small `/file` in it.
-    pub(crate) fn sample_disks(&self, vm_dir: &Path) -> Result<Vec<DiskSpec>, Fault> {
-        instance::sample_disks(vm_dir)
     }
 
     /// Gives the VM that lives in `vm_dir` its own of `image`: links to kernel and initrd, and of the disks sparse or shared copies, or
