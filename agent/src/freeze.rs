@@ -1,5 +1,6 @@
 //! Lets the file systems that are on disks stand still, whole, for as long as the host holds a connection: it is just making a
 //! snapshot.
+use crate::hurry::Hurry;
 use crate::shares::Mount;
 use crate::sys::{self, Watch};
 use std::fs::File;
@@ -16,6 +17,7 @@ pub(crate) struct Frozen(Vec<File>);
 /// Has them write out what they have and stand still, the last mounted first: one may be a file in another. Those that cannot are
 /// left alone.
 pub(crate) fn freeze() -> Frozen {
+    let _hurry = Hurry::begin();
     let mut frozen = Frozen(Vec::new());
     for mount in Mount::all().iter().rev().filter(|mount| mount.is_on_disk()) {
         if let Ok(dir) = File::open(&mount.target)

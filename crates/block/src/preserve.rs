@@ -52,6 +52,14 @@ struct KeptFile {
     failed: Option<io::Error>,
 }
 
+impl KeptFile {
+    /// Fails if something is missing in it.
+    fn whole(&self) -> io::Result<()> {
+        let failed = self.failed.as_ref().map(|error| io::Error::new(error.kind(), error.to_string()));
+        failed.map_or(Ok(()), Err)
+    }
+}
+
 /// Pieces of a disk, by a bit for each.
 struct Pieces {
     words: Box<[AtomicU64]>,
@@ -82,6 +90,15 @@ impl Pieces {
         if let Some(word) = word.filter(|word| word.load(Ordering::Acquire) & bit == 0) {
             word.fetch_or(bit, Ordering::Release);
         }
+    }
+
+    fn all(&self) -> impl Iterator<Item = u64> {
+        let words =
+            (0..).step_by(64).zip(&self.words).map(|(first, word)| (first, word.load(Ordering::Acquire)));
+        let words = words.filter(|(_, word)| *word != 0);
+        words.flat_map(|(first, word)| {
+            (0..64).filter(move |bit| word >> bit & 1 != 0).map(move |bit| first + bit)
+        })
     }
 
     /// Adds those of a range of bytes.
@@ -182,6 +199,30 @@ impl Preserved {
         self.kept.size
     }
 
+    fn disk(&self) -> io::Result<Arc<dyn Disk>> {
+        let gone = || io::Error::new(io::ErrorKind::NotConnected, "the disk has gone meanwhile");
+        self.disk.upgrade().ok_or_else(gone)
+    }
+
+    /// Where it may have something else than zeroes: offsets and bytes, ascending. A large disk has little on it.
+    pub fn ranges(&self) -> io::Result<Vec<(u64, u64)>> {
+        let disk = self.disk()?;
+        let (mut ranges, mut at) = (Vec::new(), 0);
+        let end = self.size().min(disk.size());
+        while at < end {
+            let extent = disk.extent(at, end - at)?;
+            if !extent.zero {
+                ranges.push((at, extent.len));
+            }
+            at += extent.len.max(1);
+        }
+        locked(&self.kept.file).whole()?;
+        // What has gone from the disk since then, or just now, is in the file.
+        ranges.extend(self.kept.copied.all().map(|piece| (piece * PIECE, PIECE)));
+        ranges.sort_unstable();
+        Ok(ranges)
+    }
+
     /// Whether the piece at `offset` is known to be as it was when the disk was preserved before, or followed. It need not be
     /// read then.
     pub fn is_unchanged(&self, offset: u64) -> bool {
@@ -207,15 +248,11 @@ impl Preserved {
         }
         // Whoever wants to change it waits until it has been read.
         let state = locked(&self.kept.file);
-        if let Some(error) = &state.failed {
-            return Err(io::Error::new(error.kind(), error.to_string()));
-        }
+        state.whole()?;
         if self.kept.copied.has(piece) {
             return state.file.read_exact_at(data, offset).map(|()| true);
         }
-        let gone = || io::Error::new(io::ErrorKind::NotConnected, "the disk has gone meanwhile");
-        let disk = self.disk.upgrade().ok_or_else(gone)?;
-        let used = read_used(&*disk, offset, data)?;
+        let used = read_used(&*self.disk()?, offset, data)?;
         self.kept.copied.add(piece);
         Ok(used)
     }
@@ -224,7 +261,7 @@ impl Preserved {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::MemoryDisk;
+    use crate::{MemoryDisk, RawDisk};
     use proptest::prelude::*;
     use std::sync::atomic::AtomicBool;
 
@@ -254,25 +291,42 @@ mod tests {
         all
     }
 
+    /// What is in none of these ranges is zero.
+    fn read_if_in(preserved: &Preserved, ranges: &[(u64, u64)], piece: usize, part: &mut [u8]) {
+        let at = piece as u64 * PIECE;
+        if ranges.iter().any(|(start, len)| *start < at + PIECE && at < start + len) {
+            preserved.read(at, part).unwrap();
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         /// Whatever changes before, while and after it is read, it is what was there.
         #[test]
         fn it_stays_as_it_was(
-            before in prop::collection::vec((0u64..700, 1u64..300, any::<u8>()), 0..10),
+            before in prop::collection::vec((0u64..700, 1u64..300, any::<u8>()), 0..4),
             changes in prop::collection::vec((0u64..700, 1u64..300, 0u8..4), 0..30),
         ) {
-            let inner = Arc::new(MemoryDisk::zeroed(1000));
+            // In a file, which knows where it has nothing.
+            let path = std::env::temp_dir().join(format!("viv-stays-{}", std::process::id()));
+            File::create(&path).and_then(|file| file.set_len(1000 * 512)).unwrap();
+            let inner = Arc::new(RawDisk::open(&path, false).unwrap());
+            std::fs::remove_file(&path).unwrap();
             let disk = Preserving::new(inner.clone());
+            let all = || {
+                let mut all = vec![0; 1000 * 512];
+                inner.read(0, &mut all).map(|()| all)
+            };
             for (at, len, byte) in before {
                 disk.write(at * 512, &vec![byte; len as usize * 512]).unwrap();
             }
-            let was = inner.content();
+            let was = all().unwrap();
             let (preserved, _file) = preserve(&disk);
             prop_assert!(!preserved.is_unchanged(0));
             let mut read = vec![0; was.len()];
             let mut pieces = read.chunks_mut(PIECE as usize).enumerate();
+            let mut ranges = None;
             for (index, (at, len, kind)) in changes.into_iter().enumerate() {
                 match kind {
                     0 => disk.discard(at * 512, len * 512).unwrap(),
@@ -280,15 +334,17 @@ mod tests {
                     _ => disk.write(at * 512 + 7, &vec![0xaa; len as usize * 512 - 7]).unwrap(),
                 }
                 if index % 4 == 3 && let Some((piece, part)) = pieces.next() {
-                    preserved.read(piece as u64 * PIECE, part).unwrap();
+                    let ranges = ranges.get_or_insert_with(|| preserved.ranges().unwrap());
+                    read_if_in(&preserved, ranges, piece, part);
                 }
             }
+            let ranges = ranges.unwrap_or_else(|| preserved.ranges().unwrap());
             for (piece, part) in pieces {
-                preserved.read(piece as u64 * PIECE, part).unwrap();
+                read_if_in(&preserved, &ranges, piece, part);
             }
             prop_assert!(read == was);
             // What has changed since is known.
-            let (now, known) = (inner.content(), preserve(&disk).0);
+            let (now, known) = (all().unwrap(), preserve(&disk).0);
             for (piece, (old, new)) in was.chunks(PIECE as usize).zip(now.chunks(PIECE as usize)).enumerate() {
                 prop_assert!(old == new || !known.is_unchanged(piece as u64 * PIECE));
             }
@@ -341,7 +397,7 @@ mod tests {
         let preserved = disk.preserve(full);
         disk.write(0, &[2; 512]).unwrap();
         let mut data = vec![0; PIECE as usize];
-        assert!(preserved.read(0, &mut data).is_err());
+        assert!(preserved.read(0, &mut data).is_err() && preserved.ranges().is_err());
         let mut data = [0; 512];
         disk.read(0, &mut data).unwrap();
         assert_eq!(data, [2; 512]);

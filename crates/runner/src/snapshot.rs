@@ -46,6 +46,9 @@ pub struct Files {
     asker: Asker,
 }
 
+/// Chunks (64 KiB) after which it is looked whether somebody wants them still.
+const ASK_EACH: u64 = 32;
+
 /// Where a memory or a disk is saved to.
 struct Target {
     file: File,
@@ -64,8 +67,12 @@ impl Target {
         mut read: impl FnMut(u64, &mut [u8]) -> io::Result<bool>,
     ) -> io::Result<Content> {
         let Target { file, sums, since } = self;
+        let mut chunks = 0_u64;
         let read = &mut |at, chunk: &mut [u8]| {
-            asker.is_there()?;
+            if chunks.is_multiple_of(ASK_EACH) {
+                asker.is_there()?;
+            }
+            chunks += 1;
             read(at, chunk)
         };
         match since {
@@ -174,7 +181,8 @@ impl Moment for Frozen {
         let each = |((index, disk), (_, target)): (&(usize, Preserved), &(usize, Target))| {
             let known = |at| followed && disk.is_unchanged(at);
             let read = |at, data: &mut [u8]| disk.read(at, data);
-            let content = target.write(&files.asker, (disk.size(), &[(0, disk.size())]), known, read);
+            let ranges = disk.ranges().map_err(failed("disk"))?;
+            let content = target.write(&files.asker, (disk.size(), &ranges), known, read);
             Ok(DiskContent { index: *index, content: content.map_err(failed("disk"))? })
         };
         let disks = disks.iter().zip(&files.disks).map(each).collect::<Result<_, Fault>>()?;

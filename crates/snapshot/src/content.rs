@@ -3,7 +3,7 @@
 use crate::SnapshotError;
 use crate::files::{map_file, names};
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,6 +16,9 @@ pub const CHUNK: u64 = 64 << 10;
 pub const SUM_LEN: usize = 32;
 /// Zeroes, and what has not changed, are left out in pieces of this size.
 pub(crate) const PIECE: usize = PieceMap::PIECE as usize;
+
+/// Bytes of checksums that are written, or left out, at once.
+const SUMS_AT_ONCE: usize = 16 << 10;
 
 /// Bytes after which whoever has a content compared hears how far that is.
 const SLICE: u64 = 64 << 20;
@@ -139,22 +142,39 @@ fn write_run(file: &File, offset: u64, chunk: &[u8], range: std::ops::Range<usiz
 
 /// Writes checksums, and knows theirs.
 pub(crate) struct SumsWriter<'a> {
-    file: io::BufWriter<&'a File>,
+    file: &'a File,
+    /// What is to be written at `at`.
+    buffer: Vec<u8>,
+    at: u64,
     hasher: blake3::Hasher,
 }
 
 impl SumsWriter<'_> {
     pub(crate) fn new(file: &File) -> SumsWriter<'_> {
-        SumsWriter { file: io::BufWriter::new(file), hasher: blake3::Hasher::new() }
+        SumsWriter { file, buffer: Vec::with_capacity(SUMS_AT_ONCE), at: 0, hasher: blake3::Hasher::new() }
     }
 
     pub(crate) fn add(&mut self, sum: &Sum) -> io::Result<()> {
-        self.hasher.update(sum);
-        self.file.write_all(sum)
+        self.buffer.extend_from_slice(sum);
+        if self.buffer.len() < SUMS_AT_ONCE { Ok(()) } else { self.write() }
+    }
+
+    /// Where all is zero there is a hole: a large disk has little on it.
+    fn write(&mut self) -> io::Result<()> {
+        self.hasher.update(&self.buffer);
+        let end = self.at + self.buffer.len() as u64;
+        match is_zero(&self.buffer) {
+            // Its length says how far it is.
+            true => self.file.set_len(end)?,
+            false => self.file.write_all_at(&self.buffer, self.at)?,
+        }
+        self.at = end;
+        self.buffer.clear();
+        Ok(())
     }
 
     pub(crate) fn finish(mut self) -> io::Result<String> {
-        self.file.flush()?;
+        self.write()?;
         Ok(self.hasher.finalize().to_hex().to_string())
     }
 }

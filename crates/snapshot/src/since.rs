@@ -14,6 +14,9 @@ use std::sync::Arc;
 use viv_block::{ContentLayer, Disk, Layers, PieceMap, RawDisk};
 use viv_model::Content;
 
+/// The checksum of zeroes.
+const ZERO: Sum = [0; SUM_LEN];
+
 /// Most layers of a content: whoever reads it has all of them open.
 pub const LAYERS_MAX: usize = 8;
 
@@ -100,7 +103,7 @@ impl Since<'_> {
             let was = self.base.sum(at / CHUNK).filter(|_| was_len == len);
             let any = touched.any(at, len);
             let sum = match was {
-                Some(was) if known(at) => was,
+                Some(was) if !any && was == ZERO || known(at) => was,
                 _ => {
                     let chunk = now.get_mut(..len as usize).unwrap_or_default();
                     if !any || !read(at, chunk)? {
