@@ -9,6 +9,8 @@ use landlock::{
     ABI, Access, AccessFs, CompatLevel, Compatible, LandlockStatus, PathBeneath, PathFd, PathFdError,
     Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
 };
+use rustix::fs::{Access as Reach, AtFlags, CWD};
+use rustix::io::Errno;
 use rustix::process::DumpableBehavior;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use seccompiler::{
@@ -69,16 +71,40 @@ pub fn restrict(files: &Files) -> Result<Vec<String>, Fault> {
     if rustix::thread::set_no_new_privs(true).is_ok() {
         in_force.push("no-new-privileges".to_string());
     }
-    if drop_capabilities() {
+    if drop_capabilities(|| files.need_override()) {
         in_force.push("capabilities".to_string());
     }
     in_force.extend(restrict_reach(files)?.map(str::to_string));
     Ok(in_force)
 }
 
-/// Gives up all capabilities; root keeps the one that opens its users' disks again after a reboot.
-pub fn drop_capabilities() -> bool {
-    let keep = CapabilitySet::DAC_OVERRIDE;
+impl Files {
+    /// Whether root, without its right to pass over what files say of who may do what, could not use them: they are another user's.
+    fn need_override(&self) -> bool {
+        let read = self.read.iter().chain(&self.whole).chain(&self.run).map(|path| (path, Reach::READ_OK));
+        let write =
+            self.write.iter().chain(&self.devices).map(|path| (path, Reach::READ_OK | Reach::WRITE_OK));
+        let is_denied = |(path, access): (&PathBuf, Reach)| {
+            let tried = rustix::fs::accessat(CWD, path, access, AtFlags::EACCESS);
+            tried.is_err_and(|error| error == Errno::ACCESS)
+        };
+        read.chain(write).any(is_denied)
+    }
+}
+
+/// Gives up all capabilities; root keeps the one that opens its users' disks again after a reboot, if it is needed: whoever has it
+/// also writes to files that are to be read only.
+pub fn drop_capabilities(is_needed: impl FnOnce() -> bool) -> bool {
+    let mut keep = CapabilitySet::DAC_OVERRIDE;
+    if let Ok(now) = rustix::thread::capabilities(None)
+        && now.effective.contains(keep)
+    {
+        let without = CapabilitySets { effective: now.effective - keep, ..now };
+        if rustix::thread::set_capabilities(None, without).is_ok() && !is_needed() {
+            keep = CapabilitySet::empty();
+        }
+        let _ = rustix::thread::set_capabilities(None, now);
+    }
     for number in 0..64 {
         let capability = CapabilitySet::from_bits_retain(1 << number);
         if capability != keep {
@@ -225,6 +251,19 @@ const FORBIDDEN: &[libc::c_long] = &[
     libc::SYS_lookup_dcookie,
     libc::SYS_process_madvise,
 ];
+/// Nor these: what others share with it as links that are to be read only would be its to write.
+pub const MODES: &[libc::c_long] = &[
+    libc::SYS_chmod,
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    libc::SYS_fchmodat2,
+    libc::SYS_setxattr,
+    libc::SYS_lsetxattr,
+    libc::SYS_fsetxattr,
+    libc::SYS_removexattr,
+    libc::SYS_lremovexattr,
+    libc::SYS_fremovexattr,
+];
 
 /// Filters the system calls of all threads; those in `but` stay, of the ones that are forbidden otherwise. Gives the names of
 /// what is in force.
@@ -251,8 +290,12 @@ fn filter(but: &[libc::c_long], families: &[libc::c_int]) -> Vec<String> {
 }
 
 fn call_filters(but: &[libc::c_long], families: &[libc::c_int]) -> Option<Vec<BpfProgram>> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        FORBIDDEN.iter().filter(|number| !but.contains(number)).map(|&number| (number, Vec::new())).collect();
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = FORBIDDEN
+        .iter()
+        .chain(MODES)
+        .filter(|number| !but.contains(number))
+        .map(|&number| (number, Vec::new()))
+        .collect();
     let argument = |index, op, value| SeccompCondition::new(index, SeccompCmpArgLen::Dword, op, value).ok();
     // Sockets of this host only: what reaches a network is its switch's.
     let other = families.iter().map(|family| argument(0, SeccompCmpOp::Ne, family.unsigned_abs().into()));
@@ -286,6 +329,75 @@ fn call_filters(but: &[libc::c_long], families: &[libc::c_int]) -> Option<Vec<Bp
 mod tests {
     use super::*;
     use rustix::process::{Pid, Signal, kill_process};
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+
+    /// A file that links to another are of: its mode is all that keeps a VM's process from writing to it. The filter is on a whole
+    /// process, so the test is its own child.
+    #[test]
+    fn a_file_to_be_read_only_stays_so() {
+        const CHILD: &str = "VIV_TEST_OF_FILTER";
+        if let Some(file) = std::env::var_os(CHILD) {
+            std::env::set_current_dir(Path::new(&file).parent().expect("its directory")).expect("enter it");
+            restrict(&Files::default()).expect("restrictions");
+            let in_force = filter_calls(&[]);
+            assert!(in_force.iter().any(|name| name == "seccomp"), "{in_force:?}");
+            let mode = Permissions::from_mode(0o600);
+            assert_eq!(denied(std::fs::set_permissions("file", mode.clone())), Some(libc::EPERM));
+            let open = std::fs::File::open("file").expect("it can be read");
+            assert_eq!(denied(open.set_permissions(mode)), Some(libc::EPERM));
+            assert_eq!(denied(OpenOptions::new().write(true).open("file")), Some(libc::EACCES));
+            std::fs::write("own", "x").expect("its own files are its own");
+            return;
+        }
+        let dir = scratch("modes");
+        std::fs::write(dir.join("file"), "x").expect("a file");
+        std::fs::set_permissions(dir.join("file"), Permissions::from_mode(0o444)).expect("its mode");
+        let name = "sandbox::tests::a_file_to_be_read_only_stays_so";
+        let child = std::process::Command::new(std::env::current_exe().expect("this program"))
+            .args(["--exact", name, "--test-threads=1", "--nocapture"])
+            .env(CHILD, dir.join("file"))
+            .output()
+            .expect("a child");
+        let said = String::from_utf8_lossy(&child.stdout);
+        assert!(child.status.success() && said.contains("1 passed"), "{child:?}");
+        assert_eq!(std::fs::read(dir.join("own")).expect("what the child wrote"), b"x");
+        std::fs::remove_dir_all(dir).expect("clear");
+    }
+
+    /// Root's disks may be other users' files; then, and only then, it passes over what their modes say.
+    #[test]
+    fn root_passes_over_modes_where_a_file_is_another_users() {
+        let dir = scratch("override");
+        let (own, other) = (dir.join("own"), dir.join("other"));
+        for path in [&own, &other] {
+            std::fs::write(path, "x").expect("a file");
+            std::fs::set_permissions(path, Permissions::from_mode(0o600)).expect("its mode");
+        }
+        let passes = || {
+            let now = rustix::thread::capabilities(None).expect("capabilities");
+            now.effective.contains(CapabilitySet::DAC_OVERRIDE)
+        };
+        let is_root = passes() && std::os::unix::fs::chown(&other, Some(12345), Some(12345)).is_ok();
+        let restricted = |write: PathBuf| {
+            let files = Files { write: vec![write], ..Files::default() };
+            let restricted = std::thread::spawn(move || (restrict(&files).expect("restrictions"), passes()));
+            restricted.join().expect("the thread").1
+        };
+        assert!(!restricted(own));
+        assert_eq!(restricted(other), is_root);
+        std::fs::remove_dir_all(dir).expect("clear");
+    }
+
+    fn scratch(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("viv-cell-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).expect("a directory");
+        dir
+    }
+
+    fn denied<T>(tried: io::Result<T>) -> Option<i32> {
+        tried.err().and_then(|error| error.raw_os_error())
+    }
 
     /// In a thread of its own, which alone is restricted. Only what is said to be in force is demanded: the host's kernel may
     /// lack it.

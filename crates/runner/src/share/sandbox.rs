@@ -90,7 +90,7 @@ pub(super) fn restrict(directory: &Directory, path: &Path) -> Result<Vec<String>
     let mut in_force = Vec::new();
     let mut note = |name: &str, is_so: bool| in_force.extend(is_so.then(|| name.to_string()));
     note("no-new-privileges", rustix::thread::set_no_new_privs(true).is_ok());
-    note("capabilities", drop_capabilities());
+    note("capabilities", drop_capabilities(|| true));
     note("landlock", restrict_files(directory, path)?);
     note("not-dumpable", rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).is_ok());
     note("seccomp", filter().is_some_and(|filter| seccompiler::apply_filter(&filter).is_ok()));
