@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::time::Duration;
-use viv_e2e::{Directory, Vm, inspect, run, tool, until};
+use viv_e2e::{Directory, Home, Vm, inspect, run, tool, until};
 
 const WAIT: Duration = Duration::from_secs(120);
 
@@ -152,6 +152,39 @@ fn a_warm_start_is_a_start() {
     assert!(refused.status == 2 && refused.err.contains("warm starts"), "{refused:?}");
     run(&["rm", "-f", "e2e-warm"], "").ok();
     run(&["image", "rm", &image], "").ok();
+    assert_eq!(templates().len(), 0, "they go with their image");
+}
+
+/// What is not asked to start warm does if it can, and boots if it cannot.
+#[test]
+fn an_image_starts_warm_if_it_can() {
+    let (_dir, image) = image("auto", serde_json::json!({ "Cmd": ["cat", "/proc/cmdline"] }));
+    let home = Home::new("auto-warm");
+    let templates = || home.json(&["template", "ls"]).as_array().unwrap().clone();
+    let run = |more: &[&str]| home.run(&[&["run", "--rm", "--name", "cold"], more, &[&image]].concat());
+    // Who boots is called so on the kernel's command line.
+    let boots = |more: &[&str]| run(more).ok().out.contains("viv.hostname=cold");
+    assert!(boots(&["--warm=never"]));
+    assert_eq!(templates().len(), 0);
+    assert!(!boots(&[]) && !boots(&[]), "the first one, too, goes on from where another has booted");
+    until("its template to be kept", WAIT, || templates().len() == 1);
+    assert!(!boots(&["--warm=auto"]) && !boots(&["--warm=always"]) && !boots(&["--warm"]));
+    assert!(boots(&["--warm=never"]) && boots(&["-v", "/tmp:/data"]));
+
+    // One that was harmed is of no use, which is no matter for who has not insisted.
+    let id = templates()[0]["id"].as_str().unwrap().to_string();
+    fs::remove_file(home.path(&format!("state/snapshots/{id}/state"))).unwrap();
+    assert!(boots(&[]) && boots(&["--warm=auto"]));
+    let refused = run(&["--warm"]);
+    assert!(refused.status != 0 && refused.err.contains("state"), "{refused:?}");
+
+    // There are no more than so many.
+    for memory in 301..310 {
+        assert!(!boots(&["--net", "none", "--memory", &format!("{memory}M")]));
+    }
+    until("those that were used longest ago to go", WAIT, || templates().len() == 8);
+    assert!(!templates().iter().any(|made| made["id"] == *id));
+    home.run(&["image", "rm", &image]).ok();
     assert_eq!(templates().len(), 0, "they go with their image");
 }
 

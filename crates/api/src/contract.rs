@@ -94,6 +94,8 @@ pub enum Shape {
     Count,
     /// How many of a list, from 1 to 100,000; all, if it is not said.
     Part,
+    /// One of these.
+    OneOf(&'static [&'static str]),
     /// Text of up to [`TEXT_MAX`] characters; none is as if it were not said.
     Text,
 }
@@ -290,8 +292,8 @@ impl Route {
                         parameter("dry-run", Shape::Flag, "only say what it would be"),
                         parameter(
                             "warm",
-                            Shape::Flag,
-                            "go on from where a guest of the same image had booted",
+                            Shape::OneOf(&["false", "true", "auto"]),
+                            "go on from where a guest of the same image had booted; auto: an image of containers, if it can",
                         ),
                     ]
                 }
@@ -421,6 +423,10 @@ impl Route {
                     if value.parse().is_ok_and(|n: u32| (1..=100_000).contains(&n)) => {}
                 Shape::Count | Shape::Part => {
                     return refused(format!("{name}={value:?}: use a number from 1 to 100000"));
+                }
+                Shape::OneOf(all) if all.contains(&value.as_str()) => {}
+                Shape::OneOf(all) => {
+                    return refused(format!("{name}={value:?}: use one of {}", all.join(", ")));
                 }
                 Shape::Text if value.chars().count() <= TEXT_MAX => {}
                 Shape::Text => {

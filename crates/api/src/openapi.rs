@@ -303,6 +303,7 @@ fn operation(endpoint: &Endpoint, types: Types) -> Value {
             Shape::Limit => json!({"type": "integer", "minimum": 0, "maximum": WAIT_S_MAX}),
             Shape::Part => json!({"type": "integer", "minimum": 1, "maximum": 100_000}),
             Shape::Count => json!({"type": "integer", "minimum": 1, "maximum": 100_000, "default": 1000}),
+            Shape::OneOf(all) => json!({"type": "string", "enum": all}),
             Shape::Text => json!({"type": "string", "maxLength": TEXT_MAX}),
         };
         json!({"name": known.name, "in": "query", "description": known.does, "schema": schema})

@@ -17,7 +17,7 @@ use crate::store;
 use crate::streams;
 use crate::tokens::sha256;
 use crate::waiting;
-use crate::warm;
+use crate::warm::{self, Template, Warm};
 use crate::watch;
 use crate::websocket::{self, Stream};
 use hyper::body::Bytes;
@@ -148,15 +148,16 @@ pub(crate) async fn answer(
             };
             ask.project = Some(project.clone()).filter(|project| !project.is_default());
             let repeated = key.map(|key| repeated(&project, key, &ask));
-            let warm = match flag("warm") && !trial {
-                true => warm::template(&service, &project, &ask).await?,
-                false => None,
+            let warm = Warm::of(endpoint::query_value(&query, "warm").as_deref()).filter(|_| !trial);
+            let template = match warm {
+                Some(warm) => Template::of(&service, &project, &ask, warm).await?,
+                None => None,
             };
             blocking
                 .run(move || {
                     let (request, snapshots) = (repeated.clone(), &service.snapshots);
-                    vms.once(repeated.as_ref(), || match (&warm, &ask.image) {
-                        (Some(template), _) => snapshots.create_warm(&project, template, &ask, request),
+                    vms.once(repeated.as_ref(), || match (&template, &ask.image) {
+                        (Some(template), _) => template.create(&service, &project, ask, request),
                         (_, Some(image)) if snapshots.is_template(&project, image) => match trial {
                             true => Err(not_of_template()),
                             false => snapshots.create_from(&project, image, &ask, request),

@@ -18,6 +18,7 @@ use crate::snapshots::Snapshots;
 use crate::store::{SqliteStore, StoreError};
 use crate::telemetry::{self, Collector, Telemetry};
 use crate::vms::{Hooks, Vms};
+use crate::warm;
 use crate::websocket;
 use futures_util::future::{Either, select};
 use hyper::StatusCode;
@@ -83,6 +84,8 @@ pub(crate) struct Service {
     pub(crate) sockets: Arc<Semaphore>,
     /// Held by who boots a guest for others, for warm starts or for its kernel's code: one at a time.
     pub(crate) warming: tokio::sync::Mutex<()>,
+    /// Templates for warm starts that came to nothing.
+    pub(crate) failed: warm::Failed,
 }
 
 /// Something that keeps the service from ending.
@@ -287,6 +290,7 @@ async fn run(
         manners: Manners::default(),
         sockets: Arc::new(Semaphore::new(websocket::SOCKETS_MAX)),
         warming: tokio::sync::Mutex::default(),
+        failed: warm::Failed::default(),
     });
     operations::take_up(&service)?;
     let connected = vms.clone();

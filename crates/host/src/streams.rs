@@ -23,7 +23,7 @@ use viv_api::vm::ConsoleSize;
 use viv_model::{Fault, Kind, State};
 
 /// How long to wait between two attempts to reach an agent.
-const RETRY: Duration = Duration::from_millis(30);
+const RETRY: Duration = Duration::from_millis(10);
 /// How long one attempt may take.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(5);
 /// How long an agent may take to answer: a mount waits for its device.

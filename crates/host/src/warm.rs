@@ -2,14 +2,19 @@
 //! booted for nothing else, before anything of a user's runs in it, and kept as a template.
 use crate::blocking::{blocking, defect};
 use crate::events::telling;
-use crate::images::Unwatched;
+use crate::images::need_space;
 use crate::prune::Gone;
 use crate::service::{Busy, Service};
-use crate::snapshots::{new_id, of_one_vm};
+use crate::snapshots::of_one_vm;
+use crate::store::Request;
 use crate::streams;
 use crate::tokens::sha256;
-use std::sync::Arc;
+use crate::vms::lock;
+use std::cmp::Reverse;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::sync::oneshot;
 use viv_api::event::What;
 use viv_api::image::DEFAULT;
 use viv_api::snapshot::{Snapshot, SnapshotCreate};
@@ -23,28 +28,123 @@ const DIGITS: (usize, usize) = (12, 8);
 /// How long a guest may take until its agent answers.
 const BOOT_LIMIT: Duration = Duration::from_secs(600);
 
+/// Most templates that are kept; the one that was used longest ago goes.
+const KEPT_MAX: usize = 8;
+
+/// Most that came to nothing which are remembered.
+const FAILED_MAX: usize = 1000;
+
+/// How much a VM is to start warm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Warm {
+    /// If it can; else it boots.
+    IfItCan,
+    /// Or not at all.
+    Always,
+}
+
+impl Warm {
+    /// What a request says, if it says it.
+    pub(crate) fn of(said: Option<&str>) -> Option<Warm> {
+        match said? {
+            "auto" => Some(Warm::IfItCan),
+            "false" => None,
+            _ => Some(Warm::Always),
+        }
+    }
+}
+
+/// Templates that could not be made or used since the service was started: whoever does not insist boots.
+#[derive(Default)]
+pub(crate) struct Failed(Mutex<HashSet<String>>);
+
+impl Failed {
+    fn has(&self, template: &str) -> bool {
+        lock(&self.0).contains(template)
+    }
+
+    /// Tells of one, once. What there is no room for now is tried again.
+    pub(crate) fn note(&self, template: &str, fault: &Fault) {
+        if matches!(fault.kind, Kind::Usage | Kind::NoCapacity) {
+            return;
+        }
+        let mut failed = lock(&self.0);
+        if failed.len() >= FAILED_MAX {
+            failed.clear();
+        }
+        if failed.insert(template.to_string()) {
+            viv_api::complain!("viv serve: VMs of {template} boot, and do not start warm: {fault}");
+        }
+    }
+}
+
 /// A template that is wanted.
 struct Wanted {
     project: ProjectName,
     name: String,
     image: String,
+    /// Whether the image is one of containers; else it is the default guest's.
+    is_container: bool,
     /// Its VM, without what is of one VM alone.
     machine: VmCreate,
 }
 
-/// The template from which a VM begins that is asked for so; made if it is not there. None: it is one that is asked for.
-pub(crate) async fn template(
+/// The template from which a VM begins.
+pub(crate) struct Template {
+    name: String,
+    warm: Warm,
+}
+
+impl Template {
+    /// That for a VM that is asked for so; made if it is not there. None: it is one that is asked for, or it boots.
+    pub(crate) async fn of(
+        service: &Arc<Service>,
+        project: &ProjectName,
+        ask: &VmCreate,
+        warm: Warm,
+    ) -> Result<Option<Template>, Fault> {
+        let name = template(service, project, ask, warm).await?;
+        Ok(name.map(|name| Template { name, warm }))
+    }
+
+    /// The VM; one that boots, if the template is of no use and it need not start warm.
+    pub(crate) fn create(
+        &self,
+        service: &Service,
+        project: &ProjectName,
+        ask: VmCreate,
+        request: Option<Request>,
+    ) -> Result<Vm, Fault> {
+        match service.snapshots.create_warm(project, &self.name, &ask, request.clone()) {
+            // What is wrong with what was asked for is said of a boot, too.
+            Err(fault) if self.warm == Warm::IfItCan => {
+                let made = service.vms.create(ask, request, false);
+                made.inspect(|_| service.failed.note(&self.name, &fault))
+            }
+            made => made,
+        }
+    }
+}
+
+async fn template(
     service: &Arc<Service>,
     project: &ProjectName,
     ask: &VmCreate,
+    warm: Warm,
 ) -> Result<Option<String>, Fault> {
     let (with, project, ask) = (service.clone(), project.clone(), ask.clone());
     let looked = blocking(move || {
         if ask.image.as_ref().is_some_and(|image| with.snapshots.is_template(&project, image)) {
             return Ok(None);
         }
-        let wanted = wanted(&with, project, &ask)?;
-        let is_there = with.snapshots.is_template(&wanted.project, &wanted.name);
+        let wanted = match (wanted(&with, project, &ask), warm) {
+            (Ok(wanted), Warm::IfItCan) if !wanted.is_container || with.failed.has(&wanted.name) => {
+                return Ok(None);
+            }
+            (Err(_), Warm::IfItCan) => return Ok(None),
+            (wanted, _) => wanted?,
+        };
+        let is_there = with.snapshots.is_warm(&wanted.project, &wanted.name);
         Ok(Some((wanted, is_there)))
     });
     let wanted = match looked.await? {
@@ -53,21 +153,32 @@ pub(crate) async fn template(
         Some((wanted, false)) => wanted,
     };
     // Who asked may go away: what is begun is done.
-    let service = service.clone();
+    let (with, name) = (service.clone(), wanted.name.clone());
     let making = tokio::spawn(async move {
-        let _busy = Busy::new(&service.work);
-        make(&service, wanted).await
+        let _busy = Busy::new(&with.work);
+        make(&with, wanted, warm).await
     });
-    making.await.map_err(|error| defect(&error.to_string()))?.map(Some)
+    match making.await.map_err(|error| defect(&error.to_string()))? {
+        Err(fault) if warm == Warm::IfItCan => {
+            service.failed.note(&name, &fault);
+            Ok(None)
+        }
+        made => made.map(Some),
+    }
 }
 
-/// Boots a guest and keeps what it then is, unless somebody else just has.
-async fn make(service: &Arc<Service>, wanted: Wanted) -> Result<String, Fault> {
+/// Boots a guest and keeps what it then is, unless somebody else just has. VMs can come from it before the host's disk has it.
+async fn make(service: &Arc<Service>, wanted: Wanted, warm: Warm) -> Result<String, Fault> {
     let _turn = service.warming.lock().await;
     let with = service.clone();
     let begun = blocking(move || {
-        if with.snapshots.is_template(&wanted.project, &wanted.name) {
+        if with.snapshots.is_warm(&wanted.project, &wanted.name) {
             return Ok((wanted, None));
+        }
+        if warm == Warm::IfItCan {
+            // Nobody has asked for it: it takes no room that somebody may miss.
+            let memory = wanted.machine.machine().memory_mib << 20;
+            need_space(&with.places.snapshots(), memory)?;
         }
         // What a service that was killed has left.
         if let Ok(left) = with.vms.named(&wanted.project, &wanted.name)
@@ -82,18 +193,34 @@ async fn make(service: &Arc<Service>, wanted: Wanted) -> Result<String, Fault> {
     let Some(vm) = vm else { return Ok(wanted.name) };
     let (_, runner) = service.vms.find(&vm.id)?;
     let booted = streams::agent(&vm.name, &runner, BOOT_LIMIT, BOOT_LIMIT).await.map(drop);
-    let with = service.clone();
-    blocking(move || {
-        let kept = booted.and_then(|()| keep(&with, &wanted, &vm));
-        let removed = with.vms.remove(&vm.id, true);
-        kept.and(removed)?;
-        Ok(wanted.name)
-    })
-    .await
+    let (with, name) = (service.clone(), wanted.name.clone());
+    let (tell, told) = oneshot::channel();
+    let keeping = tokio::task::spawn_blocking(move || {
+        let _busy = Busy::new(&with.work);
+        let mut tell = Some(tell);
+        let is_there = || {
+            let removed = with.vms.remove(&vm.id, true);
+            drop(tell.take().map(|tell| tell.send(removed.map(drop))));
+        };
+        let kept = booted.and_then(|()| keep(&with, &wanted, &vm, is_there));
+        match (kept, tell) {
+            (Ok(()), _) => {}
+            // Somebody goes on from it already.
+            (Err(fault), None) => with.failed.note(&wanted.name, &fault),
+            (Err(fault), Some(tell)) => {
+                let _ = with.vms.remove(&vm.id, true);
+                let _ = tell.send(Err(fault));
+            }
+        }
+    });
+    match told.await {
+        Ok(told) => told.map(|()| name),
+        Err(_) => Err(defect(&keeping.await.err().map(|error| error.to_string()).unwrap_or_default())),
+    }
 }
 
 /// Keeps the guest as it is, in the place of those of what the image was before.
-fn keep(service: &Service, wanted: &Wanted, vm: &Vm) -> Result<(), Fault> {
+fn keep(service: &Service, wanted: &Wanted, vm: &Vm, is_there: impl FnOnce()) -> Result<(), Fault> {
     let ask = SnapshotCreate {
         name: Some(wanted.name.clone()),
         comment: format!("where VMs of {} begin warm", wanted.image),
@@ -101,14 +228,25 @@ fn keep(service: &Service, wanted: &Wanted, vm: &Vm) -> Result<(), Fault> {
         full: true,
         drop_sockets: false,
     };
-    let id = new_id()?;
-    let create = || service.snapshots.create(&vm.id, &ask, &id, &Unwatched);
+    let keep = || service.snapshots.keep_warm(&vm.id, &ask, is_there);
     let store = &*service.vms.store;
-    telling(store, What::SnapshotCreated, Some(&wanted.project), create, |made| made.name.clone())?;
+    telling(store, What::SnapshotCreated, Some(&wanted.project), keep, |()| wanted.name.clone())?;
+    if service.images.get(&wanted.image).is_err() {
+        return forget_image(service, &wanted.image); // it was removed meanwhile
+    }
     let old = |made: &Snapshot| {
         made.image.as_ref() == Some(&wanted.image) && what_boots(&made.name) != what_boots(&wanted.name)
     };
-    forget(service, |project| *project == wanted.project, old, &mut Gone::default())
+    forget(service, |project| *project == wanted.project, old, &mut Gone::default())?;
+    forget_unused(service)
+}
+
+/// Removes those that were used longest ago, if there are too many.
+fn forget_unused(service: &Service) -> Result<(), Fault> {
+    let mut all: Vec<_> = service.snapshots.list(|_| true)?.into_iter().filter(is_one).collect();
+    all.sort_by_key(|made| Reverse(service.snapshots.used_at(&made.id)));
+    let unused: HashSet<_> = all.into_iter().skip(KEPT_MAX).map(|made| made.id).collect();
+    forget(service, |_| true, |made| unused.contains(&made.id), &mut Gone::default())
 }
 
 /// Removes those of all projects that come from this image.
@@ -196,7 +334,8 @@ fn wanted(service: &Service, project: ProjectName, ask: &VmCreate) -> Result<Wan
         let text = format!("cannot see when the service was started: {error}");
         Fault::new(Kind::Error, text, "see that there is memory for it, or leave out --warm")
     })?);
-    Ok(Wanted { project, name, image: image.name, machine })
+    let is_container = image.manifest.process().is_some();
+    Ok(Wanted { project, name, image: image.name, is_container, machine })
 }
 
 /// What makes the guest that boots what it is; the rest is of one VM alone, and can be had later.

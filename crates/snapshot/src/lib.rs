@@ -24,8 +24,9 @@ pub use files::{
     layer_file, map_file, sums_file,
 };
 pub use manifest::{
-    FORMAT_ASKED, FORMAT_LAYERS, FORMAT_PROGRAM, FORMAT_WHOLE, MANIFEST, SECTION_MAX, open_memory, plain,
-    read_manifest, read_section, read_sections, verify, verify_disk, write_manifest, write_section,
+    DRAFT, FORMAT_ASKED, FORMAT_LAYERS, FORMAT_PROGRAM, FORMAT_WHOLE, MANIFEST, SECTION_MAX, draft_manifest,
+    open_memory, plain, read_manifest, read_section, read_sections, verify, verify_disk, write_manifest,
+    write_section,
 };
 pub use since::{Base, LAYERS_MAX, Since};
 

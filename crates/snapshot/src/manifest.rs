@@ -14,6 +14,8 @@ use viv_model::{DiskContent, Manifest, Plain, Section};
 
 /// The manifest's file: one line of JSON, then `blake3 ` and the checksum of that line without its end.
 pub const MANIFEST: &str = "manifest";
+/// What a manifest will say, for who goes on from a snapshot that is not there yet for others.
+pub const DRAFT: &str = "manifest.draft";
 /// The format of what has no layers, which the oldest releases read.
 pub const FORMAT_WHOLE: u32 = 1;
 /// The format of what has layers below it.
@@ -160,10 +162,9 @@ fn is_plain_file(name: &str) -> bool {
 pub fn write_manifest(manifest: &Manifest, dir: &Path, outlives_host: bool) -> Result<(), SnapshotError> {
     let path = dir.join(MANIFEST);
     let beside = dir.join("manifest.new");
-    let json = serde_json::to_string(manifest).unwrap_or_default();
     let write = || {
         let mut file = File::create(&beside)?;
-        writeln!(file, "{json}\nblake3 {}", blake3::hash(json.as_bytes()).to_hex())?;
+        file.write_all(text(manifest).as_bytes())?;
         if outlives_host {
             file.sync_all()?;
         }
@@ -171,6 +172,17 @@ pub fn write_manifest(manifest: &Manifest, dir: &Path, outlives_host: bool) -> R
         if outlives_host { File::open(dir)?.sync_all() } else { Ok(()) }
     };
     write().map_err(SnapshotError::io("write", &path))
+}
+
+/// Writes a [`DRAFT`].
+pub fn draft_manifest(manifest: &Manifest, dir: &Path) -> Result<(), SnapshotError> {
+    let path = dir.join(DRAFT);
+    std::fs::write(&path, text(manifest)).map_err(SnapshotError::io("write", &path))
+}
+
+fn text(manifest: &Manifest) -> String {
+    let json = serde_json::to_string(manifest).unwrap_or_default();
+    format!("{json}\nblake3 {}\n", blake3::hash(json.as_bytes()).to_hex())
 }
 
 /// Reads all of the snapshot and says what is not what was written; `go_on` hears of the bytes of its memory and its disks.

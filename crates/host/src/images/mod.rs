@@ -437,7 +437,7 @@ pub(crate) fn step(watcher: &dyn Watcher, what: &str) {
 }
 
 /// Refuses work for which there is no room on the file system of `dir`.
-fn need_space(dir: &Path, bytes: u64) -> Result<(), Fault> {
+pub(crate) fn need_space(dir: &Path, bytes: u64) -> Result<(), Fault> {
     let Ok(found) = rustix::fs::statvfs(dir) else { return Ok(()) };
     let free = found.f_bavail.saturating_mul(found.f_frsize);
     // What is full to the last block troubles everybody else.

@@ -26,7 +26,7 @@ use viv_model::{
     PortSpec, ProjectName,
 };
 use viv_snapshot::{
-    IMAGE, INITRD, KERNEL, MANIFEST, MEMORY, STATE, content_files, disk_file, layer_file, map_file,
+    DRAFT, IMAGE, INITRD, KERNEL, MANIFEST, MEMORY, STATE, content_files, disk_file, layer_file, map_file,
 };
 
 /// How long after a guest goes on it is looked what it has reached of its memory: what it does then is no longer what each of them does.
@@ -222,9 +222,10 @@ fn keep_first(dir: &Path, runner: &Runner) {
 pub(super) fn lay_out(from: &Path, manifest: &Manifest, dir: &Path) -> Result<MachineSpec, Fault> {
     let resume = dir.join(RESUME);
     DirBuilder::new().recursive(true).mode(0o700).create(&resume).map_err(io_fault("make", &resume))?;
-    for name in [MANIFEST, STATE] {
-        link(&from.join(name), &resume.join(name))?;
-    }
+    link(&from.join(STATE), &resume.join(STATE))?;
+    // A draft may become the manifest just now.
+    let place = |name| link(&from.join(name), &resume.join(MANIFEST));
+    place(MANIFEST).or_else(|_| place(DRAFT)).or_else(|_| place(MANIFEST))?;
     if manifest.memory_arrives() {
         // A copy would be another file than that into which it comes.
         for name in [MEMORY, MEMORY_BOARD, MEMORY_WANTED] {

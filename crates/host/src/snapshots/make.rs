@@ -1,7 +1,7 @@
 //! Snapshots of VMs that live.
 use super::targets::Targets;
-use super::{PASSING, Snapshots, io_fault, link};
-use crate::images::{Watcher, cancelled, step};
+use super::{PASSING, Snapshots, io_fault, link, new_id};
+use crate::images::{Unwatched, Watcher, cancelled, step};
 use crate::programs;
 use crate::runners::Runner;
 use crate::seed::{self, SEED, SETTINGS};
@@ -18,8 +18,8 @@ use viv_api::snapshot::{Snapshot, SnapshotCreate};
 use viv_api::timestamp::Timestamp;
 use viv_model::{DiskSpec, Fault, GuestKind, Kind, MachineSpec, Manifest, Plain, SavedParts, State};
 use viv_snapshot::{
-    CHUNK, FORMAT_ASKED, FORMAT_LAYERS, FORMAT_PROGRAM, FORMAT_WHOLE, IMAGE, IMAGE_PART, INITRD, KERNEL,
-    MEMORY, PROGRAM, SUM_LEN, disk_file, sums_file, write_manifest,
+    CHUNK, DRAFT, FORMAT_ASKED, FORMAT_LAYERS, FORMAT_PROGRAM, FORMAT_WHOLE, IMAGE, IMAGE_PART, INITRD,
+    KERNEL, MEMORY, PROGRAM, SUM_LEN, disk_file, draft_manifest, sums_file, write_manifest,
 };
 
 /// What for.
@@ -29,6 +29,8 @@ pub(super) enum Purpose {
     Keep,
     /// To be kept, and VMs are made by its name.
     Template,
+    /// The same, and VMs come from it before the host's disk has it.
+    Warm,
     /// For what comes from it now.
     Fork,
     /// For what reads its disks now.
@@ -49,6 +51,11 @@ impl Purpose {
     /// Whether it is gone in a moment: then it need not outlive the host.
     pub(super) fn passes(self) -> bool {
         matches!(self, Purpose::Fork | Purpose::Read)
+    }
+
+    /// Whether the host's disk must have it before it is there.
+    fn outlives_host(self) -> bool {
+        matches!(self, Purpose::Keep | Purpose::Template)
     }
 }
 
@@ -116,15 +123,24 @@ impl Snapshots {
             let saving = Saving::new(&dir, &record.machine, watcher);
             let parts = runner.snapshot(&told, &targets.files, || saving.tell())?;
             let mut parts = targets.complete(parts)?;
-            saving.tell_last();
+            if purpose.outlives_host() {
+                saving.tell_last();
+            }
             if record.program.is_none() && state == State::Running {
                 self.keep_translated(&dir, &record.id, &runner);
             }
             apart.iter().try_for_each(|disk| disk.keep(&dir, &mut parts.machine))?;
             self.keep_files(&dir, &parts, &targets.new, purpose)?;
             let kept = match &record.program {
-                Some(_) => vec![self.program_file(&dir, runner.dir())?],
-                None => self.boot_files(&dir, &parts)?,
+                Some(_) => vec![program_file(&dir, runner.dir())?],
+                None => boot_files(&dir, &parts.machine)?,
+            };
+            let files = match purpose {
+                // To read them all takes longer than all else, the first time.
+                Purpose::Warm => {
+                    kept.into_iter().map(|name| Plain { name, checksum: String::new() }).collect()
+                }
+                _ => self.plain(&dir, kept)?,
             };
             let asked = match &record.program {
                 Some(_) => None,
@@ -146,7 +162,7 @@ impl Snapshots {
                 vm: (record.id.clone(), record.name.clone()),
                 image: record.image.clone(),
                 parent: record.snapshot.clone(),
-                template: purpose == Purpose::Template,
+                template: matches!(purpose, Purpose::Template | Purpose::Warm),
                 groups: record.groups.clone(),
                 labels: record.labels.clone(),
                 // Where its cards are plugged in may have changed since its process was started.
@@ -158,12 +174,14 @@ impl Snapshots {
                 sections: parts.sections,
                 memory: parts.memory,
                 disks: parts.disks,
-                files: kept,
+                files,
             };
-            write_manifest(&manifest, &dir, !purpose.passes())?;
-            if !purpose.passes() {
-                let all = self.places.snapshots();
-                File::open(&all).and_then(|all| all.sync_all()).map_err(io_fault("write", &all))?;
+            match purpose {
+                Purpose::Warm => draft_manifest(&manifest, &dir)?,
+                _ => write_manifest(&manifest, &dir, purpose.outlives_host())?,
+            }
+            if purpose.outlives_host() {
+                self.sync_all_names()?;
             }
             Ok(manifest)
         });
@@ -176,6 +194,45 @@ impl Snapshots {
         })?;
         drop(turn);
         Ok(Made { dir, manifest, _work: work })
+    }
+
+    /// Makes a template for warm starts of a VM that lives; VMs can come from it as soon as `is_there` hears of it, while the host's
+    /// disk gets it.
+    pub(crate) fn keep_warm(
+        &self,
+        vm: &str,
+        ask: &SnapshotCreate,
+        is_there: impl FnOnce(),
+    ) -> Result<(), Fault> {
+        let made = self.make(vm, ask, Purpose::Warm, new_id()?, &Unwatched)?;
+        let Made { dir, manifest, .. } = &made;
+        let name = (manifest.project.clone(), manifest.name.clone());
+        lock(&self.fresh).insert(name.clone(), (dir.clone(), manifest.clone()));
+        is_there();
+        let settled = self.settle(dir, manifest);
+        lock(&self.fresh).remove(&name);
+        settled.inspect_err(|_| drop(fs::remove_dir_all(dir)))
+    }
+
+    /// Has the host's disk take one that is there but for that, and its manifest last.
+    fn settle(&self, dir: &Path, manifest: &Manifest) -> Result<(), Fault> {
+        let files = self.plain(dir, manifest.files.iter().map(|file| file.name.clone()).collect())?;
+        for entry in fs::read_dir(dir).map_err(io_fault("read", dir))? {
+            let path = entry.map_err(io_fault("read", dir))?.path();
+            // That only saves time.
+            if !path.ends_with(TRANSLATED) {
+                File::open(&path).and_then(|file| file.sync_all()).map_err(io_fault("write", &path))?;
+            }
+        }
+        write_manifest(&Manifest { files, ..manifest.clone() }, dir, true)?;
+        // Nobody looks for it any more.
+        let _ = fs::remove_file(dir.join(DRAFT));
+        self.sync_all_names()
+    }
+
+    fn sync_all_names(&self) -> Result<(), Fault> {
+        let all = self.places.snapshots();
+        File::open(&all).and_then(|all| all.sync_all()).map_err(io_fault("write", &all))
     }
 
     /// What the VM's processor has made of its code comes beside the snapshot, if there is any: that only saves time. What it had made
@@ -205,7 +262,7 @@ impl Snapshots {
         purpose: Purpose,
     ) -> Result<(), Fault> {
         for file in files {
-            if !purpose.passes() {
+            if purpose.outlives_host() {
                 file.sync_all().map_err(io_fault("write", dir))?;
             }
             // What VMs have below their disks is never written again.
@@ -215,38 +272,36 @@ impl Snapshots {
         parts.disks.iter().try_for_each(|disk| self.known.good(dir, disk, || Ok(())))
     }
 
-    /// What a program is.
-    fn program_file(&self, dir: &Path, vm: &Path) -> Result<Plain, Fault> {
-        let path = dir.join(PROGRAM);
-        link(&vm.join(programs::COPY), &path)?;
-        Ok(Plain { name: PROGRAM.to_string(), checksum: self.known.checksum(&path)? })
+    /// These files with their checksums.
+    fn plain(&self, dir: &Path, names: Vec<String>) -> Result<Vec<Plain>, Fault> {
+        let plain = |name: String| Ok(Plain { checksum: self.known.checksum(&dir.join(&name))?, name });
+        names.into_iter().map(plain).collect()
     }
+}
 
-    /// What the machine boots with.
-    fn boot_files(&self, dir: &Path, parts: &SavedParts) -> Result<Vec<Plain>, Fault> {
-        let machine = &parts.machine;
-        let mut kept = Vec::new();
-        for (name, path) in [(KERNEL, Some(&machine.kernel)), (INITRD, machine.initrd.as_ref())] {
-            if let Some(path) = path {
-                link(path, &dir.join(name))?;
-                kept.push(Plain { name: name.to_string(), checksum: self.known.checksum(&dir.join(name))? });
-            }
-        }
-        for name in image_files(machine)? {
-            let path = dir.join(name.file_name().unwrap_or_default());
-            link(&name, &path)?;
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            kept.push(Plain { name, checksum: self.known.checksum(&path)? });
-        }
-        // What cloud-init was told goes with the VM.
-        if let Some(disk) = machine.disks.iter().find(|disk| seed::is_seed(disk)) {
-            for name in [SEED, SETTINGS] {
-                link(&disk.path.with_file_name(name), &dir.join(name))?;
-                kept.push(Plain { name: name.to_string(), checksum: self.known.checksum(&dir.join(name))? });
-            }
-        }
-        Ok(kept)
+/// Places what a program is; gives its name.
+fn program_file(dir: &Path, vm: &Path) -> Result<String, Fault> {
+    link(&vm.join(programs::COPY), &dir.join(PROGRAM))?;
+    Ok(PROGRAM.to_string())
+}
+
+/// Places what the machine boots with; gives the names.
+fn boot_files(dir: &Path, machine: &MachineSpec) -> Result<Vec<String>, Fault> {
+    let mut kept = Vec::new();
+    let mut keep = |path: &Path, name: &str| {
+        kept.push(name.to_string());
+        link(path, &dir.join(name))
+    };
+    keep(&machine.kernel, KERNEL)?;
+    machine.initrd.iter().try_for_each(|path| keep(path, INITRD))?;
+    for path in image_files(machine)? {
+        keep(&path, &path.file_name().unwrap_or_default().to_string_lossy())?;
     }
+    // What cloud-init was told goes with the VM.
+    if let Some(disk) = machine.disks.iter().find(|disk| seed::is_seed(disk)) {
+        [SEED, SETTINGS].iter().try_for_each(|name| keep(&disk.path.with_file_name(name), name))?;
+    }
+    Ok(kept)
 }
 
 /// How far a VM's process is with what it saves.

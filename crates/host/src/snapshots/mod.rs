@@ -34,7 +34,7 @@ use crate::prune::Gone;
 use crate::store::{Request, StoreError};
 use crate::vms::{Held, Vms, lock};
 use known::Known;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -62,6 +62,8 @@ pub(crate) struct Snapshots {
     known: Known,
     /// Keys of requests that make several VMs just now.
     repeating: Mutex<HashSet<String>>,
+    /// Templates for warm starts that are there but for the host's disk, by project and name.
+    fresh: Mutex<HashMap<(ProjectName, String), (PathBuf, Manifest)>>,
     /// Identities of those that are being made, used while they pass, or removed.
     in_work: Mutex<HashSet<OsString>>,
 }
@@ -94,6 +96,7 @@ impl Snapshots {
             naming: Mutex::default(),
             known: Known::default(),
             repeating: Mutex::default(),
+            fresh: Mutex::default(),
             in_work: Mutex::default(),
         };
         snapshots.forget_unfinished(&mut Gone::default())?;
@@ -249,10 +252,13 @@ impl Snapshots {
                 return Err(SnapshotError::Damaged { path, what }.into());
             }
         }
-        manifest
-            .disks
-            .iter()
-            .try_for_each(|disk| self.known.good(dir, disk, || verify_disk(dir, disk, &mut |_| true)))
+        self.verify_contents(dir, manifest)
+    }
+
+    /// Compares its disks alone.
+    fn verify_contents(&self, dir: &Path, manifest: &Manifest) -> Result<(), Fault> {
+        let verify = |disk| self.known.good(dir, disk, || verify_disk(dir, disk, &mut |_| true));
+        manifest.disks.iter().try_for_each(verify)
     }
 
     /// Also one whose manifest cannot be read any more, by its identity.

@@ -3,6 +3,10 @@ use super::Snapshots;
 use crate::container_ask;
 use crate::guest_commands::Runs;
 use crate::store::{Request, VmRecord};
+use crate::vms::lock;
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::time::SystemTime;
 use viv_api::snapshot::SnapshotRestore;
 use viv_api::vm::{Vm, VmCreate, VmStart};
 use viv_model::{Accel, Fault, Kind, Manifest, ProjectName};
@@ -29,6 +33,21 @@ pub(crate) fn of_one_vm(ask: &VmCreate) -> VmCreate {
 }
 
 impl Snapshots {
+    /// When somebody last went on from a template for warm starts.
+    pub(crate) fn used_at(&self, id: &str) -> Option<SystemTime> {
+        fs::metadata(self.places.snapshots().join(id)).and_then(|data| data.modified()).ok()
+    }
+
+    /// Whether there is a template for warm starts of this name.
+    pub(crate) fn is_warm(&self, project: &ProjectName, name: &str) -> bool {
+        self.find_warm(project, name).is_ok()
+    }
+
+    fn find_warm(&self, project: &ProjectName, name: &str) -> Result<(PathBuf, Manifest), Fault> {
+        let fresh = lock(&self.fresh).get(&(project.clone(), name.to_string())).cloned();
+        fresh.map_or_else(|| self.find(project, name), Ok)
+    }
+
     /// Whether a template of a project is called so.
     pub(crate) fn is_template(&self, project: &ProjectName, name: &str) -> bool {
         self.find(project, name).is_ok_and(|(_, manifest)| manifest.template && manifest.name == name)
@@ -75,7 +94,7 @@ impl Snapshots {
         request: Option<Request>,
     ) -> Result<Vm, Fault> {
         ask.check_restart()?;
-        let (dir, manifest) = self.find(project, template)?;
+        let (dir, manifest) = self.find_warm(project, template)?;
         let record = self.record_from(&manifest, ask, request)?;
         let ports =
             record.process.as_ref().map(|process| container_ask::all_ports(ask, process)).transpose()?;
@@ -86,7 +105,10 @@ impl Snapshots {
             wanted: !ask.restart.is_never(),
             ..record
         };
-        self.verify_disks(&dir, &manifest)?;
+        // The image's files are compared by nobody who boots from them, either.
+        self.verify_contents(&dir, &manifest)?;
+        // For who removes what is not used.
+        let _ = File::open(&dir).and_then(|dir| dir.set_modified(SystemTime::now()));
         let start = VmStart { attended_by: ask.attended_by };
         self.go_on(&dir, &manifest, record, ports.as_ref().unwrap_or(&ask.ports), &start, Runs::Nothing)
     }

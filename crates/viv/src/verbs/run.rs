@@ -148,9 +148,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "restart|end", value_parser = on_reboot)]
     reboot: Option<OnReboot>,
     /// Go on from where a guest of the same image and machine had booted, which is kept as a template the first time (viv template ls):
-    /// for the default guest and images of containers
-    #[arg(long)]
-    warm: bool,
+    /// auto, images of containers if they can, the usual; always, the default guest too, or not at all: --warm alone; never
+    #[arg(long, value_name = "WHEN", default_value = "auto", default_missing_value = "always", num_args = 0..=1)]
+    #[arg(require_equals = true, hide_possible_values = true, value_enum)]
+    warm: Warm,
     /// Start it again after it has ended: no, on-failure, on-failure:N times, unless-stopped, always; also after a boot of this host
     #[arg(long, value_name = "POLICY", requires = "detach", conflicts_with = "rm")]
     restart: Option<Restart>,
@@ -359,8 +360,10 @@ fn computer(context: &Context, interrupt: &Interrupt, args: Args) -> Result<u8, 
     if client.is_elsewhere() {
         ask.attended_by = None; // our process is not there
     }
+    // Other guests boot, unless it is said: when a system of its own is ready is its own business.
+    let warm = if args.warm == Warm::Auto && process.is_none() { Warm::Never } else { args.warm };
     interrupt.enter(Stage::Creating);
-    let created = create(client, &ask, args.warm);
+    let created = create(client, &ask, warm);
     if let Some(status) = interrupt.status() {
         if let Ok(vm) = &created {
             end_vm(client, &vm.id, true);
@@ -437,14 +440,16 @@ fn in_image(purpose: Purpose, args: &Args, process: &ImageProcess) -> Result<Pur
 }
 
 /// Has it made and started.
-fn create(client: &Client, ask: &VmCreate, warm: bool) -> Result<Vm, Fault> {
+fn create(client: &Client, ask: &VmCreate, warm: Warm) -> Result<Vm, Fault> {
     let request = Request::new(Route::VmCreate, &[]).body(ask);
-    if !warm {
-        return client.json(request);
-    }
+    let query = match warm {
+        Warm::Never => return client.json(request),
+        Warm::Auto => "warm=auto",
+        Warm::Always => "warm=true",
+    };
     let image = ask.image.as_deref().unwrap_or(DEFAULT);
     let _waiting = Waiting::new(format!("{image} boots once, for all that start warm"));
-    client.json(request.query("warm=true"))
+    client.json(request.query(query))
 }
 
 /// Whether a template is called so: it needs no image.
@@ -472,6 +477,17 @@ fn build_missing(
         return Ok(None);
     }
     built.map(Some)
+}
+
+/// Whether a VM goes on from where another had booted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Warm {
+    /// Images of containers, if they can
+    Auto,
+    /// Or it is refused
+    Always,
+    /// It boots
+    Never,
 }
 
 /// When an image that is somewhere else is got.
