@@ -346,6 +346,19 @@ fn every_other_form_gives_the_same_disk() {
         .unwrap();
     tar(&dir, "v.box", &["-z", "-S"], &["./metadata.json", "./box.img"]);
     forms.push(("v.box", "Vagrant box"));
+    fs::write(dir.path("metadata.json"), r#"{"provider":"vmware_desktop"}"#).unwrap();
+    fs::write(dir.path("w.vmx"), vmx.replace("f.vmdk", "s.vmdk")).unwrap();
+    let parts = ["./metadata.json", "./w.vmx", "./s.vmdk", "./s-s001.vmdk"];
+    tar(&dir, "w.box", &["-z"], &parts);
+    forms.push(("w.box", "Vagrant box"));
+    // One of which a disk, or a part of one, is missing.
+    for missing in [2, 3] {
+        let mut some = parts.to_vec();
+        let gone = some.remove(missing).trim_start_matches("./");
+        tar(&dir, "x.box", &["-z"], &some);
+        let refused = run(&["import", &dir.path("x.box"), "--name", "e2e-import-none"], "");
+        assert!(refused.status != 0 && refused.err.contains(gone), "{refused:?}");
+    }
     for (number, (file, from)) in forms.iter().enumerate() {
         let _image = Image::new("e2e-import-form");
         let done = run(&["--json", "import", &dir.path(file), "--name", "e2e-import-form"], "").ok();

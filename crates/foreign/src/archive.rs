@@ -1,5 +1,5 @@
 //! Tar archives, plain or compressed: which members there are, and their contents one after the other. A member's name is compared with names
-//! that descriptions give; no file is ever made by it.
+//! that descriptions give; no file is ever made by it, but the parts of a disk that name each other, and then by a plain name.
 use crate::checksums::{Checksum, Sum};
 use crate::fault::{damaged, failed, unsupported};
 use crate::machine::shown;
@@ -162,7 +162,7 @@ fn cut(path: &Path) -> Fault {
 /// Whether a member is a description, which is kept.
 fn is_text(name: &str) -> bool {
     let end = name.rsplit(['.', '/']).next().unwrap_or_default().to_ascii_lowercase();
-    matches!(end.as_str(), "ovf" | "mf" | "cert" | "json" | "vagrantfile")
+    matches!(end.as_str(), "ovf" | "mf" | "cert" | "json" | "vagrantfile" | "vmx")
 }
 
 /// Copies all of `content` to a new file, without its zeroes, comparing it with its checksum. It has `size` bytes if that is known, else at

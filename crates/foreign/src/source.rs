@@ -44,6 +44,8 @@ enum Content {
     Disks(Vec<viv_block::Source>),
     /// Disks that are members of an archive.
     Members(Archive, Vec<String>),
+    /// The same, of VMware: members that name others.
+    Parts(Archive, Vec<String>),
     /// A backup, and the number of its disk for each of its devices.
     Backup(Header, Vec<Option<usize>>),
 }
@@ -144,6 +146,21 @@ impl Source {
                 )?;
                 std::fs::remove_file(&packed).map_err(failed("remove", &packed))
             }),
+            Content::Parts(archive, names) => {
+                let place = scratch.join("parts");
+                std::fs::create_dir(&place).map_err(failed("make", &place))?;
+                archive.each(&mut |name, size, content| match is_part(name) {
+                    true => spill(content, (name, Some(size), size), &place.join(name), None, watcher),
+                    false => Ok(()),
+                })?;
+                for (number, name) in names.iter().enumerate() {
+                    let format = Some(DiskFormat::Vmdk);
+                    let source =
+                        viv_block::Source { format, ..viv_block::Source::new(&place.join(name), true) };
+                    copy_file(&source, (number, name, None), targets, watcher)?;
+                }
+                std::fs::remove_dir_all(&place).map_err(failed("remove", &place))
+            }
             Content::Backup(header, numbers) => {
                 let what = self.path.display().to_string();
                 let mut input = unpacked(&self.path)?;
@@ -173,7 +190,7 @@ impl Source {
             return Ok(source(machine, Content::Package(package)));
         };
         let settings = archive.bytes(VAGRANTFILE).map(String::from_utf8_lossy).unwrap_or_default();
-        let (mut machine, contents) = vagrant::parse(&metadata, &settings)?;
+        let (machine, contents) = vagrant::parse(&metadata, &settings)?;
         match contents {
             Contents::Disks(names) => match names.iter().find(|name| !archive.has(name)) {
                 Some(missing) => Err(damaged(&what, format!("its disk {:?} is not in it", shown(missing)))),
@@ -181,16 +198,24 @@ impl Source {
             },
             Contents::Ovf => {
                 let (described, package) = package::of_archive(archive, &what)?;
-                let left = described.left.iter().filter(|item| !item.starts_with("checksums:")).cloned();
-                machine.left.extend(left);
-                let machine = Machine {
-                    origin: Origin::Vagrant,
-                    memory_mib: machine.memory_mib.or(described.memory_mib),
-                    cpus: machine.cpus.or(described.cpus),
-                    left: machine.left,
-                    ..described
+                Ok(source(in_a_box(machine, described), Content::Package(package)))
+            }
+            Contents::Vmx => {
+                let all: Vec<_> = archive.names().filter(|name| name.ends_with(".vmx")).collect();
+                let [name] = all[..] else {
+                    let why = format!("a box of VMware has one .vmx, and it has {}", all.len());
+                    return Err(damaged(&what, why));
                 };
-                Ok(source(machine, Content::Package(package)))
+                let text = archive.bytes(name).ok_or_else(|| damaged(name, "it is too long"))?;
+                let (described, drives) = vmx::parse(&String::from_utf8_lossy(text), &shown(name))?;
+                let names = drives.iter().map(|drive| drive.path.to_string_lossy().into_owned());
+                let names: Vec<String> = names.collect();
+                match names.iter().find(|name| !is_part(name) || !archive.has(name)) {
+                    Some(missing) => {
+                        Err(damaged(&what, format!("its disk {:?} is not in it", shown(missing))))
+                    }
+                    None => Ok(source(in_a_box(machine, described), Content::Parts(archive, names))),
+                }
             }
         }
     }
@@ -292,6 +317,25 @@ impl Source {
         look(&source, &mut machine)?;
         Ok(Source { path: path.to_owned(), machine, content: Content::Disks(vec![source]) })
     }
+}
+
+/// A machine as its own description says, and the box around it.
+fn in_a_box(mut around: Machine, described: Machine) -> Machine {
+    let left = described.left.iter().filter(|item| !item.starts_with("checksums:")).cloned();
+    around.left.extend(left);
+    Machine {
+        origin: Origin::Vagrant,
+        memory_mib: around.memory_mib.or(described.memory_mib),
+        cpus: around.cpus.or(described.cpus),
+        left: around.left,
+        ..described
+    }
+}
+
+/// Whether a member of a box may be a disk of VMware, or a part of one: a file by a plain name.
+fn is_part(name: &str) -> bool {
+    let is_plain = Path::new(name).file_name().is_some_and(|plain| plain == name);
+    is_plain && name.to_ascii_lowercase().ends_with(".vmdk")
 }
 
 /// A description, which is not longer than any is.

@@ -16,6 +16,8 @@ pub(crate) enum Contents {
     Ovf,
     /// Disks by their names in the box, for libvirt.
     Disks(Vec<String>),
+    /// A `.vmx` with its disks, for VMware.
+    Vmx,
 }
 
 /// Reads a box's metadata and settings.
@@ -32,6 +34,8 @@ pub(crate) fn parse(metadata: &str, vagrantfile: &str) -> Result<(Machine, Conte
     let provider = said.get("provider").and_then(Value::as_str).unwrap_or_default();
     match provider {
         "virtualbox" => Ok((machine, Contents::Ovf)),
+        // The second and third are of before there was one for all.
+        "vmware_desktop" | "vmware_fusion" | "vmware_workstation" | "vmware" => Ok((machine, Contents::Vmx)),
         "libvirt" => {
             let names: Vec<String> = match said.get("disks").and_then(Value::as_array) {
                 None => vec!["box.img".to_string()],
@@ -55,7 +59,7 @@ pub(crate) fn parse(metadata: &str, vagrantfile: &str) -> Result<(Machine, Conte
         other => Err(unsupported(
             "the Vagrant box",
             format!("it is for {:?}", shown(other)),
-            "get the box of the provider libvirt or virtualbox; or unpack it (tar xf), and import the disk in it",
+            "get the box of the provider libvirt, virtualbox or vmware_desktop; or unpack it (tar xf), and import the disk in it",
         )),
     }
 }
@@ -84,6 +88,7 @@ mod tests {
         let text = r#"{"provider": "libvirt", "disks": [{"path": "./a.img"}, {"path": "b.img"}]}"#;
         assert!(matches!(parse(text, "").unwrap().1, Contents::Disks(names) if names == ["a.img", "b.img"]));
         assert!(matches!(parse(r#"{"provider": "virtualbox"}"#, "").unwrap().1, Contents::Ovf));
+        assert!(matches!(parse(r#"{"provider": "vmware_desktop"}"#, "").unwrap().1, Contents::Vmx));
         for bad in ["{", "{}", r#"{"provider": "hyperv"}"#, r#"{"provider": "libvirt", "disks": []}"#] {
             assert!(parse(bad, "").is_err(), "{bad}");
         }
