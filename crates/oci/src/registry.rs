@@ -33,6 +33,8 @@ const WAIT_MAX: Duration = Duration::from_secs(60);
 const DOCKER_HOST: &str = "registry-1.docker.io";
 /// Most bytes of a token's document, and of an error.
 const SMALL: u64 = 1 << 20;
+/// Tags that are named to who wants one that is not there.
+const TAGS_SHOWN: usize = 8;
 
 /// How to talk to registries.
 #[derive(Clone, Debug, Default)]
@@ -532,6 +534,28 @@ impl Registry {
         }
     }
 
+    /// What tags the repository has instead of one that it has not, those most like that first; nothing if it does not say.
+    fn other_tags(&self, wanted: &str, watch: &dyn Watch) -> Option<String> {
+        /// OCI Distribution Specification 1.1, "Listing Tags".
+        #[derive(Deserialize)]
+        struct Tags {
+            tags: Vec<String>,
+        }
+        let mut answer = self.get("tags/list", None, 0, watch).ok()?;
+        let mut text = Vec::new();
+        answer.body_mut().as_reader().take(SMALL).read_to_end(&mut text).ok()?;
+        let Tags { mut tags } = serde_json::from_slice(&text).ok()?;
+        tags.retain(|tag| {
+            tag.len() <= 128 && tag.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        });
+        let alike = |tag: &String| tag.bytes().zip(wanted.bytes()).take_while(|(a, b)| a == b).count();
+        tags.sort_by_key(|tag| std::cmp::Reverse(alike(tag)));
+        let more = tags.len().saturating_sub(TAGS_SHOWN);
+        tags.truncate(TAGS_SHOWN);
+        let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+        (!tags.is_empty()).then(|| format!("take another tag of it: {}{more}", tags.join(", ")))
+    }
+
     fn manifest(&self, wanted: &str, watch: &dyn Watch) -> Result<Vec<u8>, Fault> {
         let accept = [OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST].join(", ");
         let mut failures = 0;
@@ -575,7 +599,13 @@ impl Source for Registry {
     }
 
     fn top(&self, watch: &dyn Watch) -> Result<Vec<u8>, Fault> {
-        let text = self.manifest(&self.name.wanted(), watch)?;
+        let wanted = self.name.wanted();
+        let text = self.manifest(&wanted, watch).map_err(|fault| match (fault.kind, &self.name.digest) {
+            (Kind::NotFound, None) => {
+                Fault { fix: self.other_tags(&wanted, watch).unwrap_or(fault.fix), ..fault }
+            }
+            _ => fault,
+        })?;
         match &self.name.digest {
             Some(digest) if *digest != Digest::of(&text) => {
                 Err(damaged_at(&self.name(), &format!("the registry gave {} for it", Digest::of(&text))))

@@ -239,6 +239,27 @@ fn what_refuses_for_a_while_is_asked_again() {
 }
 
 #[test]
+fn other_tags_are_named_where_one_is_missing() {
+    let server = Server::start(Box::new(|asked, _| {
+        let tags = r#"{"name":"a/b","tags":["latest","12-slim","12","1\u001b[31m","11"]}"#;
+        asked.target.ends_with("/tags/list").then(|| answer(200, tags))
+    }));
+    let fault = server.resolve("a/b:12-slin").unwrap_err();
+    assert!(
+        fault.kind == Kind::NotFound && fault.fix == "take another tag of it: 12-slim, 12, 11, latest",
+        "{fault}"
+    );
+    // A registry that does not say, or lies.
+    for tags in ["", "[]", r#"{"tags":null}"#, r#"{"tags":[]}"#] {
+        let server = Server::start(Box::new(move |asked, _| {
+            asked.target.ends_with("/tags/list").then(|| answer(200, tags))
+        }));
+        let fault = server.resolve("a/b:2").unwrap_err();
+        assert!(fault.kind == Kind::NotFound && fault.fix.contains("spelling"), "{fault}");
+    }
+}
+
+#[test]
 fn a_redirect_is_followed_without_our_token() {
     let other = Server::start(Box::new(|asked, _| {
         assert!(!asked.headers.contains_key("authorization"), "our token went to a stranger");

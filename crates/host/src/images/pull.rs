@@ -4,7 +4,7 @@ use super::layers::{Layers, Unpacked, get};
 use super::manifest::Container;
 use super::store::Store;
 use super::{Image, Manifest, Watcher};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::path::Path;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
@@ -40,7 +40,16 @@ pub(super) fn pull(
     pulling.note("asking for its manifest");
     let client = Client::new(Options { insecure });
     let source = viv_oci::open(reference, &client)?;
-    let found = viv_oci::resolve(source.as_ref(), &pulling)?;
+    let found = viv_oci::resolve(source.as_ref(), &pulling).map_err(|fault| {
+        let known = store.list().unwrap_or_default().into_iter().map(|image| image.name);
+        let known: Vec<String> = known.filter(|other| *other != name).collect();
+        match near(&name, &known) {
+            Some(near) if fault.kind == Kind::NotFound => {
+                Fault { fix: format!("{}; here there is {near}", fault.fix), ..fault }
+            }
+            _ => fault,
+        }
+    })?;
     let key = format!("{} {REVISION}", found.digest);
     if let Some(image) = store.get(&name)?
         && image.manifest.key == key
@@ -337,11 +346,9 @@ pub(super) fn full_name(text: &str) -> Result<Option<Reference>, Fault> {
 
 /// Says that no image is called so, and what else there is.
 pub(super) fn unknown(name: &str, known: &[String]) -> Fault {
-    let near: Vec<&str> =
-        known.iter().filter(|other| is_near(name, other)).map(String::as_str).take(3).collect();
-    let fix = match near.is_empty() {
-        false => format!("did you mean {}? See what is there: viv images", near.join(" or ")),
-        true => {
+    let fix = match near(name, known) {
+        Some(near) => format!("did you mean {near}? See what is there: viv images"),
+        None => {
             let bare = name.split([':', '@']).next().unwrap_or_default();
             let plain = !bare.is_empty()
                 && bare.bytes().all(|byte| {
@@ -356,6 +363,14 @@ pub(super) fn unknown(name: &str, known: &[String]) -> Fault {
         }
     };
     Fault::new(Kind::NotFound, format!("no image is called {name:?}"), fix)
+}
+
+/// Which of them could have been meant.
+fn near(name: &str, known: &[String]) -> Option<String> {
+    let near: BTreeSet<&str> =
+        known.iter().filter(|other| is_near(name, other)).map(String::as_str).collect();
+    let near: Vec<&str> = near.into_iter().take(3).collect();
+    (!near.is_empty()).then(|| near.join(" or "))
 }
 
 /// Whether two names differ by a letter or two, or one ends the other.
@@ -421,6 +436,8 @@ mod tests {
     fn near_names_are_suggested() {
         let known = ["debian".to_string(), "docker.io/library/postgres:16".to_string()];
         assert!(unknown("debain", &known).fix.contains("debian"));
+        let twice = ["default".to_string(), "default".to_string()];
+        assert!(unknown("defualt", &twice).fix.starts_with("did you mean default? "));
         assert!(unknown("postgres", &known).fix.contains("docker.io/library/postgres:16"));
         assert!(unknown("nginx:1", &known).fix.contains("viv run docker.io/nginx:1"));
         assert!(!unknown("No such", &known).fix.contains("docker.io"));
