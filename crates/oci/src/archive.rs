@@ -201,9 +201,11 @@ fn choose_saved<'a>(saved: &'a [Saved], tag: Option<&str>, name: &str) -> Result
                 if names.is_empty() || tag.is_none() {
                     names = vec![names.first().cloned().unwrap_or_default()];
                 }
-                names.into_iter().map(move |name| (at, name))
+                names.into_iter().map(move |name| (at, name, image.config.clone()))
             })
-            .map(|(at, tag)| Descriptor {
+            .map(|(at, tag, config)| Descriptor {
+                // By that two are told apart.
+                digest: config,
                 size: at as u64,
                 annotations: [(crate::layout::REF_NAME.to_string(), tag)].into(),
                 ..Descriptor::default()

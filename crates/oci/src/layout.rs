@@ -1,7 +1,7 @@
 //! An OCI image layout in a directory (OCI image specification, image-layout.md).
 use crate::Digest;
 use crate::source::{Blob, DOCUMENT_MAX, Source, Watch, damaged_at};
-use crate::types::{Descriptor, Index};
+use crate::types::{Descriptor, Index, Platform};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -43,12 +43,33 @@ pub(crate) fn choose(index: &Index, tag: Option<&str>, name: &str) -> Result<Des
     let tags_of = |entry: &Descriptor| -> Vec<String> {
         [REF_NAME, FULL_NAME].iter().filter_map(|key| entry.annotations.get(*key).cloned()).collect()
     };
+    let named = |is_it: &dyn Fn(&str) -> bool| -> Vec<&Descriptor> {
+        let mut all: Vec<&Descriptor> =
+            index.manifests.iter().filter(|entry| tags_of(entry).iter().any(|known| is_it(known))).collect();
+        all.dedup_by(|one, other| one.digest == other.digest);
+        all
+    };
     let found = match tag {
-        Some(tag) => index.manifests.iter().find(|entry| {
-            tags_of(entry)
-                .iter()
-                .any(|known| known == tag || known.rsplit_once(':').is_some_and(|(_, end)| end == tag))
-        }),
+        Some(tag) => {
+            let mut found = named(&|known| known == tag);
+            if found.is_empty() {
+                found = named(&|known| known.rsplit_once(':').is_some_and(|(_, end)| end == tag));
+            }
+            // Some tools list each platform of an image by itself.
+            if found.len() > 1
+                && found.iter().any(|entry| entry.platform.as_ref().is_some_and(Platform::is_ours))
+            {
+                found.retain(|entry| entry.platform.as_ref().is_some_and(Platform::is_ours));
+            }
+            if found.len() > 1 {
+                return Err(Fault::new(
+                    Kind::Usage,
+                    format!("{name} has {} images that are called {tag:?}", found.len()),
+                    "say which by its whole name, behind a colon; or pack it with a name for each",
+                ));
+            }
+            found.first().copied()
+        }
         None if index.manifests.len() == 1 => index.manifests.first(),
         None => None,
     };
@@ -130,6 +151,17 @@ mod tests {
         assert_eq!(choose(&two, Some("b"), "it").unwrap().digest, "docker.io/library/x:b");
         assert!(choose(&two, Some("c"), "it").unwrap_err().message.contains("it has: a, docker.io"));
         assert_eq!(choose(&two, None, "it").unwrap_err().kind, Kind::Usage);
+        let again = |tag: &str| Descriptor { digest: "other".into(), ..entry(tag) };
+        let same = Index { manifests: vec![entry("a"), again("a"), again("x:a")], ..Index::default() };
+        assert!(choose(&same, Some("a"), "it").unwrap_err().message.contains("2 images that are called"));
+        assert_eq!(choose(&same, Some("x:a"), "it").unwrap().digest, "other");
+        let of = |architecture: &str, entry: Descriptor| {
+            let platform = serde_json::json!({ "os": "linux", "architecture": architecture });
+            Descriptor { platform: serde_json::from_value(platform).ok(), ..entry }
+        };
+        let manifests = vec![of("arm64", entry("a")), of("amd64", again("a"))];
+        let each = Index { manifests, ..Index::default() };
+        assert_eq!(choose(&each, Some("a"), "it").unwrap().digest, "other");
         let one = Index { manifests: vec![entry("a")], ..Index::default() };
         assert_eq!(choose(&one, None, "it").unwrap().digest, "a");
         assert_eq!(Layout::open(Path::new("/nowhere"), None).err().unwrap().kind, Kind::NotFound);

@@ -99,10 +99,16 @@ fn is_host(text: &str) -> bool {
         && !text.contains(char::is_whitespace)
 }
 
-/// A path, and the tag behind its last colon if no slash follows.
+/// A path, and the tag or name behind a colon: behind an archive's ending, or in the path's last part.
 fn split_tag(text: &str) -> (&str, Option<String>) {
-    match text.rsplit_once(':') {
-        Some((path, tag)) if !tag.is_empty() && !tag.contains('/') => (path, Some(tag.to_string())),
+    let ending = text.find(".tar:").map(|at| at + 4);
+    let last = || {
+        let part = text.rfind('/').map_or(0, |slash| slash + 1);
+        text.get(part..)?.find(':').map(|at| part + at)
+    };
+    let split = ending.or_else(last).and_then(|at| Some((text.get(..at)?, text.get(at + 1..)?)));
+    match split {
+        Some((path, tag)) if !tag.is_empty() => (path, Some(tag.to_string())),
         _ => (text, None),
     }
 }
@@ -198,6 +204,8 @@ mod tests {
             ("oci:/a/dir", "oci:/a/dir".into()),
             ("oci-archive:x.tar", "oci-archive:/here/x.tar".into()),
             ("docker-archive:/x.tar:a", "oci-archive:/x.tar:a".into()),
+            ("docker-archive:/a:b/x.tar:t:1", "oci-archive:/a:b/x.tar:t:1".into()),
+            ("docker-archive:/x.tar:quay.io/a/b:1", "oci-archive:/x.tar:quay.io/a/b:1".into()),
         ] {
             assert!(Reference::is_one(text), "{text}");
             let reference = parse(text).unwrap();
