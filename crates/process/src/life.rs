@@ -203,7 +203,7 @@ fn live(dir: &Path, engine: &dyn Engine) -> Result<End, Fault> {
     // Before the first thread: these restrictions are a thread's own and pass on to the threads it makes.
     let mut restricted = sandbox::restrict(&confinement.files)?;
     keep_log(&console, log)?;
-    // What it shares with other VMs is in no directory of its own.
+    // Java's programs change modes of files that are theirs.
     let calls = [&confinement.calls, sandbox::MODES].concat();
     restricted.extend(match confinement.has_network {
         true => sandbox::filter_calls_but_sockets(&calls),

@@ -31,6 +31,8 @@ pub type Ranges = [(u64, u64)];
 
 /// A checksum.
 pub(crate) type Sum = [u8; SUM_LEN];
+/// That of zeroes.
+pub(crate) const ZERO: Sum = [0; SUM_LEN];
 
 /// Whether all of `data` is zero.
 pub(crate) fn is_zero(data: &[u8]) -> bool {
@@ -40,7 +42,7 @@ pub(crate) fn is_zero(data: &[u8]) -> bool {
 
 /// The checksum of a chunk.
 pub(crate) fn sum_of(chunk: &[u8]) -> Sum {
-    if is_zero(chunk) { [0; SUM_LEN] } else { blake3::hash(chunk).into() }
+    if is_zero(chunk) { ZERO } else { blake3::hash(chunk).into() }
 }
 
 /// Reads the chunk at an offset, unless it is known to be zero: then it answers false.
@@ -62,7 +64,7 @@ pub fn write(
     while at < bytes {
         let len = CHUNK.min(bytes - at);
         let chunk = buffer.get_mut(..len as usize).unwrap_or_default();
-        let mut sum = [0; SUM_LEN];
+        let mut sum = ZERO;
         if touched.any(at, len) && read(at, chunk)? {
             let written = write_pieces(file, at, chunk, |_, piece| !is_zero(piece))?;
             data_bytes += written;

@@ -3,7 +3,7 @@
 //! Chunks are compared by their checksums. Of one that differs, the earlier content is read, and the pieces are written in which
 //! they differ: so nobody needs to have watched what was changed, and what was written twice with the same is left out.
 use crate::content::{
-    CHUNK, PIECE, ReadChunk, SUM_LEN, Sum, SumsWriter, Touched, is_zero, sum_of, write_pieces,
+    CHUNK, PIECE, ReadChunk, SUM_LEN, Sum, SumsWriter, Touched, ZERO, is_zero, sum_of, write_pieces,
 };
 use crate::{Ranges, SnapshotError};
 use std::fs::File;
@@ -13,9 +13,6 @@ use std::path::Path;
 use std::sync::Arc;
 use viv_block::{ContentLayer, Disk, Layers, PieceMap, RawDisk};
 use viv_model::Content;
-
-/// The checksum of zeroes.
-const ZERO: Sum = [0; SUM_LEN];
 
 /// Most layers of a content: whoever reads it has all of them open.
 pub const LAYERS_MAX: usize = 8;
