@@ -54,6 +54,14 @@ pub(crate) fn main() -> ExitCode {
         }
     }
     shares::mount_in_guest(&wishes.shares);
+    if root::is_apart()
+        && wishes.read_only
+        && let Err(error) = layers::seal()
+    {
+        say(format_args!("cannot start the image: its files cannot be made read-only: {error}"));
+        power::end_now(Last::PowerOff);
+        return ExitCode::FAILURE;
+    }
     setup::name_guest(wishes.hostname.as_deref());
     if let Err(error) = Card::called("lo").and_then(|lo| lo.up()) {
         say(format_args!("cannot set the loopback network up: {error}"));

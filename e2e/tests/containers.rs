@@ -96,6 +96,10 @@ fn an_image_runs_as_its_configuration_says() {
     assert_eq!((asked.out.as_str(), asked.status), ("red / 0:5\n", 9));
     let other = run(&["run", "--rm", "--entrypoint", "/bin/echo", &app, "-n", "other"], "").ok();
     assert_eq!(other.out, "other");
+    // What follows the image is the program's, also where we have an option of that name.
+    let options =
+        run(&["run", "--rm", "--entrypoint", "/bin/echo", &app, "--rm", "-d", "--name", "x"], "").ok();
+    assert_eq!(options.out, "--rm -d --name x\n");
     // Layers above hide and add.
     let seen = run(&["run", "--rm", &app, "cat /added /kept; ls /gone"], "");
     assert_eq!((seen.out.as_str(), seen.status), ("of the appof the base", 1));
@@ -110,6 +114,15 @@ fn an_image_runs_as_its_configuration_says() {
         run(&["run", "--rm", "-v", &shared, &base, "cat", "/data/in/added"], "").ok().out,
         "of the app"
     );
+    let sealed = "echo x > /in-image; echo y > /tmp/y && cat /tmp/y";
+    let sealed = run(&["run", "--rm", "--read-only", "-v", "/tmp", &base, "sh", "-c", sealed], "").ok();
+    assert!(sealed.out == "y\n" && sealed.err.contains("Read-only file system"), "{sealed:?}");
+    assert_eq!(run(&["run", "--rm", "--read-only", "--", "true"], "").status, 2);
+    let variables = layout.0.path("variables");
+    fs::write(&variables, "# not one\nONE=1\n TWO=2 and more\n").unwrap();
+    let told =
+        ["run", "--rm", "--env-file", &variables, "-e", "ONE=one", &base, "sh", "-c", "echo $ONE, $TWO"];
+    assert_eq!(run(&told, "").ok().out, "one, 2 and more\n");
     let missing = run(&["run", "--rm", &base, "nothing-like-this"], "");
     assert_eq!(missing.status, 127, "{missing:?}");
     // Both have the layer below once.

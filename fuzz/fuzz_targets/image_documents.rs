@@ -1,8 +1,8 @@
 //! What a registry or an archive says of an image: any bytes in the place of its index, of its manifest or of its configuration,
-//! each with the digest that it has.
+//! each with the digest that it has; and who a request says to be to registries.
 #![no_main]
 use viv_model::Fault;
-use viv_oci::{Blob, Descriptor, Digest, Source, Watch, resolve};
+use viv_oci::{Blob, Descriptor, Digest, Logins, Source, Watch, resolve};
 
 struct Told {
     top: Vec<u8>,
@@ -39,6 +39,9 @@ impl Watch for Nobody {
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let Some((place, data)) = data.split_first() else { return };
+    if let Some(logins) = std::str::from_utf8(data).ok().and_then(|text| Logins::decode(text).ok()) {
+        assert_eq!(Logins::decode(&logins.encode()), Ok(logins));
+    }
     let (digest, size) = (Digest::of(data), data.len());
     let descriptor = |kind: &str| {
         format!(

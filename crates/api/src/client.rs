@@ -4,6 +4,7 @@
 //! sends; every length that it reads is bounded all the same.
 use crate::contract::host_thing;
 use crate::endpoint::{Method, Route, UPGRADE, query_value};
+use crate::image::REGISTRY_CONFIG;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 use serde::de::DeserializeOwned;
@@ -87,17 +88,25 @@ pub struct Request<'a> {
     pub query: String,
     /// The body, if there is one: JSON.
     pub body: Option<Vec<u8>>,
+    /// The value of [`REGISTRY_CONFIG`], if there is one: base64url.
+    pub registries: Option<String>,
 }
 
 impl<'a> Request<'a> {
     /// Asks `route` of the things named by `arguments`.
     pub fn new(route: Route, arguments: &'a [&'a str]) -> Request<'a> {
-        Request { route, arguments, query: String::new(), body: None }
+        Request { route, arguments, query: String::new(), body: None, registries: None }
     }
 
     /// With a query.
     pub fn query(mut self, query: impl Into<String>) -> Request<'a> {
         self.query = query.into();
+        self
+    }
+
+    /// With who to be to registries.
+    pub fn registries(mut self, logins: Option<String>) -> Request<'a> {
+        self.registries = logins;
         self
     }
 
@@ -339,6 +348,9 @@ fn encode(
     head.push_str(&format!(" HTTP/1.1\r\nHost: {host}\r\n{authorization}"));
     if let Some(key) = key {
         head.push_str(&format!("Idempotency-Key: {key}\r\n"));
+    }
+    if let Some(logins) = &request.registries {
+        head.push_str(&format!("{REGISTRY_CONFIG}: {logins}\r\n"));
     }
     match upgrade {
         true => head.push_str(&format!("Connection: upgrade\r\nUpgrade: {UPGRADE}\r\n")),

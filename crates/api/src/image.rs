@@ -189,6 +189,10 @@ pub struct Pruned {
     pub bytes: u64,
 }
 
+/// The header field in which requests that have to do with a registry say who to be there (Docker Engine API): base64url of
+/// `{"REGISTRY": {"username": "…", "password": "…"}}`. Without it, it is whoever the host service's user is there.
+pub const REGISTRY_CONFIG: &str = "X-Registry-Config";
+
 /// How to build an image.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]

@@ -179,6 +179,12 @@ impl Places {
     }
 }
 
+/// Whether it is surely not there. What cannot be looked at, for want of permission or by an error of the disk, may be there: nothing is
+/// removed or made anew for that.
+pub(crate) fn is_gone(path: &Path) -> bool {
+    matches!(path.try_exists(), Ok(false))
+}
+
 fn is_ours(directory: &Path, uid: u32) -> bool {
     fs::metadata(directory).is_ok_and(|data| data.is_dir() && data.uid() == uid)
         && access(directory, Access::WRITE_OK | Access::EXEC_OK).is_ok()

@@ -30,7 +30,7 @@ use viv_api::access::PassCreate;
 use viv_api::contract;
 use viv_api::endpoint::{self, Answer, Route};
 use viv_api::event::What;
-use viv_api::image::{Image, ImageTag, Pruned};
+use viv_api::image::{Image, ImageTag, Pruned, REGISTRY_CONFIG};
 use viv_api::info::{Info, KvmState, Service as ServiceInfo};
 use viv_api::network::{NetworkConnect, NicAttach};
 use viv_api::runner::Ask as RunnerAsk;
@@ -38,6 +38,7 @@ use viv_api::secgroup::{RuleAdd, SecGroupJoin};
 use viv_api::snapshot::SnapshotOther;
 use viv_api::vm::{ConsoleSize, VmCreate};
 use viv_model::{Ask, Fault, Kind, ProjectName};
+use viv_oci::Logins;
 
 /// Lines of the audit log that are shown if nothing is said.
 const AUDIT_USUAL: usize = 1000;
@@ -514,10 +515,14 @@ pub(crate) async fn answer(
             let list = move || Ok(service.images.list()?.iter().map(shown).collect());
             lists::answer(route, &query, list).await
         }
-        Route::ImageBuild => work(Task::ImageBuild { image: name, ask: body(&request)? }).await,
+        Route::ImageBuild => {
+            work(Task::ImageBuild { image: name, ask: body(&request)?, logins: logins(&request)? }).await
+        }
         Route::VmCommit => work(Task::VmCommit { project, vm: name, ask: body(&request)? }).await,
         Route::VmExport => work(Task::VmExport { project, vm: name, ask: body(&request)? }).await,
-        Route::ImagePush => work(Task::ImagePush { image: name, ask: body(&request)? }).await,
+        Route::ImagePush => {
+            work(Task::ImagePush { image: name, ask: body(&request)?, logins: logins(&request)? }).await
+        }
         Route::ImageExport => work(Task::ImageExport { image: name, ask: body(&request)? }).await,
         Route::ImageImport => work(Task::ImageImport { ask: body(&request)? }).await,
         Route::ImageGet => blocking.run(move || Ok(shown(&service.images.get(&name)?))).await,
@@ -590,6 +595,14 @@ fn repeat_key(request: &Request<Bytes>) -> Result<Option<String>, Fault> {
         ));
     }
     Ok(Some(key.to_string()))
+}
+
+/// Who its sender is to registries, where it says so.
+fn logins(request: &Request<Bytes>) -> Result<Logins, Fault> {
+    match request.headers().get(REGISTRY_CONFIG) {
+        None => Ok(Logins::default()),
+        Some(value) => Logins::decode(value.to_str().unwrap_or_default()),
+    }
 }
 
 /// In each project of its own: no header has a line feed in it.

@@ -1,4 +1,5 @@
 //! The small certificate authority of this service: its key stays here, and signs the service's own certificate and those of clients.
+use crate::places::is_gone;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, date_time_ymd,
@@ -40,7 +41,7 @@ impl CertificateAuthority {
     /// The authority whose files are in this directory, made if there is none.
     pub(crate) fn open(dir: &Path) -> Result<CertificateAuthority, Fault> {
         let (certificate, secret) = (dir.join("ca.pem"), dir.join("ca.key"));
-        if !certificate.exists() {
+        if is_gone(&certificate) {
             let key = KeyPair::generate().map_err(|error| broken("make a key", &error))?;
             let made = ca_params().self_signed(&key).map_err(|error| broken("make an authority", &error))?;
             // The key comes first: with the certificate there is an authority.

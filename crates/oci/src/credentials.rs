@@ -4,7 +4,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -23,6 +23,9 @@ pub(crate) enum Credentials {
     /// For the token server only.
     Refresh(String),
 }
+
+/// Those that there are, or why there are none where something is wrong with what should say it.
+pub(crate) type Found = Result<Option<Credentials>, String>;
 
 impl Credentials {
     /// The value of `Authorization` (RFC 7617).
@@ -59,13 +62,33 @@ struct Helped {
     secret: String,
 }
 
-/// The credentials for a repository, from the first file that has some. What cannot be read has none: the registry will say so.
-pub(crate) fn find(registry: &str, repository: &str) -> Option<Credentials> {
+/// The registry that a key of those files means.
+pub(crate) fn registry_of(key: &str) -> &str {
+    let host = key.strip_prefix("https://").unwrap_or(key).trim_end_matches('/');
+    let host = host.strip_suffix("/v1").or_else(|| host.strip_suffix("/v2")).unwrap_or(host);
+    if matches!(host, "index.docker.io" | "registry-1.docker.io") { "docker.io" } else { host }
+}
+
+/// The user's credentials for a repository, from the first file that has some; or why there are none, where something is wrong: what is
+/// public is had without them all the same.
+pub(crate) fn find(registry: &str, repository: &str) -> Found {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-    files(&variable).into_iter().find_map(|path| {
-        let file: File = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
-        in_file(&file, registry, repository, &ask_helper)
-    })
+    let mut trouble = None;
+    for path in files(&variable) {
+        let found = match std::fs::read(&path) {
+            Ok(text) => serde_json::from_slice::<File>(&text)
+                .map_err(|error| format!("{} is damaged: {error}", path.display()))
+                .and_then(|file| in_file(&file, registry, repository, &ask_helper)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(format!("{} cannot be read: {error}", path.display())),
+        };
+        match found {
+            Ok(None) => {}
+            Ok(found) => return Ok(found),
+            Err(words) => trouble = trouble.or(Some(words)),
+        }
+    }
+    trouble.map_or(Ok(None), Err)
 }
 
 /// The files, in the order in which podman and docker look.
@@ -87,12 +110,7 @@ fn files(variable: &dyn Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     .collect()
 }
 
-fn in_file(
-    file: &File,
-    registry: &str,
-    repository: &str,
-    helper: &dyn Fn(&str, &str) -> Option<Credentials>,
-) -> Option<Credentials> {
+fn in_file(file: &File, registry: &str, repository: &str, helper: &dyn Fn(&str, &str) -> Found) -> Found {
     // The longest name that fits: podman keeps them for parts of a registry, too.
     let full = format!("{registry}/{repository}");
     let mut names: Vec<String> =
@@ -115,11 +133,10 @@ fn in_file(
     if let Some(program) = names.iter().find_map(|name| file.cred_helpers.get(name)) {
         return helper(program, server);
     }
-    names
-        .iter()
-        .find_map(|name| file.auths.get(name))
-        .and_then(decode)
-        .or_else(|| helper(file.creds_store.as_deref()?, server))
+    match (names.iter().find_map(|name| file.auths.get(name)).and_then(decode), &file.creds_store) {
+        (None, Some(program)) => helper(program, server),
+        (found, _) => Ok(found),
+    }
 }
 
 fn decode(auth: &Auth) -> Option<Credentials> {
@@ -131,25 +148,28 @@ fn decode(auth: &Auth) -> Option<Credentials> {
     Some(Credentials::Password { user: user.into(), password: password.trim_end_matches('\0').into() })
 }
 
-/// Asks `docker-credential-NAME get`.
-fn ask_helper(name: &str, server: &str) -> Option<Credentials> {
+/// Asks `docker-credential-NAME get`, which fails where it has none.
+fn ask_helper(name: &str, server: &str) -> Found {
     if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)) {
-        return None;
+        return Err(format!("{name:?} is no name of a helper for credentials"));
     }
-    let mut child = Command::new(format!("docker-credential-{name}"))
-        .arg("get")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .ok()?;
-    child.stdin.take()?.write_all(server.as_bytes()).ok()?;
-    let out = child.wait_with_output().ok().filter(|out| out.status.success())?;
-    let helped: Helped = serde_json::from_slice(&out.stdout).ok()?;
-    Some(match helped.username == TOKEN_USER {
+    let program = format!("docker-credential-{name}");
+    let told = |error: std::io::Error| format!("{program} cannot be run: {error}");
+    let mut command = Command::new(&program);
+    command.arg("get").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().map_err(told)?;
+    // One that does not read has failed, and says so by its status.
+    let _ = child.stdin.take().map(|mut input| input.write_all(server.as_bytes()));
+    let out = child.wait_with_output().map_err(told)?;
+    if !out.status.success() {
+        return Ok(None);
+    }
+    let helped: Helped = serde_json::from_slice(&out.stdout)
+        .map_err(|error| format!("{program} was not understood: {error}"))?;
+    Ok(Some(match helped.username == TOKEN_USER {
         true => Credentials::Refresh(helped.secret),
         false => Credentials::Password { user: helped.username, password: helped.secret },
-    })
+    }))
 }
 
 #[cfg(test)]
@@ -159,9 +179,9 @@ mod tests {
     fn found(text: &str, registry: &str, repository: &str) -> Option<(String, String)> {
         let file: File = serde_json::from_str(text).unwrap();
         let helper = |program: &str, server: &str| {
-            Some(Credentials::Password { user: program.to_string(), password: server.to_string() })
+            Ok(Some(Credentials::Password { user: program.to_string(), password: server.to_string() }))
         };
-        match in_file(&file, registry, repository, &helper)? {
+        match in_file(&file, registry, repository, &helper).unwrap()? {
             Credentials::Password { user, password } => Some((user, password)),
             Credentials::Refresh(token) => Some((String::new(), token)),
         }

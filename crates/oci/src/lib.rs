@@ -17,6 +17,7 @@ mod archive;
 mod credentials;
 mod digest;
 mod layout;
+mod logins;
 mod patience;
 mod push;
 mod reference;
@@ -26,6 +27,7 @@ mod source;
 mod types;
 
 pub use digest::{Checked, Digest};
+pub use logins::Logins;
 pub use push::Pusher;
 pub use reference::{Reference, RegistryName};
 pub use registry::{Client, Options};

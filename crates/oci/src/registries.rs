@@ -1,9 +1,16 @@
 //! Mirrors of registries, and those that need no proof of who they are, as podman knows them (containers-registries.conf(5)).
 use serde::Deserialize;
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use viv_model::{Fault, Kind};
 
-/// Where podman looks, the user's own file first.
-const SYSTEM: &str = "/etc/containers/registries.conf";
+/// Where the rules of all users are; those of one are in the same place below their configuration.
+const SYSTEM: &str = "/etc";
+/// The file, and the directory of those that are read besides.
+const FILE: &str = "containers/registries.conf";
+const MORE: &str = "containers/registries.conf.d";
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -44,55 +51,124 @@ pub(crate) struct Place {
 pub(crate) struct Registries(File);
 
 impl Registries {
-    /// Reads them; what cannot be read are none.
-    pub(crate) fn load() -> Registries {
-        let own = std::env::var_os("CONTAINERS_REGISTRIES_CONF").map(PathBuf::from).or_else(|| {
-            let config = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from);
-            let config =
-                config.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".config")));
-            config.map(|dir| dir.join("containers/registries.conf"))
-        });
-        let text = own.into_iter().chain([SYSTEM.into()]).find_map(|path| std::fs::read_to_string(path).ok());
-        Registries::parse(&text.unwrap_or_default())
+    /// Reads them. What is there and not understood is an error: it may forbid something.
+    pub(crate) fn load() -> Result<Registries, Fault> {
+        let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+        Registries::from(&variable, Path::new(SYSTEM))
     }
 
-    fn parse(text: &str) -> Registries {
-        Registries(toml::from_str(text).unwrap_or_default())
+    fn from(variable: &dyn Fn(&str) -> Option<OsString>, system: &Path) -> Result<Registries, Fault> {
+        let own = variable("XDG_CONFIG_HOME")
+            .map(PathBuf::from)
+            .or_else(|| variable("HOME").map(|home| Path::new(&home).join(".config")));
+        let dirs = [Some(system.to_path_buf()), own];
+        let mut rules = Registries::default();
+        let main = match variable("CONTAINERS_REGISTRIES_CONF") {
+            Some(path) => vec![PathBuf::from(path)],
+            // The user's own stands for that of all.
+            None => dirs.iter().flatten().rev().map(|dir| dir.join(FILE)).collect(),
+        };
+        for path in main {
+            if let Some(text) = text_of(&path)? {
+                rules.add(&text, &path)?;
+                break;
+            }
+        }
+        for dir in dirs.iter().flatten() {
+            for path in more(&dir.join(MORE))? {
+                if let Some(text) = text_of(&path)? {
+                    rules.add(&text, &path)?;
+                }
+            }
+        }
+        Ok(rules)
+    }
+
+    /// Adds those of one file: what it says of a prefix stands for what was said of it before.
+    fn add(&mut self, text: &str, path: &Path) -> Result<(), Fault> {
+        let file: File = toml::from_str(text).map_err(|error| {
+            let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            unusable(path, &format!("{} (line {})", error.message(), before.matches('\n').count() + 1))
+        })?;
+        let said: BTreeSet<_> = file.registry.iter().map(prefix).map(str::to_string).collect();
+        self.0.registry.retain(|entry| !said.contains(prefix(entry)));
+        self.0.registry.extend(file.registry);
+        Ok(())
     }
 
     /// The places to ask for a repository, in order; none if the user has forbidden it.
     pub(crate) fn places(&self, registry: &str, repository: &str) -> Vec<Place> {
         let full = format!("{registry}/{repository}");
-        let prefix = |entry: &Entry| match entry.prefix.is_empty() {
-            true => entry.location.clone(),
-            false => entry.prefix.clone(),
-        };
-        let fits = |prefix: &str| {
-            full.strip_prefix(prefix)
-                .is_some_and(|rest| !prefix.is_empty() && (rest.is_empty() || rest.starts_with('/')))
-        };
-        let entry = self
-            .0
-            .registry
-            .iter()
-            .filter(|entry| fits(&prefix(entry)))
-            .max_by_key(|entry| prefix(entry).len());
-        let Some(entry) = entry else {
+        let entries = self.0.registry.iter().filter_map(|entry| Some((entry, fits(prefix(entry), &full)?)));
+        // The longest part of the name that one speaks of.
+        let Some((entry, rest)) = entries.min_by_key(|(_, rest)| rest.len()) else {
             return vec![Place { registry: registry.into(), repository: repository.into(), insecure: false }];
         };
         if entry.blocked {
             return Vec::new();
         }
-        let rest = full.strip_prefix(&prefix(entry)).unwrap_or_default();
         let place = |location: &str, insecure: bool| {
             let full = format!("{location}{rest}");
             let (registry, repository) = full.split_once('/')?;
             Some(Place { registry: registry.to_string(), repository: repository.to_string(), insecure })
         };
-        let location = if entry.location.is_empty() { prefix(entry) } else { entry.location.clone() };
         let mirrors = entry.mirror.iter().filter_map(|mirror| place(&mirror.location, mirror.insecure));
-        mirrors.chain(place(&location, entry.insecure)).collect()
+        let itself = match entry.location.is_empty() {
+            // Where it says nothing of a place, each is where its name says.
+            true => Some(Place {
+                registry: registry.into(),
+                repository: repository.into(),
+                insecure: entry.insecure,
+            }),
+            false => place(&entry.location, entry.insecure),
+        };
+        mirrors.chain(itself).collect()
     }
+}
+
+/// What of a name an entry speaks of.
+fn prefix(entry: &Entry) -> &str {
+    if entry.prefix.is_empty() { &entry.location } else { &entry.prefix }
+}
+
+/// What comes behind a prefix in a repository's name; nothing if it does not begin with that. `*.example.com` begins all hosts of that domain.
+fn fits<'a>(prefix: &str, full: &'a str) -> Option<&'a str> {
+    let rest = match prefix.strip_prefix("*.") {
+        Some(domain) => {
+            let (host, _) = full.split_once('/')?;
+            let end = host.strip_suffix(domain).filter(|sub| sub.ends_with('.') && sub.len() > 1)?.len();
+            full.get(end + domain.len()..)?
+        }
+        None => full.strip_prefix(prefix).filter(|_| !prefix.is_empty())?,
+    };
+    (rest.is_empty() || rest.starts_with('/')).then_some(rest)
+}
+
+/// The files `*.conf` of a directory, in the order of their names.
+fn more(dir: &Path) -> Result<Vec<PathBuf>, Fault> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(|error| unusable(dir, &error.to_string()))?,
+    };
+    let paths = entries.flatten().map(|entry| entry.path());
+    let mut found: Vec<_> = paths.filter(|path| path.extension().is_some_and(|end| end == "conf")).collect();
+    found.sort();
+    Ok(found)
+}
+
+fn text_of(path: &Path) -> Result<Option<String>, Fault> {
+    match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        text => text.map(Some).map_err(|error| unusable(path, &error.to_string())),
+    }
+}
+
+fn unusable(path: &Path, why: &str) -> Fault {
+    Fault::new(
+        Kind::Error,
+        format!("the rules for registries in {} cannot be used: {}", path.display(), why.trim()),
+        "mend it (man containers-registries.conf), or name another file: CONTAINERS_REGISTRIES_CONF",
+    )
 }
 
 #[cfg(test)]
@@ -101,10 +177,10 @@ mod tests {
 
     #[test]
     fn mirrors_come_before_the_registry() {
-        let rules = Registries::parse(
-            "unqualified-search-registries = ['docker.io']\n[[registry]]\nlocation = 'docker.io'\n[[registry.mirror]]\nlocation = 'mirror:5000/hub'\n\
-             insecure = true\n[[registry]]\nprefix = 'docker.io/secret'\nblocked = true\n[[registry]]\nlocation = 'lab:80'\ninsecure = true\n",
-        );
+        let mut rules = Registries::default();
+        let text = "unqualified-search-registries = ['docker.io']\n[[registry]]\nlocation = 'docker.io'\n[[registry.mirror]]\nlocation = 'mirror:5000/hub'\n\
+             insecure = true\n[[registry]]\nprefix = 'docker.io/secret'\nblocked = true\n[[registry]]\nlocation = 'lab:80'\ninsecure = true\n[[registry]]\nprefix = '*.corp.example'\ninsecure = true\n";
+        rules.add(text, Path::new("x")).unwrap();
         let place = |registry: &str, repository: &str, insecure| Place {
             registry: registry.into(),
             repository: repository.into(),
@@ -115,6 +191,39 @@ mod tests {
         assert_eq!(rules.places("docker.io", "secret/x"), []);
         assert_eq!(rules.places("docker.iox", "y"), [place("docker.iox", "y", false)]);
         assert_eq!(rules.places("lab:80", "a/b"), [place("lab:80", "a/b", true)]);
-        assert_eq!(Registries::parse("[").places("a.b", "c"), [place("a.b", "c", false)]);
+        assert_eq!(rules.places("a.b.corp.example", "c"), [place("a.b.corp.example", "c", true)]);
+        for other in ["corp.example", "xcorp.example", ".corp.example"] {
+            assert_eq!(rules.places(other, "c"), [place(other, "c", false)], "{other}");
+        }
+        assert_eq!(Registries::default().places("a.b", "c"), [place("a.b", "c", false)]);
+    }
+
+    #[test]
+    fn files_add_to_one_another_and_a_damaged_one_is_told() {
+        let dir = std::env::temp_dir().join(format!("viv-registries-{}", std::process::id()));
+        let (system, home) = (dir.join("etc"), dir.join("home"));
+        let variable = |name: &str| (name == "HOME").then(|| home.clone().into_os_string());
+        let rules = || Registries::from(&variable, &system);
+        let of = |rules: Registries| {
+            rules.places("a.io", "x").into_iter().map(|place| place.registry).collect::<Vec<_>>()
+        };
+        let write = |path: &Path, location: &str| {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, format!("[[registry]]\nprefix = 'a.io'\nlocation = '{location}'\n"))
+                .unwrap();
+        };
+        assert_eq!(of(rules().unwrap()), ["a.io"]);
+        write(&system.join(FILE), "system");
+        assert_eq!(of(rules().unwrap()), ["system"]);
+        write(&home.join(".config").join(FILE), "own");
+        assert_eq!(of(rules().unwrap()), ["own"]);
+        write(&system.join(MORE).join("b.conf"), "more");
+        write(&system.join(MORE).join("a.conf"), "earlier");
+        write(&system.join(MORE).join("c.txt"), "other");
+        assert_eq!(of(rules().unwrap()), ["more"]);
+        std::fs::write(home.join(".config").join(FILE), "[[registry").unwrap();
+        let fault = rules().unwrap_err();
+        assert!(fault.message.contains("registries.conf cannot be used"), "{}", fault.message);
+        std::fs::remove_dir_all(dir).unwrap();
     }
 }

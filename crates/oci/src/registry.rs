@@ -1,6 +1,6 @@
 //! A registry over HTTP (OCI distribution specification 1.1, "Pull"; docker, "Token Authentication Specification").
 use crate::Digest;
-use crate::credentials::{self, Credentials};
+use crate::logins::Logins;
 use crate::patience::{wait, while_wanted};
 use crate::reference::RegistryName;
 use crate::registries::{Place, Registries};
@@ -17,6 +17,10 @@ use ureq::http::{HeaderMap, Response, StatusCode, Uri, header};
 use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 use viv_model::{Fault, Kind};
+
+mod authorization;
+
+use authorization::scope;
 
 /// How long a connection may take, and an answer to begin.
 const CONNECT: Duration = Duration::from_secs(15);
@@ -41,18 +45,21 @@ const TAGS_SHOWN: usize = 8;
 pub struct Options {
     /// Do without TLS and with any certificate, whatever the registry.
     pub insecure: bool,
+    /// Who to be; where nothing is said, who this process's user is.
+    pub logins: Logins,
 }
 
 /// Connections, credentials and tokens for any number of registries.
 pub struct Client {
     shared: Arc<Shared>,
-    options: Options,
+    insecure: bool,
 }
 
 struct Shared {
     strict: Agent,
     trusting: Agent,
     rules: Registries,
+    logins: Logins,
     /// What a registry wants with each request, by place.
     tokens: Mutex<BTreeMap<String, String>>,
     /// Whether a registry talks TLS, where that was tried.
@@ -60,8 +67,11 @@ struct Shared {
 }
 
 impl Client {
-    /// A client that reads the user's rules and credentials.
-    pub fn new(options: Options) -> Client {
+    /// A client that goes by the user's rules.
+    ///
+    /// # Errors
+    /// They are there, and not understood.
+    pub fn new(options: Options) -> Result<Client, Fault> {
         let agent = |trusting: bool| {
             let tls =
                 TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).disable_verification(trusting);
@@ -81,11 +91,12 @@ impl Client {
         let shared = Shared {
             strict: agent(false),
             trusting: agent(true),
-            rules: Registries::load(),
+            rules: Registries::load()?,
+            logins: options.logins,
             tokens: Mutex::default(),
             schemes: Mutex::default(),
         };
-        Client { shared: Arc::new(shared), options }
+        Ok(Client { shared: Arc::new(shared), insecure: options.insecure })
     }
 }
 
@@ -199,7 +210,7 @@ enum Failure {
 impl Registry {
     pub(crate) fn new(client: &Client, name: RegistryName) -> Registry {
         let mut places = client.shared.rules.places(&name.registry, &name.repository);
-        places.iter_mut().for_each(|place| place.insecure |= client.options.insecure);
+        places.iter_mut().for_each(|place| place.insecure |= client.insecure);
         Registry { shared: client.shared.clone(), name, places, writes: false }
     }
 
@@ -384,102 +395,6 @@ impl Registry {
         answer
     }
 
-    /// Gets what the registry asks for with its 401.
-    fn authorize(&self, place: &Place, refusal: &Refusal) -> Result<(), Failure> {
-        let credentials = credentials::find(&place.registry, &place.repository);
-        let challenge = refusal.challenge.as_deref().unwrap_or_default();
-        let (kind, rest) = challenge.split_once(' ').unwrap_or((challenge, ""));
-        let value = if kind.eq_ignore_ascii_case("bearer") {
-            format!("Bearer {}", self.token(place, &parameters(rest), credentials.as_ref())?)
-        } else {
-            let basic = credentials.as_ref().and_then(Credentials::basic);
-            basic.ok_or_else(|| Failure::Fault(self.no_credentials(place)))?
-        };
-        lock(&self.shared.tokens).insert(scope(place), value);
-        Ok(())
-    }
-
-    /// Asks the token server that the registry names.
-    fn token(
-        &self,
-        place: &Place,
-        asked: &BTreeMap<String, String>,
-        credentials: Option<&Credentials>,
-    ) -> Result<String, Failure> {
-        #[derive(Deserialize)]
-        struct Token {
-            #[serde(default)]
-            token: String,
-            #[serde(default)]
-            access_token: String,
-        }
-        let realm = asked.get("realm").map(String::as_str).unwrap_or_default();
-        let is_safe = realm.starts_with("https://");
-        let is_plain = realm.starts_with("http://") && (place.insecure || is_loopback(&place.registry));
-        if !is_safe && !is_plain {
-            let realm: String = realm.chars().take(200).collect();
-            let text = format!(
-                "the registry {} sends us to {realm:?} for a token, which is not safe",
-                place.registry
-            );
-            return Err(Failure::Fault(Fault::new(
-                Kind::Denied,
-                text,
-                "if it is your own registry: --insecure",
-            )));
-        }
-        let agent = if place.insecure { &self.shared.trusting } else { &self.shared.strict };
-        let service = asked.get("service").map(String::as_str).unwrap_or_default();
-        let own =
-            format!("repository:{}:{}", place.repository, if self.writes { "pull,push" } else { "pull" });
-        // What is asked first when something is sent is whether it is there: that needs less than what follows.
-        let scope = asked.get("scope").filter(|_| !self.writes).unwrap_or(&own);
-        let answer = match credentials {
-            Some(Credentials::Refresh(token)) => agent.post(realm).send_form([
-                ("grant_type", "refresh_token"),
-                ("service", service),
-                ("client_id", "vivarium"),
-                ("scope", scope),
-                ("refresh_token", token),
-            ]),
-            _ => {
-                let mut request = agent.get(realm).query("service", service).query("scope", scope);
-                if let Some(basic) = credentials.and_then(Credentials::basic) {
-                    request = request.header(header::AUTHORIZATION, basic);
-                }
-                request.call()
-            }
-        };
-        let mut answer = answer.map_err(|error| broken(place, &error))?;
-        if !answer.status().is_success() {
-            let words = words(answer.body_mut());
-            return Err(Failure::Refused(Refusal {
-                status: answer.status(),
-                words,
-                after: None,
-                challenge: None,
-            }));
-        }
-        let mut text = Vec::new();
-        let read = answer.body_mut().as_reader().take(SMALL).read_to_end(&mut text);
-        let token = read.ok().and_then(|_| serde_json::from_slice::<Token>(&text).ok());
-        let token = token.map(|both| if both.token.is_empty() { both.access_token } else { both.token });
-        token
-            .filter(|token| !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic()))
-            .ok_or_else(|| Failure::Broken(format!("the token server of {} gave no token", place.registry)))
-    }
-
-    fn no_credentials(&self, place: &Place) -> Fault {
-        Fault::new(
-            Kind::Denied,
-            format!("{} wants to know who you are, and there are no credentials for it", place.registry),
-            format!(
-                "log in with what you use for containers: docker login {0}, podman login {0} or skopeo login {0}",
-                place.registry
-            ),
-        )
-    }
-
     /// A failure as the user meets it.
     fn told(&self, place: &Place, failure: Failure) -> Fault {
         let name = &self.name;
@@ -505,7 +420,7 @@ impl Registry {
                 "look at the spelling of repository and tag",
             ),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                if credentials::find(&place.registry, &place.repository).is_none() {
+                if !matches!(self.credentials(place), Ok(Some(_))) {
                     let fault = self.no_credentials(place);
                     return Fault {
                         message: format!("cannot get {name}: {}; it says: {said}", fault.message),
@@ -636,11 +551,6 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What a token is good for.
-fn scope(place: &Place) -> String {
-    format!("{}/{}", place.registry, place.repository)
-}
-
 fn given_up() -> Fault {
     Fault::new(
         Kind::Error,
@@ -733,58 +643,9 @@ fn words(body: &mut Body) -> String {
     words.chars().filter(|c| !c.is_control()).take(200).collect()
 }
 
-/// The parameters of a challenge: `name="value",…` (RFC 9110 §11.6.1).
-fn parameters(text: &str) -> BTreeMap<String, String> {
-    let mut found = BTreeMap::new();
-    let mut rest = text;
-    while let Some((name, after)) = rest.split_once('=') {
-        let name = name.trim_matches([',', ' ']).to_ascii_lowercase();
-        let (value, next) = match after.strip_prefix('"') {
-            Some(quoted) => {
-                let mut value = String::new();
-                let mut chars = quoted.char_indices();
-                let mut end = quoted.len();
-                while let Some((at, c)) = chars.next() {
-                    match c {
-                        '\\' => value.extend(chars.next().map(|(_, c)| c)),
-                        '"' => {
-                            end = at + 1;
-                            break;
-                        }
-                        c => value.push(c),
-                    }
-                }
-                (value, quoted.get(end..).unwrap_or_default())
-            }
-            None => {
-                let end = after.find(',').unwrap_or(after.len());
-                let (value, next) = after.split_at(end);
-                (value.trim().to_string(), next)
-            }
-        };
-        found.insert(name, value);
-        rest = next;
-    }
-    found
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn challenges_are_taken_apart() {
-        let found = parameters(
-            r#"realm="https://a/b?c=d",service="x, y", scope="repository:a/b:pull,push",error=bad"#,
-        );
-        let get = |name: &str| found.get(name).map(String::as_str);
-        assert_eq!(get("realm"), Some("https://a/b?c=d"));
-        assert_eq!(get("service"), Some("x, y"));
-        assert_eq!(get("scope"), Some("repository:a/b:pull,push"));
-        assert_eq!(get("error"), Some("bad"));
-        assert_eq!(parameters(r#"a="b\"c"#).get("a").map(String::as_str), Some(r#"b"c"#));
-        assert!(parameters("").is_empty() && parameters("nonsense").is_empty());
-    }
 
     #[test]
     fn only_this_machine_is_trusted_without_being_asked() {

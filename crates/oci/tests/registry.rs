@@ -1,12 +1,14 @@
 //! Registries that want a token, send one elsewhere, refuse for a while, break off, and lie: a small server in this process that does
 //! what each test says.
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use viv_model::{Fault, Kind};
-use viv_oci::{Client, Digest, Image, Options, Reference, Source, Watch};
+use viv_oci::{Client, Digest, Image, Logins, Options, Reference, Source, Watch};
 
 /// A request: its target, and its headers with names in lower case.
 struct Asked {
@@ -81,8 +83,12 @@ impl Server {
     }
 
     fn source(&self, name: &str) -> Box<dyn Source> {
+        self.source_for(name, Options::default())
+    }
+
+    fn source_for(&self, name: &str, options: Options) -> Box<dyn Source> {
         let reference = Reference::parse(&format!("{}/{name}", self.address), Path::new("/")).unwrap();
-        viv_oci::open(&reference, &Client::new(Options::default())).unwrap()
+        viv_oci::open(&reference, &Client::new(options).unwrap()).unwrap()
     }
 
     fn resolve(&self, name: &str) -> Result<Image, Fault> {
@@ -222,6 +228,26 @@ fn who_is_not_let_in_is_told_how_to_log_in() {
 }
 
 #[test]
+fn a_request_says_who_it_is() {
+    let server = Server::start(Box::new(|asked, _| {
+        let known = asked.headers.get("authorization").is_some_and(|value| value == "Basic YW5uOnMzY3JldA==");
+        (!known).then(|| answer(401, "").with("www-authenticate", "Basic realm=\"x\""))
+    }));
+    let resolve = |login: &str| {
+        let text = format!(r#"{{"{}":{login}}}"#, server.address);
+        let logins = Logins::decode(&URL_SAFE.encode(text)).unwrap();
+        viv_oci::resolve(
+            server.source_for("a/b:1", Options { logins, ..Options::default() }).as_ref(),
+            &Quiet,
+        )
+    };
+    resolve(r#"{"username":"ann","password":"s3cret"}"#).unwrap();
+    let fault = resolve(r#"{"username":"ann","password":"other"}"#).unwrap_err();
+    assert!(fault.kind == Kind::Denied && fault.message.contains("does not let you"), "{fault}");
+    assert!(server.resolve("a/b:1").unwrap_err().message.contains("there are no credentials for it"));
+}
+
+#[test]
 fn what_refuses_for_a_while_is_asked_again() {
     for status in [429, 502, 503, 504] {
         let server = Server::start(Box::new(move |_, before| {
@@ -335,7 +361,7 @@ fn nobody_there_is_said_quickly() {
     let address = listener.local_addr().unwrap();
     drop(listener);
     let reference = Reference::parse(&format!("{address}/a:1"), Path::new("/")).unwrap();
-    let source = viv_oci::open(&reference, &Client::new(Options::default())).unwrap();
+    let source = viv_oci::open(&reference, &Client::new(Options::default()).unwrap()).unwrap();
     let fault = viv_oci::resolve(source.as_ref(), &Quiet).unwrap_err();
     assert!(fault.message.contains("127.0.0.1"), "{fault}");
 }

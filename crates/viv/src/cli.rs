@@ -1,6 +1,7 @@
 //! The command line's grammar. Each verb's own part is in the verb's file.
 use crate::verbs;
-use clap::{Parser, Subcommand};
+use clap::{Arg, Command, CommandFactory, Parser, Subcommand};
+use std::ffi::OsString;
 use viv_model::ProjectName;
 
 /// Virtual machines in seconds, with KVM or without.
@@ -30,6 +31,56 @@ pub(crate) struct Cli {
     pub(crate) all_projects: bool,
     #[command(subcommand)]
     pub(crate) verb: Verb,
+}
+
+/// The command line with `--` behind the image that is run, if an option follows: it is the guest's, as in tools of containers.
+pub(crate) fn with_command_apart(mut line: Vec<OsString>) -> Vec<OsString> {
+    if !line.iter().any(|word| word == "run") {
+        return line;
+    }
+    let mut grammar = Cli::command();
+    grammar.build();
+    let is_of_guest = |word: &OsString| word != "--" && word.as_encoded_bytes().starts_with(b"-");
+    let image = || {
+        let verb =
+            next_place(&grammar, &line, 1).filter(|at| line.get(*at).is_some_and(|verb| verb == "run"))?;
+        next_place(grammar.find_subcommand("run")?, &line, verb + 1)
+    };
+    if let Some(image) = image()
+        && line.get(image + 1).is_some_and(is_of_guest)
+    {
+        line.insert(image + 1, "--".into());
+    }
+    line
+}
+
+/// Where from `from` on the first word is that is neither an option nor an option's value.
+fn next_place(grammar: &Command, line: &[OsString], from: usize) -> Option<usize> {
+    let takes_value = |fits: &dyn Fn(&Arg) -> bool| {
+        grammar.get_arguments().any(|known| known.get_action().takes_values() && fits(known))
+    };
+    let mut at = from;
+    loop {
+        let word = line.get(at)?.to_string_lossy();
+        let has_value_behind = if word == "--" {
+            return None;
+        } else if let Some(long) = word.strip_prefix("--") {
+            let is_called =
+                |known: &Arg| known.get_long_and_visible_aliases().is_some_and(|all| all.contains(&long));
+            takes_value(&is_called)
+        } else if let Some(shorts) = word.strip_prefix('-').filter(|shorts| !shorts.is_empty()) {
+            // The first that takes a value has what is left of the word, or else the next one.
+            let first = shorts.char_indices().find(|(_, short)| {
+                takes_value(&|known| {
+                    known.get_short_and_visible_aliases().is_some_and(|all| all.contains(short))
+                })
+            });
+            first.is_some_and(|(at, short)| at + short.len_utf8() == shorts.len())
+        } else {
+            return Some(at);
+        };
+        at += if has_value_behind { 2 } else { 1 };
+    }
 }
 
 #[derive(Subcommand, Debug)]
@@ -160,4 +211,46 @@ pub(crate) enum Verb {
     /// One network's process; the service starts it
     #[command(hide = true)]
     Switch(verbs::switch::Args),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is made of a line.
+    fn apart(line: &str) -> String {
+        let words = with_command_apart(line.split(' ').map(OsString::from).collect());
+        words.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn what_follows_an_image_is_the_guests() {
+        for (line, wanted) in [
+            ("viv run img -d --rm", "viv run img -- -d --rm"),
+            (
+                "viv run --name x -p8080:80 -e A=b --rm -it img --name y",
+                "viv run --name x -p8080:80 -e A=b --rm -it img -- --name y",
+            ),
+            (
+                "viv --json --context c run --cpus=2 -ditu me img -u you",
+                "viv --json --context c run --cpus=2 -ditu me img -- -u you",
+            ),
+        ] {
+            assert_eq!(apart(line), wanted);
+        }
+        for same in [
+            "viv run",
+            "viv run img",
+            "viv run img ls -d",
+            "viv run -- uname -a",
+            "viv run -d --name x",
+            "viv run img -- --rm",
+            "viv run --name",
+            "viv ps -a",
+            "viv stop run --json",
+            "viv",
+        ] {
+            assert_eq!(apart(same), same);
+        }
+    }
 }

@@ -34,6 +34,7 @@ fn main() -> ExitCode {
     {
         return ExitCode::from(viv_runner::run(dir.as_ref()));
     }
+    let arguments = cli::with_command_apart(arguments);
     // Asked for even where the command line is not understood.
     let own = arguments.iter().take_while(|argument| *argument != "--");
     let json = own.into_iter().any(|argument| argument == "--json");

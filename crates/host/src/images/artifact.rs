@@ -10,7 +10,7 @@ use std::io::Read;
 use std::path::Path;
 use viv_api::image::{ImagePush, Pushed};
 use viv_model::{Fault, Kind};
-use viv_oci::{Client, Digest, Options, Pusher};
+use viv_oci::{Client, Digest, Logins, Options, Pusher};
 
 /// What a program says of itself there.
 const CONFIG: &str = "application/vnd.wasm.config.v0+json";
@@ -55,6 +55,7 @@ pub(super) fn push(
     store: &Store,
     (file, called): (&Path, &str),
     ask: &ImagePush,
+    logins: &Logins,
     watcher: &dyn Watcher,
 ) -> Result<Pushed, Fault> {
     let name = super::carry::target(ask)?;
@@ -73,7 +74,7 @@ pub(super) fn push(
         Fault::new(fault.kind, format!("cannot send {called}: {}", fault.message), fault.fix)
     })?;
     let sending = Sending { watcher, step: format!("sending {called} to {name}") };
-    let client = Client::new(Options { insecure: ask.insecure });
+    let client = Client::new(Options { insecure: ask.insecure, logins: logins.clone() })?;
     let pusher = Pusher::new(&client, name.clone())?;
     let scratch = store.pull_scratch()?;
     let (mut sent, mut known) = (0u64, 0);

@@ -16,7 +16,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use viv_api::image::{Exported, ImagePush, Pushed};
 use viv_model::{DiskFormat, DiskSpec, Fault, Kind};
-use viv_oci::{Client, Descriptor, Digest, Options, Pusher, Reference, RegistryName, Watch};
+use viv_oci::{Client, Descriptor, Digest, Logins, Options, Pusher, Reference, RegistryName, Watch};
 
 /// What an image of containers is, as its registry had it.
 struct Original<'a> {
@@ -114,15 +114,16 @@ pub(super) fn push(
     store: &Store,
     image: &Image,
     ask: &ImagePush,
+    logins: &Logins,
     watcher: &dyn Watcher,
 ) -> Result<Pushed, Fault> {
     if let Some(program) = &image.manifest.program {
-        return artifact::push(store, (&store.part(image, program)?, &image.name), ask, watcher);
+        return artifact::push(store, (&store.part(image, program)?, &image.name), ask, logins, watcher);
     }
     let name = target(ask)?;
     let original = Original::read(store, image)?;
     let sending = Sending { watcher, step: format!("sending {} to {name}", image.name) };
-    let client = Client::new(Options { insecure: ask.insecure });
+    let client = Client::new(Options { insecure: ask.insecure, logins: logins.clone() })?;
     let pusher = Pusher::new(&client, name.clone())?;
     let scratch = store.pull_scratch()?;
     let (mut layers, mut diff_ids, mut sent, mut known) = (Vec::new(), Vec::new(), 0u64, 0);

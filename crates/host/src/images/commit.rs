@@ -390,6 +390,7 @@ mod tests {
         let refused = images.push(
             "mine",
             &viv_api::image::ImagePush { reference: "a.io/b:c".into(), insecure: false },
+            &Default::default(),
             &Unwatched,
         );
         assert!(refused.unwrap_err().message.contains("no image of containers"));

@@ -14,7 +14,7 @@ pub(super) fn io_fault<'a>(doing: &'a str, path: &'a Path) -> impl Fn(io::Error)
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Fault::new(
                 Kind::Denied,
                 message,
-                "give yourself access to it, or set XDG_DATA_HOME elsewhere",
+                "give yourself access to it, or keep everything elsewhere: VIV_HOME=/path viv …",
             ),
             _ => Fault::new(Kind::Error, message, "look at the disk and its file system, then try again"),
         }

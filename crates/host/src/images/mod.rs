@@ -54,7 +54,7 @@ use store::{Lock, Scratch, Store};
 use viv_api::agent::Exec;
 use viv_api::operation::Progress;
 use viv_model::{DiskSpec, End, Fault, FileSpec, Kind, MachineSpec};
-use viv_oci::Reference;
+use viv_oci::{Logins, Reference};
 
 /// Media types of our parts.
 const KERNEL: &str = "application/vnd.vivarium.kernel";
@@ -204,11 +204,11 @@ impl Images {
     pub fn pull(
         &self,
         reference: &str,
-        insecure: bool,
+        options: viv_oci::Options,
         watcher: &dyn Watcher,
     ) -> Result<Option<Image>, Fault> {
         let Some(reference) = pull::full_name(reference)? else { return Ok(None) };
-        pull::pull(&self.store, &reference, insecure, watcher).map(Some)
+        pull::pull(&self.store, &reference, options, watcher).map(Some)
     }
 
     /// What is in the image called `name`; `shown` is how lists show it.
@@ -355,11 +355,12 @@ impl Images {
         &self,
         name: &str,
         ask: &viv_api::image::ImagePush,
+        logins: &Logins,
         watcher: &dyn Watcher,
     ) -> Result<viv_api::image::Pushed, Fault> {
         match Path::new(name) {
-            file if file.is_absolute() => artifact::push(&self.store, (file, name), ask, watcher),
-            _ => carry::push(&self.store, &self.get(name)?, ask, watcher),
+            file if file.is_absolute() => artifact::push(&self.store, (file, name), ask, logins, watcher),
+            _ => carry::push(&self.store, &self.get(name)?, ask, logins, watcher),
         }
     }
 
@@ -448,7 +449,7 @@ pub(crate) fn need_space(dir: &Path, bytes: u64) -> Result<(), Fault> {
     Err(Fault::new(
         Kind::NoCapacity,
         format!("{} needs {} MiB and has {} MiB free", dir.display(), wanted >> 20, free >> 20),
-        "free some space there, or set XDG_DATA_HOME to a larger disk",
+        "free some space there, or keep everything on a larger disk: VIV_HOME=/path viv …",
     ))
 }
 

@@ -32,13 +32,13 @@ pub(super) const REVISION: u32 = 1;
 pub(super) fn pull(
     store: &Store,
     reference: &Reference,
-    insecure: bool,
+    options: Options,
     watcher: &dyn Watcher,
 ) -> Result<Image, Fault> {
     let name = reference.to_string();
     let pulling = Pulling::new(watcher, format!("getting {name}"));
     pulling.note("asking for its manifest");
-    let client = Client::new(Options { insecure });
+    let client = Client::new(options)?;
     let source = viv_oci::open(reference, &client)?;
     let found = viv_oci::resolve(source.as_ref(), &pulling).map_err(|fault| {
         let known = store.list().unwrap_or_default().into_iter().map(|image| image.name);

@@ -14,6 +14,7 @@
 use super::fault::{broken, cancelled, io_fault};
 use super::layers::Layers;
 use super::{Image, Manifest, Part, Watcher};
+use crate::places::is_gone;
 use crate::prune::on_disk;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -369,7 +370,8 @@ impl Store {
 
     fn index(&self) -> Result<Index, Fault> {
         let path = self.dir.join("index.json");
-        if path.exists() { read_json(&path) } else { Ok(Index::default()) }
+        // What cannot be looked at may be there: it is not written anew.
+        if is_gone(&path) { Ok(Index::default()) } else { read_json(&path) }
     }
 
     fn write_index(&self, index: &Index) -> Result<(), Fault> {

@@ -5,6 +5,7 @@ use crate::images::{self, Additions, Images, Options, Recipe, Watcher};
 use crate::service::Service;
 use viv_api::image::ImageBuild;
 use viv_model::{Fault, Kind};
+use viv_oci::Logins;
 
 fn options(ask: &ImageBuild) -> Result<Options, Fault> {
     Ok(Options::new(match &ask.agent {
@@ -18,6 +19,7 @@ fn pull_now(
     service: &Service,
     name: &str,
     ask: &ImageBuild,
+    logins: &Logins,
     watcher: &dyn Watcher,
 ) -> Result<images::Image, Fault> {
     let images: &Images = &service.images;
@@ -29,10 +31,17 @@ fn pull_now(
     let no_image = || Fault::new(Kind::Usage, format!("{name:?} names no image"), "see: viv pull --help");
     let image = match there {
         Some(image) => image,
-        None => images.pull(name, ask.insecure, watcher)?.ok_or_else(no_image)?,
+        None => {
+            let options = viv_oci::Options { insecure: ask.insecure, logins: logins.clone() };
+            images.pull(name, options, watcher)?.ok_or_else(no_image)?
+        }
     };
     if image.manifest.program.is_none() {
-        ensure_default(service, &options(ask)?, watcher)?;
+        let kernel = options(ask).and_then(|options| ensure_default(service, &options, watcher));
+        kernel.map_err(|fault| {
+            let text = format!("{name} is there now, but no kernel for it: {}", fault.message);
+            Fault { message: text, ..fault }
+        })?;
     }
     Ok(image)
 }
@@ -91,6 +100,7 @@ pub(super) fn build(
     service: &Service,
     name: &str,
     ask: &ImageBuild,
+    logins: &Logins,
     watcher: &dyn Watcher,
 ) -> Result<images::Image, Fault> {
     let images: &Images = &service.images;
@@ -105,7 +115,7 @@ pub(super) fn build(
         no_additions(name, ask, &additions)?;
     }
     if viv_oci::Reference::is_one(name) {
-        return pull_now(service, name, ask, watcher);
+        return pull_now(service, name, ask, logins, watcher);
     }
     let Some(recipe) = Recipe::ALL.into_iter().find(|recipe| recipe.name() == name) else {
         if ask.if_missing {

@@ -14,15 +14,27 @@ use viv_api::operation::OperationKind;
 use viv_api::snapshot::{SnapshotCreate, SnapshotFile};
 use viv_api::timestamp::Timestamp;
 use viv_model::{Fault, GuestKind, ProjectName};
+use viv_oci::Logins;
 
 /// A long work's name and its request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Task {
     /// Build an image, or get it.
-    ImageBuild { image: String, ask: ImageBuild },
+    ImageBuild {
+        image: String,
+        ask: ImageBuild,
+        /// Who to be to its registry. No store has secrets: whoever takes the work up later is who it is itself.
+        #[serde(skip)]
+        logins: Logins,
+    },
     /// Send one to a registry.
-    ImagePush { image: String, ask: ImagePush },
+    ImagePush {
+        image: String,
+        ask: ImagePush,
+        #[serde(skip)]
+        logins: Logins,
+    },
     /// Write one to a file.
     ImageExport { image: String, ask: ImageExport },
     /// Make one of another program's machine.
@@ -119,7 +131,7 @@ impl Task {
 
     /// What it would make, if that is there and nothing is to be done.
     pub(super) fn there(&self, service: &Service) -> Option<Value> {
-        let Task::ImageBuild { image, ask } = self else { return None };
+        let Task::ImageBuild { image, ask, .. } = self else { return None };
         // What is wrong is told by the work.
         let image = build::there(service, image, ask).ok().flatten()?;
         value(&shown(&image)).ok()
@@ -129,16 +141,18 @@ impl Task {
     pub(super) fn run(&self, service: &Service, watcher: &dyn Watcher) -> Result<Value, Fault> {
         let store = &*service.vms.store;
         match self {
-            Task::ImageBuild { image, ask } => {
+            Task::ImageBuild { image, ask, logins } => {
                 let known: Vec<_> =
                     service.images.list()?.into_iter().map(|image| (image.name, image.digest)).collect();
-                let built = build::build(service, image, ask, watcher)?;
+                let built = build::build(service, image, ask, logins, watcher)?;
                 if !known.contains(&(built.name.clone(), built.digest.clone())) {
                     events::tell(store, Event::new(What::ImageChanged, None, &built.name));
                 }
                 value(&shown(&built))
             }
-            Task::ImagePush { image, ask } => value(&service.images.push(image, ask, watcher)?),
+            Task::ImagePush { image, ask, logins } => {
+                value(&service.images.push(image, ask, logins, watcher)?)
+            }
             Task::ImageExport { image, ask } => value(&service.images.export(image, ask, watcher)?),
             Task::ImageImport { ask } => {
                 let imported = service.images.import(ask, watcher, &shown)?;
@@ -191,5 +205,22 @@ pub(crate) fn shown(image: &images::Image) -> Image {
         program: image.manifest.program.as_ref().map(|_| GuestKind::Wasm),
         cpus: image.manifest.usual.cpus,
         memory_mib: image.manifest.usual.memory_mib,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_store_has_what_is_secret() {
+        // {"a.io": {"username": "ann", "password": "s3cret"}}
+        let logins =
+            Logins::decode("eyJhLmlvIjp7InVzZXJuYW1lIjoiYW5uIiwicGFzc3dvcmQiOiJzM2NyZXQifX0").unwrap();
+        let task = Task::ImageBuild { image: "a.io/b".into(), ask: ImageBuild::default(), logins };
+        let text = format!("{} {task:?}", serde_json::to_string(&task).unwrap());
+        assert!(text.contains("a.io/b") && !text.contains("s3cret") && !text.contains("ann"), "{text}");
+        let known: Task = serde_json::from_str(&serde_json::to_string(&task).unwrap()).unwrap();
+        assert!(matches!(known, Task::ImageBuild { logins, .. } if logins.is_empty()));
     }
 }

@@ -5,6 +5,7 @@
 use super::go_on::lay_out;
 use super::{Snapshots, io_fault, new_id};
 use crate::apart;
+use crate::places::is_gone;
 use crate::store::{VmRecord, write_whole};
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -129,7 +130,7 @@ impl Snapshots {
             let runner = self.vms.runner(&record);
             let vm = runner.dir();
             apart::forget_unnamed(&record.machine.disks, vm);
-            if !vm.join(GOING_BACK).exists() {
+            if is_gone(&vm.join(GOING_BACK)) {
                 // What it goes on with is there only until it is decided.
                 let unused = places(vm).filter(|place| place.join(RESUME).exists() && !has(&record, place));
                 unused.for_each(|place| drop(fs::remove_dir_all(place)));

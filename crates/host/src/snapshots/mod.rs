@@ -29,7 +29,7 @@ pub(crate) use template::of_one_vm;
 
 use crate::images::{Told, Watcher, cancelled};
 use crate::names;
-use crate::places::Places;
+use crate::places::{Places, is_gone};
 use crate::prune::Gone;
 use crate::store::{Request, StoreError};
 use crate::vms::{Held, Vms, lock};
@@ -114,7 +114,7 @@ impl Snapshots {
             let is_left =
                 path.extension().is_some_and(|extension| extension == REMOVED || extension == PASSING);
             let is_known = path.file_stem().is_some_and(|id| in_work.contains(id));
-            if !is_known && (is_left || !path.join(MANIFEST).exists()) {
+            if !is_known && (is_left || is_gone(&path.join(MANIFEST))) {
                 gone.remove(&path);
             }
         }

@@ -1,5 +1,6 @@
 //! A directory for each VM, with its disks, logs and sockets, beside its record in the store.
 use super::{StoreError, VmRecord};
+use crate::places::is_gone;
 use serde::Serialize;
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File};
@@ -120,7 +121,7 @@ impl Directories {
 
     /// Directories of VMs that have been started: they may hold what somebody needs.
     pub(super) fn used(&self) -> Result<Vec<PathBuf>, StoreError> {
-        Ok(self.all()?.into_iter().filter(|path| !is_removed(path) && path.join(LOCK).exists()).collect())
+        Ok(self.all()?.into_iter().filter(|path| !is_removed(path) && !is_gone(&path.join(LOCK))).collect())
     }
 
     /// Finishes what a crash has left half done, where these VMs are remembered. Gives the directories that no VM has and
@@ -141,7 +142,7 @@ impl Directories {
                     _ => {}
                 },
                 None if !path.is_dir() => {}
-                None if path.join(LOCK).exists() => left.push(path),
+                None if !is_gone(&path.join(LOCK)) => left.push(path),
                 None => fs::remove_dir_all(&path).map_err(io_error("remove", &path))?,
             }
         }

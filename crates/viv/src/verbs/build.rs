@@ -4,11 +4,12 @@ use super::pull::full_name;
 use super::{Context, operation};
 use crate::interrupt::Interrupt;
 use crate::{output, size};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use viv_api::client::{Client, Request};
 use viv_api::endpoint::Route;
 use viv_api::image::{DEFAULT, Image, ImageBuild};
 use viv_model::{Fault, Kind};
+use viv_oci::{Logins, Reference};
 
 #[derive(clap::Args, Debug)]
 #[command(
@@ -125,8 +126,34 @@ pub(crate) fn build(
     name: &str,
     ask: ImageBuild,
 ) -> Result<Image, Fault> {
-    let request = Request::new(Route::ImageBuild, std::slice::from_ref(&name)).body(&with_agent(ask)?);
-    operation::attend(client, interrupt, request, &format!("the build of image {name:?}"))
+    let ask = with_agent(ask)?;
+    let built = |logins| {
+        let request = Request::new(Route::ImageBuild, std::slice::from_ref(&name)).body(&ask);
+        operation::attend(
+            client,
+            interrupt,
+            request.registries(logins),
+            &format!("the build of image {name:?}"),
+        )
+    };
+    if !ask.if_missing {
+        return built(logins(name));
+    }
+    // What is there needs nobody's leave, and to ask a helper for credentials may take a while.
+    match built(None) {
+        Err(fault) if fault.kind == Kind::Denied => match logins(name) {
+            None => Err(fault),
+            logins => built(logins),
+        },
+        done => done,
+    }
+}
+
+/// Who this user is to the registry of an image: the service's may be another one, or know another environment.
+pub(super) fn logins(image: &str) -> Option<String> {
+    let is_elsewhere = Reference::is_one(image);
+    let reference = is_elsewhere.then(|| Reference::parse(image, Path::new("/")).ok())??;
+    Some(Logins::of(&reference)).filter(|logins| !logins.is_empty()).map(|logins| logins.encode())
 }
 
 /// The service may have been started with another environment.

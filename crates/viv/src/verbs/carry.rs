@@ -180,7 +180,7 @@ pub(crate) fn push(context: &Context, args: Push) -> Result<u8, Fault> {
     };
     let ask = ImagePush { reference, insecure: args.insecure };
     let names = [image.as_str()];
-    let request = Request::new(Route::ImagePush, &names).body(&ask);
+    let request = Request::new(Route::ImagePush, &names).body(&ask).registries(build::logins(&ask.reference));
     let pushed = match work::<Pushed>(context, request, "the push", &args.detach)? {
         Ok(pushed) => pushed,
         Err(status) => return Ok(status),

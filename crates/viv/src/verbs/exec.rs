@@ -4,6 +4,7 @@ use crate::interrupt::Interrupt;
 use crate::session::{self, Outcome};
 use crate::{output, streams, terminal};
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use viv_api::agent::Exec;
 use viv_api::client::Request;
 use viv_api::endpoint::Route;
@@ -27,6 +28,9 @@ pub(crate) struct Command {
     /// Set a variable for the command: K=V, or K with this environment's value
     #[arg(short, long, value_name = "K=V")]
     env: Vec<String>,
+    /// Set those in this file, a line each; -e wins, and lines with # in front are comments
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
     /// Start the command in this directory
     #[arg(short, long, value_name = "DIR")]
     workdir: Option<String>,
@@ -71,26 +75,36 @@ impl Command {
                 exec.env.push(("TERM".into(), term));
             }
         }
-        for variable in &self.env {
-            let pair = match variable.split_once('=') {
-                Some((name, value)) => Some((name.to_string(), value.to_string())),
-                None => std::env::var(variable).ok().map(|value| (variable.clone(), value)),
-            };
-            match pair {
-                Some((name, _)) if name.is_empty() => {
-                    return Err(Fault::new(
-                        Kind::Usage,
-                        format!("{variable:?} is no variable"),
-                        "write it as -e NAME=VALUE",
-                    ));
-                }
-                Some(pair) => exec.env.push(pair),
-                None => {} // as docker: a name that is not set here is not set there
+        for file in &self.env_file {
+            let text = std::fs::read_to_string(file).map_err(|error| {
+                let text = format!("cannot read the variables in {}: {error}", file.display());
+                Fault::new(Kind::Usage, text, "let it be a text file with a line NAME=VALUE for each")
+            })?;
+            let lines = text.lines().map(str::trim_start);
+            for line in lines.filter(|line| !line.is_empty() && !line.starts_with('#')) {
+                exec.env.extend(variable(line)?);
             }
+        }
+        for text in &self.env {
+            exec.env.extend(variable(text)?);
         }
         exec.cwd.clone_from(&self.workdir);
         exec.user.clone_from(&self.user);
         Ok(exec)
+    }
+}
+
+/// A variable, or the name of one of this environment's; as with docker, one that is not set here is not set there.
+fn variable(text: &str) -> Result<Option<(String, String)>, Fault> {
+    let pair = match text.split_once('=') {
+        Some((name, value)) => Some((name.to_string(), value.to_string())),
+        None => std::env::var(text).ok().map(|value| (text.to_string(), value)),
+    };
+    match pair {
+        Some((name, _)) if name.is_empty() => {
+            Err(Fault::new(Kind::Usage, format!("{text:?} is no variable"), "write it as NAME=VALUE"))
+        }
+        pair => Ok(pair),
     }
 }
 

@@ -68,7 +68,7 @@ pub(super) fn in_vm(
             "leave it out, or --isolation vm; a time: timeout 10s viv run …",
         ));
     }
-    if args.entrypoint.is_some() {
+    if args.container.entrypoint.is_some() {
         let text = "--entrypoint takes the place of the program, and there is one";
         return Err(Fault::new(Kind::Usage, text, "leave it out"));
     }
@@ -98,7 +98,7 @@ pub(super) fn in_vm(
     args.ports.extend(doors.ports.iter().map(PortSpec::to_string));
     args.files.push(FileSpec { path, target: PLACE.to_string() });
     args.set_command(words);
-    args.entrypoint = Some(String::new());
+    args.container.entrypoint = Some(String::new());
     args.image = Some(match args.program.java_image.take() {
         Some(name) => pull::full_name(&name)?.unwrap_or(name),
         None => {

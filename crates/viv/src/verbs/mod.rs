@@ -10,6 +10,7 @@ pub(crate) mod cloud;
 pub(crate) mod complete;
 pub(crate) mod completions;
 pub(crate) mod console;
+pub(crate) mod container;
 pub(crate) mod context;
 pub(crate) mod create;
 pub(crate) mod disk;

@@ -160,6 +160,7 @@ pub(crate) fn kind_of(args: &Args) -> Result<Option<GuestKind>, Fault> {
 
 /// What is asked of the service.
 fn ask(mut args: Args, kind: GuestKind) -> Result<VmCreate, Fault> {
+    args.container.check_other()?;
     let file = args.image.take().map(PathBuf::from);
     let ports = std::mem::take(&mut args.ports);
     let port = |text: &String| match kind {

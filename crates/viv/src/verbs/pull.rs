@@ -42,7 +42,9 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<u8, Fault> {
         let ask = ImageBuild { insecure: args.insecure, ..ImageBuild::default() };
         if args.detach.is_wanted() {
             let ask = build::with_agent(ask)?;
-            operation::detach(context, Request::new(Route::ImageBuild, &[&name]).body(&ask))?;
+            let names = [name.as_str()];
+            let request = Request::new(Route::ImageBuild, &names).body(&ask);
+            operation::detach(context, request.registries(build::logins(&name)))?;
             continue;
         }
         let built = build::build(&context.client, &interrupt, &name, ask);

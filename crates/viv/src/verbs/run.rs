@@ -5,6 +5,7 @@
 use super::Context;
 use super::build;
 use super::cloud::{self, CloudInitArgs};
+use super::container::{ContainerArgs, Pull};
 use super::exec::{Command, command_of};
 use super::health::HealthArgs;
 use super::java;
@@ -158,15 +159,8 @@ pub(crate) struct Args {
     /// At its end print what it has used and done, on standard error
     #[arg(long, conflicts_with = "detach")]
     pub(super) stats: bool,
-    /// When to get an image that is somewhere else: missing, always or never
-    #[arg(long, value_name = "WHEN", default_value = "missing", hide_possible_values = true, value_enum)]
-    pull: Pull,
-    /// Run this in the place of the image's entry point, and without its command; "" for nothing in its place
-    #[arg(long, value_name = "PROGRAM")]
-    pub(super) entrypoint: Option<String>,
-    /// Talk to its registry without TLS, or with any certificate
-    #[arg(long)]
-    insecure: bool,
+    #[command(flatten)]
+    pub(super) container: ContainerArgs,
     #[command(flatten)]
     health: HealthArgs,
     #[command(flatten)]
@@ -342,7 +336,7 @@ fn computer(context: &Context, interrupt: &Interrupt, args: Args) -> Result<u8, 
             }
             no_program(&args)?;
             process = image.and_then(|image| image.process);
-            process = process.map(|process| process.with_entrypoint(args.entrypoint.as_deref()));
+            process = process.map(|process| process.with_entrypoint(args.container.entrypoint.as_deref()));
         }
         if let Some(status) = interrupt.status() {
             return Ok(status);
@@ -356,6 +350,9 @@ fn computer(context: &Context, interrupt: &Interrupt, args: Args) -> Result<u8, 
             }
         }
         ask.image = Some(name);
+    }
+    if process.is_none() {
+        args.container.check_other()?;
     }
     if client.is_elsewhere() {
         ask.attended_by = None; // our process is not there
@@ -466,11 +463,11 @@ fn build_missing(
     args: &Args,
 ) -> Result<Option<Image>, Fault> {
     let is_elsewhere = Reference::is_one(name);
-    if is_elsewhere && args.pull == Pull::Never {
+    if is_elsewhere && args.container.pull == Pull::Never {
         return client.json(Request::new(Route::ImageGet, &[name])).map(Some);
     }
-    let if_missing = !is_elsewhere || args.pull == Pull::Missing;
-    let missing = ImageBuild { if_missing, insecure: args.insecure, ..ImageBuild::default() };
+    let if_missing = !is_elsewhere || args.container.pull == Pull::Missing;
+    let missing = ImageBuild { if_missing, insecure: args.container.insecure, ..ImageBuild::default() };
     let built = build::build(client, interrupt, name, missing);
     if interrupt.status().is_some() {
         build::note_given_up();
@@ -487,17 +484,6 @@ enum Warm {
     /// Or it is refused
     Always,
     /// It boots
-    Never,
-}
-
-/// When an image that is somewhere else is got.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Pull {
-    /// If it is not there
-    Missing,
-    /// If there is a newer one
-    Always,
-    /// Not at all
     Never,
 }
 
@@ -661,10 +647,10 @@ pub(super) fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Faul
         soft,
         kernel: file(&args.kernel)?,
         initrd: file(&args.initrd)?,
-        append: args.append.clone(),
+        append: args.container.append(args.append.as_deref()),
         program: None,
         image_disks: Vec::new(),
-        entrypoint: args.entrypoint.clone(),
+        entrypoint: args.container.entrypoint.clone(),
         health: args.health.to_ask(),
         volumes: volumes.into_iter().cloned().collect(),
         files: args.files.clone(),
