@@ -228,6 +228,13 @@ pub(super) fn export(
         let scratch = store.pull_scratch()?;
         let mut tar = tar::Builder::new(BufWriter::with_capacity(1 << 20, &file));
         add(&mut tar, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#).map_err(fault)?;
+        // Whoever unpacks it without root (skopeo) makes those that are not named root's, and fails.
+        for dir in ["blobs/", "blobs/sha256/"] {
+            let mut header = head(0);
+            header.set_entry_type(tar::EntryType::Directory);
+            header.set_mode(0o755);
+            tar.append_data(&mut header, dir, io::empty()).map_err(fault)?;
+        }
         let (mut layers, mut diff_ids): (Vec<Descriptor>, _) = (Vec::new(), Vec::new());
         let count = original.layers.len();
         for (at, hex) in original.container.layers.iter().enumerate() {
