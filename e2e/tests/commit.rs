@@ -159,6 +159,15 @@ fn a_vm_becomes_an_image_that_others_have_as_it_was() {
     // A pulled image that goes elsewhere shares what is there.
     let other = format!("localhost:{}/me/app:2", registry.1);
     assert_eq!(json(&["push", &reference, &other])["digest"], pushed["digest"]);
+    // A whole computer goes there, too, and comes back as one.
+    let guest = format!("localhost:{}/me/guest:1", registry.1);
+    let sent = json(&["push", "default", &guest]);
+    assert_eq!(json(&["push", "default", &guest])["digest"], sent["digest"]);
+    let seen = tool("skopeo", &["inspect", "--raw", "--tls-verify=false", &format!("docker://{guest}")]);
+    assert!(seen.contains(r#""artifactType":"application/vnd.vivarium.machine.v1+json""#), "{seen}");
+    assert_eq!(run(&["run", "--rm", &guest, "sh", "-c", "echo $((6 * 7))"], "").ok().out, "42\n");
+    run(&["image", "verify", &guest], "").ok();
+    run(&["image", "rm", &guest], "").ok();
     let port = registry.1;
     drop(registry);
     let nobody = run(&["push", "e2e-committed", &format!("localhost:{port}/me/app:3")], "");

@@ -228,6 +228,18 @@ fn an_ova_runs_with_what_it_says_and_leaves_as_one_again() {
     let third = start("e2e-import-again", &["e2e-import-committed"]);
     assert!(exec(third.0, "cat /proc/cmdline").ok().out.contains(&format!("root=UUID={UUID}")));
 
+    drop(third);
+
+    // As an artifact, and from it: the same machine, with the same disk.
+    let archive = dir.path("machine.tar");
+    run(&["export", "e2e-import-again", &archive], "").ok();
+    let reference = format!("oci-archive:{archive}");
+    let fourth = start("e2e-import-again", &[&reference]);
+    assert!(exec(fourth.0, "cat /proc/cmdline").ok().out.contains("marker=2"));
+    assert_eq!(inspect(fourth.0)["machine"]["memory_mib"], 384);
+    drop(fourth);
+    run(&["image", "rm", &reference], "").ok();
+
     // What is cut off leaves nothing.
     let bytes = fs::read(&ova).unwrap();
     fs::write(&ova, &bytes[..bytes.len() / 2]).unwrap();

@@ -648,7 +648,7 @@ pub const TABLE: &[Endpoint] = &[
         Method::Post,
         "/v1/images/{image}/push",
         Answer::Lines,
-        "send an image of containers to a registry (ImagePush -> WorkLine<Pushed>…)",
+        "send an image to a registry (ImagePush -> WorkLine<Pushed>…)",
     ),
     line(
         Route::ImageExport,

@@ -31,5 +31,7 @@ pub use logins::Logins;
 pub use push::Pusher;
 pub use reference::{Reference, RegistryName};
 pub use registry::{Client, Options};
-pub use source::{Blob, Image, Layer, Source, Watch, open, resolve};
-pub use types::{Config, Descriptor, Healthcheck, History, Index, Manifest, Platform, Process, Rootfs};
+pub use source::{Blob, Form, Image, Layer, Source, Watch, open, resolve};
+pub use types::{
+    Config, Descriptor, Healthcheck, History, Index, MACHINE, Manifest, Platform, Process, Rootfs,
+};

@@ -3,8 +3,8 @@ use crate::archive::Archive;
 use crate::layout::Layout;
 use crate::registry::{Client, Registry};
 use crate::types::{
-    Config, DOCKER_CONFIG, DOCKER_LIST, DOCKER_MANIFEST, Descriptor, Index, Manifest, OCI_CONFIG, OCI_INDEX,
-    OCI_MANIFEST, Platform, WASM, WASM_BEFORE,
+    Config, DOCKER_CONFIG, DOCKER_LIST, DOCKER_MANIFEST, Descriptor, Index, MACHINE, Manifest, OCI_CONFIG,
+    OCI_INDEX, OCI_MANIFEST, Platform, WASM, WASM_BEFORE,
 };
 use crate::{Checked, Digest, Reference};
 use serde::de::DeserializeOwned;
@@ -63,8 +63,19 @@ pub struct Image {
     pub config: Config,
     /// Its layers, the lowest first.
     pub layers: Vec<Layer>,
-    /// It is no image of containers: its only layer is a WebAssembly program, and its configuration says nothing that we need.
-    pub is_program: bool,
+    /// What it is.
+    pub form: Form,
+}
+
+/// What is in an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// The files of a container.
+    Container,
+    /// Its only layer is a WebAssembly program, and its configuration says nothing that we need.
+    Program,
+    /// A whole computer: its configuration is of [`MACHINE`].
+    Machine,
 }
 
 /// One layer.
@@ -177,14 +188,19 @@ fn manifest(source: &dyn Source, text: Vec<u8>, watch: &dyn Watch) -> Result<Ima
     let manifest: Manifest = parse(&text, "manifest", source)?;
     let is_program = matches!(manifest.layers.as_slice(), [only] if matches!(only.media_type.as_str(), WASM | WASM_BEFORE));
     let kind = &manifest.config.media_type;
-    if !is_program && !matches!(kind.as_str(), "" | OCI_CONFIG | DOCKER_CONFIG) {
-        let kind: String = kind.chars().take(100).collect();
-        return Err(Fault::new(
-            Kind::Usage,
-            format!("{} is no image that runs: its configuration is {kind:?}", source.name()),
-            "name an image of a container, or a WebAssembly program",
-        ));
-    }
+    let form = match kind.as_str() {
+        _ if is_program => Form::Program,
+        "" | OCI_CONFIG | DOCKER_CONFIG => Form::Container,
+        MACHINE => Form::Machine,
+        other => {
+            let kind: String = other.chars().take(100).collect();
+            return Err(Fault::new(
+                Kind::Usage,
+                format!("{} is no image that runs: its configuration is {kind:?}", source.name()),
+                "name an image of a container or of a machine, or a WebAssembly program",
+            ));
+        }
+    };
     if manifest.layers.len() > LAYERS_MAX {
         return Err(damaged(
             source,
@@ -223,7 +239,7 @@ fn manifest(source: &dyn Source, text: Vec<u8>, watch: &dyn Watch) -> Result<Ima
     });
     let layers =
         layers.collect::<Result<Vec<_>, Fault>>().map_err(|fault| damaged(source, &fault.message))?;
-    Ok(Image { digest: Digest::of(&text), manifest: text, config_text, config, layers, is_program })
+    Ok(Image { digest: Digest::of(&text), manifest: text, config_text, config, layers, form })
 }
 
 /// A manifest or an index, checked.
@@ -363,7 +379,7 @@ pub(crate) mod tests {
             for top in [manifest, index.to_string().into_bytes()] {
                 memory.top = top;
                 let found = resolve(&memory, &Quiet).unwrap();
-                assert!(found.is_program && found.layers[0].digest == Digest::of(b"\0asm"));
+                assert!(found.form == Form::Program && found.layers[0].digest == Digest::of(b"\0asm"));
             }
         }
         // One beside an image of containers is not asked for.
@@ -374,7 +390,7 @@ pub(crate) mod tests {
         ours["platform"] = serde_json::json!({"os": "linux", "architecture": "amd64"});
         let both = serde_json::json!({"schemaVersion": 2, "manifests": [program, ours]});
         memory.top = both.to_string().into_bytes();
-        assert!(!resolve(&memory, &Quiet).unwrap().is_program);
+        assert_eq!(resolve(&memory, &Quiet).unwrap().form, Form::Container);
         // Two programs, or one among others, are nothing that runs.
         let config = memory.add(b"{}", "application/vnd.wasm.config.v0+json");
         let layer = memory.add(b"\0asm", WASM);

@@ -10,6 +10,9 @@ pub(crate) const DOCKER_LIST: &str = "application/vnd.docker.distribution.manife
 pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 pub(crate) const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 
+/// A whole computer: the type of our artifact, and of its configuration (image specification, "Guidelines for Artifact Usage").
+pub const MACHINE: &str = "application/vnd.vivarium.machine.v1+json";
+
 /// A WebAssembly program (CNCF, "Wasm OCI Artifact layout").
 pub(crate) const WASM: &str = "application/wasm";
 /// The same, as tools wrote it before there was a layout.

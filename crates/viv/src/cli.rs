@@ -145,9 +145,9 @@ pub(crate) enum Verb {
     Schema(verbs::create::Schema),
     /// List images
     Images(verbs::images::Args),
-    /// Get images of containers from registries and archives
+    /// Get images from registries and archives
     Pull(verbs::pull::Args),
-    /// Send an image of containers to a registry
+    /// Send an image to a registry
     Push(verbs::carry::Push),
     /// Make an image of a VM that does not run
     Commit(verbs::carry::Commit),

@@ -6,10 +6,11 @@ use super::layers::Unpacked;
 use super::manifest::Container;
 use super::stack::{Documents, LAYER, Summed, as_oci};
 use super::store::Store;
-use super::{Image, Watcher, artifact, pull, step};
+use super::{Image, Watcher, artifact, machine, pull, step};
 use crate::new_file::NewFile;
 use crate::prune::on_disk;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -29,23 +30,16 @@ struct Original<'a> {
 }
 
 /// A layer, written again.
-struct Written {
-    descriptor: Descriptor,
-    diff_id: String,
-    file: PathBuf,
+pub(super) struct Written {
+    pub(super) descriptor: Descriptor,
+    pub(super) diff_id: String,
+    pub(super) file: PathBuf,
 }
 
 impl<'a> Original<'a> {
     fn read(store: &Store, image: &'a Image) -> Result<Original<'a>, Fault> {
         let Some(container) = &image.manifest.container else {
-            return Err(Fault::new(
-                Kind::Usage,
-                format!(
-                    "{} is no image of containers: registries and archives have no form for its disks",
-                    image.name
-                ),
-                "write its machine: viv export IMAGE FILE.ova; or a VM's disk: viv stop VM, viv export VM FILE.qcow2",
-            ));
+            return Err(broken(&image.name, "it is no image of containers"));
         };
         let part = |part| -> Result<Vec<u8>, Fault> {
             let path = store.part(image, part)?;
@@ -86,18 +80,25 @@ impl<'a> Original<'a> {
     }
 }
 
-/// Writes a layer as a compressed archive to `file`.
 fn write(layer: &Unpacked, file: PathBuf, step: String, watcher: &dyn Watcher) -> Result<Written, Fault> {
-    let index = layer.index()?;
-    let path = layer.data();
-    let mut data = File::open(&path).map_err(io_fault("read", &path))?;
+    write_layer((&layer.index()?, &layer.data(), layer.facts.data_bytes), file, step, watcher)
+}
+
+/// Writes a layer, whose files' contents are in a file with so many bytes, as a compressed archive to `file`.
+pub(super) fn write_layer(
+    (index, data, bytes): (&viv_rootfs::Layer, &Path, u64),
+    file: PathBuf,
+    step: String,
+    watcher: &dyn Watcher,
+) -> Result<Written, Fault> {
+    let mut data = File::open(data).map_err(io_fault("read", data))?;
     let out =
         OpenOptions::new().write(true).create_new(true).open(&file).map_err(io_fault("write", &file))?;
     let mut told = Told::new(watcher, step);
-    told.total = Some(layer.facts.data_bytes);
+    told.total = Some(bytes);
     let mut archive = Summed::new(io::sink());
     let mut gzip = Summed::new(BufWriter::with_capacity(1 << 20, out));
-    viv_rootfs::pack_gzip(&index, &mut data, &mut archive, &mut gzip, &mut |bytes| told.bytes(bytes))?;
+    viv_rootfs::pack_gzip(index, &mut data, &mut archive, &mut gzip, &mut |bytes| told.bytes(bytes))?;
     gzip.flush().map_err(io_fault("write", &file))?;
     let ((diff_id, _), (digest, size)) = (archive.finish(), gzip.finish());
     let descriptor = Descriptor {
@@ -121,38 +122,48 @@ pub(super) fn push(
         return artifact::push(store, (&store.part(image, program)?, &image.name), ask, logins, watcher);
     }
     let name = target(ask)?;
-    let original = Original::read(store, image)?;
     let sending = Sending { watcher, step: format!("sending {} to {name}", image.name) };
     let client = Client::new(Options { insecure: ask.insecure, logins: logins.clone() })?;
     let pusher = Pusher::new(&client, name.clone())?;
     let scratch = store.pull_scratch()?;
-    let (mut layers, mut diff_ids, mut sent, mut known) = (Vec::new(), Vec::new(), 0u64, 0);
-    let count = original.layers.len();
-    for (at, (hex, old)) in original.container.layers.iter().zip(&original.layers).enumerate() {
-        let layer = original.layer(store, hex)?;
-        let digest: Digest = old.digest.parse()?;
-        // The very one that was once pulled, or pushed: then the image stays what it was.
-        if pusher.has(&digest, &sending)? {
-            known += 1;
-            layers.push(old.clone());
-            diff_ids.push(format!("sha256:{}", layer.facts.diff_id));
-            continue;
-        }
-        let words = format!("compressing layer {} of {count}", at + 1);
-        let written = write(&layer, scratch.path().join(format!("layer{at}")), words, watcher)?;
+    let (mut sent, mut known) = (0u64, 0);
+    let mut send = |written: &Written, what: &str| {
         let digest: Digest = written.descriptor.digest.parse()?;
         if pusher.has(&digest, &sending)? {
             known += 1;
-        } else {
-            step(watcher, &format!("sending layer {} of {count} to {name}", at + 1));
-            pusher.blob(&digest, &written.file, &sending)?;
-            sent = sent.saturating_add(written.descriptor.size);
+            return Ok(());
         }
-        let _ = fs::remove_file(&written.file);
-        layers.push(written.descriptor);
-        diff_ids.push(written.diff_id);
-    }
-    let documents = original.documents(layers, &diff_ids)?;
+        step(watcher, &format!("sending {what} to {name}"));
+        pusher.blob(&digest, &written.file, &sending)?;
+        sent = sent.saturating_add(written.descriptor.size);
+        Ok(())
+    };
+    let documents = if image.manifest.container.is_none() {
+        machine::leave(store, image, scratch.path(), watcher, &mut send)?
+    } else {
+        let original = Original::read(store, image)?;
+        let (mut layers, mut diff_ids, mut as_it_was) = (Vec::new(), Vec::new(), 0);
+        let count = original.layers.len();
+        for (at, (hex, old)) in original.container.layers.iter().zip(&original.layers).enumerate() {
+            let layer = original.layer(store, hex)?;
+            let digest: Digest = old.digest.parse()?;
+            // The very one that was once pulled, or pushed: then the image stays what it was.
+            if pusher.has(&digest, &sending)? {
+                as_it_was += 1;
+                layers.push(old.clone());
+                diff_ids.push(format!("sha256:{}", layer.facts.diff_id));
+                continue;
+            }
+            let words = format!("compressing layer {} of {count}", at + 1);
+            let written = write(&layer, scratch.path().join(format!("layer{at}")), words, watcher)?;
+            send(&written, &format!("layer {} of {count}", at + 1))?;
+            let _ = fs::remove_file(&written.file);
+            layers.push(written.descriptor);
+            diff_ids.push(written.diff_id);
+        }
+        known += as_it_was;
+        original.documents(layers, &diff_ids)?
+    };
     let config = scratch.path().join("config");
     fs::write(&config, &documents.config).map_err(io_fault("write", &config))?;
     let digest = Digest::of(&documents.config);
@@ -220,7 +231,6 @@ pub(super) fn export(
     to: &Path,
     watcher: &dyn Watcher,
 ) -> Result<Exported, Fault> {
-    let original = Original::read(store, image)?;
     let new = NewFile::begin(to)?;
     let fault = |error| new.fault(error);
     let file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(new.path()).map_err(fault)?;
@@ -235,24 +245,33 @@ pub(super) fn export(
             header.set_mode(0o755);
             tar.append_data(&mut header, dir, io::empty()).map_err(fault)?;
         }
-        let (mut layers, mut diff_ids): (Vec<Descriptor>, _) = (Vec::new(), Vec::new());
-        let count = original.layers.len();
-        for (at, hex) in original.container.layers.iter().enumerate() {
-            let layer = original.layer(store, hex)?;
-            let words = format!("writing layer {} of {count}", at + 1);
-            let written = write(&layer, scratch.path().join(format!("layer{at}")), words, watcher)?;
-            let twice = layers.iter().any(|layer| layer.digest == written.descriptor.digest);
-            if !twice {
+        let mut there = BTreeSet::new();
+        let mut put = |written: &Written, _: &str| {
+            if there.insert(written.descriptor.digest.clone()) {
                 let name = blob(&written.descriptor.digest);
                 let content = File::open(&written.file).map_err(io_fault("read", &written.file))?;
                 let mut header = head(written.descriptor.size);
                 tar.append_data(&mut header, name, io::BufReader::new(content)).map_err(fault)?;
             }
-            let _ = fs::remove_file(&written.file);
-            layers.push(written.descriptor);
-            diff_ids.push(written.diff_id);
-        }
-        let documents = original.documents(layers, &diff_ids)?;
+            Ok(())
+        };
+        let documents = if image.manifest.container.is_none() {
+            machine::leave(store, image, scratch.path(), watcher, &mut put)?
+        } else {
+            let original = Original::read(store, image)?;
+            let (mut layers, mut diff_ids) = (Vec::new(), Vec::new());
+            let count = original.layers.len();
+            for (at, hex) in original.container.layers.iter().enumerate() {
+                let layer = original.layer(store, hex)?;
+                let words = format!("writing layer {} of {count}", at + 1);
+                let written = write(&layer, scratch.path().join(format!("layer{at}")), words, watcher)?;
+                put(&written, "")?;
+                let _ = fs::remove_file(&written.file);
+                layers.push(written.descriptor);
+                diff_ids.push(written.diff_id);
+            }
+            original.documents(layers, &diff_ids)?
+        };
         let config = Digest::of(&documents.config);
         let manifest = Digest::of(&documents.manifest);
         for (digest, bytes) in [(&config, &documents.config), (&manifest, &documents.manifest)] {

@@ -387,13 +387,22 @@ mod tests {
         let bare = MachineSpec { disks: Vec::new(), ..machine };
         let fault = images.commit(&stopped(&vm, &bare), &ask, &Unwatched).unwrap_err();
         assert!(fault.message.contains("no disk of its own"), "{fault:?}");
-        let refused = images.push(
-            "mine",
-            &viv_api::image::ImagePush { reference: "a.io/b:c".into(), insecure: false },
-            &Default::default(),
-            &Unwatched,
+        // It leaves as an artifact, and comes back as what it was.
+        let archive = dir.join("mine.tar");
+        let ask =
+            viv_api::image::ImageExport { path: archive.clone(), format: viv_api::image::MachineFormat::Oci };
+        images.export("mine", &ask, &Unwatched).unwrap();
+        assert!(fs::metadata(&archive).unwrap().len() < 1 << 20, "holes were written");
+        let reference = format!("oci-archive:{}", archive.display());
+        let back = images.pull(&reference, Default::default(), &Unwatched).unwrap().unwrap();
+        let (old, new) = (&image.manifest, &back.manifest);
+        assert_eq!((&new.kernel, &new.disks, &new.append), (&old.kernel, &old.disks, &old.append));
+        assert!(new.container.is_none() && back.size_bytes < 4 << 20);
+        assert_eq!(fs::read_dir(dir.join("images/layers")).unwrap().count(), 0, "its layers were left");
+        assert_eq!(
+            images.pull(&reference, Default::default(), &Unwatched).unwrap().unwrap().digest,
+            back.digest
         );
-        assert!(refused.unwrap_err().message.contains("no image of containers"));
         fs::remove_dir_all(dir).unwrap();
     }
 

@@ -116,6 +116,7 @@ impl Layers {
         loop {
             fs::create_dir_all(&dir).map_err(io_fault("make the directory", &dir))?;
             if let Some(there) = self.get(layer.digest.hex())? {
+                check_content(layer, &there.facts.diff_id)?;
                 watch.bytes(i64::try_from(layer.size).unwrap_or(i64::MAX));
                 return Ok(there);
             }
@@ -178,22 +179,30 @@ impl Layers {
     /// Removes the layers that no image has: what was begun only if it is old, or `all`.
     pub(super) fn collect_garbage(&self, wanted: &BTreeSet<String>, all: bool) {
         for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
-            let dir = entry.path();
-            if wanted.contains(entry.file_name().to_string_lossy().as_ref()) {
-                continue;
-            }
-            let Ok(file) = open_lock(&dir) else { continue };
-            if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-                continue;
-            }
-            let age = fs::metadata(dir.join("part")).and_then(|found| found.modified());
-            let age = age.map(|time| SystemTime::now().duration_since(time).unwrap_or_default());
-            if all || !age.is_ok_and(|age| age < PART_AGE_MAX) {
-                // The mark that it is whole goes first.
-                let _ = fs::remove_file(dir.join("facts"));
-                let _ = fs::remove_dir_all(&dir);
+            if !wanted.contains(entry.file_name().to_string_lossy().as_ref()) {
+                remove(&entry.path(), all);
             }
         }
+    }
+
+    /// Removes one that no image has, unless somebody is about to use it.
+    pub(super) fn remove(&self, hex: &str) {
+        remove(&self.dir_of(hex), true);
+    }
+}
+
+/// Removes a layer that nobody uses, also one that is half there if it is old or `all` is said.
+fn remove(dir: &Path, all: bool) {
+    let Ok(file) = open_lock(dir) else { return };
+    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        return;
+    }
+    let age = fs::metadata(dir.join("part")).and_then(|found| found.modified());
+    let age = age.map(|time| SystemTime::now().duration_since(time).unwrap_or_default());
+    if all || !age.is_ok_and(|age| age < PART_AGE_MAX) {
+        // The mark that it is whole goes first.
+        let _ = fs::remove_file(dir.join("facts"));
+        let _ = fs::remove_dir_all(dir);
     }
 }
 
@@ -372,16 +381,19 @@ fn unpack_stream(
     io::copy(&mut archive, &mut io::sink()).map_err(|error| in_layer(broken("its archive", error)))?;
     let diff_id = super::store::hex(&archive.sum.finalize());
     look(0)?;
-    if let Some(wanted) = &layer.diff_id
-        && wanted.hex() != diff_id
-    {
-        return Err(in_layer(broken(
-            "its content",
-            format_args!("it is sha256:{diff_id}, and is to be {wanted}"),
-        )));
-    }
+    check_content(layer, &diff_id).map_err(in_layer)?;
     drop(out);
     keep(dir, &unpacked, &diff_id)
+}
+
+/// Whether a layer's archive is what the image says that it is.
+fn check_content(layer: &Layer, diff_id: &str) -> Result<(), Fault> {
+    match &layer.diff_id {
+        Some(wanted) if wanted.hex() != diff_id => {
+            Err(broken("its content", format_args!("it is sha256:{diff_id}, and is to be {wanted}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Writes a layer's entries beside its contents, and makes sure that both are on the disk.

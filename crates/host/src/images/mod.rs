@@ -31,6 +31,7 @@ mod kernel;
 mod kmod;
 mod layers;
 mod lines;
+mod machine;
 mod manifest;
 mod ova;
 mod pull;

@@ -3,7 +3,7 @@ use super::fault::{broken, cancelled, io_fault};
 use super::layers::{Layers, Unpacked, get};
 use super::manifest::Container;
 use super::store::Store;
-use super::{Image, Manifest, Watcher};
+use super::{Image, Manifest, Watcher, machine};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::path::Path;
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use viv_api::image::ImageProcess;
 use viv_api::operation::Progress;
 use viv_model::{Fault, HealthCheck, Kind};
-use viv_oci::{Client, Layer, Options, Reference, Watch};
+use viv_oci::{Client, Form, Layer, Options, Reference, Watch};
 
 /// Layers that are fetched at once.
 const AT_ONCE: usize = 4;
@@ -59,10 +59,13 @@ pub(super) fn pull(
     }
     let total: u64 = found.layers.iter().fold(0, |sum, layer| sum.saturating_add(layer.size));
     pulling.set_total(total);
-    if let ([layer], true) = (found.layers.as_slice(), found.is_program) {
+    if let ([layer], Form::Program) = (found.layers.as_slice(), found.form) {
         return program(store, &name, key, source.as_ref(), layer, &pulling);
     }
     super::need_space(store.dir(), total.saturating_mul(3))?;
+    if found.form == Form::Machine {
+        return machine::arrive(store, &name, key, source.as_ref(), &found, &pulling);
+    }
     let layers = store.layers();
     let unpacked = fetch(&layers, source.as_ref(), &found.layers, &pulling)?;
     pulling.note("making one file system of its layers");
@@ -79,7 +82,7 @@ pub(super) fn pull(
     if watcher.cancelled() {
         return Err(cancelled());
     }
-    let created = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let created = now();
     let index = store.index_lock()?;
     let add = |file: &str, kind| store.add_file(&scratch.path().join(file), kind, &index);
     let container = Container {
@@ -108,6 +111,11 @@ pub(super) fn pull(
     store.publish_in(&name, &manifest, &index)
 }
 
+/// Seconds since 1970.
+pub(super) fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
 /// The same of an image that is a WebAssembly program.
 fn program(
     store: &Store,
@@ -125,8 +133,8 @@ fn program(
     let scratch = store.pull_scratch()?;
     let path = scratch.path().join("program");
     get(&path, source, layer, pulling)?;
-    let created = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     let index = store.index_lock()?;
+    let created = now();
     let program = Some(store.add_file(&path, PROGRAM, &index)?);
     let summary = "a WebAssembly program".to_string();
     store.publish_in(name, &Manifest { key, created, summary, program, ..Manifest::bare() }, &index)
@@ -134,11 +142,8 @@ fn program(
 
 /// Whether everything of an image from elsewhere is there.
 pub(super) fn whole(store: &Store, image: &Image) -> Result<(), Fault> {
-    if let Some(program) = &image.manifest.program {
-        return store.part(image, program).map(drop);
-    }
     let Some(container) = &image.manifest.container else {
-        return Err(broken(&image.name, "it is no image of containers"));
+        return image.manifest.parts().try_for_each(|part| store.part(image, part).map(drop));
     };
     store.part(image, &container.tree)?;
     for layer in &container.layers {
@@ -150,7 +155,7 @@ pub(super) fn whole(store: &Store, image: &Image) -> Result<(), Fault> {
 }
 
 /// Has every layer, several at once; the first fault ends them all.
-fn fetch(
+pub(super) fn fetch(
     layers: &Layers,
     source: &dyn viv_oci::Source,
     wanted: &[Layer],
@@ -283,7 +288,7 @@ pub(super) fn summary(layers: usize, process: &ImageProcess) -> String {
 }
 
 /// A pull that goes on, as its watcher sees it.
-struct Pulling<'a> {
+pub(super) struct Pulling<'a> {
     watcher: &'a dyn Watcher,
     step: String,
     done: AtomicI64,

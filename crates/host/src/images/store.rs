@@ -379,6 +379,14 @@ impl Store {
         write_beside(&self.dir.join("index.json"), &text)
     }
 
+    /// Deletes those of these layers that no image has.
+    pub(super) fn drop_layers(&self, digests: &[String], _lock: &IndexLock) {
+        let Ok(images) = self.list() else { return };
+        let is_wanted =
+            |digest: &String| images.iter().any(|image| image.manifest.layers().any(|layer| layer == digest));
+        digests.iter().filter(|digest| !is_wanted(digest)).for_each(|digest| self.layers().remove(digest));
+    }
+
     /// Deletes blobs that no image has. VMs have their own links and copies.
     fn collect_garbage(&self, _lock: &Lock, _index: &IndexLock, all: bool) {
         let Ok(images) = self.list() else { return };

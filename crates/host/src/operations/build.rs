@@ -36,7 +36,7 @@ fn pull_now(
             images.pull(name, options, watcher)?.ok_or_else(no_image)?
         }
     };
-    if image.manifest.program.is_none() {
+    if image.manifest.container.is_some() {
         let kernel = options(ask).and_then(|options| ensure_default(service, &options, watcher));
         kernel.map_err(|fault| {
             let text = format!("{name} is there now, but no kernel for it: {}", fault.message);
@@ -90,7 +90,7 @@ pub(super) fn there(service: &Service, name: &str, ask: &ImageBuild) -> Result<O
         return host();
     }
     let image = images.get(name)?;
-    let needs_kernel = viv_oci::Reference::is_one(name) && image.manifest.program.is_none();
+    let needs_kernel = viv_oci::Reference::is_one(name) && image.manifest.container.is_some();
     let is_whole = !needs_kernel || host()?.is_some();
     Ok(is_whole.then_some(image))
 }
