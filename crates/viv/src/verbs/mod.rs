@@ -33,6 +33,7 @@ mod program;
 pub(crate) mod project;
 pub(crate) mod prune;
 pub(crate) mod ps;
+pub(crate) mod publish;
 pub(crate) mod pull;
 pub(crate) mod run;
 pub(crate) mod runner;

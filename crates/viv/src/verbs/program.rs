@@ -1,5 +1,6 @@
 //! `viv run FILE` where the file is a program: it gets our standard streams, and ends with its own status.
 use super::Context;
+use super::publish::published;
 use super::run::{Args, Purpose, absolute, to_create};
 use super::stats;
 use crate::interrupt::{Interrupt, Stage, end_vm};
@@ -164,10 +165,10 @@ fn ask(mut args: Args, kind: GuestKind) -> Result<VmCreate, Fault> {
     let file = args.image.take().map(PathBuf::from);
     let ports = std::mem::take(&mut args.ports);
     let port = |text: &String| match kind {
-        GuestKind::Evm => PortSpec::of_one(text, CHAIN_PORT),
-        _ => text.parse(),
+        GuestKind::Evm => PortSpec::of_one(text, CHAIN_PORT).map(|port| vec![port]),
+        _ => published(text),
     };
-    let mut ports = ports.iter().map(port).collect::<Result<Vec<_>, Fault>>()?;
+    let mut ports = ports.iter().map(port).collect::<Result<Vec<_>, Fault>>()?.concat();
     let doors = args.program.doors(Ipv4Addr::LOCALHOST)?;
     if kind != GuestKind::Jvm {
         let only = [

@@ -10,6 +10,7 @@ use super::exec::{Command, command_of};
 use super::health::HealthArgs;
 use super::java;
 use super::program::{self, ProgramArgs};
+use super::publish::published;
 use super::pull;
 use super::stats;
 use crate::interrupt::{Interrupt, Stage, end_vm};
@@ -128,9 +129,10 @@ pub(crate) struct Args {
     pub(super) shares: Vec<String>,
     /// Network: none; user: one of its own, which reaches the outside, the default with -p; user,host: this host too; or one that
     /// VMs share, by its name: viv network. Several times: a card for each. More below
-    #[arg(long, value_name = "NETWORK|user|none[,…]", value_parser = net)]
+    #[arg(long, visible_alias = "network", value_name = "NETWORK|user|none[,…]", value_parser = net)]
     net: Vec<NicCreate>,
-    /// Publish a port of the guest on this host: [IP:]HOST:GUEST, with /udp for datagrams; it leads to the first card that can
+    /// Publish ports of the guest on this host: [[IP:][HOST]:]GUEST, with /udp for datagrams; without HOST a free port (viv port VM); both may be
+    /// ranges, 8000-8009:80-89. They lead to the first card that can
     #[arg(short, long = "publish", value_name = "PORTS")]
     pub(super) ports: Vec<String>,
     /// Publish the ports that its image of containers names on free ports of this host: viv port VM
@@ -143,7 +145,7 @@ pub(crate) struct Args {
     #[arg(long = "secgroup", value_name = "GROUP")]
     groups: Vec<String>,
     /// A label, by which rules of security groups find it; may be given several times
-    #[arg(long = "label", value_name = "NAME=VALUE")]
+    #[arg(short, long = "label", value_name = "NAME=VALUE")]
     labels: Vec<String>,
     /// What a reset by the guest does; "end" with --rm and in the foreground
     #[arg(long, value_name = "restart|end", value_parser = on_reboot)]
@@ -614,7 +616,7 @@ pub(super) fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Faul
     let is_volume = |text: &&String| VolumeMount::is_one(text);
     let (volumes, shares): (Vec<&String>, Vec<&String>) = args.shares.iter().partition(is_volume);
     let shares = shares.into_iter().map(|text| share(text)).collect::<Result<_, _>>()?;
-    let ports = args.ports.iter().map(|text| text.parse()).collect::<Result<_, Fault>>()?;
+    let ports = args.ports.iter().map(|text| published(text)).collect::<Result<Vec<_>, Fault>>()?.concat();
     let labels = args.labels.iter().map(|text| text.parse()).collect::<Result<_, Fault>>()?;
     let console_ports = args.console_ports.iter().map(|text| console_port(text)).collect::<Result<_, _>>()?;
     let mut soft = SoftSpec::default();
