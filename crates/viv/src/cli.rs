@@ -57,7 +57,9 @@ pub(crate) fn with_command_apart(mut line: Vec<OsString>) -> Vec<OsString> {
 /// Where from `from` on the first word is that is neither an option nor an option's value.
 fn next_place(grammar: &Command, line: &[OsString], from: usize) -> Option<usize> {
     let takes_value = |fits: &dyn Fn(&Arg) -> bool| {
-        grammar.get_arguments().any(|known| known.get_action().takes_values() && fits(known))
+        let mut all = grammar.get_arguments();
+        // One that wants an equals sign has its value in the same word.
+        all.any(|known| known.get_action().takes_values() && !known.is_require_equals_set() && fits(known))
     };
     let mut at = from;
     loop {
@@ -235,6 +237,8 @@ mod tests {
                 "viv --json --context c run --cpus=2 -ditu me img -u you",
                 "viv --json --context c run --cpus=2 -ditu me img -- -u you",
             ),
+            ("viv run --warm img --debug", "viv run --warm img -- --debug"),
+            ("viv run --network user img -l", "viv run --network user img -- -l"),
         ] {
             assert_eq!(apart(line), wanted);
         }

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use viv_model::{DiskFormat, DiskSpec, Fault};
 use viv_oci::{MACHINE, Watch as _};
@@ -31,6 +32,9 @@ const MODE: u16 = 0o644;
 const SECTOR: u64 = 512;
 /// Bytes that are copied at once.
 const PIECE: u64 = 64 << 20;
+/// Least bytes of a disk that are content as a whole, and most of these pieces.
+const UNIT_MIN: u64 = 64 << 10;
+const UNITS_MAX: u64 = 1 << 16;
 /// Most characters of what is said in words; of a command line as Linux takes it (arch/x86/include/asm/setup.h, COMMAND_LINE_SIZE).
 const WORDS_MAX: usize = 2048;
 
@@ -92,7 +96,7 @@ pub(super) fn leave(
             }
             _ => file,
         };
-        let layer = layer_of(&file, called)?;
+        let layer = layer_of(&file, called, &mut Told::new(watcher, format!("looking what is on {what}")))?;
         let content = layer.data_blocks.saturating_mul(BLOCK as u64);
         let written = write_layer(
             (&layer, &file, content),
@@ -128,32 +132,58 @@ pub(super) fn leave(
     Ok(Documents { config, manifest: serde_json::to_vec(&manifest).map_err(told)? })
 }
 
-/// A layer of one file, whose content is where it is in the file.
-fn layer_of(path: &Path, called: &[u8]) -> Result<Layer, Fault> {
+/// A layer of one file, whose content is where it is in the file; by what is in it, whatever the file system knows of holes.
+fn layer_of(path: &Path, called: &[u8], told: &mut Told<'_>) -> Result<Layer, Fault> {
     let file = File::open(path).map_err(io_fault("read", path))?;
     let size = file.metadata().map_err(io_fault("read", path))?.len();
-    let extents = extents_of(&file, size).map_err(io_fault("read", path))?;
+    told.total = Some(size);
+    let mut extents = Vec::<Extent>::new();
+    let unit = unit_of(size);
+    let mut at = 0;
+    while let Some(found) = next_data(&file, at).map_err(io_fault("read", path))? {
+        let from = found - found % unit;
+        at = from.saturating_add(unit).min(size);
+        told.bytes(at)?;
+        if is_zero(&file, from, at).map_err(io_fault("read", path))? {
+            continue;
+        }
+        let [from, end] = [from, at].map(|byte| byte.div_ceil(BLOCK as u64));
+        match extents.last_mut() {
+            Some(last) if last.from.saturating_add(last.blocks) == from => last.blocks += end - from,
+            _ => extents.push(Extent { from, at: from, blocks: end - from }),
+        }
+    }
     let attributes = Attributes { mode: MODE, ..Attributes::default() };
     let entry = Entry { path: called.to_vec(), attributes, kind: Kind::File { size, extents } };
     Ok(Layer { entries: vec![entry], data_blocks: size.div_ceil(BLOCK as u64) })
 }
 
-/// Where a file has content.
-fn extents_of(file: &File, size: u64) -> io::Result<Vec<Extent>> {
-    let (mut extents, mut at) = (Vec::<Extent>::new(), 0);
-    while at < size {
-        let begin = match seek(file, SeekFrom::Data(at)) {
-            Err(Errno::NXIO) => break,
-            begin => begin?,
-        };
-        at = seek(file, SeekFrom::Hole(begin))?.min(size);
-        let before = extents.last().map_or(0, |last| last.from.saturating_add(last.blocks));
-        let (from, end) = ((begin / BLOCK as u64).max(before), at.div_ceil(BLOCK as u64));
-        if from < end {
-            extents.push(Extent { from, at: from, blocks: end - from });
-        }
+/// Bytes that are content as a whole or not at all: so many that a map of them is read again by everybody who reads archives.
+fn unit_of(size: u64) -> u64 {
+    size.div_ceil(UNITS_MAX).next_power_of_two().max(UNIT_MIN)
+}
+
+/// Where from `at` on there is something else than a hole, if there is.
+fn next_data(file: &File, at: u64) -> io::Result<Option<u64>> {
+    match seek(file, SeekFrom::Data(at)) {
+        // Also at the file's end.
+        Err(Errno::NXIO) => Ok(None),
+        found => Ok(Some(found?)),
     }
-    Ok(extents)
+}
+
+/// Whether a part of it is all zero: how a file system keeps holes is not to be seen in the archive.
+fn is_zero(file: &File, mut from: u64, to: u64) -> io::Result<bool> {
+    let mut piece = vec![0; UNIT_MIN as usize];
+    while from < to {
+        let piece = piece.get_mut(..(to - from).min(UNIT_MIN) as usize).unwrap_or_default();
+        file.read_exact_at(piece, from)?;
+        if piece.iter().any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+        from += piece.len() as u64;
+    }
+    Ok(true)
 }
 
 /// Makes an image of what is somewhere else.
@@ -305,6 +335,31 @@ mod tests {
         fs::write(dir.join("index.json"), json!({ "schemaVersion": 2, "manifests": [manifest] }).to_string())
             .unwrap();
         dir.to_path_buf()
+    }
+
+    #[test]
+    fn holes_are_what_is_zero() {
+        let path = std::env::temp_dir().join(format!("viv-machine-holes-{}", std::process::id()));
+        let file = File::create(&path).unwrap();
+        // Zeroes that are written are a hole as well; the last piece is short.
+        let size = 5 * UNIT_MIN + 512;
+        file.write_all_at(&vec![0; size as usize], 0).unwrap();
+        for at in [UNIT_MIN + 100, 2 * UNIT_MIN, 5 * UNIT_MIN] {
+            file.write_all_at(b"x", at).unwrap();
+        }
+        let layer = layer_of(&path, DISK_FILE, &mut Told::new(&Unwatched, String::new())).unwrap();
+        let blocks = UNIT_MIN / BLOCK as u64;
+        let extents = vec![
+            Extent { from: blocks, at: blocks, blocks: 2 * blocks },
+            Extent { from: 5 * blocks, at: 5 * blocks, blocks: 1 },
+        ];
+        assert_eq!(layer.entries[0].kind, Kind::File { size, extents });
+        assert_eq!(layer.data_blocks, 5 * blocks + 1);
+        file.set_len(0).unwrap();
+        let none = layer_of(&path, DISK_FILE, &mut Told::new(&Unwatched, String::new())).unwrap();
+        assert_eq!(none.entries[0].kind, Kind::File { size: 0, extents: Vec::new() });
+        assert_eq!((unit_of(1), unit_of(4 << 30), unit_of(64 << 30)), (UNIT_MIN, UNIT_MIN, 1 << 20));
+        fs::remove_file(path).unwrap();
     }
 
     #[test]
