@@ -150,7 +150,23 @@ fn published_ports_lead_into_the_guest_and_each_refusal_has_a_way_out() {
     let taken = run(&["run", "--rm", "-p", &web_spec, "--", "true"], "");
     assert_eq!(taken.status, 4, "{taken:?}");
     assert!(taken.err.contains("in use"), "{taken:?}");
-    let malformed = run(&["run", "--rm", "-p", "80", "--", "true"], "");
+    let malformed = run(&["run", "--rm", "-p", "8080:", "--", "true"], "");
     assert_eq!(malformed.status, 2, "{malformed:?}");
     assert!(malformed.err.contains("-p HOST:GUEST"), "{malformed:?}");
+
+    // Without a port of the host it is a free one, which is told.
+    let _free = Vm("e2e-net-free");
+    run(&["run", "-d", "--accel", "soft", "--name", "e2e-net-free", "-p", "127.0.0.1::80"], "").ok();
+    let shown = run(&["ps"], "").ok().out;
+    let line = shown.lines().find(|line| line.starts_with("e2e-net-free")).unwrap();
+    let port = line.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(':').next()).unwrap();
+    assert_ne!(port.parse::<u16>().unwrap(), 0, "{line}");
+    run(&["exec", "e2e-net-free", "sh", "-c", serve], "").ok();
+    until("the page at the free port", WAIT, || {
+        TcpStream::connect(("127.0.0.1", port.parse::<u16>().unwrap())).is_ok_and(|mut stream| {
+            let _ = stream.write_all(b"GET / HTTP/1.0\r\n\r\n");
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).is_ok() && answer.ends_with("hello\n")
+        })
+    });
 }
