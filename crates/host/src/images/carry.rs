@@ -10,6 +10,7 @@ use super::{Image, Watcher, artifact, machine, pull, step};
 use crate::new_file::NewFile;
 use crate::prune::on_disk;
 use serde_json::{Value, json};
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
@@ -64,6 +65,42 @@ impl<'a> Original<'a> {
         })
     }
 
+    /// Writes its layers into `scratch`, each of which `each` takes away, as [`machine::leave`] does; gives the documents over them. A layer of
+    /// which `is_there` says that it is where the image goes stays the very one that was once pulled, or pushed, and the image what it was.
+    fn leave(
+        &self,
+        store: &Store,
+        scratch: &Path,
+        (doing, watcher): (&str, &dyn Watcher),
+        is_there: &dyn Fn(&str) -> Result<bool, Fault>,
+        each: &mut dyn FnMut(&Written, &str) -> Result<(), Fault>,
+    ) -> Result<Documents, Fault> {
+        let (mut layers, mut diff_ids) = (Vec::new(), Vec::new());
+        let count = self.layers.len();
+        for (at, (hex, old)) in self.container.layers.iter().zip(&self.layers).enumerate() {
+            let layer = self.layer(store, hex)?;
+            if is_there(&old.digest)? {
+                layers.push(old.clone());
+                diff_ids.push(format!("sha256:{}", layer.facts.diff_id));
+                continue;
+            }
+            let what = format!("layer {} of {count}", at + 1);
+            let file = scratch.join(format!("layer{at}"));
+            let content = layer.facts.data_bytes;
+            let written = write_layer(
+                (&layer.index()?, &layer.data(), content),
+                file,
+                format!("{doing} {what}"),
+                watcher,
+            )?;
+            each(&written, &what)?;
+            let _ = fs::remove_file(&written.file);
+            layers.push(written.descriptor);
+            diff_ids.push(written.diff_id);
+        }
+        self.documents(layers, &diff_ids)
+    }
+
     /// Its documents, for layers that are called so now: as they were if nothing has changed.
     fn documents(&self, layers: Vec<Descriptor>, diff_ids: &[String]) -> Result<Documents, Fault> {
         let same = self.layers.iter().zip(&layers).all(|(old, new)| old.digest == new.digest);
@@ -78,10 +115,6 @@ impl<'a> Original<'a> {
         config["rootfs"] = json!({ "type": "layers", "diff_ids": diff_ids });
         Documents::new(&config, layers.into_iter().map(as_oci).collect())
     }
-}
-
-fn write(layer: &Unpacked, file: PathBuf, step: String, watcher: &dyn Watcher) -> Result<Written, Fault> {
-    write_layer((&layer.index()?, &layer.data(), layer.facts.data_bytes), file, step, watcher)
 }
 
 /// Writes a layer, whose files' contents are in a file with so many bytes, as a compressed archive to `file`.
@@ -126,43 +159,28 @@ pub(super) fn push(
     let client = Client::new(Options { insecure: ask.insecure, logins: logins.clone() })?;
     let pusher = Pusher::new(&client, name.clone())?;
     let scratch = store.pull_scratch()?;
-    let (mut sent, mut known) = (0u64, 0);
+    let (mut sent, known) = (0u64, Cell::new(0));
+    let is_there = |digest: &str| {
+        let there = pusher.has(&digest.parse()?, &sending)?;
+        known.set(known.get() + usize::from(there));
+        Ok(there)
+    };
     let mut send = |written: &Written, what: &str| {
-        let digest: Digest = written.descriptor.digest.parse()?;
-        if pusher.has(&digest, &sending)? {
-            known += 1;
+        let digest = &written.descriptor.digest;
+        if is_there(digest)? {
             return Ok(());
         }
         step(watcher, &format!("sending {what} to {name}"));
-        pusher.blob(&digest, &written.file, &sending)?;
+        pusher.blob(&digest.parse()?, &written.file, &sending)?;
         sent = sent.saturating_add(written.descriptor.size);
         Ok(())
     };
-    let documents = if image.manifest.container.is_none() {
-        machine::leave(store, image, scratch.path(), watcher, &mut send)?
-    } else {
-        let original = Original::read(store, image)?;
-        let (mut layers, mut diff_ids, mut as_it_was) = (Vec::new(), Vec::new(), 0);
-        let count = original.layers.len();
-        for (at, (hex, old)) in original.container.layers.iter().zip(&original.layers).enumerate() {
-            let layer = original.layer(store, hex)?;
-            let digest: Digest = old.digest.parse()?;
-            // The very one that was once pulled, or pushed: then the image stays what it was.
-            if pusher.has(&digest, &sending)? {
-                as_it_was += 1;
-                layers.push(old.clone());
-                diff_ids.push(format!("sha256:{}", layer.facts.diff_id));
-                continue;
-            }
-            let words = format!("compressing layer {} of {count}", at + 1);
-            let written = write(&layer, scratch.path().join(format!("layer{at}")), words, watcher)?;
-            send(&written, &format!("layer {} of {count}", at + 1))?;
-            let _ = fs::remove_file(&written.file);
-            layers.push(written.descriptor);
-            diff_ids.push(written.diff_id);
+    let documents = match image.manifest.container {
+        None => machine::leave(store, image, scratch.path(), watcher, &mut send)?,
+        Some(_) => {
+            let original = Original::read(store, image)?;
+            original.leave(store, scratch.path(), ("compressing", watcher), &is_there, &mut send)?
         }
-        known += as_it_was;
-        original.documents(layers, &diff_ids)?
     };
     let config = scratch.path().join("config");
     fs::write(&config, &documents.config).map_err(io_fault("write", &config))?;
@@ -177,7 +195,7 @@ pub(super) fn push(
         reference: name.to_string(),
         digest: digest.to_string(),
         sent_bytes: sent,
-        known_layers: known,
+        known_layers: known.get(),
     })
 }
 
@@ -255,22 +273,12 @@ pub(super) fn export(
             }
             Ok(())
         };
-        let documents = if image.manifest.container.is_none() {
-            machine::leave(store, image, scratch.path(), watcher, &mut put)?
-        } else {
-            let original = Original::read(store, image)?;
-            let (mut layers, mut diff_ids) = (Vec::new(), Vec::new());
-            let count = original.layers.len();
-            for (at, hex) in original.container.layers.iter().enumerate() {
-                let layer = original.layer(store, hex)?;
-                let words = format!("writing layer {} of {count}", at + 1);
-                let written = write(&layer, scratch.path().join(format!("layer{at}")), words, watcher)?;
-                put(&written, "")?;
-                let _ = fs::remove_file(&written.file);
-                layers.push(written.descriptor);
-                diff_ids.push(written.diff_id);
+        let documents = match image.manifest.container {
+            None => machine::leave(store, image, scratch.path(), watcher, &mut put)?,
+            Some(_) => {
+                let original = Original::read(store, image)?;
+                original.leave(store, scratch.path(), ("writing", watcher), &|_| Ok(false), &mut put)?
             }
-            original.documents(layers, &diff_ids)?
         };
         let config = Digest::of(&documents.config);
         let manifest = Digest::of(&documents.manifest);

@@ -78,7 +78,7 @@ pub(crate) fn leftovers(root: &Path, known: &HashSet<String>) -> Result<Leftover
             Some(id) if known.contains(id) => {}
             Some(_) => left.removed.push(path),
             None if known.contains(name.as_ref()) => {}
-            None if path.join(LOCK).exists() => left.used.push(path),
+            None if !is_gone(&path.join(LOCK)) => left.used.push(path),
             // It may be one that is just made.
             None => {}
         }
