@@ -147,25 +147,30 @@ fn a_vm_becomes_an_image_that_others_have_as_it_was() {
     // The registry has the same image; what it has is not sent again.
     let registry = Registry::start(&dir);
     let reference = format!("localhost:{}/me/app:1", registry.1);
-    let pushed = json(&["push", "e2e-committed", &reference]);
+    let refused = run(&["push", "e2e-committed", &reference], "");
+    assert!(refused.status == 6 && refused.err.contains("does not talk TLS"), "{refused:?}");
+    let pushed = json(&["push", "--insecure", "e2e-committed", &reference]);
     assert_eq!(pushed["digest"], exported["digest"], "{pushed}");
-    let again = json(&["push", "e2e-committed", &reference]);
+    let again = json(&["push", "--insecure", "e2e-committed", &reference]);
     assert_eq!((&again["sent_bytes"], &again["known_layers"]), (&0.into(), &2.into()), "{again}");
     assert_eq!(again["digest"], pushed["digest"]);
     let seen = tool("skopeo", &["inspect", "--tls-verify=false", &format!("docker://{reference}")]);
     let seen: serde_json::Value = serde_json::from_str(&seen).unwrap();
     assert_eq!(seen["Digest"], pushed["digest"]);
-    assert_eq!(run(&["run", "--rm", &reference], "").ok().out, "new\nlive\n");
+    assert_eq!(run(&["run", "--rm", "--insecure", &reference], "").ok().out, "new\nlive\n");
     // A pulled image that goes elsewhere shares what is there.
     let other = format!("localhost:{}/me/app:2", registry.1);
-    assert_eq!(json(&["push", &reference, &other])["digest"], pushed["digest"]);
+    assert_eq!(json(&["push", "--insecure", &reference, &other])["digest"], pushed["digest"]);
     // A whole computer goes there, too, and comes back as one.
     let guest = format!("localhost:{}/me/guest:1", registry.1);
-    let sent = json(&["push", "default", &guest]);
-    assert_eq!(json(&["push", "default", &guest])["digest"], sent["digest"]);
+    let sent = json(&["push", "--insecure", "default", &guest]);
+    assert_eq!(json(&["push", "--insecure", "default", &guest])["digest"], sent["digest"]);
     let seen = tool("skopeo", &["inspect", "--raw", "--tls-verify=false", &format!("docker://{guest}")]);
     assert!(seen.contains(r#""artifactType":"application/vnd.vivarium.machine.v1+json""#), "{seen}");
-    assert_eq!(run(&["run", "--rm", &guest, "sh", "-c", "echo $((6 * 7))"], "").ok().out, "42\n");
+    assert_eq!(
+        run(&["run", "--rm", "--insecure", &guest, "sh", "-c", "echo $((6 * 7))"], "").ok().out,
+        "42\n"
+    );
     run(&["image", "verify", &guest], "").ok();
     run(&["image", "rm", &guest], "").ok();
     let port = registry.1;

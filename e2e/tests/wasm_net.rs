@@ -199,10 +199,10 @@ fn a_program_goes_to_a_registry_and_runs_from_there() {
     fs::write(&file, wat::parse_str(include_str!("wasm/hello.wat")).unwrap()).unwrap();
     let registry = Registry::start(&at);
     let name = |tag: &str| format!("localhost:{}/me/hello:{tag}", registry.1);
-    let push = |what: &str, to: &str| home.json(&["push", what, to]);
+    let push = |what: &str, to: &str| home.json(&["push", "--insecure", what, to]);
     let pushed = push(&file, &name("1"));
     assert_eq!((&pushed["reference"], &pushed["known_layers"]), (&name("1").into(), &0.into()));
-    assert_eq!(home.run(&["run", "--rm", &name("1")]).ok().out, "Hello, world\n");
+    assert_eq!(home.run(&["run", "--rm", "--insecure", &name("1")]).ok().out, "Hello, world\n");
     let again = push(&file, &name("1"));
     assert_eq!((&again["sent_bytes"], &again["digest"]), (&0.into(), &pushed["digest"]));
     // One that was pulled goes elsewhere, and is the same.

@@ -1,4 +1,8 @@
-//! Mirrors of registries, and those that need no proof of who they are, as podman knows them (containers-registries.conf(5)).
+//! Mirrors of registries, and those that need no proof of who they are, as podman knows them (containers-registries.conf(5)), and where
+//! that says nothing of a registry, as docker does.
+mod docker;
+
+use docker::Docker;
 use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -11,6 +15,9 @@ const SYSTEM: &str = "/etc";
 /// The file, and the directory of those that are read besides.
 const FILE: &str = "containers/registries.conf";
 const MORE: &str = "containers/registries.conf.d";
+/// What to do about one that is not understood.
+const MEND: &str =
+    "mend it (man containers-registries.conf), or name another file: CONTAINERS_REGISTRIES_CONF";
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -48,7 +55,10 @@ pub(crate) struct Place {
 
 /// The user's rules.
 #[derive(Debug, Default)]
-pub(crate) struct Registries(File);
+pub(crate) struct Registries {
+    podman: File,
+    docker: Docker,
+}
 
 impl Registries {
     /// Reads them. What is there and not understood is an error: it may forbid something.
@@ -81,6 +91,12 @@ impl Registries {
                 }
             }
         }
+        for dir in dirs.iter().flatten().rev() {
+            if let Some(docker) = Docker::load(&dir.join(docker::FILE))? {
+                rules.docker = docker;
+                break;
+            }
+        }
         Ok(rules)
     }
 
@@ -88,21 +104,25 @@ impl Registries {
     fn add(&mut self, text: &str, path: &Path) -> Result<(), Fault> {
         let file: File = toml::from_str(text).map_err(|error| {
             let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
-            unusable(path, &format!("{} (line {})", error.message(), before.matches('\n').count() + 1))
+            let why = format!("{} (line {})", error.message(), before.matches('\n').count() + 1);
+            unusable(path, &why, MEND)
         })?;
         let said: BTreeSet<_> = file.registry.iter().map(prefix).map(str::to_string).collect();
-        self.0.registry.retain(|entry| !said.contains(prefix(entry)));
-        self.0.registry.extend(file.registry);
+        self.podman.registry.retain(|entry| !said.contains(prefix(entry)));
+        self.podman.registry.extend(file.registry);
         Ok(())
     }
 
     /// The places to ask for a repository, in order; none if the user has forbidden it.
     pub(crate) fn places(&self, registry: &str, repository: &str) -> Vec<Place> {
         let full = format!("{registry}/{repository}");
-        let entries = self.0.registry.iter().filter_map(|entry| Some((entry, fits(prefix(entry), &full)?)));
+        let entries =
+            self.podman.registry.iter().filter_map(|entry| Some((entry, fits(prefix(entry), &full)?)));
         // The longest part of the name that one speaks of.
         let Some((entry, rest)) = entries.min_by_key(|(_, rest)| rest.len()) else {
-            return vec![Place { registry: registry.into(), repository: repository.into(), insecure: false }];
+            let insecure = self.docker.is_insecure(registry);
+            let itself = Place { registry: registry.into(), repository: repository.into(), insecure };
+            return self.docker.mirrors(registry, repository).into_iter().chain([itself]).collect();
         };
         if entry.blocked {
             return Vec::new();
@@ -148,7 +168,7 @@ fn fits<'a>(prefix: &str, full: &'a str) -> Option<&'a str> {
 fn more(dir: &Path) -> Result<Vec<PathBuf>, Fault> {
     let entries = match std::fs::read_dir(dir) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(|error| unusable(dir, &error.to_string()))?,
+        entries => entries.map_err(|error| unusable(dir, &error.to_string(), MEND))?,
     };
     let paths = entries.flatten().map(|entry| entry.path());
     let mut found: Vec<_> = paths.filter(|path| path.extension().is_some_and(|end| end == "conf")).collect();
@@ -159,15 +179,15 @@ fn more(dir: &Path) -> Result<Vec<PathBuf>, Fault> {
 fn text_of(path: &Path) -> Result<Option<String>, Fault> {
     match std::fs::read_to_string(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        text => text.map(Some).map_err(|error| unusable(path, &error.to_string())),
+        text => text.map(Some).map_err(|error| unusable(path, &error.to_string(), "see who may read it")),
     }
 }
 
-fn unusable(path: &Path, why: &str) -> Fault {
+fn unusable(path: &Path, why: &str, fix: &str) -> Fault {
     Fault::new(
         Kind::Error,
         format!("the rules for registries in {} cannot be used: {}", path.display(), why.trim()),
-        "mend it (man containers-registries.conf), or name another file: CONTAINERS_REGISTRIES_CONF",
+        fix,
     )
 }
 
@@ -221,6 +241,22 @@ mod tests {
         write(&system.join(MORE).join("a.conf"), "earlier");
         write(&system.join(MORE).join("c.txt"), "other");
         assert_eq!(of(rules().unwrap()), ["more"]);
+        // Docker's are for what podman's say nothing of, and the user's own come first.
+        let docker = |dir: &Path, text: &str| {
+            std::fs::create_dir_all(dir.join("docker")).unwrap();
+            std::fs::write(dir.join(docker::FILE), text).unwrap();
+        };
+        docker(&system, r#"{"insecure-registries":["a.io","b.io"]}"#);
+        let is_insecure = |registry: &str| rules().unwrap().places(registry, "x").pop().unwrap().insecure;
+        assert!(is_insecure("b.io") && !is_insecure("more"));
+        docker(&home.join(".config"), "{}");
+        assert!(!is_insecure("b.io"));
+        docker(&system, "{");
+        docker(&home.join(".config"), "[");
+        let fault = rules().unwrap_err();
+        assert!(fault.message.contains("daemon.json cannot be used"), "{}", fault.message);
+        std::fs::remove_file(home.join(".config").join(docker::FILE)).unwrap();
+        docker(&system, "{}");
         std::fs::write(home.join(".config").join(FILE), "[[registry").unwrap();
         let fault = rules().unwrap_err();
         assert!(fault.message.contains("registries.conf cannot be used"), "{}", fault.message);

@@ -329,8 +329,6 @@ impl Registry {
     fn once(&self, place: &Place, path: &str, content: &Content) -> Result<Response<Body>, Failure> {
         let host = if place.registry == "docker.io" { DOCKER_HOST } else { &place.registry };
         let token = lock(&self.shared.tokens).get(&scope(place)).cloned();
-        // This machine's own registries need no TLS: nobody is between.
-        let plain_too = place.insecure || is_loopback(&place.registry);
         let call = |scheme: &str| {
             let agent = if place.insecure { &self.shared.trusting } else { &self.shared.strict };
             let own = format!("{scheme}://{host}/v2/{}/{path}", place.repository);
@@ -340,7 +338,7 @@ impl Registry {
                 _ => own,
             };
             for _ in 0..REDIRECTS_MAX {
-                if !target.starts_with("https://") && !plain_too {
+                if !target.starts_with("https://") && !place.insecure {
                     return Err(ureq::Error::RequireHttpsOnly(target));
                 }
                 let token = token.as_ref().filter(|_| origin(&target) == ours);
@@ -355,7 +353,7 @@ impl Registry {
         let known = lock(&self.shared.schemes).get(&place.registry).copied();
         let answer = match known {
             Some(scheme) => call(scheme),
-            None => self.first_call(place, plain_too, &call),
+            None => self.first_call(place, &call),
         };
         let mut answer = answer.map_err(|error| broken(place, &error))?;
         if answer.status().is_success() {
@@ -382,11 +380,12 @@ impl Registry {
     fn first_call(
         &self,
         place: &Place,
-        plain_too: bool,
         call: &dyn Fn(&str) -> Result<Response<Body>, ureq::Error>,
     ) -> Result<Response<Body>, ureq::Error> {
         let (scheme, answer) = match call("https") {
-            Err(error) if plain_too && !matches!(error, ureq::Error::Timeout(_)) => ("http", call("http")),
+            Err(error) if place.insecure && !matches!(error, ureq::Error::Timeout(_)) => {
+                ("http", call("http"))
+            }
             answer => ("https", answer),
         };
         if answer.is_ok() {
@@ -404,7 +403,7 @@ impl Registry {
                 return Fault::new(
                     Kind::Error,
                     format!("cannot get {name}: {words}"),
-                    "look at the registry's name, the network and HTTPS_PROXY; without TLS only with --insecure",
+                    "look at the registry's name, the network and HTTPS_PROXY; without TLS: --insecure",
                 );
             }
             Failure::Refused(refusal) => refusal,
@@ -560,6 +559,9 @@ fn given_up() -> Fault {
 }
 
 fn broken(place: &Place, error: &ureq::Error) -> Failure {
+    if let Some(fault) = tls_fault(place, error) {
+        return Failure::Fault(fault);
+    }
     let words = match error {
         ureq::Error::HostNotFound => format!("no host is called {}", place.registry),
         ureq::Error::ConnectionFailed => format!("{} cannot be reached", place.registry),
@@ -570,6 +572,24 @@ fn broken(place: &Place, error: &ureq::Error) -> Failure {
         error => format!("{}: {error}", place.registry),
     };
     Failure::Broken(words)
+}
+
+/// What asking again does not mend: who is there talks something else than TLS, or is not known to be who it says.
+fn tls_fault(place: &Place, error: &ureq::Error) -> Option<Fault> {
+    let ureq::Error::Io(error) = error else { return None };
+    let registry = &place.registry;
+    let (text, fix) = match error.get_ref()?.downcast_ref::<rustls::Error>()? {
+        rustls::Error::InvalidMessage(_) => (
+            format!("{registry} does not talk TLS"),
+            "if that is how it should be: --insecure, or insecure = true for it in registries.conf",
+        ),
+        rustls::Error::InvalidCertificate(why) => (
+            format!("the certificate of {registry} is none that this host trusts: {why}"),
+            "add its authority to this host's (update-ca-certificates), or do without: --insecure",
+        ),
+        _ => return None,
+    };
+    Some(Fault::new(Kind::Denied, text, fix))
 }
 
 /// Scheme, host and port of an address.
@@ -614,14 +634,6 @@ fn backoff(tries: u32) -> Duration {
     Duration::from_millis(250 << tries.min(8).saturating_sub(1))
 }
 
-fn is_loopback(registry: &str) -> bool {
-    let host = match registry.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((address, _)) => address,
-        None => registry.split(':').next().unwrap_or_default(),
-    };
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
-}
-
 /// What a registry says in its error document (OCI distribution specification, "Error Codes"), without what a terminal obeys.
 fn words(body: &mut Body) -> String {
     #[derive(Deserialize)]
@@ -641,19 +653,4 @@ fn words(body: &mut Body) -> String {
     let words =
         first.map(|one| if one.message.is_empty() { one.code } else { one.message }).unwrap_or_default();
     words.chars().filter(|c| !c.is_control()).take(200).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_this_machine_is_trusted_without_being_asked() {
-        for host in ["localhost", "localhost:5000", "127.0.0.1:80", "[::1]:5000"] {
-            assert!(is_loopback(host), "{host}");
-        }
-        for host in ["localhost.example.org", "10.0.0.1", "[fe80::1]:1", "a:1"] {
-            assert!(!is_loopback(host), "{host}");
-        }
-    }
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use viv_model::{Fault, Kind};
 use viv_oci::{Client, Digest, Image, Logins, Options, Reference, Source, Watch};
@@ -83,7 +84,7 @@ impl Server {
     }
 
     fn source(&self, name: &str) -> Box<dyn Source> {
-        self.source_for(name, Options::default())
+        self.source_for(name, Options { insecure: true, ..Options::default() })
     }
 
     fn source_for(&self, name: &str, options: Options) -> Box<dyn Source> {
@@ -100,9 +101,11 @@ fn serve(mut stream: TcpStream, rule: &Rule, image: &Content, count: &Mutex<BTre
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     loop {
         let mut line = String::new();
-        if reader.read_line(&mut line).unwrap_or(0) == 0 || !line.starts_with("GET ") {
-            // The end, or somebody who wants to talk TLS.
-            return;
+        match reader.read_line(&mut line) {
+            Ok(0) => return,
+            Ok(_) if line.starts_with("GET ") => {}
+            // Somebody who wants to talk TLS.
+            _ => return stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap_or_default(),
         }
         let target = line.split(' ').nth(1).unwrap().to_string();
         let mut headers = BTreeMap::new();
@@ -220,11 +223,26 @@ fn who_is_not_let_in_is_told_how_to_log_in() {
     }));
     let fault = server.resolve("a/b:1").unwrap_err();
     assert!(fault.kind == Kind::Denied && fault.fix.contains("docker login 127.0.0.1:"), "{fault}");
-    // A registry that would have our password sent to a stranger without TLS.
+    // A registry that would have our password sent to a stranger, by no protocol of ours.
     let server = Server::start(Box::new(|_, _| {
         Some(answer(401, "").with("www-authenticate", "Bearer realm=\"ftp://x/\""))
     }));
     assert!(server.resolve("a/b:1").unwrap_err().message.contains("not safe"));
+}
+
+#[test]
+fn without_tls_nothing_is_asked_for_unless_somebody_said_so() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = asked.clone();
+    let server = Server::start(Box::new(move |_, _| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        None
+    }));
+    let fault =
+        viv_oci::resolve(server.source_for("a/b:1", Options::default()).as_ref(), &Quiet).unwrap_err();
+    assert!(fault.message.contains("TLS") && fault.fix.contains("--insecure"), "{fault}");
+    assert_eq!(asked.load(Ordering::Relaxed), 0);
+    server.resolve("a/b:1").unwrap();
 }
 
 #[test]
@@ -236,10 +254,7 @@ fn a_request_says_who_it_is() {
     let resolve = |login: &str| {
         let text = format!(r#"{{"{}":{login}}}"#, server.address);
         let logins = Logins::decode(&URL_SAFE.encode(text)).unwrap();
-        viv_oci::resolve(
-            server.source_for("a/b:1", Options { logins, ..Options::default() }).as_ref(),
-            &Quiet,
-        )
+        viv_oci::resolve(server.source_for("a/b:1", Options { logins, insecure: true }).as_ref(), &Quiet)
     };
     resolve(r#"{"username":"ann","password":"s3cret"}"#).unwrap();
     let fault = resolve(r#"{"username":"ann","password":"other"}"#).unwrap_err();

@@ -1,5 +1,5 @@
 //! Who we are to a registry: what it asks for with its 401, and the token server that it names (docker, "Token Authentication Specification").
-use super::{Failure, Refusal, Registry, SMALL, broken, is_loopback, lock, words};
+use super::{Failure, Refusal, Registry, SMALL, broken, lock, words};
 use crate::credentials::{self, Credentials, Found};
 use crate::registries::Place;
 use serde::Deserialize;
@@ -40,7 +40,7 @@ impl Registry {
         }
         let realm = asked.get("realm").map(String::as_str).unwrap_or_default();
         let is_safe = realm.starts_with("https://");
-        let is_plain = realm.starts_with("http://") && (place.insecure || is_loopback(&place.registry));
+        let is_plain = realm.starts_with("http://") && place.insecure;
         if !is_safe && !is_plain {
             let realm: String = realm.chars().take(200).collect();
             let text = format!(

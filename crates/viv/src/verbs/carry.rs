@@ -58,9 +58,9 @@ pub(crate) struct Commit {
 #[command(
     after_help = "Layers that the registry has already are not sent. Credentials are those of docker and podman: docker login, podman login\n\n  \
                   viv push web-2 registry.example.org/me/web:2\n  \
-                  viv push localhost:5000/me/web:2          an image that is called so\n  \
-                  viv push debian localhost:5000/me/box:1   a whole computer, which viv run localhost:5000/me/box:1 boots\n  \
-                  viv push hello.wasm ghcr.io/me/hello:1    a WebAssembly program, which viv run ghcr.io/me/hello:1 runs"
+                  viv push --insecure localhost:5000/me/web:2   an image that is called so, to a registry without TLS\n  \
+                  viv push debian ghcr.io/me/box:1              a whole computer, which viv run ghcr.io/me/box:1 boots\n  \
+                  viv push hello.wasm ghcr.io/me/hello:1        a WebAssembly program, which viv run ghcr.io/me/hello:1 runs"
 )]
 pub(crate) struct Push {
     /// The image's name, or the file of a WebAssembly program
