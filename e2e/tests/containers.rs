@@ -31,6 +31,8 @@ impl Layout {
             .unwrap();
         fs::write(root.join("gone"), "of the base").unwrap();
         fs::write(root.join("kept"), "of the base").unwrap();
+        // A layer of its own: one that is there from another test is not looked at again.
+        fs::write(root.join("layout"), name).unwrap();
         fs::create_dir_all(&more).unwrap();
         fs::write(more.join("added"), "of the app").unwrap();
         let image = |tag: &str| format!("{}:{tag}", layout.display());

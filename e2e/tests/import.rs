@@ -36,9 +36,9 @@ fn grub(words: &str) -> String {
     )
 }
 
-/// A raw disk with an MBR and an ext4 that boots the default guest's kernel and its initial RAM disk, in which the agent is.
-fn tiny(dir: &Directory) -> String {
-    let default = start("e2e-import-kernel", &[]);
+/// A raw disk with an MBR and an ext4 that boots the default guest's kernel and its initial RAM disk, in which the agent is; `name` is for a VM that has them.
+fn tiny(dir: &Directory, name: &'static str) -> String {
+    let default = start(name, &[]);
     let machine = &inspect(default.0)["machine"];
     let tree = dir.0.join("tree");
     fs::create_dir_all(tree.join("boot/grub")).unwrap();
@@ -137,7 +137,7 @@ fn same_disk(vmdk: &Path, raw: &str) {
 #[test]
 fn an_ova_runs_with_what_it_says_and_leaves_as_one_again() {
     let dir = Directory::new("ova");
-    let raw = tiny(&dir);
+    let raw = tiny(&dir, "e2e-import-kernel");
     let vmdk = dir.path("tiny-disk1.vmdk");
     tool("qemu-img", &["convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized", &raw, &vmdk]);
     fs::write(dir.path("tiny.ovf"), ovf("tiny-disk1.vmdk", 65 * MIB)).unwrap();
@@ -316,7 +316,7 @@ fn sign(bytes: &mut [u8], at: usize) {
 #[test]
 fn every_other_form_gives_the_same_disk() {
     let dir = Directory::new("forms");
-    let raw = tiny(&dir);
+    let raw = tiny(&dir, "e2e-import-forms");
     let mut forms = Vec::new();
     fs::write(dir.path("b.vma"), vma(&fs::read(&raw).unwrap())).unwrap();
     tool("gzip", &["-k", &dir.path("b.vma")]);
