@@ -45,13 +45,12 @@ pub(crate) fn main() -> ExitCode {
         power::end_now(Last::PowerOff);
         return ExitCode::FAILURE;
     }
-    if root::is_apart() {
-        volumes::mount(&wishes.volumes);
-        if let Err(error) = volumes::mount_disks(&wishes.volume_disks) {
-            say(format_args!("cannot start the image: {error}"));
-            power::end_now(Last::PowerOff);
-            return ExitCode::FAILURE;
-        }
+    if root::is_apart()
+        && let Err(error) = volumes::mount(&wishes)
+    {
+        say(format_args!("cannot start the image: {error}"));
+        power::end_now(Last::PowerOff);
+        return ExitCode::FAILURE;
     }
     shares::mount_in_guest(&wishes.shares);
     if root::is_apart()

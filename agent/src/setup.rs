@@ -6,7 +6,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Command;
-use viv_model::{ShareMount, VOLUME_DISK_PARAMETER, VOLUME_PARAMETER, volume_disk_of, volume_of};
+use viv_model::{
+    HOSTNAME_PARAMETER, ShareMount, TMPFS_PARAMETER, TmpfsMount, VOLUME_DISK_PARAMETER, VOLUME_PARAMETER,
+    volume_disk_of, volume_of,
+};
 
 /// The list of modules to load, in order, made when the initial RAM disk was built.
 const MODULES: &str = "/etc/viv/modules";
@@ -33,6 +36,8 @@ pub(crate) struct Wishes {
     pub(crate) volumes: Vec<String>,
     /// Directories of it that are on disks of their own, by the disks' serial numbers.
     pub(crate) volume_disks: Vec<ShareMount>,
+    /// Directories of it that are in memory.
+    pub(crate) tmpfs: Vec<TmpfsMount>,
     /// The host's directories to mount.
     pub(crate) shares: Vec<ShareMount>,
 }
@@ -48,7 +53,7 @@ impl Wishes {
                 "viv.root" => wishes.root = value,
                 "viv.init" => wishes.init = value,
                 "viv.task" => wishes.task = value,
-                "viv.hostname" => wishes.hostname = value,
+                HOSTNAME_PARAMETER => wishes.hostname = value,
                 "viv.lower" => wishes.lower = value,
                 "viv.upper" => wishes.upper = value,
                 "viv.stop" => wishes.stop_signal = value.and_then(|number| number.parse().ok()),
@@ -56,6 +61,7 @@ impl Wishes {
                 VOLUME_DISK_PARAMETER => {
                     wishes.volume_disks.extend(value.as_deref().and_then(volume_disk_of));
                 }
+                TMPFS_PARAMETER => wishes.tmpfs.extend(value.as_deref().and_then(TmpfsMount::from_value)),
                 ShareMount::PARAMETER => {
                     wishes.shares.extend(value.as_deref().and_then(ShareMount::from_value));
                 }

@@ -1,26 +1,47 @@
 //! Volumes of images of containers: directories on the VM's own disk beside what becomes an image of it. What the image has in their
 //! place is seen there: each is an overlayfs of its own over that. Those with names are on disks of their own, which outlive the VM: they get a
-//! copy of what the image has, the first time.
+//! copy of what the image has, the first time. Some are in memory instead.
 use crate::layers::{LOWER, UPPER, same_attributes};
+use crate::setup::Wishes;
 use crate::{disks, root, say, sys, tree};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use viv_model::ShareMount;
+use viv_model::{ShareMount, TmpfsMount};
 
-/// Where they are, in the order in which the host names them.
+/// Where those on the VM's own disk are, in the order in which the host names them.
 const PLACE: &str = "volumes";
 
-/// Mounts all of them.
-pub(crate) fn mount(volumes: &[String]) {
-    let mut numbered: Vec<(usize, &String)> = volumes.iter().enumerate().collect();
+/// Where a directory of the guest has its content.
+enum Place<'a> {
+    /// On the VM's own disk, with this number.
+    Own(usize),
+    Disk(&'a ShareMount),
+    Memory(&'a TmpfsMount),
+}
+
+/// Mounts all of them. A program that found its image's files in the place of a disk, or of memory, would write to what goes with the VM: the
+/// error is that one of these is missing.
+pub(crate) fn mount(wishes: &Wishes) -> io::Result<()> {
+    let own = wishes.volumes.iter().enumerate().map(|(number, path)| (path, Place::Own(number)));
+    let disks = wishes.volume_disks.iter().map(|disk| (&disk.target, Place::Disk(disk)));
+    let memory = wishes.tmpfs.iter().map(|mount| (&mount.path, Place::Memory(mount)));
+    let mut all: Vec<(&String, Place<'_>)> = own.chain(disks).chain(memory).collect();
     // One may be in another one.
-    numbered.sort_by_key(|(_, path)| *path);
-    for (number, path) in numbered {
-        if let Err(error) = one(number, path) {
-            say(format_args!("the volume {path} is not there: {error}"));
+    all.sort_by_key(|(path, _)| *path);
+    all.into_iter().try_for_each(|(path, place)| {
+        let told = |error: io::Error| {
+            io::Error::new(error.kind(), format!("the volume at {path} is not there: {error}"))
+        };
+        match place {
+            Place::Own(number) => {
+                one(number, path).map_err(told).unwrap_or_else(|error| say(format_args!("{error}")));
+                Ok(())
+            }
+            Place::Disk(disk) => of_disk(disk).map_err(told),
+            Place::Memory(mount) => in_memory(mount).map_err(told),
         }
-    }
+    })
 }
 
 fn one(number: usize, path: &str) -> io::Result<()> {
@@ -54,20 +75,6 @@ const DISKS: &str = "/run/viv-volumes";
 const DATA: &str = "data";
 const BEGUN: &str = "data.new";
 
-/// Mounts those that are on disks of their own. A program that found its image's files there instead would write to what goes with the VM: the
-/// error is that one is missing.
-pub(crate) fn mount_disks(disks: &[ShareMount]) -> io::Result<()> {
-    let mut disks: Vec<&ShareMount> = disks.iter().collect();
-    // One may be in another one.
-    disks.sort_by_key(|disk| &disk.target);
-    disks.into_iter().try_for_each(|disk| {
-        let told = |error: io::Error| {
-            io::Error::new(error.kind(), format!("the volume at {} is not there: {error}", disk.target))
-        };
-        of_disk(disk).map_err(told)
-    })
-}
-
 fn of_disk(wish: &ShareMount) -> io::Result<()> {
     let device = disks::device(&wish.tag).ok_or_else(|| {
         io::Error::new(io::ErrorKind::NotFound, format!("no disk has the serial number {}", wish.tag))
@@ -98,6 +105,34 @@ fn of_disk(wish: &ShareMount) -> io::Result<()> {
     sys::mount(path_text(&data)?, path_text(&target)?, "", libc::MS_BIND, "")
 }
 
+fn in_memory(mount: &TmpfsMount) -> io::Result<()> {
+    let target = root::outside(path_text(&real(&mount.path)?)?);
+    let (flags, data) = tmpfs_options(&mount.options);
+    sys::mount("tmpfs", path_text(&target)?, "tmpfs", flags, &data)
+}
+
+/// Options as mount(2) has them: flags, and what the file system reads. What is not said is as tools of containers have it.
+fn tmpfs_options(options: &[String]) -> (u64, String) {
+    let mut flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+    let mut data = vec!["mode=1777"];
+    for option in options {
+        match option.as_str() {
+            "rw" => flags &= !libc::MS_RDONLY,
+            "ro" => flags |= libc::MS_RDONLY,
+            "exec" => flags &= !libc::MS_NOEXEC,
+            "noexec" => flags |= libc::MS_NOEXEC,
+            "suid" => flags &= !libc::MS_NOSUID,
+            "nosuid" => flags |= libc::MS_NOSUID,
+            "dev" => flags &= !libc::MS_NODEV,
+            "nodev" => flags |= libc::MS_NODEV,
+            "noatime" => flags |= libc::MS_NOATIME,
+            // The last one of a name counts.
+            valued => data.push(valued),
+        }
+    }
+    (flags, data.join(","))
+}
+
 /// Where a path of the guest really is, in the guest; made if there is nothing.
 fn real(path: &str) -> io::Result<PathBuf> {
     let path = path.to_string();
@@ -124,6 +159,17 @@ fn escaped(path: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn options_of_a_tmpfs_are_flags_or_its_own() {
+        let of = |options: &str| tmpfs_options(&options.split(' ').map(String::from).collect::<Vec<_>>());
+        assert_eq!(
+            tmpfs_options(&[]),
+            (libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC, "mode=1777".into())
+        );
+        assert_eq!(of("ro exec suid dev"), (libc::MS_RDONLY, "mode=1777".into()));
+        assert_eq!(of("exec suid dev size=1m mode=700"), (0, "mode=1777,size=1m,mode=700".into()));
+    }
 
     #[test]
     fn what_ends_a_path_is_escaped() {

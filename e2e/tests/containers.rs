@@ -254,6 +254,59 @@ fn a_command_goes_on_from_snapshots() {
 }
 
 #[test]
+fn mounts_and_names_are_as_tools_of_containers_have_them() {
+    let layout = Layout::make("mounts");
+    let base = layout.image("base");
+    let told = |options: &[&str], script: &str| {
+        run(&[&["run", "--rm"], options, &[&base, "sh", "-c", script]].concat(), "")
+    };
+    // In memory, with and without options, above what is read-only, below and above a volume.
+    let script = "grep -E ' /(run|work|work/in) ' /proc/mounts; echo x > /run/x && echo y > /work/in/y && cat /run/x /work/in/y; echo z > /z";
+    let mounts = ["--read-only", "--tmpfs", "/run:size=1m,mode=700", "--tmpfs", "/work", "-v", "/work/in"];
+    let seen = told(&mounts, script).out;
+    assert!(
+        seen.contains("/run tmpfs rw,nosuid,nodev,noexec") && seen.contains("size=1024k,mode=700"),
+        "{seen}"
+    );
+    assert!(seen.contains("/work tmpfs") && seen.ends_with("x\ny\n"), "{seen}");
+    let dir = layout.0.path("more");
+    let bind = format!("type=bind,source={dir},target=/data,readonly");
+    let memory = "type=tmpfs,target=/scratch,tmpfs-size=2m";
+    let script = "cat /data/added; echo no > /data/no || df -m /scratch | grep -c ' 2 '";
+    assert_eq!(told(&["--mount", &bind, "--mount", memory], script).out, "of the app1\n");
+    // Its own name, cold and warm; a fork is called as it is.
+    for warm in ["--warm=never", "--warm", "--warm"] {
+        let name = told(
+            &[warm, "--hostname", "db.example"],
+            "hostname; cat /etc/hostname; grep -c db.example /etc/hosts",
+        );
+        assert_eq!(name.out, "db.example\ndb.example\n1\n", "{warm}");
+    }
+    let _ = run(&["rm", "-f", "e2e-named", "e2e-named-fork-1"], "");
+    run(&["run", "-d", "--name", "e2e-named", "--hostname", "db", &base, "sleep", "1000"], "").ok();
+    run(&["fork", "e2e-named"], "").ok();
+    let name = |vm: &str| run(&["exec", vm, "--", "hostname"], "").ok().out;
+    assert_eq!((name("e2e-named"), name("e2e-named-fork-1")), ("db\n".into(), "e2e-named-fork-1\n".into()));
+    run(&["snapshot", "create", "e2e-named", "e2e-named-then"], "").ok();
+    run(&["rollback", "e2e-named", "e2e-named-then"], "").ok();
+    assert_eq!(name("e2e-named"), "db\n");
+    run(&["rm", "-f", "e2e-named", "e2e-named-fork-1"], "").ok();
+    run(&["snapshot", "rm", "e2e-named-then"], "").ok();
+    for (options, why) in [
+        (["--tmpfs", "tmp"], "absolute path"),
+        (["--tmpfs", "/tmp:bind"], "\"bind\""),
+        (["--mount", "type=npipe,target=/x"], "npipe"),
+        (["--hostname", "a b"], "cannot be called"),
+        (["--platform", "linux/arm64"], "linux/arm64"),
+    ] {
+        let refused = told(&options, "true");
+        assert!(refused.status == 2 && refused.err.contains(why), "{options:?}: {refused:?}");
+    }
+    assert_eq!(told(&["--platform", "linux/amd64"], "echo it").out, "it\n");
+    assert_eq!(run(&["run", "--rm", "--hostname", "x", "--", "true"], "").status, 2);
+}
+
+#[test]
 fn what_is_no_image_or_damaged_is_refused_and_leaves_nothing() {
     let layout = Layout::make("bad");
     let refused = |image: &str, status: i32, says: &str| {

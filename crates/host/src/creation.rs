@@ -16,14 +16,12 @@ use crate::volumes;
 use std::fs;
 use std::path::Path;
 use viv_api::vm::{Vm, VmCreate, VmStart};
-use viv_model::{DiskSpec, Fault, Kind, MachineSpec, ProjectName};
+use viv_model::{DiskSpec, Fault, Kind, MachineSpec, ProjectName, hostname_of, hostname_word};
 
 /// The kernel's command line for an image.
 pub(crate) const APPEND_IMAGE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=k cryptomgr.notests";
 /// The kernel's command line for a user's own kernel, unless the user gives one.
 const APPEND_OWN: &str = "console=ttyS0 panic=-1 reboot=k";
-/// What tells the agent the guest's name there.
-const HOSTNAME: &str = "viv.hostname=";
 /// What its image wants on the kernel's command line: what is there besides our words and the user's.
 pub(crate) fn append_of(machine: &MachineSpec, user: Option<&str>) -> String {
     let words = machine.append.strip_prefix(APPEND_IMAGE).unwrap_or_default();
@@ -32,11 +30,16 @@ pub(crate) fn append_of(machine: &MachineSpec, user: Option<&str>) -> String {
     without(&words, &shares::boot_words(&machine.shares))
 }
 
-/// A command line that an image of containers has, for a VM with another name.
-pub(crate) fn named(append: &str, name: &str) -> String {
-    let word = |word: &str| match word.starts_with(HOSTNAME) {
-        true => format!("{HOSTNAME}{name}"),
-        false => word.to_string(),
+/// A command line that an image of containers has, for a VM with another name; with the name that its user wants the guest to have besides, if
+/// that is to be kept.
+pub(crate) fn named(append: &str, name: &str, keeps_wish: bool) -> String {
+    let mut is_wish = false;
+    let word = |word: &str| match hostname_of(word) {
+        Some(_) if !(is_wish && keeps_wish) => {
+            is_wish = true;
+            hostname_word(name)
+        }
+        _ => word.to_string(),
     };
     append.split(' ').map(word).collect::<Vec<_>>().join(" ")
 }
@@ -240,7 +243,7 @@ impl Vms {
                     let project = ask.project.clone().unwrap_or_default();
                     let (disks, mounts) = volumes::disks(&self.places, &project, &ask.volumes)?;
                     of_volumes = disks;
-                    let words = [format!("{HOSTNAME}{}", identity.name), volumes, mounts.join(" ")];
+                    let words = [hostname_word(identity.name), volumes, mounts.join(" ")];
                     words.into_iter().filter(|words| !words.is_empty()).collect::<Vec<_>>().join(" ")
                 }
                 None => String::new(),

@@ -8,6 +8,7 @@ mod console;
 mod end;
 mod fault;
 mod file;
+mod guest_name;
 mod health;
 mod lifecycle;
 mod limits;
@@ -22,12 +23,14 @@ mod secgroup;
 mod share;
 mod snapshot;
 mod spec;
+mod tmpfs;
 mod volume;
 
 pub use console::{CONSOLE_PORTS_MAX, ConsolePortSpec};
 pub use end::End;
 pub use fault::{Fault, Kind};
 pub use file::{FILES_MAX, FileSpec};
+pub use guest_name::{HOSTNAME_PARAMETER, check_hostname, hostname_in, hostname_of, hostname_word};
 pub use health::{HEALTH_OUTPUT_MAX, Health, HealthAsk, HealthCheck, HealthLook, HealthState};
 pub use lifecycle::{Ask, Refused, State, next};
 pub use limits::{CPU_RATIO_USUAL, DISK_RATIO_USUAL, Limits, MEMORY_RATIO_USUAL, Need};
@@ -48,6 +51,7 @@ pub use spec::{
     DiskSpec, ImageDiskSpec, MEMORY_MIB_MIN, MEMORY_MIB_USUAL, MEMORY_STEP_MIB, MachineSpec, OnFull,
     SoftSpec, check_processor_time,
 };
+pub use tmpfs::{TMPFS_PARAMETER, TmpfsMount};
 pub use volume::{
     VOLUME_DISK_PARAMETER, VOLUME_PARAMETER, VOLUMES_MAX, VolumeMount, check_volume, check_volume_name,
     check_volumes, volume_disk_of, volume_of, volume_word,

@@ -20,7 +20,7 @@ use viv_cell::{Asker, Console, DRAIN_LIMIT, Place, Quota, Saving, broken, finish
 use viv_machine::{KeptMark, PerfMap};
 use viv_model::{
     Accel, End, Fault, Health, HealthCheck, HealthLook, Kind, MachineSpec, NetKind, NicSpec, SavedParts,
-    State, next,
+    State, hostname_in, next,
 };
 use viv_net::port::Plug;
 
@@ -45,6 +45,8 @@ pub(crate) struct Life {
     quota: Quota,
     /// What the VM is called.
     name: String,
+    /// What the guest is called by itself.
+    hostname: String,
     inner: Mutex<Inner>,
     /// Something has changed that followers are told.
     changed: Condvar,
@@ -99,6 +101,7 @@ impl Life {
             process,
             quota: Quota::new(spec.machine.cpu_limit_milli),
             name: spec.name.clone(),
+            hostname: hostname_in(&spec.machine.append).unwrap_or(&spec.name).to_string(),
             machine: spec.machine.clone(),
             console,
             inner: Mutex::new(inner),
@@ -210,7 +213,7 @@ impl Life {
             }
             Ask::Plug { id } => self.devices(|devices| devices.plug(id, files)),
             Ask::Renew { nic } => {
-                let name = self.name.clone();
+                let name = self.hostname.clone();
                 // A guest without an agent is waited for in vain: nobody waits for this.
                 let told = thread::Builder::new()
                     .name("renew".into())
@@ -547,7 +550,7 @@ fn live(prepared: Prepared, build: &Build) -> Result<End, Fault> {
     let shared = life.clone();
     spawn("panic", move || watch_for_standstill(&shared))?;
     if spec.resume {
-        let (shared, name, nics) = (life.clone(), spec.name.clone(), spec.machine.nics.clone());
+        let (shared, name, nics) = (life.clone(), life.hostname.clone(), spec.machine.nics.clone());
         let is_copy = spec.is_copy;
         shared.set_told(false);
         spawn("renew", move || {

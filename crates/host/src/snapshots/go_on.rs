@@ -105,7 +105,8 @@ impl Snapshots {
             let _ = fs::hard_link(from.join(TRANSLATED), self.places.translated().join(&record.id));
         }
         let MachineSpec { accel, cpu_weight, .. } = record.machine;
-        let append = creation::named(&laid.append, &record.name);
+        // Copies are called as they are; a VM that starts warm, as it was asked for.
+        let append = creation::named(&laid.append, &record.name, matches!(runs, Runs::Nothing));
         let machine = MachineSpec { accel, cpu_weight, append, ..laid };
         let id = record.id.clone();
         let runner = self.vms.runner(&record);

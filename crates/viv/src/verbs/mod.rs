@@ -26,6 +26,7 @@ pub(crate) mod lifecycle;
 pub(crate) mod limits;
 pub(crate) mod logs;
 pub(crate) mod man;
+mod mount;
 pub(crate) mod network;
 pub(crate) mod operation;
 pub(crate) mod port;

@@ -215,7 +215,7 @@ fn ask(mut args: Args, kind: GuestKind) -> Result<VmCreate, Fault> {
         seed: options.seed.unwrap_or_default(),
     };
     program.check()?;
-    let shares = std::mem::take(&mut args.shares);
+    let shares = [std::mem::take(&mut args.shares), args.container.take_shares()].concat();
     let shares = shares.iter().map(|text| {
         let share = ShareSpec::of_program(text)?;
         Ok(ShareSpec { path: absolute(&share.path)?, ..share })

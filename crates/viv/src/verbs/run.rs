@@ -614,7 +614,8 @@ pub(super) fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Faul
     let ends = foreground || args.rm || command.is_some();
     let disks = args.disks.iter().map(|text| disk(text)).collect::<Result<_, _>>()?;
     let is_volume = |text: &&String| VolumeMount::is_one(text);
-    let (volumes, shares): (Vec<&String>, Vec<&String>) = args.shares.iter().partition(is_volume);
+    let (volumes, shares): (Vec<&String>, Vec<&String>) =
+        args.shares.iter().chain(args.container.shares()).partition(is_volume);
     let shares = shares.into_iter().map(|text| share(text)).collect::<Result<_, _>>()?;
     let ports = args.ports.iter().map(|text| published(text)).collect::<Result<Vec<_>, Fault>>()?.concat();
     let labels = args.labels.iter().map(|text| text.parse()).collect::<Result<_, Fault>>()?;
@@ -649,7 +650,7 @@ pub(super) fn to_create(args: &Args, purpose: &Purpose) -> Result<VmCreate, Faul
         soft,
         kernel: file(&args.kernel)?,
         initrd: file(&args.initrd)?,
-        append: args.container.append(args.append.as_deref()),
+        append: args.container.append(args.append.as_deref())?,
         program: None,
         image_disks: Vec::new(),
         entrypoint: args.container.entrypoint.clone(),
