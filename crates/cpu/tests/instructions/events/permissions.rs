@@ -75,6 +75,8 @@ impl Script for Keeper {
     }
 }
 
+/// The bit that a processor sets when it uses an entry (Intel SDM vol. 3, §4.8).
+const ACCESSED: u64 = 0x20;
 const FRAME: u64 = 0x000f_ffff_ffff_f000;
 
 /// Stores into the table, by the loop itself.
@@ -117,6 +119,10 @@ impl Extra for Stores {
             code.push(Instruction::with2(Code::Mov_r64_imm64, Register::RDI, value).ok());
             let store = random.pick(&[Code::Mov_rm64_r64, Code::Xchg_rm64_r64]);
             code.push(Instruction::with2(store, entry, Register::RDI).ok());
+            if store == Code::Xchg_rm64_r64 {
+                // What was there has the accessed bit, too: an access that is refused for its alignment may have set it.
+                code.push(Instruction::with2(Code::And_rm64_imm8, Register::RDI, !ACCESSED as i32).ok());
+            }
             for _ in 0..random.below(3) {
                 code.push(Instruction::with2(Code::Add_r64_rm64, Register::RAX, Register::RCX).ok());
             }
