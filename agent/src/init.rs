@@ -29,38 +29,14 @@ pub(crate) fn main() -> ExitCode {
     if wishes.root.is_some() || !wishes.shares.is_empty() {
         shares::load_driver();
     }
-    if let Some(device) = &wishes.root {
-        if let Err(error) = stage::enter(device, &wishes) {
-            say(format_args!("cannot start the disk {device}: {error}"));
+    let hurry = match file_systems(&wishes) {
+        Ok(hurry) => hurry,
+        Err(text) => {
+            say(format_args!("{text}"));
             power::end_now(Last::PowerOff);
             return ExitCode::FAILURE;
         }
-        setup::mount_all();
-    }
-    let hurry = Hurry::begin();
-    if let (Some(lower), Some(upper)) = (&wishes.lower, &wishes.upper)
-        && let Err(error) = layers::enter(lower, upper, &wishes)
-    {
-        say(format_args!("cannot start the image: {error}"));
-        power::end_now(Last::PowerOff);
-        return ExitCode::FAILURE;
-    }
-    if root::is_apart()
-        && let Err(error) = volumes::mount(&wishes)
-    {
-        say(format_args!("cannot start the image: {error}"));
-        power::end_now(Last::PowerOff);
-        return ExitCode::FAILURE;
-    }
-    shares::mount_in_guest(&wishes.shares);
-    if root::is_apart()
-        && wishes.read_only
-        && let Err(error) = layers::seal()
-    {
-        say(format_args!("cannot start the image: its files cannot be made read-only: {error}"));
-        power::end_now(Last::PowerOff);
-        return ExitCode::FAILURE;
-    }
+    };
     setup::name_guest(wishes.hostname.as_deref());
     if let Err(error) = Card::called("lo").and_then(|lo| lo.up()) {
         say(format_args!("cannot set the loopback network up: {error}"));
@@ -90,6 +66,28 @@ pub(crate) fn main() -> ExitCode {
     };
     power::end(last);
     ExitCode::SUCCESS
+}
+
+/// Mounts what the guest's programs see: its disk or its image, and what lies above that. Without one of these, the guest would be another
+/// one. What follows may hurry.
+fn file_systems(wishes: &Wishes) -> Result<Hurry, String> {
+    if let Some(device) = &wishes.root {
+        stage::enter(device, wishes).map_err(|error| format!("cannot start the disk {device}: {error}"))?;
+        setup::mount_all();
+    }
+    let hurry = Hurry::begin();
+    let told = |error| format!("cannot start the image: {error}");
+    if let (Some(lower), Some(upper)) = (&wishes.lower, &wishes.upper) {
+        layers::enter(lower, upper, wishes).map_err(told)?;
+        volumes::mount(wishes).map_err(told)?;
+    }
+    shares::mount_in_guest(&wishes.shares);
+    if root::is_apart() && wishes.read_only {
+        layers::seal().map_err(|error| {
+            format!("cannot start the image: its files cannot be made read-only: {error}")
+        })?;
+    }
+    Ok(hurry)
 }
 
 /// Buries children and obeys signals until something asks for the end.

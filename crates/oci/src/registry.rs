@@ -19,8 +19,10 @@ use ureq::{Agent, Body};
 use viv_model::{Fault, Kind};
 
 mod authorization;
+mod certificates;
 
 use authorization::scope;
+use certificates::{Certificates, Pinned};
 
 /// How long a connection may take, and an answer to begin.
 const CONNECT: Duration = Duration::from_secs(15);
@@ -56,8 +58,12 @@ pub struct Client {
 }
 
 struct Shared {
+    /// For those of whom nothing is known: with proof of who they are, and without.
     strict: Agent,
     trusting: Agent,
+    certificates: Certificates,
+    /// Which one is whose, by a registry's name and whether it needs no proof.
+    pinned: Mutex<BTreeMap<(String, bool), Agent>>,
     rules: Registries,
     logins: Logins,
     /// What a registry wants with each request, by place.
@@ -72,31 +78,56 @@ impl Client {
     /// # Errors
     /// They are there, and not understood.
     pub fn new(options: Options) -> Result<Client, Fault> {
-        let agent = |trusting: bool| {
-            let tls =
-                TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).disable_verification(trusting);
-            let config = Agent::config_builder()
-                .tls_config(tls.build())
-                .http_status_as_error(false)
-                // Those of a registry we follow ourselves: what is for it alone goes nowhere else.
-                .max_redirects(0)
-                .max_redirects_will_error(false)
-                .user_agent(concat!("vivarium/", env!("CARGO_PKG_VERSION")))
-                .timeout_resolve(Some(CONNECT))
-                .timeout_connect(Some(CONNECT))
-                .timeout_recv_response(Some(ANSWER))
-                .timeout_per_read(Some(SILENCE));
-            Agent::new_with_config(config.build())
-        };
+        Client::with(options, Certificates::new())
+    }
+
+    fn with(options: Options, certificates: Certificates) -> Result<Client, Fault> {
         let shared = Shared {
-            strict: agent(false),
-            trusting: agent(true),
+            strict: agent(false, None),
+            trusting: agent(true, None),
+            certificates,
+            pinned: Mutex::default(),
             rules: Registries::load()?,
             logins: options.logins,
             tokens: Mutex::default(),
             schemes: Mutex::default(),
         };
         Ok(Client { shared: Arc::new(shared), insecure: options.insecure })
+    }
+}
+
+/// What talks to registries.
+fn agent(trusting: bool, pinned: Option<Pinned>) -> Agent {
+    let Pinned { roots, client } =
+        pinned.unwrap_or(Pinned { roots: RootCerts::PlatformVerifier, client: None });
+    let tls = TlsConfig::builder().root_certs(roots).client_cert(client).disable_verification(trusting);
+    let config = Agent::config_builder()
+        .tls_config(tls.build())
+        .http_status_as_error(false)
+        // Those of a registry we follow ourselves: what is for it alone goes nowhere else.
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .user_agent(concat!("vivarium/", env!("CARGO_PKG_VERSION")))
+        .timeout_resolve(Some(CONNECT))
+        .timeout_connect(Some(CONNECT))
+        .timeout_recv_response(Some(ANSWER))
+        .timeout_per_read(Some(SILENCE));
+    Agent::new_with_config(config.build())
+}
+
+impl Shared {
+    fn agent(&self, place: &Place) -> Result<Agent, Failure> {
+        let key = (place.registry.clone(), place.insecure);
+        if let Some(agent) = lock(&self.pinned).get(&key) {
+            return Ok(agent.clone());
+        }
+        let own = match self.certificates.of(&place.registry).map_err(Failure::Fault)? {
+            Some(pinned) => agent(place.insecure, Some(pinned)),
+            None if place.insecure => self.trusting.clone(),
+            None => self.strict.clone(),
+        };
+        lock(&self.pinned).insert(key, own.clone());
+        Ok(own)
     }
 }
 
@@ -329,8 +360,8 @@ impl Registry {
     fn once(&self, place: &Place, path: &str, content: &Content) -> Result<Response<Body>, Failure> {
         let host = if place.registry == "docker.io" { DOCKER_HOST } else { &place.registry };
         let token = lock(&self.shared.tokens).get(&scope(place)).cloned();
+        let agent = self.shared.agent(place)?;
         let call = |scheme: &str| {
-            let agent = if place.insecure { &self.shared.trusting } else { &self.shared.strict };
             let own = format!("{scheme}://{host}/v2/{}/{path}", place.repository);
             let ours = origin(&own);
             let mut target = match content {
@@ -342,7 +373,7 @@ impl Registry {
                     return Err(ureq::Error::RequireHttpsOnly(target));
                 }
                 let token = token.as_ref().filter(|_| origin(&target) == ours);
-                let answer = content.send(agent, &target, token)?;
+                let answer = content.send(&agent, &target, token)?;
                 match redirect(&answer, &target) {
                     Some(next) => target = next,
                     None => return Ok(answer),
@@ -584,12 +615,19 @@ fn tls_fault(place: &Place, error: &ureq::Error) -> Option<Fault> {
             "if that is how it should be: --insecure, or insecure = true for it in registries.conf",
         ),
         rustls::Error::InvalidCertificate(why) => (
-            format!("the certificate of {registry} is none that this host trusts: {why}"),
-            "add its authority to this host's (update-ca-certificates), or do without: --insecure",
+            format!("the certificate of {registry} is none that this host trusts: {}", reason(why)),
+            "add its authority to this host's (update-ca-certificates) or to /etc/containers/certs.d, or do without: --insecure",
         ),
         _ => return None,
     };
     Some(Fault::new(Kind::Denied, text, fix))
+}
+
+fn reason(why: &rustls::CertificateError) -> String {
+    match why {
+        rustls::CertificateError::Other(other) => other.to_string(),
+        why => why.to_string(),
+    }
 }
 
 /// Scheme, host and port of an address.

@@ -53,7 +53,7 @@ impl Registry {
                 "if it is your own registry: --insecure",
             )));
         }
-        let agent = if place.insecure { &self.shared.trusting } else { &self.shared.strict };
+        let agent = self.shared.agent(place)?;
         let service = asked.get("service").map(String::as_str).unwrap_or_default();
         let own =
             format!("repository:{}:{}", place.repository, if self.writes { "pull,push" } else { "pull" });

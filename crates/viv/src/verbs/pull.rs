@@ -13,7 +13,7 @@ use viv_oci::Reference;
                   docker.io/library/debian:12          in a registry; also with @sha256:…\n  \
                   oci:DIR:TAG                          in an OCI layout, a directory\n  \
                   oci-archive:FILE, docker-archive:FILE   in a tar, also of docker save and podman save\n\n\
-                  Credentials and mirrors are those of docker and podman: ~/.docker/config.json, auth.json, registries.conf, daemon.json")]
+                  Credentials, mirrors and certificates are those of docker and podman: ~/.docker/config.json, auth.json, registries.conf, daemon.json, certs.d")]
 pub(crate) struct Args {
     /// Where they are
     #[arg(required = true, value_name = "IMAGE")]
