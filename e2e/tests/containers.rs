@@ -274,14 +274,17 @@ fn mounts_and_names_are_as_tools_of_containers_have_them() {
     let memory = "type=tmpfs,target=/scratch,tmpfs-size=2m";
     let script = "cat /data/added; echo no > /data/no || df -m /scratch | grep -c ' 2 '";
     assert_eq!(told(&["--mount", &bind, "--mount", memory], script).out, "of the app1\n");
-    // Its own name, cold and warm; a fork is called as it is.
-    for warm in ["--warm=never", "--warm", "--warm"] {
-        let name = told(
-            &[warm, "--hostname", "db.example"],
-            "hostname; cat /etc/hostname; grep -c db.example /etc/hosts",
-        );
-        assert_eq!(name.out, "db.example\ndb.example\n1\n", "{warm}");
+    // Its own name, cold and warm, with one template for all names; a fork is called as it is.
+    let mut templates = Vec::new();
+    for (warm, called) in
+        [("--warm=never", "db.example"), ("--warm", "db.example"), ("--warm", "web.example")]
+    {
+        let script = format!("hostname; cat /etc/hostname; grep -c {called} /etc/hosts");
+        let name = told(&[warm, "--hostname", called], &script);
+        assert_eq!(name.out, format!("{called}\n{called}\n1\n"), "{warm}");
+        templates.push(run(&["template", "ls"], "").ok().out.matches(&base).count());
     }
+    assert_eq!(templates[1..], [1, 1]);
     let _ = run(&["rm", "-f", "e2e-named", "e2e-named-fork-1"], "");
     run(&["run", "-d", "--name", "e2e-named", "--hostname", "db", &base, "sleep", "1000"], "").ok();
     run(&["fork", "e2e-named"], "").ok();

@@ -30,16 +30,11 @@ pub(crate) fn append_of(machine: &MachineSpec, user: Option<&str>) -> String {
     without(&words, &shares::boot_words(&machine.shares))
 }
 
-/// A command line that an image of containers has, for a VM with another name; with the name that its user wants the guest to have besides, if
-/// that is to be kept.
-pub(crate) fn named(append: &str, name: &str, keeps_wish: bool) -> String {
-    let mut is_wish = false;
+/// A command line that an image of containers has, for a guest with another name.
+pub(crate) fn named(append: &str, name: &str) -> String {
     let word = |word: &str| match hostname_of(word) {
-        Some(_) if !(is_wish && keeps_wish) => {
-            is_wish = true;
-            hostname_word(name)
-        }
-        _ => word.to_string(),
+        Some(_) => hostname_word(name),
+        None => word.to_string(),
     };
     append.split(' ').map(word).collect::<Vec<_>>().join(" ")
 }

@@ -19,7 +19,7 @@ use viv_api::event::What;
 use viv_api::image::DEFAULT;
 use viv_api::snapshot::{Snapshot, SnapshotCreate};
 use viv_api::vm::{Process, Vm, VmCreate};
-use viv_model::{Fault, Kind, NetKind, NicCreate, ProjectName};
+use viv_model::{Fault, Kind, NetKind, NicCreate, ProjectName, without_hostname};
 
 /// What begins the name of such a template; digits for what boots and for its machine follow.
 const PREFIX: &str = "warm-";
@@ -349,7 +349,7 @@ fn machine(ask: &VmCreate) -> Result<VmCreate, Fault> {
         cpu_weight: ask.cpu_weight,
         accel: ask.accel,
         soft: ask.soft,
-        append: ask.append.clone(),
+        append: ask.append.as_deref().and_then(without_hostname),
         ..VmCreate::default()
     };
     let known = VmCreate {

@@ -21,6 +21,12 @@ pub fn hostname_in(line: &str) -> Option<&str> {
     line.split_ascii_whitespace().filter_map(hostname_of).next_back().filter(|name| !name.is_empty())
 }
 
+/// A command line without what names the guest, if there is anything else.
+pub fn without_hostname(line: &str) -> Option<String> {
+    let words: Vec<&str> = line.split(' ').filter(|word| hostname_of(word).is_none()).collect();
+    Some(words.join(" ")).filter(|words| !words.trim().is_empty())
+}
+
 /// Checks a name that somebody wants a guest to have: labels of letters, digits and `-`, with dots between them (RFC 1123 §2.1).
 pub fn check_hostname(name: &str) -> Result<(), Fault> {
     let fits = |label: &str| {
@@ -49,6 +55,8 @@ mod tests {
         assert_eq!(hostname_in(&line), Some("db.example"));
         assert_eq!(hostname_in("quiet viv.hostnames=x"), None);
         assert_eq!(hostname_in("viv.hostname="), None);
+        assert_eq!(without_hostname(&line).as_deref(), Some("quiet ro"));
+        assert_eq!(without_hostname("viv.hostname=a"), None);
     }
 
     #[test]

@@ -30,7 +30,9 @@ pub use console::{CONSOLE_PORTS_MAX, ConsolePortSpec};
 pub use end::End;
 pub use fault::{Fault, Kind};
 pub use file::{FILES_MAX, FileSpec};
-pub use guest_name::{HOSTNAME_PARAMETER, check_hostname, hostname_in, hostname_of, hostname_word};
+pub use guest_name::{
+    HOSTNAME_PARAMETER, check_hostname, hostname_in, hostname_of, hostname_word, without_hostname,
+};
 pub use health::{HEALTH_OUTPUT_MAX, Health, HealthAsk, HealthCheck, HealthLook, HealthState};
 pub use lifecycle::{Ask, Refused, State, next};
 pub use limits::{CPU_RATIO_USUAL, DISK_RATIO_USUAL, Limits, MEMORY_RATIO_USUAL, Need};

@@ -59,7 +59,9 @@ impl Snapshots {
         let can_weigh = self.vms.control_groups.version().is_ok();
         let machine = manifest.machine.clone();
         let accel = ask.accel.unwrap_or_else(|| self.usual_accel(machine.accel));
-        let machine = MachineSpec { cpu_weight: machine.cpu_weight.filter(|_| can_weigh), accel, ..machine };
+        let cpu_weight = machine.cpu_weight.filter(|_| can_weigh);
+        let append = creation::named(&machine.append, &name);
+        let machine = MachineSpec { cpu_weight, accel, append, ..machine };
         let record = VmRecord {
             project: manifest.project.clone(),
             image: manifest.image.clone(),
@@ -104,12 +106,9 @@ impl Snapshots {
             // It begins with that, and need not say it again soon.
             let _ = fs::hard_link(from.join(TRANSLATED), self.places.translated().join(&record.id));
         }
-        let MachineSpec { accel, cpu_weight, .. } = record.machine;
-        // Copies are called as they are; a VM that starts warm, as it was asked for.
-        let append = creation::named(&laid.append, &record.name, matches!(runs, Runs::Nothing));
+        let (id, runner) = (record.id.clone(), self.vms.runner(&record));
+        let MachineSpec { accel, cpu_weight, append, .. } = record.machine;
         let machine = MachineSpec { accel, cpu_weight, append, ..laid };
-        let id = record.id.clone();
-        let runner = self.vms.runner(&record);
         let vm = self.vms.insert_and_start(VmRecord { machine, ..record }, start, runs);
         let vm = vm.inspect_err(|_| drop(self.vms.remove(&id, true)))?;
         if !manifest.memory_arrives() && manifest.program.is_none() && !from.join(FIRST).exists() {

@@ -1,6 +1,7 @@
 //! Templates: snapshots by whose name VMs are made, as from images, but with memory.
 use super::Snapshots;
 use crate::container_ask;
+use crate::creation;
 use crate::guest_commands::Runs;
 use crate::store::{Request, VmRecord};
 use crate::vms::lock;
@@ -9,7 +10,7 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 use viv_api::snapshot::SnapshotRestore;
 use viv_api::vm::{Vm, VmCreate, VmStart};
-use viv_model::{Accel, Fault, Kind, Manifest, ProjectName};
+use viv_model::{Accel, Fault, Kind, MachineSpec, Manifest, ProjectName, hostname_in};
 
 /// What can be asked for of a VM whose guest has booted: the rest is the template's.
 pub(crate) fn of_one_vm(ask: &VmCreate) -> VmCreate {
@@ -98,7 +99,12 @@ impl Snapshots {
         let record = self.record_from(&manifest, ask, request)?;
         let ports =
             record.process.as_ref().map(|process| container_ask::all_ports(ask, process)).transpose()?;
+        // The guest is called as its VM is, unless it was asked for with a name of its own.
+        let called = ask.append.as_deref().and_then(hostname_in).unwrap_or(&record.name);
+        let machine =
+            MachineSpec { append: creation::named(&record.machine.append, called), ..record.machine };
         let record = VmRecord {
+            machine,
             process: record.process.map(|process| process.with_entrypoint(ask.entrypoint.as_deref())),
             entrypoint: ask.entrypoint.clone(),
             restart: ask.restart,

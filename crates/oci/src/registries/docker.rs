@@ -1,6 +1,7 @@
 //! What docker's daemon is told of registries (dockerd(8), "daemon.json"): mirrors of its own registry, and those that need no TLS.
-use super::{Place, text_of, unusable};
+use super::{Place, unusable};
 use serde::Deserialize;
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::path::Path;
 use viv_model::Fault;
@@ -20,7 +21,13 @@ pub(super) struct Docker {
 impl Docker {
     /// Reads one file, if it is there.
     pub(super) fn load(path: &Path) -> Result<Option<Docker>, Fault> {
-        let Some(text) = text_of(path)? else { return Ok(None) };
+        let text = match std::fs::read_to_string(path) {
+            // It forbids nothing: who may not read it does without.
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => {
+                return Ok(None);
+            }
+            text => text.map_err(|error| unusable(path, &error.to_string(), "see what it is"))?,
+        };
         let parsed = serde_json::from_str(&text);
         parsed.map(Some).map_err(|error| unusable(path, &error.to_string(), "mend it: dockerd --validate"))
     }
