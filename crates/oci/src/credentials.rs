@@ -1,4 +1,5 @@
 //! Who we are to a registry, as docker and podman keep it (docker, "config.json"; containers-auth.json(5)).
+use crate::user;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
@@ -72,9 +73,8 @@ pub(crate) fn registry_of(key: &str) -> &str {
 /// The user's credentials for a repository, from the first file that has some; or why there are none, where something is wrong: what is
 /// public is had without them all the same.
 pub(crate) fn find(registry: &str, repository: &str) -> Found {
-    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     let mut trouble = None;
-    for path in files(&variable) {
+    for path in files(&user::variable) {
         let found = match std::fs::read(&path) {
             Ok(text) => serde_json::from_slice::<File>(&text)
                 .map_err(|error| format!("{} is damaged: {error}", path.display()))
@@ -94,15 +94,12 @@ pub(crate) fn find(registry: &str, repository: &str) -> Found {
 /// The files, in the order in which podman and docker look.
 fn files(variable: &dyn Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     let path = |name: &str| variable(name).map(PathBuf::from);
-    let home = path("HOME");
     [
         path("REGISTRY_AUTH_FILE"),
         path("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json")),
-        path("XDG_CONFIG_HOME")
-            .or_else(|| home.as_ref().map(|home| home.join(".config")))
-            .map(|dir| dir.join("containers/auth.json")),
+        user::configurations(variable).map(|dir| dir.join("containers/auth.json")),
         path("DOCKER_CONFIG")
-            .or_else(|| home.map(|home| home.join(".docker")))
+            .or_else(|| path("HOME").map(|home| home.join(".docker")))
             .map(|dir| dir.join("config.json")),
     ]
     .into_iter()

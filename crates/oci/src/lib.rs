@@ -25,6 +25,7 @@ mod registries;
 mod registry;
 mod source;
 mod types;
+mod user;
 
 pub use digest::{Checked, Digest};
 pub use logins::Logins;

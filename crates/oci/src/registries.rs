@@ -2,6 +2,7 @@
 //! that says nothing of a registry, as docker does.
 mod docker;
 
+use crate::user;
 use docker::Docker;
 use serde::Deserialize;
 use std::collections::BTreeSet;
@@ -63,15 +64,11 @@ pub(crate) struct Registries {
 impl Registries {
     /// Reads them. What is there and not understood is an error: it may forbid something.
     pub(crate) fn load() -> Result<Registries, Fault> {
-        let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-        Registries::from(&variable, Path::new(SYSTEM))
+        Registries::from(&user::variable, Path::new(SYSTEM))
     }
 
     fn from(variable: &dyn Fn(&str) -> Option<OsString>, system: &Path) -> Result<Registries, Fault> {
-        let own = variable("XDG_CONFIG_HOME")
-            .map(PathBuf::from)
-            .or_else(|| variable("HOME").map(|home| Path::new(&home).join(".config")));
-        let dirs = [Some(system.to_path_buf()), own];
+        let dirs = [Some(system.to_path_buf()), user::configurations(variable)];
         let mut rules = Registries::default();
         let main = match variable("CONTAINERS_REGISTRIES_CONF") {
             Some(path) => vec![PathBuf::from(path)],

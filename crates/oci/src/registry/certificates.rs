@@ -1,12 +1,13 @@
 //! Authorities that one registry alone is known by, and who we are to it: files in a directory with the registry's name
 //! (containers-certs.d(5); docker, "Verify repository client with certificates").
+use crate::user;
 use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, parse_pem};
 use viv_model::{Fault, Kind};
 
-/// Where all users have them; then where one has them, below the configuration.
+/// Where all users have them, and where one has them, which comes first: below the configurations.
 const SYSTEM: [&str; 2] = ["/etc/containers/certs.d", "/etc/docker/certs.d"];
 const OWN: [&str; 2] = ["containers/certs.d", "docker/certs.d"];
 
@@ -22,9 +23,8 @@ pub(super) struct Pinned {
 
 impl Certificates {
     pub(super) fn new() -> Certificates {
-        let path = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        let own = path("XDG_CONFIG_HOME").or_else(|| path("HOME").map(|home| home.join(".config")));
-        let own = own.into_iter().flat_map(|dir| OWN.map(|below| dir.join(below)));
+        let own = user::configurations(&user::variable).into_iter();
+        let own = own.flat_map(|dir| OWN.map(|below| dir.join(below)));
         Certificates(own.chain(SYSTEM.map(PathBuf::from)).collect())
     }
 
@@ -96,7 +96,7 @@ fn unusable(path: &Path, why: &str) -> Fault {
 mod tests {
     use super::super::{Client, Options};
     use super::*;
-    use crate::source::Watch;
+    use crate::source::tests::Quiet;
     use crate::{Reference, open, resolve};
     use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
     use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -105,15 +105,6 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::TcpListener;
     use std::sync::Arc;
-
-    struct Quiet;
-    impl Watch for Quiet {
-        fn bytes(&self, _: i64) {}
-        fn note(&self, _: &str) {}
-        fn cancelled(&self) -> bool {
-            false
-        }
-    }
 
     /// A registry that has nothing, behind TLS, for those who have a certificate of its authority.
     fn registry(server: ServerConfig) -> String {
